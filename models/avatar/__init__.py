@@ -1,0 +1,1 @@
+"""Prepares avatars: a video in, a PreparedAvatar on disk out."""

@@ -1,0 +1,24 @@
+"""Finds an engine by its short name or by `module:Class`, so that a new engine is one file and one config line."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from models.errors import ConfigError
+
+
+def find_engine(name: str, known: Mapping[str, str]) -> Any:
+    """The class behind `name`: a key of `known` (short name → `module:Class`) or a `module:Class` itself.
+
+    Raises ConfigError, which names the alternatives.
+    """
+    target = known.get(name, name)
+    module_name, _, class_name = target.partition(":")
+    if not class_name:
+        raise ConfigError(f"There is no engine {name!r}.", f"Use one of {', '.join(sorted(known))}, or 'module:Class'.")
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"The engine {name!r} cannot be imported: {error}.", "Check its spelling and its extra.") from error

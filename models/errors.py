@@ -1,0 +1,107 @@
+"""One tree of errors. Each has a stable code, an HTTP status for the ingress, a sentence and a remedy, and pickles.
+
+    WarmTalkError                    500  internal
+    ├── InputError                   422  bad_input             what the caller sent cannot be used
+    │   ├── TextError                422  bad_text              empty, unspeakable or too long
+    │   ├── AudioError               422  bad_audio             unreadable, empty or too long
+    │   ├── VideoError               422  bad_video             unreadable, empty, audio only, absurd size
+    │   ├── NoFaceError              422  no_face               no usable face in the source
+    │   └── IdError                  422  bad_id                an id outside its alphabet
+    ├── NotFoundError                404  not_found
+    │   ├── AvatarNotFound           404  avatar_not_found
+    │   └── SessionNotFound          404  session_not_found
+    ├── ExistsError                  409  exists                an avatar of that id is there already
+    ├── FencedError                  409  fenced                another replica has taken the session over
+    ├── WeightsError                 503  weights_missing       a checkpoint is missing, partial or of another shape
+    ├── CorruptError                 500  corrupt               a stored file fails its checksum
+    ├── ConfigError                  400  bad_config
+    ├── BusyError                    429  busy                  queues are full: try again later
+    └── StageError                   502  stage_failed          a stage failed or died more often than it is retried
+"""
+
+from __future__ import annotations
+
+
+class WarmTalkError(Exception):
+    """Base of all errors that WarmTalk raises on purpose.
+
+    message: one sentence with the cause. remedy: one sentence that says what to do next.
+    """
+
+    code = "internal"
+    status = 500
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)  # all arguments, so that the error survives pickling between replicas
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+    def to_dict(self) -> dict[str, str]:
+        return {"code": self.code, "message": self.message, "remedy": self.remedy}
+
+
+class InputError(WarmTalkError):
+    code, status = "bad_input", 422
+
+
+class TextError(InputError):
+    code = "bad_text"
+
+
+class AudioError(InputError):
+    code = "bad_audio"
+
+
+class VideoError(InputError):
+    code = "bad_video"
+
+
+class NoFaceError(InputError):
+    code = "no_face"
+
+
+class IdError(InputError):
+    code = "bad_id"
+
+
+class NotFoundError(WarmTalkError):
+    code, status = "not_found", 404
+
+
+class AvatarNotFound(NotFoundError):
+    code = "avatar_not_found"
+
+
+class SessionNotFound(NotFoundError):
+    code = "session_not_found"
+
+
+class ExistsError(WarmTalkError):
+    code, status = "exists", 409
+
+
+class FencedError(WarmTalkError):
+    code, status = "fenced", 409
+
+
+class WeightsError(WarmTalkError):
+    code, status = "weights_missing", 503
+
+
+class CorruptError(WarmTalkError):
+    code, status = "corrupt", 500
+
+
+class ConfigError(WarmTalkError):
+    code, status = "bad_config", 400
+
+
+class BusyError(WarmTalkError):
+    code, status = "busy", 429
+
+
+class StageError(WarmTalkError):
+    code, status = "stage_failed", 502

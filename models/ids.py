@@ -1,0 +1,25 @@
+"""Ids of avatars and sessions, and paths made from them. The one place where a caller's string becomes a path."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from models.errors import IdError
+
+ID_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+def check_id(value: str, what: str = "id") -> str:
+    """Return `value` if it is 1 to 64 of a-z, 0-9, `_`, `-`. Raises IdError."""
+    if not isinstance(value, str) or not ID_PATTERN.fullmatch(value):
+        raise IdError(f"{value!r} is not a valid {what}.", "Use 1 to 64 characters of a-z, 0-9, '_' and '-'.")
+    return value
+
+
+def path_under(root: Path, value: str, what: str = "id") -> Path:
+    """The folder of an id under `root`; never outside it. Raises IdError."""
+    path = (root / check_id(value, what)).resolve()
+    if path.parent != root.resolve():
+        raise IdError(f"{value!r} points outside its folder.", "Use an id without links.")
+    return path

@@ -1,0 +1,3 @@
+"""Face restoration: a 256 px crop in, a 512 px crop out. One engine a file; engines do not import one another."""
+
+ENGINES = {"small": "models.restore.small:SmallRestorer"}

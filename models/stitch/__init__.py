@@ -1,0 +1,1 @@
+"""Pastes crops into frames, encodes fragments, keeps the growing session file."""

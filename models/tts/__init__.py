@@ -1,0 +1,3 @@
+"""Text to speech. One engine a file; engines do not import one another. `ENGINES` maps short names to classes."""
+
+ENGINES = {"hibari": "models.tts.hibari:HibariTTS"}

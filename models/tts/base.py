@@ -1,0 +1,25 @@
+"""The protocol of a voice. Knows nothing of faces, sessions, HTTP or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from models.types import Speech
+
+
+class TTSEngine(Protocol):
+    """Speaks text a segment (a sentence) at a time.
+
+    An engine is made by its class method `load(**options)`, with the options of the stage's config.
+    """
+
+    sample_rate_hz: int
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        """Yield one Speech a sentence, the last with `last=True`. Raises TextError for empty or unspeakable text."""
+        ...
+
+    def voices(self) -> list[str]:
+        """Names that `speak` accepts as `voice`; the first is the default."""
+        ...

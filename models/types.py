@@ -1,0 +1,116 @@
+"""What passes between the stages, in the order in which it flows. Knows nothing of Ray, HTTP or models.
+
+Images are RGB uint8 `(n, h, w, 3)`; float images and BGR never cross a boundary. Arrays received from another process
+are read-only views of shared memory: a stage that writes makes its own copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Float16 = npt.NDArray[np.float16]
+UInt8 = npt.NDArray[np.uint8]
+
+WHISPER_HZ = 16_000  # the sample rate of Whisper's log-mel spectrogram
+CROP_PX = 256  # side of a face crop: the VAE's input and output
+RESTORED_PX = 512  # side of a face crop after enhancement
+LATENT_PX = CROP_PX // 8  # the VAE halves the side three times
+WINDOW_STEPS = 2 * (2 + 1 + 2)  # Whisper steps (20 ms) around a frame at 25 fps: two frames before, itself, two after
+WHISPER_STATES = 5  # hidden states of whisper-tiny: embedding output and four layers
+WINDOW_TOKENS = WINDOW_STEPS * WHISPER_STATES  # 50
+WHISPER_WIDTH = 384  # d_model of whisper-tiny
+SUPPORTED_FPS = (24, 25, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Phoneme:
+    """One sound of a segment, in seconds from the segment's first sample; `symbol` is IPA, `_` is silence."""
+
+    symbol: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Speech:
+    """The sound of one segment (a sentence, or a stretch of given audio).
+
+    samples: float32 mono `(n,)` in [-1, 1]. `last` marks the final segment of an utterance. `phonemes` is empty where
+    the engine does not know them.
+    """
+
+    samples: Float32
+    sample_rate_hz: int
+    text: str = ""
+    last: bool = False
+    phonemes: tuple[Phoneme, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.samples.ndim == 1 and self.samples.dtype == np.float32, (self.samples.shape, self.samples.dtype)
+        assert self.sample_rate_hz > 0, self.sample_rate_hz
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / self.sample_rate_hz
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureWindows:
+    """Whisper states around each video frame: float16 `(n, 50, 384)`, ten 20 ms steps × five hidden states."""
+
+    windows: Float16
+    fps: int
+
+    def __post_init__(self) -> None:
+        assert self.windows.shape[1:] == (WINDOW_TOKENS, WHISPER_WIDTH), self.windows.shape
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceCrops:
+    """Generated faces: uint8 `(n, 256, 256, 3)`, 512 after enhancement. `first_frame` counts from the utterance's start."""
+
+    images: UInt8
+    first_frame: int
+    avatar_id: str
+
+    def __post_init__(self) -> None:
+        assert self.images.ndim == 4 and self.images.dtype == np.uint8, (self.images.shape, self.images.dtype)
+        assert self.images.shape[1] == self.images.shape[2] and self.images.shape[3] == 3, self.images.shape
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fragment:
+    """One closed piece of fragmented MP4 (moof + mdat), picture and sound together.
+
+    Times are in ticks of their own track: video ticks of 1 / `video_timescale` s, audio ticks of one sample. `key` tells
+    that the first frame is an IDR frame, so that playback can start here. `init` is the ftyp + moov that it plays behind.
+    """
+
+    data: bytes
+    frames: int
+    video_start: int
+    video_duration: int
+    video_timescale: int
+    audio_start: int
+    audio_duration: int
+    sample_rate_hz: int
+    key: bool = True
+    init: bytes = b""
+
+    @property
+    def start_s(self) -> float:
+        return self.video_start / self.video_timescale
+
+    @property
+    def duration_s(self) -> float:
+        return self.video_duration / self.video_timescale
