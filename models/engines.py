@@ -21,4 +21,6 @@ def find_engine(name: str, known: Mapping[str, str]) -> Any:
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"The engine {name!r} cannot be imported: {error}.", "Check its spelling and its extra.") from error
+        raise ConfigError(
+            f"The engine {name!r} cannot be imported: {error}.", "Check its spelling and its extra."
+        ) from error

@@ -1,22 +1,22 @@
 """One tree of errors. Each has a stable code, an HTTP status for the ingress, a sentence and a remedy, and pickles.
 
-    WarmTalkError                    500  internal
-    ├── InputError                   422  bad_input             what the caller sent cannot be used
-    │   ├── TextError                422  bad_text              empty, unspeakable or too long
-    │   ├── AudioError               422  bad_audio             unreadable, empty or too long
-    │   ├── VideoError               422  bad_video             unreadable, empty, audio only, absurd size
-    │   ├── NoFaceError              422  no_face               no usable face in the source
-    │   └── IdError                  422  bad_id                an id outside its alphabet
-    ├── NotFoundError                404  not_found
-    │   ├── AvatarNotFound           404  avatar_not_found
-    │   └── SessionNotFound          404  session_not_found
-    ├── ExistsError                  409  exists                an avatar of that id is there already
-    ├── FencedError                  409  fenced                another replica has taken the session over
-    ├── WeightsError                 503  weights_missing       a checkpoint is missing, partial or of another shape
-    ├── CorruptError                 500  corrupt               a stored file fails its checksum
-    ├── ConfigError                  400  bad_config
-    ├── BusyError                    429  busy                  queues are full: try again later
-    └── StageError                   502  stage_failed          a stage failed or died more often than it is retried
+WarmTalkError                    500  internal
+├── InputError                   422  bad_input             what the caller sent cannot be used
+│   ├── TextError                422  bad_text              empty, unspeakable or too long
+│   ├── AudioError               422  bad_audio             unreadable, empty or too long
+│   ├── VideoError               422  bad_video             unreadable, empty, audio only, absurd size
+│   ├── NoFaceError              422  no_face               no usable face in the source
+│   └── IdError                  422  bad_id                an id outside its alphabet
+├── NotFoundError                404  not_found
+│   ├── AvatarNotFound           404  avatar_not_found
+│   └── SessionNotFound          404  session_not_found
+├── ExistsError                  409  exists                an avatar of that id is there already
+├── FencedError                  409  fenced                another replica has taken the session over
+├── WeightsError                 503  weights_missing       a checkpoint is missing, partial or of another shape
+├── CorruptError                 500  corrupt               a stored file fails its checksum
+├── ConfigError                  400  bad_config
+├── BusyError                    429  busy                  queues are full: try again later
+└── StageError                   502  stage_failed          a stage failed or died more often than it is retried
 """
 
 from __future__ import annotations

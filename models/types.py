@@ -7,6 +7,7 @@ are read-only views of shared memory: a stage that writes makes its own copy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -114,3 +115,38 @@ class Fragment:
     @property
     def duration_s(self) -> float:
         return self.video_duration / self.video_timescale
+
+
+class FrameSource(Protocol):
+    """The frames of an avatar: `source[k]` is RGB uint8 `(h, w, 3)`, read-only, cheap in any order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> UInt8: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedAvatar:
+    """All that is known of an avatar before a session. Slot k of every array belongs to frame k.
+
+    transforms: float32 `(n, 2, 3)`, frame px → 256 px crop, in pixel-centre coordinates as `cv2.warpAffine` takes them.
+    landmarks: float32 `(n, 68, 2)` in frame px (iBUG order). latents: float16 `(n, 8, 32, 32)`, masked first, then
+    reference. masks: uint8 `(n, 256, 256)`, paste weight in crop space. has_face: bool `(n,)`; where False, the other
+    slots are interpolated and the frame is played as it is. `latents` or `frames` is None where a stage did not ask for it.
+    """
+
+    avatar_id: str
+    version: str  # changes whenever any stored byte changes
+    fps: int
+    width: int
+    height: int
+    transforms: Float32
+    landmarks: Float32
+    masks: UInt8
+    has_face: npt.NDArray[np.bool_]
+    latents: Float16 | None = None
+    frames: FrameSource | None = None
+    vae_fingerprint: str = ""  # of the VAE that made the latents; another VAE cannot decode them
+
+    def __len__(self) -> int:
+        return len(self.transforms)
