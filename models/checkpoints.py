@@ -1,0 +1,181 @@
+"""Reads checkpoints safely and says exactly what is wrong with one. Knows nothing of any single model.
+
+A checkpoint is data: safetensors, or a pickle read with `weights_only=True`. A pickle that would run code is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from models.errors import WeightsError
+
+FETCH_AGAIN = "Fetch the file again: it is partial or damaged."
+WRAPPERS = ("state_dict", "model_state_dict", "params_ema", "params", "model", "module")  # where trainers nest weights
+SHOWN_KEYS = 3  # keys named in an error, of each kind
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises WeightsError where it is missing or no JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} is missing.", "Put the model's config file beside its weights.") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not readable as JSON: {error}.", FETCH_AGAIN) from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} holds no JSON object.", FETCH_AGAIN)
+    return value
+
+
+def find_weights(folder: Path, names: Iterable[str]) -> Path:
+    """The first of `names` that `folder` holds. Raises WeightsError, which lists the names."""
+    names = tuple(names)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"{folder} holds none of {', '.join(names)}.", "Put the weights there, or correct the folder's path."
+    )
+
+
+def load_state_dict(path: Path | str, wrappers: Iterable[str] = WRAPPERS) -> dict[str, Any]:
+    """The tensors of a checkpoint, by key, on the CPU and in the file's own dtypes.
+
+    path: `.safetensors`, or a file of `torch.save` (zip or legacy). A state dict nested under one of `wrappers` is
+    taken out of it. Raises WeightsError: missing, truncated, not a checkpoint, or a pickle that holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing.", "Put the weights there, or correct the path.")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = _unwrap(state, tuple(wrappers))
+    if not state:
+        raise WeightsError(f"{path} holds no tensors by name.", "Give a state dict: a mapping of names to tensors.")
+    return state
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is no complete safetensors file: {error}.", FETCH_AGAIN) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    import torch
+
+    mmap = zipfile.is_zipfile(path)  # the legacy format cannot be mapped
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "nsupported" in str(error):
+            raise WeightsError(
+                f"{path} is a pickle that holds more than tensors, and loading it could run code.",
+                "Use a plain state dict, or a safetensors file, from a source that you trust.",
+            ) from error
+        raise WeightsError(f"{path} is no complete checkpoint: {_first_line(error)}.", FETCH_AGAIN) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path} is no complete checkpoint: {_first_line(error)}.", FETCH_AGAIN) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _unwrap(state: Any, wrappers: tuple[str, ...]) -> dict[str, Any]:
+    """The named tensors in a loaded object, or `{}`; what is no tensor (an epoch counter) is left out."""
+    import torch
+
+    if not isinstance(state, Mapping):
+        return {}
+    for wrapper in wrappers:
+        if isinstance(state.get(wrapper), Mapping):
+            return _unwrap(state[wrapper], wrappers)
+    return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def check_keys(module: Any, state: Mapping[str, Any], where: Path | str) -> None:
+    """Raise WeightsError unless `state` holds exactly the module's keys and shapes.
+
+    The error names the first missing, unexpected and mis-shaped keys, and how many there are of each.
+    """
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    missing = [key for key in wanted if key not in given]
+    unexpected = [key for key in given if key not in wanted]
+    misshaped = [
+        f"{key} {given[key]} instead of {shape}"
+        for key, shape in wanted.items()
+        if key in given and given[key] != shape
+    ]
+    faults = [
+        _name_some(kind, keys)
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
+        if keys
+    ]
+    if faults:
+        raise WeightsError(
+            f"{where} does not fit {type(module).__name__}: {'; '.join(faults)}.",
+            "Check that the weights and the config belong together.",
+        )
+
+
+def _name_some(kind: str, keys: list[str]) -> str:
+    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+    return f"{len(keys)} {kind} ({', '.join(keys[:SHOWN_KEYS])}{more})"
+
+
+def build_module(
+    build: Callable[[], Any], state: Mapping[str, Any], where: Path | str, device: Any = "cpu", dtype: Any = None
+) -> Any:
+    """The module that `build` makes, holding `state`, in eval mode and without gradients.
+
+    Built without memory or random initialisation (on torch's meta device), so that a large net costs its weights once.
+    dtype: floating tensors are cast to it; None keeps the file's. Raises WeightsError, see `check_keys`.
+    """
+    import torch
+
+    with torch.device("meta"):
+        module = build()
+    check_keys(module, state, where)
+    cast = {
+        key: value.to(device, dtype if value.is_floating_point() else None, copy=True)  # copy: never a mapped file
+        for key, value in state.items()
+    }
+    module.load_state_dict(cast, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, _size: int, _mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(*paths: Path | str) -> str:
+    """The first 16 hex digits of a sha256 over the sha256 of each file's bytes, in the order given.
+
+    Read once a process for each version of a file (by size and time). Raises WeightsError where one is missing.
+    """
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise WeightsError(f"{path} is missing.", "Put the weights there, or correct the path.")
+        stat = path.stat()
+        digest.update(_sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]

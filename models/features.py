@@ -1,0 +1,212 @@
+"""Speech → Whisper encoder states → one feature window a video frame. Knows nothing of voices, faces, HTTP or Ray.
+
+The arithmetic of the windows is MuseTalk's (Zhang et al. 2024, `audio_processor.py`), with fractional seconds and
+without its seams at each 30 s. Whisper's encoder is transformers' own class. A *step* is one encoder position: 20 ms.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from models.checkpoints import build_module, find_weights, load_state_dict, read_json
+from models.errors import AudioError
+from models.mel import HOP_SAMPLES, log_mel
+from models.types import WHISPER_HZ, WINDOW_STEPS
+
+STEP_SAMPLES = 2 * HOP_SAMPLES  # the encoder's second convolution halves 100 mel frames a second: 320 samples a step
+STEPS_PER_S = WHISPER_HZ // STEP_SAMPLES  # 50
+FULL_MARGIN_S = 2.0  # of a 30 s context, at each inner edge: the first 28 s of speech come from the first context alone
+EMBEDDED_CONTEXT_S = 8.0  # the shortened context that the embedded networks were trained on
+EMBEDDED_MARGIN_S = 1.0
+PAD_STEPS_LEFT, PAD_STEPS_RIGHT = 2, 6  # zero steps around the speech, each × ceil(50 / fps)
+CPU_BATCH, CUDA_BATCH = 1, 16  # contexts encoded at once: bounds the memory of long speech
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+Samples = Any  # float numpy array or torch tensor `(n,)`
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A span of speech that the encoder sees at once, in steps from the start of the speech.
+
+    It sees `[start, start + context)`, padded with digital silence; its states of `[keep_from, keep_to)` are used.
+    """
+
+    start: int
+    keep_from: int
+    keep_to: int
+
+
+def plan_contexts(sample_count: int, context_steps: int, margin_steps: int) -> list[Context]:
+    """Cover speech of `sample_count` samples with overlapping contexts whose kept spans touch.
+
+    Inner edges lose `margin_steps`, the ends of the speech lose nothing. The plan grows from the start: what the n-th
+    context sees and where it begins do not depend on what comes later.
+    """
+    assert 0 <= 2 * margin_steps < context_steps, (context_steps, margin_steps)
+    total, kept_to, contexts = sample_count // STEP_SAMPLES, 0, list[Context]()
+    while not contexts or kept_to < total:
+        start = max(kept_to - margin_steps, 0)
+        is_last = (start + context_steps) * STEP_SAMPLES >= sample_count
+        keep_to = total if is_last else start + context_steps - margin_steps
+        contexts.append(Context(start, kept_to, keep_to))
+        kept_to = keep_to
+    return contexts
+
+
+def cut_windows(states: torch.Tensor, seconds: float, fps: int = 25) -> torch.Tensor:
+    """Encoder states `(steps, s, d)` of speech that lasts `seconds` → `(n, 10 · s, d)`, n = floor(seconds · fps).
+
+    States are trimmed to floor(50 · seconds) steps and padded with zeros, 2 · ceil(50 / fps) steps before and
+    6 · ceil(50 / fps) after; window k is the ten steps from floor(k · 50 / fps), flattened step-major. Seconds are
+    rounded to whole samples first, so that 1.16 s at 25 fps are 29 frames and not 28.99….
+    """
+    assert states.ndim == 3 and fps > 0 and fps == int(fps), (states.shape, fps)
+    sample_count, fps = round(seconds * WHISPER_HZ), int(fps)
+    frames, steps = sample_count * fps // WHISPER_HZ, sample_count // STEP_SAMPLES
+    assert len(states) >= steps, (len(states), steps)
+    unit = math.ceil(STEPS_PER_S / fps)
+    zeros = states.new_zeros((PAD_STEPS_RIGHT * unit, *states.shape[1:]))
+    padded = torch.cat([zeros[: PAD_STEPS_LEFT * unit], states[:steps], zeros])  # (steps + 8 · unit, s, d)
+    starts = torch.arange(frames, device=states.device) * STEPS_PER_S // fps  # (n,)
+    index = starts[:, None] + torch.arange(WINDOW_STEPS, device=states.device)  # (n, 10)
+    return padded[index].flatten(1, 2)  # (n, 10 · s, d)
+
+
+class WhisperFeatures:
+    """Whisper's encoder with MuseTalk's windows. Results are torch tensors in the model's dtype, on its device.
+
+    No method records gradients, and results are ordinary tensors, so that a training step may take them as input.
+    """
+
+    def __init__(self, encoder: WhisperEncoder) -> None:
+        self.encoder = encoder
+        self.mel_bins: int = encoder.config.num_mel_bins
+        self.full_context_steps: int = encoder.config.max_source_positions  # 1500: 30 s
+        self._encoders: dict[int, WhisperEncoder] = {self.full_context_steps: encoder}
+
+    @classmethod
+    def load(cls, dir: Path | str, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> WhisperFeatures:
+        """Read `config.json` and `model.safetensors` or `pytorch_model.bin` of a Hugging Face Whisper folder.
+
+        It may hold a whole Whisper or its encoder alone, with or without the `model.` prefix. Raises WeightsError.
+        """
+        folder = Path(dir)
+        config = WhisperConfig.from_dict(read_json(folder / "config.json"))
+        config._attn_implementation = "sdpa"
+        path = find_weights(folder, WEIGHT_FILES)
+        state = _encoder_keys(load_state_dict(path, wrappers=()))
+        return cls(build_module(lambda: WhisperEncoder(config), state, path, device, dtype))
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.conv1.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.conv1.weight.dtype
+
+    def windows(self, samples_16khz: Samples, fps: int = 25) -> torch.Tensor:
+        """Full-context windows, as MuseTalk's released networks expect them.
+
+        samples_16khz: float mono `(n,)` in [-1, 1]. Returns `(floor(n · fps / 16000), 50, 384)` for whisper-tiny. One
+        encoder context is 30 s; of longer speech the first 28 s come from the first context alone, and later contexts
+        overlap by 4 s. Raises AudioError for empty, stereo, integer or non-finite samples.
+        """
+        return self._windows(samples_16khz, fps, self.full_context_steps, round(FULL_MARGIN_S * STEPS_PER_S))
+
+    def windows_in_context(
+        self,
+        samples_16khz: Samples,
+        fps: int = 25,
+        context_s: float = EMBEDDED_CONTEXT_S,
+        margin_s: float = EMBEDDED_MARGIN_S,
+    ) -> torch.Tensor:
+        """The same windows from a shorter encoder context, for networks trained on it: a fraction of the time.
+
+        Speech is padded with digital silence to exactly `context_s`, or cut into contexts of `context_s` that overlap
+        by 2 · `margin_s`. Shapes and errors as in `windows`.
+        """
+        return self._windows(samples_16khz, fps, round(context_s * STEPS_PER_S), round(margin_s * STEPS_PER_S))
+
+    def _windows(self, samples_16khz: Samples, fps: int, context_steps: int, margin_steps: int) -> torch.Tensor:
+        samples = _check_samples(samples_16khz).to(self.device, torch.float32)  # (n,)
+        plan = plan_contexts(len(samples), context_steps, margin_steps)
+        batch = CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH
+        kept = []
+        for first in range(0, len(plan), batch):
+            contexts = plan[first : first + batch]
+            states = self.encode(self.log_mel(self.context_samples(samples, contexts, context_steps)))
+            kept += [s[c.keep_from - c.start : c.keep_to - c.start] for s, c in zip(states, contexts, strict=True)]
+        return cut_windows(torch.cat(kept), len(samples) / WHISPER_HZ, fps)
+
+    @staticmethod
+    def context_samples(samples: torch.Tensor, contexts: list[Context], context_steps: int) -> torch.Tensor:
+        """What each context hears: speech `(n,)` → `(len(contexts), context_steps · 320)`, silent after its end."""
+        length = context_steps * STEP_SAMPLES
+        heard = samples.new_zeros((len(contexts), length))
+        for row, context in zip(heard, contexts, strict=True):
+            span = samples[context.start * STEP_SAMPLES :][:length]
+            row[: len(span)] = span
+        return heard
+
+    def log_mel(self, samples: Samples) -> torch.Tensor:
+        """Speech `(n,)` or `(b, n)`, padded to its context → float32 `(b, 80, n / 160)` on the model's device."""
+        batch = torch.atleast_2d(torch.as_tensor(samples)).to(self.device, torch.float32)
+        return log_mel(batch, self.mel_bins)
+
+    def encode(self, mel: Any) -> torch.Tensor:
+        """Log-mel `(b, 80, 2 · steps)` of contexts of any one length up to 30 s → `(b, steps, 5, 384)`.
+
+        The states of whisper-tiny: embedding output (position code added), the first three layers, final layer norm.
+        """
+        mel = torch.as_tensor(mel).to(self.device, self.dtype)
+        assert mel.ndim == 3 and mel.shape[1] == self.mel_bins and mel.shape[2] % 2 == 0, mel.shape
+        encoder = self._encoder_of(mel.shape[2] // 2)
+        with torch.no_grad():
+            return torch.stack(encoder(mel, output_hidden_states=True).hidden_states, dim=2)
+
+    def _encoder_of(self, context_steps: int) -> WhisperEncoder:
+        """The encoder for a context of so many steps: a view of the same weights with its position table cut short."""
+        if context_steps not in self._encoders:
+            assert 0 < context_steps <= self.full_context_steps, (context_steps, self.full_context_steps)
+            config = WhisperConfig.from_dict({**self.encoder.config.to_dict(), "max_source_positions": context_steps})
+            config._attn_implementation = "sdpa"
+            state = self.encoder.state_dict()
+            state["embed_positions.weight"] = state["embed_positions.weight"][:context_steps]
+            with torch.device("meta"):
+                encoder = WhisperEncoder(config)
+            encoder.load_state_dict(state, assign=True)
+            self._encoders[context_steps] = encoder.eval().requires_grad_(False)
+        return self._encoders[context_steps]
+
+
+def _encoder_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder's tensors under its own keys, from a whole Whisper or an encoder alone, with or without `model.`."""
+    bare = {key.removeprefix("model."): value for key, value in state.items()}
+    inside = {key.removeprefix("encoder."): value for key, value in bare.items() if key.startswith("encoder.")}
+    return inside or bare
+
+
+def _check_samples(samples: Samples) -> torch.Tensor:
+    """Speech as a float tensor `(n,)`. Raises AudioError."""
+    if isinstance(samples, np.ndarray) and not samples.flags.writeable:
+        samples = samples.copy()  # torch cannot wrap the read-only views that come from another process
+    tensor = torch.as_tensor(samples)
+    if not tensor.is_floating_point():
+        raise AudioError(f"The samples are {tensor.dtype}, not floats.", "Scale them to float32 in [-1, 1].")
+    if tensor.ndim != 1:
+        raise AudioError(f"The samples have shape {tuple(tensor.shape)}.", "Mix them down to one channel, shape (n,).")
+    if not len(tensor):
+        raise AudioError("There is no speech: no samples at all.", "Send at least one video frame of sound.")
+    if not bool(torch.isfinite(tensor).all()):
+        raise AudioError("The samples hold NaN or infinity.", "Decode the audio again, into float32 in [-1, 1].")
+    return tensor
