@@ -1,0 +1,349 @@
+"""Keeps prepared avatars on disk: whole or not at all, checksummed, without pickle. Knows no faces and no models.
+
+    <root>/<avatar id>/
+        avatar.json            format, size, fps, frames, source, settings, sha256 of every other file, version
+        geometry.safetensors   transforms (n, 2, 3) float32, landmarks (n, 68, 2) float32, has_face (n,) uint8,
+                               mask_index (n,) int32: which mask of masks.png belongs to a frame
+        latents.safetensors    latents (n, 8, 32, 32) float16
+        masks.png              the different masks, 256 px tiles, 16 to a row
+        frames.mp4             H.264, short closed GOPs
+        contact.png            for people
+
+A draft is written beside (`.draft-…`), synced, and renamed; replacing swaps two folders in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import psutil
+import safetensors.numpy
+
+from models.avatar.frames import CACHE_BYTES, VideoFrames
+from models.avatar.swap import exchange, restore_asides, sync_folder
+from models.errors import AvatarNotFound, CorruptError, ExistsError, InputError
+from models.ids import ID_PATTERN, check_id, path_under
+from models.types import CROP_PX, Float16, Float32, PreparedAvatar, UInt8
+
+FORMAT = 1
+META, GEOMETRY, LATENTS, MASKS, FRAMES, CONTACT = (
+    "avatar.json",
+    "geometry.safetensors",
+    "latents.safetensors",
+    "masks.png",
+    "frames.mp4",
+    "contact.png",
+)
+ATLAS_COLUMNS = 16
+DRAFT_AGE_S = 24 * 3600.0  # a draft of another machine is abandoned after a day
+AGAIN = "Prepare it again with `warmtalk prepare VIDEO --avatar-id {} --force`."
+
+
+@dataclass(slots=True)
+class Draft:
+    """An avatar being written: files go into `folder`, facts into `meta`. Committed when the `with` block ends well."""
+
+    avatar_id: str
+    folder: Path
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def write_geometry(
+        self,
+        transforms: Float32,
+        landmarks: Float32,
+        has_face: npt.NDArray[np.bool_],
+        masks: UInt8,
+        mask_index: npt.NDArray[np.int32],
+    ) -> None:
+        """transforms `(n, 2, 3)`, landmarks `(n, 68, 2)`, has_face `(n,)`, masks `(u, 256, 256)`, mask_index `(n,)`."""
+        n = len(transforms)
+        assert transforms.shape == (n, 2, 3) and landmarks.shape == (n, 68, 2) and has_face.shape == (n,), n
+        assert masks.shape[1:] == (CROP_PX, CROP_PX) and mask_index.shape == (n,), (masks.shape, mask_index.shape)
+        assert mask_index.min() >= 0 and mask_index.max() < len(masks), mask_index
+        tensors = {
+            "transforms": np.ascontiguousarray(transforms, np.float32),
+            "landmarks": np.ascontiguousarray(landmarks, np.float32),
+            "has_face": np.ascontiguousarray(has_face, np.uint8),
+            "mask_index": np.ascontiguousarray(mask_index, np.int32),
+        }
+        safetensors.numpy.save_file(tensors, str(self.folder / GEOMETRY))
+        write_png(self.folder / MASKS, _atlas(masks))
+        self.meta["masks"] = len(masks)
+
+    def write_latents(self, latents: Float16) -> None:
+        """latents float16 `(n, 8, 32, 32)`: masked first, then reference."""
+        assert latents.dtype == np.float16 and latents.shape[1:] == (8, 32, 32), (latents.dtype, latents.shape)
+        safetensors.numpy.save_file({"latents": np.ascontiguousarray(latents)}, str(self.folder / LATENTS))
+
+
+class AvatarStore:
+    """The avatars under `root`, and those of `builtin`, a second root that is never written. `root` wins."""
+
+    def __init__(self, root: Path, builtin: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+        self.root, self.builtin, self.cache_bytes = Path(root), builtin, cache_bytes
+
+    def ids(self) -> list[str]:
+        """All ids, sorted. Folders without avatar.json are no avatars."""
+        roots = [root for root in (self.root, self.builtin) if root is not None and root.is_dir()]
+        found = {path.parent.name for root in roots for path in root.glob(f"*/{META}")}
+        return sorted(name for name in found if ID_PATTERN.fullmatch(name))
+
+    def exists(self, avatar_id: str) -> bool:
+        """Raises IdError."""
+        return self._find(avatar_id) is not None
+
+    def folder(self, avatar_id: str) -> Path:
+        """Where the avatar lies. Raises IdError, AvatarNotFound."""
+        folder = self._find(avatar_id)
+        if folder is None and avatar_id in restore_asides(self.root):
+            folder = self._find(avatar_id)
+        if folder is None:
+            known = ", ".join(self.ids()) or "none"
+            raise AvatarNotFound(
+                f"There is no avatar {avatar_id!r}; known avatars: {known}.",
+                f"Prepare it with `warmtalk prepare VIDEO --avatar-id {avatar_id}`.",
+            )
+        return folder
+
+    def describe(self, avatar_id: str) -> dict[str, Any]:
+        """The content of avatar.json. Raises IdError, AvatarNotFound, CorruptError."""
+        path = self.folder(avatar_id) / META
+        again = AGAIN.format(avatar_id)
+        try:
+            meta = cast(dict[str, Any], json.loads(path.read_bytes()))
+            intact = meta["version"] == _version(meta)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptError(f"{META} of avatar {avatar_id!r} cannot be read: {error}.", again) from error
+        if meta.get("format") != FORMAT:
+            raise CorruptError(f"Avatar {avatar_id!r} has format {meta.get('format')}, not {FORMAT}.", again)
+        if not intact:
+            raise CorruptError(f"{META} of avatar {avatar_id!r} was changed by hand or by chance.", again)
+        return meta
+
+    def version(self, avatar_id: str) -> str:
+        """16 hex digits that change whenever any stored byte changes. Raises as `describe`."""
+        return str(self.describe(avatar_id)["version"])
+
+    def check(self, avatar_id: str) -> None:
+        """Compare every file with its checksum. Raises as `load`."""
+        meta = self.describe(avatar_id)
+        for name in meta["sha256"]:
+            self._open(avatar_id, name, meta).close()
+
+    def load(self, avatar_id: str, latents: bool = True, frames: bool = True) -> PreparedAvatar:
+        """Read an avatar; each file that is read is compared with its checksum.
+
+        Raises IdError, AvatarNotFound, and CorruptError, which names the file.
+        """
+        while True:
+            meta = self.describe(avatar_id)
+            try:
+                return self._load(avatar_id, meta, latents, frames)
+            except CorruptError:
+                if self.version(avatar_id) == meta["version"]:
+                    raise  # otherwise it was replaced between two reads: read the new one
+
+    def _load(self, avatar_id: str, meta: dict[str, Any], latents: bool, frames: bool) -> PreparedAvatar:
+        geometry = self._tensors(avatar_id, GEOMETRY, meta)
+        with self._open(avatar_id, MASKS, meta) as file:
+            masks = _tiles(file.read(), int(meta["masks"]), geometry["mask_index"])
+        source = None
+        if frames:
+            source = VideoFrames(self._open(avatar_id, FRAMES, meta), f"{FRAMES} of {avatar_id!r}", self.cache_bytes)
+        avatar = PreparedAvatar(
+            avatar_id=avatar_id,
+            version=meta["version"],
+            fps=meta["fps"],
+            width=meta["width"],
+            height=meta["height"],
+            transforms=_frozen(geometry["transforms"]),
+            landmarks=_frozen(geometry["landmarks"]),
+            masks=masks,
+            has_face=_frozen(geometry["has_face"].astype(np.bool_)),
+            latents=_frozen(self._tensors(avatar_id, LATENTS, meta)["latents"]) if latents else None,
+            frames=source,
+            vae_fingerprint=meta["vae_fingerprint"],
+        )
+        lengths = {"frames": len(avatar), "masks": len(masks), "has_face": len(avatar.has_face)}
+        lengths |= {"latents": len(avatar.latents)} if avatar.latents is not None else {}
+        lengths |= {FRAMES: len(source)} if source is not None else {}
+        if set(lengths.values()) != {meta["frames"]}:
+            raise CorruptError(f"Avatar {avatar_id!r} disagrees about its length: {lengths}.", AGAIN.format(avatar_id))
+        return avatar
+
+    @contextmanager
+    def write(self, avatar_id: str, force: bool = False) -> Iterator[Draft]:
+        """A draft that becomes the avatar when the block ends without an error, and leaves no trace otherwise.
+
+        With `force` an avatar of that id is replaced in one step; whoever has the old one open can go on reading it.
+        The block fills `draft.meta` with fps, width, height, frames, vae_fingerprint, source and settings.
+        Raises IdError, and ExistsError at the start (or at the end, when another writer was quicker).
+        """
+        final = path_under(self.root, avatar_id, "avatar id")
+        self.refuse_existing(avatar_id, force)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.clean()
+        folder = self._draft_folder(avatar_id)
+        folder.mkdir()
+        draft = Draft(avatar_id, folder)
+        try:
+            yield draft
+            _seal(draft)
+            sync_folder(folder)
+            self._commit(folder, final, force)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def refuse_existing(self, avatar_id: str, force: bool = False) -> None:
+        """Raises ExistsError when the id is taken and `force` is off. Raises IdError."""
+        if self.exists(avatar_id) and not force:
+            raise ExistsError(
+                f"There is an avatar {avatar_id!r} already.", "Use another id, or replace it with --force."
+            )
+
+    def _commit(self, folder: Path, final: Path, force: bool) -> None:
+        if not final.exists():
+            try:
+                folder.rename(final)
+                sync_folder(self.root, files=False)
+                return
+            except OSError:
+                if not final.exists():
+                    raise
+        if (final / META).is_file():
+            self.refuse_existing(final.name, force)
+        exchange(folder, final)  # `folder` now holds the old avatar, and goes with the draft
+        sync_folder(self.root, files=False)
+
+    def remove(self, avatar_id: str) -> None:
+        """Delete an avatar. Raises IdError, AvatarNotFound, and InputError for one that ships with WarmTalk."""
+        folder = self.folder(avatar_id)
+        if folder.parent != self.root.resolve():
+            raise InputError(
+                f"The avatar {avatar_id!r} ships with WarmTalk.", "Leave it, or hide it by preparing another."
+            )
+        gone = self._draft_folder(avatar_id)
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def clean(self) -> list[str]:
+        """Delete the drafts of processes that died, and finish replacements that a crash cut short. Returns names."""
+        restored = restore_asides(self.root)
+        abandoned = [folder for folder in sorted(self.root.glob(".draft-*")) if _abandoned(folder)]
+        for folder in abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
+        return restored + [folder.name for folder in abandoned]
+
+    def _draft_folder(self, avatar_id: str) -> Path:
+        return self.root / f".draft-{avatar_id}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
+
+    def _find(self, avatar_id: str) -> Path | None:
+        check_id(avatar_id, "avatar id")
+        roots = (self.root,) if self.builtin is None else (self.root, self.builtin)
+        folders = (path_under(root, avatar_id, "avatar id") for root in roots)
+        return next((folder for folder in folders if (folder / META).is_file()), None)
+
+    def _open(self, avatar_id: str, name: str, meta: Mapping[str, Any]) -> BinaryIO:
+        """The file, at its start, after its bytes matched its checksum."""
+        again = AGAIN.format(avatar_id)
+        try:
+            file = (self.folder(avatar_id) / name).open("rb")
+        except OSError as error:
+            raise CorruptError(f"{name} of avatar {avatar_id!r} cannot be read: {error.strerror}.", again) from error
+        if file_sha256(file) != meta["sha256"].get(name):
+            file.close()
+            raise CorruptError(f"{name} of avatar {avatar_id!r} does not match its checksum.", again)
+        return file
+
+    def _tensors(self, avatar_id: str, name: str, meta: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        with self._open(avatar_id, name, meta) as file:
+            return cast(dict[str, npt.NDArray[Any]], safetensors.numpy.load(file.read()))
+
+
+def file_sha256(file: BinaryIO) -> str:
+    """SHA-256 of an open file, which is left at its start."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def write_png(path: Path, image: UInt8) -> None:
+    """Write grey `(h, w)` or RGB `(h, w, 3)` uint8 as PNG."""
+    encoded, data = cv2.imencode(".png", image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert encoded, image.shape
+    path.write_bytes(data.tobytes())
+
+
+def _seal(draft: Draft) -> None:
+    """Write avatar.json, which holds the checksums of the other files. Nothing in it depends on time or place."""
+    sums = {}
+    for path in sorted(draft.folder.iterdir()):
+        with path.open("rb") as file:
+            sums[path.name] = file_sha256(file)
+    missing = {GEOMETRY, LATENTS, MASKS, FRAMES} - sums.keys()
+    assert not missing, missing
+    meta = {"format": FORMAT, "id": draft.avatar_id, **draft.meta, "sha256": sums}
+    meta["version"] = _version(meta)
+    (draft.folder / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _version(meta: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in meta.items() if key != "version"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _atlas(masks: UInt8) -> UInt8:
+    """Masks `(u, 256, 256)` → one picture of 256 px tiles, 16 to a row (or as many as there are)."""
+    columns = min(len(masks), ATLAS_COLUMNS)
+    rows = -(-len(masks) // columns)
+    tiles = np.zeros((rows * columns, CROP_PX, CROP_PX), np.uint8)
+    tiles[: len(masks)] = masks
+    grid = tiles.reshape(rows, columns, CROP_PX, CROP_PX).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(grid).reshape(rows * CROP_PX, columns * CROP_PX)
+
+
+def _tiles(png: bytes, count: int, index: npt.NDArray[np.int32]) -> UInt8:
+    """The masks of all frames, read-only `(n, 256, 256)`; a single mask is repeated without a copy."""
+    atlas = cast(UInt8, cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE))
+    rows, columns = atlas.shape[0] // CROP_PX, atlas.shape[1] // CROP_PX
+    tiles = atlas.reshape(rows, CROP_PX, columns, CROP_PX).transpose(0, 2, 1, 3).reshape(-1, CROP_PX, CROP_PX)
+    if count == 1:
+        return np.broadcast_to(tiles[0], (len(index), CROP_PX, CROP_PX))
+    return cast(UInt8, _frozen(tiles[index]))
+
+
+def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array.flags.writeable = False
+    return array
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether the writer of a draft is gone: dead on this machine, or silent for a day."""
+    try:
+        _, host, pid, _ = folder.name.rsplit(".", 3)
+        if time.time() - folder.stat().st_mtime > DRAFT_AGE_S:
+            return True
+        return host == _host() and not psutil.pid_exists(int(pid))
+    except (ValueError, OSError):
+        return False
