@@ -1,0 +1,207 @@
+"""Makes written text fit to be spoken, and cuts it into sentences. Knows nothing of voices, sound or sessions.
+
+Numbers, money, times, dates, units and abbreviations stay as written: a voice's own front end reads them in context
+("1984" the year, "1984 kg", "Dr. Smith" against "Elm Dr."), and words put in too early would take that context away.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from models.errors import TextError
+
+MAX_TEXT_CHARS = 2000  # about two minutes of speech
+MAX_SENTENCE_CHARS = 200  # about 13 s of speech, and below a voice's limit of some 400 phonemes
+
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # ！ to ～ are ASCII moved up by 0xFEE0
+_CHARACTERS = str.maketrans(
+    {
+        **{chr(wide): chr(ascii_code) for wide, ascii_code in _FULL_WIDTH.items()},
+        **dict.fromkeys("‘’‚‛′ʼ`´", "'"),
+        **dict.fromkeys("“”„‟″«»「」『』", '"'),
+        **dict.fromkeys("‐‑‒−", "-"),  # hyphens and the minus sign
+        **dict.fromkeys("―⸺⸻", "—"),
+        **dict.fromkeys("。｡", ". "),
+        **dict.fromkeys("、､", ", "),
+        **dict.fromkeys("⋯…", "… "),
+        "！": "! ",
+        "？": "? ",
+        "，": ", ",
+        **dict.fromkeys("\u2028\u2029\x85\x0b\x0c", "\n"),
+        "\u3000": " ",
+        "℃": "°C",
+        "℉": "°F",
+        "⁄": "/",
+        "ﬀ": "ff",
+        "ﬁ": "fi",
+        "ﬂ": "fl",
+        "ﬃ": "ffi",
+        "ﬄ": "ffl",
+    }
+)
+_SPOKEN_SYMBOLS = frozenset("°№©")  # of Unicode's "other symbols", those that have a reading; the rest is emoji and art
+_SILENT_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "So", "Sk", "Me"})
+_SPOKEN_SCRIPTS = ("LATIN", "GREEK", "MICRO", "FEMININE", "MASCULINE", "ANGSTROM", "OHM", "KELVIN", "MODIFIER LETTER")
+
+_TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>")
+_MARKDOWN_LINK = re.compile(r"!?\[([^\]\n]+)\]\((?!/)[^)\s]*\)")  # `[word](/ipa/)` is a voice's own notation: kept
+_MARKDOWN_LINE = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]+|[-*+•‣◦·][ \t]+)", re.MULTILINE)
+_HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+(.*[^\s.!?…:])[ \t]*$", re.MULTILINE)
+_EMPHASIS = re.compile(r"(?<!\w)(\*{1,3}|_{1,3}|~~)(?=\S)(.+?)(?<=\S)\1(?!\w)")
+_SCHEME = re.compile(r"\bhttps?://(?:www\.)?|\bwww\.", re.IGNORECASE)
+_ADDRESS_DOT = re.compile(
+    r"(?<=[a-z0-9])\.(?=(?:[a-z0-9-]+\.)*(?:com|org|net|edu|gov|io|ai|dev|app|co|uk|eu|de|info)\b)"
+)
+_HOUR_RANGE = re.compile(r"(?<=[0-9AaPp][Mm])\s?[-–—]\s?(?=\d)")
+_LIST_OR_PARAGRAPH = re.compile(
+    r"(?<=[^\s.!?…:;,—-])[ \t]*\n(?=[ \t]*(?:\n|[-*+•‣◦·][ \t]|\d{1,2}[.)][ \t]|#{1,6}[ \t]))"
+)
+
+_REPEATED_MARKS = (
+    (re.compile(r"(?:\.\s?){2,}\.|\.{2,}|(?:…\s?){2,}"), "… "),
+    (re.compile(r"[!?]*\?[!?]*"), "?"),
+    (re.compile(r"!{2,}"), "!"),
+    (re.compile(r"([,;:])(?:\s*[,;:])+"), r"\1"),
+    (re.compile(r"\s*-{2,}\s*"), " — "),
+)
+_SPACE_BEFORE_MARK = re.compile(r"\s+(?=[,.;:!?…](?:\s|$))")
+
+
+def _words(listing: str) -> frozenset[str]:
+    return frozenset(listing.split())
+
+
+_TITLES = _words("Mr Mrs Ms Dr Prof St Mt Ft Gen Gov Sen Rep Capt Lt Col Sgt Cmdr Rev Hon Pres Supt Fr Messrs Mme")
+_NEVER_LAST = _words("e.g i.e eg ie cf vs approx viz resp incl")
+_BEFORE_NUMBERS = _words("fig figs vol no nos pp ch jan feb mar apr jun jul aug sep sept oct nov dec")
+_BEFORE_SMALL = _words("etc inc ltd corp co bros jr sr dept est a.m p.m ave blvd rd al ca")
+_INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
+_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’]*")
+_CLAUSE_END = re.compile(r"[,;:—–…][\"'”’)\]]*\s|\s[—–-](?=\s)|\)\s")
+
+
+def normalise(text: str) -> str:
+    """The same words in plain, speakable form: one line, NFC, ASCII quotes, single spaces.
+
+    Control characters, emoji, HTML tags and Markdown marks go; dashes, ellipses and full-width forms are mapped; a
+    list item or paragraph without a full stop gets one; addresses lose their scheme and say "dot". Idempotent.
+    """
+    # 1. One form for each character, while line breaks still mean something.
+    text = unicodedata.normalize("NFC", text).translate(_CHARACTERS).replace("\r\n", "\n").replace("\r", "\n")
+    text = "".join(_speakable_character(c) for c in text)
+    # 2. Markup and layout become words and stops.
+    text = _TAG.sub(" ", text)
+    text = _MARKDOWN_LINK.sub(r"\1", text)
+    text = _LIST_OR_PARAGRAPH.sub(".\n", text)
+    text = _MARKDOWN_LINE.sub("", _HEADING.sub(r"\1.", text))
+    text = _EMPHASIS.sub(r"\2", text)
+    text = _ADDRESS_DOT.sub(" dot ", _SCHEME.sub("", text))
+    text = _HOUR_RANGE.sub(" to ", text)
+    # 3. Repeated marks and spaces.
+    for pattern, replacement in _REPEATED_MARKS:
+        text = pattern.sub(replacement, text)
+    text = _SPACE_BEFORE_MARK.sub("", " ".join(text.split()))
+    return unicodedata.normalize("NFC", text)
+
+
+def check_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
+    """Return `text` normalised and without the words of scripts that no voice here reads.
+
+    Such words are left out of a text that is mostly readable (a name in Chinese inside an English sentence).
+    Raises TextError where the text is empty, too long, has nothing to speak, or is mostly in another script.
+    """
+    if not text.strip():
+        raise TextError("The text is empty.", "Send at least one word.")
+    plain = normalise(text)
+    if len(plain) > max_chars:
+        raise TextError(
+            f"The text has {len(plain)} characters; at most {max_chars} are spoken at once.",
+            "Send it in several requests of the same session: the video goes on where it stopped.",
+        )
+    letters = [c for c in plain if c.isalpha()]
+    foreign = [c for c in letters if not _is_readable(c)]
+    readable = len(letters) - len(foreign) + sum(c.isdigit() for c in plain)
+    if foreign and len(foreign) >= readable:
+        script = unicodedata.name(foreign[0], "another").split()[0].capitalize()
+        raise TextError(f"The text is written in {script} script, which the voice cannot read.", "Send it in English.")
+    if not readable:
+        raise TextError("The text has no letter or digit, so there is nothing to speak.", "Send at least one word.")
+    if foreign:
+        plain = " ".join("".join(c if not c.isalpha() or _is_readable(c) else " " for c in plain).split())
+        plain = _SPACE_BEFORE_MARK.sub("", plain).lstrip(",;:.!?… ")
+    return plain
+
+
+def split_sentences(text: str, max_chars: int = MAX_SENTENCE_CHARS) -> list[str]:
+    """Cut text into sentences of at most `max_chars` characters; no character but white space at the cuts is lost.
+
+    A sentence over the cap is cut at clause marks, then at spaces, and a single word over the cap inside the word.
+    """
+    assert max_chars >= 1, max_chars
+    pieces: list[str] = []
+    start = 0
+    for mark in _SENTENCE_END.finditer(text):
+        if _ends_sentence(text, mark):
+            pieces += _cut_to_length(text[start : mark.end()].strip(), max_chars)
+            start = mark.end()
+    return pieces + _cut_to_length(text[start:].strip(), max_chars)
+
+
+def _speakable_character(c: str) -> str:
+    category = unicodedata.category(c)
+    if c == "\n" or c in _SPOKEN_SYMBOLS:
+        return c
+    if category in ("Zs", "Zl", "Zp") or c == "\t":
+        return " "
+    if category == "Cf" or c in "\ufe0e\ufe0f":  # joiners, direction marks, variation selectors: inside a word or emoji
+        return ""
+    if category in _SILENT_CATEGORIES and not (category == "Sk" and c == "^"):
+        return "" if category == "Me" else " "
+    return c
+
+
+def _is_readable(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(_SPOKEN_SCRIPTS)
+
+
+def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
+    """Whether the end mark ends a sentence, or belongs to an abbreviation, an initial or a hesitation."""
+    rest = text[mark.end() :].lstrip().lstrip("\"'“‘([")
+    stop = mark.group().rstrip("\"'”’)]")
+    if not rest or stop[0] in "。！？":
+        return True
+    if rest[0] in ",;:—–" or (rest[0].islower() and (stop != mark.group() or "…" in stop)):
+        return False  # "Stop!" he said. Well… maybe.
+    if stop != ".":
+        return True
+    before = text[: mark.start()].split()
+    word = before[-1].lstrip("\"'“‘([") if before else ""
+    if rest[0].islower() and len(word) < 4:  # a short word before a small letter is more often an abbreviation
+        return False
+    if word in _TITLES or word.lower() in _NEVER_LAST:
+        return False
+    if word.lower() in _BEFORE_NUMBERS and rest[0].isdigit():
+        return False
+    if word.lower() in _BEFORE_SMALL:
+        return not rest[0].isdigit()
+    return not (_INITIALS.fullmatch(word) and word[0].isupper() and word != "I")  # "J. K. Rowling", "the U.S. Army"
+
+
+def _cut_to_length(sentence: str, max_chars: int) -> list[str]:
+    pieces = []
+    while len(sentence) > max_chars:
+        cut = _last_cut(sentence, max_chars)
+        pieces.append(sentence[:cut].rstrip())
+        sentence = sentence[cut:].lstrip()
+    return [*pieces, sentence] if sentence else pieces
+
+
+def _last_cut(sentence: str, max_chars: int) -> int:
+    """The best place within the cap: behind the last clause mark that leaves no stub, else at a space, else the cap."""
+    head = sentence[: max_chars + 1]
+    clauses = [mark.end() for mark in _CLAUSE_END.finditer(head) if max_chars // 3 <= mark.end() <= max_chars]
+    if clauses:
+        return clauses[-1]
+    space = head.rfind(" ")
+    return space if space > 0 else max_chars

@@ -1,0 +1,285 @@
+"""The default voice: hibari-tts, a small neural voice with its weights in its wheel. Knows nothing of faces or Ray.
+
+Speaks English at 24 kHz, a sentence at a time. Besides the sound it tells when each phoneme sounds, which training and
+tests use as ground truth for lip movement.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import ConfigError, InputError, TextError, WeightsError
+from models.text import MAX_SENTENCE_CHARS, MAX_TEXT_CHARS, check_text, split_sentences
+from models.types import Float32, Phoneme, Speech
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+SAMPLE_RATE_HZ = 24_000
+SPEEDS = (0.5, 2.0)  # the range that the voice was made for (hibari-tts, model card)
+MAX_PHONEMES = 400  # longest input of the acoustic model (hibari.tts.MAX_PHONEMES)
+
+DURATION_NODE = "/Clip_output_0"  # in hibari-tts 0.2.1's graph: float32 (1, ids), the duration of each id in steps
+STEP_S = 0.025  # one duration step: two acoustic frames of 300 samples at 24 kHz
+# The sound runs ahead of the durations, as in the Kokoro models that hibari was distilled from: over 52 sentences the
+# labels of sibilants and of vowels fit the spectrum best when moved 50 to 60 ms earlier, at speeds 0.8, 1.0 and 1.25.
+DURATION_LAG_S = 0.055
+
+SILENCE_LEVEL = 10 ** (-50 / 20)  # RMS over 10 ms below which a segment's ends count as silent
+LEAD_S = 0.10  # kept before the first sound: a mouth opens some 100 ms before it is heard
+PAUSES_S = {".": 0.42, "!": 0.42, "?": 0.45, "…": 0.55, ":": 0.30, ";": 0.30, ",": 0.18, "—": 0.25}
+CUT_PAUSE_S = 0.08  # after a piece that was cut between two words
+LAST_PAUSE_S = 0.35  # after the last sound of an utterance: the mouth comes to rest
+FADE_S = 0.005
+
+DIPHTHONGS = {
+    "A": "eɪ",
+    "I": "aɪ",
+    "O": "oʊ",
+    "Q": "əʊ",
+    "W": "aʊ",
+    "Y": "ɔɪ",
+}  # one letter each in the voice's alphabet
+LETTERS = {"T": "ɾ"}  # the voice writes the flap of "butter" as T
+DIPHTHONG_SPLIT = 0.55  # share of a diphthong's time that its first vowel takes
+SILENT_GAP_S = 0.09  # a space or mark this long is heard as a pause
+
+
+class HibariTTS:
+    """A `TTSEngine`. Voices besides the first are fetched by hibari on first use (7.9 MB each) and kept by it."""
+
+    sample_rate_hz = SAMPLE_RATE_HZ
+
+    def __init__(self, voice: str, threads: int, max_chars: int, max_sentence_chars: int) -> None:
+        self._threads = threads
+        self._max_chars = max_chars
+        self._max_sentence_chars = max_sentence_chars
+        self._default = voice
+        self._voices: dict[str, _Voice] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        voice: str | None = None,
+        threads: int = 1,
+        max_chars: int = MAX_TEXT_CHARS,
+        max_sentence_chars: int = MAX_SENTENCE_CHARS,
+    ) -> HibariTTS:
+        """Load a voice and speak with it once, so that the first request finds all parts warm.
+
+        threads: ONNX Runtime threads; one is enough. max_chars: longest text; max_sentence_chars: longest piece
+        synthesised at once. Raises ConfigError for an unknown voice, WeightsError for one that cannot be had.
+        """
+        from hibari.voices import DEFAULT, VOICES
+
+        if voice is not None and voice not in VOICES:
+            raise ConfigError(f"There is no voice {voice!r}.", f"Use one of {', '.join(VOICES)}.")
+        engine = cls(voice or DEFAULT, threads, max_chars, max_sentence_chars)
+        list(engine.speak("Warm up, zyqva."))  # a word in no dictionary loads the spelling network too
+        return engine
+
+    def voices(self) -> list[str]:
+        """Names that `speak` accepts; the first is the default."""
+        from hibari.voices import VOICES
+
+        return [self._default, *(name for name in VOICES if name != self._default)]
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        """Yield one Speech a sentence, each as soon as it is synthesised, the last with `last=True`.
+
+        The same text, voice and speed give the same samples. Trailing silence holds the pause before the next sentence.
+        Raises TextError for text that cannot be spoken and InputError for a voice or speed that does not exist, both at
+        the call and not at the first item.
+        """
+        if voice is not None and voice not in self.voices():
+            raise InputError(f"There is no voice {voice!r}.", f"Use one of {', '.join(self.voices())}.")
+        if not SPEEDS[0] <= speed <= SPEEDS[1]:
+            raise InputError(f"The speed {speed} is out of range.", f"Use a speed from {SPEEDS[0]} to {SPEEDS[1]}.")
+        model = self._voice(voice or self._default)
+        sentences = split_sentences(check_text(text, self._max_chars), self._max_sentence_chars)
+        pieces = self._pieces(model, sentences)
+        first = next(pieces, None)
+        if first is None:
+            raise TextError("The voice finds no sound in the text.", "Send at least one word that can be read aloud.")
+        return self._speak(model, first, pieces, speed)
+
+    @staticmethod
+    def _pieces(model: _Voice, sentences: list[str]) -> Iterator[tuple[str, str]]:
+        """(text, phonemes) of all that sounds; a text whose phonemes exceed the model's limit is halved at a space."""
+        waiting = sentences[::-1]
+        while waiting:
+            text = waiting.pop()
+            phonemes = model.phonemise(text)
+            if len(phonemes) > MAX_PHONEMES and " " in text:
+                middle = min((i for i, c in enumerate(text) if c == " "), key=lambda i: abs(i - len(text) // 2))
+                waiting += [text[middle + 1 :], text[:middle]]
+            elif any(c.isalpha() for c in phonemes):
+                yield text, phonemes[:MAX_PHONEMES]
+
+    @staticmethod
+    def _speak(
+        model: _Voice, first: tuple[str, str], rest: Iterator[tuple[str, str]], speed: float
+    ) -> Iterator[Speech]:
+        piece: tuple[str, str] | None = first
+        while piece is not None:
+            text, phonemes = piece
+            piece = next(rest, None)
+            samples, times = model.synthesise(phonemes, speed, seed=zlib.crc32(text.encode()))
+            pause_s = LAST_PAUSE_S if piece is None else pause_after(text) / speed
+            samples, times = trim(samples, times, pause_s if piece is None else max(pause_s - LEAD_S, 0.0))
+            yield Speech(samples, SAMPLE_RATE_HZ, text=text, last=piece is None, phonemes=times)
+
+    def _voice(self, name: str) -> _Voice:
+        with self._lock:
+            if name not in self._voices:
+                self._voices[name] = _Voice(name, self._threads)
+            return self._voices[name]
+
+
+class _Voice:
+    """One hibari model, with the durations of its phonemes where its graph has them."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        from hibari import Hibari
+
+        try:
+            self._hibari = Hibari(voice=name, threads=threads)
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(
+                f"The voice {name!r} could not be loaded: {error}.",
+                "Check the connection, or use the voice 'heart', which is installed with hibari-tts.",
+            ) from error
+        self._session: onnxruntime.InferenceSession = self._hibari.sess
+        with_durations = _session_with_output(Path(self._hibari.model_path).read_bytes(), DURATION_NODE, threads)
+        self.has_durations = with_durations is not None
+        if with_durations is not None:
+            self._session = self._hibari.sess = with_durations
+
+    def phonemise(self, text: str) -> str:
+        """Phonemes of one sentence in the voice's alphabet."""
+        return str(self._hibari.g2p(text))
+
+    def synthesise(self, phonemes: str, speed: float, seed: int = 0) -> tuple[Float32, tuple[Phoneme, ...]]:
+        """Phonemes → float32 (n,) at 24 kHz in [-1, 1], with some 0.3 s of silence at each end, and their times."""
+        from hibari import dsp
+
+        ids = self._hibari.ids(phonemes)
+        feeds = {"ids": np.asarray([ids], np.int64), "speed": np.asarray([speed], np.float32)}
+        outputs: list[npt.NDArray[Any]] = self._session.run(None, feeds)
+        spectra = [output[0] for output in outputs[:6]]  # 5 × (601, frames), f0 (frames,)
+        samples = np.asarray(dsp.synth(*spectra, np.random.default_rng(seed)), np.float32)
+        samples = np.clip(np.nan_to_num(samples), -1.0, 1.0)
+        if not self.has_durations:
+            return samples, ()
+        steps = outputs[-1].reshape(-1)  # (ids,), the first and last being the pads
+        if len(steps) != len(ids) or abs(steps.sum() * STEP_S - len(samples) / SAMPLE_RATE_HZ) > STEP_S:
+            return samples, ()
+        known = [c for c in phonemes if c in self._hibari.vocab]
+        return samples, phoneme_times(["^", *known, "$"], [float(n) * STEP_S for n in steps])
+
+
+def phoneme_times(symbols: list[str], durations_s: list[float]) -> tuple[Phoneme, ...]:
+    """Phonemes in IPA with times in seconds, without gaps, moved to where they are heard (`DURATION_LAG_S`).
+
+    symbols: the voice's letters, `^` and `$` for the pads. A stress mark's time belongs to the sound after it, a length
+    mark's and a short space's to the sound before; diphthongs become two vowels; pads and long gaps become `_`.
+    """
+    spans: list[tuple[str, float, float]] = []
+    now = 0.0
+    stressed_from: float | None = None
+    for symbol, duration_s in zip(symbols, durations_s, strict=True):
+        start, now = now, now + duration_s
+        if symbol in "ˈˌ":
+            stressed_from = start if stressed_from is None else stressed_from
+            continue
+        start, stressed_from = (start if stressed_from is None else stressed_from), None
+        if symbol in DIPHTHONGS:
+            middle = start + DIPHTHONG_SPLIT * (now - start)
+            spans += [(DIPHTHONGS[symbol][0], start, middle), (DIPHTHONGS[symbol][1], middle, now)]
+        elif symbol.isalpha() and symbol != "ː":
+            spans.append((LETTERS.get(symbol, symbol), start, now))
+        elif symbol in "^$" or now - start > SILENT_GAP_S or not spans:
+            spans.append(("_", start, now))
+        else:
+            spans[-1] = (spans[-1][0], spans[-1][1], now)
+    last = len(spans) - 1
+    return tuple(
+        Phoneme(symbol, max(start - DURATION_LAG_S, 0.0), end if i == last else max(end - DURATION_LAG_S, 0.0))
+        for i, (symbol, start, end) in enumerate(spans)
+    )
+
+
+def pause_after(text: str) -> float:
+    """Seconds of silence between a piece of text and the next, by the mark that it ends with, at speed 1."""
+    mark = text.rstrip("\"'”’)]")[-1:]
+    return PAUSES_S.get(mark, CUT_PAUSE_S)
+
+
+def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tuple[Float32, tuple[Phoneme, ...]]:
+    """Bring the silence at the ends to LEAD_S and `tail_s`, fade the edges, and move the phonemes along.
+
+    The last sound's phoneme ends where the sound does; what follows is `_`.
+    """
+    begin, end = _sounding(samples)
+    first = begin - round(LEAD_S * SAMPLE_RATE_HZ)  # may lie before the samples: then zeros are put in front
+    stop = end + round(tail_s * SAMPLE_RATE_HZ)
+    kept = samples[max(first, 0) : min(stop, len(samples))]
+    kept = np.pad(kept, (max(-first, 0), max(stop - len(samples), 0)))
+    fade = round(FADE_S * SAMPLE_RATE_HZ)
+    ramp = np.sin(np.linspace(0.0, np.pi / 2, fade, dtype=np.float32)) ** 2
+    kept[:fade] *= ramp
+    kept[-fade:] *= ramp[::-1]
+    offset_s, sound_end_s = first / SAMPLE_RATE_HZ, (end - first) / SAMPLE_RATE_HZ
+    return kept, _move(phonemes, offset_s, sound_end_s, len(kept) / SAMPLE_RATE_HZ)
+
+
+def _move(phonemes: tuple[Phoneme, ...], offset_s: float, sound_end_s: float, duration_s: float) -> tuple[Phoneme, ...]:
+    """Phonemes moved `offset_s` earlier, cut at the end of the sound, with `_` up to both ends of the segment."""
+    if not phonemes:
+        return ()
+    moved: list[Phoneme] = []
+    for phoneme in phonemes:
+        start = max(phoneme.start_s - offset_s, 0.0)
+        end = min(phoneme.end_s - offset_s, max(sound_end_s, start))
+        if phoneme.symbol != "_" and end > start:
+            if start > (moved[-1].end_s if moved else 0.0):
+                moved.append(Phoneme("_", moved[-1].end_s if moved else 0.0, start))
+            moved.append(Phoneme(phoneme.symbol, start, end))
+    tail_from = moved[-1].end_s if moved else 0.0
+    return (*moved, Phoneme("_", tail_from, duration_s)) if duration_s > tail_from else tuple(moved)
+
+
+def _sounding(samples: Float32) -> tuple[int, int]:
+    """First and one past the last sample of what is louder than SILENCE_LEVEL, in blocks of 10 ms."""
+    block = SAMPLE_RATE_HZ // 100
+    blocks = samples[: len(samples) // block * block].reshape(-1, block)
+    loud = np.flatnonzero(np.sqrt(np.mean(blocks**2, axis=1)) > SILENCE_LEVEL)
+    return (int(loud[0]) * block, (int(loud[-1]) + 1) * block) if len(loud) else (0, len(samples))
+
+
+def _session_with_output(model: bytes, node: str, threads: int) -> onnxruntime.InferenceSession | None:
+    """A session of the model with one inner value as an extra, last output; None where the graph has no such value.
+
+    Protobuf merges repeated messages, so `graph { output { name: node } }` appended to the file adds the output.
+    """
+    import onnxruntime
+
+    name = node.encode()
+    value_info = bytes([0x0A, len(name)]) + name  # ValueInfoProto.name = field 1
+    graph = bytes([0x62, len(value_info)]) + value_info  # GraphProto.output = field 12
+    extended = model + bytes([0x3A, len(graph)]) + graph  # ModelProto.graph = field 7
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(extended, options, providers=["CPUExecutionProvider"])
+    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+        return None
