@@ -1,0 +1,142 @@
+"""The strict schema of everything that can be configured. Knows no model, no stage and no Ray.
+
+A Serve config file has two places for our values. `applications[].args` is `AppConfig`: only what rewires the graph,
+since any change there restarts every deployment. `deployments[].user_config` is the model of that stage below: its
+engine and tunables, applied to running replicas by `reconfigure()` without a restart.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+EMBEDDED = "models/embedded"  # relative paths are looked up in the working folder first, then beside the code
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys and names the nearest known ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alternatives(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(f"unknown key {key!r}: {hint}known keys are {', '.join(cls.model_fields)}")
+        return values
+
+
+class AppConfig(Strict):
+    """`args` of the application: what rewires the graph. A change restarts every deployment."""
+
+    enhance: bool = True  # False leaves the Enhance deployment out of the graph
+
+
+class TTSConfig(Strict):
+    """Text to speech."""
+
+    engine: str = "hibari"  # a short name of models/tts, or module:Class
+    options: dict[str, Any] = Field(default_factory=dict)  # passed to the engine's load()
+    voice: str | None = None  # None is the engine's default
+    speed: float = Field(1.0, ge=0.5, le=2.0)  # 1 is the voice's own pace
+    max_chars: int = Field(2000, ge=1, le=100_000)  # longer texts are refused
+
+
+class AudioFeaturesConfig(Strict):
+    """Whisper encoder: speech to feature windows."""
+
+    weights: str = f"{EMBEDDED}/whisper"  # folder with config.json and model.safetensors or pytorch_model.bin
+    device: str = "cpu"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    context_s: float | None = Field(8.0, gt=2, le=30)  # None: MuseTalk's full 30 s context
+    margin_s: float = Field(1.0, ge=0, le=5)  # overlap of neighbouring contexts that is thrown away
+    threads: int = Field(2, ge=1, le=64)
+
+
+class LipSyncConfig(Strict):
+    """UNet + VAE: feature windows and avatar latents to face crops."""
+
+    engine: str = "openvino"  # openvino (CPU), torch (CPU or CUDA), or module:Class
+    unet_config: str = f"{EMBEDDED}/musetalk/musetalk.json"
+    unet_weights: str = f"{EMBEDDED}/musetalk/unet.safetensors"
+    vae_dir: str = f"{EMBEDDED}/vae"
+    device: str = "cpu"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    threads: int = Field(2, ge=1, le=64)
+    batch_size: int = Field(8, ge=1, le=64)  # frames of one or several sessions in one UNet call
+    batch_wait_ms: float = Field(2.0, ge=0, le=200)  # how long a part-full batch waits for company
+    avatars_dir: str = "results/avatars"
+    cached_avatars: int = Field(8, ge=1)  # prepared avatars whose latents stay in memory
+
+
+class EnhanceConfig(Strict):
+    """Face restoration: 256 px crops to 512 px crops."""
+
+    engine: str = "small"  # a short name of models/restore, or module:Class
+    options: dict[str, Any] = Field(default_factory=dict)  # passed to the engine's load()
+    strength: float = Field(1.0, ge=0, le=1)  # 0: plain bicubic upsampling, 1: the full model
+    batch_size: int = Field(8, ge=1, le=64)
+
+
+class StitchConfig(Strict):
+    """Drives the line; pastes, encodes, appends."""
+
+    avatar_id: str = "presenter"  # used where a request names none
+    fps: Literal[24, 25, 30] = 25
+    enhance: bool = False  # where a request does not say
+    avatars_dir: str = "results/avatars"
+    sessions_dir: str = "results/sessions"
+    chunk_frames: int = Field(8, ge=1, le=64)  # frames that one call to LipSync carries
+    first_chunk_frames: int = Field(4, ge=1, le=64)  # of an utterance: small, for an early first fragment
+    window_chunks: int = Field(3, ge=1, le=32)  # chunks in flight
+    tries: int = Field(4, ge=1, le=10)  # per chunk, when a replica dies
+    chunk_timeout_s: float = Field(30.0, gt=0)
+    sample_rate_hz: Literal[16000, 22050, 24000, 32000, 44100, 48000] = 24000  # of the session's sound
+    crf: int = Field(20, ge=0, le=40)  # H.264 quality: lower is better and larger
+    preset: str = "veryfast"  # x264's
+    blend_mode: Literal["feather"] = "feather"
+    max_audio_s: float = Field(600.0, gt=0)
+    cached_avatars: int = Field(4, ge=1)
+    frame_cache_mb: int = Field(512, ge=16)  # decoded avatar frames kept in memory
+
+
+class AvatarsConfig(Strict):
+    """Avatar preparation; the names are the manual's where it has them."""
+
+    avatar_id: str = "presenter"
+    video_path: str | None = None  # source of `avatar_id`, prepared at start when `preparation` is true
+    preparation: bool = True  # false: a missing or changed avatar is an error with the command to run
+    bbox_shift: int = Field(0, ge=-50, le=50)  # moves the crop's upper edge, px
+    extra_margin: int = Field(10, ge=0, le=100)  # below the chin, px
+    fps: Literal[24, 25, 30] = 25
+    batch_size: int = Field(4, ge=1, le=64)  # crops in one VAE call
+    max_seconds: float = Field(120.0, gt=0)
+    avatars_dir: str = "results/avatars"
+    vae_dir: str = f"{EMBEDDED}/vae"
+    unet_config: str = f"{EMBEDDED}/musetalk/musetalk.json"
+    unet_weights: str = f"{EMBEDDED}/musetalk/unet.safetensors"
+    device: str = "cpu"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+class IngressConfig(Strict):
+    """The HTTP face."""
+
+    max_upload_mb: float = Field(200.0, gt=0)
+    max_json_kb: float = Field(256.0, gt=0)
+
+
+STAGES: dict[str, type[Strict]] = {
+    "TTS": TTSConfig,
+    "AudioFeatures": AudioFeaturesConfig,
+    "LipSync": LipSyncConfig,
+    "Enhance": EnhanceConfig,
+    "Stitch": StitchConfig,
+    "Avatars": AvatarsConfig,
+    "Ingress": IngressConfig,
+}

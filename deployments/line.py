@@ -1,0 +1,304 @@
+"""Drives one utterance down the line: text or speech in, chunks of face crops with their speech out, in order.
+
+Keeps a bounded window of chunks in flight, retries a chunk when a replica dies, and adds up where the time went. Knows
+the stages only as handles; knows nothing of pictures, files or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from deployments.stage import Stamped, StageTiming
+from models.audio import pad_to_frames
+from models.errors import BusyError, StageError, WarmTalkError
+from models.types import FaceCrops, Float32, Speech
+
+RETRY_PAUSE_S = 0.1  # doubled at each try: 0.1, 0.2, 0.4 … while Serve notices the death and starts a new replica
+
+
+@dataclass(frozen=True, slots=True)
+class LineSettings:
+    """How an utterance is cut up and driven."""
+
+    fps: int = 25
+    chunk_frames: int = 8
+    first_chunk_frames: int = 4
+    window_chunks: int = 3
+    tries: int = 4
+    chunk_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One utterance: `text` to be spoken, or `speech` as it is. `position` is the session's frame count so far."""
+
+    avatar_id: str
+    position: int
+    text: str = ""
+    speech: tuple[Speech, ...] = ()
+    voice: str | None = None
+    speed: float | None = None
+    enhance: bool = False
+    strength: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a stage, milliseconds. `wall_ms` runs from its inputs being ready to its result being at hand."""
+
+    stage: str
+    frames: int
+    queue_ms: float
+    transfer_ms: float
+    compute_ms: float
+    wall_ms: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Crops of some frames with the speech they are spoken to; `last` ends the utterance."""
+
+    crops: FaceCrops
+    samples: Float32
+    sample_rate_hz: int
+    last: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Segment:
+    """A padded Speech, its place in the utterance, and the un-awaited response of its features."""
+
+    speech: Speech
+    first_frame: int
+    frames: int
+    features: Any = None
+    done: asyncio.Task[float] | None = None  # ends when the features are there: the wall-clock time of that
+
+
+@dataclass(slots=True)
+class Line:
+    """The stages as handles, for one utterance. `enhance` is None where the graph has no Enhance stage."""
+
+    tts: Any
+    features: Any
+    lipsync: Any
+    enhance: Any | None
+    settings: LineSettings
+    calls: list[Call] = field(default_factory=list)
+    retries: int = 0
+
+    async def run(self, job: Job) -> AsyncIterator[Chunk]:
+        """Yield the chunks of an utterance in order. Raises WarmTalkError; cancels what is under way when closed."""
+        queue: asyncio.Queue[tuple[_Segment, int, asyncio.Task[Stamped[FaceCrops]]] | None]
+        queue = asyncio.Queue(self.settings.window_chunks)
+        pump = asyncio.create_task(self._pump(job, queue))
+        held: tuple[_Segment, int, asyncio.Task[Stamped[FaceCrops]]] | None = None
+        try:
+            while (held := await _next_or_error(queue, pump)) is not None:
+                segment, start, task = held
+                stamped = await task
+                yield _cut(segment, start, stamped.value)
+        finally:
+            pump.cancel()
+            if held:
+                held[2].cancel()
+            while not queue.empty():
+                if entry := queue.get_nowait():
+                    entry[2].cancel()
+
+    async def _pump(self, job: Job, queue: asyncio.Queue[Any]) -> None:
+        """Start a task for each chunk, as many at a time as the queue has room for."""
+        deadline_s = time.time()
+        async for segment in self._segments(job):
+            start = 0
+            while start < segment.frames:
+                frame = segment.first_frame + start
+                size = self.settings.chunk_frames if frame else self.settings.first_chunk_frames
+                count = min(size, segment.frames - start)
+                due_s = deadline_s + frame / self.settings.fps
+                task = asyncio.create_task(self._render(job, segment, start, count, due_s))
+                task.add_done_callback(_retrieve)
+                try:
+                    await queue.put((segment, start, task))
+                except asyncio.CancelledError:
+                    task.cancel()
+                    raise
+                start += count
+        await queue.put(None)
+
+    async def _segments(self, job: Job) -> AsyncIterator[_Segment]:
+        """The utterance's speech in padded segments, each a whole number of frames."""
+        first_frame = 0
+        source = self._spoken(job) if job.text else _given(job.speech)
+        async for speech in source:
+            padded = pad_to_frames(speech, self.settings.fps)
+            frames = round(padded.duration_s * self.settings.fps)
+            yield _Segment(padded, first_frame, frames)
+            first_frame += frames
+
+    async def _spoken(self, job: Job) -> AsyncIterator[Speech]:
+        """Sentences from TTS. When its replica dies, ask again and skip the sentences that are already here."""
+        received = 0
+        for attempt in range(self.settings.tries):
+            stream = self.tts.speak.remote(job.text, job.voice, job.speed)
+            index, asked_s = 0, time.time()
+            try:
+                async for stamped in stream:
+                    self._count(stamped.timings[-1], asked_s, time.time())
+                    if index >= received:
+                        received += 1
+                        yield stamped.value
+                    index, asked_s = index + 1, time.time()
+                return
+            except (RayError, RayServeException) as error:
+                await self._before_retry(error, attempt, "TTS")
+            finally:
+                stream.cancel()
+
+    async def _render(
+        self, job: Job, segment: _Segment, start: int, count: int, due_s: float
+    ) -> Stamped[FaceCrops]:
+        """One chunk through AudioFeatures (once a segment), LipSync and Enhance. Retries the chain as a whole."""
+        for attempt in range(self.settings.tries):
+            response = None
+            try:
+                features = self._features(segment)
+                sent_s = time.time()
+                frame = segment.first_frame + start
+                response = self.lipsync.generate.remote(
+                    features, start, count, job.avatar_id, job.position + frame, frame, due_s
+                )
+                if job.enhance and self.enhance is not None:
+                    response = self.enhance.restore.remote(response, job.strength)
+                stamped: Stamped[FaceCrops] = await asyncio.wait_for(response, self.settings.chunk_timeout_s)
+                here_s = time.time()
+                if segment.done is not None:
+                    sent_s = max(sent_s, await segment.done)
+                self._account(stamped.timings, sent_s, here_s)
+                return stamped
+            except asyncio.CancelledError:
+                if response is not None:
+                    response.cancel()
+                raise
+            except (RayError, RayServeException, asyncio.TimeoutError) as error:
+                if response is not None:
+                    response.cancel()
+                segment.features = None
+                await self._before_retry(error, attempt, "LipSync")
+        raise StageError("A chunk failed at every try.", "Look at the logs of LipSync and Enhance.")
+
+    def _features(self, segment: _Segment) -> Any:
+        """The un-awaited response of the segment's features, asked for once and again after a failure."""
+        if segment.features is None:
+            sent_s = time.time()
+            segment.features = self.features.windows.remote(segment.speech, self.settings.fps)
+            segment.done = asyncio.create_task(self._features_done(segment.features, sent_s))
+            segment.done.add_done_callback(_retrieve)
+        return segment.features
+
+    async def _features_done(self, response: Any, sent_s: float) -> float:
+        """Count the features' call, once a segment. Its result travels to LipSync, so the way back is LipSync's."""
+        timing: StageTiming = (await response).timings[-1]
+        self._count(timing, sent_s, timing.done_s)
+        return timing.done_s
+
+    def _account(self, timings: tuple[StageTiming, ...], ready_s: float, here_s: float) -> None:
+        """Split the wall time of a finished chunk among its stages."""
+        for timing in timings:
+            end_s = here_s if timing is timings[-1] else timing.done_s
+            self._count(timing, ready_s, end_s)
+            ready_s = end_s
+
+    def _count(self, timing: StageTiming, ready_s: float, end_s: float) -> None:
+        transfer_s = max(0.0, timing.received_s - ready_s) + max(0.0, end_s - timing.done_s)
+        self.calls.append(
+            Call(
+                timing.stage,
+                timing.frames,
+                timing.queue_s * 1e3,
+                transfer_s * 1e3,
+                timing.compute_s * 1e3,
+                (end_s - ready_s) * 1e3,
+            )
+        )
+
+    async def _before_retry(self, error: BaseException, attempt: int, stage: str) -> None:
+        """Raise what must not be retried; otherwise wait a little longer each time."""
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, WarmTalkError):
+            raise cause from None
+        if isinstance(error, WarmTalkError):
+            raise error
+        last = attempt == self.settings.tries - 1
+        if isinstance(error, BackPressureError) and last:
+            raise BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
+        broken = isinstance(error, RayTaskError) and not isinstance(error, TaskCancelledError)
+        if last or (broken and not _lost_replica(cause)):
+            raise StageError(f"{stage} failed: {type(cause or error).__name__}.", "Look at its log.") from error
+        self.retries += 1
+        await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)
+
+
+def _lost_replica(cause: BaseException | None) -> bool:
+    """Whether a task failed only because what it depended on was lost."""
+    return isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
+
+
+def _cut(segment: _Segment, start: int, crops: FaceCrops) -> Chunk:
+    """The speech that belongs to the crops: sample boundaries are rounded per frame, so no rounding adds up."""
+    speech, count = segment.speech, len(crops)
+    per_frame = len(speech.samples) / segment.frames
+    begin, end = round(start * per_frame), round((start + count) * per_frame)
+    last = speech.last and start + count == segment.frames
+    return Chunk(crops, speech.samples[begin:end], speech.sample_rate_hz, last)
+
+
+async def _given(speech: tuple[Speech, ...]) -> AsyncIterator[Speech]:
+    for segment in speech:
+        yield segment
+
+
+async def _next_or_error(queue: asyncio.Queue[Any], pump: asyncio.Task[None]) -> Any:
+    """The queue's next entry; the pump's error once everything before it has been taken."""
+    if queue.empty():
+        getter = asyncio.create_task(queue.get())
+        await asyncio.wait({getter, pump}, return_when=asyncio.FIRST_COMPLETED)
+        if not getter.done() and pump.done() and pump.exception() is not None:
+            getter.cancel()
+            raise pump.exception()  # type: ignore[misc]
+        return await getter
+    return queue.get_nowait()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Mark a chunk's error as seen: it is raised where the chunk is taken, or dropped with the utterance."""
+    if not task.cancelled():
+        task.exception()
+
+
+def summarise(calls: list[Call]) -> dict[str, dict[str, float]]:
+    """Per stage: calls, frames, and summed milliseconds of queue, transfer, compute and wall."""
+    stages: dict[str, dict[str, float]] = {}
+    for call in calls:
+        row = stages.setdefault(call.stage, dict.fromkeys(("calls", "frames", *PARTS), 0.0))
+        row["calls"] += 1
+        row["frames"] += call.frames
+        for part in PARTS:
+            row[part] += getattr(call, part)
+    return {stage: {key: round(float(value), 2) for key, value in row.items()} for stage, row in stages.items()}
+
+
+PARTS = ("queue_ms", "transfer_ms", "compute_ms", "wall_ms")
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which `share` (0 to 1) of `values` lie; 0 for none."""
+    return float(np.quantile(values, share)) if values else 0.0

@@ -1,0 +1,124 @@
+"""The LipSync stage: feature windows and an avatar's latents in, generated face crops out. Knows no other stage."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from configs.schema import LipSyncConfig
+from deployments.frame_batcher import FrameBatcher
+from deployments.paths import builtin_avatars, cache_dir, input_path, output_path
+from deployments.stage import Stage, Stamped
+from models.avatar.playback import ping_pong
+from models.avatar.store import AvatarStore
+from models.engines import find_engine
+from models.errors import ConfigError
+from models.types import FaceCrops, FeatureWindows, Float16, UInt8
+
+ENGINES = {
+    "openvino": "models.openvino_engine:OpenVINOMuseTalk",
+    "torch": "models.musetalk:MuseTalk",
+}
+
+Frame = tuple[Float16, Float16]  # latents (8, 32, 32), window (50, 384)
+
+
+def load_engine(config: Any) -> Any:
+    """The engine of a stage's config, warmed up. Used by LipSync; set-up calls it to compile once."""
+    engine = find_engine(config.engine, ENGINES)
+    paths = [input_path(config.unet_config), input_path(config.unet_weights), input_path(config.vae_dir)]
+    if config.engine == "torch":
+        import torch
+
+        if config.device == "cpu":
+            torch.set_num_threads(config.threads)
+        return engine.load(*paths, device=config.device, dtype=getattr(torch, config.dtype))
+    return engine.load(*paths, cache_dir=cache_dir(), threads=config.threads)
+
+
+class LipSync(Stage[LipSyncConfig]):
+    stage = "LipSync"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._latents: OrderedDict[tuple[str, str], Float16] = OrderedDict()
+        self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(self._compute, 1, 0.0)
+        self.batches = 0  # UNet calls, for tests and the profile
+        self.batched_frames = 0
+
+    def apply(self, config: LipSyncConfig, changed: set[str] | None) -> None:
+        model_keys = {"engine", "unet_config", "unet_weights", "vae_dir", "device", "dtype", "threads"}
+        if changed is None or changed & model_keys:
+            self.model = load_engine(config)
+            latents = np.zeros((config.batch_size, 8, 32, 32), np.float16)
+            self.model.generate(latents, np.zeros((config.batch_size, 50, 384), np.float16))  # warm up
+            self._latents.clear()
+        self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
+        self._batcher.batch_size, self._batcher.wait_s = config.batch_size, config.batch_wait_ms / 1e3
+
+    async def generate(
+        self,
+        features: Stamped[FeatureWindows],
+        start: int,
+        count: int,
+        avatar_id: str,
+        position: int,
+        first_frame: int,
+        deadline_s: float = 0.0,
+    ) -> Stamped[FaceCrops]:
+        """Crops of `count` frames, from window `start` of the segment.
+
+        position: the session's frame number of the first of them, which says which avatar frames are shown.
+        first_frame: its number in the utterance. deadline_s: when it is due, wall clock; earlier ones are batched first.
+        Raises AvatarNotFound, ConfigError (an avatar prepared with another VAE).
+        """
+        received_s = time.time()
+        await self.ready()
+        latents = await self._avatar_latents(avatar_id)
+        indices = ping_pong(position, count, len(latents))
+        windows = features.value.windows[start : start + count]
+        frames = [(latents[index], window) for index, window in zip(indices, windows, strict=True)]
+        done = await self._batcher.submit(frames, deadline_s)
+        crops = FaceCrops(np.stack(done.results), first_frame, avatar_id)
+        timing = self.meter.stamp(count, received_s, done.queue_s, done.compute_s)
+        return Stamped(crops, (timing,))
+
+    async def stats(self) -> dict[str, Any]:
+        return {**await super().stats(), "batches": self.batches, "batched_frames": self.batched_frames}
+
+    async def _compute(self, frames: list[Frame]) -> list[UInt8]:
+        self.batches += 1
+        self.batched_frames += len(frames)
+        done = await self.worker.run(self._generate, frames)
+        return done.value
+
+    def _generate(self, frames: list[Frame]) -> list[UInt8]:
+        latents = np.stack([frame[0] for frame in frames])  # (n, 8, 32, 32)
+        windows = np.stack([frame[1] for frame in frames])  # (n, 50, 384)
+        return list(self.model.generate(latents, windows))  # n × (256, 256, 3)
+
+    async def _avatar_latents(self, avatar_id: str) -> Float16:
+        key = (avatar_id, self._store.version(avatar_id))
+        if key not in self._latents:
+            done = await self.worker.run(self._load_latents, avatar_id)
+            self._latents[key] = done.value
+            while len(self._latents) > self.config.cached_avatars:
+                self._latents.popitem(last=False)
+        self._latents.move_to_end(key)
+        return self._latents[key]
+
+    def _load_latents(self, avatar_id: str) -> Float16:
+        avatar = self._store.load(avatar_id, frames=False)
+        if avatar.vae_fingerprint != self.model.vae_fingerprint:
+            raise ConfigError(
+                f"The avatar {avatar_id!r} was prepared with another VAE ({avatar.vae_fingerprint}) than LipSync runs "
+                f"({self.model.vae_fingerprint}).",
+                f"Prepare it again: warmtalk prepare VIDEO --avatar-id {avatar_id} --force.",
+            )
+        assert avatar.latents is not None
+        return avatar.latents
+
+

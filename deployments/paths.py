@@ -1,0 +1,37 @@
+"""Finds the files and folders that a config names. Knows nothing of what is in them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CODE = Path(__file__).resolve().parent.parent
+
+
+def home() -> Path:
+    """Where results, caches and weights live: $WARMTALK_HOME, else the working folder."""
+    return Path(os.environ.get("WARMTALK_HOME") or Path.cwd())
+
+
+def input_path(name: str) -> Path:
+    """An existing file or folder: absolute, or under home(), or beside the code (embedded weights)."""
+    path = Path(name)
+    if path.is_absolute():
+        return path
+    return home() / path if (home() / path).exists() else CODE / path
+
+
+def output_path(name: str) -> Path:
+    """A folder that may be written: absolute, or under home()."""
+    path = Path(name)
+    return path if path.is_absolute() else home() / path
+
+
+def cache_dir() -> Path:
+    """Where compiled models are kept: $WARMTALK_CACHE, else `.cache` under home()."""
+    return Path(os.environ.get("WARMTALK_CACHE") or home() / ".cache")
+
+
+def builtin_avatars() -> Path:
+    """The avatars that ship with the project."""
+    return CODE / "models" / "embedded" / "avatars"

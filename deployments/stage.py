@@ -1,0 +1,179 @@
+"""What all stages share: strict options, a compute thread, and stamps that say where the time went.
+
+Knows Serve's metrics; knows nothing of what a stage computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from pydantic import ValidationError
+
+from configs.schema import STAGES, Strict
+from models.errors import ConfigError
+
+log = logging.getLogger("ray.serve")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+C = TypeVar("C", bound=Strict)
+
+MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000]  # histogram boundaries
+
+
+@dataclass(frozen=True, slots=True)
+class StageTiming:
+    """Where one call's time went, seconds. `received_s` and `done_s` are wall-clock times of the replica.
+
+    `queue_s` is the wait in the replica for its compute thread or batch; `compute_s` is the work itself. What is left of
+    the call's wall time is transfer: routing, serialisation, and the wait for a free replica.
+    """
+
+    stage: str
+    frames: int
+    received_s: float
+    done_s: float
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stamped(Generic[T]):
+    """A stage's result with the timings of the calls that led to it, the latest last."""
+
+    value: T
+    timings: tuple[StageTiming, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """What the worker computed, when it came to it, and how long it took, seconds."""
+
+    value: T
+    queue_s: float
+    compute_s: float
+
+
+class Worker:
+    """One thread that computes in order of arrival, so that the event loop stays free to answer health checks."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Done[T]:
+        asked_s = time.perf_counter()
+
+        def timed() -> Done[T]:
+            started_s = time.perf_counter()
+            value = function(*args, **kwargs)
+            return Done(value, started_s - asked_s, time.perf_counter() - started_s)
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
+
+
+class StageMeter:
+    """Counts the calls of a stage and exports them as `warmtalk_stage_*` through Ray's metrics."""
+
+    def __init__(self, stage: str) -> None:
+        from ray.util.metrics import Counter, Histogram
+
+        self.stage = stage
+        tags: dict[str, Any] = {"tag_keys": ("stage",)}
+        self._calls = Counter("warmtalk_stage_calls_total", description="Calls of a stage.", **tags)
+        self._frames = Counter("warmtalk_stage_frames_total", description="Video frames through a stage.", **tags)
+        self._parts = {
+            part: Histogram(f"warmtalk_stage_{part}_ms", f"Milliseconds of {part} a call.", MILLISECONDS, **tags)
+            for part in ("queue", "compute", "transfer")
+        }
+
+    def stamp(self, frames: int, received_s: float, queue_s: float, compute_s: float) -> StageTiming:
+        """The timing of a call that ends now; counted."""
+        tags = {"stage": self.stage}
+        self._calls.inc(1, tags)
+        if frames:
+            self._frames.inc(frames, tags)
+        self._parts["queue"].observe(queue_s * 1e3, tags)
+        self._parts["compute"].observe(compute_s * 1e3, tags)
+        return StageTiming(self.stage, frames, received_s, time.time(), queue_s, compute_s)
+
+    def transferred(self, stage: str, transfer_s: float) -> None:
+        """Count the transfer of a call of `stage`, which only its caller can see."""
+        self._parts["transfer"].observe(max(0.0, transfer_s) * 1e3, {"stage": stage})
+
+
+class Stage(Generic[C]):
+    """Base of the stage classes: a strict config, applied by `reconfigure` without a restart.
+
+    A subclass names its stage and says in `apply` what a change of options means.
+    """
+
+    stage: str
+
+    def __init__(self) -> None:
+        self.meter = StageMeter(self.stage)
+        self.worker = Worker(self.stage)
+        self.config: C = STAGES[self.stage]()  # type: ignore[assignment]
+        self._applied = False
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve before the first request and at each change of `user_config`. Raises ConfigError."""
+        config = parse_config(self.stage, user_config)
+        changed = {key for key in type(config).model_fields if getattr(config, key) != getattr(self.config, key)}
+        if self._applied and not changed:
+            return
+        await self.worker.run(self.apply, config, changed if self._applied else None)
+        self.config = config  # type: ignore[assignment]
+        self._applied = True
+
+    async def ready(self) -> None:
+        """Apply the defaults where Serve was given no user_config."""
+        if not self._applied:
+            await self.reconfigure({})
+
+    def apply(self, config: Any, changed: set[str] | None) -> None:
+        """Load or adapt the engine, on the compute thread. `changed` names the keys that differ; None: first time."""
+        raise NotImplementedError
+
+    async def stats(self) -> dict[str, Any]:
+        """Process id and memory of this replica, megabytes."""
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        stats: dict[str, Any] = {"stage": self.stage, "pid": os.getpid(), "rss_mb": memory.rss / 1e6}
+        stats["gpu_mb"] = _gpu_megabytes()
+        return stats
+
+
+def parse_config(stage: str, user_config: dict[str, Any]) -> Any:
+    """`user_config` as the stage's strict model. Raises ConfigError naming the key and its alternatives."""
+    try:
+        return STAGES[stage].model_validate(user_config)
+    except ValidationError as error:
+        details = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors())
+        raise ConfigError(f"{stage}.user_config: {details}.", "Mend the config file and deploy it again.") from error
+
+
+def _gpu_megabytes() -> float:
+    import sys
+
+    torch = sys.modules.get("torch")  # never import it only to say that it is not used
+    if torch is None or not torch.cuda.is_available():
+        return 0.0
+    return float(torch.cuda.max_memory_reserved() / 1e6)
+
+
+@functools.cache
+def limit_threads(threads: int) -> None:
+    """Keep OpenCV's and OpenMP's pools of this process to `threads`."""
+    import cv2
+
+    cv2.setNumThreads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)

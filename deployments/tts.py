@@ -1,0 +1,45 @@
+"""The TTS stage: text in, a Speech a sentence out, as a stream. Knows no other stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+from configs.schema import TTSConfig
+from deployments.stage import Stage, Stamped
+from models.engines import find_engine
+from models.errors import TextError
+from models.tts import ENGINES
+from models.tts.base import TTSEngine
+from models.types import Speech
+
+
+class TTS(Stage[TTSConfig]):
+    stage = "TTS"
+    engine: TTSEngine
+
+    def apply(self, config: TTSConfig, changed: set[str] | None) -> None:
+        if changed is None or changed & {"engine", "options"}:
+            self.engine = find_engine(config.engine, ENGINES).load(**config.options)
+
+    async def speak(
+        self, text: str, voice: str | None = None, speed: float | None = None
+    ) -> AsyncIterator[Stamped[Speech]]:
+        """Yield one stamped Speech a sentence. Raises TextError for empty, unspeakable or too long text."""
+        await self.ready()
+        if len(text) > self.config.max_chars:
+            raise TextError(
+                f"The text has {len(text)} characters; the limit is {self.config.max_chars}.",
+                "Send it in parts, or raise max_chars of the TTS stage.",
+            )
+        speech = iter(self.engine.speak(text, voice or self.config.voice, speed or self.config.speed))
+        while True:
+            received_s = time.time()
+            done = await self.worker.run(next, speech, None)
+            if done.value is None:
+                return
+            yield Stamped(done.value, (self.meter.stamp(0, received_s, done.queue_s, done.compute_s),))
+
+    async def voices(self) -> list[str]:
+        await self.ready()
+        return self.engine.voices()
