@@ -1,0 +1,201 @@
+"""Avatar latents and feature windows → face crops: the UNet and VAE of MuseTalk, in diffusers' own classes.
+
+One pass of the UNet inpaints the masked lower half of a face in latent space (Zhang et al. 2024): no diffusion.
+Knows nothing of speech, avatars on disk, HTTP or Ray. `models/openvino_musetalk.py` is the fast twin for CPUs.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from torch import nn
+
+from models.checkpoints import build_module, find_weights, fingerprint, load_state_dict, read_json
+from models.errors import InputError, WeightsError
+from models.types import CROP_PX, LATENT_PX, UInt8
+from models.vae_keys import modern_vae_keys
+
+POSITION_BASE = 10_000.0  # of the sinusoidal position code (Vaswani et al. 2017, as MuseTalk's PositionalEncoding)
+LATENT_CHANNELS = 4
+UNET_CHANNELS = 2 * LATENT_CHANNELS  # masked face first, then reference
+MAX_BATCH = 32  # faces a call of the VAE or the UNet: bounds memory whatever the caller sends
+VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+VAE_WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+Array = Any  # numpy array or torch tensor
+
+
+def position_code(tokens: int, width: int) -> torch.Tensor:
+    """Sinusoidal code, float32 `(tokens, width)`: sine in even columns, cosine in odd ones, base 10000."""
+    position = torch.arange(tokens, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(POSITION_BASE) / width))
+    return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], dim=2).flatten(1)
+
+
+class Generator(nn.Module):  # type: ignore[misc]
+    """The UNet with position code and time step: `(n, 8, 32, 32)`, `(n, 50, 384)` → scaled latents `(n, 4, 32, 32)`."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, latents: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        code = position_code(windows.shape[1], windows.shape[2]).to(windows.device)
+        windows = (windows.float() + code).to(latents.dtype)
+        timestep = torch.zeros(1, dtype=torch.long, device=latents.device)
+        return self.unet(latents, timestep, encoder_hidden_states=windows, return_dict=False)[0]
+
+
+class Decoder(nn.Module):  # type: ignore[misc]
+    """The VAE's decoder: scaled latents `(n, 4, 32, 32)` → RGB in [0, 255], float `(n, 256, 256, 3)`, unrounded."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = float(vae.config.scaling_factor)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        image = self.vae.decode(latents / self.scaling_factor, return_dict=False)[0].float()  # (n, 3, 256, 256)
+        return ((image / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
+
+
+class MuseTalk:
+    """Loaded UNet and VAE. Numpy arrays or torch tensors in; latents leave as tensors on the device, faces as numpy.
+
+    No method records gradients. The VAE is an AutoencoderKL, or an AutoencoderTiny called without its [0, 1] packing of
+    latents (`scale_latents`): in both, the UNet works on encoder output × `scaling_factor` and images are in [-1, 1].
+    """
+
+    def __init__(self, unet: nn.Module, vae: nn.Module, vae_fingerprint: str = "") -> None:
+        self.unet, self.vae, self.vae_fingerprint = unet, vae, vae_fingerprint
+        self.scaling_factor = float(vae.config.scaling_factor)
+        self._generator, self._decoder = Generator(unet).eval(), Decoder(vae).eval()
+
+    @classmethod
+    def load(
+        cls,
+        unet_config: Path | str,
+        unet_weights: Path | str,
+        vae_dir: Path | str,
+        device: Any = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> MuseTalk:
+        """Read a MuseTalk-format UNet (`musetalk.json`, `unet.pth` or safetensors) and a diffusers VAE folder.
+
+        Raises WeightsError for a missing, partial or ill-fitting file, naming the first keys that are wrong.
+        """
+        unet = load_unet(Path(unet_config), Path(unet_weights), device, dtype)
+        vae = load_vae(Path(vae_dir), device, dtype)
+        return cls(unet, vae, vae_fingerprint(vae_dir))
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.conv_in.weight.dtype
+
+    def encode_reference(self, faces_rgb: Array) -> torch.Tensor:
+        """Face crops, RGB uint8 `(n, 256, 256, 3)` → the UNet's input latents `(n, 8, 32, 32)`.
+
+        First the masked face (its lower half black before normalisation, so −1 after), then the face as it is. Of the
+        KL encoder's distribution the mode is taken, so that latents do not change between two preparations.
+        """
+        faces = _tensor(faces_rgb, (CROP_PX, CROP_PX, 3), "face crops")
+        if faces.dtype != torch.uint8:
+            raise InputError(f"The face crops are {faces.dtype}.", "Send RGB uint8 images.")
+        return torch.cat([self._encode_chunk(chunk) for chunk in faces.split(MAX_BATCH // 2)])
+
+    def _encode_chunk(self, faces: torch.Tensor) -> torch.Tensor:
+        image = faces.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (n, 3, 256, 256) in [-1, 1]
+        masked = image.clone()
+        masked[:, :, CROP_PX // 2 :] = -1
+        both = torch.cat([masked, image]).to(self.dtype, memory_format=torch.channels_last)
+        with torch.inference_mode():
+            encoded = self.vae.encode(both)
+            latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        masked_latents, reference = (latents * self.scaling_factor).clone().chunk(2)
+        return torch.cat([masked_latents, reference], dim=1).contiguous()  # (n, 8, 32, 32)
+
+    def predict(self, latents: Array, windows: Array) -> torch.Tensor:
+        """Input latents `(n, 8, 32, 32)` and feature windows `(n, 50, 384)` → scaled face latents `(n, 4, 32, 32)`."""
+        latents = _tensor(latents, (UNET_CHANNELS, LATENT_PX, LATENT_PX), "latents")
+        windows = _tensor(windows, (None, int(self.unet.config.cross_attention_dim)), "feature windows")
+        if len(latents) != len(windows):
+            raise InputError(f"{len(latents)} latents came with {len(windows)} windows.", "Send one of each a frame.")
+        with torch.inference_mode():
+            chunks = [
+                self._generator(
+                    z.to(self.device, self.dtype, memory_format=torch.channels_last),
+                    w.to(self.device, torch.float32),
+                )
+                for z, w in zip(latents.split(MAX_BATCH), windows.split(MAX_BATCH), strict=True)
+            ]
+        return torch.cat(chunks).contiguous()
+
+    def decode(self, latents: Array) -> UInt8:
+        """Scaled latents `(n, 4, 32, 32)` → face crops, RGB uint8 `(n, 256, 256, 3)`, rounded to nearest."""
+        latents = _tensor(latents, (LATENT_CHANNELS, LATENT_PX, LATENT_PX), "latents")
+        with torch.inference_mode():
+            chunks = [
+                self._decoder(z.to(self.device, self.dtype, memory_format=torch.channels_last)).round().to(torch.uint8)
+                for z in latents.split(MAX_BATCH)
+            ]
+        return np.ascontiguousarray(torch.cat(chunks).cpu().numpy())
+
+    def generate(self, latents: Array, windows: Array) -> UInt8:
+        """`decode(predict(latents, windows))`: input latents and windows → face crops, uint8 `(n, 256, 256, 3)`."""
+        return self.decode(self.predict(latents, windows))
+
+
+def load_unet(config_path: Path, weights: Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A UNet2DConditionModel of MuseTalk's shape: eight latent channels in, four out. Raises WeightsError."""
+    config = read_json(config_path)
+    if (config.get("in_channels"), config.get("out_channels")) != (UNET_CHANNELS, LATENT_CHANNELS):
+        raise WeightsError(
+            f"{config_path} describes a UNet with {config.get('in_channels')} channels in and "
+            f"{config.get('out_channels')} out, not {UNET_CHANNELS} and {LATENT_CHANNELS}.",
+            "Use the config of a MuseTalk UNet.",
+        )
+    state = load_state_dict(weights)
+    unet = build_module(lambda: UNet2DConditionModel.from_config(config), state, weights, device, dtype)
+    return unet.to(memory_format=torch.channels_last)
+
+
+def load_vae(folder: Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """An AutoencoderKL or AutoencoderTiny, as the folder's `_class_name` says (KL where it says nothing).
+
+    A missing `scaling_factor` is the class's own: 0.18215 for KL, 1 for Tiny. Raises WeightsError.
+    """
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name", "AutoencoderKL")
+    if name not in VAE_CLASSES:
+        raise WeightsError(f"{folder} holds a {name}.", f"Use one of {', '.join(VAE_CLASSES)}.")
+    path = find_weights(folder, VAE_WEIGHT_FILES)
+    state = modern_vae_keys(load_state_dict(path))
+    vae = build_module(lambda: VAE_CLASSES[name].from_config(config), state, path, device, dtype)
+    return vae.to(memory_format=torch.channels_last)
+
+
+def vae_fingerprint(folder: Path | str) -> str:
+    """16 hex digits that change with any byte of the VAE's config or weights; an avatar's latents carry them."""
+    folder = Path(folder)
+    return fingerprint(folder / "config.json", find_weights(folder, VAE_WEIGHT_FILES))
+
+
+def _tensor(value: Array, tail: tuple[int | None, ...], what: str) -> torch.Tensor:
+    """`value` as a tensor `(n, *tail)`. Raises InputError for another shape."""
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        value = value.copy()  # torch cannot wrap the read-only views that come from another process
+    tensor = torch.as_tensor(value)
+    fits = tensor.ndim == len(tail) + 1 and all(t in (None, s) for s, t in zip(tensor.shape[1:], tail, strict=True))
+    if not fits or not len(tensor):
+        wanted = ", ".join(["n ≥ 1", *(str(t) if t else "any" for t in tail)])
+        raise InputError(f"The {what} have shape {tuple(tensor.shape)}.", f"Send ({wanted}).")
+    return tensor
