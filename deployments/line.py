@@ -163,9 +163,7 @@ class Line:
             finally:
                 stream.cancel()
 
-    async def _render(
-        self, job: Job, segment: _Segment, start: int, count: int, due_s: float
-    ) -> Stamped[FaceCrops]:
+    async def _render(self, job: Job, segment: _Segment, start: int, count: int, due_s: float) -> Stamped[FaceCrops]:
         """One chunk through AudioFeatures (once a segment), LipSync and Enhance. Retries the chain as a whole."""
         for attempt in range(self.settings.tries):
             response = None

@@ -120,5 +120,3 @@ class LipSync(Stage[LipSyncConfig]):
             )
         assert avatar.latents is not None
         return avatar.latents
-
-

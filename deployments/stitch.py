@@ -17,6 +17,7 @@ import numpy as np
 from configs.schema import StitchConfig
 from deployments.line import Call, Chunk, Job, Line, LineSettings, summarise
 from deployments.paths import builtin_avatars, output_path
+from deployments.requests import SpeakEvent, SpeakRequest
 from deployments.stage import Stage
 from models.audio import decode_audio, resample, segments
 from models.avatar.playback import ping_pong
@@ -26,32 +27,6 @@ from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.paste import Paster
 from models.stitch.session import SessionFile, SessionStore
 from models.types import Fragment, PreparedAvatar, UInt8
-
-DEFAULT_SESSION = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class SpeakRequest:
-    """What one call of /speak asks for: `text`, or `audio` as the bytes of a sound file. None means the config's."""
-
-    session_id: str = DEFAULT_SESSION
-    text: str = ""
-    audio: bytes = b""
-    avatar_id: str | None = None
-    enhance: bool | None = None
-    strength: float | None = None
-    voice: str | None = None
-    speed: float | None = None
-    deliver: bool = True  # False: only the summary is wanted, not the fragments
-
-
-@dataclass(frozen=True, slots=True)
-class SpeakEvent:
-    """One item of the answer: bytes of video to deliver, or the summary that ends it."""
-
-    data: bytes = b""
-    frames: int = 0
-    summary: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -87,7 +62,7 @@ class Stitch(Stage[StitchConfig]):
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
         self._store = AvatarStore(
-            output_path(config.avatars_dir), builtin_avatars(), frame_cache_bytes=config.frame_cache_mb * 2**20
+            output_path(config.avatars_dir), builtin_avatars(), cache_bytes=config.frame_cache_mb * 2**20
         )
         self._sessions = SessionStore(output_path(config.sessions_dir))
         if changed is None and config.avatar_id in self._store.ids():

@@ -1,0 +1,123 @@
+"""The Avatars stage: prepares avatars from videos, beside the line. Used before a session, never during one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from configs.schema import AvatarsConfig
+from deployments.paths import builtin_avatars, input_path, output_path
+from deployments.stage import Stage
+from models.avatar.prepare import PrepareOptions, PrepareReport, prepare_avatar
+from models.avatar.store import AvatarStore
+from models.errors import AvatarNotFound, VideoError
+from models.ids import check_id
+
+
+class Avatars(Stage[AvatarsConfig]):
+    stage = "Avatars"
+
+    def apply(self, config: AvatarsConfig, changed: set[str] | None) -> None:
+        if changed is None or changed & {"vae_dir", "unet_config", "unet_weights", "device", "dtype"}:
+            self._model: Any = None  # loaded at the first preparation: most replicas never need it
+        self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
+        self._store.clean()
+        self._at_start(config)
+
+    async def prepare(
+        self, source: str, avatar_id: str, force: bool = False, options: dict[str, Any] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Prepare the video or picture at `source` (a path that this replica can read).
+
+        Yields `{"step", "done", "total"}` as it goes, and last `{"report": {...}}`. `options` override the config's
+        bbox_shift, extra_margin, fps, max_seconds and batch_size. Raises IdError, ExistsError, VideoError, NoFaceError.
+        """
+        await self.ready()
+        check_id(avatar_id, "avatar id")
+        self._store.refuse_existing(avatar_id, force)
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
+
+        def progress(step: str, done: int, total: int) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, {"step": step, "done": done, "total": total})
+
+        chosen = _options(self.config, options or {})
+        work = asyncio.create_task(self.worker.run(self._prepare, Path(source), avatar_id, chosen, force, progress))
+        while not work.done() or not events.empty():
+            getter = asyncio.create_task(events.get())
+            await asyncio.wait({getter, work}, return_when=asyncio.FIRST_COMPLETED)
+            if getter.done():
+                yield getter.result()
+            else:
+                getter.cancel()
+        done = await work
+        yield {"report": done.value.to_dict()}
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Facts of every avatar: id, version, fps, size, frames."""
+        await self.ready()
+        done = await self.worker.run(lambda: [self._store.describe(avatar_id) for avatar_id in self._store.ids()])
+        return done.value
+
+    def _at_start(self, config: AvatarsConfig) -> None:
+        """The manual's `preparation`: make the configured avatar now, or refuse with the command to run."""
+        if config.video_path is None:
+            return
+        source = input_path(config.video_path)
+        if not source.is_file():
+            raise VideoError(f"The input video {config.video_path!r} was not found.", "Check video_path of Avatars.")
+        if self._is_current(config, source):
+            return
+        command = f"warmtalk prepare {config.video_path} --avatar-id {config.avatar_id} --force"
+        if not config.preparation:
+            raise AvatarNotFound(f"The avatar {config.avatar_id!r} is missing or not of this video.", f"Run: {command}")
+        self.config = config
+        self._prepare(source, config.avatar_id, _options(config, {}), True, lambda step, done, total: None)
+
+    def _is_current(self, config: AvatarsConfig, source: Path) -> bool:
+        """Whether the stored avatar was made of this very video with these settings."""
+        if not self._store.exists(config.avatar_id):
+            return False
+        facts = self._store.describe(config.avatar_id)
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        settings = facts.get("settings", {})
+        same = all(settings.get(key) == getattr(config, key) for key in ("bbox_shift", "extra_margin", "fps"))
+        return same and facts.get("source", {}).get("sha256") == digest
+
+    def _prepare(
+        self, source: Path, avatar_id: str, options: PrepareOptions, force: bool, progress: Any
+    ) -> PrepareReport:
+        model = self._load_model()
+        return prepare_avatar(
+            source,
+            avatar_id,
+            self._store,
+            model.encode_reference,
+            model.vae_fingerprint,
+            options,
+            force=force,
+            progress=progress,
+        )
+
+    def _load_model(self) -> Any:
+        if self._model is None:
+            import torch
+
+            from models.musetalk import MuseTalk
+
+            config = self.config
+            self._model = MuseTalk.load(
+                input_path(config.unet_config),
+                input_path(config.unet_weights),
+                input_path(config.vae_dir),
+                device=config.device,
+                dtype=getattr(torch, config.dtype),
+            )
+        return self._model
+
+
+def _options(config: AvatarsConfig, overrides: dict[str, Any]) -> PrepareOptions:
+    keys = ("fps", "bbox_shift", "extra_margin", "max_seconds", "batch_size")
+    return PrepareOptions(**{key: overrides.get(key, getattr(config, key)) for key in keys})

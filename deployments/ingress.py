@@ -1,0 +1,293 @@
+"""The HTTP face of the graph: thin. Checks requests, hands them to Stitch and Avatars, maps errors to JSON.
+
+Knows the stages as handles only, and no media.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from starlette.exceptions import HTTPException
+
+from configs.schema import IngressConfig
+from deployments.paths import output_path
+from deployments.requests import DEFAULT_SESSION, SpeakRequest
+from deployments.stage import parse_config
+from models.errors import BusyError, InputError, StageError, WarmTalkError
+from models.ids import check_id
+
+log = logging.getLogger("ray.serve")
+
+api = FastAPI(
+    title="WarmTalk",
+    version="0.1.0",
+    summary="Text or speech in, a talking-head video stream out.",
+    description='Every error is JSON: `{"error": {"code", "message", "remedy"}}`.',
+)
+
+SessionId = Annotated[str, Query(description="1 to 64 of a-z, 0-9, _ and -", examples=["alice"])]
+UPLOAD_CHUNK = 2**20
+
+
+class SpeakBody(BaseModel):
+    """The JSON of POST /speak."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"text": "Hello, nice to meet you."},
+                {"text": "And again.", "session_id": "alice", "stream": True},
+            ]
+        },
+    )
+    text: str = Field(description="What is to be said.")
+    session_id: str = Field(DEFAULT_SESSION, description="One viewer's growing conversation.")
+    avatar_id: str | None = Field(None, description="A prepared avatar; the configured one by default.")
+    enhance: bool | None = Field(None, description="Face restoration; the configured choice by default.")
+    strength: float | None = Field(None, ge=0, le=1, description="Of the restoration.")
+    voice: str | None = Field(None, description="A voice of the TTS engine.")
+    speed: float | None = Field(None, ge=0.5, le=2.0, description="1 is the voice's own pace.")
+    stream: bool = Field(False, description="Answer with fragmented MP4 as it is made.")
+
+
+class Ingress:
+    """Routes. Its `max_ongoing_requests` must exceed the number of viewers: an open stream is an ongoing request."""
+
+    def __init__(self, stitch: Any, avatars: Any) -> None:
+        self._stitch = stitch
+        self._speak = stitch.options(stream=True, _by_reference=False)
+        self._avatars = avatars
+        self.config = IngressConfig()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        self.config = parse_config("Ingress", user_config)
+
+    # --- speaking
+
+    @api.post("/speak", summary="Say a text")
+    async def speak(self, body: Annotated[SpeakBody, Body()]) -> Response:
+        request = SpeakRequest(
+            session_id=body.session_id,
+            text=body.text,
+            avatar_id=body.avatar_id,
+            enhance=body.enhance,
+            strength=body.strength,
+            voice=body.voice,
+            speed=body.speed,
+            deliver=body.stream,
+        )
+        return await self._answer(request)
+
+    @api.post("/speak/audio", summary="Say a recording: the body is a WAV, FLAC, MP3 or OGG file")
+    async def speak_audio(
+        self,
+        http: Request,
+        session_id: SessionId = DEFAULT_SESSION,
+        avatar_id: str | None = None,
+        enhance: bool | None = None,
+        strength: Annotated[float | None, Query(ge=0, le=1)] = None,
+        stream: bool = False,
+    ) -> Response:
+        audio = await self._body(http)
+        if not audio:
+            raise InputError("The request has no body.", "Send a WAV, FLAC, MP3 or OGG file as the request's body.")
+        return await self._answer(SpeakRequest(session_id, "", audio, avatar_id, enhance, strength, deliver=stream))
+
+    async def _answer(self, request: SpeakRequest) -> Response:
+        """The summary as JSON, or the fragments as a stream whose first bytes are there before the status is sent."""
+        check_id(request.session_id, "session id")
+        if request.avatar_id is not None:
+            check_id(request.avatar_id, "avatar id")
+        handle = self._speak.options(session_id=request.session_id)
+        events = handle.speak.remote(request)
+        if not request.deliver:
+            with contextlib.closing(_Cancel(events)):
+                async for event in events:
+                    if event.summary is not None:
+                        return JSONResponse(event.summary)
+            raise StageError("The utterance ended without a summary.", "Look at the log of Stitch.")
+        first = [await anext(events), await anext(events)]  # init segment and first fragment: a failure is a status
+        headers = {"X-WarmTalk-Session": request.session_id, "Cache-Control": "no-store"}
+        return StreamingResponse(_stream(first, events), media_type="video/mp4", headers=headers)
+
+    async def _body(self, http: Request) -> bytes:
+        limit = int(self.config.max_upload_mb * 2**20)
+        parts, size = [], 0
+        async for part in http.stream():
+            size += len(part)
+            if size > limit:
+                raise InputError(f"The upload exceeds {self.config.max_upload_mb:g} MB.", "Send a smaller file.")
+            parts.append(part)
+        return b"".join(parts)
+
+    # --- sessions
+
+    @api.get("/reset", summary="Start a session afresh")
+    async def reset(self, session_id: SessionId = DEFAULT_SESSION) -> dict[str, Any]:
+        check_id(session_id, "session id")
+        answer: dict[str, Any] = await self._stitch.options(session_id=session_id).reset.remote(session_id)
+        return answer
+
+    @api.get("/sessions", summary="Ids of all sessions")
+    async def sessions(self) -> list[str]:
+        ids: list[str] = await self._stitch.sessions.remote()
+        return ids
+
+    @api.get("/sessions/{session_id}", summary="Facts of a session, with its transcript")
+    async def session(self, session_id: str) -> dict[str, Any]:
+        check_id(session_id, "session id")
+        facts: dict[str, Any] = await self._stitch.options(session_id=session_id).session.remote(session_id)
+        return facts
+
+    @api.get("/sessions/{session_id}/video.mp4", summary="The growing video of a session; serves ranges")
+    async def video(self, session_id: str) -> FileResponse:
+        facts = await self.session(session_id)
+        return FileResponse(facts["video_path"], media_type="video/mp4", headers={"Cache-Control": "no-cache"})
+
+    # --- avatars
+
+    @api.get("/avatars", summary="All prepared avatars")
+    async def avatars(self) -> list[dict[str, Any]]:
+        facts: list[dict[str, Any]] = await self._avatars.list.remote()
+        return facts
+
+    @api.post(
+        "/avatars", summary="Prepare an avatar: the body is a video or a picture; the answer is progress, a JSON a line"
+    )
+    async def prepare(self, http: Request, avatar_id: str, force: bool = False) -> StreamingResponse:
+        check_id(avatar_id, "avatar id")
+        upload = await self._store_upload(http)
+        events = self._avatars.options(stream=True, _by_reference=False).prepare.remote(str(upload), avatar_id, force)
+        try:
+            first = await anext(events)  # a bad id or an existing avatar is a status, not a broken stream
+        except BaseException:
+            upload.unlink(missing_ok=True)
+            raise
+        return StreamingResponse(_progress(first, events, upload), media_type="application/x-ndjson")
+
+    async def _store_upload(self, http: Request) -> Path:
+        """The request's body as a file of a name that the caller cannot choose; removed if the upload breaks off."""
+        folder = output_path("results/uploads")
+        folder.mkdir(parents=True, exist_ok=True)
+        path, size, limit = folder / uuid.uuid4().hex, 0, int(self.config.max_upload_mb * 2**20)
+        try:
+            with path.open("wb") as file:
+                async for part in http.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise InputError(
+                            f"The upload exceeds {self.config.max_upload_mb:g} MB.", "Send a smaller file."
+                        )
+                    await asyncio.to_thread(file.write, part)
+            if not size:
+                raise InputError("The request has no body.", "Send a video or a picture as the request's body.")
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    # --- the rest
+
+    @api.get("/healthz", summary="Whether requests can be served")
+    async def healthz(self) -> dict[str, str]:
+        await self._stitch.sessions.remote()
+        return {"status": "ok"}
+
+
+class _Cancel:
+    """Cancels a streaming call when closed; a finished one does not mind."""
+
+    def __init__(self, events: Any) -> None:
+        self._events = events
+
+    def close(self) -> None:
+        self._events.cancel()
+
+
+async def _stream(first: list[Any], events: Any) -> AsyncIterator[bytes]:
+    try:
+        for event in first:
+            yield event.data
+        async for event in events:
+            if event.data:
+                yield event.data
+    finally:
+        events.cancel()
+
+
+async def _progress(first: dict[str, Any], events: Any, upload: Path) -> AsyncIterator[bytes]:
+    """Progress as JSON lines; an error that comes after the status was sent is the last line."""
+    try:
+        yield json.dumps(first).encode() + b"\n"
+        async for event in events:
+            yield json.dumps(event).encode() + b"\n"
+    except (RayError, RayServeException, WarmTalkError) as error:
+        yield json.dumps({"error": _known(error).to_dict()}).encode() + b"\n"
+    finally:
+        events.cancel()
+        upload.unlink(missing_ok=True)
+
+
+# --- errors, mapped once
+
+
+def _known(error: Exception) -> WarmTalkError:
+    """The WarmTalkError behind whatever a handle raised."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, WarmTalkError):
+        return cause
+    if isinstance(error, WarmTalkError):
+        return error
+    if isinstance(error, BackPressureError):
+        return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
+    if isinstance(error, DeploymentUnavailableError):
+        return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
+    log.error("unexpected error", exc_info=error)
+    return StageError("A stage failed while it served the request.", "Send it again; the server's log has the details.")
+
+
+def _response(error: WarmTalkError) -> JSONResponse:
+    headers = {"Retry-After": "2"} if error.status == 429 else None
+    return JSONResponse({"error": error.to_dict()}, error.status, headers)
+
+
+@api.exception_handler(WarmTalkError)
+@api.exception_handler(RayError)
+@api.exception_handler(RayServeException)
+async def _on_error(http: Request, error: Exception) -> JSONResponse:
+    return _response(_known(error))
+
+
+@api.exception_handler(RequestValidationError)
+async def _on_invalid(http: Request, error: RequestValidationError) -> JSONResponse:
+    details = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}".lstrip(": ") for item in error.errors())
+    return _response(InputError(f"The request is not valid: {details}.", "See /docs for its form."))
+
+
+@api.exception_handler(HTTPException)
+async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
+    remedy = "See /docs for what there is." if error.status_code == 404 else ""
+    return JSONResponse(
+        {"error": {"code": f"http_{error.status_code}", "message": str(error.detail), "remedy": remedy}},
+        error.status_code,
+        error.headers,
+    )
+
+
+@api.exception_handler(Exception)
+async def _on_bug(http: Request, error: Exception) -> JSONResponse:
+    return _response(_known(error))

@@ -1,0 +1,32 @@
+"""What the ingress and Stitch say to each other. Knows no model and no HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT_SESSION = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakRequest:
+    """What one call of /speak asks for: `text`, or `audio` as the bytes of a sound file. None means the config's."""
+
+    session_id: str = DEFAULT_SESSION
+    text: str = ""
+    audio: bytes = b""
+    avatar_id: str | None = None
+    enhance: bool | None = None
+    strength: float | None = None
+    voice: str | None = None
+    speed: float | None = None
+    deliver: bool = True  # False: only the summary is wanted, not the fragments
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakEvent:
+    """One item of the answer: bytes of video to deliver, or the summary that ends it."""
+
+    data: bytes = b""
+    frames: int = 0
+    summary: dict[str, Any] | None = None

@@ -1,0 +1,43 @@
+"""The graph: one line a stage, in the order of the data. Resources, replicas and engines come from the config file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from ray import serve
+
+from configs.schema import AppConfig
+from deployments.avatars import Avatars
+from deployments.enhance import Enhance
+from deployments.features import AudioFeatures
+from deployments.ingress import Ingress, api
+from deployments.lipsync import LipSync
+from deployments.stitch import Stitch
+from deployments.tts import TTS
+from models.errors import ConfigError
+
+
+def build_app(args: AppConfig | dict[str, Any] | None = None) -> serve.Application:
+    """The application `import_path: graph:build_app` of the Serve config files.
+
+    text → TTS → AudioFeatures → LipSync → Enhance → Stitch → fragment → client
+
+    Options of each deployment (num_gpus, autoscaling_config, user_config …) are applied by Serve from `deployments` of
+    the config file, by the names below. Raises ConfigError for args outside AppConfig.
+    """
+    config = _app_config(args)
+    tts = serve.deployment(TTS, name="TTS").bind()
+    features = serve.deployment(AudioFeatures, name="AudioFeatures").bind()
+    lipsync = serve.deployment(LipSync, name="LipSync").bind()
+    enhance = serve.deployment(Enhance, name="Enhance").bind() if config.enhance else None
+    stitch = serve.deployment(Stitch, name="Stitch").bind(tts, features, lipsync, enhance)
+    avatars = serve.deployment(Avatars, name="Avatars").bind()
+    return serve.deployment(serve.ingress(api)(Ingress), name="Ingress").bind(stitch, avatars)
+
+
+def _app_config(args: AppConfig | dict[str, Any] | None) -> AppConfig:
+    try:
+        return args if isinstance(args, AppConfig) else AppConfig.model_validate(args or {})
+    except ValidationError as error:
+        raise ConfigError(f"args of the application: {error.errors()[0]['msg']}.", "Mend the config file.") from error
