@@ -12,6 +12,7 @@ import unicodedata
 from models.errors import TextError
 
 MAX_TEXT_CHARS = 2000  # about two minutes of speech
+MAX_PASSES = 8  # marks inside marks ("**_word_**") come off one layer a pass
 MAX_SENTENCE_CHARS = 200  # about 13 s of speech, and below a voice's limit of some 400 phonemes
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # ！ to ～ are ASCII moved up by 0xFEE0
@@ -85,8 +86,18 @@ def normalise(text: str) -> str:
     """The same words in plain, speakable form: one line, NFC, ASCII quotes, single spaces.
 
     Control characters, emoji, HTML tags and Markdown marks go; dashes, ellipses and full-width forms are mapped; a
-    list item or paragraph without a full stop gets one; addresses lose their scheme and say "dot". Idempotent.
+    list item or paragraph without a full stop gets one; addresses lose their scheme and say "dot". Idempotent, so a
+    text may be normalised by the caller and by the voice.
     """
+    for _ in range(MAX_PASSES):
+        plain = _normalise_once(text)
+        if plain == text:
+            break
+        text = plain
+    return text
+
+
+def _normalise_once(text: str) -> str:
     # 1. One form for each character, while line breaks still mean something.
     text = unicodedata.normalize("NFC", text).translate(_CHARACTERS).replace("\r\n", "\n").replace("\r", "\n")
     text = "".join(_speakable_character(c) for c in text)

@@ -1,0 +1,214 @@
+"""Specification of models.tts.hibari: streaming, determinism, pauses, clean edges, and where each phoneme sounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from models.engines import find_engine
+from models.errors import ConfigError, InputError, TextError
+from models.text import split_sentences
+from models.tts import hibari
+from models.tts.hibari import (
+    LAST_PAUSE_S,
+    LEAD_S,
+    PAUSES_S,
+    SAMPLE_RATE_HZ,
+    HibariTTS,
+    pause_after,
+    phoneme_times,
+    trim,
+)
+from models.types import Float32, Phoneme, Speech
+
+TWO = "Hello there, this is a map. Where does the path go?"
+
+
+@pytest.fixture(scope="module")
+def voice() -> HibariTTS:
+    return HibariTTS.load()
+
+
+def level_db(samples: Float32) -> float:
+    return float(20 * np.log10(np.sqrt(np.mean(samples.astype(np.float64) ** 2)) + 1e-12))
+
+
+def test_it_speaks_a_segment_a_sentence_and_marks_the_last(voice: HibariTTS) -> None:
+    speech = list(voice.speak(TWO))
+    assert [s.text for s in speech] == ["Hello there, this is a map.", "Where does the path go?"]
+    assert [s.last for s in speech] == [False, True]
+    assert [s.sample_rate_hz for s in speech] == [24_000, 24_000] and voice.sample_rate_hz == 24_000
+    assert all(1.0 < s.duration_s < 2.5 for s in speech)
+    assert all(-32 < level_db(s.samples) < -18 and np.abs(s.samples).max() <= 1.0 for s in speech)
+
+
+def test_the_first_sentence_comes_before_the_second_is_synthesised(
+    voice: HibariTTS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    synthesise = hibari._Voice.synthesise
+
+    def counted(self: hibari._Voice, phonemes: str, speed: float, seed: int = 0) -> tuple[Float32, tuple[Phoneme, ...]]:
+        calls.append(phonemes)
+        return synthesise(self, phonemes, speed, seed)
+
+    monkeypatch.setattr(hibari._Voice, "synthesise", counted)
+    stream: Iterator[Speech] = voice.speak(TWO)
+    assert len(calls) == 0
+    next(stream)
+    assert len(calls) == 1
+    next(stream)
+    assert len(calls) == 2
+
+
+def test_it_is_many_times_faster_than_real_time_and_starts_at_once(voice: HibariTTS) -> None:
+    began = time.perf_counter()
+    stream = voice.speak("The quick brown fox jumps over the lazy dog. " * 8)
+    spoken_s = next(stream).duration_s
+    first_s = time.perf_counter() - began
+    spoken_s += sum(s.duration_s for s in stream)
+    assert first_s < 0.5  # 15 ms on an idle core
+    assert (time.perf_counter() - began) / spoken_s < 0.2  # 0.007 on an idle core
+
+
+def test_the_same_text_gives_the_same_samples_whatever_was_spoken_before(voice: HibariTTS) -> None:
+    alone = next(voice.speak("Where does the path go?"))
+    list(voice.speak("Something else."))
+    second_of_two = list(voice.speak(TWO))[1]
+    np.testing.assert_array_equal(alone.samples, second_of_two.samples)
+
+
+def test_speed_changes_the_length_and_stays_in_its_range(voice: HibariTTS) -> None:
+    normal, slow, fast = (sum(s.duration_s for s in voice.speak(TWO, speed=v)) for v in (1.0, 0.7, 1.4))
+    assert 1.2 < slow / normal < 1.6
+    assert 0.62 < fast / normal < 0.85
+    for speed in (0.1, 3.0, float("nan")):
+        with pytest.raises(InputError, match="out of range"):
+            voice.speak(TWO, speed=speed)
+
+
+def test_the_pause_between_sentences_is_that_of_their_mark(voice: HibariTTS) -> None:
+    first, second = voice.speak(TWO)
+    joined = np.concatenate([first.samples, second.samples])
+    block = SAMPLE_RATE_HZ // 100
+    rms = np.sqrt(np.mean(joined[: len(joined) // block * block].reshape(-1, block) ** 2, axis=1))
+    loud = np.flatnonzero(rms > hibari.SILENCE_LEVEL) * block / SAMPLE_RATE_HZ
+    pause_s = loud[loud >= first.duration_s][0] - loud[loud < first.duration_s][-1]
+    assert pause_s == pytest.approx(PAUSES_S["."], abs=0.03)
+    assert second.duration_s - (loud[-1] - first.duration_s) == pytest.approx(LAST_PAUSE_S, abs=0.03)
+    assert loud[0] == pytest.approx(LEAD_S, abs=0.02)
+
+
+def test_edges_are_silent_and_nothing_is_offset(voice: HibariTTS) -> None:
+    for speech in voice.speak(TWO):
+        assert speech.samples[0] == pytest.approx(0, abs=1e-6) and speech.samples[-1] == pytest.approx(0, abs=1e-6)
+        assert np.abs(speech.samples[:240]).max() < 1e-3 and np.abs(speech.samples[-240:]).max() < 1e-3
+        assert abs(speech.samples.mean()) < 1e-4
+
+
+def test_phonemes_fill_the_segment_in_order(voice: HibariTTS) -> None:
+    speech = next(voice.speak("My brother made a map."))
+    assert [p.symbol for p in speech.phonemes] == [*"_maɪbɹʌðəɹmeɪdɐmæp_"]
+    assert speech.phonemes[0].start_s == 0 and speech.phonemes[-1].end_s == pytest.approx(speech.duration_s)
+    for before, after in zip(speech.phonemes, speech.phonemes[1:], strict=False):
+        assert before.start_s < before.end_s == after.start_s
+
+
+def test_phonemes_are_where_they_sound(voice: HibariTTS) -> None:
+    """Sibilants hold most energy above 3.5 kHz: their labels fit the sound best when they are not moved."""
+    text = "She sells seashells by the seashore. Six thick sticks. His zebra chose a fresh juicy peach. Is this so?"
+    fits = {lag: 0.0 for lag in range(-10, 11)}  # in hundredths of a second
+    for speech in voice.speak(text):
+        hop = SAMPLE_RATE_HZ // 100
+        n = len(speech.samples) // hop
+        power = np.abs(np.fft.rfft(speech.samples[: n * hop].reshape(n, hop) * np.hanning(hop), axis=1)) ** 2
+        share = power[:, 35:].sum(1) / (power.sum(1) + 1e-3)  # bins of 100 Hz
+        label = np.zeros(n)
+        for p in speech.phonemes:
+            if p.symbol in "szʃʒʧʤ":
+                label[round(p.start_s * 100) : round(p.end_s * 100)] = 1
+        for lag in fits:
+            fits[lag] += float(np.corrcoef(np.roll(label, lag), share)[0, 1])
+    assert abs(max(fits, key=lambda lag: fits[lag])) <= 2
+    assert fits[0] / 4 > 0.6
+
+
+def test_without_the_durations_node_it_speaks_the_same_without_phonemes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_phonemes = next(HibariTTS.load().speak("Good morning."))
+    monkeypatch.setattr(hibari, "DURATION_NODE", "/NoSuchNode_output_0")
+    without = next(HibariTTS.load().speak("Good morning."))
+    assert without.phonemes == () and len(with_phonemes.phonemes) > 8
+    np.testing.assert_allclose(without.samples, with_phonemes.samples, atol=1e-6)
+
+
+def test_sounds_come_from_letters_stress_length_and_gaps() -> None:
+    spans = phoneme_times(list("^hˈIː, T$"), [0.2, 0.1, 0.05, 0.1, 0.05, 0.1, 0.05, 0.1, 0.1])
+    assert [p.symbol for p in spans] == ["_", "h", "a", "ɪ", "_", "ɾ", "_"]
+    lag = hibari.DURATION_LAG_S
+    assert spans[1] == Phoneme("h", pytest.approx(0.2 - lag), pytest.approx(0.3 - lag))
+    assert spans[2].start_s == pytest.approx(0.3 - lag), "the stress mark's time belongs to the vowel"
+    assert spans[2].end_s == pytest.approx(0.3 + 0.55 * 0.15 - lag)
+    assert spans[3].end_s == pytest.approx(0.5 - lag), "the length mark's time too"
+    assert (spans[4].start_s, spans[4].end_s) == (pytest.approx(0.5 - lag), pytest.approx(0.65 - lag))
+    assert spans[-1].end_s == pytest.approx(0.85)
+
+
+def test_trim_moves_the_ends_and_the_phonemes_together() -> None:
+    tone = np.sin(2 * np.pi * 200 * np.arange(12_000) / SAMPLE_RATE_HZ).astype(np.float32)
+    silence = np.zeros(7_200, np.float32)  # 0.3 s
+    phonemes = (Phoneme("_", 0.0, 0.3), Phoneme("a", 0.3, 1.1))
+    samples, moved = trim(np.concatenate([silence, tone, silence]), phonemes, 0.2)
+    assert len(samples) == round((LEAD_S + 0.5 + 0.2) * SAMPLE_RATE_HZ)
+    np.testing.assert_array_equal(samples[2_400:14_400], tone)
+    assert [(p.symbol, round(p.start_s, 3), round(p.end_s, 3)) for p in moved] == [
+        ("_", 0.0, 0.1),
+        ("a", 0.1, 0.6),
+        ("_", 0.6, 0.8),
+    ]
+    padded, _ = trim(tone, (), 0.4)
+    assert len(padded) == 12_000 + round((LEAD_S + 0.4) * SAMPLE_RATE_HZ) and not padded[:2_400].any()
+
+
+def test_pauses_follow_the_mark() -> None:
+    assert pause_after('He said "no."') == PAUSES_S["."]
+    assert pause_after("first,") < pause_after("first;") < pause_after("first.") < pause_after("first…")
+    assert pause_after("cut in the") == hibari.CUT_PAUSE_S
+
+
+def test_text_beyond_one_breath_is_cut_and_all_of_it_is_spoken(voice: HibariTTS) -> None:
+    text = "we walked past 1,234,567 houses and 7,654,321 gardens and " * 6
+    speech = list(voice.speak(text))
+    assert " ".join(s.text for s in speech).split() == text.split()
+    assert len(speech) > len(split_sentences(text)), "numbers have more phonemes than letters"
+    assert all(len(voice._voice("heart").phonemise(s.text)) <= hibari.MAX_PHONEMES for s in speech)
+    assert [s.last for s in speech[:-1]] == [False] * (len(speech) - 1)
+    assert all(len(s.text) <= 200 for s in speech)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "😀", "?!", "你好", "x" * 2001])
+def test_what_cannot_be_spoken_is_refused_at_the_call(voice: HibariTTS, text: str) -> None:
+    with pytest.raises(TextError):
+        voice.speak(text)
+
+
+def test_pieces_without_sound_are_left_out_and_the_last_is_still_marked(voice: HibariTTS) -> None:
+    pieces = voice._pieces(voice._voice("heart"), ["—", "Fine.", "!", "…"])
+    assert [text for text, _ in pieces] == ["Fine."]
+    speech = list(voice.speak("Fine. () ! 😀"))
+    assert speech[0].text == "Fine." and [s.last for s in speech] == [True]
+
+
+def test_voices_are_named_and_unknown_ones_are_refused(voice: HibariTTS) -> None:
+    assert voice.voices()[0] == "heart" and len(voice.voices()) == len(set(voice.voices())) == 5
+    with pytest.raises(InputError, match="no voice 'nobody'"):
+        voice.speak("Hello.", voice="nobody")
+    with pytest.raises(ConfigError, match="no voice 'nobody'") as caught:
+        HibariTTS.load(voice="nobody")
+    assert "heart" in caught.value.remedy
+
+
+def test_it_is_found_by_module_and_class() -> None:
+    assert find_engine("models.tts.hibari:HibariTTS", {}) is HibariTTS
