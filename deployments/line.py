@@ -16,7 +16,7 @@ import numpy as np
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from deployments.stage import Stamped, StageTiming
+from deployments.stage import StageTiming, Stamped
 from models.audio import pad_to_frames
 from models.errors import BusyError, StageError, WarmTalkError
 from models.types import FaceCrops, Float32, Speech

@@ -1,0 +1,162 @@
+"""Starts the graph of a Serve config file on a local Ray, and stops it. Knows no model and no stage.
+
+The same files go to a cluster with `serve deploy`; here they are handed to the Serve controller in process, so that no
+dashboard is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from configs.serve_file import ConfigFileError, load_serve_config
+from models.errors import ConfigError, StageError
+
+CODE = Path(__file__).resolve().parent
+START_TIMEOUT_S = 600.0  # a first start may compile models
+OBJECT_STORE_BYTES = 600 * 2**20  # a second of 512 px frames is 20 MB; several sessions fit
+
+Progress = Callable[[int, int, str], None]  # stages that run, stages in all, what is being waited for
+
+
+class LocalGraph:
+    """The graph on a Ray of its own. `with LocalGraph("demo") as graph: … graph.url …`"""
+
+    def __init__(
+        self,
+        config: str = "demo",
+        port: int | None = None,
+        home: Path | None = None,
+        adapt: Callable[[dict[str, Any]], None] | None = None,
+        resources: dict[str, Any] | None = None,
+    ) -> None:
+        """config: a name or path. `adapt` may change the loaded config; `resources` are further arguments of ray.init.
+
+        Raises ConfigError for a bad file or a port that is in use.
+        """
+        try:
+            self.config = load_serve_config(config)
+        except ConfigFileError as error:
+            raise ConfigError(str(error), "`warmtalk doctor` checks the rest.") from error
+        http = self.config.setdefault("http_options", {})
+        if port is not None:
+            http["port"] = port
+        if adapt is not None:
+            adapt(self.config)
+        self.host, self.port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+        self.home = home or Path(os.environ.get("WARMTALK_HOME") or Path.cwd())
+        self.resources = resources or {}
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
+        return f"http://{host}:{self.port}"
+
+    def start(self, progress: Progress | None = None) -> LocalGraph:
+        """Start Ray and the graph; return when every stage runs. Raises ConfigError, StageError."""
+        require_free_port(self.host, self.port)
+        self._start_ray()
+        try:
+            self._deploy()
+            self._wait(progress or (lambda done, total, waiting: None))
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def deploy(self, config: dict[str, Any]) -> None:
+        """Put a changed config into the running graph: only what changed is restarted."""
+        self.config = config
+        self._deploy()
+
+    def stop(self) -> None:
+        """End every process of this Ray. Session files are whole at any moment, so nothing needs to be waited for."""
+        import ray
+
+        ray.shutdown()
+
+    def __enter__(self) -> LocalGraph:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start_ray(self) -> None:
+        import ray
+
+        os.environ["WARMTALK_HOME"] = str(self.home.resolve())
+        paths = [str(CODE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # workers import graph and its rooms
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        arguments: dict[str, Any] = {
+            "address": "local",  # never join, and never stop, a Ray that somebody else runs
+            "namespace": "serve",
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": "error",
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+        ray.init(**{**arguments, **self.resources})
+
+    def _deploy(self) -> None:
+        from ray.serve._private.api import serve_start
+        from ray.serve.config import gRPCOptions
+        from ray.serve.schema import ServeDeploySchema
+
+        schema = ServeDeploySchema.model_validate(self.config)
+        client = serve_start(
+            http_options=schema.http_options.model_dump(),
+            proxy_location=schema.proxy_location,
+            grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+            global_logging_config=schema.logging_config,
+        )
+        client.deploy_apps(schema, _blocking=False)
+
+    def _wait(self, progress: Progress) -> None:
+        from ray import serve
+
+        end_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end_s:
+            applications = serve.status().applications
+            for name, application in applications.items():
+                if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    raise StageError(f"The application {name!r} did not start: {_reason(application)}", _LOGS)
+            stages = {name: d.status for a in applications.values() for name, d in a.deployments.items()}
+            waiting = [name for name, status in stages.items() if status != "HEALTHY"]
+            progress(len(stages) - len(waiting), max(len(stages), 1), ", ".join(waiting))
+            if applications and all(a.status == "RUNNING" for a in applications.values()):
+                return
+            time.sleep(0.2)
+        raise StageError(f"The graph was not ready after {START_TIMEOUT_S:.0f} s.", _LOGS)
+
+
+_LOGS = "Logs of every stage: /tmp/ray/session_latest/logs/serve."
+
+
+def _reason(application: Any) -> str:
+    """The last line of what Serve says of a failed start: the error's own sentence."""
+    messages = [d.message for d in application.deployments.values() if d.status != "HEALTHY" and d.message]
+    text = (messages or [application.message or "no reason was given"])[0].strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("models.errors.")]
+    return (errors or lines)[-1]
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raises ConfigError when something listens there already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"Port {port} on {host} is in use.", "Stop what listens there, or choose another with --port."
+            ) from error
