@@ -1,0 +1,187 @@
+"""Reads audio files of any usual kind, resamples, and cuts given speech into segments of whole video frames.
+
+Knows nothing of voices, faces, sessions or HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+from models.errors import AudioError
+from models.types import Float32, Speech
+
+MAX_AUDIO_S = 600.0
+MIN_AUDIO_S = 0.04  # one video frame at 25 fps
+# Demuxers for what people send. Playlists and concatenation scripts are left out: they make FFmpeg open other files.
+FORMATS = "wav,w64,aiff,au,flac,mp3,ogg,mov,mp4,m4a,3gp,matroska,webm,aac,caf,amr,asf,avi,mpegts"
+MIX = {"rematrix_maxval": "1.0"}  # mixing down keeps full scale at full scale, as an average does
+
+FIRST_SEGMENT_S = (0.8, 3.0)  # a first segment this long lets the picture start early
+MIN_LAST_SEGMENT_S = 0.5  # a shorter rest is not worth a call of every stage
+PAUSE_WINDOW_S = 0.08  # what is heard around a cut: shorter than a word's gap, longer than a stop consonant's closure
+PAUSE_BELOW_SPEECH_DB = 20.0  # a place is a pause when it is this far below the loudest tenth of the speech
+SILENCE_DB = -60.0  # below full scale; quieter than this, one place is as good as another
+
+REMEDY = "Send speech as WAV, FLAC, MP3, OGG or M4A."
+
+
+def decode_audio(data: bytes | Path, max_seconds: float = MAX_AUDIO_S) -> tuple[Float32, int]:
+    """Decode a file's first audio stream → (float32 mono (n,) in [-1, 1], sample rate in Hz).
+
+    data: the file's bytes, or its path. Any channels, rate and bit depth; a video's sound is taken. Channels are mixed
+    by FFmpeg's matrix; what exceeds full scale is scaled down as a whole; NaN and infinity become silence. A file that
+    breaks off gives what it holds. Raises AudioError; a file over `max_seconds` is refused without decoding the rest.
+    """
+    if isinstance(data, Path) and not data.is_file():
+        raise AudioError(f"There is no audio file {data.name!r}.", "Check the path.")
+    if (data.stat().st_size if isinstance(data, Path) else len(data)) == 0:
+        raise AudioError("The audio is empty: it has no bytes.", REMEDY)
+    source = str(data) if isinstance(data, Path) else io.BytesIO(data)
+    try:
+        container = av.open(source, options={"format_whitelist": FORMATS}, metadata_errors="ignore")
+    except (av.error.FFmpegError, ValueError) as error:
+        raise AudioError("The data is not audio of a known format, or is broken.", REMEDY) from error
+    with container:
+        if not container.streams.audio:
+            raise AudioError("The file has no sound in it.", REMEDY)
+        if container.duration is not None and container.duration / av.time_base > max_seconds + 1:
+            raise _too_long(max_seconds)
+        samples, rate_hz = _collect(container, max_seconds)
+    samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+    peak = float(np.abs(samples).max())
+    return (samples / np.float32(peak) if peak > 1.0 else samples), rate_hz
+
+
+def resample(samples: Float32, from_hz: int, to_hz: int) -> Float32:
+    """Resample float32 mono (n,) → (round(n · to / from),), by soxr at its high quality."""
+    if from_hz == to_hz or not len(samples):
+        return samples
+    wanted = round(len(samples) * to_hz / from_hz)
+    out = np.asarray(soxr.resample(samples, from_hz, to_hz), np.float32)[:wanted]
+    return np.pad(out, (0, wanted - len(out)))
+
+
+def frame_start(frame: int, sample_rate_hz: int, fps: int) -> int:
+    """The first sample of a video frame. Sums of frames never drift: every cut is rounded from zero."""
+    return round(frame * sample_rate_hz / fps)
+
+
+def frames_over(samples: int, sample_rate_hz: int, fps: int) -> int:
+    """How many video frames cover this many samples: the smallest k with frame_start(k) ≥ samples."""
+    frames = samples * fps // sample_rate_hz
+    while frame_start(frames, sample_rate_hz, fps) < samples:
+        frames += 1
+    return frames
+
+
+def pad_to_frames(speech: Speech, fps: int) -> Speech:
+    """The speech with silence behind it, so that it lasts a whole number of video frames (rounded up)."""
+    wanted = frame_start(frames_over(len(speech.samples), speech.sample_rate_hz, fps), speech.sample_rate_hz, fps)
+    missing = wanted - len(speech.samples)
+    return dataclasses.replace(speech, samples=np.pad(speech.samples, (0, missing))) if missing else speech
+
+
+def segments(samples: Float32, sample_rate_hz: int, fps: int, max_s: float = 8.0) -> list[Speech]:
+    """Cut given speech at quiet places into segments of whole video frames, each at most `max_s`; the last is marked.
+
+    Joined, the segments are the input bit for bit, with silence at the end up to a whole frame: segment i begins at
+    sample frame_start(k_i). The first ends at a pause within 3 s where there is one, so that the picture starts early.
+    samples: float32 mono (n,), n ≥ 1. max_s: at least 1.
+    """
+    assert max_s >= 1.0 and len(samples), (max_s, len(samples))
+    total = frames_over(len(samples), sample_rate_hz, fps)
+    padded = np.pad(samples, (0, frame_start(total, sample_rate_hz, fps) - len(samples)))
+    cuts = [0, *_cuts(_levels_db(padded, sample_rate_hz, fps, total), fps, max_s), total]
+    edges = [frame_start(k, sample_rate_hz, fps) for k in cuts]
+    return [
+        Speech(padded[begin:end], sample_rate_hz, last=end == edges[-1]) for begin, end in itertools.pairwise(edges)
+    ]
+
+
+def _cuts(levels_db: Float32, fps: int, max_s: float) -> Iterator[int]:
+    """Frames to cut before, in order, without the two ends. levels_db: loudness around the start of frame 0 … total."""
+    total, start = len(levels_db) - 1, 0
+    most, rest = int(max_s * fps), round(MIN_LAST_SEGMENT_S * fps)
+    pause_db = float(np.percentile(levels_db, 90)) - PAUSE_BELOW_SPEECH_DB
+    early = _quietest(
+        levels_db, round(FIRST_SEGMENT_S[0] * fps), min(int(FIRST_SEGMENT_S[1] * fps), most, total - rest)
+    )
+    if early is not None and levels_db[early] <= pause_db:
+        yield early
+        start = early
+    while total - start > most:
+        cut = _quietest(levels_db, start + most // 2, min(start + most, total - rest))
+        start = start + most if cut is None else cut
+        yield start
+
+
+def _quietest(levels_db: Float32, first: int, last: int) -> int | None:
+    """The latest of the quietest frames in first … last; None where that range is empty."""
+    if last < first:
+        return None
+    return last - int(np.argmin(levels_db[first : last + 1][::-1]))
+
+
+def _levels_db(samples: Float32, sample_rate_hz: int, fps: int, frames: int) -> Float32:
+    """Loudness in dB of the PAUSE_WINDOW_S around the start of each frame, and of the end: (frames + 1,)."""
+    energy = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
+    at = np.array([frame_start(k, sample_rate_hz, fps) for k in range(frames + 1)])
+    half = max(round(PAUSE_WINDOW_S / 2 * sample_rate_hz), 1)
+    begin, end = np.maximum(at - half, 0), np.minimum(at + half, len(samples))
+    power: npt.NDArray[np.float64] = (energy[end] - energy[begin]) / (end - begin)
+    levels_db: Float32 = np.maximum(10 * np.log10(np.maximum(power, 1e-12)), SILENCE_DB).astype(np.float32)
+    return levels_db
+
+
+def _collect(container: av.container.InputContainer, max_seconds: float) -> tuple[Float32, int]:
+    """All samples of the first audio stream, mixed to mono at the rate of its first frame."""
+    resampler: av.AudioResampler | None = None
+    pieces: list[Float32] = []
+    count = rate_hz = 0
+    for frame in _frames(container):
+        if resampler is None:
+            rate_hz = frame.sample_rate  # the frame's, not the header's: HE-AAC doubles it while decoding
+            resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate_hz, options=MIX)
+        for out in resampler.resample(frame):
+            pieces.append(out.to_ndarray()[0])
+            count += out.samples
+        if count > max_seconds * rate_hz:
+            raise _too_long(max_seconds)
+    if resampler is not None:
+        pieces += [out.to_ndarray()[0] for out in resampler.resample(None)]
+    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    if len(samples) < MIN_AUDIO_S * rate_hz or not len(samples):
+        raise AudioError(
+            f"The audio is too short or broken: {1000 * len(samples) / (rate_hz or 1):.0f} ms could be read.",
+            "Send at least one spoken word, in a complete file.",
+        )
+    return samples.astype(np.float32), rate_hz
+
+
+def _frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
+    """Decoded frames, up to where a broken file can no longer be read; single bad packets are passed over."""
+    packets = container.demux(container.streams.audio[0])
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            return
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError:
+            continue
+
+
+def _too_long(max_seconds: float) -> AudioError:
+    return AudioError(
+        f"The audio is longer than {max_seconds:g} s.", "Send it in several requests of the same session."
+    )
