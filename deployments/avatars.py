@@ -10,6 +10,7 @@ from typing import Any
 
 from configs.schema import AvatarsConfig
 from deployments.paths import builtin_avatars, input_path, output_path
+from deployments.preparation import load_model, prepare_options
 from deployments.stage import Stage
 from models.avatar.prepare import PrepareOptions, PrepareReport, prepare_avatar
 from models.avatar.store import AvatarStore
@@ -43,7 +44,7 @@ class Avatars(Stage[AvatarsConfig]):
         def progress(step: str, done: int, total: int) -> None:
             loop.call_soon_threadsafe(events.put_nowait, {"step": step, "done": done, "total": total})
 
-        chosen = _options(self.config, options or {})
+        chosen = prepare_options(self.config, options or {})
         work = asyncio.create_task(self.worker.run(self._prepare, Path(source), avatar_id, chosen, force, progress))
         while not work.done() or not events.empty():
             getter = asyncio.create_task(events.get())
@@ -74,7 +75,7 @@ class Avatars(Stage[AvatarsConfig]):
         if not config.preparation:
             raise AvatarNotFound(f"The avatar {config.avatar_id!r} is missing or not of this video.", f"Run: {command}")
         self.config = config
-        self._prepare(source, config.avatar_id, _options(config, {}), True, lambda step, done, total: None)
+        self._prepare(source, config.avatar_id, prepare_options(config, {}), True, lambda step, done, total: None)
 
     def _is_current(self, config: AvatarsConfig, source: Path) -> bool:
         """Whether the stored avatar was made of this very video with these settings."""
@@ -103,21 +104,5 @@ class Avatars(Stage[AvatarsConfig]):
 
     def _load_model(self) -> Any:
         if self._model is None:
-            import torch
-
-            from models.musetalk import MuseTalk
-
-            config = self.config
-            self._model = MuseTalk.load(
-                input_path(config.unet_config),
-                input_path(config.unet_weights),
-                input_path(config.vae_dir),
-                device=config.device,
-                dtype=getattr(torch, config.dtype),
-            )
+            self._model = load_model(self.config)
         return self._model
-
-
-def _options(config: AvatarsConfig, overrides: dict[str, Any]) -> PrepareOptions:
-    keys = ("fps", "bbox_shift", "extra_margin", "max_seconds", "batch_size")
-    return PrepareOptions(**{key: overrides.get(key, getattr(config, key)) for key in keys})

@@ -94,7 +94,7 @@ class FrameBatcher(Generic[Item, Result]):
                 return
 
     def _take(self) -> list[tuple[_Request[Item], list[Item]]]:
-        """Up to batch_size items, the most urgent requests first; a request stays queued until all its items are taken."""
+        """Up to batch_size items, the most urgent requests first; a request stays until all its items are taken."""
         parts, room = [], self.batch_size
         while self._heap and room:
             request = self._heap[0][2]

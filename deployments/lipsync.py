@@ -72,7 +72,7 @@ class LipSync(Stage[LipSyncConfig]):
         """Crops of `count` frames, from window `start` of the segment.
 
         position: the session's frame number of the first of them, which says which avatar frames are shown.
-        first_frame: its number in the utterance. deadline_s: when it is due, wall clock; earlier ones are batched first.
+        first_frame: its number in the utterance. deadline_s: when it is due (wall clock); the earlier is batched first.
         Raises AvatarNotFound, ConfigError (an avatar prepared with another VAE).
         """
         received_s = time.time()

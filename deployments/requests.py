@@ -21,6 +21,7 @@ class SpeakRequest:
     voice: str | None = None
     speed: float | None = None
     deliver: bool = True  # False: only the summary is wanted, not the fragments
+    calls: bool = False  # the summary lists every call of every stage, for a profile
 
 
 @dataclass(frozen=True, slots=True)

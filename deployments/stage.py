@@ -33,8 +33,8 @@ MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000]  #
 class StageTiming:
     """Where one call's time went, seconds. `received_s` and `done_s` are wall-clock times of the replica.
 
-    `queue_s` is the wait in the replica for its compute thread or batch; `compute_s` is the work itself. What is left of
-    the call's wall time is transfer: routing, serialisation, and the wait for a free replica.
+    `queue_s` is the wait in the replica for its compute thread or batch; `compute_s` is the work itself. What is left
+    of the call's wall time is transfer: routing, serialisation, and the wait for a free replica.
     """
 
     stage: str

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,10 @@ class Stitch(Stage[StitchConfig]):
                 utterance.calls += line.calls
                 self._count_transfers(line.calls)
                 utterance.session.end_utterance(self._summary(utterance, line))
-            yield SpeakEvent(summary=self._summary(utterance, line))
+            summary = self._summary(utterance, line)
+            if request.calls:
+                summary["calls"] = [asdict(call) for call in utterance.calls]
+            yield SpeakEvent(summary=summary)
 
     async def session(self, session_id: str) -> dict[str, Any]:
         """Facts of a session: frames, duration, path, transcript. Raises SessionNotFound."""

@@ -1,0 +1,59 @@
+# Every target sets up what it needs: its own .venv, pinned by requirements.lock. `make help` lists them.
+PYTHON ?= python3
+PY := .venv/bin/python
+TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by five small models, each in its own process.
+export PYTHONUNBUFFERED = 1
+
+.PHONY: help setup demo serve test test-all check format bench bench-embedded profile doctor clean
+
+help:
+	@grep -E '^[a-z-]+:.*#' $(MAKEFILE_LIST) | sed -E 's/:.*# /\t/' | expand -t 18
+
+# torch first, as its CPU build, so that nothing pulls gigabytes of CUDA packages behind it
+.venv/ready: requirements.lock pyproject.toml
+	@echo "Setting up .venv (once, about two minutes)"
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --progress-bar on "$$(grep '^torch==' requirements.lock)"
+	$(PY) -m pip install --quiet --progress-bar on -r requirements.lock
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch .venv/ready
+
+.venv/warm: .venv/ready $(shell find models/embedded -name '*.safetensors' -o -name '*.json' 2>/dev/null)
+	$(PY) -m deployments.warm
+	touch .venv/warm
+
+setup: .venv/warm # make .venv and compile the embedded models once
+
+demo: setup # speak TEXT="..." into out/demo.mp4
+	.venv/bin/warmtalk say "$(TEXT)" -o out/demo.mp4
+
+serve: setup # serve on http://127.0.0.1:8000 until Ctrl-C
+	@exec .venv/bin/warmtalk serve
+
+test: setup # all tests
+	$(PY) -m pytest
+
+check: .venv/ready # format, lint, types, import contracts
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: .venv/ready # format and mend what can be mended
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: setup # speed of the whole graph on this machine
+	$(PY) -m benchmarks.graph
+
+bench-embedded: setup # lip sync, closures, seams of the embedded default, from the final video
+	$(PY) -m benchmarks.embedded
+
+profile: setup # p50/p95 of every stage, batch throughput, memory
+	.venv/bin/warmtalk profile --json out/profile.json
+
+doctor: .venv/ready # check this machine
+	.venv/bin/warmtalk doctor
+
+clean: # remove what was made here; results and avatars stay
+	rm -rf .venv .cache out build *.egg-info

@@ -1,0 +1,300 @@
+"""The command line: say, serve, prepare, profile, doctor. Knows how to start the graph; all work is done by the graph."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from models.errors import ConfigError, InputError, StageError, WarmTalkError
+
+app = typer.Typer(
+    name="warmtalk",
+    help="Text or speech in, a talking-head video stream out.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+
+ConfigOption = Annotated[str, typer.Option(help="A Serve config file, or demo, gpu, cluster.")]
+ServerOption = Annotated[str | None, typer.Option(help="URL of a running server; without it one is started.")]
+PortOption = Annotated[int | None, typer.Option(help="HTTP port; the config's by default.")]
+
+
+@app.command(epilog='Example: `warmtalk say "Hello there." -o hello.mp4`')
+def say(
+    text: Annotated[str, typer.Argument(help="What is to be said.")] = "",
+    output: Annotated[Path, typer.Option("-o", "--output", help="The video to write.")] = Path("out/say.mp4"),
+    audio: Annotated[Path | None, typer.Option(help="Say this recording instead of a text.")] = None,
+    avatar_id: Annotated[str | None, typer.Option(help="A prepared avatar.")] = None,
+    enhance: Annotated[bool | None, typer.Option(help="Restore the face to 512 px.")] = None,
+    config: ConfigOption = "demo",
+    server: ServerOption = None,
+    port: PortOption = None,
+) -> None:
+    """Speak a text (or a recording) and write the video."""
+    with _errors(), _server(config, server, port) as url:
+        summary = _say(url, text, audio, avatar_id, enhance, output)
+        from profiling import summary_table
+
+        Console().print(summary_table(summary))
+        Console().print(
+            f"[bold green]{output}[/] ({summary['duration_s']:.1f} s, {output.stat().st_size / 1e6:.1f} MB)"
+        )
+        Console().print('Try next: make demo TEXT="What you want to hear."   or: make serve, then open /docs')
+
+
+@app.command(epilog="Example: `warmtalk serve --port 8080`")
+def serve(config: ConfigOption = "demo", port: PortOption = None) -> None:
+    """Serve in the foreground until Ctrl-C."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with _errors(), _local(config, port, stop) as graph:
+        console.print(f"[bold green]Serving on {graph.url}[/]  (API: {graph.url}/docs, stop: Ctrl-C)")
+        console.print(
+            f"""  curl -X POST {graph.url}/speak -H 'Content-Type: application/json' -d '{{"text": "Hello."}}'"""
+        )
+        stop.wait()
+        console.print("Stopping …")
+
+
+@app.command(epilog="Example: `warmtalk prepare me.mp4 --avatar-id me`")
+def prepare(
+    video: Annotated[Path, typer.Argument(help="A video or a picture with a face.")],
+    avatar_id: Annotated[str, typer.Option(help="1 to 64 of a-z, 0-9, _ and -.")],
+    force: Annotated[bool, typer.Option(help="Replace an avatar of that id.")] = False,
+    fps: Annotated[int, typer.Option(help="24, 25 or 30.")] = 25,
+    bbox_shift: Annotated[int, typer.Option(help="Moves the crop's upper edge, px.")] = 0,
+    config: ConfigOption = "demo",
+    server: ServerOption = None,
+) -> None:
+    """Prepare an avatar from a video, once, before it speaks."""
+    with _errors():
+        if not video.is_file():
+            raise InputError(f"Input video not found: {video}.", "Check the path.")
+        if server:
+            report = _prepare_remote(server, video, avatar_id, force)
+        else:
+            report = _prepare_here(config, video, avatar_id, force, {"fps": fps, "bbox_shift": bbox_shift})
+        _print_report(report)
+
+
+@app.command(epilog="Example: `warmtalk profile --json profile.json`")
+def profile(
+    config: ConfigOption = "demo",
+    repeats: Annotated[int, typer.Option(help="How often each sentence is spoken.")] = 2,
+    enhance: Annotated[bool, typer.Option(help="Profile Enhance, too.")] = True,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
+    port: PortOption = None,
+) -> None:
+    """Where each stage's time goes, its frames per second at batch 1, 4 and 8, and its memory."""
+    import profiling
+
+    with _errors(), _local(config, port), console.status("profiling") as status:
+        result = profiling.run(profiling.profile_graph(repeats, enhance, status.update))
+    Console().print(profiling.profile_table(result))
+    Console().print(
+        f"TTFF {sorted(result.ttff_ms)[len(result.ttff_ms) // 2]:.0f} ms (median), all processes {result.tree_mb:.0f} MB"
+    )
+    if json_path:
+        _write_whole(json_path, json.dumps(result.to_dict(), indent=1).encode())
+
+
+@app.command(epilog="Example: `warmtalk doctor --json`")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
+    """Check Python, torch, GPU, Ray, ports, weights and disk; say how to mend what is wrong."""
+    import doctor as checks
+
+    raise typer.Exit(checks.main(as_json))
+
+
+# --- steps of the commands
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """An error is a sentence and a remedy on stderr and exit status 1, never a stack trace."""
+    try:
+        yield
+    except WarmTalkError as error:
+        console.print(f"[bold red]{error.code}[/] {error.message}", highlight=False)
+        if error.remedy:
+            console.print(f"[bold]→[/] {error.remedy}", highlight=False)
+        raise typer.Exit(1) from None
+    except httpx.TransportError as error:
+        console.print(f"[bold red]unreachable[/] The server does not answer: {error}.")
+        console.print("[bold]→[/] Check --server, or leave it out to start one here.")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _bar() -> Progress:
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(), console=console, transient=True,
+    )  # fmt: skip
+
+
+@contextmanager
+def _local(config: str, port: int | None, stop: threading.Event | None = None) -> Iterator[Any]:
+    """The graph on a Ray of its own, with a progress bar while it starts; always stopped."""
+    from launch import LocalGraph
+
+    graph = LocalGraph(config, port)
+    begin_s = time.monotonic()
+    with _bar() as bar:
+        task = bar.add_task("starting the graph", total=7, note="Ray")
+
+        def show(done: int, total: int, waiting: str) -> None:
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+            bar.update(task, completed=done, total=total, note=waiting)
+
+        graph.start(show)
+    console.print(f"graph ready after {time.monotonic() - begin_s:.1f} s")
+    try:
+        yield graph
+    finally:
+        graph.stop()
+
+
+@contextmanager
+def _server(config: str, server: str | None, port: int | None) -> Iterator[str]:
+    if server:
+        yield server.rstrip("/")
+        return
+    with _local(config, port) as graph:
+        yield graph.url
+
+
+def _say(
+    url: str, text: str, audio: Path | None, avatar_id: str | None, enhance: bool | None, output: Path
+) -> dict[str, Any]:
+    """Stream the utterance into `output`, written whole or not at all; return its summary."""
+    session_id = f"say-{os.getpid()}-{int(time.time())}"
+    chosen = {"session_id": session_id, "stream": True, "avatar_id": avatar_id, "enhance": enhance}
+    options = {key: value for key, value in chosen.items() if value is not None}
+    if audio is not None:
+        if not audio.is_file():
+            raise InputError(f"Input audio not found: {audio}.", "Check the path.")
+        request: dict[str, Any] = {"url": f"{url}/speak/audio", "params": options, "content": audio.read_bytes()}
+    else:
+        request = {"url": f"{url}/speak", "json": {"text": text, **options}}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.part")
+    with _bar() as bar, httpx.Client(timeout=600) as client:
+        task = bar.add_task("speaking", total=None, note="")
+        try:
+            with partial.open("wb") as file, client.stream("POST", **request) as answer:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise _server_error(answer)
+                for part in answer.iter_bytes():
+                    file.write(part)
+                    bar.update(task, note=f"{file.tell() / 1e3:.0f} kB")
+            facts = client.get(f"{url}/sessions/{session_id}").raise_for_status().json()
+            client.get(f"{url}/reset", params={"session_id": session_id})
+            summary = facts["utterances"][-1]
+            if not summary.get("complete", True):
+                raise StageError("The utterance broke off.", "Look at the server's log and try again.")
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
+    return dict(summary)
+
+
+def _server_error(answer: httpx.Response) -> WarmTalkError:
+    try:
+        error = answer.json()["error"]
+        found = StageError(error["message"], error["remedy"])
+        found.code = error["code"]
+        return found
+    except (ValueError, KeyError, TypeError):
+        return StageError(f"The server answered {answer.status_code}.", "Look at its log.")
+
+
+def _prepare_here(config: str, video: Path, avatar_id: str, force: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """Prepare in this process, with the Avatars stage's own options: no Ray is needed."""
+    from configs.serve_file import ConfigFileError, deployment_of, load_serve_config
+    from deployments.paths import builtin_avatars, output_path
+    from deployments.preparation import load_model, prepare_options
+    from deployments.stage import parse_config
+    from models.avatar.prepare import prepare_avatar
+    from models.avatar.store import AvatarStore
+
+    try:
+        stage = parse_config("Avatars", deployment_of(load_serve_config(config), "Avatars").get("user_config") or {})
+    except ConfigFileError as error:
+        raise ConfigError(str(error)) from error
+    store = AvatarStore(output_path(stage.avatars_dir), builtin_avatars())
+    store.refuse_existing(avatar_id, force)
+    with _bar() as bar:
+        task = bar.add_task("loading the VAE", total=None, note="")
+        model = load_model(stage)
+
+        def show(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total or None, note=f"{done} / {total or '?'}")
+
+        chosen = prepare_options(stage, options)
+        report = prepare_avatar(
+            video, avatar_id, store, model.encode_reference, model.vae_fingerprint, chosen, force=force, progress=show
+        )
+    return report.to_dict()
+
+
+def _prepare_remote(url: str, video: Path, avatar_id: str, force: bool) -> dict[str, Any]:
+    """Upload to a running server and follow its progress."""
+    params: dict[str, Any] = {"avatar_id": avatar_id, "force": force}
+    with _bar() as bar, httpx.Client(timeout=None) as client, video.open("rb") as file:
+        task = bar.add_task("uploading", total=None, note="")
+        with client.stream("POST", f"{url.rstrip('/')}/avatars", params=params, content=file) as answer:
+            if answer.status_code != 200:
+                answer.read()
+                raise _server_error(answer)
+            for line in answer.iter_lines():
+                event = json.loads(line)
+                if "report" in event:
+                    return dict(event["report"])
+                if "error" in event:
+                    raise StageError(event["error"]["message"], event["error"]["remedy"])
+                bar.update(task, description=event["step"], completed=event["done"], total=event["total"] or None)
+    raise StageError("The server closed the answer without a report.", "Look at its log.")
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"avatar {report.get('avatar_id', '')}", show_header=False)
+    for key, value in report.items():
+        if key != "warnings":
+            table.add_row(key.replace("_", " "), json.dumps(value) if isinstance(value, (dict, list)) else str(value))
+    Console().print(table)
+    for warning in report.get("warnings", []):
+        Console().print(f"[yellow]warning[/] {warning}")
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,31 @@
+"""The VAE and the options of avatar preparation, from the Avatars stage's config. Used by the stage and by the CLI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.schema import AvatarsConfig
+from deployments.paths import input_path
+from models.avatar.prepare import PrepareOptions
+
+OPTION_KEYS = ("fps", "bbox_shift", "extra_margin", "max_seconds", "batch_size")
+
+
+def load_model(config: AvatarsConfig) -> Any:
+    """The MuseTalk model whose VAE encodes an avatar's faces."""
+    import torch
+
+    from models.musetalk import MuseTalk
+
+    return MuseTalk.load(
+        input_path(config.unet_config),
+        input_path(config.unet_weights),
+        input_path(config.vae_dir),
+        device=config.device,
+        dtype=getattr(torch, config.dtype),
+    )
+
+
+def prepare_options(config: AvatarsConfig, overrides: dict[str, Any]) -> PrepareOptions:
+    """The config's options of a preparation, with some of OPTION_KEYS replaced."""
+    return PrepareOptions(**{key: overrides.get(key, getattr(config, key)) for key in OPTION_KEYS})
