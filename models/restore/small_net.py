@@ -65,7 +65,7 @@ class SmallRestorerNet(nn.Module):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Conv2d(3 * CELL**2, WIDTH, 3, padding=1)
+        self.head = nn.Conv2d(3 * CELL**2, WIDTH, 3)  # reads the margin
         self.down_64 = nn.Conv2d(WIDTH, DEEP, 3, stride=2, padding=1)
         self.before = ResidualBlock(DEEP)
         self.down_32 = nn.Conv2d(DEEP, DEEP, 3, stride=2, padding=1)
@@ -81,14 +81,20 @@ class SmallRestorerNet(nn.Module):  # type: ignore[misc]
 
     def forward(self, faces: Tensor, strength: Tensor) -> Tensor:
         """`(n, 3, 256, 256)` and `(1,)` → `(n, 3, 512, 512)`, not clipped; linear in strength."""
-        padded = F.pad(faces, (MARGIN_PX,) * 4, mode="replicate")
-        cells = F.pixel_unshuffle(padded, CELL)  # (n, 12, 130, 130)
-        base = F.conv2d(cells, self.base_kernel)  # (n, 48, 128, 128)
-        return F.pixel_shuffle(base + strength * self.correction(cells[:, :, 1:-1, 1:-1] / 255.0), CELL_OUT)
+        cells = self.cells(faces)
+        return F.pixel_shuffle(self.base(cells) + strength * self.correction(cells), CELL_OUT)
+
+    def cells(self, faces: Tensor) -> Tensor:
+        """`(n, 3, 256, 256)` → `(n, 12, 130, 130)`: 2 × 2 pixels a cell, with a margin of one cell."""
+        return F.pixel_unshuffle(F.pad(faces, (MARGIN_PX,) * 4, mode="replicate"), CELL)
+
+    def base(self, cells: Tensor) -> Tensor:
+        """`(n, 12, 130, 130)` → `(n, 48, 128, 128)`: bicubic upsampling."""
+        return F.conv2d(cells, self.base_kernel)
 
     def correction(self, cells: Tensor) -> Tensor:
-        """`(n, 12, 128, 128)` in 0..1 → `(n, 48, 128, 128)` in grey levels of 0..255."""
-        level_128 = F.relu(self.head(cells))
+        """`(n, 12, 130, 130)` → `(n, 48, 128, 128)`: what to add to it, in grey levels."""
+        level_128 = F.relu(self.head(cells / 255.0))
         level_64 = self.before(F.relu(self.down_64(level_128)))
         level_32 = self.middle(F.relu(self.down_32(level_64)))
         level_64 = self.after(level_64 + F.pixel_shuffle(self.up_64(level_32), 2))

@@ -1,0 +1,183 @@
+"""Makes of a clean face what LipSync would hand on: a softened, noisy 256² crop. Knows nothing of restorers.
+
+The order is that of the product: the source video is resampled, blurred, noisy and compressed; the crop then passes the
+small VAE, whose latents the UNet only approximates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.types import CROP_PX, LATENT_PX
+
+BLOCK = 8  # side of a JPEG block
+# ITU-T T.81, annex K.1: quantisation steps at quality 50
+LUMA_STEPS = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+CHROMA_STEPS = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    *((99, 99, 99, 99, 99, 99, 99, 99),) * 4,
+)
+YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # JFIF
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """How strong each fault may be: every picture draws its own strength between none and this."""
+
+    blur_px: float = 0.8  # standard deviation, in pixels of the 256² crop
+    shrink: float = 0.7  # the face may be this much smaller in the source than in the crop
+    noise: float = 0.02  # standard deviation in 0..1: 5 grey levels
+    quality: tuple[float, float] = (35.0, 95.0)  # JPEG's scale
+    latent_noise: float = 0.12  # in standard deviations of the latents, white
+    latent_drift: float = 0.12  # likewise, smooth over 4 latent pixels: what a UNet gets wrong hangs together
+
+
+DEFAULT = Ranges()
+
+
+class VAE:
+    """The round trip of a folder in diffusers' AutoencoderTiny format, at the latents' own scale."""
+
+    def __init__(self, folder: Path | str, device: str) -> None:
+        from diffusers import AutoencoderTiny
+
+        self.model: Any = AutoencoderTiny.from_pretrained(str(folder)).float().to(device).eval().requires_grad_(False)
+        self.scale = float(self.model.config.scaling_factor)  # latents × scale have unit variance
+
+    def encode(self, faces: Tensor) -> Tensor:
+        """`(n, 3, 256, 256)` in 0..1 → `(n, 4, 32, 32)` of unit variance."""
+        latents: Tensor = self.model.encode(faces * 2 - 1).latents * self.scale
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """`(n, 4, 32, 32)` of unit variance → `(n, 3, 256, 256)` in 0..1."""
+        faces: Tensor = self.model.decode(latents / self.scale).sample
+        return (faces.float() * 0.5 + 0.5).clamp(0, 1)
+
+
+class Degradation:
+    """Draws faults from `generator`. Pictures are float RGB in 0..1, on `device`."""
+
+    def __init__(self, vae: VAE | None, generator: torch.Generator, device: str, ranges: Ranges = DEFAULT) -> None:
+        self.vae, self.generator, self.device, self.ranges = vae, generator, device, ranges
+
+    def __call__(self, clean: Tensor, through_vae: Tensor | None = None, views: int = 1) -> Tensor:
+        """`(n, 3, 512, 512)` → `(views, n, 3, 256, 256)`, rounded to 8 bits.
+
+        Views of a picture share the strength of each fault and differ in their noise, as frames of a video do.
+        through_vae: bool `(n,)`, which pictures pass the VAE; all by default, none where there is no VAE.
+        """
+        n = len(clean)
+        small = F.interpolate(clean, size=(CROP_PX, CROP_PX), mode="area").repeat(views, 1, 1, 1)
+        small = self._soften(small, n, views)
+        noise = self._strength(n, views, self.ranges.noise)
+        small = (small + noise * self._normal(*small.shape)).clamp(0, 1)
+        low, high = self.ranges.quality
+        small = jpeg(small, low + (high - low) * self._uniform(n).repeat(views))
+        if self.vae is not None:
+            passing = torch.ones(n, dtype=torch.bool) if through_vae is None else through_vae
+            small = torch.where(
+                passing.to(small.device).repeat(views).view(-1, 1, 1, 1), self._trip(small, n, views), small
+            )
+        return (small * 255).round().div(255).view(views, n, *small.shape[1:])
+
+    def _soften(self, small: Tensor, n: int, views: int) -> Tensor:
+        """Blur each picture by its own width, and resample all through one smaller size."""
+        side = round(CROP_PX * (self.ranges.shrink + (1 - self.ranges.shrink) * float(self._uniform(1))))
+        coarse = F.interpolate(small, size=(side, side), mode="bilinear", antialias=True)
+        coarse = F.interpolate(coarse, size=(CROP_PX, CROP_PX), mode="bicubic").clamp(0, 1)
+        chosen = (self._uniform(n) < 0.5).repeat(views).view(-1, 1, 1, 1)
+        return blur(torch.where(chosen, coarse, small), self._uniform(n).repeat(views) * self.ranges.blur_px)
+
+    def _trip(self, small: Tensor, n: int, views: int) -> Tensor:
+        """Through the VAE, with latents as inexact as the UNet's."""
+        assert self.vae is not None
+        latents = self.vae.encode(small)  # (views · n, 4, 32, 32)
+        white = self._strength(n, views, self.ranges.latent_noise) * self._normal(*latents.shape)
+        coarse = self._normal(*latents.shape[:2], LATENT_PX // 4, LATENT_PX // 4)
+        smooth = F.interpolate(coarse, size=latents.shape[2:], mode="bicubic")
+        return self.vae.decode(latents + white + self._strength(n, views, self.ranges.latent_drift) * smooth)
+
+    def _uniform(self, n: int) -> Tensor:
+        return torch.rand(n, generator=self.generator, device=self.generator.device).to(self.device)
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.generator.device).to(self.device)
+
+    def _strength(self, n: int, views: int, most: float) -> Tensor:
+        return (most * self._uniform(n)).repeat(views).view(-1, 1, 1, 1)
+
+
+def blur(pictures: Tensor, sigma_px: Tensor) -> Tensor:
+    """Gaussian blur of `(n, 3, h, w)` by a standard deviation a picture `(n,)`; borders are replicated."""
+    n, channels, height, width = pictures.shape
+    radius = max(1, math.ceil(3 * float(sigma_px.max())))
+    at = torch.arange(-radius, radius + 1, device=pictures.device, dtype=torch.float32)
+    taps = torch.exp(-0.5 * (at / sigma_px.view(-1, 1).clamp(min=1e-3)) ** 2)
+    taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(channels, 0)  # (n · 3, taps)
+    stacked = F.pad(pictures, (radius,) * 4, mode="replicate").reshape(1, n * channels, height + 2 * radius, -1)
+    stacked = F.conv2d(stacked, taps[:, None, None, :], groups=n * channels)
+    return F.conv2d(stacked, taps[:, None, :, None], groups=n * channels).view(n, channels, height, width)
+
+
+def jpeg(pictures: Tensor, quality: Tensor) -> Tensor:
+    """JPEG's loss without its bytes: `(n, 3, h, w)` in 0..1, sides divisible by 16, `quality` `(n,)` in 1..100.
+
+    JFIF colours, chroma at half size, 8 × 8 DCT, the standard tables with libjpeg's quality scale.
+    """
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality) / 100
+    luma_steps, chroma_steps, to_ycc, to_rgb = _tables(str(pictures.device))
+    ycc = torch.einsum("yc,nchw->nyhw", to_ycc, pictures * 255)
+    luma = _quantise(ycc[:, :1] - 128, luma_steps, scale) + 128
+    chroma = _quantise(F.avg_pool2d(ycc[:, 1:], 2), chroma_steps, scale)
+    ycc = torch.cat([luma, F.interpolate(chroma, scale_factor=2, mode="bilinear")], 1)
+    return (torch.einsum("cy,nyhw->nchw", to_rgb, ycc) / 255).clamp(0, 1)
+
+
+@lru_cache(maxsize=4)
+def _tables(device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Luma and chroma steps `(8, 8)`, RGB → YCbCr and back `(3, 3)`."""
+    to_ycc = torch.tensor(YCC, dtype=torch.float64)
+    tables = (torch.tensor(LUMA_STEPS), torch.tensor(CHROMA_STEPS), to_ycc, torch.linalg.inv(to_ycc))
+    luma, chroma, there, back = (table.float().to(device) for table in tables)
+    return luma, chroma, there, back
+
+
+@lru_cache(maxsize=4)
+def _dct(device: str) -> Tensor:
+    """The orthonormal DCT-II `(8, 8)`: row k is the k-th basis function."""
+    k = torch.arange(BLOCK, dtype=torch.float64)
+    basis = torch.cos(math.pi * k[:, None] * (2 * k[None] + 1) / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
+    basis[0] /= math.sqrt(2)
+    return basis.float().to(device)
+
+
+def _quantise(planes: Tensor, steps: Tensor, scale: Tensor) -> Tensor:
+    """Round the DCT coefficients of `(n, c, h, w)` to multiples of `steps` × `scale` `(n,)`."""
+    n, channels, height, width = planes.shape
+    dct = _dct(str(planes.device))
+    blocks = planes.view(n, channels, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    step = (steps * scale.view(-1, 1, 1)).clamp(min=1)[:, None, None, :, None, :]  # (n, 1, 1, 8, 1, 8)
+    coefficients = torch.einsum("ki,ncyixj,lj->ncykxl", dct, blocks, dct)
+    rounded = (coefficients / step).round() * step
+    return torch.einsum("ki,ncykxl,lj->ncyixj", dct, rounded, dct).reshape(n, channels, height, width)

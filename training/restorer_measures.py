@@ -1,0 +1,92 @@
+"""Measures a restorer against what it must beat: bicubic upsampling and the best of a grid of unsharp masks.
+
+Knows nothing of training. Pictures are float RGB `(n, 3, h, w)` in 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.degradation import blur
+
+GREY = 255.0
+UNSHARP_GRID = tuple((sigma, amount) for sigma in (0.7, 1.0, 1.5, 2.0, 3.0) for amount in (0.15, 0.3, 0.6, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """PSNR in dB, the mean over pictures; flicker in grey levels: mean difference between two views of a picture."""
+
+    bicubic_db: float
+    unsharp_db: float
+    restored_db: float
+    unsharp_sigma_px: float
+    unsharp_amount: float
+    bicubic_flicker: float
+    unsharp_flicker: float
+    restored_flicker: float
+
+    @property
+    def gain_db(self) -> float:
+        """Over the better of the two others."""
+        return self.restored_db - max(self.bicubic_db, self.unsharp_db)
+
+    def to_dict(self) -> dict[str, float]:
+        return {**asdict(self), "gain_db": self.gain_db}
+
+
+def compare(views: Tensor, restored: Tensor, clean: Tensor) -> Comparison:
+    """views: two degradations of each picture, `(2, n, 3, 256, 256)`, and `restored` from them, `(2, n, 3, 512, 512)`.
+
+    clean: `(n, 3, 512, 512)`. The unsharp mask has the advantage of being chosen on these very pictures.
+    """
+    plain = [upsample(view) for view in views]
+    scores = {spot: float(psnr(unsharp(plain[0], *spot), clean).mean()) for spot in UNSHARP_GRID}
+    best = max(scores, key=lambda spot: scores[spot])
+    sharp = [unsharp(view, *best) for view in plain]
+    return Comparison(
+        bicubic_db=float(psnr(plain[0], clean).mean()),
+        unsharp_db=scores[best],
+        restored_db=float(psnr(restored[0], clean).mean()),
+        unsharp_sigma_px=best[0],
+        unsharp_amount=best[1],
+        bicubic_flicker=difference(plain[0], plain[1]),
+        unsharp_flicker=difference(sharp[0], sharp[1]),
+        restored_flicker=difference(restored[0], restored[1]),
+    )
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Mean absolute difference in grey levels."""
+    return float((a - b).abs().mean()) * GREY
+
+
+def table(rows: dict[str, Comparison], say: Callable[[str], None] = print) -> None:
+    """One line a comparison."""
+    say(f"{'':12s}{'bicubic':>9s}{'+ unsharp':>11s}{'restored':>10s}{'gain':>7s}   flicker (levels), likewise")
+    for name, row in rows.items():
+        say(
+            f"{name:12s}{row.bicubic_db:9.2f}{row.unsharp_db:11.2f}{row.restored_db:10.2f}{row.gain_db:7.2f} dB"
+            f"{row.bicubic_flicker:8.2f}{row.unsharp_flicker:8.2f}{row.restored_flicker:8.2f}"
+        )
+
+
+def psnr(ours: Tensor, truth: Tensor) -> Tensor:
+    """dB of each picture `(n,)`, both `(n, 3, h, w)` in 0..1."""
+    return -10 * torch.log10((ours.clamp(0, 1) - truth).square().mean((1, 2, 3)))
+
+
+def upsample(faces: Tensor) -> Tensor:
+    """Bicubic × 2, clipped."""
+    return F.interpolate(faces, scale_factor=2, mode="bicubic").clamp(0, 1)
+
+
+def unsharp(pictures: Tensor, sigma_px: float, amount: float) -> Tensor:
+    """Add `amount` times the difference to a blurred copy."""
+    blurred = blur(pictures, torch.full((len(pictures),), sigma_px, device=pictures.device))
+    return (pictures + amount * (pictures - blurred)).clamp(0, 1)
