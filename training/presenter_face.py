@@ -29,14 +29,14 @@ def _height(p: Params, x: Tensor, y: Tensor) -> Tensor:
     ax = x.abs()
     rim = (outline(p, x, y) / 0.62 + 1).clamp(0, 1.05)  # 0 in the middle, 1 on the outline
     dome = 0.60 * (1.06 - rim**2.3).clamp(min=0.03).sqrt()
-    nose = 0.085 * bump(x, y, 0, 0.16, 0.062, 0.24) + 0.105 * bump(x, y, 0, 0.355, 0.085, 0.085)
+    nose = 0.078 * bump(x, y, 0, 0.17, 0.080, 0.23) + 0.088 * bump(x, y, 0, 0.350, 0.085, 0.085)
     wide = p["nose_wide"]
-    wing = 0.045 * torch.exp(-(((ax - 0.088 * wide) / 0.046) ** 2) - ((y - 0.392) / 0.045) ** 2)
+    wing = 0.030 * torch.exp(-(((ax - 0.084 * wide) / 0.046) ** 2) - ((y - 0.395) / 0.045) ** 2)
     eye = -0.062 * bump(ax, y, 0.235, -0.03, 0.13, 0.095) + 0.045 * bump(ax, y, EYE_X, 0.0, 0.115, 0.07)
     brow = 0.026 * bump(ax, y, 0.20, -0.17, 0.20, 0.07)
     cheek = 0.042 * bump(ax, y, 0.34, 0.24, 0.15, 0.13) - 0.016 * bump(ax, y, 0.40, 0.58, 0.11, 0.16)
-    muzzle = 0.050 * bump(x, y, 0, 0.60, 0.20, 0.13) - 0.012 * bump(x, y, 0, 0.52, 0.026, 0.05)
-    chin = 0.050 * bump(x, y, 0, 0.915, 0.14, 0.085) - 0.030 * bump(x, y, 0, 0.785, 0.15, 0.045)
+    muzzle = 0.050 * bump(x, y, 0, 0.60, 0.20, 0.13) - 0.008 * bump(x, y, 0, 0.52, 0.034, 0.06)
+    chin = 0.042 * bump(x, y, 0, 0.915, 0.14, 0.09) - 0.030 * bump(x, y, 0, 0.785, 0.15, 0.045)
     temple = -0.020 * bump(ax, y, 0.52, -0.25, 0.10, 0.16)
     return dome + p["nose_high"] * (nose + wing) + eye + brow + cheek + muzzle + chin + temple
 
@@ -59,13 +59,13 @@ def key_light(p: Params) -> tuple[Tensor, Tensor, Tensor]:
 def _albedo(p: Params, x: Tensor, y: Tensor) -> Tensor:
     """Skin colour with blood in cheeks, nose and ears, and the shade of hollows. y after `unjaw`."""
     ax = x.abs()
-    blood = 0.42 * bump(ax, y, 0.36, 0.30, 0.17, 0.14) + 0.30 * bump(x, y, 0, 0.36, 0.10, 0.09)
+    blood = 0.30 * bump(ax, y, 0.36, 0.30, 0.17, 0.14) + 0.30 * bump(x, y, 0, 0.36, 0.10, 0.09)
     blood = blood + 0.12 * bump(x, y, 0, 0.93, 0.16, 0.10)
     hollow = 0.10 * bump(ax, y, 0.235, 0.075, 0.10, 0.035)  # under the eyes
     hollow = hollow + 0.16 * bump(ax, y, 0.135, -0.03, 0.05, 0.08)  # where nose and socket meet
     fold = ((ax - 0.155) - 0.42 * (y - 0.43)) / 0.030  # from the wing of the nose to the corner of the mouth
     hollow = hollow + (0.09 + 0.13 * p["width"]) * torch.exp(-(fold**2) - ((y - 0.50) / 0.085) ** 2)
-    hollow = hollow + 0.16 * torch.exp(-(((ax - 0.125 * p["nose_wide"]) / 0.022) ** 2) - ((y - 0.40) / 0.045) ** 2)
+    hollow = hollow + 0.06 * torch.exp(-(((ax - 0.130 * p["nose_wide"]) / 0.024) ** 2) - ((y - 0.40) / 0.045) ** 2)
     hollow = hollow + 0.10 * bump(ax, y, 0.26, -0.115, 0.14, 0.03)  # under the brows
     shade = 1 - hollow
     return colour(
@@ -88,20 +88,20 @@ def skin_maps(p: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     curves = lips(p, x)
     below = torch.exp(-(((y - curves.outer_bottom - 0.030) / 0.034) ** 2)) * ridge(x, 0.15)
     side = -0.05 * lx.sign()
-    under_nose = 0.26 * torch.exp(-(((x - side) / 0.11) ** 2) - ((rest_y - 0.478) / 0.038) ** 2)
-    corner = 0.22 * torch.exp(-(((x.abs() - curves.half - 0.022) / 0.026) ** 2) - ((y - MOUTH_Y + 0.0) / 0.030) ** 2)
+    under_nose = 0.18 * torch.exp(-(((x - side) / 0.11) ** 2) - ((rest_y - 0.478) / 0.038) ** 2)
+    corner = 0.22 * torch.exp(-(((x.abs() - curves.half - 0.022) / 0.026) ** 2) - ((y - MOUTH_Y) / 0.030) ** 2)
     jaw_edge = smooth(-0.11, 0.03, outline(p, x, rest_y)) * smooth(0.35, 0.9, rest_y) * 0.30
     hold = (1 - 0.24 * below) * (1 - under_nose) * (1 - corner) * (1 - jaw_edge)
     albedo = _albedo(p, x, rest_y)
     # Blood makes the edge of a shadow warm: red reaches further round than blue.
     wrapped = torch.stack([key**0.82, key**1.08, key**1.20], 1) * _tint(x, 1.03, 1.0, 0.95)
-    ambience = ambient[:, None] * _tint(x, 0.94, 0.98, 1.06) + 0.15 * fill[:, None] * _tint(x, 0.9, 0.97, 1.06)
-    lit = albedo * (ambience + 0.80 * wrapped) + albedo.sqrt() * (0.10 * rim)[:, None]
+    ambience = ambient[:, None] * _tint(x, 0.98, 0.98, 1.03) + 0.15 * fill[:, None] * _tint(x, 1.0, 0.97, 0.97)
+    lit = albedo * (ambience + 0.80 * wrapped) + albedo.sqrt() * (0.04 * rim)[:, None]
     hx, hy, hz = lx, ly, lz + 1
     half = (hx * hx + hy * hy + hz * hz).sqrt()
     gloss = ((nx * hx + ny * hy + nz * hz) / half).clamp(min=1e-3)
-    spot = 0.11 * bump(x, rest_y, 0.012 * 1, 0.335, 0.030, 0.032) + 0.05 * bump(x, rest_y, 0, 0.14, 0.022, 0.16)
-    lit = lit * hold[:, None] + ((0.13 * gloss**34 + 0.05 * gloss**9) * hold + spot * key)[:, None] * _tint(
+    spot = 0.10 * bump(x, rest_y, 0, 0.340, 0.034, 0.030) + 0.035 * bump(x, rest_y, 0, 0.13, 0.034, 0.15)
+    lit = lit * hold[:, None] + ((0.09 * gloss**30 + 0.05 * gloss**9) * hold + spot * key)[:, None] * _tint(
         x, 1.0, 0.97, 0.93
     )
     light = ambient + 0.80 * key + 0.12 * fill
@@ -138,14 +138,17 @@ def paint_ear(view: View, sign: int) -> None:
 
 
 def paint_nostrils(view: View) -> None:
-    p = view.params
-    ax, y = view.x.abs() - 0.052 * p["nose_wide"], view.y
-    hole = torch.exp(-(((ax + 0.25 * (y - 0.437)) / 0.030) ** 2) - ((y - 0.437 - 0.10 * ax) / 0.0125) ** 2)
-    base = torch.exp(-(((view.x) / (0.085 * p["nose_wide"])) ** 2) - ((y - 0.452) / 0.010) ** 2)
-    wing = (ax - 0.062 * p["nose_wide"] + 0.9 * (y - 0.40).clamp(min=0) ** 1) / 0.011
-    crease = torch.exp(-(wing**2) - ((y - 0.398) / 0.034) ** 2)
-    dark = view.rgb("skin") * torch.tensor([0.30, 0.16, 0.14], device=y.device).view(1, 3, 1, 1)
-    view.paint(dark, (0.85 * hole + 0.16 * base + 0.20 * crease).clamp(0, 0.9))
+    """Nostrils, the shade under the tip, and the rims of the wings."""
+    p, wide = view.params, view.params["nose_wide"]
+    ax, y = view.x.abs() / wide, view.y
+    slant = y - 0.434 + 0.16 * (ax - 0.052)
+    hole = torch.exp(-(((ax - 0.052 - 0.3 * (y - 0.434)) / 0.024) ** 2) - (slant / 0.0105) ** 2)
+    around = ((ax - 0.082) / 0.037) ** 2 + ((y - 0.400) / 0.044) ** 2  # 1 on the rim of a wing
+    rim = torch.exp(-((((around + 1e-6).sqrt() - 1) / 0.17) ** 2)) * smooth(0.090, 0.112, ax + 0.25 * (y - 0.40))
+    under = torch.exp(-((ax / 0.030) ** 2) - ((y - 0.450) / 0.010) ** 2)
+    tip = torch.exp(-(((ax - 0.030) / 0.030) ** 2) - ((y - 0.415 + 0.15 * ax) / 0.013) ** 2)
+    dark = view.rgb("skin") * torch.tensor([0.30, 0.15, 0.13], device=y.device).view(1, 3, 1, 1)
+    view.paint(dark, (0.85 * hole + 0.20 * rim + 0.20 * under + 0.13 * tip).clamp(0, 0.9))
 
 
 def paint_eye(view: View, sign: int) -> None:
@@ -184,7 +187,7 @@ def _paint_ball(
 ) -> None:
     """White, iris, pupil, catch-light, within `opening`."""
     p = view.params
-    lit = 0.40 + 0.50 * view.light
+    lit = 0.46 + 0.50 * view.light
     under_lid = torch.exp(-(((t - upper) / 0.026).clamp(min=0) ** 2))
     shade = lit * (1 - 0.30 * u.clamp(-1, 1) ** 2) * (1 - 0.48 * under_lid)
     red = smooth(-0.70, -1.0, u)
@@ -213,9 +216,9 @@ def _paint_lashes(view: View, ex: Tensor, t: Tensor, upper: Tensor, lower: Tenso
     """The dark lines of both lids; the upper one ends in a small wing."""
     p = view.params
     outer = smooth(-0.9, 1.0, u)
-    reach = smooth(-1.04, -0.86, u) * smooth(1.20, 1.0, u)
-    fringe = (torch.sin(ex * 190 + 22 * t) * 0.5 + 0.5) ** 2
-    thick = (0.0085 + 0.0075 * outer) * (0.7 + 0.5 * p["makeup"]) + 0.006 * fringe * outer * p["makeup"]
+    reach = smooth(-1.04, -0.80, u) * smooth(1.14, 0.95, u)
+    fringe = (torch.sin(ex * 260 + 60 * t) * 0.5 + 0.5) ** 2
+    thick = (0.0100 + 0.0080 * outer) * (0.7 + 0.5 * p["makeup"]) + 0.004 * fringe * outer * p["makeup"]
     above = (t - upper + 0.10 * (ex - 0.100).clamp(min=0)) + thick * 0.35
     line = (1.25 - above.abs() / thick).clamp(0, 1) * reach
     view.paint((0.045, 0.028, 0.025), line * (0.80 + 0.18 * p["makeup"]))
@@ -230,9 +233,9 @@ def paint_brow(view: View, sign: int) -> None:
     across = view.y - brow_curve(p, ex)
     grow = smooth(-0.175, -0.10, ex) * smooth(0.205, 0.09, ex)
     thick = 0.0235 * p["brow_thick"] * (1.0 - 0.62 * smooth(0.0, 0.20, ex)) * (0.55 + 0.45 * smooth(-0.17, -0.06, ex))
-    hairs = sample(view.textures["strand"], ex * 0.55 + across * 0.75 + p["texture_seed"], view.y * 0.8)
-    body = (1.30 - (across.abs() / thick) * (1 + 0.22 * hairs)).clamp(0, 1)
-    alpha = (body * grow * (0.78 + 0.20 * hairs)).clamp(0, 0.9)
+    hairs = sample(view.textures["strand"], ex * 0.7 + across * 0.8 + p["texture_seed"], across * 0.2)
+    body = (1.30 - (across.abs() / thick) * (1 + 0.10 * hairs)).clamp(0, 1)
+    alpha = (body * grow * (0.82 + 0.10 * hairs)).clamp(0, 0.9)
     dark = view.rgb("hair").clamp(max=0.34) * 0.72 + 0.012
     view.paint(dark * (0.6 + 0.5 * view.light)[:, None], alpha)
 
@@ -262,7 +265,8 @@ def paint_mouth(view: View) -> None:
     gap = curves.inner_bottom - curves.inner_top
     inside = view.cover(edge + 0.8 * view.px) * (gap / (2.0 * view.px)).clamp(0, 1)
     view.paint(_mouth_inside(view, curves.inner_top, curves.inner_bottom, curves.half), inside)
-    parting = torch.exp(-(((y - (curves.inner_top + curves.inner_bottom) / 2) / 0.0085) ** 2))
+    thin = 0.0085 - 0.0035 * smooth(0.4, 1.0, ax / curves.half)
+    parting = torch.exp(-(((y - (curves.inner_top + curves.inner_bottom) / 2) / thin) ** 2))
     shut = (1 - gap / 0.022).clamp(0, 1) * view.cover(ax - curves.half - 0.012, 0.03)
     view.darken(0.62 * parting * shut)
 
@@ -288,7 +292,7 @@ def _mouth_inside(view: View, top: Tensor, bottom: Tensor, half: Tensor) -> Tens
     tooth = torch.where(ax < wide * 0.0, tooth, torch.frac(ax / wide) - 0.5)
     joint = torch.exp(-(((tooth.abs() - 0.5) / 0.075) ** 2))
     ivory = bend**0.6 * (0.45 + 0.55 * smooth(0.0, 0.030, y - top)) * (1 - 0.20 * joint) * (0.35 + 0.62 * view.light)
-    length = (0.010 + 0.046 * p["teeth"]) * (0.55 + 0.45 * bend) - 0.006 * joint
+    length = (0.004 + 0.040 * p["teeth"]) * (0.55 + 0.45 * bend) - 0.006 * joint
     length = torch.lerp(length, 0.05 + 0 * length, p["tuck"])
     upper = view.cover(torch.maximum(y - top - length, ax - half * 0.92), 0.007)
     inside = torch.lerp(inside, colour(0.88 * ivory, 0.845 * ivory, 0.775 * ivory), upper[:, None])

@@ -13,7 +13,7 @@ HAIR_TOP = -1.13  # the hair's highest point in head units
 
 
 def ground_map(p: Params, body_x: Tensor, body_y: Tensor, frame_x: Tensor, frame_y: Tensor) -> Tensor:
-    """A room out of focus, fixed to the frame: `(B, 3, h, w)`; frame_x, frame_y in head units from the frame's middle."""
+    """A room out of focus, fixed to the frame: `(B, 3, h, w)`; frame_x, frame_y: head units from its middle."""
     base = torch.stack([p[f"ground_{c}"] for c in "rgb"], 1)
     seed = p["texture_seed"] * 3
     glow = 1.0 - 0.16 * frame_y - 0.10 * frame_x * p["light_x"].sign()
@@ -32,49 +32,62 @@ def _strands(view: View, across: Tensor, along: Tensor) -> Tensor:
     return sample(view.textures["strand"], across + view.params["texture_seed"], along)
 
 
+def _crown(p: Params, x: Tensor, y: Tensor) -> Tensor:
+    """About the distance to the outside of the hair above the temples."""
+    across, up = (x / (0.735 * p["hair_volume"])).abs(), ((y + 0.20) / (0.93 * p["hair_volume"])).abs()
+    return ((across**2.1 + up**2.1 + 1e-6) ** (1 / 2.1) - 1) * 0.74
+
+
+def _curtain(p: Params, x: Tensor, y: Tensor) -> Tensor:
+    """About the distance to the outside of long hair below the temples: it swells, then turns in at its end."""
+    end = p["hair_end"]
+    swell = 0.735 + 0.035 * smooth(-0.2, 0.55, y) - 0.17 * smooth(end - 0.42, end + 0.12, y) ** 1.3
+    tip = end + 0.10 - 0.55 * (x.abs() - 0.52).clamp(min=0) ** 1.2
+    return torch.maximum(x.abs() - swell * p["hair_volume"], y - tip)
+
+
+def _long(p: Params, x: Tensor, y: Tensor) -> Tensor:
+    """The silhouette of long hair."""
+    return torch.where(y < -0.20, _crown(p, x, y), _curtain(p, x, y))
+
+
 def paint_hair_back(view: View) -> None:
     """Hair behind head and neck; only long hair has it below the ears."""
     p, x, y = view.params, view.head_x, view.head_y
-    volume = p["hair_volume"]
-    fall = smooth(-0.3, 0.9, y)
-    half = (0.715 + 0.055 * torch.sin(3.0 * y + 0.6) * fall - 0.10 * smooth(0.85, 1.4, y)) * volume
-    crown = ((x / (0.72 * volume)).abs() ** 2.2 + ((y + 0.22) / (0.90 * volume)).abs() ** 2.2 + 1e-6) ** (1 / 2.2) - 1
-    sides = torch.maximum(x.abs() - half, torch.maximum(-0.22 - y, y - 1.32 + 0.35 * (x.abs() - 0.5)))
-    long = torch.where(
-        p["hair_long"] > 0.5, torch.minimum(crown * 0.7, sides), (crown + 0.06 + 0.9 * smooth(-0.2, 0.3, y)) * 0.7
-    )
-    strand = _strands(view, x * 0.55 + 0.10 * torch.sin(2.2 * y), y * 0.22)
-    side = 0.62 - 0.25 * x * p["light_x"].sign() * -1 * -1
-    shade = side * (0.50 + 0.55 * smooth(0.45, 0.80, x.abs())) * (1 + 0.20 * strand)
-    shade = shade * (1 - 0.35 * smooth(0.2, 1.2, y) * smooth(0.75, 0.45, x.abs()))
-    view.paint(view.rgb("hair") * shade[:, None], view.cover(long + 0.012 * strand, 0.03))
+    strand = _strands(view, x * 0.55 + 0.05 * torch.sin(2.2 * y), y * 0.22)
+    short = _crown(p, x, y) + 0.05 + 0.9 * smooth(-0.2, 0.3, y)
+    shape = torch.where(p["hair_long"] > 0.5, _long(p, x, y), short)
+    shade = (0.42 - 0.14 * x * p["light_x"].sign()) * (1 + 0.18 * strand) * (0.45 + 0.55 * smooth(0.40, 0.75, x.abs()))
+    view.paint(view.rgb("hair") * shade[:, None], view.cover(shape + 0.006 * strand, 0.02))
 
 
 def paint_neck(view: View) -> None:
     """Neck and the skin in the collar, with the chin's shadow."""
     p = view.params
-    blend = smooth(0.75, 1.35, view.body_y)
-    x = torch.lerp(view.head_x, view.body_x, blend)
+    x = torch.lerp(view.head_x, view.body_x, smooth(0.75, 1.35, view.body_y))
     y = view.body_y
-    half = 0.335 + 0.10 * smooth(0.95, 0.70, y) + 0.35 * (y - 1.12).clamp(min=0) ** 1.5
+    half = 0.305 + 0.09 * smooth(0.95, 0.70, y) + 0.40 * (y - 1.10).clamp(min=0) ** 1.5
     lx, _, _ = key_light(p)
-    round_ = (x / 0.40).clamp(-1, 1)
-    lit = (0.62 + 0.42 * (lx * round_ + 0.86 * (1 - round_**2).clamp(min=0).sqrt())).clamp(min=0.2)
-    chin = view.head_y - p["drop"] * 0.8
-    shadow = smooth(0.28, -0.02, chin - 1.02 - 0.10 * (1 - (view.head_x / 0.5) ** 2)) * smooth(
-        0.62, 0.30, view.head_x.abs()
-    )
-    tendon = 0.07 * torch.exp(-(((x.abs() - 0.20 + 0.22 * (y - 1.0)) / 0.035) ** 2)) * smooth(1.05, 1.35, y)
-    notch = 0.14 * bump(x, y, 0, 1.50, 0.06, 0.06) + 0.08 * ridge(x, 0.05) * smooth(1.25, 1.45, y)
-    lit = lit * (1 - 0.52 * shadow) * (1 - notch) + tendon
-    warm = torch.tensor([0.97, 0.93, 0.93], device=x.device).view(1, 3, 1, 1) ** (1 + 1.6 * shadow[:, None])
+    turn = (x / 0.37).clamp(-1, 1)
+    lit = (0.58 + 0.42 * (lx * turn + 0.86 * (1 - turn**2).clamp(min=0).sqrt())).clamp(min=0.2)
+    chin = view.head_y - 0.8 * p["drop"] - 1.0 - 0.16 * (1 - (view.head_x / 0.45) ** 2)
+    shadow = smooth(0.22, -0.03, chin)
+    tendon = 0.06 * torch.exp(-(((x.abs() - 0.19 + 0.30 * (y - 1.05)) / 0.035) ** 2)) * smooth(1.08, 1.35, y)
+    notch = 0.12 * bump(x, y, 0, 1.46, 0.06, 0.05) + 0.05 * ridge(x, 0.05) * smooth(1.25, 1.42, y)
+    lit = lit * (1 - 0.50 * shadow) * (1 - notch) + tendon
+    warm = torch.tensor([0.97, 0.92, 0.92], device=x.device).view(1, 3, 1, 1) ** (1 + 1.8 * shadow[:, None])
     view.paint(view.rgb("skin") * warm * lit[:, None], view.cover(x.abs() - half, 0.02))
 
 
 def _shoulder_line(ax: Tensor) -> Tensor:
-    """The y of the jacket's upper edge at |x|."""
-    slope = 1.235 + 0.36 * smooth(0.25, 1.25, ax) + 0.06 * ax
-    return slope + 1.6 * (ax - 1.24).clamp(min=0) ** 1.6
+    """The y of the jacket's upper edge at |x|: collar, slope, rounded shoulder."""
+    slope = 1.16 + 0.24 * smooth(0.24, 0.62, ax) + 0.17 * (ax - 0.40).clamp(min=0)
+    return slope + 1.5 * (ax - 1.15).clamp(min=0) ** 1.9
+
+
+def _lapel_edge(y: Tensor) -> Tensor:
+    """Half the width of the jacket's opening at y."""
+    return 0.40 - 0.575 * (y - 1.18)
 
 
 def paint_clothes(view: View) -> None:
@@ -82,95 +95,105 @@ def paint_clothes(view: View) -> None:
     p, x, y = view.params, view.body_x, view.body_y
     ax = x.abs()
     side = x * p["light_x"].sign()
-    weave = sample(view.textures["grain"], x * 0.9, y * 0.9)
-    fall = 0.62 + 0.30 * side + 0.30 * torch.exp(-(((y - _shoulder_line(ax) - 0.05) / 0.13) ** 2))
-    fall = fall - 0.30 * smooth(0.95, 1.5, ax) + 0.10 * bump(ax, y, 0.72, 1.72, 0.16, 0.25)
+    weave = sample(view.textures["strand"], x * 0.8 + 0.6 * y, 0.7 * y)
+    over = y - _shoulder_line(ax)
+    fall = 0.60 + 0.22 * side + 0.34 * torch.exp(-(((over - 0.05) / 0.12) ** 2)) - 0.20 * smooth(0.0, 0.02, 0.02 - over)
+    fall = fall - 0.30 * smooth(1.0, 1.6, ax) - 0.16 * torch.exp(-(((ax - 1.02 - 0.15 * (y - 1.6)) / 0.05) ** 2))
+    fall = (fall + 0.018 * weave).clamp(min=0.15)
     _paint_shirt(view, x, y, ax)
-    opening = 0.37 - 0.60 * (y - 1.235)  # half width of the V between the lapels
-    jacket = torch.maximum(_shoulder_line(ax) - y, opening - ax)
-    fabric = view.rgb("cloth") * ((fall.clamp(min=0.12) + 0.035 * weave) * 1.1)[:, None]
-    view.paint(fabric, view.cover(jacket, 0.008))
-    # Lapel: a band beside the opening, its outer edge slanting out to a notch.
-    outer = opening + 0.20 + 0.16 * smooth(1.66, 1.46, y) - 0.42 * (1.46 - y).clamp(min=0)
-    lapel = torch.maximum(torch.maximum(opening - ax, ax - outer), _shoulder_line(ax) + 0.012 - y)
-    sheen = (fall * 1.16 + 0.10 * ridge(ax - opening - 0.03, 0.035) + 0.03 * weave) * 1.1
-    view.paint(view.rgb("cloth") * sheen.clamp(min=0.12)[:, None], view.cover(lapel, 0.008))
-    seam = torch.exp(-(((ax - outer - 0.006) / 0.012) ** 2)) * smooth(1.30, 1.40, y)
-    notch = (
-        torch.exp(-(((y - 1.475 + 0.35 * (ax - opening - 0.2)) / 0.010) ** 2))
-        * view.cover(lapel)
-        * smooth(0.10, 0.16, ax - opening)
-    )
-    rim = torch.exp(-(((ax - opening + 0.004) / 0.012) ** 2)) * view.cover(_shoulder_line(ax) - y)
-    view.darken(0.45 * seam + 0.40 * notch + 0.35 * rim)
+    opening = _lapel_edge(y)
+    view.darken(0.45 * torch.exp(-(((opening - ax) / 0.035).clamp(min=0) ** 2)) * smooth(-0.10, 0.06, over))
+    jacket = torch.maximum(-over, opening - ax)
+    view.paint(view.rgb("cloth") * fall[:, None], view.cover(jacket, 0.008))
+    # The lapel widens downwards to its notch, then runs in to the closing of the jacket.
+    below = y - (1.50 + 0.30 * (ax - 0.40))
+    wide = torch.where(below < 0, 0.17 + 0.0 * y, 0.27 - 0.42 * below)
+    lapel = torch.maximum(torch.maximum(opening - ax, ax - opening - wide), 0.015 - over)
+    shade = fall * (1.10 + 0.16 * ridge(ax - opening - 0.015, 0.030))
+    drop = torch.exp(-((lapel.clamp(min=0) / 0.028) ** 2)) * view.cover(jacket)
+    view.darken(0.38 * drop)
+    view.paint(view.rgb("cloth") * shade[:, None], view.cover(lapel, 0.008))
+    seam = torch.exp(-((below / 0.007) ** 2)) * view.cover(lapel, 0.02) * smooth(0.02, 0.08, ax - opening)
+    view.darken(0.40 * seam)
 
 
 def _paint_shirt(view: View, x: Tensor, y: Tensor, ax: Tensor) -> None:
     """Shirt front and two collar wings around an open neck."""
     p = view.params
-    neckline = 0.27 - 0.50 * (y - 1.235).clamp(min=0)
-    front = torch.maximum(1.16 - y, neckline - ax)
-    front = torch.maximum(front, ax - 0.52)
-    shade = 0.74 + 0.16 * x * p["light_x"].sign() - 0.22 * smooth(0.10, 0.0, ax - neckline) - 0.12 * smooth(1.7, 1.9, y)
-    button = torch.exp(-((x / 0.008) ** 2)) * smooth(1.74, 1.76, y) * 0.25
-    view.paint(view.rgb("shirt") * (shade - button).clamp(min=0.1)[:, None], view.cover(front, 0.01))
-    wing = torch.maximum(ax - neckline - 0.17 + 0.30 * (y - 1.30), neckline - 0.022 - ax)
-    tip = y - 1.58 + 0.9 * (ax - 0.22)
-    wing = torch.maximum(torch.maximum(wing, tip), 1.10 + 0.12 * ax - y)
-    lift = 0.90 + 0.16 * x * p["light_x"].sign() - 0.30 * smooth(1.28, 1.12, y)
-    under = torch.exp(-(((wing - 0.012) / 0.022) ** 2)) * view.cover(front) * (wing > 0)
-    view.darken(0.30 * under)
+    neckline = 0.275 - 0.52 * (y - 1.20)
+    front = torch.maximum(torch.maximum(1.14 - y, neckline - ax), ax - 0.44)
+    side = x * p["light_x"].sign()
+    shade = 0.70 + 0.16 * side - 0.16 * smooth(0.10, 0.0, ax - neckline)
+    placket = 0.22 * torch.exp(-(((ax - 0.045) / 0.006) ** 2)) + 0.30 * smooth(
+        0.013, 0.009, (x**2 + (y - 1.80) ** 2).sqrt()
+    )
+    skin_shadow = torch.exp(-(((neckline - ax) / 0.045).clamp(min=0) ** 2)) * smooth(1.12, 1.2, y)
+    view.darken(0.32 * skin_shadow * view.cover(ax - neckline))
+    view.paint(view.rgb("shirt") * (shade - placket * (y > 1.72)).clamp(min=0.1)[:, None], view.cover(front, 0.01))
+    # A wing: a strip along the neckline that ends in a point.
+    outer = torch.maximum(ax - neckline - 0.135, neckline - 0.018 - ax)
+    point = (y - 1.56) * 0.8 + 0.75 * (ax - neckline - 0.06).abs()
+    wing = torch.maximum(torch.maximum(outer, point * 0.8), 1.105 + 0.22 * (ax - 0.27) - y)
+    shadow = torch.exp(-(((wing - 0.004) / 0.030).clamp(min=0) ** 2)) * view.cover(front)
+    view.darken(0.34 * shadow)
+    lift = 0.86 + 0.16 * side - 0.30 * smooth(1.26, 1.10, y) + 0.06 * ridge(ax - neckline - 0.02, 0.03)
     view.paint(view.rgb("shirt") * lift.clamp(min=0.1)[:, None], view.cover(wing, 0.008))
 
 
-def _opening(p: Params, x: Tensor, y: Tensor) -> Tensor:
-    """About the distance to the edge of the hair around the face, negative where the face is free."""
+def _opening(p: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The hair's edge around the face: a level (1 on the edge, more in the hair), and about the distance to it.
+
+    The level's contours fall to both sides from the parting, so strands that follow them look combed.
+    """
     part = p["hair_part"]
-    long = p["hair_long"]
-    reach = torch.where(x < part, 0.545 + part, 0.545 - part) + 0.03 * (1 - long)
-    top = -0.60 - p["hair_line"]
-    centre = 0.20
-    u = ((x - part).abs() / reach).clamp(max=1.6)
-    lift = torch.where(y < centre, (centre - y) / (centre - top), (y - centre) / 2.4).clamp(min=0)
-    free = (u**2.15 + lift**2.0 + 1e-6) ** 0.48 - 1
-    return free * 0.52
+    swell = 1 + 0.06 * smooth(-0.2, 0.55, y) - 0.23 * smooth(p["hair_end"] - 0.42, p["hair_end"] + 0.12, y) ** 1.3
+    x = torch.where(p["hair_long"] > 0.5, x / swell.clamp(min=0.5), x)
+    root = part * smooth(0.75, -0.30, y)  # the sides are even, whatever the parting
+    reach = torch.where(x < root, 0.56 + root, 0.56 - root) + 0.03 * (1 - p["hair_long"])
+    top, centre = -0.64 - p["hair_line"], 0.15
+    u = (x - root).abs() / reach
+    lift = torch.where(y < centre, (centre - y) / (centre - top), (y - centre) / 2.2).clamp(min=0)
+    level = (u**1.9 + lift**1.9 + 1e-6) ** (1 / 1.9)
+    return level, (level - 1) * 0.55
 
 
 def paint_hair_front(view: View) -> None:
     """Hair over the forehead and beside the face, combed from the parting."""
     p, x, y = view.params, view.x, view.y
-    volume, part = p["hair_volume"], p["hair_part"]
-    down = (y - HAIR_TOP).clamp(min=0)
-    reach = 1.15 * torch.tanh(down / 1.15) + 0.03
-    across = (x - part * (1 - smooth(-1.1, 0.2, y))) / reach.sqrt()
-    strand = _strands(view, across * 0.50, down * 0.16)
-    free = _opening(p, x, y) + 0.016 * strand * smooth(0.12, 0.0, y - 0.2)
-    crown = ((x / (0.735 * volume)).abs() ** 2.2 + ((y + 0.22) / (0.91 * volume)).abs() ** 2.2 + 1e-6) ** (1 / 2.2) - 1
-    lock = torch.maximum(x.abs() - (0.735 + 0.03 * torch.sin(3.0 * y + 0.6)) * volume, y - 1.22 - 0.25 * x.abs())
-    short = torch.maximum(crown * 0.72, y - 0.02 - 0.05 * strand)
-    shape = torch.where(p["hair_long"] > 0.5, torch.where(y < -0.22, crown * 0.72, lock), short)
-    inside = torch.maximum(shape + 0.010 * strand, -free)
-    shadow = smooth(0.085, 0.0, -free) * (free < 0) * smooth(0.05, -0.02, outline(p, x, unjaw(p, y)))
-    view.darken(0.34 * shadow * view.cover(shape))
-    view.image.copy_(torch.lerp(view.image, _hair_colour(view, strand, free, down), view.cover(inside, 0.022)[:, None]))
+    strand, free = _comb(view)
+    end = torch.maximum(_crown(p, x, y), y - 0.04 - 0.03 * strand)
+    shape = torch.where(p["hair_long"] > 0.5, _long(p, x, y), end)
+    inside = torch.maximum(shape + 0.003 * strand, -free - 0.004 * strand)
+    shadow = smooth(0.10, 0.0, -free) * (free < 0) * smooth(0.05, -0.02, outline(p, x, unjaw(p, y)))
+    view.darken(0.30 * shadow * view.cover(shape))
+    view.image.copy_(torch.lerp(view.image, _hair_colour(view, strand, free), view.cover(inside, 0.020)[:, None]))
 
 
-def _hair_colour(view: View, strand: Tensor, free: Tensor, down: Tensor) -> Tensor:
+def _comb(view: View) -> tuple[Tensor, Tensor]:
+    """Strand noise that runs with the hair, and the distance to the hair's edge around the face."""
+    p, x, y = view.params, view.x, view.y
+    level, free = _opening(p, x, y)
+    wave = 0.02 * torch.sin(5 * y + 3 * x)
+    side = 0.37 * (x > p["hair_part"])  # the two sides of the parting have strands of their own
+    return _strands(view, level * 0.26 + wave * 0.3 + side, (y + x.abs()) * 0.10), free
+
+
+def _hair_colour(view: View, strand: Tensor, free: Tensor) -> Tensor:
     """Shaded hair: a dome above, cylinders at the sides, two soft rings of light, shade near face and parting."""
     p, x, y = view.params, view.x, view.y
     lx, ly, lz = key_light(p)
-    nx = (x / 0.76).clamp(-0.98, 0.98)
-    ny = ((y + 0.15) / 0.98).clamp(-0.98, 0.0)
+    # Beside the face the lock is a cylinder of its own between the opening and the outside.
+    lock = smooth(-0.2, 0.3, y)
+    nx = torch.lerp(x / 0.80, x.sign() * ((x.abs() - 0.64) / 0.14), lock).clamp(-0.95, 0.95)
+    ny = ((y + 0.15) / 0.98).clamp(-0.98, 0.0) * (1 - lock)
     nz = (1 - nx * nx - ny * ny).clamp(min=0.03).sqrt()
     facing = (nx * lx + ny * ly + nz * lz).clamp(min=0)
-    rise = y + 0.42 * (x - p["hair_part"] * 0.5) ** 2 + 0.035 * strand
-    ring = torch.exp(-(((rise + 0.66) / 0.085) ** 2)) + 0.45 * torch.exp(-(((rise + 0.18) / 0.14) ** 2))
-    sheen = ring * facing**1.5 * (0.75 + 0.5 * strand).clamp(min=0)
-    hollow = (
-        1
-        - 0.38 * smooth(0.10, 0.0, free)
-        - 0.30 * torch.exp(-(((x - p["hair_part"]) / 0.022) ** 2)) * smooth(-0.55, -0.70, y)
-    )
-    shade = (0.40 + 0.85 * facing) * (1 + 0.24 * strand) * hollow * (1 - 0.30 * smooth(0.1, 1.1, y))
+    rise = y + 0.42 * (x - p["hair_part"] * 0.5) ** 2 + 0.040 * strand
+    ring = torch.exp(-(((rise + 0.70) / 0.090) ** 2)) + 0.40 * torch.exp(-(((rise - 0.30) / 0.18) ** 2))
+    sheen = ring * facing**1.3 * (0.70 + 0.5 * strand).clamp(min=0)
+    parting = torch.exp(-(((x - p["hair_part"]) / 0.014) ** 2)) * smooth(-0.60, -0.66, y) * smooth(-1.14, -0.85, y)
+    hollow = (1 - 0.34 * smooth(0.12, 0.0, free)) * (1 - 0.32 * parting)
+    hollow = hollow * (1 - 0.30 * smooth(p["hair_end"] - 0.35, p["hair_end"] + 0.1, y))
+    shade = (0.36 + 0.80 * facing) * (1 + 0.20 * strand) * hollow
     base = view.rgb("hair")
-    return base * shade.clamp(min=0.08)[:, None] + (base.sqrt() * 0.30 + 0.02) * sheen[:, None]
+    return base * shade.clamp(min=0.08)[:, None] + (base.sqrt() * 0.26 + 0.02) * sheen[:, None]

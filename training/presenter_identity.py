@@ -14,7 +14,7 @@ class Identity(dict[str, torch.Tensor]):
 class Pose(dict[str, torch.Tensor]):
     """One head pose a row: every value is a float32 `(B,)` tensor.
 
-    roll, yaw, pitch in radians; shift_x and shift_y in head units (1 = from the eye line to the chin); scale is a factor;
+    roll, yaw, pitch in radians; shift_x, shift_y in head units (1 = from the eye line to the chin); scale is a factor;
     blink 0 open to 1 shut; brow, gaze_x, gaze_y about -1 to 1; breath 0 to 1 lifts the shoulders.
     """
 
@@ -23,7 +23,7 @@ class Pose(dict[str, torch.Tensor]):
 RANGES: dict[str, tuple[float, float, float]] = {
     "face_wide": (1.0, 0.95, 1.06),
     "chin_long": (1.0, 0.97, 1.03),
-    "jaw_square": (2.45, 2.2, 2.95),  # exponent of the lower face's superellipse: 2 is an oval
+    "jaw_square": (2.05, 1.9, 2.5),  # exponent of the lower face's superellipse: 2 is an oval
     "mouth_wide": (1.0, 0.9, 1.1),
     "lip_full": (1.0, 0.75, 1.25),
     "eye_size": (1.0, 0.92, 1.07),
@@ -36,7 +36,8 @@ RANGES: dict[str, tuple[float, float, float]] = {
     "ambient": (0.37, 0.30, 0.48),
     "hair_part": (0.16, -0.25, 0.25),  # where the parting is, in head units
     "hair_line": (0.0, -0.05, 0.06),  # lower is a higher forehead, in head units
-    "hair_long": (1.0, 0.0, 1.0),  # 0 ends above the ears, 1 falls to the shoulders
+    "hair_long": (1.0, 0.0, 1.0),  # 0 ends above the ears, 1 falls beside the face to `hair_end`
+    "hair_end": (1.02, 0.78, 1.22),  # where long hair ends, in head units below the eyes
     "hair_volume": (1.0, 0.92, 1.08),
     "texture_seed": (0.0, 0.0, 1.0),
 }

@@ -148,7 +148,7 @@ def lips(params: Params, x: Tensor) -> Lips:
     down = 0.84 * opening * p["open"]
     u = (x / half).abs().clamp(max=1.35)
     inside = (1 - u * u).clamp(min=1e-4)
-    line = MOUTH_Y + 0.3 * p["drop"] * p["close"] + 0.006 * ridge(x, 0.06) + (0.004 - 0.018 * p["width"]) * u * u
+    line = MOUTH_Y + 0.3 * p["drop"] * p["close"] + 0.006 * ridge(x, 0.06) + (-0.013 - 0.015 * p["width"]) * u * u
     inner_top = line - up * inside ** (0.75 - 0.25 * p["rounding"])
     inner_bottom = line + down * inside ** (0.70 - 0.22 * p["rounding"])
     outer = (1 - (x / (half + 0.020)) ** 2).clamp(min=1e-4)
@@ -179,8 +179,8 @@ def eye_curves(params: Params, ex: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def brow_curve(params: Params, ex: Tensor) -> Tensor:
     """The middle of an eyebrow at `ex`, outwards from the eye's centre."""
-    arch = -0.026 * ridge(ex - 0.075, 0.12) + 1.1 * (ex - 0.09).clamp(min=0) ** 2
-    return -0.172 - 0.030 * params["brow"] + arch
+    arch = -0.024 * ridge(ex - 0.055, 0.12) + 1.3 * (ex - 0.08).clamp(min=0) ** 2 + 0.03 * ex
+    return -0.178 - 0.030 * params["brow"] + arch
 
 
 def _face_points(params: Params) -> tuple[Tensor, Tensor]:
