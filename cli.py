@@ -1,4 +1,4 @@
-"""The command line: say, serve, prepare, profile, doctor. Knows how to start the graph; all work is done by the graph."""
+"""The command line: say, serve, prepare, profile, doctor. Starts the graph or asks a running one; computes nothing."""
 
 from __future__ import annotations
 
@@ -106,9 +106,8 @@ def profile(
     with _errors(), _local(config, port), console.status("profiling") as status:
         result = profiling.run(profiling.profile_graph(repeats, enhance, status.update))
     Console().print(profiling.profile_table(result))
-    Console().print(
-        f"TTFF {sorted(result.ttff_ms)[len(result.ttff_ms) // 2]:.0f} ms (median), all processes {result.tree_mb:.0f} MB"
-    )
+    ttff_ms = sorted(result.ttff_ms)[len(result.ttff_ms) // 2]
+    Console().print(f"TTFF {ttff_ms:.0f} ms (median), all processes {result.tree_mb:.0f} MB")
     if json_path:
         _write_whole(json_path, json.dumps(result.to_dict(), indent=1).encode())
 

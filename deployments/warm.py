@@ -17,7 +17,7 @@ from models.restore import ENGINES
 
 
 def warm(config_name: str = "demo") -> None:
-    """Compile what the stages of this config would compile at their first start. Takes seconds when it is done already."""
+    """Compile what the stages of this config would compile at their first start; quick when it is done already."""
     config = load_serve_config(config_name)
     console = Console(stderr=True)
     lipsync: LipSyncConfig = parse_config("LipSync", deployment_of(config, "LipSync").get("user_config") or {})

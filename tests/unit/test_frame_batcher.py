@@ -1,0 +1,112 @@
+"""FrameBatcher: frames of several callers in one batch, the most urgent first, nobody else's cancellation or error."""
+
+import asyncio
+
+import pytest
+
+from deployments.frame_batcher import FrameBatcher
+
+
+class Recorder:
+    """Doubles its items and remembers the batches; waits on `gate` when given one."""
+
+    def __init__(self, gate: asyncio.Event | None = None) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = gate
+
+    async def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        if self.gate is not None:
+            await self.gate.wait()
+        await asyncio.sleep(0.001)
+        if -1 in items:
+            raise ValueError("a bad frame")
+        return [2 * item for item in items]
+
+
+async def test_frames_of_two_callers_share_one_batch():
+    compute = Recorder()
+    batcher = FrameBatcher(compute, batch_size=8, wait_s=0.05)
+    one, two = await asyncio.gather(batcher.submit([1, 2, 3], 0.0), batcher.submit([4, 5], 0.0))
+    assert compute.batches == [[1, 2, 3, 4, 5]]
+    assert (one.results, two.results) == ([2, 4, 6], [8, 10])
+
+
+async def test_a_full_batch_does_not_wait():
+    compute = Recorder()
+    batcher = FrameBatcher(compute, batch_size=2, wait_s=10.0)
+    done = await asyncio.wait_for(batcher.submit([1, 2], 0.0), 1.0)
+    assert done.results == [2, 4]
+
+
+async def test_a_part_full_batch_waits_no_longer_than_it_should():
+    batcher = FrameBatcher(Recorder(), batch_size=8, wait_s=0.03)
+    done = await asyncio.wait_for(batcher.submit([1], 0.0), 1.0)
+    assert 0.02 <= done.queue_s < 0.5
+    assert done.compute_s >= 0.001
+
+
+async def test_a_long_request_is_cut_into_batches_and_comes_back_in_order():
+    compute = Recorder()
+    batcher = FrameBatcher(compute, batch_size=4, wait_s=0.0)
+    done = await batcher.submit(list(range(10)), 0.0)
+    assert [len(batch) for batch in compute.batches] == [4, 4, 2]
+    assert done.results == [2 * k for k in range(10)]
+
+
+async def test_the_earliest_deadline_is_served_first():
+    gate = asyncio.Event()
+    compute = Recorder(gate)
+    batcher = FrameBatcher(compute, batch_size=2, wait_s=0.0)
+    running = asyncio.create_task(batcher.submit([0, 0], 0.0))
+    await asyncio.sleep(0.01)
+    late = asyncio.create_task(batcher.submit([9, 9], 9.0))
+    soon = asyncio.create_task(batcher.submit([1, 1], 1.0))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(running, late, soon)
+    assert compute.batches == [[0, 0], [1, 1], [9, 9]]
+
+
+async def test_a_cancelled_caller_gets_no_further_batch():
+    gate = asyncio.Event()
+    compute = Recorder(gate)
+    batcher = FrameBatcher(compute, batch_size=2, wait_s=0.0)
+    running = asyncio.create_task(batcher.submit([0, 0], 0.0))
+    await asyncio.sleep(0.01)
+    dropped = asyncio.create_task(batcher.submit([5, 5, 5, 5], 1.0))
+    kept = asyncio.create_task(batcher.submit([7], 2.0))
+    await asyncio.sleep(0.01)
+    dropped.cancel()
+    gate.set()
+    assert (await kept).results == [14]
+    await running
+    assert compute.batches == [[0, 0], [7]]
+    assert batcher.waiting() == 0
+
+
+async def test_an_error_reaches_only_the_callers_of_that_batch():
+    gate = asyncio.Event()
+    compute = Recorder(gate)
+    batcher = FrameBatcher(compute, batch_size=2, wait_s=0.0)
+    bad = asyncio.create_task(batcher.submit([-1, 1], 0.0))
+    good = asyncio.create_task(batcher.submit([3, 4], 1.0))
+    await asyncio.sleep(0.01)
+    gate.set()
+    with pytest.raises(ValueError, match="a bad frame"):
+        await bad
+    assert (await good).results == [6, 8]
+
+
+async def test_no_items_need_no_batch():
+    compute = Recorder()
+    assert (await FrameBatcher(compute, 4, 0.0).submit([], 0.0)).results == []
+    assert compute.batches == []
+
+
+async def test_waiting_and_computing_account_for_the_wall_time():
+    loop = asyncio.get_running_loop()
+    batcher = FrameBatcher(Recorder(), batch_size=2, wait_s=0.0)
+    begin = loop.time()
+    done = await batcher.submit([1, 2, 3, 4], 0.0)
+    assert done.queue_s + done.compute_s == pytest.approx(loop.time() - begin, rel=0.2, abs=0.002)

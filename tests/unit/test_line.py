@@ -1,0 +1,226 @@
+"""The line driver, on stages that are plain objects: order, bounded window, retries, cancellation, accounting."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+
+from deployments.line import Call, Job, Line, LineSettings, summarise
+from deployments.stage import Stamped, StageTiming
+from models.errors import BusyError, StageError, TextError
+from models.types import FaceCrops, FeatureWindows, Speech
+
+RATE = 24_000
+
+
+def speech(seconds: float, last: bool = False) -> Speech:
+    return Speech(np.full(round(seconds * RATE), 0.1, np.float32), RATE, "words", last)
+
+
+class Response:
+    """An awaitable with `cancel`, as a DeploymentResponse is."""
+
+    def __init__(self, work) -> None:
+        self.task = asyncio.ensure_future(work)
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self.cancelled = False
+
+    def __await__(self):
+        return asyncio.shield(self.task).__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.task.cancel()
+
+
+class Stream:
+    def __init__(self, generator) -> None:
+        self.generator = generator
+        self.cancelled = False
+
+    def __aiter__(self):
+        return self.generator
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Method:
+    def __init__(self, function, wrap=Response) -> None:
+        self.function, self.wrap, self.made = function, wrap, []
+
+    def remote(self, *args):
+        self.made.append(self.wrap(self.function(*args)))
+        return self.made[-1]
+
+
+def stamp(stage: str, frames: int, received_s: float) -> StageTiming:
+    now = time.time()
+    return StageTiming(stage, frames, received_s, now, 0.0, now - received_s)
+
+
+class Stages:
+    """Fake TTS, AudioFeatures, LipSync and Enhance. A crop's pixels hold the session position of its frame."""
+
+    def __init__(self, sentences, fail=()) -> None:
+        self.sentences, self.fail = sentences, list(fail)
+        self.running = self.most = 0
+        self.speak = Method(self._speak, Stream)
+        self.windows, self.generate, self.restore = Method(self._windows), Method(self._generate), Method(self._restore)
+
+    async def _speak(self, text, voice, speed):
+        for index, item in enumerate(self.sentences):
+            if isinstance(item, Exception):
+                error, self.sentences = item, [s for s in self.sentences if s is not item]
+                raise error
+            yield Stamped(speech(item, index == len(self.sentences) - 1), (stamp("TTS", 0, time.time()),))
+
+    async def _windows(self, said, fps):
+        received_s = time.time()
+        await asyncio.sleep(0.005)
+        count = round(said.duration_s * fps)
+        values = np.zeros((count, 50, 384), np.float16)
+        return Stamped(FeatureWindows(values, fps), (stamp("AudioFeatures", count, received_s),))
+
+    async def _generate(self, features, start, count, avatar_id, position, first_frame, due_s):
+        windows = (await features).value
+        assert start + count <= len(windows)
+        received_s = time.time()
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(0.01)
+            if self.fail:
+                error = self.fail.pop(0)
+                if error is not None:
+                    raise error
+        finally:
+            self.running -= 1
+        images = np.zeros((count, 4, 4, 3), np.uint8) + np.arange(position, position + count)[:, None, None, None]
+        crops = FaceCrops(images.astype(np.uint8), first_frame, avatar_id)
+        return Stamped(crops, (stamp("LipSync", count, received_s),))
+
+    async def _restore(self, crops, strength):
+        before = await crops
+        received_s = time.time()
+        await asyncio.sleep(0.005)
+        return Stamped(before.value, (*before.timings, stamp("Enhance", len(before.value), received_s)))
+
+
+def line(stages: Stages, **settings) -> Line:
+    return Line(stages, stages, stages, stages, LineSettings(**settings))
+
+
+async def collect(line: Line, job: Job):
+    return [chunk async for chunk in line.run(job)]
+
+
+async def test_frames_come_in_order_and_match_the_speech():
+    stages = Stages([1.0, 0.61])
+    chunks = await collect(line(stages), Job("a", position=7, text="Two sentences."))
+    frames = np.concatenate([chunk.crops.images[:, 0, 0, 0] for chunk in chunks])
+    assert frames.tolist() == list(range(7, 7 + 25 + 16))  # 0.61 s is padded to 16 frames of 40 ms
+    assert [chunk.crops.first_frame for chunk in chunks] == [0, 4, 12, 20, 25, 33]
+    assert sum(len(chunk.samples) for chunk in chunks) == 41 * RATE // 25
+    assert [chunk.last for chunk in chunks] == [False] * 5 + [True]
+
+
+async def test_the_first_chunk_is_small_and_the_window_bounded():
+    stages = Stages([4.0])
+    chunks = await collect(line(stages, window_chunks=2), Job("a", 0, text="Long."))
+    assert [len(chunk.crops) for chunk in chunks[:3]] == [4, 8, 8]
+    assert 1 < stages.most <= 2 + 2  # the window, one being taken and one being put
+
+
+async def test_features_are_asked_for_once_a_sentence():
+    stages = Stages([1.0, 1.0])
+    await collect(line(stages), Job("a", 0, text="Two."))
+    assert len(stages.windows.made) == 2
+
+
+async def test_without_enhancement_nothing_waits_for_it():
+    stages = Stages([1.0])
+    await collect(line(stages), Job("a", 0, text="One.", enhance=False))
+    assert stages.restore.made == []
+    await collect(line(stages), Job("a", 0, text="One.", enhance=True))
+    assert len(stages.restore.made) == 4
+
+
+async def test_a_dead_replica_costs_a_retry_and_no_frame():
+    stages = Stages([1.0], fail=[None, RayActorError(), None])
+    driven = line(stages)
+    chunks = await collect(driven, Job("a", 0, text="One."))
+    frames = np.concatenate([chunk.crops.images[:, 0, 0, 0] for chunk in chunks])
+    assert frames.tolist() == list(range(25))
+    assert driven.retries == 1
+
+
+async def test_a_replica_that_dies_every_time_is_an_error():
+    stages = Stages([1.0], fail=[RayActorError()] * 20)
+    with pytest.raises(StageError, match="LipSync failed"):
+        await collect(line(stages, tries=2), Job("a", 0, text="One."))
+
+
+async def test_full_queues_are_busy():
+    stages = Stages([1.0], fail=[BackPressureError(num_queued_requests=9, max_queued_requests=9)] * 20)
+    with pytest.raises(BusyError, match="queues are full"):
+        await collect(line(stages, tries=2), Job("a", 0, text="One."))
+
+
+async def test_the_callers_mistake_is_not_retried():
+    stages = Stages([TextError("Nothing to say.", "Send words.")])
+    driven = line(stages)
+    with pytest.raises(TextError, match="Nothing to say"):
+        await collect(driven, Job("a", 0, text="…"))
+    assert len(stages.speak.made) == 1
+
+
+async def test_a_voice_that_dies_goes_on_after_the_sentences_that_were_received():
+    stages = Stages([0.4, RayActorError(), 0.8])
+    chunks = await collect(line(stages), Job("a", 0, text="Two sentences."))
+    assert sum(len(chunk.crops) for chunk in chunks) == 30
+    assert len(stages.speak.made) == 2
+
+
+async def test_closing_cancels_what_is_under_way():
+    stages = Stages([10.0])
+    chunks = line(stages, window_chunks=3).run(Job("a", 0, text="Long."))
+    await anext(chunks)
+    await chunks.aclose()
+    await asyncio.sleep(0.05)
+    asked = len(stages.generate.made)
+    assert stages.running == 0
+    await asyncio.sleep(0.05)
+    assert len(stages.generate.made) == asked < 10
+    assert stages.speak.made[0].cancelled
+
+
+async def test_queue_transfer_and_compute_account_for_the_wall_time():
+    stages = Stages([2.0])
+    driven = line(stages, window_chunks=1)
+    await collect(driven, Job("a", 0, text="One.", enhance=True))
+    rows = summarise(driven.calls)
+    assert rows["LipSync"]["frames"] == rows["Enhance"]["frames"] == 50
+    assert rows["AudioFeatures"]["calls"] == 1
+    for row in rows.values():
+        parts = row["queue_ms"] + row["transfer_ms"] + row["compute_ms"]
+        assert parts == pytest.approx(row["wall_ms"], rel=0.1, abs=1.0)
+
+
+async def test_given_speech_needs_no_voice():
+    stages = Stages([])
+    job = Job("a", 0, speech=(speech(0.8), speech(0.4, last=True)))
+    chunks = await collect(line(stages), job)
+    assert sum(len(chunk.crops) for chunk in chunks) == 30
+    assert stages.speak.made == [] and chunks[-1].last
+
+
+def test_a_summary_adds_up_calls_of_a_stage():
+    calls = [Call("LipSync", 4, 1, 2, 3, 6), Call("LipSync", 8, 1, 2, 3, 6), Call("TTS", 0, 0, 1, 1, 2)]
+    rows = summarise(calls)
+    assert rows["LipSync"] == {
+        "calls": 2, "frames": 12, "queue_ms": 2, "transfer_ms": 4, "compute_ms": 6, "wall_ms": 12
+    }  # fmt: skip
