@@ -6,15 +6,14 @@ device, the slow twin that tests compare with).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from models.checkpoints import check_keys, load_state_dict
+from models.checkpoints import check_keys, fingerprint, load_state_dict
 from models.errors import ConfigError, InputError, WeightsError
 from models.types import CROP_PX, RESTORED_PX, Float32, UInt8
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from models.restore.small_net import ImageGraph
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "embedded" / "restorer" / "restorer.safetensors"
+_NET_SOURCE = Path(__file__).with_name("small_net.py")
 MAX_FACES = 8  # faces a pass: working memory grows by about 50 MB a face
 ENGINES = ("openvino", "torch")
 
@@ -34,7 +34,6 @@ class SmallRestorer:
     def __init__(self, run: RunGraph, engine: str) -> None:
         self.engine = engine
         self._run = run
-        self._lock = threading.Lock()  # an inference request holds one input at a time
 
     @classmethod
     def load(
@@ -45,12 +44,12 @@ class SmallRestorer:
         threads: int = 0,
         cache_dir: str | Path | None = None,
     ) -> SmallRestorer:
-        """Load the weights (safetensors; default: the embedded ones) into an engine.
+        """Load the weights (safetensors; None: the embedded ones) into an engine.
 
         device: a torch device; the openvino engine takes "cpu" alone. threads: for the openvino engine, 0 lets it
         choose (the torch engine keeps the process's setting). cache_dir: where the converted network is kept; None
         converts anew. Raises WeightsError for a missing, damaged or differently shaped file, ConfigError for an unknown
-        engine.
+        engine or a device that it does not run on.
         """
         path = Path(weights) if weights is not None else EMBEDDED_WEIGHTS
         if engine == "torch":
@@ -61,7 +60,7 @@ class SmallRestorer:
             raise ConfigError(
                 f"The openvino engine does not run on {device!r}.", "Use engine 'torch' with this device."
             )
-        return cls(_openvino_graph(path, threads, Path(cache_dir) if cache_dir is not None else None), engine)
+        return cls(_openvino_graph(path, threads, cache_dir), engine)
 
     def restore(self, faces: UInt8, strength: float = 1.0) -> UInt8:
         """RGB uint8 `(n, 256, 256, 3)` → `(n, 512, 512, 3)`.
@@ -83,10 +82,8 @@ class SmallRestorer:
                 cv2.resize(face, (RESTORED_PX, RESTORED_PX), dst=into, interpolation=cv2.INTER_CUBIC)
             return out
         amount = np.array([strength], np.float32)
-        with self._lock:
-            for start in range(0, len(faces), MAX_FACES):
-                chunk = np.ascontiguousarray(faces[start : start + MAX_FACES])
-                out[start : start + MAX_FACES] = self._run(chunk, amount)
+        for start in range(0, len(faces), MAX_FACES):
+            out[start : start + MAX_FACES] = self._run(faces[start : start + MAX_FACES], amount)
         return out
 
 
@@ -121,20 +118,17 @@ def _torch_graph(path: Path, device: str) -> RunGraph:
     return run
 
 
-def _openvino_graph(path: Path, threads: int, cache_dir: Path | None) -> RunGraph:
-    import openvino as ov
-    import torch
+def _openvino_graph(path: Path, threads: int, cache_dir: str | Path | None) -> RunGraph:
+    from models.openvino_cache import compile_cached
 
-    example = (torch.zeros(1, CROP_PX, CROP_PX, 3, dtype=torch.uint8), torch.ones(1))
-    shapes = [([-1, CROP_PX, CROP_PX, 3], ov.Type.u8), ([1], ov.Type.f32)]
-    model = ov.convert_model(load_graph(path), example_input=example, input=shapes)
-    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
-    request = ov.Core().compile_model(model, "CPU", options).create_infer_request()
-
-    def run(faces: UInt8, strength: Float32) -> UInt8:
-        result: UInt8 = request.infer([faces, strength])[0]
-        return result
-
-    return run
+    net = compile_cached(
+        "small-restorer",
+        lambda: load_graph(path),
+        (np.zeros((2, CROP_PX, CROP_PX, 3), np.uint8), np.ones(1, np.float32)),
+        fingerprint(path, _NET_SOURCE),
+        cache_dir=cache_dir,
+        threads=threads,
+        batched=(True, False),
+    )
+    net.warm()  # or the first odd chunk of a session would wait for it
+    return net

@@ -1,5 +1,7 @@
 """The small restorer's engines: contract, strength, agreement, errors."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from models.errors import ConfigError, InputError, WeightsError
 from models.restore.small import MAX_FACES, SmallRestorer
 from models.restore.small_net import SmallRestorerNet
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +127,35 @@ def test_weights_that_are_missing_damaged_or_foreign_are_named(engine: str, weig
     save_file(state, broken)
     with pytest.raises(WeightsError, match="not finite"):
         SmallRestorer.load(broken, engine=engine)
+
+
+def test_starts_from_its_cache_without_torch(
+    weights: Path, fast: SmallRestorer, faces: np.ndarray, tmp_path: Path
+) -> None:
+    SmallRestorer.load(weights, threads=1, cache_dir=tmp_path)
+    program = """
+import sys
+import numpy as np
+from models.restore.small import SmallRestorer
+weights, cache, given, out = sys.argv[1:]
+np.save(out, SmallRestorer.load(weights, threads=1, cache_dir=cache).restore(np.load(given)))
+assert "torch" not in sys.modules, "torch was imported"
+"""
+    given, out = tmp_path / "given.npy", tmp_path / "out.npy"
+    np.save(given, faces)
+    arguments = [str(path) for path in (weights, tmp_path, given, out)]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, cwd=ROOT)
+    assert levels(np.load(out), fast.restore(faces)) <= 1
+
+
+def test_other_weights_take_another_cache_entry(weights: Path, faces: np.ndarray, tmp_path: Path) -> None:
+    state = load_file(weights)
+    state["tail.weight"] = torch.zeros_like(state["tail.weight"])
+    plain = tmp_path / "plain.safetensors"
+    save_file(state, plain)
+    random, bicubic = (SmallRestorer.load(file, threads=1, cache_dir=tmp_path) for file in (weights, plain))
+    assert levels(bicubic.restore(faces), bicubic.restore(faces, 0.0)) <= 1
+    assert levels(random.restore(faces), bicubic.restore(faces)) > 2
 
 
 def test_an_unknown_engine_or_device_is_a_config_error(weights: Path) -> None:
