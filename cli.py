@@ -209,8 +209,8 @@ def _say(
                     bar.update(task, note=f"{file.tell() / 1e3:.0f} kB")
             facts = client.get(f"{url}/sessions/{session_id}").raise_for_status().json()
             client.get(f"{url}/reset", params={"session_id": session_id})
-            summary = facts["utterances"][-1]
-            if not summary.get("complete", True):
+            summary = facts["last"]
+            if summary is None or facts["utterances"][-1]["end_s"] is None:
                 raise StageError("The utterance broke off.", "Look at the server's log and try again.")
             partial.replace(output)
         finally:

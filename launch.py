@@ -147,7 +147,7 @@ def _reason(application: Any) -> str:
     text = (messages or [application.message or "no reason was given"])[0].strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("models.errors.")]
-    return (errors or lines)[-1]
+    return str((errors or lines)[-1])
 
 
 def require_free_port(host: str, port: int) -> None:

@@ -87,7 +87,6 @@ class StitchConfig(Strict):
     """Drives the line; pastes, encodes, appends."""
 
     avatar_id: str = "presenter"  # used where a request names none
-    fps: Literal[24, 25, 30] = 25
     enhance: bool = False  # where a request does not say
     avatars_dir: str = "results/avatars"
     sessions_dir: str = "results/sessions"
@@ -102,6 +101,7 @@ class StitchConfig(Strict):
     blend_mode: Literal["feather"] = "feather"
     max_audio_s: float = Field(600.0, gt=0)
     cached_avatars: int = Field(4, ge=1)
+    cached_sessions: int = Field(256, ge=1)  # session files kept open
     frame_cache_mb: int = Field(512, ge=16)  # decoded avatar frames kept in memory
 
 
@@ -113,7 +113,7 @@ class AvatarsConfig(Strict):
     preparation: bool = True  # false: a missing or changed avatar is an error with the command to run
     bbox_shift: int = Field(0, ge=-50, le=50)  # moves the crop's upper edge, px
     extra_margin: int = Field(10, ge=0, le=100)  # below the chin, px
-    fps: Literal[24, 25, 30] = 25
+    fps: Literal[24, 25, 30] = 25  # of prepared avatars, and so of their sessions
     batch_size: int = Field(4, ge=1, le=64)  # crops in one VAE call
     max_seconds: float = Field(120.0, gt=0)
     avatars_dir: str = "results/avatars"

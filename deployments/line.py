@@ -64,7 +64,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Crops of some frames with the speech they are spoken to; `last` ends the utterance."""
+    """Crops of some frames; the first chunk of a segment brings all its speech. `last` ends the utterance."""
 
     crops: FaceCrops
     samples: Float32
@@ -251,12 +251,10 @@ def _lost_replica(cause: BaseException | None) -> bool:
 
 
 def _cut(segment: _Segment, start: int, crops: FaceCrops) -> Chunk:
-    """The speech that belongs to the crops: sample boundaries are rounded per frame, so no rounding adds up."""
-    speech, count = segment.speech, len(crops)
-    per_frame = len(speech.samples) / segment.frames
-    begin, end = round(start * per_frame), round((start + count) * per_frame)
-    last = speech.last and start + count == segment.frames
-    return Chunk(crops, speech.samples[begin:end], speech.sample_rate_hz, last)
+    """A segment's whole speech goes with its first chunk: the sound encoder looks ahead, and must not wait for it."""
+    speech = segment.speech
+    samples = speech.samples if start == 0 else speech.samples[:0]
+    return Chunk(crops, samples, speech.sample_rate_hz, speech.last and start + len(crops) == segment.frames)
 
 
 async def _given(speech: tuple[Speech, ...]) -> AsyncIterator[Speech]:

@@ -22,11 +22,11 @@ from deployments.stage import Stage
 from models.audio import decode_audio, resample, segments
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
-from models.errors import InputError
-from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.errors import FencedError, InputError
+from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
 from models.stitch.paste import Paster
 from models.stitch.session import SessionFile, SessionStore
-from models.types import Fragment, PreparedAvatar, UInt8
+from models.types import Fragment, PreparedAvatar, Speech, UInt8
 
 
 @dataclass(slots=True)
@@ -45,6 +45,7 @@ class _Utterance:
     encoder: UtteranceEncoder
     first_position: int
     asked_s: float
+    zero: Clock | None = None  # where this viewer's timeline starts
     ttff_ms: float = 0.0
     frames: int = 0
     calls: list[Call] = field(default_factory=list)
@@ -59,13 +60,15 @@ class Stitch(Stage[StitchConfig]):
         self._handles = (tts.options(stream=True, _by_reference=False), features, lipsync, enhance)
         self._locks: dict[str, asyncio.Lock] = {}
         self._avatars: OrderedDict[tuple[str, str], _Avatar] = OrderedDict()
+        self._open_sessions: OrderedDict[str, SessionFile] = OrderedDict()
+        self._last: dict[str, dict[str, Any]] = {}  # the latest summary of each open session
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
         self._store = AvatarStore(
             output_path(config.avatars_dir), builtin_avatars(), cache_bytes=config.frame_cache_mb * 2**20
         )
         self._sessions = SessionStore(output_path(config.sessions_dir))
-        if changed is None and config.avatar_id in self._store.ids():
+        if changed is None and self._store.exists(config.avatar_id):
             self._load_avatar(config.avatar_id)  # warm: the first utterance should not wait for it
 
     async def speak(self, request: SpeakRequest) -> AsyncIterator[SpeakEvent]:
@@ -77,45 +80,65 @@ class Stitch(Stage[StitchConfig]):
         asked_s = time.perf_counter()
         if bool(request.text.strip()) == bool(request.audio):
             raise InputError("There is nothing to say.", "Send a text or a sound file, and only one of them.")
-        async with self._locks.setdefault(request.session_id, asyncio.Lock()):
+        async with self._lock(request.session_id):
             utterance = await self._begin(request, asked_s)
             if request.deliver:
                 yield SpeakEvent(utterance.encoder.init_segment)
-            line = Line(*self._handles, settings=self._settings())
+            line = Line(*self._handles, settings=self._settings(utterance.session.spec.fps))
             chunks = line.run(await self._job(utterance))
             try:
                 async for chunk in chunks:
                     for fragment in await self._stitch(utterance, chunk):
                         utterance.ttff_ms = utterance.ttff_ms or (time.perf_counter() - asked_s) * 1e3
                         if request.deliver:
-                            yield SpeakEvent(utterance.encoder.rebase(fragment), fragment.frames)
+                            yield SpeakEvent(_rebased(utterance, fragment), fragment.frames)
+                await self.worker.run(utterance.session.end_utterance)
             finally:
                 await chunks.aclose()  # type: ignore[attr-defined]
                 utterance.calls += line.calls
                 self._count_transfers(line.calls)
-                utterance.session.end_utterance(self._summary(utterance, line))
-            summary = self._summary(utterance, line)
+            summary = self._last[request.session_id] = self._summary(utterance, line)
             if request.calls:
-                summary["calls"] = [asdict(call) for call in utterance.calls]
+                summary = {**summary, "calls": [asdict(call) for call in utterance.calls]}
             yield SpeakEvent(summary=summary)
 
     async def session(self, session_id: str) -> dict[str, Any]:
-        """Facts of a session: frames, duration, path, transcript. Raises SessionNotFound."""
+        """Facts of a session: frames, duration, path, transcript, latest summary. Raises SessionNotFound, IdError."""
         await self.ready()
-        return self._sessions.open(session_id).describe()
+        session = await asyncio.to_thread(self._sessions.open, session_id)
+        return {
+            "session_id": session_id,
+            "avatar_id": session.avatar_id,
+            "frames": session.frames,
+            "duration_s": round(session.duration_s, 3),
+            "video_path": str(session.path),
+            "video_url": f"/sessions/{session_id}/video.mp4",
+            "utterances": [asdict(line) for line in session.transcript()],
+            "last": self._last.get(session_id),
+        }
 
     async def sessions(self) -> list[str]:
+        """Ids of all sessions on disk."""
         await self.ready()
-        return self._sessions.ids()
+        return await asyncio.to_thread(self._sessions.list)
 
     async def reset(self, session_id: str) -> dict[str, Any]:
         """Start a session afresh, after the utterance that is being made. Raises IdError."""
         await self.ready()
-        async with self._locks.setdefault(session_id, asyncio.Lock()):
-            existed = session_id in self._sessions.ids()
+        async with self._lock(session_id):
+            existed = self._sessions.exists(session_id)
             if existed:
-                await asyncio.to_thread(self._sessions.remove, session_id)
+                session = await asyncio.to_thread(self._sessions.open, session_id)
+                await asyncio.to_thread(session.reset)
+                self._remember(session_id, session)
+        self._last.pop(session_id, None)
         return {"session_id": session_id, "reset": existed}
+
+    def _lock(self, session_id: str) -> asyncio.Lock:
+        """Utterances of one session follow one another. Locks that nobody holds or waits for are forgotten."""
+        if len(self._locks) > 2 * self.config.cached_sessions:
+            self._locks = {key: lock for key, lock in self._locks.items() if lock.locked()}
+        return self._locks.setdefault(session_id, asyncio.Lock())
 
     # --- one utterance, step by step
 
@@ -127,26 +150,62 @@ class Stitch(Stage[StitchConfig]):
         return _Utterance(request, session, avatar, encoder, session.frames, asked_s)
 
     def _open(self, request: SpeakRequest) -> tuple[SessionFile, _Avatar]:
-        config = self.config
-        if request.session_id in self._sessions.ids():
-            session = self._sessions.open(request.session_id)
-            avatar_id = session.avatar_id
-            if request.avatar_id not in (None, avatar_id):
-                raise InputError(
-                    f"The session {request.session_id!r} shows the avatar {avatar_id!r}, not {request.avatar_id!r}.",
-                    f"Use another session_id, or GET /reset?session_id={request.session_id} first.",
-                )
-            avatar = self._load_avatar(avatar_id)
-        else:
-            avatar = self._load_avatar(request.avatar_id or config.avatar_id)
+        """The session, taken over for writing, with its transcript line begun, and its avatar."""
+        session = self._find_session(request.session_id)
+        chosen = request.avatar_id or (session.avatar_id if session else self.config.avatar_id)
+        avatar = self._load_avatar(chosen)
+        if session is None:
             prepared = avatar.prepared
-            spec = MediaSpec(
-                prepared.width, prepared.height, config.fps, config.sample_rate_hz, crf=config.crf, preset=config.preset
+            session = self._sessions.create(
+                request.session_id, self._spec(prepared), prepared.avatar_id, prepared.version
             )
-            session = self._sessions.create(request.session_id, spec, prepared.avatar_id, prepared.version)
-        session.acquire()
-        session.start_utterance(request.text)
+        elif chosen != session.avatar_id:
+            self._change_avatar(session, avatar.prepared)
+        self._remember(request.session_id, session)
+        try:
+            session.start_utterance(request.text)
+        except FencedError:  # another replica wrote here since: this one takes the session over again
+            session.acquire()
+            session.start_utterance(request.text)
         return session, avatar
+
+    def _find_session(self, session_id: str) -> SessionFile | None:
+        session = self._open_sessions.get(session_id)
+        if session is not None:
+            session.refresh()
+            return session
+        return self._sessions.open(session_id) if self._sessions.exists(session_id) else None
+
+    def _remember(self, session_id: str, session: SessionFile) -> None:
+        self._open_sessions[session_id] = session
+        self._open_sessions.move_to_end(session_id)
+        while len(self._open_sessions) > self.config.cached_sessions:
+            oldest, old = self._open_sessions.popitem(last=False)
+            self._last.pop(oldest, None)
+            old.close()
+
+    def _change_avatar(self, session: SessionFile, prepared: PreparedAvatar) -> None:
+        """An empty session may change its avatar; one with video may not: its file has one picture format."""
+        if session.frames:
+            raise InputError(
+                f"The session {session.session_id!r} shows the avatar {session.avatar_id!r}, not "
+                f"{prepared.avatar_id!r}.",
+                f"Use another session_id, or GET /reset?session_id={session.session_id} first.",
+            )
+        session.reset(self._spec(prepared), avatar_id=prepared.avatar_id, avatar_version=prepared.version)
+
+    def _spec(self, avatar: PreparedAvatar) -> MediaSpec:
+        config = self.config
+        return MediaSpec.for_source(
+            avatar.width,
+            avatar.height,
+            avatar.fps,
+            sample_rate_hz=config.sample_rate_hz,
+            crf=config.crf,
+            preset=config.preset,
+            first_fragment_frames=config.first_chunk_frames,
+            fragment_frames=config.chunk_frames,
+        )
 
     def _load_avatar(self, avatar_id: str) -> _Avatar:
         key = (avatar_id, self._store.version(avatar_id))
@@ -160,10 +219,7 @@ class Stitch(Stage[StitchConfig]):
 
     async def _job(self, utterance: _Utterance) -> Job:
         request, config = utterance.request, self.config
-        speech = ()
-        if request.audio:
-            samples, rate = await asyncio.to_thread(decode_audio, request.audio, config.max_audio_s)
-            speech = tuple(segments(samples, rate, config.fps))
+        speech = await asyncio.to_thread(self._given_speech, utterance) if request.audio else ()
         return Job(
             avatar_id=utterance.avatar.prepared.avatar_id,
             position=utterance.first_position,
@@ -175,10 +231,16 @@ class Stitch(Stage[StitchConfig]):
             strength=request.strength,
         )
 
-    def _settings(self) -> LineSettings:
+    def _given_speech(self, utterance: _Utterance) -> tuple[Speech, ...]:
+        """An uploaded recording at the session's rate, cut at quiet places. Raises AudioError."""
+        spec = utterance.session.spec
+        samples, rate = decode_audio(utterance.request.audio, max_seconds=self.config.max_audio_s)
+        return tuple(segments(resample(samples, rate, spec.sample_rate_hz), spec.sample_rate_hz, spec.fps))
+
+    def _settings(self, fps: int) -> LineSettings:
         config = self.config
         return LineSettings(
-            config.fps,
+            fps,
             config.chunk_frames,
             config.first_chunk_frames,
             config.window_chunks,
@@ -225,7 +287,7 @@ class Stitch(Stage[StitchConfig]):
             self.meter.transferred(call.stage, call.transfer_ms / 1e3)
 
     def _summary(self, utterance: _Utterance, line: Line) -> dict[str, Any]:
-        session, fps = utterance.session, self.config.fps
+        session, fps = utterance.session, utterance.session.spec.fps
         wall_s = time.perf_counter() - utterance.asked_s
         duration_s = utterance.frames / fps
         return {
@@ -240,3 +302,10 @@ class Stitch(Stage[StitchConfig]):
             "retries": line.retries,
             "stages": summarise(utterance.calls),
         }
+
+
+def _rebased(utterance: _Utterance, fragment: Fragment) -> bytes:
+    """The fragment on the viewer's own timeline, which starts at 0 with the utterance."""
+    if utterance.zero is None:
+        utterance.zero = live_zero(fragment)
+    return rebase(fragment, utterance.zero.video_ticks, utterance.zero.audio_samples)

@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from deployments.line import Call, Job, Line, LineSettings, summarise
-from deployments.stage import Stamped, StageTiming
+from deployments.stage import StageTiming, Stamped
 from models.errors import BusyError, StageError, TextError
 from models.types import FaceCrops, FeatureWindows, Speech
 
@@ -124,7 +124,7 @@ async def test_frames_come_in_order_and_match_the_speech():
     frames = np.concatenate([chunk.crops.images[:, 0, 0, 0] for chunk in chunks])
     assert frames.tolist() == list(range(7, 7 + 25 + 16))  # 0.61 s is padded to 16 frames of 40 ms
     assert [chunk.crops.first_frame for chunk in chunks] == [0, 4, 12, 20, 25, 33]
-    assert sum(len(chunk.samples) for chunk in chunks) == 41 * RATE // 25
+    assert [len(chunk.samples) for chunk in chunks] == [RATE, 0, 0, 0, 16 * RATE // 25, 0]  # with each first chunk
     assert [chunk.last for chunk in chunks] == [False] * 5 + [True]
 
 
