@@ -1,13 +1,13 @@
 """Encodes one utterance, frames and speech, to fragments of MP4. Knows nothing of files, faces, HTTP or Ray.
 
-Timelines. Video is constant-rate: frame k of a session starts at tick k × VIDEO_TIMESCALE / fps, across utterances. Audio
-is one unbroken grid of AAC frames of 1024 samples. A fragment carries the AAC frames that start inside it, so the two
-tracks part by less than one AAC frame at any fragment's end, and that difference never adds up.
+Timelines. Video is constant-rate: frame k of a session starts at tick k × VIDEO_TIMESCALE / fps, across utterances.
+Audio is one unbroken grid of AAC frames of 1024 samples. A fragment carries the AAC frames that start inside it, so the
+two tracks part by less than one AAC frame at any fragment's end, and that difference never adds up.
 
-Where utterances meet. An utterance starts at a video tick, which falls inside an AAC frame of the grid. If that frame is
-still free, silence fills it up to the tick, and speech is placed to the sample. If the utterance before has used it, the
-new speech gives up that many samples of its leading silence, and again stands exact. Only where neither the end of the
-one nor the start of the other is silent, speech is late: by less than a video frame, constant within the utterance.
+Where utterances meet. An utterance starts at a video tick, which falls inside an AAC frame of the grid. If that frame
+is still free, silence fills it up to the tick, and speech is placed to the sample. If the utterance before has used it,
+the new speech gives up that many samples of its leading silence, and again stands exact. Only where neither the end of
+the one nor the start of the other is silent, speech is late: by less than a video frame, constant within the utterance.
 
 AAC transforms overlap by one frame, and each utterance has its own encoder, whose first (priming) packet is dropped:
 the first 1024 samples of an utterance are therefore true only if they are quiet, as synthesised speech is.
@@ -75,7 +75,7 @@ class MediaSpec:
 
     @classmethod
     def for_source(cls, width: int, height: int, fps: int, **options: int | str) -> MediaSpec:
-        """The spec of a source of any size: an odd row or column at its end is cropped, by `UtteranceEncoder.push` too."""
+        """The spec of a source of any size: `UtteranceEncoder.push` crops an odd row or column at its end."""
         return cls(width - width % 2, height - height % 2, fps, **options)  # type: ignore[arg-type]
 
     @property
@@ -112,11 +112,11 @@ def live_zero(first: Fragment) -> Clock:
 class UtteranceEncoder:
     """Encodes one utterance from `start`, the clock of the session that it continues.
 
-    Give speech as early as it is known: a fragment leaves only when the AAC frames inside it are coded, and AAC looks two
-    frames ahead. Not thread-safe; its output is deterministic.
+    Give speech as early as it is known: a fragment leaves only when the AAC frames inside it are coded, and AAC looks
+    two frames ahead. Not thread-safe; its output is deterministic.
     """
 
-    def __init__(self, spec: MediaSpec, start: Clock = Clock()) -> None:  # noqa: B008  (frozen)
+    def __init__(self, spec: MediaSpec, start: Clock = Clock()) -> None:
         self.spec = spec
         self.clock = start  # where the fragments given out so far end
         self._video = _VideoTrack(spec)
@@ -137,8 +137,8 @@ class UtteranceEncoder:
     def push(self, frames: UInt8, samples: Float32, last: bool = False) -> list[Fragment]:
         """Take RGB `(n, h, w, 3)` and mono `(m,)` in [−1, 1] at the spec's rate, n and m ≥ 0; return what is complete.
 
-        `last` ends the utterance at its last frame: speech beyond it is cut, a lack is filled with silence. For speech of
-        s seconds give ceil(s × fps) frames. Raises ConfigError for frames of another size.
+        `last` ends the utterance at its last frame: speech beyond it is cut, a lack is filled with silence. For speech
+        of s seconds give ceil(s × fps) frames. Raises ConfigError for frames of another size.
         """
         assert not self._done, "the utterance has ended"
         height, width = self.spec.height, self.spec.width

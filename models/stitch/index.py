@@ -1,0 +1,122 @@
+"""The index of a session file: one JSON line a fragment or utterance event. Knows its records, not who writes them.
+
+A line counts only if it is whole (ends in a newline), follows on the line before, and its fragment is whole in the
+video file. The first line that does not count ends the index; whatever stands behind it is the debris of a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from models.stitch.encode import Clock
+from models.types import Fragment
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a session amounts to at the end of an index line. Sizes in bytes; `video_bytes` counts the init segment."""
+
+    video_bytes: int
+    index_bytes: int
+    clock: Clock = field(default_factory=Clock)
+    frames: int = 0
+    fragments: int = 0
+    utterances: int = 0
+
+    def after(self, record: Record, line_bytes: int) -> Totals | None:
+        """The totals behind `record`, or None where it does not follow on these."""
+        end = self.index_bytes + line_bytes
+        try:
+            if record["type"] == "start":
+                follows = record["utterance"] == self.utterances + 1
+                return replace(self, index_bytes=end, utterances=record["utterance"]) if follows else None
+            if record["type"] == "end":
+                return replace(self, index_bytes=end) if record["utterance"] == self.utterances else None
+            (video_start, video_ticks), (audio_start, audio_samples) = record["video"], record["audio"]
+            if (record["at"], video_start, audio_start) != (self.video_bytes, *_pair(self.clock)):
+                return None
+            return replace(
+                self,
+                video_bytes=self.video_bytes + record["bytes"],
+                index_bytes=end,
+                clock=Clock(video_start + video_ticks, audio_start + audio_samples),
+                frames=self.frames + record["frames"],
+                fragments=self.fragments + 1,
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+def header(generation: str) -> bytes:
+    """The first line: names the session.json that the index belongs to."""
+    return encode_record({"type": "session", "generation": generation})
+
+
+def fragment_record(fragment: Fragment, totals: Totals, epoch: int) -> Record:
+    return {
+        "type": "fragment",
+        "at": totals.video_bytes,
+        "bytes": len(fragment.data),
+        "crc32": zlib.crc32(fragment.data),
+        "frames": fragment.frames,
+        "video": [fragment.video_start, fragment.video_duration],
+        "audio": [fragment.audio_start, fragment.audio_duration],
+        "key": fragment.key,
+        "epoch": epoch,
+        "utterance": totals.utterances,
+    }
+
+
+def encode_record(record: Record) -> bytes:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def decode_record(line: bytes) -> Record | None:
+    """The record of a line, None for debris."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read(path: Path, totals: Totals, video_size: int) -> list[tuple[Record, Totals]]:
+    """The records that count behind `totals`, each with the totals after it. `video_size`: bytes of the video file."""
+    out: list[tuple[Record, Totals]] = []
+    with path.open("rb") as file:
+        file.seek(totals.index_bytes)
+        for line in file:
+            record = decode_record(line)
+            after = totals.after(record, len(line)) if record is not None else None
+            if record is None or after is None or after.video_bytes > video_size:
+                break
+            totals = after
+            out.append((record, totals))
+    return out
+
+
+def verified(records: list[tuple[Record, Totals]], video: BinaryIO) -> int:
+    """How many of `records` are sound: those since the last synced utterance are compared with their checksums.
+
+    The video file is synced before an utterance's `end` is written, so what stands before an `end` needs no look.
+    """
+    ends = [k for k, (record, _) in enumerate(records) if record["type"] == "end"]
+    for k in range(ends[-1] + 1 if ends else 0, len(records)):
+        record = records[k][0]
+        if record["type"] == "fragment":
+            video.seek(record["at"])
+            if zlib.crc32(video.read(record["bytes"])) != record["crc32"]:
+                return k
+    return len(records)
+
+
+def _pair(clock: Clock) -> tuple[int, int]:
+    return clock.video_ticks, clock.audio_samples

@@ -1,0 +1,401 @@
+"""The growing file of a session, and the folder of all sessions. Knows nothing of frames, faces, HTTP or Ray.
+
+    <root>/<session id>/
+        session.json        id, avatar, media spec, init segment; its generation changes with each reset
+        full_session.mp4    the init segment and every fragment so far
+        index.jsonl         one line a fragment and utterance event (models.stitch.index)
+        epoch               how often the session has been taken over
+        lock                held during each change, never replaced
+
+Order of writing. A fragment goes to the video first, then its line to the index; a line is the commit. session.json is
+the commit of a new or reset session: an index of another generation is replaced by an empty one. So a crash at any byte
+leaves debris that `recover` cuts off, and never a fragment that is half there.
+
+Durability. Each append reaches the operating system before it returns: no crash of a process loses it. The disk is
+synced at the end of each utterance (`sync="utterance"`): a power cut costs at most the utterance under way.
+
+One writer. Taking a session over raises its epoch; each change is made under the lock and compares the epoch first, so
+a replica that was overtaken gets FencedError and has written nothing. The lock is flock(2): on a shared file system it
+needs one that honours it between hosts (NFS 4, CephFS, EFS, Lustre with `-o flock`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from models.errors import ConfigError, CorruptError, ExistsError, FencedError, NotFoundError, SessionNotFound
+from models.ids import path_under
+from models.stitch import export, index
+from models.stitch.disk import EPOCH, INDEX, LOCK, META, VIDEO, SessionMeta, replace_file, starts_with, write_at
+from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec
+from models.types import Fragment
+
+DEFAULT_SESSION = "default"
+
+Sync = Literal["never", "utterance", "fragment"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recovery:
+    """What `recover` found: the session's frames, and the debris that it cut off, in bytes."""
+
+    frames: int
+    video_cut: int
+    index_cut: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Utterance:
+    """A line of the transcript. end_s is None for one that a crash or a new writer cut short."""
+
+    number: int
+    text: str
+    start_s: float
+    end_s: float | None
+
+
+class SessionFile:
+    """One session on disk: append-only, crash-safe, one writer at a time, any number of readers.
+
+    A new object only reads; `append` and the other changes take the session over on their first call. With `spec`, a
+    folder that holds no session becomes one. Raises SessionNotFound without, CorruptError for a damaged session.json,
+    ConfigError where the session's picture or sound has another format than `spec`. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: MediaSpec | None = None,
+        *,
+        avatar_id: str = "",
+        avatar_version: str = "",
+        sync: Sync = "utterance",
+    ) -> None:
+        self.folder = Path(folder)
+        self._sync = sync
+        self._epoch: int | None = None
+        self._video: io.FileIO | None = None  # open only in a writer
+        self._index: io.FileIO | None = None
+        if not (self.folder / META).is_file():
+            if spec is None:
+                raise SessionNotFound(
+                    f"There is no session {self.folder.name!r}.", "Speak in it first, or check its id."
+                )
+            self._create(SessionMeta.new(self.folder.name, avatar_id, avatar_version, spec))
+        self._meta = self._read_meta()
+        if spec is not None and _describe(spec) != _describe(self.spec):
+            raise ConfigError(
+                f"The session is {_describe(self.spec)}, not {_describe(spec)}.",
+                "Reset the session, or use another id.",
+            )
+        self._totals = self._empty()
+        self.refresh()
+
+    @property
+    def path(self) -> Path:
+        return self.folder / VIDEO
+
+    @property
+    def spec(self) -> MediaSpec:
+        """The spec to encode with: the one that the session was made with."""
+        return self._meta.spec
+
+    @property
+    def session_id(self) -> str:
+        return self._meta.session_id
+
+    @property
+    def avatar_id(self) -> str:
+        return self._meta.avatar_id
+
+    @property
+    def avatar_version(self) -> str:
+        return self._meta.avatar_version
+
+    @property
+    def init_segment(self) -> bytes:
+        return self._meta.init
+
+    @property
+    def clock(self) -> Clock:
+        """Where the next utterance starts."""
+        return self._totals.clock
+
+    @property
+    def frames(self) -> int:
+        return self._totals.frames
+
+    @property
+    def duration_s(self) -> float:
+        return self._totals.clock.video_ticks / VIDEO_TIMESCALE
+
+    @property
+    def size(self) -> int:
+        """Bytes of the video that are committed; a reader goes no further, the file may hold half a fragment more."""
+        return self._totals.video_bytes
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch that this object writes under, None in a reader."""
+        return self._epoch
+
+    def refresh(self) -> None:
+        """Read what a writer elsewhere has added. Its cost is that of what is new."""
+        meta = self._read_meta()
+        if meta.generation != self._meta.generation:
+            self._meta, self._totals = meta, self._empty()
+        self._totals = self._read_records(self._totals)[-1][1]
+
+    def records(self) -> Iterator[index.Record]:
+        """The index: fragments (`at`, `bytes`, `frames`, `video`, `audio` …) and utterance events, oldest first."""
+        for record, _ in self._read_records(self._empty())[1:]:
+            yield record
+
+    def transcript(self) -> list[Utterance]:
+        lines: dict[int, Utterance] = {}
+        for record in self.records():
+            number = record["utterance"]
+            if record["type"] == "start":
+                lines[number] = Utterance(number, record["text"], record["tick"] / VIDEO_TIMESCALE, None)
+            elif record["type"] == "end":
+                lines[number] = dataclasses.replace(lines[number], end_s=record["tick"] / VIDEO_TIMESCALE)
+        return list(lines.values())
+
+    # --- writing
+
+    def append(self, fragment: Fragment) -> None:
+        """Add a fragment that starts at `clock`; constant cost, however long the session is.
+
+        Raises FencedError where another writer, or a reset, has taken the session over or moved its end, ConfigError
+        for a fragment of another codec set-up, OSError where the disk is full (the session stays as it was).
+        """
+        with self._writing():
+            assert self._video is not None
+            if fragment.init and fragment.init != self._meta.init:
+                raise ConfigError("The fragment was coded with other settings than its session.", "Reset the session.")
+            record = index.fragment_record(fragment, self._totals, self._epoch or 0)
+            if self._totals.after(record, 0) is None:
+                raise FencedError(
+                    f"The fragment starts at {fragment.video_start, fragment.audio_start}, the session ends at "
+                    f"{self.clock.video_ticks, self.clock.audio_samples}.",
+                    "Start the utterance again at the session's clock.",
+                )
+            write_at(self._video, self._totals.video_bytes, fragment.data)
+            if self._sync == "fragment":
+                os.fsync(self._video.fileno())
+            self._commit(record)
+
+    def start_utterance(self, text: str) -> int:
+        """Note in the transcript that `text` is spoken from here. Returns its number, from 1. Raises FencedError."""
+        with self._writing():
+            number = self._totals.utterances + 1
+            self._commit({"type": "start", "utterance": number, "tick": self.clock.video_ticks, "text": text})
+            return number
+
+    def end_utterance(self) -> None:
+        """Note that the utterance is complete, and sync it to the disk. Raises FencedError."""
+        with self._writing():
+            assert self._video is not None and self._index is not None
+            if self._sync != "never":
+                os.fsync(self._video.fileno())
+            self._commit({"type": "end", "utterance": self._totals.utterances, "tick": self.clock.video_ticks})
+            if self._sync != "never":
+                os.fsync(self._index.fileno())
+
+    def acquire(self) -> int:
+        """Take the session over from whoever writes it, and mend what a crash left. Returns the new epoch."""
+        self.recover()
+        return self._epoch or 0
+
+    def recover(self) -> Recovery:
+        """Cut the file and its index back to the last whole fragment, as the session's new writer."""
+        with self._lock():
+            return self._take_over()
+
+    def reset(
+        self, spec: MediaSpec | None = None, *, avatar_id: str | None = None, avatar_version: str | None = None
+    ) -> None:
+        """Start afresh, as the session's new writer. Readers keep the old file: the new one is another inode."""
+        with self._lock():
+            self._raise_epoch()
+            old = self._read_meta()
+            self._meta = SessionMeta.new(
+                old.session_id,
+                old.avatar_id if avatar_id is None else avatar_id,
+                old.avatar_version if avatar_version is None else avatar_version,
+                spec or old.spec,
+            )
+            replace_file(self.folder / META, self._meta.to_json())
+            self._write_empty_files(self._meta)
+            self._open_files()
+            self._totals = self._empty()
+
+    def close(self) -> None:
+        """Close the writer's files; the object still reads, and takes the session over again when it writes."""
+        for file in (self._video, self._index):
+            if file is not None:
+                file.close()
+        self._video = self._index = self._epoch = None
+
+    def export_faststart(self, path_out: Path) -> None:
+        """Write the session as a progressive MP4, moov first, without coding anew. Raises NotFoundError if empty."""
+        self.refresh()
+        if not self.frames:
+            raise NotFoundError(f"The session {self.session_id!r} has no video yet.", "Speak in it first.")
+        export.remux_faststart(io.BytesIO(self.read_committed()), Path(path_out))
+
+    def read_committed(self) -> bytes:
+        """The video up to `size`."""
+        with self.path.open("rb") as file:
+            return file.read(self.size)
+
+    def hls_playlist(self, url: str) -> str:
+        """An HLS playlist over the byte ranges of the video, which stands at `url`."""
+        return export.hls_playlist(self.records(), len(self.init_segment), url)
+
+    # --- inside
+
+    def _empty(self) -> index.Totals:
+        return index.Totals(len(self._meta.init), len(index.header(self._meta.generation)))
+
+    def _read_meta(self) -> SessionMeta:
+        try:
+            return SessionMeta.from_json((self.folder / META).read_bytes())
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptError(
+                f"{self.folder / META} is damaged: {error}.", "Remove the folder of the session."
+            ) from error
+
+    def _read_records(self, since: index.Totals) -> list[tuple[index.Record, index.Totals]]:
+        """({}, since), then each record behind it with its totals; only the former where the index is another's."""
+        records: list[tuple[index.Record, index.Totals]] = [({}, since)]
+        if starts_with(self.folder / INDEX, index.header(self._meta.generation)) and self.path.is_file():
+            records += index.read(self.folder / INDEX, since, self.path.stat().st_size)
+        return records
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)  # gives the lock back
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._lock():
+            if self._epoch is None:
+                self._take_over()
+            elif self._stored_epoch() != self._epoch:
+                raise FencedError(
+                    f"The session {self.session_id!r} has a new writer: epoch {self._epoch} has passed.",
+                    "Send the request again: it goes to the new writer.",
+                )
+            yield
+
+    def _create(self, meta: SessionMeta) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            if not (self.folder / META).is_file():  # another creator may have been faster
+                self._write_empty_files(meta)
+                replace_file(self.folder / META, meta.to_json())
+
+    def _write_empty_files(self, meta: SessionMeta) -> None:
+        replace_file(self.folder / VIDEO, meta.init)
+        replace_file(self.folder / INDEX, index.header(meta.generation))  # last: it vouches for the video
+
+    def _stored_epoch(self) -> int:
+        try:
+            return int((self.folder / EPOCH).read_bytes())
+        except FileNotFoundError:
+            return 0
+
+    def _raise_epoch(self) -> None:
+        epoch = self._stored_epoch() + 1
+        replace_file(self.folder / EPOCH, str(epoch).encode())
+        self._epoch = epoch
+
+    def _take_over(self) -> Recovery:
+        self._raise_epoch()
+        # 1. what counts
+        self._meta = self._read_meta()
+        whole = starts_with(self.folder / INDEX, index.header(self._meta.generation))
+        if not whole or not starts_with(self.path, self.init_segment):
+            self._write_empty_files(self._meta)
+        records = self._read_records(self._empty())
+        with self.path.open("rb") as video:
+            self._totals = records[index.verified(records[1:], video)][1]
+        # 2. the rest goes
+        self._open_files()
+        assert self._video is not None and self._index is not None
+        recovery = Recovery(
+            self.frames,
+            os.fstat(self._video.fileno()).st_size - self._totals.video_bytes,
+            os.fstat(self._index.fileno()).st_size - self._totals.index_bytes,
+        )
+        self._video.truncate(self._totals.video_bytes)
+        self._index.truncate(self._totals.index_bytes)
+        return recovery
+
+    def _open_files(self) -> None:
+        epoch = self._epoch
+        self.close()
+        self._epoch = epoch
+        self._video = (self.folder / VIDEO).open("r+b", buffering=0)
+        self._index = (self.folder / INDEX).open("r+b", buffering=0)
+
+    def _commit(self, record: index.Record) -> None:
+        assert self._index is not None
+        line = index.encode_record(record)
+        after = self._totals.after(record, len(line))
+        assert after is not None, record
+        write_at(self._index, self._totals.index_bytes, line)
+        self._totals = after
+
+
+class SessionStore:
+    """The sessions under one folder, by id."""
+
+    def __init__(self, root: Path, sync: Sync = "utterance") -> None:
+        self.root = Path(root)
+        self._sync: Sync = sync
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def open(self, session_id: str = DEFAULT_SESSION) -> SessionFile:
+        """Raises SessionNotFound, IdError."""
+        return SessionFile(path_under(self.root, session_id, "session id"), sync=self._sync)
+
+    def create(self, session_id: str, spec: MediaSpec, avatar_id: str = "", avatar_version: str = "") -> SessionFile:
+        """A new session, whole or not at all. Raises ExistsError, IdError."""
+        if self.exists(session_id):
+            raise ExistsError(f"There is a session {session_id!r} already.", "Open or reset it.")
+        return self.open_or_create(session_id, spec, avatar_id, avatar_version)
+
+    def open_or_create(
+        self, session_id: str, spec: MediaSpec, avatar_id: str = "", avatar_version: str = ""
+    ) -> SessionFile:
+        """The session of that id; made, if there is none. Raises ConfigError where it has another format, IdError."""
+        folder = path_under(self.root, session_id, "session id")
+        return SessionFile(folder, spec, avatar_id=avatar_id, avatar_version=avatar_version, sync=self._sync)
+
+    def exists(self, session_id: str) -> bool:
+        return (path_under(self.root, session_id, "session id") / META).is_file()
+
+    def path(self, session_id: str = DEFAULT_SESSION) -> Path:
+        """The video file of a session. Raises SessionNotFound, IdError."""
+        return self.open(session_id).path
+
+    def list(self) -> list[str]:
+        return sorted(path.parent.name for path in self.root.glob(f"*/{META}"))
+
+
+def _describe(spec: MediaSpec) -> str:
+    return f"{spec.width}×{spec.height} px at {spec.fps} fps with sound at {spec.sample_rate_hz} Hz"

@@ -1,0 +1,181 @@
+"""Pasting a face crop back: exact geometry, only the masked region touched, the untouched crop nearly invisible."""
+
+from __future__ import annotations
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+
+from models.errors import ConfigError
+from models.stitch.paste import Paster, paste
+from models.types import CROP_PX, PreparedAvatar
+
+FRAME = data.astronaut()  # (512, 512, 3), a photograph of a face
+
+
+def similarity(scale: float, angle_deg: float, centre: tuple[float, float]) -> np.ndarray:
+    """Frame px → crop px: `scale` crop px a frame px, turned, the frame's `centre` in the crop's middle."""
+    angle = np.deg2rad(angle_deg)
+    linear = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    shift = np.array([(CROP_PX - 1) / 2] * 2) - linear @ centre
+    return np.hstack([linear, shift[:, None]]).astype(np.float32)
+
+
+def feathered_mask() -> np.ndarray:
+    mask = np.zeros((CROP_PX, CROP_PX), np.uint8)
+    cv2.ellipse(mask, (128, 140), (88, 96), 0, 0, 360, 255, -1)
+    return cv2.GaussianBlur(mask, (31, 31), 0)
+
+
+def cut(transform: np.ndarray, side: int = CROP_PX) -> np.ndarray:
+    """The crop, as preparation cuts it: one cubic warp."""
+    factor = side / CROP_PX
+    matrix = transform.astype(np.float64) * factor
+    matrix[:, 2] += (factor - 1) / 2
+    return cv2.warpAffine(FRAME, matrix, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+def slow_paste(frame: np.ndarray, face: np.ndarray, transform: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The twin: every frame pixel by itself in float64, cubic (a = −0.75) for the face, linear for the mask."""
+
+    def cubic(d: np.ndarray, a: float = -0.75) -> np.ndarray:
+        d = np.abs(d)
+        near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
+        return np.where(d <= 1, near, np.where(d < 2, far, 0))
+
+    def sample(image: np.ndarray, x: np.ndarray, y: np.ndarray, kernel: object, reach: int, edge: bool) -> np.ndarray:
+        side, out = len(image), np.zeros((*x.shape, image.shape[2]))
+        for j in range(1 - reach, reach + 1):
+            for i in range(1 - reach, reach + 1):
+                px, py = np.floor(x).astype(int) + i, np.floor(y).astype(int) + j
+                inside = (px >= 0) & (px < side) & (py >= 0) & (py < side) | edge
+                weight = kernel(x - px) * kernel(y - py) * inside  # type: ignore[operator]
+                out += weight[..., None] * image[np.clip(py, 0, side - 1), np.clip(px, 0, side - 1)]
+        return np.clip(np.rint(out), 0, 255)
+
+    y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(np.float64)
+    (a, b, c), (d, e, f) = transform.astype(np.float64)
+    cx, cy = a * x + b * y + c, d * x + e * y + f
+    factor = len(face) / CROP_PX
+    over = sample(face, (cx + 0.5) * factor - 0.5, (cy + 0.5) * factor - 0.5, cubic, 2, edge=True)
+    alpha = sample(mask[..., None], cx, cy, lambda t: np.maximum(0, 1 - np.abs(t)), 1, edge=False) / 255
+    return np.rint(over * alpha + frame * (1 - alpha)).astype(np.uint8)
+
+
+def avatar_of(transforms: np.ndarray, masks: np.ndarray, has_face: np.ndarray | None = None) -> PreparedAvatar:
+    count = len(transforms)
+    faces = np.ones(count, bool) if has_face is None else has_face
+    landmarks = np.zeros((count, 68, 2), np.float32)
+    return PreparedAvatar("a", "1", 25, 512, 512, transforms, landmarks, masks, faces)
+
+
+@pytest.mark.parametrize(
+    ("scale", "angle", "centre", "side"),
+    [
+        (1.02, 0, (220.3, 120.7), 256),
+        (1.2, 7, (225, 118), 256),
+        (0.7, -11, (230.5, 140.25), 256),
+        (0.55, 3, (230, 200), 512),  # frame px outnumber crop px even at 512
+        (1.0, 5, (60, 40), 256),  # half outside the frame
+    ],
+)
+def test_the_fast_paste_agrees_with_the_slow_one(scale: float, angle: float, centre: tuple, side: int) -> None:
+    transform, mask = similarity(scale, angle, centre), feathered_mask()
+    face = np.ascontiguousarray(cut(transform, side)[..., ::-1])  # other colours than the frame's
+    fast, slow = paste(FRAME, face, transform, mask), slow_paste(FRAME, face, transform, mask)
+    assert np.abs(fast.astype(int) - slow).max() <= 1
+    assert np.abs(fast.astype(int) - FRAME).max() > 50  # and something was pasted
+
+
+@pytest.mark.parametrize(
+    ("scale", "side", "limit"), [(1.0, 256, 2.4), (1.2, 256, 1.6), (1.6, 256, 1.8), (1.0, 512, 2.5)]
+)
+def test_the_untouched_crop_leaves_the_frame_nearly_as_it_was(scale: float, side: int, limit: float) -> None:
+    transform = similarity(scale, 4, (221.37, 117.81))
+    out = paste(FRAME, cut(transform, side), transform, np.full((256, 256), 255, np.uint8))
+    region = slow_paste(np.zeros_like(FRAME), np.full((256, 256, 3), 255, np.uint8), transform, feathered_mask()) > 128
+    difference = (out.astype(float) - FRAME)[region]
+    assert np.sqrt(np.mean(difference**2)) < limit  # grey levels rms
+    assert abs(difference.mean()) < 0.1  # no shift of brightness
+
+
+def test_a_crop_pasted_by_a_whole_pixel_transform_is_exact() -> None:
+    transform = np.array([[1, 0, -100], [0, 1, -30]], np.float32)
+    face = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    out = paste(FRAME, face, transform, np.full((256, 256), 255, np.uint8))
+    assert np.array_equal(out[30:286, 100:356], face)
+    out[30:286, 100:356] = FRAME[30:286, 100:356]
+    assert np.array_equal(out, FRAME)
+
+
+def test_a_512_crop_lands_where_the_256_crop_does() -> None:
+    """A dot's centre of mass, pasted from either crop, stands at the same place: pixel-centre coordinates."""
+    transform, full = similarity(1.1, 10, (250, 250)), np.full((256, 256), 255, np.uint8)
+    small = cv2.GaussianBlur(np.eye(256, dtype=np.uint8)[..., None].repeat(3, -1) * 0, (3, 3), 0)
+    small[100:104, 150:154] = 255
+    large = np.kron(small, np.ones((2, 2, 1), np.uint8))
+    centres = []
+    for face in (small, large):
+        grey = paste(np.zeros_like(FRAME), face, transform, full)[..., 0].astype(float)
+        y, x = np.mgrid[:512, :512]
+        centres.append(((grey * x).sum() / grey.sum(), (grey * y).sum() / grey.sum()))
+    expected = cv2.invertAffineTransform(transform.astype(np.float64)) @ (151.5, 101.5, 1)
+    assert np.allclose(centres[0], centres[1], atol=0.03)
+    assert np.allclose(centres[0], expected, atol=0.03)
+
+
+def test_a_minified_face_is_averaged_and_does_not_alias() -> None:
+    """One-pixel stripes at 512, shown at a quarter of that, are even grey and not a moiré."""
+    transform = similarity(2.0, 0, (256, 256))
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    out = paste(FRAME, stripes, transform, np.full((256, 256), 255, np.uint8))[210:300, 210:300]
+    assert abs(out.mean() - 127.5) < 1 and out.std() < 2
+
+
+def test_only_the_masked_region_changes_and_the_input_does_not() -> None:
+    transform, mask, frame = similarity(1.0, 6, (220, 130)), feathered_mask(), FRAME.copy()
+    out = paste(frame, np.zeros((256, 256, 3), np.uint8), transform, mask)
+    untouched = slow_paste(np.zeros_like(FRAME), np.full((256, 256, 3), 255, np.uint8), transform, mask) == 0
+    assert np.array_equal(frame, FRAME)
+    assert np.array_equal(out[untouched], FRAME[untouched]) and not np.array_equal(out, FRAME)
+
+
+def test_a_crop_outside_the_frame_or_an_empty_mask_changes_nothing() -> None:
+    face = np.zeros((256, 256, 3), np.uint8)
+    assert np.array_equal(paste(FRAME, face, similarity(1, 0, (-400, 100)), feathered_mask()), FRAME)
+    assert np.array_equal(paste(FRAME, face, similarity(1, 0, (200, 100)), np.zeros((256, 256), np.uint8)), FRAME)
+
+
+def test_a_paster_gives_what_paste_gives_and_forgets_the_oldest_masks() -> None:
+    transforms = np.stack([similarity(1.0, k, (220 + k, 130)) for k in range(6)])
+    masks = np.stack([feathered_mask()] * 6)
+    has_face = np.array([True] * 5 + [False])
+    paster = Paster(avatar_of(transforms, masks, has_face), cache_bytes=150_000)
+    face = np.full((256, 256, 3), 77, np.uint8)
+    for k in [0, 1, 2, 3, 4, 3, 2, 1, 0, 0]:
+        frame = FRAME.copy()
+        paster.paste_into(frame, face, k)
+        assert np.array_equal(frame, paste(FRAME, face, transforms[k], masks[k]))
+        assert 0 < paster.cached_bytes <= 150_000
+    frame = FRAME.copy()
+    paster.paste_into(frame, face, 5)
+    assert np.array_equal(frame, FRAME)  # no face in this frame
+
+
+def test_an_unknown_mode_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="feather"):
+        paste(FRAME, np.zeros((256, 256, 3), np.uint8), similarity(1, 0, (200, 100)), feathered_mask(), mode="glue")
+
+
+def test_a_paste_into_a_512_frame_is_quick() -> None:
+    paster = Paster(avatar_of(similarity(1.0, 3, (220, 130))[None], feathered_mask()[None]))
+    frame, face, times = FRAME.copy(), cut(similarity(1.0, 3, (220, 130))), []
+    for _ in range(30):
+        begun = time.perf_counter()
+        paster.paste_into(frame, face, 0)
+        times.append(time.perf_counter() - begun)
+    assert min(times) < 0.004  # 1 ms was measured on one core; the margin is for busy machines
