@@ -1,7 +1,7 @@
 """Avatar latents and feature windows → face crops: the UNet and VAE of MuseTalk, in diffusers' own classes.
 
 One pass of the UNet inpaints the masked lower half of a face in latent space (Zhang et al. 2024): no diffusion.
-Knows nothing of speech, avatars on disk, HTTP or Ray. `models/openvino_musetalk.py` is the fast twin for CPUs.
+Knows nothing of speech, avatars on disk, HTTP or Ray. `models/openvino_engine.py` is the fast twin for CPUs.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 
-from models.checkpoints import build_module, find_weights, fingerprint, load_state_dict, read_json
+from models.checkpoints import build_module, load_state_dict, read_json
 from models.errors import InputError, WeightsError
-from models.types import CROP_PX, LATENT_PX, UInt8
-from models.vae_keys import modern_vae_keys
+from models.types import CROP_PX, LATENT_PX, WINDOW_TOKENS, UInt8
+from models.vae_files import modern_vae_keys, vae_files, vae_fingerprint
 
 POSITION_BASE = 10_000.0  # of the sinusoidal position code (Vaswani et al. 2017, as MuseTalk's PositionalEncoding)
 LATENT_CHANNELS = 4
 UNET_CHANNELS = 2 * LATENT_CHANNELS  # masked face first, then reference
 MAX_BATCH = 32  # faces a call of the VAE or the UNet: bounds memory whatever the caller sends
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-VAE_WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 Array = Any  # numpy array or torch tensor
 
@@ -43,10 +42,11 @@ class Generator(nn.Module):  # type: ignore[misc]
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
+        code = position_code(WINDOW_TOKENS, int(unet.config.cross_attention_dim))
+        self.register_buffer("positions", code.to(unet.conv_in.weight.device), persistent=False)
 
     def forward(self, latents: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-        code = position_code(windows.shape[1], windows.shape[2]).to(windows.device)
-        windows = (windows.float() + code).to(latents.dtype)
+        windows = (windows.float() + self.positions).to(latents.dtype)  # (n, 50, 384)
         timestep = torch.zeros(1, dtype=torch.long, device=latents.device)
         return self.unet(latents, timestep, encoder_hidden_states=windows, return_dict=False)[0]
 
@@ -64,6 +64,17 @@ class Decoder(nn.Module):  # type: ignore[misc]
         return ((image / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
 
 
+class FaceGenerator(nn.Module):  # type: ignore[misc]
+    """Generator and decoder in one: latents and windows → RGB in [0, 255], float `(n, 256, 256, 3)`, unrounded."""
+
+    def __init__(self, unet: nn.Module, vae: nn.Module) -> None:
+        super().__init__()
+        self.generator, self.decoder = Generator(unet), Decoder(vae)
+
+    def forward(self, latents: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.generator(latents, windows))
+
+
 class MuseTalk:
     """Loaded UNet and VAE. Numpy arrays or torch tensors in; latents leave as tensors on the device, faces as numpy.
 
@@ -73,7 +84,6 @@ class MuseTalk:
 
     def __init__(self, unet: nn.Module, vae: nn.Module, vae_fingerprint: str = "") -> None:
         self.unet, self.vae, self.vae_fingerprint = unet, vae, vae_fingerprint
-        self.scaling_factor = float(vae.config.scaling_factor)
         self._generator, self._decoder = Generator(unet).eval(), Decoder(vae).eval()
 
     @classmethod
@@ -107,26 +117,12 @@ class MuseTalk:
         First the masked face (its lower half black before normalisation, so −1 after), then the face as it is. Of the
         KL encoder's distribution the mode is taken, so that latents do not change between two preparations.
         """
-        faces = _tensor(faces_rgb, (CROP_PX, CROP_PX, 3), "face crops")
-        if faces.dtype != torch.uint8:
-            raise InputError(f"The face crops are {faces.dtype}.", "Send RGB uint8 images.")
-        return torch.cat([self._encode_chunk(chunk) for chunk in faces.split(MAX_BATCH // 2)])
-
-    def _encode_chunk(self, faces: torch.Tensor) -> torch.Tensor:
-        image = faces.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (n, 3, 256, 256) in [-1, 1]
-        masked = image.clone()
-        masked[:, :, CROP_PX // 2 :] = -1
-        both = torch.cat([masked, image]).to(self.dtype, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            encoded = self.vae.encode(both)
-            latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
-        masked_latents, reference = (latents * self.scaling_factor).clone().chunk(2)
-        return torch.cat([masked_latents, reference], dim=1).contiguous()  # (n, 8, 32, 32)
+        return encode_reference(self.vae, faces_rgb)
 
     def predict(self, latents: Array, windows: Array) -> torch.Tensor:
         """Input latents `(n, 8, 32, 32)` and feature windows `(n, 50, 384)` → scaled face latents `(n, 4, 32, 32)`."""
         latents = _tensor(latents, (UNET_CHANNELS, LATENT_PX, LATENT_PX), "latents")
-        windows = _tensor(windows, (None, int(self.unet.config.cross_attention_dim)), "feature windows")
+        windows = _tensor(windows, (WINDOW_TOKENS, int(self.unet.config.cross_attention_dim)), "feature windows")
         if len(latents) != len(windows):
             raise InputError(f"{len(latents)} latents came with {len(windows)} windows.", "Send one of each a frame.")
         with torch.inference_mode():
@@ -154,6 +150,27 @@ class MuseTalk:
         return self.decode(self.predict(latents, windows))
 
 
+def encode_reference(vae: nn.Module, faces_rgb: Array) -> torch.Tensor:
+    """`MuseTalk.encode_reference` with the VAE alone, for preparing avatars: `(n, 256, 256, 3)` → `(n, 8, 32, 32)`."""
+    faces = _tensor(faces_rgb, (CROP_PX, CROP_PX, 3), "face crops")
+    if faces.dtype != torch.uint8:
+        raise InputError(f"The face crops are {faces.dtype}.", "Send RGB uint8 images.")
+    with torch.inference_mode():
+        chunks = [_encode_chunk(vae, chunk) for chunk in faces.split(MAX_BATCH // 2)]
+    return torch.cat(chunks)
+
+
+def _encode_chunk(vae: nn.Module, faces: torch.Tensor) -> torch.Tensor:
+    weight = next(vae.parameters())
+    image = faces.to(weight.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (n, 3, 256, 256) in [-1, 1]
+    masked = image.clone()
+    masked[:, :, CROP_PX // 2 :] = -1
+    both = torch.cat([masked, image]).to(weight.dtype, memory_format=torch.channels_last)  # (2n, 3, 256, 256)
+    encoded = vae.encode(both)
+    latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()  # (2n, 4, 32, 32)
+    return torch.cat((latents * vae.config.scaling_factor).chunk(2), dim=1).contiguous()  # (n, 8, 32, 32)
+
+
 def load_unet(config_path: Path, weights: Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
     """A UNet2DConditionModel of MuseTalk's shape: eight latent channels in, four out. Raises WeightsError."""
     config = read_json(config_path)
@@ -173,29 +190,22 @@ def load_vae(folder: Path, device: Any = "cpu", dtype: torch.dtype = torch.float
 
     A missing `scaling_factor` is the class's own: 0.18215 for KL, 1 for Tiny. Raises WeightsError.
     """
-    config = read_json(folder / "config.json")
+    config_path, weights = vae_files(folder)
+    config = read_json(config_path)
     name = config.get("_class_name", "AutoencoderKL")
     if name not in VAE_CLASSES:
         raise WeightsError(f"{folder} holds a {name}.", f"Use one of {', '.join(VAE_CLASSES)}.")
-    path = find_weights(folder, VAE_WEIGHT_FILES)
-    state = modern_vae_keys(load_state_dict(path))
-    vae = build_module(lambda: VAE_CLASSES[name].from_config(config), state, path, device, dtype)
+    state = modern_vae_keys(load_state_dict(weights))
+    vae = build_module(lambda: VAE_CLASSES[name].from_config(config), state, weights, device, dtype)
     return vae.to(memory_format=torch.channels_last)
 
 
-def vae_fingerprint(folder: Path | str) -> str:
-    """16 hex digits that change with any byte of the VAE's config or weights; an avatar's latents carry them."""
-    folder = Path(folder)
-    return fingerprint(folder / "config.json", find_weights(folder, VAE_WEIGHT_FILES))
-
-
-def _tensor(value: Array, tail: tuple[int | None, ...], what: str) -> torch.Tensor:
+def _tensor(value: Array, tail: tuple[int, ...], what: str) -> torch.Tensor:
     """`value` as a tensor `(n, *tail)`. Raises InputError for another shape."""
     if isinstance(value, np.ndarray) and not value.flags.writeable:
         value = value.copy()  # torch cannot wrap the read-only views that come from another process
     tensor = torch.as_tensor(value)
-    fits = tensor.ndim == len(tail) + 1 and all(t in (None, s) for s, t in zip(tensor.shape[1:], tail, strict=True))
-    if not fits or not len(tensor):
-        wanted = ", ".join(["n ≥ 1", *(str(t) if t else "any" for t in tail)])
+    if tuple(tensor.shape[1:]) != tail or not len(tensor):
+        wanted = ", ".join(["n ≥ 1", *map(str, tail)])
         raise InputError(f"The {what} have shape {tuple(tensor.shape)}.", f"Send ({wanted}).")
     return tensor
