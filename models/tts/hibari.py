@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import ConfigError, InputError, TextError, WeightsError
-from models.text import MAX_SENTENCE_CHARS, MAX_TEXT_CHARS, check_text, split_sentences
+from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
 from models.types import Float32, Phoneme, Speech
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE_HZ = 24_000
 SPEEDS = (0.5, 2.0)  # the range that the voice was made for (hibari-tts, model card)
+ENGINE_MAX_CHARS = 100_000  # the TTS stage's own limit is lower
 MAX_PHONEMES = 400  # longest input of the acoustic model (hibari.tts.MAX_PHONEMES)
 
 DURATION_NODE = "/Clip_output_0"  # in hibari-tts 0.2.1's graph: float32 (1, ids), the duration of each id in steps
@@ -70,7 +71,7 @@ class HibariTTS:
         cls,
         voice: str | None = None,
         threads: int = 1,
-        max_chars: int = MAX_TEXT_CHARS,
+        max_chars: int = ENGINE_MAX_CHARS,
         max_sentence_chars: int = MAX_SENTENCE_CHARS,
     ) -> HibariTTS:
         """Load a voice and speak with it once, so that the first request finds all parts warm.

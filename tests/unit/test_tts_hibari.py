@@ -188,7 +188,7 @@ def test_text_beyond_one_breath_is_cut_and_all_of_it_is_spoken(voice: HibariTTS)
     assert all(len(s.text) <= 200 for s in speech)
 
 
-@pytest.mark.parametrize("text", ["", "   ", "😀", "?!", "你好", "x" * 2001])
+@pytest.mark.parametrize("text", ["", "   ", "😀", "?!", "你好", "x" * 100_001])
 def test_what_cannot_be_spoken_is_refused_at_the_call(voice: HibariTTS, text: str) -> None:
     with pytest.raises(TextError):
         voice.speak(text)

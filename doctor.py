@@ -1,0 +1,384 @@
+"""Checks this machine for what WarmTalk needs, and says how to mend what is wrong. Changes nothing, starts nothing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from deployments.paths import CODE, home
+from training import checksums
+
+REQUIREMENTS = CODE / "requirements.txt"
+INSTALL = "python -m pip install -r requirements.lock"
+OLDEST_PYTHON = (3, 10)
+LEAST_MEMORY_GB = 6.0  # the whole process tree takes under 5 GB, and the system wants some
+LEAST_DISK_GB = 2.0  # an hour of session is about 0.5 GB; compiled models and avatars come on top
+LEAST_SHM_GB = 0.7  # the object store of a local graph is 600 MB
+COMMAND_TIMEOUT_S = 10.0
+PACKAGES = ("torch", "ray", "transformers", "diffusers")
+OWN_LINES = {*PACKAGES, "opencv-python-headless", "hibari-tts"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. `remedy` is empty when all is well; a check that is not required only warns."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+    required: bool = True
+
+
+def run_checks(port: int = 8000, folder: Path | None = None) -> list[Check]:
+    """All checks, in the order in which one would mend them.
+
+    port: where the HTTP server will listen. folder: where results are written; the working folder by default.
+    """
+    folder = folder or home()
+    checks: list[Callable[[], Check]] = [
+        check_python,
+        *(lambda name=name: check_package(name) for name in PACKAGES),
+        check_gpu,
+        check_torchvision,
+        check_opencv,
+        check_codecs,
+        check_voice,
+        check_other_packages,
+        check_weights,
+        check_ray_running,
+        lambda: check_port(port),
+        check_cores,
+        check_memory,
+        check_shared_memory,
+        lambda: check_disk(folder),
+        lambda: check_writable(folder),
+    ]
+    return [_guarded(check) for check in checks]
+
+
+def _guarded(check: Callable[[], Check]) -> Check:
+    """A check that cannot import what it looks with is a finding of its own, and no end of the examination."""
+    try:
+        return check()
+    except ImportError as error:
+        return Check(error.name or "packages", False, f"cannot be imported: {error}", f"Run `{INSTALL}`.")
+
+
+# --- what is installed
+
+
+def check_python() -> Check:
+    ok = sys.version_info[:2] >= OLDEST_PYTHON
+    remedy = "" if ok else f"Install Python {'.'.join(map(str, OLDEST_PYTHON))} or newer; 3.11 is what is tested."
+    return Check("Python", ok, f"{platform.python_version()} on {platform.system()} {platform.machine()}", remedy)
+
+
+def check_package(name: str) -> Check:
+    """The installed version against requirements.txt, read from its metadata: importing would take seconds."""
+    wanted, installed = requirements().get(name, ""), version_of(name)
+    if installed is None:
+        return Check(name, False, "not installed", f"Run `{INSTALL}`, or `make setup`.")
+    if not satisfies(installed, wanted):
+        return Check(name, False, f"{installed}, but {wanted} is needed", f"Run `{INSTALL}`, or `make setup`.")
+    return Check(name, True, installed)
+
+
+def check_other_packages() -> Check:
+    """Every package of requirements.txt that has no line of its own."""
+    wanted = requirements().keys() - OWN_LINES
+    missing = [name for name in sorted(wanted) if not check_package(name).ok]
+    if missing:
+        return Check(
+            "packages", False, f"missing or too old: {', '.join(missing)}", f"Run `{INSTALL}`, or `make setup`."
+        )
+    return Check(
+        "packages", bool(wanted), f"{len(wanted)} others of requirements.txt", "" if wanted else f"Run `{INSTALL}`."
+    )
+
+
+def check_torchvision() -> Check:
+    """A torchvision built for another torch breaks `import transformers`, with an error that names neither."""
+    torchvision, torch = version_of("torchvision"), version_of("torch")
+    if torchvision is None or torch is None:
+        return Check("torchvision", True, "not installed; not needed")
+    pins = [re.match(r"torch\s*\(?==\s*([\d.]+)", line) for line in requires_of("torchvision")]
+    wanted = next((pin.group(1) for pin in pins if pin), public(torch))
+    same_build = torch.endswith("+cpu") <= torchvision.endswith(
+        "+cpu"
+    )  # a CUDA torchvision finds no CUDA in a CPU torch
+    if wanted == public(torch) and same_build:
+        return Check("torchvision", True, f"{torchvision}, made for torch {wanted}")
+    return Check(
+        "torchvision",
+        False,
+        f"{torchvision} is made for another torch than {torch}: transformers would not import",
+        "Run `python -m pip uninstall torchvision`: WarmTalk does not need it.",
+    )
+
+
+def check_opencv() -> Check:
+    names = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
+    found = {name: version for name in names if (version := version_of(name)) is not None}
+    listing = ", ".join(f"{name} {version}" for name, version in found.items())
+    if len(found) > 1:
+        remedy = f"They overwrite one another: uninstall all of them, then run `{INSTALL}`."
+        return Check("OpenCV", False, listing, remedy)
+    if not found or not satisfies(next(iter(found.values())), ">=5"):
+        remedy = "Run `python -m pip install 'opencv-python-headless>=5'`: older ones cannot run the face mesh."
+        return Check("OpenCV", False, listing or "not installed", remedy)
+    return Check("OpenCV", True, listing)
+
+
+def check_codecs() -> Check:
+    """H.264 and AAC encoders in the FFmpeg that PyAV carries."""
+    try:
+        import av
+    except ImportError as error:
+        return Check("PyAV codecs", False, f"PyAV cannot be imported: {error}", f"Run `{INSTALL}`.")
+    missing = []
+    for codec in ("libx264", "aac"):
+        try:
+            av.Codec(codec, "w")
+        except ValueError:
+            missing.append(codec)
+    if missing:
+        remedy = "Install PyAV's own wheel: `python -m pip install --force-reinstall --only-binary av av`."
+        return Check("PyAV codecs", False, f"av {version_of('av')} has no {', '.join(missing)}", remedy)
+    return Check("PyAV codecs", True, f"libx264 and aac in av {version_of('av')}")
+
+
+def check_voice() -> Check:
+    installed, wanted = version_of("hibari-tts"), requirements().get("hibari-tts", "")
+    if installed is None:
+        return Check("hibari-tts", False, "not installed", f"Run `{INSTALL}`, or `make setup`.")
+    if not satisfies(installed, wanted):
+        remedy = f"Run `python -m pip install hibari-tts{wanted}`; another version speaks, but may not tell phonemes."
+        return Check("hibari-tts", False, f"{installed}, made for {wanted.lstrip('=')}", remedy, required=False)
+    return Check("hibari-tts", True, installed)
+
+
+def check_weights(folder: Path = checksums.EMBEDDED) -> Check:
+    wrong = checksums.problems(folder)
+    if wrong:
+        remedy = "Run `git checkout -- models/embedded`; after training, `python -m training.checksums`."
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        return Check("embedded weights", False, "; ".join(wrong[:3]) + more, remedy)
+    sizes = [(folder / name).stat().st_size for name in checksums.read_sums(folder)]
+    return Check("embedded weights", True, f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, checksums right")
+
+
+# --- what the machine has
+
+
+def check_gpu() -> Check:
+    """GPUs that the driver shows, and whether the installed torch can use them. None is needed."""
+    gpus, torch = nvidia_gpus(), version_of("torch") or ""
+    if not gpus:
+        return Check("GPU", True, "none; the embedded engines run on the CPU", required=False)
+    if "+cpu" in torch:
+        remedy = "Install torch's CUDA build (pytorch.org/get-started) and use `--config gpu`, or stay on the CPU."
+        return Check("GPU", False, f"{', '.join(gpus)}; but torch {torch} is built for the CPU", remedy, required=False)
+    return Check("GPU", True, f"{', '.join(gpus)}; `--config gpu` uses it", required=False)
+
+
+def check_ray_running() -> Check:
+    import psutil
+
+    pids = [p.info["pid"] for p in psutil.process_iter(["pid", "name"]) if p.info["name"] == "gcs_server"]
+    if pids:
+        remedy = "WarmTalk starts its own beside it. Stop it with `ray stop` if nothing of yours runs on it."
+        return Check("running Ray", False, f"one runs already (process {pids[0]})", remedy, required=False)
+    return Check("running Ray", True, "none", required=False)
+
+
+def check_port(port: int) -> Check:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            remedy = f"Stop what listens there (`ss -ltnp 'sport = :{port}'`), or start with `--port`."
+            return Check(f"port {port}", False, f"in use or not allowed: {error.strerror}", remedy, required=False)
+    return Check(f"port {port}", True, "free", required=False)
+
+
+def check_cores() -> Check:
+    cores = usable_cores()
+    remedy = "" if cores >= 2 else "Use two cores or more: on one, the video is made slower than it plays."
+    return Check("CPU cores", cores >= 2, f"{cores:g}", remedy, required=False)
+
+
+def check_memory() -> Check:
+    total_gb = usable_memory_bytes() / 1e9
+    ok = total_gb >= LEAST_MEMORY_GB
+    remedy = "" if ok else f"Use a machine, or a container limit, of {LEAST_MEMORY_GB:g} GB or more."
+    return Check("memory", ok, f"{total_gb:.1f} GB", remedy, required=False)
+
+
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
+    """Ray keeps frames between stages here; where it is small, Ray falls back to the disk and slows down."""
+    if not folder.is_dir():
+        return Check("shared memory", True, f"no {folder} on {platform.system()}; not needed", required=False)
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    ok = free_gb >= LEAST_SHM_GB
+    remedy = "" if ok else "In Docker, start with `--shm-size=2g`; in Kubernetes, mount an emptyDir with medium Memory."
+    return Check("shared memory", ok, f"{free_gb:.1f} GB free in {folder}", remedy, required=False)
+
+
+def check_disk(folder: Path) -> Check:
+    free_gb = shutil.disk_usage(_existing(folder)).free / 1e9
+    ok = free_gb >= LEAST_DISK_GB
+    remedy = "" if ok else f"Free {LEAST_DISK_GB:g} GB, or set WARMTALK_HOME to a folder on another disk."
+    return Check("disk", ok, f"{free_gb:.1f} GB free for sessions in {folder}", remedy)
+
+
+def check_writable(folder: Path) -> Check:
+    results = folder / "results"
+    try:
+        with tempfile.NamedTemporaryFile(dir=_existing(results)) as file:
+            file.write(b"warmtalk")
+    except OSError as error:
+        remedy = "Make it writable for this user, or set WARMTALK_HOME to a folder that is."
+        return Check("results folder", False, f"{results} cannot be written: {error.strerror}", remedy)
+    return Check("results folder", True, f"{results} can be written")
+
+
+# --- how things are found out
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def requires_of(package: str) -> list[str]:
+    return importlib.metadata.requires(package) or []
+
+
+def requirements(path: Path = REQUIREMENTS) -> dict[str, str]:
+    """Package → version specifier (`>=5`, `==0.2.1` or empty) of requirements.txt; empty without that file."""
+    if not path.is_file():
+        return {}
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    found = (re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?\s*((?:==|>=)[\d.]+)?", line) for line in lines if line)
+    return {match.group(1): match.group(2) or "" for match in found if match}
+
+
+def satisfies(version: str, specifier: str) -> bool:
+    """Whether a version meets `>=a.b` or `==a.b.c`; an empty specifier takes any. Local parts (`+cpu`) do not count."""
+    if not specifier:
+        return True
+    wanted, found = _numbers(specifier[2:]), _numbers(public(version))
+    width = max(len(wanted), len(found))
+    padded = [part + (0,) * (width - len(part)) for part in (found, wanted)]
+    return padded[0] == padded[1] if specifier.startswith("==") else padded[0] >= padded[1]
+
+
+def public(version: str) -> str:
+    """A version without its local part: 2.13.0+cpu → 2.13.0."""
+    return version.partition("+")[0]
+
+
+def nvidia_gpus() -> list[str]:
+    """Name and memory of each NVIDIA GPU, as the driver's own tool tells; empty without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def usable_cores() -> float:
+    """Cores that this process may use: the smaller of its affinity and its container's quota."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    return min(cores, int(quota) / int(period)) if quota.isdigit() and period.isdigit() else cores
+
+
+def usable_memory_bytes() -> int:
+    """Memory that this process may use: the smaller of the machine's and its container's limit."""
+    import psutil
+
+    limit = _cgroup("memory.max")
+    total = int(psutil.virtual_memory().total)
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _cgroup(file: str) -> str:
+    path = Path("/sys/fs/cgroup") / file
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or its nearest parent that exists."""
+    return next((path for path in (folder, *folder.parents) if path.is_dir()), Path.cwd())
+
+
+# --- what is shown
+
+
+def main(as_json: bool = False, port: int = 8000) -> int:
+    """Print the checks; returns 1 when one that is required fails, else 0."""
+    checks = run_checks(port)
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        print_table(checks)
+    return 1 if any(check.required and not check.ok for check in checks) else 0
+
+
+def print_table(checks: list[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for check in checks:
+        mark = (
+            Text("ok", "green")
+            if check.ok
+            else Text("missing", "bold red")
+            if check.required
+            else Text("note", "yellow")
+        )
+        table.add_row(mark, Text(check.name), Text(check.found))
+        if check.remedy:
+            table.add_row("", "", Text(f"→ {check.remedy}", "bold"))
+    console.print(table)
+    bad = sum(check.required and not check.ok for check in checks)
+    console.print(f"{bad} of {len(checks)} checks must be mended." if bad else "WarmTalk can run on this machine.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+    parser.add_argument("--port", type=int, default=8000, help="where the server will listen")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.json, arguments.port))
