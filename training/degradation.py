@@ -87,8 +87,17 @@ class Degradation:
         Views of a picture share the strength of each fault and differ in their noise, as frames of a video do.
         through_vae: bool `(n,)`, which pictures pass the VAE; all by default, none where there is no VAE.
         """
-        n = len(clean)
-        small = F.interpolate(clean, size=(CROP_PX, CROP_PX), mode="area").repeat(views, 1, 1, 1)
+        return self._degrade(self._small(clean).repeat(views, 1, 1, 1), len(clean), views, through_vae)
+
+    def clip(self, frames: Tensor) -> Tensor:
+        """A video of one face, `(t, 3, 512, 512)` → `(t, 3, 256, 256)`: one strength of each fault for all frames."""
+        return self._degrade(self._small(frames), 1, len(frames), None)[:, 0]
+
+    def _small(self, clean: Tensor) -> Tensor:
+        return F.interpolate(clean, size=(CROP_PX, CROP_PX), mode="area")
+
+    def _degrade(self, small: Tensor, n: int, views: int, through_vae: Tensor | None) -> Tensor:
+        """small: `(views · n, 3, 256, 256)`, view by view → `(views, n, 3, 256, 256)`."""
         small = self._soften(small, n, views)
         noise = self._strength(n, views, self.ranges.noise)
         small = (small + noise * self._normal(*small.shape)).clamp(0, 1)
@@ -96,9 +105,8 @@ class Degradation:
         small = jpeg(small, low + (high - low) * self._uniform(n).repeat(views))
         if self.vae is not None:
             passing = torch.ones(n, dtype=torch.bool) if through_vae is None else through_vae
-            small = torch.where(
-                passing.to(small.device).repeat(views).view(-1, 1, 1, 1), self._trip(small, n, views), small
-            )
+            passing = passing.to(small.device).repeat(views).view(-1, 1, 1, 1)
+            small = torch.where(passing, self._trip(small, n, views), small)
         return (small * 255).round().div(255).view(views, n, *small.shape[1:])
 
     def _soften(self, small: Tensor, n: int, views: int) -> Tensor:

@@ -66,12 +66,11 @@ class Batches:
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         device, start = settings.device, time.monotonic()
         faces = Faces(device, settings.seed)
-        chunk = 32 if device.startswith("cuda") else 2
         pool: list[Tensor] = []
-        while len(pool) * chunk < settings.pictures:
+        while len(pool) * faces.chunk < settings.pictures:
             if pool and time.monotonic() - start > RENDER_SHARE * settings.seconds:
                 break
-            pool.append((faces.draw(chunk, settings.supersample) * GREY).round().to(torch.uint8))
+            pool.append((faces.draw(faces.chunk, settings.supersample) * GREY).round().to(torch.uint8))
         self.pool = torch.cat(pool)  # (pictures, 3, 512, 512)
         self.portraits = portraits().to(device)
         self.batch, self.device = settings.batch, device

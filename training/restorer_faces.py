@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from models.types import RESTORED_PX, UInt8
 from training import presenter
 from training.visemes import REST, VISEMES
+
+SOUND_FRAMES = 3  # a sound lasts about 0.12 s
 
 
 def random_mouths(n: int, generator: torch.Generator) -> Tensor:
@@ -30,9 +34,10 @@ class Faces:
         self.device, self.default_share = device, default_share
         self.generator = torch.Generator().manual_seed(seed)
         self.textures = presenter.textures(device)
+        self.chunk = 32 if device.startswith("cuda") else 2  # faces drawn at once
 
     def draw(self, n: int, supersample: int = 2) -> Tensor:
-        """float RGB `(n, 3, 512, 512)` in 0..1."""
+        """Different people in different poses: float RGB `(n, 3, 512, 512)` in 0..1."""
         defaults = round(n * self.default_share)
         own = presenter.default_identity(defaults, self.device)
         others = presenter.random_identities(n - defaults, self.generator, self.device)
@@ -40,7 +45,32 @@ class Faces:
         pose = presenter.random_poses(n, self.generator, self.device)
         mouths = random_mouths(n, self.generator).to(self.device)
         crop = self._jitter(presenter.face_crop_transform(identity, pose, RESTORED_PX))
-        return presenter.render(identity, pose, mouths, self.textures, RESTORED_PX, supersample, crop)
+        return self._render(identity, pose, mouths, crop, supersample)
+
+    def clip(self, frames: int, supersample: int = 2) -> Tensor:
+        """The shipped presenter nods and speaks for `frames` / 25 s: `(frames, 3, 512, 512)`."""
+        identity, pose = presenter.default_identity(frames, self.device), presenter.rest_pose(frames, self.device)
+        at_s = torch.arange(frames) / 25
+        for name, amount, rate_hz in (("yaw", 0.05, 0.4), ("roll", 0.03, 0.3), ("pitch", 0.03, 0.5)):
+            phase = torch.rand(1, generator=self.generator)
+            pose[name] = (amount * torch.sin(2 * math.pi * (rate_hz * at_s + phase))).to(self.device)
+        keys = random_mouths(frames // SOUND_FRAMES + 2, self.generator)
+        place = torch.arange(frames) / SOUND_FRAMES
+        mouths = torch.lerp(keys[place.long()], keys[place.long() + 1], (place % 1)[:, None]).to(self.device)
+        crop = presenter.face_crop_transform(identity, pose, RESTORED_PX)
+        return self._render(identity, pose, mouths, crop, supersample)
+
+    def _render(
+        self, identity: presenter.Identity, pose: presenter.Pose, mouths: Tensor, crop: Tensor, supersample: int
+    ) -> Tensor:
+        """A few at a time: a face takes about 250 MB while it is drawn."""
+        drawn: list[Tensor] = []
+        for start in range(0, len(mouths), self.chunk):
+            part = slice(start, start + self.chunk)
+            who = presenter.Identity({name: value[part] for name, value in identity.items()})
+            how = presenter.Pose({name: value[part] for name, value in pose.items()})
+            drawn.append(presenter.render(who, how, mouths[part], self.textures, RESTORED_PX, supersample, crop[part]))
+        return torch.cat(drawn)
 
     def _jitter(self, crop: Tensor) -> Tensor:
         """Detected boxes are off by a few pixels and percent."""

@@ -20,7 +20,7 @@ UNSHARP_GRID = tuple((sigma, amount) for sigma in (0.7, 1.0, 1.5, 2.0, 3.0) for 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """PSNR in dB, the mean over pictures; flicker in grey levels: mean difference between two views of a picture."""
+    """PSNR in dB, the mean over pictures; flicker in grey levels, see `flicker`."""
 
     bicubic_db: float
     unsharp_db: float
@@ -41,29 +41,36 @@ class Comparison:
 
 
 def compare(views: Tensor, restored: Tensor, clean: Tensor) -> Comparison:
-    """views: two degradations of each picture, `(2, n, 3, 256, 256)`, and `restored` from them, `(2, n, 3, 512, 512)`.
+    """views: degraded pictures in the order of time, `(t, n, 3, 256, 256)`; restored from them `(t, n, 3, 512, 512)`.
 
-    clean: `(n, 3, 512, 512)`. The unsharp mask has the advantage of being chosen on these very pictures.
+    clean: the truth, `(n, 3, 512, 512)` where the pictures stand still, or of `restored`'s shape. The unsharp mask has
+    the advantage of being chosen on these very pictures.
     """
-    plain = [upsample(view) for view in views]
-    scores = {spot: float(psnr(unsharp(plain[0], *spot), clean).mean()) for spot in UNSHARP_GRID}
+    truth = clean.expand_as(restored)
+    shape = restored.shape
+    plain = upsample(views.flatten(0, 1))
+    scores = {spot: score(unsharp(plain, *spot).view(shape), truth) for spot in UNSHARP_GRID}
     best = max(scores, key=lambda spot: scores[spot])
-    sharp = [unsharp(view, *best) for view in plain]
     return Comparison(
-        bicubic_db=float(psnr(plain[0], clean).mean()),
+        bicubic_db=score(plain.view(shape), truth),
         unsharp_db=scores[best],
-        restored_db=float(psnr(restored[0], clean).mean()),
+        restored_db=score(restored, truth),
         unsharp_sigma_px=best[0],
         unsharp_amount=best[1],
-        bicubic_flicker=difference(plain[0], plain[1]),
-        unsharp_flicker=difference(sharp[0], sharp[1]),
-        restored_flicker=difference(restored[0], restored[1]),
+        bicubic_flicker=flicker(plain.view(shape), truth),
+        unsharp_flicker=flicker(unsharp(plain, *best).view(shape), truth),
+        restored_flicker=flicker(restored, truth),
     )
 
 
-def difference(a: Tensor, b: Tensor) -> float:
-    """Mean absolute difference in grey levels."""
-    return float((a - b).abs().mean()) * GREY
+def score(pictures: Tensor, truth: Tensor) -> float:
+    """Mean PSNR in dB of `(t, n, 3, h, w)`."""
+    return float(psnr(pictures.flatten(0, 1), truth.flatten(0, 1)).mean())
+
+
+def flicker(pictures: Tensor, truth: Tensor) -> float:
+    """Mean change from frame to frame that the truth does not have, in grey levels; both `(t, n, 3, h, w)`."""
+    return float((pictures.diff(dim=0) - truth.diff(dim=0)).abs().mean()) * GREY
 
 
 def table(rows: dict[str, Comparison], say: Callable[[str], None] = print) -> None:
