@@ -13,6 +13,9 @@ from models.audio import resample
 from models.types import WHISPER_HZ, FeatureWindows, Speech
 
 
+ROUNDING_FRAMES = 0.01  # a whole number of frames is one even where frames are not whole samples
+
+
 class AudioFeatures(Stage[AudioFeaturesConfig]):
     stage = "AudioFeatures"
 
@@ -38,9 +41,11 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
         return Stamped(done.value, (timing,))
 
     def _windows(self, speech: Speech, fps: int) -> FeatureWindows:
+        count = int(speech.duration_s * fps + ROUNDING_FRAMES)
         samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
+        samples = np.pad(samples, (0, WHISPER_HZ // fps // 2))  # so that rounding to 16 kHz cannot cost a frame
         if self.config.context_s is None:
             windows = self.model.windows(samples, fps)
         else:
             windows = self.model.windows_in_context(samples, fps, self.config.context_s, self.config.margin_s)
-        return FeatureWindows(windows.cpu().numpy().astype(np.float16), fps)
+        return FeatureWindows(windows[:count].cpu().numpy().astype(np.float16), fps)

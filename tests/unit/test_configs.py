@@ -1,0 +1,97 @@
+"""Config files: Serve takes them as they are, our part of them is strict, and a mistake is named with its remedy."""
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from configs.schema import STAGES, LipSyncConfig
+from configs.serve_file import FOLDER, ConfigFileError, config_path, deployment_of, load_serve_config
+from deployments.stage import parse_config
+from models.errors import ConfigError
+
+FILES = ["demo", "gpu", "cluster"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_serve_takes_the_file_as_it_is(name):
+    schema = ServeDeploySchema.model_validate(load_serve_config(name))
+    assert [d.name for d in schema.applications[0].deployments] == list(STAGES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_stage_states_its_resources_and_limits(name):
+    for deployment in load_serve_config(name)["applications"][0]["deployments"]:
+        assert {"ray_actor_options", "max_ongoing_requests", "max_queued_requests"} <= deployment.keys()
+        assert {"health_check_period_s", "graceful_shutdown_timeout_s"} <= deployment.keys()
+        assert deployment["backpressure_config"] == {"status_code": 429, "retry_after_s": 2}
+        assert "autoscaling_config" in deployment or deployment["name"] == "Ingress"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_autoscaling_reacts_in_seconds(name):
+    for deployment in load_serve_config(name)["applications"][0]["deployments"]:
+        scaling = deployment.get("autoscaling_config", {})
+        assert scaling.get("metrics_interval_s", 1) <= 2
+        assert scaling.get("look_back_period_s", 3) <= 4
+        assert scaling.get("upscale_delay_s", 1) <= 1
+
+
+@pytest.mark.parametrize("name", ["gpu", "cluster"])
+def test_one_replica_of_every_stage_fits_one_gpu(name):
+    deployments = load_serve_config(name)["applications"][0]["deployments"]
+    assert sum(d["ray_actor_options"].get("num_gpus", 0) for d in deployments) <= 1.0
+
+
+def edited(tmp_path, edit):
+    config = yaml.safe_load((FOLDER / "demo.yaml").read_text())
+    edit(config)
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def test_a_misspelt_key_names_the_right_one(tmp_path):
+    path = edited(tmp_path, lambda c: deployment_of(c, "LipSync")["user_config"].update(batchsize=4))
+    with pytest.raises(ConfigFileError, match=r"LipSync\.user_config.*'batchsize': did you mean 'batch_size'"):
+        load_serve_config(path)
+
+
+def test_a_value_out_of_range_names_the_key(tmp_path):
+    path = edited(tmp_path, lambda c: deployment_of(c, "Enhance")["user_config"].update(strength=1.5))
+    with pytest.raises(ConfigFileError, match=r"strength.*less than or equal to 1"):
+        load_serve_config(path)
+
+
+def test_an_unknown_stage_names_the_stages(tmp_path):
+    path = edited(tmp_path, lambda c: deployment_of(c, "Lipsink"))
+    with pytest.raises(ConfigFileError, match="no stage 'Lipsink'. Stages are TTS, AudioFeatures, LipSync"):
+        load_serve_config(path)
+
+
+def test_args_are_strict(tmp_path):
+    path = edited(tmp_path, lambda c: c["applications"][0]["args"].update(enhanse=True))
+    with pytest.raises(ConfigFileError, match="'enhanse': did you mean 'enhance'"):
+        load_serve_config(path)
+
+
+def test_an_unknown_file_names_the_known_ones():
+    with pytest.raises(ConfigFileError, match="no config file 'dmo'.*cluster, demo, gpu"):
+        config_path("dmo")
+
+
+def test_broken_yaml_is_a_sentence(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("applications: [")
+    with pytest.raises(ConfigFileError, match="not valid YAML"):
+        load_serve_config(str(path))
+
+
+def test_a_running_stage_refuses_what_the_file_check_refuses():
+    with pytest.raises(ConfigError, match=r"LipSync\.user_config.*did you mean 'batch_size'") as caught:
+        parse_config("LipSync", {"batch_sise": 4})
+    assert caught.value.remedy
+
+
+def test_defaults_are_the_embedded_models():
+    assert LipSyncConfig().unet_weights == "models/embedded/musetalk/unet.safetensors"
+    assert LipSyncConfig().engine == "openvino"
