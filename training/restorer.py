@@ -47,7 +47,10 @@ CHECKPOINT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One training run. `pictures` and `steps` are caps (steps 0: none); `batch` is in pictures."""
+    """One training run. `pictures` and `steps` are caps (steps 0: none); `batch` is in pictures.
+
+    report: whether the net is measured on held-out faces at the end.
+    """
 
     out: Path
     vae: Path | None
@@ -58,6 +61,7 @@ class Settings:
     batch: int = BATCH
     supersample: int = 2
     seed: int = SEED
+    report: bool = True
 
 
 class Batches:
@@ -207,7 +211,7 @@ def train_restorer(settings: Settings, say: Callable[[str], None] = print) -> di
     trainer.save()
     weights = {name: value.half().contiguous().cpu() for name, value in trainer.mean.state_dict().items()}
     save_file(weights, settings.out / "restorer.safetensors")
-    report = held_out_report(trainer.mean.eval(), vae, settings)
+    report = held_out_report(trainer.mean.eval(), vae, settings) if settings.report else {}
     table(report, say)
     log = {
         "steps": trainer.step,
@@ -277,6 +281,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH, help=f"pictures a step (default {BATCH})")
     parser.add_argument("--supersample", type=int, default=2, help="of the drawing; 1 is four times as fast")
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--no-report", dest="report", action="store_false", help="skip the measures at the end")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
