@@ -55,6 +55,10 @@ def load_state_dict(path: Path | str, wrappers: Iterable[str] = WRAPPERS) -> dic
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} is missing.", "Put the weights there, or correct the path.")
+    if _starts(path, b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path} is a Git LFS pointer and not the file itself.", "Run `git lfs pull` where it came from."
+        )
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = _unwrap(state, tuple(wrappers))
     if not state:
@@ -79,19 +83,25 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "nsupported" in str(error):
+        if "GLOBAL" in str(error) or "reduce" in str(error) or _starts(path, b"\x80"):  # it names a function to call
             raise WeightsError(
                 f"{path} is a pickle that holds more than tensors, and loading it could run code.",
                 "Use a plain state dict, or a safetensors file, from a source that you trust.",
             ) from error
-        raise WeightsError(f"{path} is no complete checkpoint: {_first_line(error)}.", FETCH_AGAIN) from error
+        raise WeightsError(f"{path} is no complete checkpoint: no file of torch.save.", FETCH_AGAIN) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path} is no complete checkpoint: {_first_line(error)}.", FETCH_AGAIN) from error
+        raise WeightsError(f"{path} is no complete checkpoint: {_cause(error)}.", FETCH_AGAIN) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+def _cause(error: Exception) -> str:
+    """The first sentence of torch's long message."""
+    lines = str(error).strip().splitlines() or ["it ends too early"]
+    return lines[0].split(". ")[0].rstrip(".")
+
+
+def _starts(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _unwrap(state: Any, wrappers: tuple[str, ...]) -> dict[str, Any]:
