@@ -58,14 +58,15 @@ def write_at(file: io.FileIO, offset: int, data: bytes) -> None:
         raise
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put a new file in the place of `path`; it is on the disk before it appears."""
+def replace_file(path: Path, data: bytes, sync: bool = True) -> None:
+    """Put a new file in the place of `path`; with `sync` it is on the disk before it appears."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with part.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

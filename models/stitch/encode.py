@@ -278,7 +278,7 @@ class _AudioTrack:
         whole = max(0, video_end - self._grid_start) // AAC_FRAME * AAC_FRAME
         end = self._grid_start + whole
         spare = max(0, AAC_FRAME - self._spec.samples_at(self._spec.frame_ticks))  # keeps any delay below a video frame
-        if end < video_end and self._loud_until - end > spare:
+        if min(video_end, self._loud_until) - end > spare:
             end += AAC_FRAME
         missing = end - self._fed - len(self._pending)
         self._taken = 0

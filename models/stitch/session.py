@@ -79,7 +79,7 @@ class SessionFile:
         sync: Sync = "utterance",
     ) -> None:
         self.folder = Path(folder)
-        self._sync = sync
+        self._sync, self._synced = sync, sync != "never"
         self._epoch: int | None = None
         self._video: io.FileIO | None = None  # open only in a writer
         self._index: io.FileIO | None = None
@@ -203,10 +203,10 @@ class SessionFile:
         """Note that the utterance is complete, and sync it to the disk. Raises FencedError."""
         with self._writing():
             assert self._video is not None and self._index is not None
-            if self._sync != "never":
+            if self._synced:
                 os.fsync(self._video.fileno())
             self._commit({"type": "end", "utterance": self._totals.utterances, "tick": self.clock.video_ticks})
-            if self._sync != "never":
+            if self._synced:
                 os.fsync(self._index.fileno())
 
     def acquire(self) -> int:
@@ -232,7 +232,7 @@ class SessionFile:
                 old.avatar_version if avatar_version is None else avatar_version,
                 spec or old.spec,
             )
-            replace_file(self.folder / META, self._meta.to_json())
+            replace_file(self.folder / META, self._meta.to_json(), self._synced)
             self._write_empty_files(self._meta)
             self._open_files()
             self._totals = self._empty()
@@ -306,11 +306,12 @@ class SessionFile:
         with self._lock():
             if not (self.folder / META).is_file():  # another creator may have been faster
                 self._write_empty_files(meta)
-                replace_file(self.folder / META, meta.to_json())
+                replace_file(self.folder / META, meta.to_json(), self._synced)
 
     def _write_empty_files(self, meta: SessionMeta) -> None:
-        replace_file(self.folder / VIDEO, meta.init)
-        replace_file(self.folder / INDEX, index.header(meta.generation))  # last: it vouches for the video
+        replace_file(self.folder / VIDEO, meta.init, self._synced)
+        # the index is last: it vouches for the video
+        replace_file(self.folder / INDEX, index.header(meta.generation), self._synced)
 
     def _stored_epoch(self) -> int:
         try:
@@ -320,7 +321,7 @@ class SessionFile:
 
     def _raise_epoch(self) -> None:
         epoch = self._stored_epoch() + 1
-        replace_file(self.folder / EPOCH, str(epoch).encode())
+        replace_file(self.folder / EPOCH, str(epoch).encode(), self._synced)
         self._epoch = epoch
 
     def _take_over(self) -> Recovery:
