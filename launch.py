@@ -103,6 +103,7 @@ class LocalGraph:
             "log_to_driver": False,
             "logging_level": "error",
             "object_store_memory": OBJECT_STORE_BYTES,
+            "_system_config": {"prestart_worker_first_driver": False},  # idle workers cost 100 MB and a second each
         }
         ray.init(**{**arguments, **self.resources})
 

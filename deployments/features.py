@@ -12,7 +12,6 @@ from deployments.stage import Stage, Stamped
 from models.audio import resample
 from models.types import WHISPER_HZ, FeatureWindows, Speech
 
-
 ROUNDING_FRAMES = 0.01  # a whole number of frames is one even where frames are not whole samples
 
 

@@ -19,7 +19,7 @@ class _Request(Generic[Item]):
     """One caller's items; its parts may go into several batches."""
 
     items: list[Item]
-    deadline_s: float
+    caller: str
     asked_s: float
     future: asyncio.Future[Any]
     results: list[Any] = field(default_factory=list)
@@ -53,15 +53,16 @@ class FrameBatcher(Generic[Item, Result]):
         self._order = itertools.count()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.batches = self.batched_items = self.shared_batches = 0  # shared: items of more than one caller
 
-    async def submit(self, items: list[Item], deadline_s: float) -> Batched[Result]:
+    async def submit(self, items: list[Item], deadline_s: float, caller: str = "") -> Batched[Result]:
         """Results of all items. `deadline_s` is any clock, the same for all callers: smaller is more urgent."""
         if not items:
             return Batched([], 0.0, 0.0)
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._run())
-        request: _Request[Item] = _Request(list(items), deadline_s, time.perf_counter(), loop.create_future())
+        request: _Request[Item] = _Request(list(items), caller, time.perf_counter(), loop.create_future())
         heapq.heappush(self._heap, (deadline_s, next(self._order), request))
         self._arrived.set()
         results = await request.future  # cancelling the caller cancels this future: the batcher then drops the request
@@ -111,6 +112,9 @@ class FrameBatcher(Generic[Item, Result]):
 
     async def _run_batch(self, parts: list[tuple[_Request[Item], list[Item]]]) -> None:
         started_s = time.perf_counter()
+        self.batches += 1
+        self.batched_items += sum(len(items) for _, items in parts)
+        self.shared_batches += len({request.caller for request, _ in parts}) > 1
         try:
             results = await self._compute([item for _, items in parts for item in items])
         except Exception as error:  # noqa: BLE001 - whatever the model raised belongs to the callers

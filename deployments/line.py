@@ -42,6 +42,7 @@ class Job:
 
     avatar_id: str
     position: int
+    session_id: str = ""
     text: str = ""
     speech: tuple[Speech, ...] = ()
     voice: str | None = None
@@ -172,7 +173,7 @@ class Line:
                 sent_s = time.time()
                 frame = segment.first_frame + start
                 response = self.lipsync.generate.remote(
-                    features, start, count, job.avatar_id, job.position + frame, frame, due_s
+                    features, start, count, job.avatar_id, job.position + frame, frame, due_s, job.session_id
                 )
                 if job.enhance and self.enhance is not None:
                     response = self.enhance.restore.remote(response, job.strength)

@@ -46,8 +46,6 @@ class LipSync(Stage[LipSyncConfig]):
         super().__init__()
         self._latents: OrderedDict[tuple[str, str], Float16] = OrderedDict()
         self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(self._compute, 1, 0.0)
-        self.batches = 0  # UNet calls, for tests and the profile
-        self.batched_frames = 0
 
     def apply(self, config: LipSyncConfig, changed: set[str] | None) -> None:
         model_keys = {"engine", "unet_config", "unet_weights", "vae_dir", "device", "dtype", "threads"}
@@ -68,6 +66,7 @@ class LipSync(Stage[LipSyncConfig]):
         position: int,
         first_frame: int,
         deadline_s: float = 0.0,
+        session_id: str = "",
     ) -> Stamped[FaceCrops]:
         """Crops of `count` frames, from window `start` of the segment.
 
@@ -81,17 +80,22 @@ class LipSync(Stage[LipSyncConfig]):
         indices = ping_pong(position, count, len(latents))
         windows = features.value.windows[start : start + count]
         frames = [(latents[index], window) for index, window in zip(indices, windows, strict=True)]
-        done = await self._batcher.submit(frames, deadline_s)
+        done = await self._batcher.submit(frames, deadline_s, session_id)
         crops = FaceCrops(np.stack(done.results), first_frame, avatar_id)
         timing = self.meter.stamp(count, received_s, done.queue_s, done.compute_s)
         return Stamped(crops, (timing,))
 
     async def stats(self) -> dict[str, Any]:
-        return {**await super().stats(), "batches": self.batches, "batched_frames": self.batched_frames}
+        """As of every stage, and UNet calls, the frames in them, and the calls that held frames of several sessions."""
+        batcher = self._batcher
+        counts = {
+            "batches": batcher.batches,
+            "batched_frames": batcher.batched_items,
+            "shared_batches": batcher.shared_batches,
+        }
+        return {**await super().stats(), **counts}
 
     async def _compute(self, frames: list[Frame]) -> list[UInt8]:
-        self.batches += 1
-        self.batched_frames += len(frames)
         done = await self.worker.run(self._generate, frames)
         return done.value
 

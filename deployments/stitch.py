@@ -223,6 +223,7 @@ class Stitch(Stage[StitchConfig]):
         return Job(
             avatar_id=utterance.avatar.prepared.avatar_id,
             position=utterance.first_position,
+            session_id=request.session_id,
             text=request.text,
             speech=speech,
             voice=request.voice,

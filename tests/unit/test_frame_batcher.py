@@ -27,9 +27,10 @@ class Recorder:
 async def test_frames_of_two_callers_share_one_batch():
     compute = Recorder()
     batcher = FrameBatcher(compute, batch_size=8, wait_s=0.05)
-    one, two = await asyncio.gather(batcher.submit([1, 2, 3], 0.0), batcher.submit([4, 5], 0.0))
+    one, two = await asyncio.gather(batcher.submit([1, 2, 3], 0.0, "alice"), batcher.submit([4, 5], 0.0, "bob"))
     assert compute.batches == [[1, 2, 3, 4, 5]]
     assert (one.results, two.results) == ([2, 4, 6], [8, 10])
+    assert (batcher.batches, batcher.batched_items, batcher.shared_batches) == (1, 5, 1)
 
 
 async def test_a_full_batch_does_not_wait():

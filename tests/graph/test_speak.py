@@ -1,0 +1,211 @@
+"""The whole graph on a real Ray: what is said comes out as video, in sessions that grow and do not mix."""
+
+import concurrent.futures
+import io
+
+import av
+import httpx
+import numpy as np
+import pytest
+
+from tests.graph.conftest import decode
+
+pytestmark = pytest.mark.ray
+
+TEXT = "Hello there. This is a test of the whole graph."
+KEYS = {"session_id", "avatar_id", "video_path", "video_url", "frames", "duration_s", "ttff_ms", "stages"}
+
+
+def speak(client: httpx.Client, text: str = TEXT, **options) -> dict:
+    answer = client.post("/speak", json={"text": text, **options})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def video_of(client: httpx.Client, session_id: str):
+    return decode(client.get(f"/sessions/{session_id}/video.mp4").raise_for_status().content)
+
+
+def error_of(answer: httpx.Response) -> dict:
+    assert "Traceback" not in answer.text
+    error = answer.json()["error"]
+    assert error.keys() == {"code", "message", "remedy"}
+    return error
+
+
+def test_a_text_becomes_a_video_of_its_length(client):
+    answer = speak(client, session_id="first")
+    assert answer.keys() >= KEYS
+    video = video_of(client, "first")
+    assert video.codecs == ("h264", "aac")
+    assert len(video.frames) == answer["frames"]
+    assert answer["duration_s"] == pytest.approx(answer["frames"] / 25, abs=1e-3)
+    assert len(video.sound) / video.rate == pytest.approx(video.duration_s, abs=0.045)  # one AAC frame is 43 ms
+    np.testing.assert_allclose(np.diff(video.times), 0.04, atol=1e-3)
+
+
+def test_the_picture_is_alive_while_it_speaks(client):
+    video = video_of(client, "first")
+    assert video.frames.mean(axis=(1, 2, 3)).min() > 20  # no black stretch
+    motion = np.abs(np.diff(video.frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))
+    still = np.convolve(motion < 0.02, np.ones(10), "valid")
+    assert still.max() < 10  # no ten frames in a row without motion
+    assert np.sqrt((video.sound**2).mean()) > 0.01
+
+
+def test_every_stage_tells_where_its_time_went(client):
+    answer = speak(client, session_id="split", enhance=True)
+    stages = answer["stages"]
+    assert stages.keys() == {"TTS", "AudioFeatures", "LipSync", "Enhance", "Stitch"}
+    for stage, row in stages.items():
+        parts = row["queue_ms"] + row["transfer_ms"] + row["compute_ms"]
+        assert parts == pytest.approx(row["wall_ms"], rel=0.1, abs=5 * row["calls"]), stage
+        assert row["compute_ms"] > 0, stage
+    assert stages["LipSync"]["frames"] == stages["Enhance"]["frames"] == answer["frames"]
+
+
+def test_without_enhancement_the_stage_is_not_called(client):
+    assert "Enhance" not in speak(client, session_id="plain", enhance=False)["stages"]
+
+
+def test_a_stream_plays_from_its_first_bytes_and_starts_at_zero(client):
+    parts = []
+    with client.stream("POST", "/speak", json={"text": TEXT, "session_id": "first", "stream": True}) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "video/mp4"
+        parts = list(answer.iter_raw())
+    assert len(parts) > 4  # it came in pieces
+    video = decode(b"".join(parts))
+    assert video.times[0] == pytest.approx(0.0, abs=0.045)
+    head = b"".join(parts)[: sum(map(len, parts)) // 2]
+    assert len(decode(head).frames) >= 4  # half of the bytes are a playable video
+
+
+def test_a_session_grows_and_its_head_motion_goes_on(client):
+    one = speak(client, "First part.", session_id="grows")
+    two = speak(client, "Second part.", session_id="grows")
+    video = video_of(client, "grows")
+    assert len(video.frames) == one["frames"] + two["frames"]
+    np.testing.assert_allclose(np.diff(video.times), 0.04, atol=1e-3)
+    facts = client.get("/sessions/grows").json()
+    assert [line["text"] for line in facts["utterances"]] == ["First part.", "Second part."]
+    hair = video.frames[:, :80].astype(np.int16)
+    steps = np.abs(np.diff(hair, axis=0)).mean(axis=(1, 2, 3))
+    assert steps[one["frames"] - 1] < 3 * np.median(steps) + 1  # no jump of the head at the join
+
+
+def test_two_sessions_at_once_do_not_mix_and_share_unet_calls(client, graph):
+    from ray import serve
+
+    texts = {"alice": "Alice says a short sentence here.", "bob": "Bob talks about something else entirely, for longer."}
+    alone = {name: speak(client, text, session_id=f"{name}-alone")["frames"] for name, text in texts.items()}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda name: speak(client, texts[name], session_id=name), texts))
+    assert {answer["session_id"]: answer["frames"] for answer in both} == alone
+    for name in texts:
+        apart, together = video_of(client, f"{name}-alone"), video_of(client, name)
+        np.testing.assert_allclose(together.sound, apart.sound, atol=1e-4)
+        difference = np.abs(together.frames.astype(np.int16) - apart.frames).mean()
+        assert difference < 0.5, name
+    stats = serve.get_deployment_handle("LipSync", "warmtalk").stats.remote().result()
+    assert stats["shared_batches"] > 0
+
+
+def wav(seconds: float, rate: int = 44_100) -> bytes:
+    buffer = io.BytesIO()
+    tone = (0.3 * np.sin(2 * np.pi * 180 * np.arange(round(seconds * rate)) / rate) * 32767).astype(np.int16)
+    with av.open(buffer, "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
+        frame.rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def test_a_recording_drives_the_face(client):
+    answer = client.post("/speak/audio", params={"session_id": "recorded"}, content=wav(1.5))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["frames"] == 38  # 1.5 s are 37.5 frames
+    assert "TTS" not in answer.json()["stages"]
+    sound = video_of(client, "recorded").sound
+    spectrum = np.abs(np.fft.rfft(sound[4000:28000]))
+    assert np.argmax(spectrum) * 24_000 / 24_000 == pytest.approx(180, abs=2)
+
+
+def test_the_video_serves_ranges(client):
+    whole = client.get("/sessions/first/video.mp4").content
+    part = client.get("/sessions/first/video.mp4", headers={"Range": "bytes=100-199"})
+    assert part.status_code == 206
+    assert part.content == whole[100:200]
+
+
+def test_reset_starts_afresh(client):
+    speak(client, "Forget this.", session_id="fresh")
+    assert client.get("/reset", params={"session_id": "fresh"}).json() == {"session_id": "fresh", "reset": True}
+    answer = speak(client, "Start again.", session_id="fresh")
+    assert len(video_of(client, "fresh").frames) == answer["frames"]
+
+
+def test_without_a_session_id_there_is_the_default_one(client):
+    answer = speak(client, "Hello.")
+    assert answer["session_id"] == "default"
+    assert answer["video_path"].endswith("full_session.mp4")
+
+
+def test_avatars_are_listed(client):
+    avatars = client.get("/avatars").json()
+    assert "presenter" in [facts["avatar_id"] for facts in avatars]
+
+
+def test_docs_and_health(client):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/docs").status_code == 200
+    assert "/speak" in client.get("/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"text": ""}, 422, "bad_input"),
+        ({"text": "   "}, 422, "bad_input"),
+        ({"text": "🎉🎉"}, 422, "bad_text"),
+        ({"text": "word " * 1000}, 422, "bad_text"),
+        ({"text": "Hello.", "session_id": "../etc"}, 422, "bad_id"),
+        ({"text": "Hello.", "avatar_id": "nobody"}, 404, "avatar_not_found"),
+        ({"text": "Hello.", "colour": "red"}, 422, "bad_input"),
+        ({"text": "Hello.", "speed": 9}, 422, "bad_input"),
+        ({}, 422, "bad_input"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_request_has_a_code_a_sentence_and_a_remedy(client, body, status, code, stream):
+    answer = client.post("/speak", json={**body, "session_id": body.get("session_id", "bad"), "stream": stream})
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert error["message"].endswith(".") and error["remedy"]
+
+
+def test_a_bad_request_leaves_no_session_behind(client):
+    client.post("/speak", json={"text": "🎉🎉", "session_id": "untouched"})
+    facts = client.get("/sessions/untouched")
+    assert facts.status_code == 404 or facts.json()["frames"] == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "code"), [(b"", "bad_input"), (b"not a sound file", "bad_audio"), (wav(1.0)[:60], "bad_audio")]
+)
+def test_a_bad_recording_is_refused_in_words(client, data, code):
+    answer = client.post("/speak/audio", params={"session_id": "bad"}, content=data)
+    assert (answer.status_code, error_of(answer)["code"]) == (422, code)
+
+
+def test_malformed_json_is_refused_in_words(client):
+    answer = client.post("/speak", content=b"{not json", headers={"Content-Type": "application/json"})
+    assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_input")
+
+
+def test_an_unknown_session_and_an_unknown_path_are_404(client):
+    answer = client.get("/sessions/nobody/video.mp4")
+    assert (answer.status_code, error_of(answer)["code"]) == (404, "session_not_found")
+    assert error_of(client.get("/nowhere"))["code"] == "http_404"
