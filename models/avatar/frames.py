@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import av
@@ -86,24 +85,19 @@ class FrameWriter:
         gop = gop_frames(width, height)
         params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes=0:open-gop=0:threads={X264_THREADS}"
         stream.options = {"preset": "medium", "crf": str(crf), "x264-params": params}
-        self._stream, self._written = stream, 0
+        self._stream, self.written = stream, 0
 
     def write(self, rgb: UInt8) -> None:
         """Append one frame, uint8 `(h, w, 3)`."""
         assert rgb.shape == self._size, (rgb.shape, self._size)
         frame = yuv_frame(rgb)
-        frame.pts, frame.time_base = self._written, self._stream.codec_context.time_base
+        frame.pts, frame.time_base = self.written, self._stream.codec_context.time_base
         self._container.mux(self._stream.encode(frame))
-        self._written += 1
+        self.written += 1
 
-    def __enter__(self) -> FrameWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._container.mux(self._stream.encode(None))
+    def close(self) -> None:
+        """Finish the file."""
+        self._container.mux(self._stream.encode(None))
         self._container.close()
 
 
@@ -193,12 +187,11 @@ class VideoFrames:
 
 
 def write_frames(path: Path, frames: Iterable[UInt8], fps: int, crf: float = FRAMES_CRF) -> int:
-    """Write all of `frames` (RGB uint8, one even size) to `path`. Returns how many there were."""
-    count = 0
-    iterator: Iterator[UInt8] = iter(frames)
-    first = next(iterator)
-    with FrameWriter(path, first.shape[1], first.shape[0], fps, crf) as writer:
-        writer.write(first)
-        for count, frame in enumerate(iterator, start=1):  # noqa: B007
-            writer.write(frame)
-    return count + 1
+    """Write all of `frames` (RGB uint8, one even size, at least one) to `path`. Returns how many there were."""
+    writer = None
+    for frame in frames:
+        writer = writer or FrameWriter(path, frame.shape[1], frame.shape[0], fps, crf)
+        writer.write(frame)
+    assert writer is not None, "no frames"
+    writer.close()
+    return writer.written

@@ -1,0 +1,217 @@
+"""Reads any video or picture as RGB frames at one frame rate. Knows no faces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import cv2
+import numpy as np
+from av.stream import Disposition
+
+from models.avatar.frames import GOP_FRAMES, rgb_array
+from models.avatar.store import file_sha256
+from models.errors import VideoError
+from models.types import UInt8
+
+MIN_SIDE_PX, MAX_SIDE_PX = 64, 8192
+PICTURE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM")
+LONGEST_COPIED_GOP = 2 * GOP_FRAMES
+READABLE = "Use a video (MP4, MOV, WebM, MKV …) or a picture (PNG, JPEG, WebP, BMP)."
+
+
+@dataclass(slots=True)
+class Source:
+    """A video, or a picture as a video of one frame. Width and height are those of the frames that `frames` yields.
+
+    `fps` is the video's own mean rate, 0 for a picture; `expected` estimates how many frames `frames` will yield.
+    `warnings` grows while reading.
+    """
+
+    path: Path
+    sha256: str
+    kind: str  # "video" or "picture"
+    width: int
+    height: int
+    fps: float
+    target_fps: int
+    max_frames: int
+    expected: int
+    warnings: list[str] = field(default_factory=list)
+
+    def frames(self) -> Iterator[UInt8]:
+        """RGB uint8 `(height, width, 3)` at `target_fps`, rotated as the file says, alpha dropped, sides even.
+
+        Raises VideoError when nothing can be decoded or the video is longer than `max_frames`.
+        """
+        if self.kind == "picture":
+            yield _even(_read_picture(self.path))
+            return
+        count = 0
+        for count, frame in enumerate(_resample(_decode(self), self.target_fps), start=1):
+            if count > self.max_frames:
+                raise _too_long(self)
+            yield frame
+        if count == 0:
+            raise VideoError(f"{self.path.name} holds no frame that can be decoded.", READABLE)
+
+    def copy_stream(self, target: Path) -> bool:
+        """Copy the H.264 stream as it is to an MP4, if it can serve as avatar frames: no second loss. False if not."""
+        return self.kind == "video" and _copy(self, target)
+
+
+def open_source(path: Path, target_fps: int, max_seconds: float) -> Source:
+    """Look at a file. Raises VideoError: not found, empty, unreadable, sound only, absurd size, too long."""
+    if not path.is_file():
+        raise VideoError(f"The input video {path} was not found.", "Check the path.")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path.name} is empty (0 bytes).", "Record or copy it again.")
+    with path.open("rb") as file:
+        sha256, head = file_sha256(file), file.read(16)
+    limit = max(1, int(max_seconds * target_fps))
+    if head.startswith(PICTURE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        picture = _even(_read_picture(path))
+        return Source(path, sha256, "picture", picture.shape[1], picture.shape[0], 0.0, target_fps, limit, 1)
+    fps, duration_s = _probe(path)
+    source = Source(path, sha256, "video", 0, 0, fps, target_fps, limit, round(duration_s * target_fps))
+    if source.expected > limit + target_fps:
+        raise _too_long(source)
+    first = next(_decode(source), None)
+    if first is None:
+        raise VideoError(f"{path.name} holds no frame that can be decoded.", READABLE)
+    source.height, source.width = first[1].shape[:2]
+    source.warnings.clear()
+    return source
+
+
+def _probe(path: Path) -> tuple[float, float]:
+    """Frames a second and seconds of the first moving picture in the file."""
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container)
+            if stream is None and container.streams.audio:
+                raise VideoError(f"{path.name} holds sound but no picture.", READABLE)
+            if stream is None:
+                raise VideoError(f"{path.name} holds no video.", READABLE)
+            seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+            return float(stream.average_rate or stream.base_rate or 0), seconds
+    except av.FFmpegError as error:
+        raise VideoError(f"{path.name} cannot be read as a video or a picture.", READABLE) from error
+
+
+def _video_stream(container: Any) -> Any:
+    """The first video stream that is not a cover picture of a sound file."""
+    moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+    return next(moving, None)
+
+
+def _decode(source: Source) -> Iterator[tuple[float, UInt8, float]]:
+    """Seconds since the first frame, the upright even RGB frame, and its duration in seconds."""
+    damaged, first, last = 0, None, -1.0
+    with av.open(str(source.path)) as container:
+        stream = _video_stream(container)
+        stream.thread_type = "AUTO"
+        spacing = float(1 / stream.average_rate) if stream.average_rate else 1 / source.target_fps
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+                decoded = packet.decode()
+            except StopIteration:
+                break
+            except av.FFmpegError:
+                damaged += 1
+                if damaged > 1000:
+                    break
+                continue
+            for frame in decoded:
+                time_s = last + spacing if frame.time is None else frame.time
+                first = time_s if first is None else first
+                last = max(time_s, last)
+                duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else spacing
+                yield time_s - first, _upright(frame, stream), duration
+    if damaged:
+        source.warnings.append(f"{damaged} damaged pieces of the video were skipped.")
+
+
+def _upright(frame: av.VideoFrame, stream: Any) -> UInt8:
+    """RGB with square pixels, turned as the file says, with even sides. Raises VideoError for an absurd size."""
+    _check_size(frame.width, frame.height)
+    rgb = rgb_array(frame)
+    aspect = stream.sample_aspect_ratio
+    if aspect and 0 < aspect != 1:
+        width = max(2, round(rgb.shape[1] * float(aspect)))
+        rgb = cast(UInt8, cv2.resize(rgb, (width, rgb.shape[0]), interpolation=cv2.INTER_AREA))
+    quarter = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+    return _even(np.ascontiguousarray(np.rot90(rgb, quarter)))
+
+
+def _resample(frames: Iterator[tuple[float, UInt8, float]], fps: int) -> Iterator[UInt8]:
+    """At each k / fps the frame that is nearest in time: frames are dropped or repeated, never mixed."""
+    k, current, duration = 0, None, 0.0
+    at = 0.0
+    for time_s, frame, lasting in frames:
+        if current is not None:
+            while k / fps - at <= time_s - k / fps - 1e-6:  # output k is nearer to the frame before
+                yield current
+                k += 1
+        at, current, duration = time_s, frame, lasting
+    while current is not None and (k == 0 or k / fps < at + duration - 0.5 / fps):
+        yield current
+        k += 1
+
+
+def _read_picture(path: Path) -> UInt8:
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)  # turned as EXIF says, alpha dropped, 16 bits reduced
+    if bgr is None:
+        raise VideoError(f"The picture {path.name} is damaged.", "Save it again.")
+    _check_size(bgr.shape[1], bgr.shape[0])
+    return cast(UInt8, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+
+
+def _even(frame: UInt8) -> UInt8:
+    """Without the last row or column of an odd side: H.264's colour is halved. Coordinates stay as they are."""
+    height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+    return frame if frame.shape[:2] == (height, width) else np.ascontiguousarray(frame[:height, :width])
+
+
+def _check_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_SIDE_PX:
+        raise VideoError(
+            f"The frames measure {width} × {height} px; each side must lie between {MIN_SIDE_PX} and {MAX_SIDE_PX}.",
+            "Scale the video first.",
+        )
+
+
+def _too_long(source: Source) -> VideoError:
+    seconds = source.max_frames / source.target_fps
+    return VideoError(f"{source.path.name} is longer than {seconds:g} s.", "Cut it, or raise max_seconds.")
+
+
+def _copy(source: Source, target: Path) -> bool:
+    with av.open(str(source.path)) as container:
+        stream = _video_stream(container)
+        packets = [p for p in container.demux(stream) if p.pts is not None]
+        fits = stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+        fits = fits and (stream.width, stream.height) == (source.width, source.height)
+        step = 1 / (Fraction(source.target_fps) * stream.time_base)
+        even = step.denominator == 1 and all(
+            p.pts - packets[0].pts == k * step and p.dts == p.pts for k, p in enumerate(packets)
+        )
+        keys = [k for k, p in enumerate(packets) if p.is_keyframe] + [len(packets)]
+        if not (fits and even and keys[0] == 0 and max(np.diff(keys)) <= LONGEST_COPIED_GOP):
+            return False
+        with av.open(str(target), "w", format="mp4", options={"fflags": "+bitexact"}) as output:
+            copied = output.add_stream_from_template(stream)
+            origin = packets[0].pts
+            for packet in packets:
+                packet.pts -= origin
+                packet.dts -= origin
+                packet.stream = copied
+                output.mux(packet)
+    return True
