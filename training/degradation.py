@@ -50,6 +50,7 @@ class Ranges:
     quality: tuple[float, float] = (35.0, 95.0)  # JPEG's scale
     latent_noise: float = 0.12  # in standard deviations of the latents, white
     latent_drift: float = 0.12  # likewise, smooth over 4 latent pixels: what a UNet gets wrong hangs together
+    latent_blur_px: float = 0.5  # in latent pixels: a UNet that is unsure of a mouth gives the mean of several
 
 
 DEFAULT = Ranges()
@@ -120,7 +121,8 @@ class Degradation:
     def _trip(self, small: Tensor, n: int, views: int) -> Tensor:
         """Through the VAE, with latents as inexact as the UNet's."""
         assert self.vae is not None
-        latents = self.vae.encode(small)  # (views · n, 4, 32, 32)
+        widths = self._uniform(n).repeat(views) * self.ranges.latent_blur_px
+        latents = blur(self.vae.encode(small), widths)  # (views · n, 4, 32, 32)
         white = self._strength(n, views, self.ranges.latent_noise) * self._normal(*latents.shape)
         coarse = self._normal(*latents.shape[:2], LATENT_PX // 4, LATENT_PX // 4)
         smooth = F.interpolate(coarse, size=latents.shape[2:], mode="bicubic")
@@ -137,7 +139,7 @@ class Degradation:
 
 
 def blur(pictures: Tensor, sigma_px: Tensor) -> Tensor:
-    """Gaussian blur of `(n, 3, h, w)` by a standard deviation a picture `(n,)`; borders are replicated."""
+    """Gaussian blur of `(n, c, h, w)` by a standard deviation a picture `(n,)`; borders are replicated."""
     n, channels, height, width = pictures.shape
     radius = max(1, math.ceil(3 * float(sigma_px.max())))
     at = torch.arange(-radius, radius + 1, device=pictures.device, dtype=torch.float32)

@@ -14,7 +14,7 @@ from training.restorer_faces import Faces, portraits, random_mouths
 from training.restorer_measures import compare, flicker, psnr, unsharp, upsample
 from training.visemes import REST
 
-CLEAN = Ranges(blur_px=0, shrink=1, noise=0, quality=(100, 100), latent_noise=0, latent_drift=0)
+CLEAN = Ranges(blur_px=0, shrink=1, noise=0, quality=(100, 100), latent_noise=0, latent_blur_px=0, latent_drift=0)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
