@@ -29,6 +29,7 @@ FIRST_SEGMENT_S = (0.8, 3.0)  # a first segment this long lets the picture start
 MIN_LAST_SEGMENT_S = 0.5  # a shorter rest is not worth a call of every stage
 PAUSE_WINDOW_S = 0.08  # what is heard around a cut: shorter than a word's gap, longer than a stop consonant's closure
 PAUSE_BELOW_SPEECH_DB = 20.0  # a place is a pause when it is this far below the loudest tenth of the speech
+SAME_LEVEL_DB = 3.0  # places this close in loudness count as one stretch, which is cut in its middle
 SILENCE_DB = -60.0  # below full scale; quieter than this, one place is as good as another
 
 REMEDY = "Send speech as WAV, FLAC, MP3, OGG or M4A."
@@ -125,10 +126,15 @@ def _cuts(levels_db: Float32, fps: int, max_s: float) -> Iterator[int]:
 
 
 def _quietest(levels_db: Float32, first: int, last: int) -> int | None:
-    """The latest of the quietest frames in first … last; None where that range is empty."""
+    """The middle of the longest of the quietest stretches of frames in first … last; None where that range is empty."""
     if last < first:
         return None
-    return last - int(np.argmin(levels_db[first : last + 1][::-1]))
+    levels = levels_db[first : last + 1]
+    quiet = np.concatenate([[0], levels <= levels.min() + SAME_LEVEL_DB, [0]])
+    edges = np.flatnonzero(np.diff(quiet))  # where stretches begin and, one past, end, in turn
+    begins, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - begins))
+    return first + int(begins[longest] + ends[longest] - 1) // 2
 
 
 def _levels_db(samples: Float32, sample_rate_hz: int, fps: int, frames: int) -> Float32:
