@@ -12,6 +12,7 @@ import unicodedata
 from models.errors import TextError
 
 MAX_TEXT_CHARS = 2000  # about two minutes of speech
+MARKUP_ALLOWANCE = 10  # written characters, markup and spaces included, for one that is spoken
 MAX_PASSES = 8  # marks inside marks ("**_word_**") come off one layer a pass
 MAX_SENTENCE_CHARS = 200  # about 13 s of speech, and below a voice's limit of some 400 phonemes
 
@@ -22,6 +23,11 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("‘’‚‛′ʼ`´", "'"),
         **dict.fromkeys("“”„‟″«»「」『』", '"'),
         **dict.fromkeys("‐‑‒−", "-"),  # hyphens and the minus sign
+        "≈": " about ",
+        "≤": " at most ",
+        "≥": " at least ",
+        "№": "number ",
+        "º": "°",
         **dict.fromkeys("―⸺⸻", "—"),
         **dict.fromkeys("。｡", ". "),
         **dict.fromkeys("、､", ", "),
@@ -41,9 +47,9 @@ _CHARACTERS = str.maketrans(
         "ﬄ": "ffl",
     }
 )
-_SPOKEN_SYMBOLS = frozenset("°№©")  # of Unicode's "other symbols", those that have a reading; the rest is emoji and art
+_SPOKEN_SYMBOLS = frozenset("°©")  # of Unicode's "other symbols", those that have a reading; the rest is emoji and art
 _SILENT_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "So", "Sk", "Me"})
-_SPOKEN_SCRIPTS = ("LATIN", "GREEK", "MICRO", "FEMININE", "MASCULINE", "ANGSTROM", "OHM", "KELVIN", "MODIFIER LETTER")
+_SPOKEN_SCRIPTS = ("LATIN", "MICRO", "FEMININE", "MASCULINE", "ANGSTROM", "OHM", "KELVIN", "MODIFIER LETTER")
 
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>")
 _MARKDOWN_LINK = re.compile(r"!?\[([^\]\n]+)\]\((?!/)[^)\s]*\)")  # `[word](/ipa/)` is a voice's own notation: kept
@@ -54,6 +60,13 @@ _SCHEME = re.compile(r"\bhttps?://(?:www\.)?|\bwww\.", re.IGNORECASE)
 _ADDRESS_DOT = re.compile(
     r"(?<=[a-z0-9])\.(?=(?:[a-z0-9-]+\.)*(?:com|org|net|edu|gov|io|ai|dev|app|co|uk|eu|de|info)\b)"
 )
+_MINUS = re.compile(r"(?<=\d)\s?−\s?(?=\d)")
+_ABOUT = re.compile(r"(?<!\S)~\s?(?=\d)")
+_ROUND_THE_CLOCK = re.compile(r"\b24/7\b")
+_SPACED_HYPHEN = re.compile(r"(?<=[^\W\d_]) - (?=[^\W\d_])")
+_MICRO_UNIT = re.compile(r"(?<=\d)\s?[μµ]([mgsl])\b")
+_MICRO_UNITS = {"m": " micrometers", "g": " micrograms", "s": " microseconds", "l": " microliters"}
+_GREEK_LETTER = re.compile(r"(?<![^\W\d_])[Α-ΩΆ-Ώα-ωά-ώ](?![^\W\d_])")
 _HOUR_RANGE = re.compile(r"(?<=[0-9AaPp][Mm])\s?[-–—]\s?(?=\d)")
 _LIST_OR_PARAGRAPH = re.compile(
     r"(?<=[^\s.!?…:;,—-])[ \t]*\n(?=[ \t]*(?:\n|[-*+•‣◦·][ \t]|\d{1,2}[.)][ \t]|#{1,6}[ \t]))"
@@ -99,7 +112,12 @@ def normalise(text: str) -> str:
 
 def _normalise_once(text: str) -> str:
     # 1. One form for each character, while line breaks still mean something.
-    text = unicodedata.normalize("NFC", text).translate(_CHARACTERS).replace("\r\n", "\n").replace("\r", "\n")
+    text = (
+        _MINUS.sub(" minus ", unicodedata.normalize("NFC", text))
+        .translate(_CHARACTERS)
+        .replace("\r\n", "\n")
+        .replace("\r", "\n")
+    )
     text = "".join(_speakable_character(c) for c in text)
     # 2. Markup and layout become words and stops.
     text = _TAG.sub(" ", text)
@@ -108,8 +126,12 @@ def _normalise_once(text: str) -> str:
     text = _MARKDOWN_LINE.sub("", _HEADING.sub(r"\1.", text))
     text = _EMPHASIS.sub(r"\2", text)
     text = _ADDRESS_DOT.sub(" dot ", _SCHEME.sub("", text))
+    # 3. Signs that have a reading.
     text = _HOUR_RANGE.sub(" to ", text)
-    # 3. Repeated marks and spaces.
+    text = _ABOUT.sub("about ", _ROUND_THE_CLOCK.sub("24 7", text))
+    text = _MICRO_UNIT.sub(lambda unit: _MICRO_UNITS[unit.group(1)], text)
+    text = _GREEK_LETTER.sub(lambda letter: _greek_name(letter.group()), _SPACED_HYPHEN.sub(" — ", text))
+    # 4. Repeated marks and spaces.
     for pattern, replacement in _REPEATED_MARKS:
         text = pattern.sub(replacement, text)
     text = _SPACE_BEFORE_MARK.sub("", " ".join(text.split()))
@@ -124,17 +146,19 @@ def check_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     """
     if not text.strip():
         raise TextError("The text is empty.", "Send at least one word.")
-    plain = normalise(text)
-    if len(plain) > max_chars:
+    plain = normalise(text[: MARKUP_ALLOWANCE * max_chars + 1])  # bounds the work that a caller can ask for
+    length = len(text) if len(text) > MARKUP_ALLOWANCE * max_chars else len(plain)
+    if length > max_chars:
         raise TextError(
-            f"The text has {len(plain)} characters; at most {max_chars} are spoken at once.",
+            f"The text has {length} characters; at most {max_chars} are spoken at once.",
             "Send it in several requests of the same session: the video goes on where it stopped.",
         )
     letters = [c for c in plain if c.isalpha()]
     foreign = [c for c in letters if not _is_readable(c)]
-    readable = len(letters) - len(foreign) + sum(c.isdigit() for c in plain)
+    readable = len(letters) - len(foreign) + sum(c.isnumeric() and not c.isalpha() for c in plain)
     if foreign and len(foreign) >= readable:
-        script = unicodedata.name(foreign[0], "another").split()[0].capitalize()
+        script = unicodedata.name(foreign[0], "UNKNOWN").split()[0].capitalize()
+        script = {"Cjk": "Chinese"}.get(script, script)
         raise TextError(f"The text is written in {script} script, which the voice cannot read.", "Send it in English.")
     if not readable:
         raise TextError("The text has no letter or digit, so there is nothing to speak.", "Send at least one word.")
@@ -170,6 +194,12 @@ def _speakable_character(c: str) -> str:
     if category in _SILENT_CATEGORIES and not (category == "Sk" and c == "^"):
         return "" if category == "Me" else " "
     return c
+
+
+def _greek_name(letter: str) -> str:
+    """π → pi: a Greek letter on its own is a symbol, and read by its name."""
+    words = unicodedata.name(letter).split()  # GREEK SMALL LETTER PI, GREEK CAPITAL LETTER ALPHA WITH TONOS
+    return words[words.index("LETTER") + 1].lower().replace("lamda", "lambda").replace("final", "sigma")
 
 
 def _is_readable(letter: str) -> bool:
