@@ -13,7 +13,7 @@ from pathlib import Path
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
 SUMS = "SHA256SUMS"
-IGNORED_SUFFIXES = (".pyc", ".part", ".tmp")
+IGNORED_SUFFIXES = (".md", ".pyc", ".part", ".tmp")  # prose may be mended without a new list
 
 
 def sha256_of(path: Path) -> str:

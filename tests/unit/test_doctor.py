@@ -195,6 +195,7 @@ def embedded(folder: Path) -> Path:
     (folder / "vae" / "config.json").write_text("{}")
     (folder / "unet.bin").write_bytes(b"weights")
     (folder / ".hidden").write_text("x")
+    (folder / "README.md").write_text("about")
     return folder
 
 
