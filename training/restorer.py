@@ -115,7 +115,7 @@ def loss(restored: Tensor, clean: Tensor) -> Tensor:
     gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     spectrum = _amplitudes(restored).sub(_amplitudes(target)).abs().mean()
     steadiness = (restored[0] - restored[1]).abs().mean()
-    total: Tensor = charbonnier + 0.5 * gradient + 0.02 * spectrum + 0.3 * steadiness
+    total: Tensor = charbonnier + 0.5 * gradient + 0.02 * spectrum + 0.5 * steadiness
     return total
 
 
