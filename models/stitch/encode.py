@@ -93,6 +93,12 @@ def init_segment(spec: MediaSpec) -> bytes:
     return _make_init(spec, _VideoTrack(spec).extradata, _AudioTrack(spec, Clock()).extradata)
 
 
+def codecs(init: bytes) -> str:
+    """What a browser's `MediaSource.isTypeSupported` asks for (RFC 6381), such as `avc1.64000c, mp4a.40.2`."""
+    profile = init.index(b"avcC") + 5  # behind the box's kind and its version: profile, constraints, level
+    return f"avc1.{init[profile : profile + 3].hex()}, mp4a.40.2"
+
+
 def rebase(fragment: Fragment, video_zero: int, audio_zero: int) -> bytes:
     """The fragment's bytes with its decode times counted from `video_zero` ticks and `audio_zero` samples.
 

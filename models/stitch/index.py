@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from models.stitch.encode import Clock
+from models.stitch.encode import VIDEO_TIMESCALE, Clock
 from models.types import Fragment
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """A line of the transcript. end_s is None for one that a crash or a new writer cut short."""
+
+    number: int
+    text: str
+    start_s: float
+    end_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,15 @@ class Totals:
 def header(generation: str) -> bytes:
     """The first line: names the session.json that the index belongs to."""
     return encode_record({"type": "session", "generation": generation})
+
+
+def is_headed(path: Path) -> bool:
+    """Whether the file begins with the header of any session."""
+    try:
+        with path.open("rb") as file:
+            return (decode_record(file.readline()) or {}).get("type") == "session"
+    except FileNotFoundError:
+        return False
 
 
 def fragment_record(fragment: Fragment, totals: Totals, epoch: int) -> Record:
@@ -116,6 +136,17 @@ def verified(records: list[tuple[Record, Totals]], video: BinaryIO) -> int:
             if zlib.crc32(video.read(record["bytes"])) != record["crc32"]:
                 return k
     return len(records)
+
+
+def transcript(records: Iterable[Record]) -> list[Utterance]:
+    lines: dict[int, Utterance] = {}
+    for record in records:
+        number = record["utterance"]
+        if record["type"] == "start":
+            lines[number] = Utterance(number, record["text"], record["tick"] / VIDEO_TIMESCALE, None)
+        elif record["type"] == "end":
+            lines[number] = replace(lines[number], end_s=record["tick"] / VIDEO_TIMESCALE)
+    return list(lines.values())
 
 
 def _pair(clock: Clock) -> tuple[int, int]:

@@ -51,16 +51,6 @@ class Recovery:
     index_cut: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Utterance:
-    """A line of the transcript. end_s is None for one that a crash or a new writer cut short."""
-
-    number: int
-    text: str
-    start_s: float
-    end_s: float | None
-
-
 class SessionFile:
     """One session on disk: append-only, crash-safe, one writer at a time, any number of readers.
 
@@ -158,15 +148,9 @@ class SessionFile:
         for record, _ in self._read_records(self._empty())[1:]:
             yield record
 
-    def transcript(self) -> list[Utterance]:
-        lines: dict[int, Utterance] = {}
-        for record in self.records():
-            number = record["utterance"]
-            if record["type"] == "start":
-                lines[number] = Utterance(number, record["text"], record["tick"] / VIDEO_TIMESCALE, None)
-            elif record["type"] == "end":
-                lines[number] = dataclasses.replace(lines[number], end_s=record["tick"] / VIDEO_TIMESCALE)
-        return list(lines.values())
+    def transcript(self) -> list[index.Utterance]:
+        """What was said, when."""
+        return index.transcript(self.records())
 
     # --- writing
 
@@ -210,9 +194,11 @@ class SessionFile:
                 os.fsync(self._index.fileno())
 
     def acquire(self) -> int:
-        """Take the session over from whoever writes it, and mend what a crash left. Returns the new epoch."""
-        self.recover()
-        return self._epoch or 0
+        """Become the session's writer, before each utterance: free for who still is. Returns the epoch."""
+        with self._lock():
+            if self._epoch is None or self._stored_epoch() != self._epoch:
+                self._take_over()
+            return self._epoch or 0
 
     def recover(self) -> Recovery:
         """Cut the file and its index back to the last whole fragment, as the session's new writer."""
@@ -224,7 +210,7 @@ class SessionFile:
     ) -> None:
         """Start afresh, as the session's new writer. Readers keep the old file: the new one is another inode."""
         with self._lock():
-            self._raise_epoch()
+            epoch = self._raise_epoch()
             old = self._read_meta()
             self._meta = SessionMeta.new(
                 old.session_id,
@@ -232,10 +218,10 @@ class SessionFile:
                 old.avatar_version if avatar_version is None else avatar_version,
                 spec or old.spec,
             )
+            self._totals = self._empty()
             replace_file(self.folder / META, self._meta.to_json(), self._synced)
             self._write_empty_files(self._meta)
-            self._open_files()
-            self._totals = self._empty()
+            self._open_files(epoch)
 
     def close(self) -> None:
         """Close the writer's files; the object still reads, and takes the session over again when it writes."""
@@ -252,7 +238,6 @@ class SessionFile:
         export.remux_faststart(io.BytesIO(self.read_committed()), Path(path_out))
 
     def read_committed(self) -> bytes:
-        """The video up to `size`."""
         with self.path.open("rb") as file:
             return file.read(self.size)
 
@@ -319,23 +304,23 @@ class SessionFile:
         except FileNotFoundError:
             return 0
 
-    def _raise_epoch(self) -> None:
+    def _raise_epoch(self) -> int:
+        """Fence off whoever writes. The new epoch is ours only once `_open_files` has it."""
+        self.close()
         epoch = self._stored_epoch() + 1
         replace_file(self.folder / EPOCH, str(epoch).encode(), self._synced)
-        self._epoch = epoch
+        return epoch
 
     def _take_over(self) -> Recovery:
-        self._raise_epoch()
+        epoch = self._raise_epoch()
         # 1. what counts
         self._meta = self._read_meta()
-        whole = starts_with(self.folder / INDEX, index.header(self._meta.generation))
-        if not whole or not starts_with(self.path, self.init_segment):
-            self._write_empty_files(self._meta)
+        self._check_files()
         records = self._read_records(self._empty())
         with self.path.open("rb") as video:
             self._totals = records[index.verified(records[1:], video)][1]
         # 2. the rest goes
-        self._open_files()
+        self._open_files(epoch)
         assert self._video is not None and self._index is not None
         recovery = Recovery(
             self.frames,
@@ -346,9 +331,16 @@ class SessionFile:
         self._index.truncate(self._totals.index_bytes)
         return recovery
 
-    def _open_files(self) -> None:
-        epoch = self._epoch
-        self.close()
+    def _check_files(self) -> None:
+        """Complete a reset that was cut short; refuse files that no crash makes. Raises CorruptError."""
+        ours = starts_with(self.folder / INDEX, index.header(self._meta.generation))
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size < len(self.init_segment) or (not ours and index.is_headed(self.folder / INDEX)):
+            self._write_empty_files(self._meta)
+        elif not ours or not starts_with(self.path, self.init_segment):
+            raise CorruptError(f"The files in {self.folder} do not fit together.", "Save the video, reset the session.")
+
+    def _open_files(self, epoch: int) -> None:
         self._epoch = epoch
         self._video = (self.folder / VIDEO).open("r+b", buffering=0)
         self._index = (self.folder / INDEX).open("r+b", buffering=0)

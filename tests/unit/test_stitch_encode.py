@@ -17,6 +17,7 @@ from models.stitch.encode import (
     Clock,
     MediaSpec,
     UtteranceEncoder,
+    codecs,
     init_segment,
     live_zero,
     rebase,
@@ -127,6 +128,13 @@ def test_every_utterance_has_the_same_init_segment() -> None:
     inits = {UtteranceEncoder(spec, Clock(k * 3600, 0)).init_segment for k in range(3)} | {init_segment(spec)}
     assert len(inits) == 1
     assert [kind for kind, _, _ in children(inits.pop(), 0, len(init_segment(spec)))] == [b"ftyp", b"moov"]
+
+
+def test_the_codec_string_names_profile_and_level() -> None:
+    with av.open(io.BytesIO(init_segment(MediaSpec(512, 512, 25)))) as file:
+        sps = file.streams.video[0].codec_context.extradata
+    assert codecs(init_segment(MediaSpec(512, 512, 25))) == f"avc1.{sps[1:4].hex()}, mp4a.40.2"
+    assert sps[1] == 100 and sps[3] == 30  # High profile; level 3.0 is the lowest for 512 px at 25 fps
 
 
 def test_equal_input_gives_equal_bytes() -> None:

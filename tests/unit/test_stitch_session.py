@@ -6,7 +6,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import threading
 import time
 from functools import cache
@@ -21,7 +20,7 @@ from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile, SessionStore
 from models.types import Fragment
 
-SPEC = MediaSpec(32, 32, 25, fragment_frames=4, first_fragment_frames=4)
+SPEC = MediaSpec(32, 32, 25, fragment_frames=4, first_fragment_frames=4, audio_bit_rate=24_000)
 START = Clock()
 
 
@@ -147,12 +146,11 @@ def test_a_video_cut_behind_its_index_loses_the_cut_fragments_only(tmp_path: Pat
         session.append(fragment)
     session.close()
     ends = [r["at"] + r["bytes"] for r in session.records()]
-    video = session.path.read_bytes()
-    kept = tmp_path / "kept"
-    shutil.copytree(tmp_path / "s", kept)
+    index_path, video = tmp_path / "s" / "index.jsonl", session.path.read_bytes()
+    index = index_path.read_bytes()
     for cut in range(0, len(video), 11):
-        shutil.copytree(kept, tmp_path / "s", dirs_exist_ok=True)
-        os.truncate(tmp_path / "s" / "full_session.mp4", cut)
+        session.path.write_bytes(video[:cut])
+        index_path.write_bytes(index)
         recovery = SessionFile(tmp_path / "s", sync="never").recover()
         whole = sum(end <= cut for end in ends)
         assert recovery.frames == [0, 4, 8, 10][whole]
@@ -217,7 +215,7 @@ def test_the_new_writer_fences_off_the_old_one(tmp_path: Path) -> None:
             attempt()
     assert session_bytes(tmp_path / "s") == before  # the overtaken writer has written nothing
     new.append(second)
-    assert old.acquire() == 3  # and may come back
+    assert old.acquire() == old.acquire() == 3  # and may come back
     old.append(third)
     with pytest.raises(FencedError):
         new.append(third)
@@ -386,6 +384,26 @@ def test_missing_and_damaged_sessions_say_so(tmp_path: Path) -> None:
     (tmp_path / "s" / "session.json").write_text('{"format": 1, "spec"')
     with pytest.raises(CorruptError, match=r"session\.json"):
         SessionFile(tmp_path / "s")
+
+
+def test_files_that_no_crash_makes_are_refused_and_kept(tmp_path: Path) -> None:
+    session = SessionFile(tmp_path / "s", SPEC)
+    speak(session)
+    session.close()
+    video, index = session.path.read_bytes(), (tmp_path / "s" / "index.jsonl").read_bytes()
+    for name, damaged in (("index.jsonl", b"\0" + index[1:]), ("full_session.mp4", b"\x09" + video[1:])):
+        (tmp_path / "s" / name).write_bytes(damaged)
+        with pytest.raises(CorruptError, match="fit together"):
+            SessionFile(tmp_path / "s").recover()
+        assert (tmp_path / "s" / name).read_bytes() == damaged
+        session.path.write_bytes(video)
+        (tmp_path / "s" / "index.jsonl").write_bytes(index)
+    (tmp_path / "s" / "index.jsonl").unlink()
+    with pytest.raises(CorruptError, match="reset"):
+        SessionFile(tmp_path / "s").append(utterance()[0])
+    session.reset()
+    speak(session)
+    assert playable_frames(session.path.read_bytes()) == 10
 
 
 def test_a_store_keeps_sessions_apart(tmp_path: Path) -> None:

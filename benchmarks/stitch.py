@@ -1,0 +1,91 @@
+"""Milliseconds a frame of pasting, encoding and appending, on one core: `python -m benchmarks.stitch`.
+
+Pasting and encoding count processor time, so that other work on the machine does not blur them; appending, wall time.
+The frames are a photograph with a moving face region; the session is written to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from skimage import data
+
+from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.stitch.paste import Paster
+from models.stitch.session import SessionFile
+from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
+
+AVATAR_FRAMES = 50
+CHUNK = 8  # frames pushed at once
+
+
+def avatar(width: int, height: int, face_px: int) -> PreparedAvatar:
+    """A face of `face_px` that sways across the middle of the frame."""
+    transforms = np.zeros((AVATAR_FRAMES, 2, 3), np.float32)
+    scale = CROP_PX / face_px
+    for k in range(AVATAR_FRAMES):
+        turn = cv2.getRotationMatrix2D((width / 2 + 5 * np.sin(k / 8), height / 2), 3 * np.sin(k / 9), scale)
+        turn[:, 2] += (CROP_PX - 1) / 2 - np.array([width / 2, height / 2])
+        transforms[k] = turn
+    mask = np.zeros((CROP_PX, CROP_PX), np.uint8)
+    cv2.ellipse(mask, (128, 140), (88, 96), 0, 0, 360, 255, -1)
+    masks = np.repeat(cv2.GaussianBlur(mask, (31, 31), 0)[None], AVATAR_FRAMES, 0)
+    landmarks = np.zeros((AVATAR_FRAMES, 68, 2), np.float32)
+    has_face = np.ones(AVATAR_FRAMES, bool)
+    return PreparedAvatar("bench", "0", 25, width, height, transforms, landmarks, masks, has_face)
+
+
+def paste_ms(frame: UInt8, given: PreparedAvatar, face: UInt8) -> tuple[float, list[UInt8]]:
+    """Median over warm frames, the copy of the frame among it; and the pasted frames."""
+    paster, times, pasted = Paster(given), [], []
+    for lap in range(2):  # the first warms the cache of masks
+        for k in range(AVATAR_FRAMES):
+            moved = np.roll(face, k, axis=1)
+            begun = time.process_time()
+            out = frame.copy()
+            paster.paste_into(out, moved, k)
+            times += [time.process_time() - begun] if lap else []
+            pasted += [out] if lap else []
+    return 1e3 * statistics.median(times), pasted
+
+
+def encode_ms(frames: list[UInt8], spec: MediaSpec, speech: Float32, folder: Path) -> tuple[float, float, float]:
+    """Encode an utterance and append it: ms a frame of each, and the rate in kbit/s."""
+    session, encoder = SessionFile(folder, spec), UtteranceEncoder(spec)
+    encoding = appending = 0.0
+    for k in range(0, len(frames), CHUNK):
+        part, last = np.stack(frames[k : k + CHUNK]), k + CHUNK >= len(frames)
+        begun = time.process_time()
+        fragments = encoder.push(part, speech if k == 0 else speech[:0], last)
+        encoding += time.process_time() - begun
+        begun = time.perf_counter()
+        for fragment in fragments:
+            session.append(fragment)
+        appending += time.perf_counter() - begun
+    return 1e3 * encoding / len(frames), 1e3 * appending / len(frames), session.size * 8 / session.duration_s / 1e3
+
+
+def main() -> None:
+    cv2.setNumThreads(1)
+    rows = []
+    for width, height, face_px, side in ((512, 512, 256, 256), (512, 512, 256, 512), (1920, 1080, 400, 512)):
+        frame = cv2.resize(data.astronaut(), (width, height))
+        face = cv2.resize(data.astronaut()[:256, 96:352], (side, side))
+        paste, frames = paste_ms(frame, avatar(width, height, face_px), face)
+        speech = 0.2 * np.random.default_rng(0).standard_normal(len(frames) * 960).clip(-4, 4).astype(np.float32)
+        with tempfile.TemporaryDirectory() as folder:
+            encode, append, rate = encode_ms(frames, MediaSpec(width, height, 25), speech, Path(folder) / "bench")
+        rows.append({"frame": f"{width}×{height}", "crop_px": side, "paste_ms": paste, "encode_ms": encode})
+        rows[-1] |= {"append_ms": append, "kbit_s": rate}
+        print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
