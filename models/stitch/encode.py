@@ -10,7 +10,7 @@ the new speech gives up that many samples of its leading silence, and again stan
 the one nor the start of the other is silent, speech is late: by less than a video frame, constant within the utterance.
 
 AAC transforms overlap by one frame, and each utterance has its own encoder, whose first (priming) packet is dropped:
-the first 1024 samples of an utterance are therefore true only if they are quiet, as synthesised speech is.
+speech that begins without any silence fades in over the first 1024 samples. Synthesised speech begins with more.
 """
 
 from __future__ import annotations

@@ -384,7 +384,9 @@ class SessionStore:
 
     def path(self, session_id: str = DEFAULT_SESSION) -> Path:
         """The video file of a session. Raises SessionNotFound, IdError."""
-        return self.open(session_id).path
+        if not self.exists(session_id):
+            raise SessionNotFound(f"There is no session {session_id!r}.", "Speak in it first, or check its id.")
+        return self.root / session_id / VIDEO
 
     def list(self) -> list[str]:
         return sorted(path.parent.name for path in self.root.glob(f"*/{META}"))

@@ -187,18 +187,18 @@ def test_an_utterance_that_a_crash_cut_short_stays_in_the_transcript(tmp_path: P
 
 
 def test_appending_costs_the_same_however_long_the_session_is(tmp_path: Path) -> None:
-    """200 utterances; the medians of the first and last 20 differ by less than twice, whatever the machine."""
+    """200 utterances; the medians of the first and last 20 differ by less than 3 times; 10 would be linear."""
     session, costs = SessionFile(tmp_path / "s", SPEC, sync="never"), []
     for _ in range(200):
         given = utterance.__wrapped__(session.clock, 9)
-        begun = time.perf_counter()
+        begun = time.process_time()
         session.start_utterance("Hello.")
         for fragment in given:
             session.append(fragment)
         session.end_utterance()
-        costs.append(time.perf_counter() - begun)
+        costs.append(time.process_time() - begun)
     assert session.frames == 1800
-    assert np.median(costs[-20:]) < 2 * np.median(costs[:20])
+    assert np.median(costs[-20:]) < 3 * np.median(costs[:20])
     assert playable_frames(session.path.read_bytes()) == 1800
     reopened = SessionFile(tmp_path / "s")
     assert (reopened.frames, reopened.clock, len(reopened.transcript())) == (1800, session.clock, 200)
