@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import sys
 import tempfile
 import threading
 import warnings
@@ -29,6 +30,18 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
+
+
+def import_openvino() -> Any:
+    """OpenVINO's package, without the usage reports that it would send at each import and conversion.
+
+    A module that cannot be imported makes it take its own silent stub. Where something else has imported the reporting
+    package already, it stays as it is.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
 
 
 def compile_cached(
@@ -136,8 +149,7 @@ class CompiledNet:
 
     def _request(self, size: int) -> Any:
         if size not in self._requests:
-            import openvino as ov
-
+            ov = import_openvino()
             shapes = {
                 port: ov.PartialShape([size, *shape[1:]] if flag else list(shape))
                 for port, ((shape, _), flag) in enumerate(zip(self._inputs, self._batched, strict=True))
@@ -156,9 +168,7 @@ def _silent(_what: str, _done: int, _total: int) -> None:
 
 
 def _version() -> str:
-    import openvino as ov
-
-    release = re.match(r"[0-9.]+", ov.get_version())
+    release = re.match(r"[0-9.]+", import_openvino().get_version())
     return f"ov{release.group().strip('.') if release else '0'}-{LAYOUT}"
 
 
@@ -166,9 +176,9 @@ def _convert(
     name: str, build: Callable[[], Any], example_inputs: Sequence[Array], batched: tuple[bool, ...], say: Progress
 ) -> Any:
     """Trace the torch module and turn it into an OpenVINO model whose batch is open."""
-    import openvino as ov
     import torch
 
+    ov = import_openvino()
     say(f"converting {name} for OpenVINO, once", 0, 1)
     shapes = [
         ov.PartialShape([-1 if f else a.shape[0], *a.shape[1:]]) for a, f in zip(example_inputs, batched, strict=True)
@@ -185,12 +195,10 @@ def _convert(
 
 def _read(entry: Path) -> Any | None:
     """The network of a cache entry; None where there is none, or where it is damaged (which removes it)."""
-    import openvino as ov
-
     if not (entry / _IR_FILE).is_file():
         return None
     try:
-        return ov.Core().read_model(entry / _IR_FILE)
+        return import_openvino().Core().read_model(entry / _IR_FILE)
     except RuntimeError:
         log.warning("the cached network %s is damaged and is made anew", entry, exc_info=True)
         shutil.rmtree(entry, ignore_errors=True)
@@ -199,13 +207,11 @@ def _read(entry: Path) -> Any | None:
 
 def _store(model: Any, entry: Path) -> None:
     """Write an entry whole or not at all. Another process that was faster keeps its own, which is equal."""
-    import openvino as ov
-
     entry.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     making.chmod(0o755)  # mkdtemp's 0700 would keep other users of a shared cache out
     try:
-        ov.save_model(model, making / _IR_FILE, compress_to_fp16=False)
+        import_openvino().save_model(model, making / _IR_FILE, compress_to_fp16=False)
         try:
             making.replace(entry)
         except OSError:

@@ -74,15 +74,18 @@ class OpenVINOMuseTalk:
 
     def generate(self, latents: Array, windows: Array) -> UInt8:
         """Input latents `(n, 8, 32, 32)` and windows `(n, 50, 384)` → face crops, RGB uint8 `(n, 256, 256, 3)`."""
-        return _round(self._generate(*self._pair(latents, windows)))
+        pair = self._pair(latents, windows)  # checked first: the network may have to be compiled
+        return _round(self._generate(*pair))
 
     def predict(self, latents: Array, windows: Array) -> Float32:
         """Input latents `(n, 8, 32, 32)` and windows `(n, 50, 384)` → scaled face latents `(n, 4, 32, 32)`."""
-        return self._predict(*self._pair(latents, windows))
+        pair = self._pair(latents, windows)
+        return self._predict(*pair)
 
     def decode(self, latents: Array) -> UInt8:
         """Scaled latents `(n, 4, 32, 32)` → face crops, RGB uint8 `(n, 256, 256, 3)`."""
-        return _round(self._decode(_checked(latents, (4, LATENT_PX, LATENT_PX), "latents")))
+        checked = _checked(latents, (4, LATENT_PX, LATENT_PX), "latents")
+        return _round(self._decode(checked))
 
     def encode_reference(self, faces_rgb: Array) -> Float32:
         """Face crops, RGB uint8 `(n, 256, 256, 3)` → input latents `(n, 8, 32, 32)`, by the VAE in torch."""
