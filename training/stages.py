@@ -1,0 +1,173 @@
+"""Steps 4 to 6 of training: the VAE, the reader of mouths, the UNet. Each returns a network ready for use.
+
+The recipe's numbers stand beside the loss that they weigh. Knows nothing of files but its checkpoint's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor, nn
+
+from models.musetalk import position_code
+from models.types import CROP_PX, LATENT_PX, WHISPER_WIDTH, WINDOW_TOKENS
+from training.data import Pairs, SpeechBank, lower_half_black, to_signed
+from training.loop import Fit
+from training.losses import image_loss, image_weight, latent_weight, slope_loss, weighted_l1
+from training.nets import MouthReader, make_unet, make_vae, readings_of
+
+LATENT_NOISE = 0.05  # the decoder meets latents that are a little off: fp16 ones, and the UNet's
+MASKED_SHARE = 0.2  # of the VAE's images: it must encode a black lower half too
+WINDOW_NOISE, REFERENCE_NOISE = 0.03, 0.03
+CONTEXT_ROWS = 2  # latent rows above the lower half that the decoder sees: its edge must not show at the middle
+LOWER = CROP_PX // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where and how precisely to compute: bfloat16 on a GPU, float32 on a CPU."""
+
+    name: str
+    compile: bool = False
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.name, dtype=torch.bfloat16, enabled=self.name == "cuda")
+
+    def place(self, net: nn.Module) -> Any:
+        return net.to(self.name, memory_format=torch.channels_last)
+
+    def fast(self, net: nn.Module) -> Any:
+        return torch.compile(net) if self.compile else net
+
+    def pick(self, count: int, batch: int) -> Tensor:
+        return torch.randint(count, (batch,), device=self.name)
+
+
+def train_vae(pairs: Pairs, device: Device, steps: int, batch: int, path: Path, deadline_s: float) -> AutoencoderTiny:
+    """The autoencoder, its scaling factor set so that latents of faces have a deviation of 1."""
+    torch.manual_seed(1)
+    vae = device.place(make_vae())
+    fit = Fit("vae", vae, steps, 2e-3, path)
+    encoder, decoder, weight = device.fast(vae.encoder), device.fast(vae.decoder), image_weight(device.name)
+
+    def loss_of(step: int) -> Tensor:
+        picked = device.pick(len(pairs), batch)
+        half = batch // 2
+        images = to_signed(torch.cat([pairs.target[picked[:half]], pairs.reference[picked[half:]]]))
+        masked = max(1, int(batch * MASKED_SHARE))
+        images[:masked] = lower_half_black(images[:masked])
+        images = images.contiguous(memory_format=torch.channels_last)  # (b, 3, 256, 256)
+        with device.autocast():
+            latents = encoder(images)  # (b, 4, 32, 32)
+            decoded = decoder(latents + LATENT_NOISE * torch.randn_like(latents))
+        small = 1e-3 * (latents.float() ** 2).mean() + 1e-2 * latents.float().mean() ** 2
+        return image_loss(decoded.float(), images, weight) + small
+
+    trained = fit.run(loss_of, deadline_s)
+    with torch.no_grad():
+        latents = trained.encoder(to_signed(pairs.target[:256]))
+    trained.register_to_config(scaling_factor=1 / latents.std().item())
+    return trained
+
+
+def train_reader(
+    pairs: Pairs, bank: SpeechBank, vae: AutoencoderTiny, device: Device, steps: int, batch: int, path: Path,
+    deadline_s: float,
+) -> MouthReader:  # fmt: skip
+    """The reader of mouths, on rendered faces and on the same faces after the VAE."""
+    torch.manual_seed(2)
+    reader = device.place(MouthReader())
+    fit = Fit("reader", reader, steps, 1e-3, path, averaging=0.998)
+    seen = device.fast(reader)
+
+    def loss_of(step: int) -> Tensor:
+        picked = device.pick(len(pairs), batch)
+        half = batch // 2
+        images = to_signed(torch.cat([pairs.target[picked[:half]], pairs.reference[picked[half:]]]))
+        mouth = torch.cat([bank.mouth[pairs.frame[picked[:half]]], pairs.reference_mouth[picked[half:]]])
+        with torch.no_grad(), device.autocast():
+            coded = batch // 4
+            images[:coded] = vae.decoder(vae.encoder(images[:coded])).float()
+        images = images + 0.03 * torch.randn_like(images)
+        with device.autocast():
+            read = seen(images[:, :, LOWER:].contiguous(memory_format=torch.channels_last))
+        return (read.float() - readings_of(mouth)).abs().mean()
+
+    trained: MouthReader = fit.run(loss_of, deadline_s)
+    return trained
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairLatents:
+    """float16 `(n, 4, 32, 32)` each, scaled: the target, and the product's two inputs made from the reference."""
+
+    target: Tensor
+    masked: Tensor
+    reference: Tensor
+
+
+def encode_pairs(pairs: Pairs, vae: AutoencoderTiny, device: Device, batch: int = 256) -> PairLatents:
+    """What `MuseTalk.encode_reference` would give for the references, and the latents of the targets."""
+
+    def latents(images: Tensor, mask: bool) -> Tensor:
+        out = torch.empty((len(images), 4, LATENT_PX, LATENT_PX), dtype=torch.float16, device=device.name)
+        for first in range(0, len(images), batch):
+            faces = to_signed(images[first : first + batch])
+            faces = lower_half_black(faces) if mask else faces
+            with torch.no_grad(), torch.autocast(device.name, dtype=torch.float16, enabled=device.name == "cuda"):
+                encoded = vae.encoder(faces.contiguous(memory_format=torch.channels_last))
+            out[first : first + batch] = (encoded.float() * vae.config.scaling_factor).half()
+        return out
+
+    return PairLatents(latents(pairs.target, False), latents(pairs.reference, True), latents(pairs.reference, False))
+
+
+@dataclass(frozen=True, slots=True)
+class UNetLosses:
+    """Weights of the UNet's losses."""
+
+    pixels: float = 2.0
+    reading: float = 0.5
+    slope: float = 0.5
+
+
+def train_unet(
+    pairs: Pairs, bank: SpeechBank, vae: AutoencoderTiny, reader: MouthReader, device: Device, steps: int, batch: int,
+    path: Path, deadline_s: float, weights: UNetLosses = UNetLosses(), seed: int = 3,
+) -> UNet2DConditionModel:  # fmt: skip
+    """The UNet: latents by L1; the decoded lower half by pixels and edges; the mouth in it by what the reader reads."""
+    torch.manual_seed(seed)
+    unet = device.place(make_unet())
+    fit = Fit("unet", unet, steps, 1.5e-3, path)
+    if fit.done:
+        return fit.average  # type: ignore[return-value]
+    latents = encode_pairs(pairs, vae, device)
+    decoder, fast_unet, fast_reader = device.fast(vae.decoder), device.fast(unet), device.fast(reader)
+    in_latents, in_pixels = latent_weight(device.name), image_weight(device.name, mouth=4.0)[:, :, LOWER:]
+    code = position_code(WINDOW_TOKENS, WHISPER_WIDTH).to(device.name)
+    zero = torch.zeros(1, dtype=torch.long, device=device.name)
+    edge, scale = LATENT_PX // 2 - CONTEXT_ROWS, 1 / vae.config.scaling_factor
+
+    def loss_of(step: int) -> Tensor:
+        i = device.pick(len(pairs), batch)
+        given = torch.cat([latents.masked[i], latents.reference[i]], 1).float()  # (b, 8, 32, 32)
+        given = (given + REFERENCE_NOISE * torch.randn_like(given)).contiguous(memory_format=torch.channels_last)
+        heard = bank.windows(pairs.frame[i])  # (b, 50, 384)
+        heard = heard + code + WINDOW_NOISE * torch.randn_like(heard)
+        truth = to_signed(pairs.target[i, :, LOWER:])  # (b, 3, 128, 256)
+        with device.autocast():
+            made = fast_unet(given, zero, heard, return_dict=False)[0]
+            lower = decoder(made[:, :, edge:] * scale)[:, :, 8 * CONTEXT_ROWS :]
+            read = fast_reader(lower.contiguous(memory_format=torch.channels_last)).float()
+            with torch.no_grad():
+                wanted = fast_reader(truth.contiguous(memory_format=torch.channels_last)).float()
+        loss = weighted_l1(made.float(), latents.target[i].float(), in_latents)
+        loss = loss + weights.pixels * image_loss(lower.float(), truth, in_pixels)
+        return loss + weights.reading * (read - wanted).abs().mean() + weights.slope * slope_loss(read, wanted)
+
+    trained: UNet2DConditionModel = fit.run(loss_of, deadline_s)
+    return trained
