@@ -28,7 +28,7 @@ def _height(p: Params, x: Tensor, y: Tensor) -> Tensor:
     """Relief of the face at rest, in head units; x, y after `unjaw`."""
     ax = x.abs()
     rim = (outline(p, x, y) / 0.62 + 1).clamp(0, 1.05)  # 0 in the middle, 1 on the outline
-    dome = 0.60 * (1.06 - rim**2.3).clamp(min=0.03).sqrt()
+    dome = 0.60 * (1.06 - rim**2.2).clamp(min=0.03).sqrt()
     nose = 0.078 * bump(x, y, 0, 0.17, 0.080, 0.23) + 0.088 * bump(x, y, 0, 0.350, 0.085, 0.085)
     wide = p["nose_wide"]
     wing = 0.030 * torch.exp(-(((ax - 0.084 * wide) / 0.046) ** 2) - ((y - 0.395) / 0.045) ** 2)
@@ -139,7 +139,7 @@ def paint_ear(view: View, sign: int) -> None:
 
 def paint_nostrils(view: View) -> None:
     """Nostrils, the shade under the tip, and the rims of the wings."""
-    p, wide = view.params, view.params["nose_wide"]
+    wide = view.params["nose_wide"]
     ax, y = view.x.abs() / wide, view.y
     slant = y - 0.434 + 0.16 * (ax - 0.052)
     hole = torch.exp(-(((ax - 0.052 - 0.3 * (y - 0.434)) / 0.024) ** 2) - (slant / 0.0105) ** 2)
@@ -291,7 +291,7 @@ def _mouth_inside(view: View, top: Tensor, bottom: Tensor, half: Tensor) -> Tens
     tooth = torch.frac(x / wide + 100.5) - 0.5
     tooth = torch.where(ax < wide * 0.0, tooth, torch.frac(ax / wide) - 0.5)
     joint = torch.exp(-(((tooth.abs() - 0.5) / 0.075) ** 2))
-    ivory = bend**0.6 * (0.45 + 0.55 * smooth(0.0, 0.030, y - top)) * (1 - 0.20 * joint) * (0.35 + 0.62 * view.light)
+    ivory = bend**0.6 * (0.52 + 0.48 * smooth(0.0, 0.020, y - top)) * (1 - 0.20 * joint) * (0.35 + 0.62 * view.light)
     length = (0.004 + 0.040 * p["teeth"]) * (0.55 + 0.45 * bend) - 0.006 * joint
     length = torch.lerp(length, 0.05 + 0 * length, p["tuck"])
     upper = view.cover(torch.maximum(y - top - length, ax - half * 0.92), 0.007)

@@ -55,10 +55,10 @@ def paint_hair_back(view: View) -> None:
     """Hair behind head and neck; only long hair has it below the ears."""
     p, x, y = view.params, view.head_x, view.head_y
     strand = _strands(view, x * 0.55 + 0.05 * torch.sin(2.2 * y), y * 0.22)
-    short = _crown(p, x, y) + 0.05 + 0.9 * smooth(-0.2, 0.3, y)
+    short = _crown(p, x, y) + 0.12 + 0.9 * smooth(-0.2, 0.3, y)
     shape = torch.where(p["hair_long"] > 0.5, _long(p, x, y), short)
     shade = (0.42 - 0.14 * x * p["light_x"].sign()) * (1 + 0.18 * strand) * (0.45 + 0.55 * smooth(0.40, 0.75, x.abs()))
-    view.paint(view.rgb("hair") * shade[:, None], view.cover(shape + 0.006 * strand, 0.02))
+    view.paint(view.rgb("hair") * shade[:, None], view.cover(shape + 0.003 * strand, 0.02))
 
 
 def paint_neck(view: View) -> None:
@@ -161,10 +161,10 @@ def paint_hair_front(view: View) -> None:
     """Hair over the forehead and beside the face, combed from the parting."""
     p, x, y = view.params, view.x, view.y
     strand, free = _comb(view)
-    end = torch.maximum(_crown(p, x, y), y - 0.04 - 0.03 * strand)
+    end = torch.maximum(_crown(p, x, y) + 0.10 * smooth(-0.40, 0.05, y), y - 0.06 - 0.02 * strand)
     shape = torch.where(p["hair_long"] > 0.5, _long(p, x, y), end)
     inside = torch.maximum(shape + 0.003 * strand, -free - 0.004 * strand)
-    shadow = smooth(0.10, 0.0, -free) * (free < 0) * smooth(0.05, -0.02, outline(p, x, unjaw(p, y)))
+    shadow = smooth(0.10, 0.0, -free) * smooth(0.05, -0.02, outline(p, x, unjaw(p, y)))
     view.darken(0.30 * shadow * view.cover(shape))
     view.image.copy_(torch.lerp(view.image, _hair_colour(view, strand, free), view.cover(inside, 0.020)[:, None]))
 
@@ -175,7 +175,9 @@ def _comb(view: View) -> tuple[Tensor, Tensor]:
     level, free = _opening(p, x, y)
     wave = 0.02 * torch.sin(5 * y + 3 * x)
     side = 0.37 * (x > p["hair_part"])  # the two sides of the parting have strands of their own
-    return _strands(view, level * 0.26 + wave * 0.3 + side, (y + x.abs()) * 0.10), free
+    strand = _strands(view, level * 0.26 + wave * 0.3 + side, (y + x.abs()) * 0.10)
+    calm = smooth(0.0, 0.09, (x - p["hair_part"]).abs())  # else the two sides would meet in a step
+    return strand * torch.where(y < -0.3, calm, 1.0), free
 
 
 def _hair_colour(view: View, strand: Tensor, free: Tensor) -> Tensor:

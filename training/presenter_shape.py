@@ -5,7 +5,6 @@ Head units: the origin is between the eyes, x to the image's right, y down, 1 fr
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,7 @@ FRAME_PX = 512
 UNIT_PX = 156.0  # one head unit in a frame: the crop rule then cuts about 256 px
 ORIGIN_PX = (255.5, 222.0)  # where the point between the eyes lies in a frame, as a pixel-centre coordinate
 PIVOT_Y = 1.15  # the head rolls about the neck
-CHIN_DROP = 0.10  # how far the chin falls at jaw 1
+CHIN_DROP = 0.125  # how far the chin falls at jaw 1
 EYE_X = 0.275
 MOUTH_Y = 0.635
 CHEEK_Y = 0.08  # height at which the face is widest
@@ -136,31 +135,34 @@ class Lips:
 def mouth_half_width(params: Params) -> Tensor:
     """From the middle of the mouth to a corner of the inner lips."""
     p = params
-    spread = 0.212 + 0.058 * p["width"] - 0.088 * p["rounding"] - 0.014 * p["jaw"] * p["open"]
+    spread = 0.212 + 0.058 * p["width"] - 0.088 * p["rounding"] - 0.030 * p["jaw"] * p["open"]
     return spread * p["mouth_wide"]
 
 
 def lips(params: Params, x: Tensor) -> Lips:
     """Lip curves at x. At `close` 1 both inner edges are one line, whatever the jaw does."""
     p, half = params, mouth_half_width(params)
-    opening = 0.168 * p["jaw"] * (1 - 0.85 * p["tuck"]) + 0.030 * p["rounding"] + 0.006 * p["tuck"]
-    up = (0.16 * opening + 0.020 * p["tuck"]) * p["open"]
-    down = 0.84 * opening * p["open"]
+    opening = 0.190 * p["jaw"] * (1 - 0.85 * p["tuck"]) + 0.020 * p["rounding"] + 0.006 * p["tuck"]
+    sink = 0.18 * opening * p["open"]  # the corners of the mouth follow the jaw a little
+    up = (0.14 * opening + 0.020 * p["tuck"]) * p["open"] + sink
+    down = 0.86 * opening * p["open"] - sink
     u = (x / half).abs().clamp(max=1.35)
     inside = (1 - u * u).clamp(min=1e-4)
-    line = MOUTH_Y + 0.3 * p["drop"] * p["close"] + 0.006 * ridge(x, 0.06) + (-0.013 - 0.015 * p["width"]) * u * u
-    inner_top = line - up * inside ** (0.75 - 0.25 * p["rounding"])
+    line = (
+        MOUTH_Y + sink + 0.3 * p["drop"] * p["close"] + 0.006 * ridge(x, 0.06) + (-0.013 - 0.015 * p["width"]) * u * u
+    )
+    inner_top = line - up * inside ** (0.70 - 0.22 * p["rounding"])
     inner_bottom = line + down * inside ** (0.70 - 0.22 * p["rounding"])
     outer = (1 - (x / (half + 0.020)) ** 2).clamp(min=1e-4)
     full = p["lip_full"] * (1 + 0.22 * p["rounding"] - 0.16 * p["width"])
     upper = 0.047 * full * (1 - 0.15 * p["jaw"] * p["open"]) * (1 - 0.15 * p["close"])
-    lower = 0.066 * full * (1 - 0.20 * p["jaw"] * p["open"]) * (1 - 0.45 * p["tuck"])
+    lower = 0.066 * full * (1 + 0.05 * p["jaw"] * p["open"]) * (1 - 0.45 * p["tuck"])
     bow = (0.010 * ridge(x.abs() - 0.048, 0.042) - 0.010 * ridge(x, 0.024)) * (1 - 0.5 * p["rounding"])
     return Lips(
-        inner_top - upper * outer**0.62 - bow,
+        inner_top - upper * outer ** (0.62 - 0.17 * p["rounding"]) - bow,
         inner_top,
         inner_bottom,
-        inner_bottom + lower * outer**0.55,
+        inner_bottom + lower * outer ** (0.55 - 0.10 * p["rounding"]),
         half,
     )
 
@@ -267,6 +269,3 @@ def unit_footprint(matrix: Tensor) -> Tensor:
     """Head units a pixel covers under a px -> unit map `(B, 2, 3)`: `(B, 1, 1)`."""
     area = matrix[:, 0, 0] * matrix[:, 1, 1] - matrix[:, 0, 1] * matrix[:, 1, 0]
     return area.abs().sqrt().view(-1, 1, 1)
-
-
-HALF_PI = math.pi / 2
