@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from random_weights import KL_SCALE, WIDTH, make_kl, make_tiny, make_unet, write_state, write_vae
 from safetensors.torch import load_file, save_file
 
 from models.errors import InputError, WeightsError
@@ -17,57 +17,7 @@ from models.musetalk import MuseTalk, load_vae, position_code
 from models.vae_files import modern_vae_keys, vae_fingerprint
 
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
-WIDTH = 32  # of the small random UNet's feature windows
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-KL_SCALE = 0.18215  # of AutoencoderKL where its config names none
-
-
-def make_unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=32,
-        in_channels=8,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    ).eval()
-
-
-def make_kl() -> AutoencoderKL:
-    torch.manual_seed(1)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-    ).eval()
-
-
-def make_tiny() -> AutoencoderTiny:
-    torch.manual_seed(2)
-    return AutoencoderTiny(
-        encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, scaling_factor=1.25
-    ).eval()
-
-
-def write_vae(folder: Path, vae: torch.nn.Module, name: str = "diffusion_pytorch_model.safetensors") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {key: value for key, value in vae.config.items() if key != "scaling_factor" or value != KL_SCALE}
-    (folder / "config.json").write_text(json.dumps({**config, "_class_name": type(vae).__name__}))
-    write_state(folder / name, vae.state_dict())
-    return folder
-
-
-def write_state(path: Path, state: dict[str, torch.Tensor]) -> Path:
-    state = {key: value.clone().contiguous() for key, value in state.items()}
-    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-    return path
 
 
 def old_spelling(state: dict[str, torch.Tensor], as_convolutions: bool) -> dict[str, torch.Tensor]:

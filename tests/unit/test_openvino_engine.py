@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_weights import WIDTH, make_kl, make_tiny, make_unet, write_state, write_vae
 
 from models.errors import InputError, WeightsError
 from models.musetalk import MuseTalk
 from models.openvino_engine import OpenVINOMuseTalk
-from tests.unit.test_musetalk import WIDTH, make_kl, make_tiny, make_unet, write_state, write_vae
 
 ROOT = Path(__file__).parents[2]
 LATENT_TOLERANCE = 1e-3  # of the largest latent
