@@ -80,14 +80,14 @@ class Draft:
             "has_face": np.ascontiguousarray(has_face, np.uint8),
             "mask_index": np.ascontiguousarray(mask_index, np.int32),
         }
-        safetensors.numpy.save_file(tensors, str(self.folder / GEOMETRY))
+        (self.folder / GEOMETRY).write_bytes(safetensors.numpy.save(tensors))
         write_png(self.folder / MASKS, _atlas(masks))
         self.meta["masks"] = len(masks)
 
     def write_latents(self, latents: Float16) -> None:
         """latents float16 `(n, 8, 32, 32)`: masked first, then reference."""
         assert latents.dtype == np.float16 and latents.shape[1:] == (8, 32, 32), (latents.dtype, latents.shape)
-        safetensors.numpy.save_file({"latents": np.ascontiguousarray(latents)}, str(self.folder / LATENTS))
+        (self.folder / LATENTS).write_bytes(safetensors.numpy.save({"latents": np.ascontiguousarray(latents)}))
 
 
 class AvatarStore:
