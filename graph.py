@@ -11,7 +11,7 @@ from configs.schema import AppConfig
 from deployments.avatars import Avatars
 from deployments.enhance import Enhance
 from deployments.features import AudioFeatures
-from deployments.ingress import Ingress, api
+from deployments.ingress import Ingress
 from deployments.lipsync import LipSync
 from deployments.stitch import Stitch
 from deployments.tts import TTS
@@ -33,7 +33,7 @@ def build_app(args: AppConfig | dict[str, Any] | None = None) -> serve.Applicati
     enhance = serve.deployment(Enhance, name="Enhance").bind() if config.enhance else None
     stitch = serve.deployment(Stitch, name="Stitch").bind(tts, features, lipsync, enhance)
     avatars = serve.deployment(Avatars, name="Avatars").bind()
-    return serve.deployment(serve.ingress(api)(Ingress), name="Ingress").bind(stitch, avatars)
+    return serve.deployment(Ingress, name="Ingress").bind(stitch, avatars)
 
 
 def _app_config(args: AppConfig | dict[str, Any] | None) -> AppConfig:

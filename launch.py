@@ -89,8 +89,11 @@ class LocalGraph:
         self.stop()
 
     def _start_ray(self) -> None:
+        import logging
+
         import ray
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         os.environ["WARMTALK_HOME"] = str(self.home.resolve())
         paths = [str(CODE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # workers import graph and its rooms

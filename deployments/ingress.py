@@ -3,7 +3,7 @@
 Knows the stages as handles only, and no media.
 """
 
-from __future__ import annotations
+# no `from __future__ import annotations`: FastAPI must see the real types after Serve has rebound the routes
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from fastapi import Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from starlette.exceptions import HTTPException
@@ -37,6 +38,96 @@ api = FastAPI(
     summary="Text or speech in, a talking-head video stream out.",
     description='Every error is JSON: `{"error": {"code", "message", "remedy"}}`.',
 )
+
+# --- errors, mapped once. serve.ingress freezes `api` as it is when the class is made: handlers come first
+
+
+def _known(error: Exception) -> WarmTalkError:
+    """The WarmTalkError behind whatever a handle raised."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, WarmTalkError):
+        return cause
+    if isinstance(error, WarmTalkError):
+        return error
+    if isinstance(error, BackPressureError):
+        return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
+    if isinstance(error, DeploymentUnavailableError):
+        return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
+    log.error("unexpected error", exc_info=error)
+    return StageError("A stage failed while it served the request.", "Send it again; the server's log has the details.")
+
+
+def _response(error: WarmTalkError) -> JSONResponse:
+    headers = {"Retry-After": "2"} if error.status == 429 else None
+    return JSONResponse({"error": error.to_dict()}, error.status, headers)
+
+
+@api.exception_handler(WarmTalkError)
+@api.exception_handler(RayError)
+@api.exception_handler(RayServeException)
+async def _on_error(http: Request, error: Exception) -> JSONResponse:
+    return _response(_known(error))
+
+
+@api.exception_handler(RequestValidationError)
+async def _on_invalid(http: Request, error: RequestValidationError) -> JSONResponse:
+    details = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}".lstrip(": ") for item in error.errors())
+    return _response(InputError(f"The request is not valid: {details}.", "See /docs for its form."))
+
+
+@api.exception_handler(HTTPException)
+async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
+    remedy = "See /docs for what there is." if error.status_code == 404 else ""
+    return JSONResponse(
+        {"error": {"code": f"http_{error.status_code}", "message": str(error.detail), "remedy": remedy}},
+        error.status_code,
+        error.headers,
+    )
+
+
+@api.exception_handler(Exception)
+async def _on_bug(http: Request, error: Exception) -> JSONResponse:
+    return _response(_known(error))
+
+
+# --- answers that come in pieces
+
+
+class _Cancel:
+    """Cancels a streaming call when closed; a finished one does not mind."""
+
+    def __init__(self, events: Any) -> None:
+        self._events = events
+
+    def close(self) -> None:
+        self._events.cancel()
+
+
+async def _stream(first: list[Any], events: Any) -> AsyncIterator[bytes]:
+    try:
+        for event in first:
+            yield event.data
+        async for event in events:
+            if event.data:
+                yield event.data
+    finally:
+        events.cancel()
+
+
+async def _progress(first: dict[str, Any], events: Any, upload: Path) -> AsyncIterator[bytes]:
+    """Progress as JSON lines; an error that comes after the status was sent is the last line."""
+    try:
+        yield json.dumps(first).encode() + b"\n"
+        async for event in events:
+            yield json.dumps(event).encode() + b"\n"
+    except (RayError, RayServeException, WarmTalkError) as error:
+        yield json.dumps({"error": _known(error).to_dict()}).encode() + b"\n"
+    finally:
+        events.cancel()
+        upload.unlink(missing_ok=True)
+
+
+# --- routes
 
 SessionId = Annotated[str, Query(description="1 to 64 of a-z, 0-9, _ and -", examples=["alice"])]
 UPLOAD_CHUNK = 2**20
@@ -64,6 +155,7 @@ class SpeakBody(BaseModel):
     stream: bool = Field(False, description="Answer with fragmented MP4 as it is made.")
 
 
+@serve.ingress(api)  # here, so that a replica that imports this file has the routes bound, too
 class Ingress:
     """Routes. Its `max_ongoing_requests` must exceed the number of viewers: an open stream is an ongoing request."""
 
@@ -206,88 +298,3 @@ class Ingress:
     async def healthz(self) -> dict[str, str]:
         await self._stitch.sessions.remote()
         return {"status": "ok"}
-
-
-class _Cancel:
-    """Cancels a streaming call when closed; a finished one does not mind."""
-
-    def __init__(self, events: Any) -> None:
-        self._events = events
-
-    def close(self) -> None:
-        self._events.cancel()
-
-
-async def _stream(first: list[Any], events: Any) -> AsyncIterator[bytes]:
-    try:
-        for event in first:
-            yield event.data
-        async for event in events:
-            if event.data:
-                yield event.data
-    finally:
-        events.cancel()
-
-
-async def _progress(first: dict[str, Any], events: Any, upload: Path) -> AsyncIterator[bytes]:
-    """Progress as JSON lines; an error that comes after the status was sent is the last line."""
-    try:
-        yield json.dumps(first).encode() + b"\n"
-        async for event in events:
-            yield json.dumps(event).encode() + b"\n"
-    except (RayError, RayServeException, WarmTalkError) as error:
-        yield json.dumps({"error": _known(error).to_dict()}).encode() + b"\n"
-    finally:
-        events.cancel()
-        upload.unlink(missing_ok=True)
-
-
-# --- errors, mapped once
-
-
-def _known(error: Exception) -> WarmTalkError:
-    """The WarmTalkError behind whatever a handle raised."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, WarmTalkError):
-        return cause
-    if isinstance(error, WarmTalkError):
-        return error
-    if isinstance(error, BackPressureError):
-        return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
-    if isinstance(error, DeploymentUnavailableError):
-        return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
-    log.error("unexpected error", exc_info=error)
-    return StageError("A stage failed while it served the request.", "Send it again; the server's log has the details.")
-
-
-def _response(error: WarmTalkError) -> JSONResponse:
-    headers = {"Retry-After": "2"} if error.status == 429 else None
-    return JSONResponse({"error": error.to_dict()}, error.status, headers)
-
-
-@api.exception_handler(WarmTalkError)
-@api.exception_handler(RayError)
-@api.exception_handler(RayServeException)
-async def _on_error(http: Request, error: Exception) -> JSONResponse:
-    return _response(_known(error))
-
-
-@api.exception_handler(RequestValidationError)
-async def _on_invalid(http: Request, error: RequestValidationError) -> JSONResponse:
-    details = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}".lstrip(": ") for item in error.errors())
-    return _response(InputError(f"The request is not valid: {details}.", "See /docs for its form."))
-
-
-@api.exception_handler(HTTPException)
-async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
-    remedy = "See /docs for what there is." if error.status_code == 404 else ""
-    return JSONResponse(
-        {"error": {"code": f"http_{error.status_code}", "message": str(error.detail), "remedy": remedy}},
-        error.status_code,
-        error.headers,
-    )
-
-
-@api.exception_handler(Exception)
-async def _on_bug(http: Request, error: Exception) -> JSONResponse:
-    return _response(_known(error))
