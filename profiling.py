@@ -87,7 +87,7 @@ def profile_table(profile: Profile) -> Table:
     for name in ("calls", "frames", "queue", "transfer", "compute", "wall", *(f"fps @{b}" for b in BATCHES), "MB"):
         table.add_column(name, justify="right")
     for stage, row in profile.stages.items():
-        parts = [f"{row[part]['p50']:.1f} / {row[part]['p95']:.1f}" for part in PARTS]
+        parts = [f"{row[part]['p50']:.1f} / {row[part]['p95']:.1f}" for part in PARTS[:4]]
         speeds = [f"{row['frames_per_s'][str(b)]:.1f}" if str(b) in row["frames_per_s"] else "–" for b in BATCHES]
         memory = row["memory"]["rss_mb"] + row["memory"]["gpu_mb"]
         table.add_row(stage, str(row["calls"]), str(row["frames"]), *parts, *speeds, f"{memory:.0f}")
@@ -99,13 +99,13 @@ def summary_table(summary: dict[str, Any]) -> Table:
     title = f"{summary['frames']} frames, TTFF {summary['ttff_ms']:.0f} ms, RTF {summary['rtf']:.2f}"
     table = Table(title=title)
     table.add_column("stage")
-    for name in ("calls", "frames", "queue ms", "transfer ms", "compute ms", "frames/s of compute"):
+    for name in ("calls", "frames", "queue ms", "transfer ms", "compute ms", "frames/s"):
         table.add_column(name, justify="right")
     for stage in STAGES:
         if stage not in summary["stages"]:
             continue
         row = summary["stages"][stage]
-        speed = row["frames"] / (row["compute_ms"] / 1e3) if row["frames"] and row["compute_ms"] else None
+        speed = row["frames"] / (row["busy_ms"] / 1e3) if row["frames"] and row["busy_ms"] else None
         parts = [f"{row[part]:.0f}" for part in PARTS[:3]]
         table.add_row(stage, f"{row['calls']:.0f}", f"{row['frames']:.0f}", *parts, f"{speed:.0f}" if speed else "–")
     return table

@@ -25,15 +25,20 @@ class _Request(Generic[Item]):
     results: list[Any] = field(default_factory=list)
     taken: int = 0
     compute_s: float = 0.0
+    busy_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Batched(Generic[Result]):
-    """The results in the order of the items; seconds spent waiting and in batches."""
+    """The results in the order of the items; seconds spent waiting and in batches.
+
+    `busy_s` is the share of the batches' time that these items account for.
+    """
 
     results: list[Result]
     queue_s: float
     compute_s: float
+    busy_s: float
 
 
 class FrameBatcher(Generic[Item, Result]):
@@ -58,7 +63,7 @@ class FrameBatcher(Generic[Item, Result]):
     async def submit(self, items: list[Item], deadline_s: float, caller: str = "") -> Batched[Result]:
         """Results of all items. `deadline_s` is any clock, the same for all callers: smaller is more urgent."""
         if not items:
-            return Batched([], 0.0, 0.0)
+            return Batched([], 0.0, 0.0, 0.0)
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._run())
@@ -67,7 +72,7 @@ class FrameBatcher(Generic[Item, Result]):
         self._arrived.set()
         results = await request.future  # cancelling the caller cancels this future: the batcher then drops the request
         wall_s = time.perf_counter() - request.asked_s
-        return Batched(results, max(0.0, wall_s - request.compute_s), request.compute_s)
+        return Batched(results, max(0.0, wall_s - request.compute_s), request.compute_s, request.busy_s)
 
     def waiting(self) -> int:
         """Items not yet in a batch."""
@@ -127,6 +132,7 @@ class FrameBatcher(Generic[Item, Result]):
         for request, items in parts:
             request.results += results[position : position + len(items)]
             request.compute_s += compute_s
+            request.busy_s += compute_s * len(items) / len(results)
             position += len(items)
             if len(request.results) == len(request.items) and not request.future.done():
                 request.future.set_result(request.results)

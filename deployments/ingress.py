@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayError
@@ -31,6 +32,8 @@ from models.errors import BusyError, InputError, StageError, WarmTalkError
 from models.ids import check_id
 
 log = logging.getLogger("ray.serve")
+
+READ_CHUNK = 2**18  # bytes
 
 api = FastAPI(
     title="WarmTalk",
@@ -93,6 +96,30 @@ async def _on_bug(http: Request, error: Exception) -> JSONResponse:
 # --- answers that come in pieces
 
 
+def _file_range(path: Path, size: int, wanted: str) -> Response:
+    """The first `size` bytes of a growing file, or one range of them: what lies behind may be half a fragment."""
+    headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())
+    if not match or match.group(0) == "bytes=-":  # no range, or several: the whole is a valid answer
+        headers["Content-Length"] = str(size)
+        return StreamingResponse(_read(path, 0, size), 200, headers, "video/mp4")
+    first, last = match.groups()
+    begin = int(first) if first else max(0, size - int(last))
+    end = min(int(last) + 1, size) if first and last else size
+    if begin >= end:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+    headers |= {"Content-Range": f"bytes {begin}-{end - 1}/{size}", "Content-Length": str(end - begin)}
+    return StreamingResponse(_read(path, begin, end), 206, headers, "video/mp4")
+
+
+def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(begin)
+        while begin < end and (part := file.read(min(READ_CHUNK, end - begin))):
+            begin += len(part)
+            yield part
+
+
 class _Cancel:
     """Cancels a streaming call when closed; a finished one does not mind."""
 
@@ -130,7 +157,6 @@ async def _progress(first: dict[str, Any], events: Any, upload: Path) -> AsyncIt
 # --- routes
 
 SessionId = Annotated[str, Query(description="1 to 64 of a-z, 0-9, _ and -", examples=["alice"])]
-UPLOAD_CHUNK = 2**20
 
 
 class SpeakBody(BaseModel):
@@ -246,9 +272,9 @@ class Ingress:
         return facts
 
     @api.get("/sessions/{session_id}/video.mp4", summary="The growing video of a session; serves ranges")
-    async def video(self, session_id: str) -> FileResponse:
+    async def video(self, http: Request, session_id: str) -> Response:
         facts = await self.session(session_id)
-        return FileResponse(facts["video_path"], media_type="video/mp4", headers={"Cache-Control": "no-cache"})
+        return _file_range(Path(facts["video_path"]), facts["size"], http.headers.get("range", ""))
 
     # --- avatars
 

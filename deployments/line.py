@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,7 @@ class Call:
     transfer_ms: float
     compute_ms: float
     wall_ms: float
+    busy_ms: float  # the call's own share of compute_ms, where a batch served several calls
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +97,7 @@ class Line:
     calls: list[Call] = field(default_factory=list)
     retries: int = 0
 
-    async def run(self, job: Job) -> AsyncIterator[Chunk]:
+    async def run(self, job: Job) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of an utterance in order. Raises WarmTalkError; cancels what is under way when closed."""
         queue: asyncio.Queue[tuple[_Segment, int, asyncio.Task[Stamped[FaceCrops]]] | None]
         queue = asyncio.Queue(self.settings.window_chunks)
@@ -226,6 +227,7 @@ class Line:
                 transfer_s * 1e3,
                 timing.compute_s * 1e3,
                 (end_s - ready_s) * 1e3,
+                timing.busy_s * 1e3,
             )
         )
 
@@ -293,7 +295,7 @@ def summarise(calls: list[Call]) -> dict[str, dict[str, float]]:
     return {stage: {key: round(float(value), 2) for key, value in row.items()} for stage, row in stages.items()}
 
 
-PARTS = ("queue_ms", "transfer_ms", "compute_ms", "wall_ms")
+PARTS = ("queue_ms", "transfer_ms", "compute_ms", "wall_ms", "busy_ms")
 
 
 def percentile(values: list[float], share: float) -> float:

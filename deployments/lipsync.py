@@ -82,7 +82,7 @@ class LipSync(Stage[LipSyncConfig]):
         frames = [(latents[index], window) for index, window in zip(indices, windows, strict=True)]
         done = await self._batcher.submit(frames, deadline_s, session_id)
         crops = FaceCrops(np.stack(done.results), first_frame, avatar_id)
-        timing = self.meter.stamp(count, received_s, done.queue_s, done.compute_s)
+        timing = self.meter.stamp(count, received_s, done.queue_s, done.compute_s, done.busy_s)
         return Stamped(crops, (timing,))
 
     async def stats(self) -> dict[str, Any]:

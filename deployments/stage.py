@@ -27,6 +27,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Strict)
 
 MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000]  # histogram boundaries
+REAL_TIME_FACTORS = [0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.5, 2, 4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class StageTiming:
     done_s: float
     queue_s: float
     compute_s: float
+    busy_s: float  # this call's share of the compute time, where a batch served several calls at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +95,26 @@ class StageMeter:
             part: Histogram(f"warmtalk_stage_{part}_ms", f"Milliseconds of {part} a call.", MILLISECONDS, **tags)
             for part in ("queue", "compute", "transfer")
         }
+        self._ttff = Histogram("warmtalk_ttff_ms", "Milliseconds from a request to its first fragment.", MILLISECONDS)
+        self._rtf = Histogram("warmtalk_rtf", "Seconds to make a second of video.", REAL_TIME_FACTORS)
 
-    def stamp(self, frames: int, received_s: float, queue_s: float, compute_s: float) -> StageTiming:
-        """The timing of a call that ends now; counted."""
+    def stamp(
+        self, frames: int, received_s: float, queue_s: float, compute_s: float, busy_s: float | None = None
+    ) -> StageTiming:
+        """The timing of a call that ends now; counted. `busy_s` is `compute_s` unless calls shared a batch."""
         tags = {"stage": self.stage}
         self._calls.inc(1, tags)
         if frames:
             self._frames.inc(frames, tags)
         self._parts["queue"].observe(queue_s * 1e3, tags)
         self._parts["compute"].observe(compute_s * 1e3, tags)
-        return StageTiming(self.stage, frames, received_s, time.time(), queue_s, compute_s)
+        busy_s = compute_s if busy_s is None else busy_s
+        return StageTiming(self.stage, frames, received_s, time.time(), queue_s, compute_s, busy_s)
+
+    def utterance(self, ttff_ms: float, rtf: float) -> None:
+        """Count an utterance: time to its first fragment, and compute over media seconds."""
+        self._ttff.observe(ttff_ms)
+        self._rtf.observe(rtf)
 
     def transferred(self, stage: str, transfer_s: float) -> None:
         """Count the transfer of a call of `stage`, which only its caller can see."""

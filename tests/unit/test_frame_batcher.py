@@ -30,6 +30,7 @@ async def test_frames_of_two_callers_share_one_batch():
     one, two = await asyncio.gather(batcher.submit([1, 2, 3], 0.0, "alice"), batcher.submit([4, 5], 0.0, "bob"))
     assert compute.batches == [[1, 2, 3, 4, 5]]
     assert (one.results, two.results) == ([2, 4, 6], [8, 10])
+    assert one.busy_s == pytest.approx(one.compute_s * 3 / 5)
     assert (batcher.batches, batcher.batched_items, batcher.shared_batches) == (1, 5, 1)
 
 
@@ -45,6 +46,7 @@ async def test_a_part_full_batch_waits_no_longer_than_it_should():
     done = await asyncio.wait_for(batcher.submit([1], 0.0), 1.0)
     assert 0.02 <= done.queue_s < 0.5
     assert done.compute_s >= 0.001
+    assert done.busy_s == pytest.approx(done.compute_s)
 
 
 async def test_a_long_request_is_cut_into_batches_and_comes_back_in_order():

@@ -59,7 +59,7 @@ class Method:
 
 def stamp(stage: str, frames: int, received_s: float) -> StageTiming:
     now = time.time()
-    return StageTiming(stage, frames, received_s, now, 0.0, now - received_s)
+    return StageTiming(stage, frames, received_s, now, 0.0, now - received_s, now - received_s)
 
 
 class Stages:
@@ -219,8 +219,8 @@ async def test_given_speech_needs_no_voice():
 
 
 def test_a_summary_adds_up_calls_of_a_stage():
-    calls = [Call("LipSync", 4, 1, 2, 3, 6), Call("LipSync", 8, 1, 2, 3, 6), Call("TTS", 0, 0, 1, 1, 2)]
+    calls = [Call("LipSync", 4, 1, 2, 3, 6, 2), Call("LipSync", 8, 1, 2, 3, 6, 3), Call("TTS", 0, 0, 1, 1, 2, 1)]
     rows = summarise(calls)
     assert rows["LipSync"] == {
-        "calls": 2, "frames": 12, "queue_ms": 2, "transfer_ms": 4, "compute_ms": 6, "wall_ms": 12
+        "calls": 2, "frames": 12, "queue_ms": 2, "transfer_ms": 4, "compute_ms": 6, "wall_ms": 12, "busy_ms": 5
     }  # fmt: skip

@@ -1,0 +1,97 @@
+"""The sessions that a Stitch replica keeps open. The file is the truth, this is a cache; knows no model and no Ray."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from models.errors import FencedError, InputError
+from models.stitch.encode import MediaSpec
+from models.stitch.session import SessionFile, SessionStore
+from models.types import PreparedAvatar
+
+
+class OpenSessions:
+    """Finds, begins and resets sessions under one folder. Not thread-safe: one thread at a time."""
+
+    def __init__(self, root: Path, capacity: int) -> None:
+        self.store = SessionStore(root)
+        self._capacity = capacity
+        self._open: OrderedDict[str, SessionFile] = OrderedDict()
+        self._last: dict[str, dict[str, Any]] = {}  # the latest summary of each open session
+
+    def find(self, session_id: str) -> SessionFile | None:
+        """The session with all that was written to it, here or elsewhere; None where there is none. Raises IdError."""
+        if not self.store.exists(session_id):
+            self._open.pop(session_id, None)
+            return None
+        session = self._open.get(session_id)
+        if session is None:
+            session = self._keep(session_id, self.store.open(session_id))
+        session.refresh()
+        return session
+
+    def begin(self, session_id: str, spec: MediaSpec, avatar: PreparedAvatar, text: str) -> SessionFile:
+        """The session as this replica's to write, made if need be, with a line of transcript begun.
+
+        A session without video takes the avatar and the spec; one with video keeps its own. Raises OSError, IdError.
+        """
+        session = self.find(session_id)
+        if session is None:
+            session = self.store.create(session_id, spec, avatar.avatar_id, avatar.version)
+        elif not session.frames and (session.avatar_id != avatar.avatar_id or session.spec != spec):
+            session.reset(spec, avatar_id=avatar.avatar_id, avatar_version=avatar.version)
+        self._keep(session_id, session)
+        try:
+            session.acquire()
+            session.start_utterance(text)
+        except FencedError:  # another replica wrote here in this very moment: take the session over again
+            session.acquire()
+            session.start_utterance(text)
+        return session
+
+    def reset(self, session_id: str) -> bool:
+        """Start the session afresh; False where there is none. Raises IdError."""
+        session = self.find(session_id)
+        if session is not None:
+            session.reset()
+        self._last.pop(session_id, None)
+        return session is not None
+
+    def remember(self, session_id: str, summary: dict[str, Any]) -> None:
+        self._last[session_id] = summary
+
+    def describe(self, session_id: str) -> dict[str, Any]:
+        """Facts of a session; `size` is how many bytes of its video are whole. Raises SessionNotFound, IdError."""
+        session = self.find(session_id) or self.store.open(session_id)
+        return {
+            "session_id": session_id,
+            "avatar_id": session.avatar_id,
+            "frames": session.frames,
+            "duration_s": round(session.duration_s, 3),
+            "size": session.size,
+            "video_path": str(session.path),
+            "video_url": f"/sessions/{session_id}/video.mp4",
+            "utterances": [asdict(line) for line in session.transcript()],
+            "last": self._last.get(session_id),
+        }
+
+    def _keep(self, session_id: str, session: SessionFile) -> SessionFile:
+        self._open[session_id] = session
+        self._open.move_to_end(session_id)
+        while len(self._open) > self._capacity:
+            oldest, old = self._open.popitem(last=False)
+            self._last.pop(oldest, None)
+            old.close()
+        return session
+
+
+def refuse_other_avatar(session: SessionFile | None, avatar_id: str | None) -> None:
+    """A session with video may not change its avatar: its file has one picture format. Raises InputError."""
+    if session is not None and session.frames and avatar_id not in (None, session.avatar_id):
+        raise InputError(
+            f"The session {session.session_id!r} shows the avatar {session.avatar_id!r}, not {avatar_id!r}.",
+            f"Use another session_id, or GET /reset?session_id={session.session_id} first.",
+        )

@@ -1,0 +1,83 @@
+"""One utterance on its way into a session: pastes crops, encodes fragments, appends them. Knows no other stage.
+
+Nothing is written before its first frame is there, so a refused or failed request leaves no trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deployments.line import Chunk
+from deployments.requests import SpeakRequest
+from deployments.sessions import OpenSessions
+from models.audio import resample
+from models.avatar.playback import ping_pong
+from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
+from models.stitch.paste import Paster
+from models.stitch.session import SessionFile
+from models.types import Fragment, PreparedAvatar, Speech, UInt8
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAvatar:
+    """A prepared avatar with its frames, and what pastes into them."""
+
+    prepared: PreparedAvatar
+    paster: Paster
+
+
+@dataclass(slots=True)
+class Utterance:
+    """`position` is the session's frame count at its start; `speech` is empty where TTS makes it."""
+
+    request: SpeakRequest
+    sessions: OpenSessions
+    avatar: LoadedAvatar
+    spec: MediaSpec
+    position: int
+    speech: tuple[Speech, ...] = ()
+    frames: int = 0
+    session: SessionFile | None = None
+    encoder: UtteranceEncoder | None = None
+    _zero: Clock | None = None
+
+    def add(self, chunk: Chunk) -> list[Fragment]:
+        """Paste, encode and append a chunk; return the fragments that it completed. Raises FencedError, OSError."""
+        session, encoder = self._begun()
+        frames = self._paste(chunk.crops.first_frame, chunk.crops.images)
+        samples = resample(chunk.samples, chunk.sample_rate_hz, self.spec.sample_rate_hz)
+        fragments = encoder.push(frames, samples, chunk.last)
+        for fragment in fragments:
+            session.append(fragment)
+        self.frames += len(frames)
+        return fragments
+
+    def end(self) -> None:
+        """Mark the utterance as complete."""
+        self._begun()[0].end_utterance()
+
+    def live(self, fragment: Fragment) -> bytes:
+        """The fragment on the viewer's own timeline, which starts at 0 with the utterance."""
+        if self._zero is None:
+            self._zero = live_zero(fragment)
+        return rebase(fragment, self._zero.video_ticks, self._zero.audio_samples)
+
+    def _begun(self) -> tuple[SessionFile, UtteranceEncoder]:
+        if self.session is None or self.encoder is None:
+            request, prepared = self.request, self.avatar.prepared
+            self.session = self.sessions.begin(request.session_id, self.spec, prepared, request.text)
+            self.encoder = UtteranceEncoder(self.session.spec, self.session.clock)
+        return self.session, self.encoder
+
+    def _paste(self, first_frame: int, crops: UInt8) -> UInt8:
+        """The avatar's own frames with the crops pasted in, `(n, h, w, 3)`; a frame without a face stays as it is."""
+        avatar = self.avatar.prepared
+        assert avatar.frames is not None
+        indices = ping_pong(self.position + first_frame, len(crops), len(avatar))
+        frames = np.empty((len(crops), avatar.height, avatar.width, 3), np.uint8)
+        for frame, crop, index in zip(frames, crops, indices.tolist(), strict=True):
+            frame[:] = avatar.frames[index]
+            self.avatar.paster.paste_into(frame, crop, index)
+        return frames
