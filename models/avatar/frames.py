@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from models.errors import CorruptError
 from models.types import UInt8
@@ -26,6 +26,9 @@ FRAMES_CRF = 16.0  # x264's: no visible loss
 X264_THREADS = 2  # fixed, because the stream depends on it
 BT709 = 1  # AVCOL_PRI_BT709 = AVCOL_TRC_BT709 = AVCOL_SPC_BT709
 LIMITED, FULL = 1, 2  # AVCOL_RANGE_MPEG, AVCOL_RANGE_JPEG
+# without these swscale darkens a picture by more than one level on its way there and back
+TO_YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+TO_RGB = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 COLORSPACES = {
     1: Colorspace.ITU709,
     5: Colorspace.ITU601,
@@ -47,6 +50,7 @@ def yuv_frame(rgb: UInt8) -> av.VideoFrame:
         dst_colorspace=Colorspace.ITU709,
         dst_color_range=ColorRange.MPEG,
         src_color_range=ColorRange.JPEG,
+        interpolation=TO_YUV,
     )
 
 
@@ -61,6 +65,7 @@ def rgb_array(frame: av.VideoFrame) -> UInt8:
         src_colorspace=space,
         src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
         dst_color_range=ColorRange.JPEG,
+        interpolation=TO_RGB,
     )
     array: UInt8 = rgb.to_ndarray()
     return array
