@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.types import UInt8
 from training.presenter import FRAME_PX, Pose, default_identity, render, rest_mouth, rest_pose, textures
@@ -28,8 +29,6 @@ SEED = 7
 BLINK = (0.45, 1.0, 0.92, 0.55, 0.18)
 BLINK_GAP_S = (2.0, 5.0)
 EDGE_S = 0.6  # no blink this near an end: played back and forth, two would meet there
-
-Tensor = torch.Tensor
 
 
 def drift(seconds: Tensor, generator: torch.Generator, waves: int = 3) -> Tensor:

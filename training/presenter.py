@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from training.presenter_canvas import COARSE, Box, Canvas, View, pixel_axes, textures, windows
 from training.presenter_face import paint_brow, paint_ear, paint_eye, paint_mouth, paint_nostrils, paint_skin, skin_maps
@@ -46,7 +47,6 @@ __all__ = [
     "textures",
 ]
 
-Tensor = torch.Tensor
 GAMMA = 1 / 1.25
 # Where each feature can lie in head units, with room for parallax, brows and the widest mouth.
 _BOXES: dict[str, Box] = {

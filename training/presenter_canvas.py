@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from training.presenter_shape import Params, apply, parallax, unit_footprint
 
-Tensor = torch.Tensor
 Box = tuple[float, float, float, float]  # left, top, right, bottom in head units
 
 COARSE = 4  # soft shading is computed at a quarter of the resolution: it has no detail under 2 px

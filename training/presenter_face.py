@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from training.presenter_canvas import View, colour, sample
 from training.presenter_shape import (
@@ -20,7 +21,6 @@ from training.presenter_shape import (
     unjaw,
 )
 
-Tensor = torch.Tensor
 SLOPE_STEP = 0.012  # head units between the two heights that a slope is read from
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from training.presenter_canvas import View, sample
 from training.presenter_face import key_light
 from training.presenter_shape import Params, bump, outline, ridge, smooth, unjaw
 
-Tensor = torch.Tensor
 HAIR_TOP = -1.13  # the hair's highest point in head units
 
 

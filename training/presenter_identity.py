@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-Tensor = torch.Tensor
 
-
-class Identity(dict[str, torch.Tensor]):
+class Identity(dict[str, Tensor]):
     """One look a row: every value is a float32 `(B,)` tensor. Keys are those of `default_identity`."""
 
 
-class Pose(dict[str, torch.Tensor]):
+class Pose(dict[str, Tensor]):
     """One head pose a row: every value is a float32 `(B,)` tensor.
 
     roll, yaw, pitch in radians; shift_x, shift_y in head units (1 = from the eye line to the chin); scale is a factor;
@@ -26,7 +25,7 @@ RANGES: dict[str, tuple[float, float, float]] = {
     "jaw_square": (2.05, 1.9, 2.5),  # exponent of the lower face's superellipse: 2 is an oval
     "mouth_wide": (1.0, 0.9, 1.1),
     "lip_full": (1.0, 0.75, 1.25),
-    "eye_size": (1.0, 0.92, 1.07),
+    "eye_size": (1.05, 0.93, 1.09),
     "eye_tilt": (0.05, 0.0, 0.1),  # slope of the line through the corners of an eye
     "nose_wide": (1.0, 0.85, 1.25),
     "nose_high": (1.0, 0.8, 1.15),

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from training.presenter_identity import Identity, Pose
 
-Tensor = torch.Tensor
 Params = dict[str, Tensor]  # identity, pose and mouth as (B, 1, 1) columns
 
 MOUTH = ("jaw", "width", "rounding", "teeth", "tongue", "close", "tuck")
@@ -149,7 +149,7 @@ def lips(params: Params, x: Tensor) -> Lips:
     u = (x / half).abs().clamp(max=1.35)
     inside = (1 - u * u).clamp(min=1e-4)
     line = (
-        MOUTH_Y + sink + 0.3 * p["drop"] * p["close"] + 0.006 * ridge(x, 0.06) + (-0.013 - 0.015 * p["width"]) * u * u
+        MOUTH_Y + sink + 0.3 * p["drop"] * p["close"] + 0.006 * ridge(x, 0.06) + (-0.019 - 0.012 * p["width"]) * u * u
     )
     inner_top = line - up * inside ** (0.70 - 0.22 * p["rounding"])
     inner_bottom = line + down * inside ** (0.70 - 0.22 * p["rounding"])
@@ -181,8 +181,8 @@ def eye_curves(params: Params, ex: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def brow_curve(params: Params, ex: Tensor) -> Tensor:
     """The middle of an eyebrow at `ex`, outwards from the eye's centre."""
-    arch = -0.024 * ridge(ex - 0.055, 0.12) + 1.3 * (ex - 0.08).clamp(min=0) ** 2 + 0.03 * ex
-    return -0.178 - 0.030 * params["brow"] + arch
+    arch = -0.022 * ridge(ex - 0.062, 0.12) + 1.4 * (ex - 0.09).clamp(min=0) ** 2 + 0.022 * ex
+    return -0.183 - 0.030 * params["brow"] + arch
 
 
 def _face_points(params: Params) -> tuple[Tensor, Tensor]:
