@@ -36,7 +36,7 @@ def _height(p: Params, x: Tensor, y: Tensor) -> Tensor:
     brow = 0.026 * bump(ax, y, 0.20, -0.17, 0.20, 0.07)
     cheek = 0.042 * bump(ax, y, 0.34, 0.24, 0.15, 0.13) - 0.016 * bump(ax, y, 0.40, 0.58, 0.11, 0.16)
     muzzle = 0.050 * bump(x, y, 0, 0.60, 0.20, 0.13) - 0.008 * bump(x, y, 0, 0.52, 0.034, 0.06)
-    chin = 0.042 * bump(x, y, 0, 0.915, 0.14, 0.09) - 0.030 * bump(x, y, 0, 0.785, 0.15, 0.045)
+    chin = 0.036 * bump(x, y, 0, 0.915, 0.14, 0.09) - 0.030 * bump(x, y, 0, 0.785, 0.15, 0.045)
     temple = -0.020 * bump(ax, y, 0.52, -0.25, 0.10, 0.16)
     return dome + p["nose_high"] * (nose + wing) + eye + brow + cheek + muzzle + chin + temple
 

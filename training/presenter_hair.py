@@ -58,7 +58,7 @@ def paint_hair_back(view: View) -> None:
     short = _crown(p, x, y) + 0.12 + 0.9 * smooth(-0.2, 0.3, y)
     shape = torch.where(p["hair_long"] > 0.5, _long(p, x, y), short)
     shade = (0.42 - 0.14 * x * p["light_x"].sign()) * (1 + 0.18 * strand) * (0.45 + 0.55 * smooth(0.40, 0.75, x.abs()))
-    view.paint(view.rgb("hair") * shade[:, None], view.cover(shape + 0.003 * strand, 0.02))
+    view.paint(view.rgb("hair") * shade[:, None], view.cover(shape + 0.0015 * strand, 0.02))
 
 
 def paint_neck(view: View) -> None:
@@ -163,7 +163,7 @@ def paint_hair_front(view: View) -> None:
     strand, free = _comb(view)
     end = torch.maximum(_crown(p, x, y) + 0.10 * smooth(-0.40, 0.05, y), y - 0.06 - 0.02 * strand)
     shape = torch.where(p["hair_long"] > 0.5, _long(p, x, y), end)
-    inside = torch.maximum(shape + 0.003 * strand, -free - 0.004 * strand)
+    inside = torch.maximum(shape + 0.0015 * strand, -free - 0.004 * strand)
     shadow = smooth(0.10, 0.0, -free) * smooth(0.05, -0.02, outline(p, x, unjaw(p, y)))
     view.darken(0.30 * shadow * view.cover(shape))
     view.image.copy_(torch.lerp(view.image, _hair_colour(view, strand, free), view.cover(inside, 0.020)[:, None]))

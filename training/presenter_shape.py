@@ -149,7 +149,11 @@ def lips(params: Params, x: Tensor) -> Lips:
     u = (x / half).abs().clamp(max=1.35)
     inside = (1 - u * u).clamp(min=1e-4)
     line = (
-        MOUTH_Y + sink + 0.3 * p["drop"] * p["close"] + 0.006 * ridge(x, 0.06) + (-0.019 - 0.012 * p["width"]) * u * u
+        MOUTH_Y
+        + sink
+        + 0.3 * p["drop"] * p["close"]
+        + 0.006 * ridge(x, 0.06)
+        + (-0.019 - 0.012 * p["width"]) * (1 - 0.9 * p["rounding"]) * u * u
     )
     inner_top = line - up * inside ** (0.70 - 0.22 * p["rounding"])
     inner_bottom = line + down * inside ** (0.70 - 0.22 * p["rounding"])
@@ -181,7 +185,7 @@ def eye_curves(params: Params, ex: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def brow_curve(params: Params, ex: Tensor) -> Tensor:
     """The middle of an eyebrow at `ex`, outwards from the eye's centre."""
-    arch = -0.022 * ridge(ex - 0.062, 0.12) + 1.4 * (ex - 0.09).clamp(min=0) ** 2 + 0.022 * ex
+    arch = -0.022 * ridge(ex - 0.062, 0.12) + 1.4 * (ex - 0.09).clamp(min=0) ** 2 + 0.014 * ex
     return -0.183 - 0.030 * params["brow"] + arch
 
 
