@@ -23,8 +23,12 @@ from training.visemes import COLUMNS
 DEFAULT_SHARE = 0.5  # of pairs that show the default presenter
 REST_SHARE = 0.3  # of references with the mouth at rest: idle clips; the others talk
 CLOSED_TALK_SHARE = 0.1  # of references that are closed in the middle of speech
-SOFT_SHARE = 0.4  # of pairs blurred a little, as a resampled and compressed video is
+FINE_SHARE = 0.3  # of batches drawn at four samples a pixel; the others at one, four times as fast
+SOFT_SHARE = 0.7  # of pairs blurred a little, as a resampled and compressed video is
 JITTER_SCALE, JITTER_SHIFT_PX, JITTER_ROLL = 0.08, 13.0, 0.05  # around the presenter's own crop, at most
+# Where the product's crop of the presenter lies beside the presenter's own, which starts from the same rule but from
+# landmarks of its geometry: FaceMesh sees the chin and the nose a little higher up.
+PRODUCT_SHIFT_PX, PRODUCT_ROLL = (-1.0, 6.0), 0.015
 WIDE_WEIGHT = 2.0  # how much more often a wide-open mouth is drawn than a closed one
 
 
@@ -103,16 +107,16 @@ class Pairs:
 
 
 def jittered(transform: Tensor, generator: torch.Generator, amount: float = 1.0) -> Tensor:
-    """Crop transforms `(b, 2, 3)` scaled, turned and shifted a little about the crop's middle, most of them little."""
+    """The presenter's crop transforms `(b, 2, 3)` moved to the product's, then scaled, turned and shifted a little."""
 
     def draw(limit: float) -> Tensor:  # triangular: the sum of two uniforms
         both = torch.rand(2, len(transform), generator=generator).to(transform.device)
         return (both.sum(0) - 1) * limit * amount
 
-    zoom, roll = 1 + draw(JITTER_SCALE), draw(JITTER_ROLL)
+    zoom, roll = 1 + draw(JITTER_SCALE), PRODUCT_ROLL + draw(JITTER_ROLL)
     cos, sin, middle = zoom * torch.cos(roll), zoom * torch.sin(roll), (CROP_PX - 1) / 2
     turn = torch.stack([cos, -sin, sin, cos], -1).view(-1, 2, 2)
-    shift = torch.stack([draw(JITTER_SHIFT_PX), draw(JITTER_SHIFT_PX)], -1)[..., None]  # (b, 2, 1)
+    shift = torch.stack([draw(JITTER_SHIFT_PX) + bias for bias in PRODUCT_SHIFT_PX], -1)[..., None]  # (b, 2, 1)
     linear = turn @ transform[:, :, :2]
     offset = turn @ (transform[:, :, 2:] - middle) + middle + shift
     return torch.cat([linear, offset], -1)
@@ -148,10 +152,11 @@ class PairRenderer:
         pose = presenter.random_poses(count, self.random, self.device, 1.0)
         crop = jittered(presenter.face_crop_transform(identity, pose, CROP_PX), self.random)
         other = self.reference_mouths(count)
-        sigma = torch.rand(count, generator=self.random) * 0.5 + 0.3
+        supersample = 2 if float(torch.rand(1, generator=self.random)) < FINE_SHARE else 1
+        sigma = torch.rand(count, generator=self.random) * 0.5 + 0.25
         sigma = (sigma * (torch.rand(count, generator=self.random) < SOFT_SHARE)).to(self.device)
         images = [
-            blurred(presenter.render(identity, pose, mouth, self.textures, CROP_PX, 2, crop), sigma)
+            blurred(presenter.render(identity, pose, mouth, self.textures, CROP_PX, supersample, crop), sigma)
             for mouth in (self.bank.mouth[frames], other)
         ]
         target, reference = ((image * 255).round().clamp(0, 255).to(torch.uint8) for image in images)

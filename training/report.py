@@ -20,7 +20,7 @@ from torch import Tensor
 from models.musetalk import position_code
 from models.types import CROP_PX, WHISPER_WIDTH, WINDOW_TOKENS
 from training import presenter
-from training.data import SpeechBank, lower_half_black
+from training.data import SpeechBank, jittered, lower_half_black
 from training.losses import correlation, psnr
 from training.nets import MouthReader
 from training.speech import HELD_ESPEAK, HELD_HIBARI
@@ -79,7 +79,7 @@ def clip_faces(nets: Networks, bank: SpeechBank, frames: Tensor, case: Case, see
         count = len(part)
         identity = presenter.Identity({k: v.expand(count).to(nets.device) for k, v in one.items()})
         pose = presenter.Pose({k: v.expand(count).to(nets.device) for k, v in still.items()})
-        crop = presenter.face_crop_transform(identity, pose, CROP_PX)
+        crop = jittered(presenter.face_crop_transform(identity, pose, CROP_PX), random, amount=0.0)
         other = talk[:count] if case.talking_reference else presenter.rest_mouth(count, nets.device)
         truth, reference = (
             presenter.render(identity, pose, mouth, textures, CROP_PX, 2, crop) * 2 - 1

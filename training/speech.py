@@ -168,7 +168,7 @@ def load(path: Path) -> list[Clip]:
     clips, start = [], 0
     for index, count in enumerate(frames):
         stop = start + int(count)
-        closed = tuple(int(frame) for clip, frame in closures if clip == index)
+        closed = tuple(int(frame) for frame in closures[closures[:, 0] == index, 1])
         clips.append(
             Clip(samples[start * FRAME_SAMPLES : stop * FRAME_SAMPLES], mouth[start:stop], closed, int(use[index]))
         )

@@ -38,11 +38,11 @@ class Recipe:
     clips: int = 4000
     pairs: int = 80_000
     render_batch: int = 64
-    vae_steps: int = 6000
+    vae_steps: int = 5000
     vae_batch: int = 48
-    reader_steps: int = 1500
+    reader_steps: int = 1200
     reader_batch: int = 128
-    unet_steps: int = 10_000
+    unet_steps: int = 6000
     unet_batch: int = 128
     seed: int = 0
     report_clips: int = 12
@@ -163,7 +163,6 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=25.0, help="stop and keep the state after so long")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: slower to start, faster to run")
     for name, default in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, help=f"default {default}")
     for name, weight in asdict(UNetLosses()).items():
@@ -172,7 +171,7 @@ def main() -> None:
     chosen = {k: arguments[k] for k in asdict(Recipe()) if arguments[k] is not None}
     recipe = replace(TINY if arguments["tiny"] else Recipe(), **chosen)
     losses = UNetLosses(**{name: arguments[f"{name}_weight"] for name in asdict(UNetLosses())})
-    device = Device("cuda" if torch.cuda.is_available() else "cpu", arguments["compile"])
+    device = Device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     deadline_s = time.monotonic() + 60 * arguments["minutes"]
     try:
