@@ -17,7 +17,7 @@ from torch import nn
 
 WARM_UP_STEPS = 150
 CLIP_NORM = 1.0
-SAY_EVERY_S = 20.0
+SAY_EVERY_S, SAVE_EVERY_S = 20.0, 90.0
 
 
 class OutOfTime(Exception):
@@ -27,7 +27,7 @@ class OutOfTime(Exception):
 class Fit:
     """Trains `net` for `steps` steps and keeps an exponential average of its weights, which is what is used after.
 
-    loss_of(step) returns a scalar. The state is written to `path` when a run ends, and read from there if it exists.
+    loss_of(step) returns a scalar. The state is written to `path` now and then, and read from there if it exists.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Fit:
     def run(self, loss_of: Callable[[int], torch.Tensor], deadline_s: float) -> Any:
         """Train to the end and return the averaged network. Raises OutOfTime at `deadline_s` (of time.monotonic)."""
         started, first, said = time.monotonic(), self.step, 0.0
+        saved = started
         parameters = list(self.net.parameters())
         while not self.done:
             if time.monotonic() > deadline_s:
@@ -61,6 +62,9 @@ class Fit:
             self.optimiser.step()
             self.step += 1
             self._follow()
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                self.save()
+                saved = time.monotonic()
             if time.monotonic() - said > SAY_EVERY_S or self.done:
                 value = loss.item()
                 said = time.monotonic()
