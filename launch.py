@@ -92,7 +92,9 @@ class LocalGraph:
         import logging
 
         import ray
+        from ray._private import auto_init_hook
 
+        auto_init_hook.enable_auto_connect = False  # a handle that outlives stop() must not start another Ray
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         os.environ["WARMTALK_HOME"] = str(self.home.resolve())
         paths = [str(CODE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

@@ -60,7 +60,8 @@ class Avatars(Stage[AvatarsConfig]):
         """Facts of every avatar: id, version, fps, size, frames."""
         await self.ready()
         done = await self.worker.run(lambda: [self._store.describe(avatar_id) for avatar_id in self._store.ids()])
-        return done.value
+        keys = ("version", "fps", "width", "height", "frames")
+        return [{"avatar_id": facts["id"], **{key: facts[key] for key in keys}} for facts in done.value]
 
     def _at_start(self, config: AvatarsConfig) -> None:
         """The manual's `preparation`: make the configured avatar now, or refuse with the command to run."""

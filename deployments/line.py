@@ -151,14 +151,15 @@ class Line:
         received = 0
         for attempt in range(self.settings.tries):
             stream = self.tts.speak.remote(job.text, job.voice, job.speed)
-            index, asked_s = 0, time.time()
+            index, ready_s = 0, time.time()
             try:
                 async for stamped in stream:
-                    self._count(stamped.timings[-1], asked_s, time.time())
+                    timing = stamped.timings[-1]
+                    self._count(timing, ready_s, time.time())
                     if index >= received:
                         received += 1
                         yield stamped.value
-                    index, asked_s = index + 1, time.time()
+                    index, ready_s = index + 1, timing.done_s  # the voice goes on without being asked
                 return
             except (RayError, RayServeException) as error:
                 await self._before_retry(error, attempt, "TTS")

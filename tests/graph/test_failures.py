@@ -1,0 +1,118 @@
+"""A replica is killed, a client goes away, queues are full: the session file stays playable, the service comes back."""
+
+import os
+import signal
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.graph.conftest import decode
+
+pytestmark = pytest.mark.ray
+
+LONG = " ".join(f"Sentence number {word} goes on for a while." for word in ("one", "two", "three", "four", "five"))
+
+
+def pid_of(stage: str) -> int:
+    from ray import serve
+
+    if stage == "Ingress":
+        return next(pid for name, pid in replica_pids().items() if name == "Ingress")
+    return serve.get_deployment_handle(stage, "warmtalk").stats.remote().result(timeout_s=30)["pid"]
+
+
+def replica_pids() -> dict[str, int]:
+    """Stage → process id of its replica, from the names that Ray gives its worker processes."""
+    import psutil
+
+    pids = {}
+    for process in psutil.Process().children(recursive=True):
+        title = " ".join(process.cmdline())
+        if "ServeReplica:warmtalk:" in title:
+            pids[title.split("ServeReplica:warmtalk:")[1].split(":")[0].split("#")[0].strip()] = process.pid
+    return pids
+
+
+def wait_until_served(client: httpx.Client, session_id: str, timeout_s: float = 60.0) -> dict:
+    end_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            answer = client.post("/speak", json={"text": "Back again.", "session_id": session_id})
+            if answer.status_code == 200:
+                return answer.json()
+            last = answer.text
+        except httpx.TransportError as error:
+            last = repr(error)
+        assert time.monotonic() < end_s, last
+        time.sleep(0.5)
+
+
+def speak_and_kill(client: httpx.Client, stage: str, session_id: str) -> tuple[int, bytes]:
+    """Stream LONG; kill the stage's replica after the first fragments. Returns the status and what was received."""
+    received, pid = [], replica_pids()[stage]
+    try:
+        with client.stream("POST", "/speak", json={"text": LONG, "session_id": session_id, "stream": True}) as answer:
+            for part in answer.iter_raw():
+                received.append(part)
+                if len(received) == 4:
+                    os.kill(pid, signal.SIGKILL)
+    except httpx.TransportError:
+        pass
+    return answer.status_code, b"".join(received)
+
+
+@pytest.mark.parametrize("stage", ["TTS", "AudioFeatures", "LipSync"])
+def test_a_killed_worker_stage_loses_nothing(client, stage):
+    expected = client.post("/speak", json={"text": LONG, "session_id": f"whole-{stage.lower()}"}).json()["frames"]
+    session_id = f"kill-{stage.lower()}"
+    status, data = speak_and_kill(client, stage, session_id)
+    assert status == 200
+    assert len(decode(data).frames) == expected
+    file = client.get(f"/sessions/{session_id}/video.mp4").content
+    assert len(decode(file).frames) == expected
+    wait_until_served(client, session_id)
+
+
+@pytest.mark.parametrize("stage", ["Stitch", "Ingress"])
+def test_a_killed_owner_leaves_a_playable_file_and_comes_back(client, stage):
+    session_id = f"kill-{stage.lower()}"
+    speak_and_kill(client, stage, session_id)
+    answer = wait_until_served(client, session_id)
+    video = decode(client.get(f"/sessions/{session_id}/video.mp4").content)
+    assert len(video.frames) > answer["frames"]  # what was there before the kill, and the new utterance
+    np.testing.assert_allclose(np.diff(video.times), 0.04, atol=1e-3)
+
+
+def test_a_client_that_goes_away_ends_the_work(client, graph):
+    with client.stream("POST", "/speak", json={"text": LONG * 3, "session_id": "gone", "stream": True}) as answer:
+        next(answer.iter_raw())
+    time.sleep(1.0)
+    before = client.get("/sessions/gone").json()
+    time.sleep(1.5)
+    after = client.get("/sessions/gone").json()
+    assert after["frames"] == before["frames"] < 500
+    assert after["utterances"][-1]["end_s"] is None  # the transcript says that it was cut
+    assert wait_until_served(client, "gone")["frames"] > 0
+
+
+def test_utterances_of_one_session_follow_one_another(client):
+    texts = ["The first of three.", "The second of them.", "And the third one."]
+    answers: dict[str, dict] = {}
+
+    def say(text: str) -> None:
+        answers[text] = client.post("/speak", json={"text": text, "session_id": "queue"}).json()
+
+    threads = [threading.Thread(target=say, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    facts = client.get("/sessions/queue").json()
+    assert [line["text"] for line in facts["utterances"]] == texts
+    assert facts["frames"] == sum(answer["frames"] for answer in answers.values())
+    ends = [(line["start_s"], line["end_s"]) for line in facts["utterances"]]
+    assert ends[0][1] == ends[1][0] and ends[1][1] == ends[2][0]
