@@ -81,7 +81,7 @@ def readings_of(mouth: Tensor) -> Tensor:
     """
     jaw, width, rounding, teeth, _, close, tuck = mouth.unbind(1)
     opened = 1 - close
-    opening = (jaw * (1 - 0.85 * tuck) + 0.18 * rounding + 0.036 * tuck) * opened
+    opening = (jaw * (1 - 0.85 * tuck) + 0.11 * rounding + 0.03 * tuck) * opened
     spread = width - 1.5 * rounding - 0.24 * jaw * opened
     drop = jaw * (1 - 0.7 * close) * (1 - 0.6 * tuck)
     return torch.stack([opening, spread, rounding, drop, tuck * opened, teeth * opening.clamp(max=0.4) * 2.5], 1)
