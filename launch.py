@@ -6,6 +6,7 @@ dashboard is needed.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -77,7 +78,12 @@ class LocalGraph:
     def stop(self) -> None:
         """End every process of this Ray. Session files are whole at any moment, so nothing needs to be waited for."""
         import ray
+        from ray.serve.context import _get_global_client
 
+        if not ray.is_initialized():
+            return
+        if client := _get_global_client(raise_if_no_controller_running=False):
+            client.shutdown_cached_handles()  # their threads would go on asking a controller that is gone
         ray.shutdown()
 
     def __enter__(self) -> LocalGraph:
@@ -89,13 +95,10 @@ class LocalGraph:
         self.stop()
 
     def _start_ray(self) -> None:
-        import logging
-
         import ray
         from ray._private import auto_init_hook
 
         auto_init_hook.enable_auto_connect = False  # a handle that outlives stop() must not start another Ray
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         os.environ["WARMTALK_HOME"] = str(self.home.resolve())
         paths = [str(CODE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # workers import graph and its rooms
@@ -117,6 +120,7 @@ class LocalGraph:
         from ray.serve.config import gRPCOptions
         from ray.serve.schema import ServeDeploySchema
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         schema = ServeDeploySchema.model_validate(self.config)
         client = serve_start(
             http_options=schema.http_options.model_dump(),

@@ -155,13 +155,12 @@ class Stage(Generic[C]):
         raise NotImplementedError
 
     async def stats(self) -> dict[str, Any]:
-        """Process id and memory of this replica, megabytes."""
+        """Process id, memory in megabytes and the applied config of this replica."""
         import psutil
 
         memory = psutil.Process().memory_info()
         stats: dict[str, Any] = {"stage": self.stage, "pid": os.getpid(), "rss_mb": memory.rss / 1e6}
-        stats["gpu_mb"] = _gpu_megabytes()
-        return stats
+        return {**stats, "gpu_mb": _gpu_megabytes(), "config": self.config.model_dump()}
 
 
 def parse_config(stage: str, user_config: dict[str, Any]) -> Any:
