@@ -16,20 +16,21 @@ from models.musetalk import MuseTalk
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models" / "embedded"
 BUDGET_BYTES = 4_200_000  # 150 frames: latents 2.46 MB, frames 1.5 MB, the rest 0.2 MB
-CRFS = (16.0, 18.0, 20.0, 22.0, 24.0, 26.0)  # the first that fits is taken
+CRFS = (12.0, 14.0, 16.0, 18.0, 20.0, 22.0, 24.0)  # the first that fits is taken
 
 
 def make(source: Path, avatars: Path, avatar_id: str, embedded: Path, budget_bytes: int = BUDGET_BYTES) -> Path:
     """Prepare `source` and return the avatar's folder. Raises SystemExit when no quality fits the budget."""
     model = MuseTalk.load(embedded / "musetalk/musetalk.json", embedded / "musetalk/unet.safetensors", embedded / "vae")
     store = AvatarStore(avatars)
-    for crf in (None, *CRFS):  # None: the clip's own stream, without a second loss
-        options = PrepareOptions(copy_video=crf is None, frames_crf=crf or CRFS[0], contact_frames=2, batch_size=8)
+    for attempt, crf in enumerate((CRFS[0], *CRFS)):  # at first the clip's own stream, if it fits: no second loss
+        options = PrepareOptions(copy_video=attempt == 0, frames_crf=crf, contact_frames=2, batch_size=8)
         report = prepare_avatar(
             source, avatar_id, store, model.encode_reference, model.vae_fingerprint, options, force=True
         )
         size = folder_bytes(store.folder(avatar_id))
-        print(f"frames {'as they are' if crf is None else f'at crf {crf:g}'}: {size / 1e6:.2f} MB")
+        how = "as they are" if report.video_copied else f"at crf {options.frames_crf:g}"
+        print(f"frames {how}: {size / 1e6:.2f} MB")
         if size <= budget_bytes:
             for key, value in report.to_dict().items():
                 print(f"{key}: {value}")

@@ -32,7 +32,7 @@ SETTLE_ROUNDS = 16  # a mesh depends on its square, and the square on the mesh: 
 SETTLED = 2e-4  # of the face's size: 0.04 px for a face of 200 px
 SAME_FACE_IOU = 0.3  # boxes that overlap more are one face
 ZOOM_OUT = 0.5  # a face that fills the frame is found in a picture with a border
-TILE_MIN_PX = 360  # smallest tile: BlazeFace sees faces from about a tenth of its input, so from about 40 px
+TILE_MIN_PX, TILE_MIN_SHARE = 160, 0.25  # smallest tile, in px and of the frame's short side
 RIGHT_EYE, LEFT_EYE = 33, 263  # outer corners in the mesh, the subject's right and left
 
 # iBUG's 68 points in the 468-point mesh. Where iBUG's point lies between two mesh points, both are given. Mirror pairs
@@ -198,12 +198,15 @@ def _anchors() -> npt.NDArray[np.float64]:
 
 
 def _views(height: int, width: int) -> Iterator[tuple[float, float, float]]:
-    """Squares (left, top, side) to search, one group after the other until a face is found: all, zoomed out, tiles."""
+    """Squares (left, top, side) to search one after the other until a face is found: all, zoomed out, tiles.
+
+    BlazeFace sees faces from about a sixth of its input, so a 1080-line frame is searched down to faces of 45 px.
+    """
     long, short = max(height, width), min(height, width)
     for side in (long, long / ZOOM_OUT):
         yield (width - side) / 2, (height - side) / 2, side
     side = short if short < long else short / 2
-    while side >= TILE_MIN_PX:
+    while side >= max(TILE_MIN_PX, TILE_MIN_SHARE * short):
         for top in _steps(height, side):
             for left in _steps(width, side):
                 yield left, top, side

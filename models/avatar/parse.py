@@ -14,7 +14,7 @@ from models.types import CROP_PX, Float32, UInt8
 
 HALF = CROP_PX // 2  # the UNet sees the rows above; those from here on are generated
 JAW = slice(1, 16)  # iBUG jaw line, ear to ear
-DENSE = 4  # the outline is drawn at four times the crop's resolution
+DENSE = 2  # the outline is drawn at twice the crop's resolution
 SHIFT_BITS = 4  # cv2.fillPoly's sub-pixel bits
 STILL_PX = 4.0  # jaw lines that stay this close (rms) to their median share one mask
 MASK_SMOOTH_S = 0.2  # a moving mask follows the jaw's slow motion, not its noise
@@ -28,7 +28,7 @@ class MaskShape:
     side_in: float = 6.0  # the outer outline runs this far inside the cheeks: hair and background stay the frame's
     side_fade: float = 22.0
     chin_out: float = 14.0  # the outer outline runs this far below the chin: room for a jaw that opens
-    chin_fade: float = 9.0
+    chin_fade: float = 8.0
     border: float = 1.0  # crop px that stay free at its lower edge
 
 
@@ -73,14 +73,14 @@ def _outline(
 ) -> npt.NDArray[np.float64]:
     """The jaw line moved outwards by `side` px at the cheeks and `chin` px at the chin, within rows `top` … `bottom`.
 
-    How much of either a point gets depends on where the jaw faces there: sideways or down.
+    Between cheek and chin, iBUG's points 3 to 6, the one goes over into the other.
     """
     along = np.gradient(jaw, axis=0)
     outwards = np.stack([-along[:, 1], along[:, 0]], 1)
     outwards /= np.maximum(np.linalg.norm(outwards, axis=1, keepdims=True), 1e-6)
     if outwards[len(jaw) // 2, 1] < 0:  # the jaw runs from the image's left to its right; at the chin, down is out
         outwards = -outwards
-    down = np.clip(1.5 * outwards[:, 1:], 0, 1)
+    down = np.interp(np.abs(np.arange(len(jaw)) - len(jaw) // 2), [2.0, 5.0], [1.0, 0.0])[:, None]
     moved = jaw + outwards * (side + (chin - side) * down)
     moved = np.clip(moved, [0, top], [CROP_PX - 1, bottom])
     below = moved[moved[:, 1] > top]
@@ -98,7 +98,7 @@ def _rounded(line: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _fill(outline: npt.NDArray[np.float64]) -> UInt8:
-    """The inside of an outline in crop px, uint8 0/255 `(1024, 1024)`."""
+    """The inside of an outline in crop px, uint8 0/255 `(512, 512)`."""
     canvas = np.zeros((CROP_PX * DENSE, CROP_PX * DENSE), np.uint8)
     if len(outline):
         points = np.rint(((outline + 0.5) * DENSE - 0.5) * (1 << SHIFT_BITS)).astype(np.int32)

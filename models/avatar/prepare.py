@@ -84,6 +84,7 @@ class PrepareReport:
     face_px: tuple[int, int, int]
     crop_px: tuple[int, int, int]
     bbox_shift_range: tuple[int, int]
+    video_copied: bool  # the source's own H.264 stream serves as frames; otherwise it was encoded again
     seconds: float
     contact_sheet: str
     warnings: list[str] = field(default_factory=list)
@@ -100,6 +101,7 @@ class _Survey:
     has_face: npt.NDArray[np.bool_]  # (n,)
     size_px: npt.NDArray[np.float32]  # (n,); zero without a face
     most_faces: int
+    copied: bool  # the source's own stream was stored
 
 
 def prepare_avatar(
@@ -179,6 +181,7 @@ def _survey(
         has_face=np.array([face is not None for face in faces]),
         size_px=np.array([0 if face is None else face.size_px for face in faces], np.float32),
         most_faces=most,
+        copied=copied,
     )
 
 
@@ -272,6 +275,7 @@ def _facts(survey: _Survey, track: Track, source: Source) -> dict[str, Any]:
         "face_px": face_px,
         "crop_px": crop_px,
         "bbox_shift_range": shift_range(track.landmarks, survey.has_face),
+        "video_copied": survey.copied,
         "warnings": warnings,
     }
 

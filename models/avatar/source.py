@@ -156,7 +156,7 @@ def _resample(frames: Iterator[tuple[float, UInt8, float]], fps: int) -> Iterato
     at = 0.0
     for time_s, frame, lasting in frames:
         if current is not None:
-            while k / fps - at <= time_s - k / fps - 1e-6:  # output k is nearer to the frame before
+            while k / fps - at <= time_s - k / fps + 1e-6:  # output k is nearer to the frame before
                 yield current
                 k += 1
         at, current, duration = time_s, frame, lasting

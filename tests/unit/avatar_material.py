@@ -39,7 +39,7 @@ def similarity(
     angle = np.radians(roll_deg)
     linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     middle = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
-    return np.concatenate([linear, (middle + [dx, dy] - linear @ middle)[:, None]], axis=1)
+    return np.concatenate([linear, (middle + np.array([dx, dy]) - linear @ middle)[:, None]], axis=1)
 
 
 def moved(picture: UInt8, motion: npt.NDArray[np.float64]) -> UInt8:

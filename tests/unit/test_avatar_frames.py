@@ -7,8 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-
 from avatar_material import astronaut, moved, swaying
+
 from models.avatar.frames import GOP_BYTES, VideoFrames, gop_frames, rgb_array, write_frames
 from models.errors import CorruptError
 from models.types import UInt8

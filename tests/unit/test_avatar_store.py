@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from avatar_material import astronaut
+
 from models.avatar import store as store_module
 from models.avatar import swap
 from models.avatar.frames import write_frames

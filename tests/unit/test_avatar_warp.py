@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 import pytest
-
 from avatar_material import astronaut, similarity
+
 from models.avatar.warp import apply, invert, warp
 
 
