@@ -70,7 +70,6 @@ def rest_mouth(batch: int, device: str = "cpu") -> Tensor:
     return torch.tensor(REST_MOUTH, device=device).repeat(batch, 1)
 
 
-@torch.inference_mode()
 def render(
     identity: Identity,
     pose: Pose,
@@ -80,29 +79,28 @@ def render(
     supersample: int = 2,
     transform: Tensor | None = None,
 ) -> Tensor:
-    """Draw the presenter: RGB float32 `(B, 3, size, size)` in [0, 1].
+    """Draw the presenter: RGB float32 `(B, 3, size, size)` in [0, 1], without gradients.
 
-    mouth: `(B, 7)`, columns as in `MOUTH`, each 0 to 1, on the device to draw on. transform: `(B, 2, 3)`, frame px
-    (of a 512 px frame) -> output px in pixel-centre coordinates, as `cv2.warpAffine` takes it; None draws the whole
-    frame. A crop is the same picture as the frame warped by `transform`, only sharper.
+    mouth: `(B, 7)`, columns as in `MOUTH`, each 0 to 1, on the device to draw on. textures: of `textures(device)`.
+    transform: `(B, 2, 3)`, frame px (of a 512 px frame) -> output px in pixel-centre coordinates, as `cv2.warpAffine`
+    takes it; None draws the whole frame. A crop is the same picture as the frame warped by `transform`, only sharper.
     """
     cells = size * supersample
     assert cells % COARSE == 0, (size, supersample)
-    params = columns(identity, pose, mouth)
-    batch, device = len(mouth), mouth.device
     if transform is None:
         zoom = size / FRAME_PX
-        transform = torch.tensor([[zoom, 0, (zoom - 1) / 2], [0, zoom, (zoom - 1) / 2]], device=device)
-        transform = transform.expand(batch, -1, -1)
-    to_frame = inverse(transform.to(mouth))
-    to_head = compose(inverse(head_matrix(pose)).to(mouth), to_frame)
-    to_body = compose(inverse(body_matrix(pose)).to(mouth), to_frame)
-    canvas = Canvas(params, to_head, to_body, size, cells, textures)
-    image, soft = _soft_maps(canvas, to_frame, cells // COARSE)
-    view = canvas.full(image, soft)
-    _paint(canvas, view)
-    image = view.image.clamp_(0, 1).pow_(GAMMA)
-    return F.avg_pool2d(image, supersample) if supersample > 1 else image
+        whole = torch.tensor([[zoom, 0, (zoom - 1) / 2], [0, zoom, (zoom - 1) / 2]], device=mouth.device)
+        transform = whole.expand(len(mouth), -1, -1)
+    with torch.no_grad():  # and not inference mode: the pictures go into networks that are trained
+        to_frame = inverse(transform.to(mouth))
+        to_head = compose(inverse(head_matrix(pose)).to(mouth), to_frame)
+        to_body = compose(inverse(body_matrix(pose)).to(mouth), to_frame)
+        canvas = Canvas(columns(identity, pose, mouth), to_head, to_body, size, cells, textures)
+        image, soft = _soft_maps(canvas, to_frame, cells // COARSE)
+        view = canvas.full(image, soft)
+        _paint(canvas, view)
+        image = view.image.clamp_(0, 1).pow_(GAMMA)
+        return F.avg_pool2d(image, supersample) if supersample > 1 else image
 
 
 def _soft_maps(canvas: Canvas, to_frame: Tensor, cells: int) -> tuple[Tensor, Tensor]:

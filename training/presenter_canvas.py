@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -164,7 +164,6 @@ def windows(view: View, spans: dict[str, tuple[slice, slice] | None], names: tup
         if span is None:
             continue
         rows, columns = span
-        maps = (view.head_x, view.head_y, view.x, view.y, view.body_x, view.body_y, view.light)
-        cut = tuple(m[:, rows, columns] for m in maps)
-        image, skin = view.image[:, :, rows, columns], view.skin[:, :, rows, columns]
-        yield View(view.params, view.px, image, *cut, skin, view.textures)
+        names_of_maps = ("head_x", "head_y", "x", "y", "body_x", "body_y", "light")
+        cut = {one: getattr(view, one)[:, rows, columns] for one in names_of_maps}
+        yield replace(view, image=view.image[:, :, rows, columns], skin=view.skin[:, :, rows, columns], **cut)

@@ -71,7 +71,7 @@ def paint_neck(view: View) -> None:
     turn = (x / 0.37).clamp(-1, 1)
     lit = (0.58 + 0.42 * (lx * turn + 0.86 * (1 - turn**2).clamp(min=0).sqrt())).clamp(min=0.2)
     chin = view.head_y - 0.8 * p["drop"] - 1.0 - 0.16 * (1 - (view.head_x / 0.45) ** 2)
-    shadow = smooth(0.22, -0.03, chin)
+    shadow = smooth(0.20, -0.04, chin)
     tendon = 0.06 * torch.exp(-(((x.abs() - 0.19 + 0.30 * (y - 1.05)) / 0.035) ** 2)) * smooth(1.08, 1.35, y)
     notch = 0.12 * bump(x, y, 0, 1.46, 0.06, 0.05) + 0.05 * ridge(x, 0.05) * smooth(1.25, 1.42, y)
     lit = lit * (1 - 0.50 * shadow) * (1 - notch) + tendon
@@ -102,7 +102,9 @@ def paint_clothes(view: View) -> None:
     fall = (fall + 0.018 * weave).clamp(min=0.15)
     _paint_shirt(view, x, y, ax)
     opening = _lapel_edge(y)
-    view.darken(0.45 * torch.exp(-(((opening - ax) / 0.035).clamp(min=0) ** 2)) * smooth(-0.10, 0.06, over))
+    view.darken(
+        0.45 * torch.exp(-(((opening - ax) / 0.035) ** 2)) * view.cover(ax - opening) * smooth(-0.10, 0.06, over)
+    )
     jacket = torch.maximum(-over, opening - ax)
     view.paint(view.rgb("cloth") * fall[:, None], view.cover(jacket, 0.008))
     # The lapel widens downwards to its notch, then runs in to the closing of the jacket.
