@@ -75,7 +75,7 @@ class FeatureWindows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceCrops:
-    """Generated faces: uint8 `(n, 256, 256, 3)`, 512 after enhancement. `first_frame` counts from the utterance's start."""
+    """Generated faces: uint8 `(n, 256, 256, 3)`, 512 after enhancement. `first_frame` counts within the utterance."""
 
     images: UInt8
     first_frame: int
@@ -93,8 +93,8 @@ class FaceCrops:
 class Fragment:
     """One closed piece of fragmented MP4 (moof + mdat), picture and sound together.
 
-    Times are in ticks of their own track: video ticks of 1 / `video_timescale` s, audio ticks of one sample. `key` tells
-    that the first frame is an IDR frame, so that playback can start here. `init` is the ftyp + moov that it plays behind.
+    Times are in ticks of their own track: video ticks of 1 / `video_timescale` s, audio ticks of one sample. `key`
+    tells that the first frame is an IDR frame, so that playback can start here. `init` is the ftyp + moov to play behind.
     """
 
     data: bytes
@@ -132,7 +132,7 @@ class PreparedAvatar:
     transforms: float32 `(n, 2, 3)`, frame px → 256 px crop, in pixel-centre coordinates as `cv2.warpAffine` takes them.
     landmarks: float32 `(n, 68, 2)` in frame px (iBUG order). latents: float16 `(n, 8, 32, 32)`, masked first, then
     reference. masks: uint8 `(n, 256, 256)`, paste weight in crop space. has_face: bool `(n,)`; where False, the other
-    slots are interpolated and the frame is played as it is. `latents` or `frames` is None where a stage did not ask for it.
+    slots are interpolated and the frame is played as it is. `latents` or `frames` is None where a stage did not ask.
     """
 
     avatar_id: str

@@ -11,5 +11,5 @@ class FaceRestorer(Protocol):
     """Made by its class method `load(**options)`, with the options of the stage's config."""
 
     def restore(self, faces: UInt8, strength: float = 1.0) -> UInt8:
-        """RGB uint8 `(n, 256, 256, 3)` → `(n, 512, 512, 3)`. strength: 0 is plain bicubic upsampling, 1 the full model."""
+        """RGB uint8 `(n, 256, 256, 3)` → `(n, 512, 512, 3)`. strength: 0 is bicubic upsampling, 1 the full model."""
         ...
