@@ -94,7 +94,7 @@ class Fragment:
     """One closed piece of fragmented MP4 (moof + mdat), picture and sound together.
 
     Times are in ticks of their own track: video ticks of 1 / `video_timescale` s, audio ticks of one sample. `key`
-    tells that the first frame is an IDR frame, so that playback can start here. `init` is the ftyp + moov to play behind.
+    tells that the first frame is an IDR frame: playback can start here. `init` is the ftyp + moov to play behind.
     """
 
     data: bytes
