@@ -1,6 +1,7 @@
 # Every target sets up what it needs: its own .venv, pinned by requirements.lock. `make help` lists them.
 PYTHON ?= python3
 PY := .venv/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check --progress-bar on
 TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by five small models, each in its own process.
 export PYTHONUNBUFFERED = 1
 
@@ -11,11 +12,11 @@ help:
 
 # torch first, as its CPU build, so that nothing pulls gigabytes of CUDA packages behind it
 .venv/ready: requirements.lock pyproject.toml
-	@echo "Setting up .venv (once, about two minutes)"
+	@echo "Setting up .venv (once; about two minutes, 2.5 GB)"
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --progress-bar on "$$(grep '^torch==' requirements.lock)"
-	$(PY) -m pip install --quiet --progress-bar on -r requirements.lock
-	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) "$$(grep '^torch==' requirements.lock)"
+	$(PIP) -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch .venv/ready
 
 .venv/warm: .venv/ready $(shell find models/embedded -name '*.safetensors' -o -name '*.json' 2>/dev/null)

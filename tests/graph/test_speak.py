@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import io
+import json
+from pathlib import Path
 
 import av
 import httpx
@@ -11,6 +13,8 @@ import pytest
 from tests.graph.conftest import decode
 
 pytestmark = pytest.mark.ray
+
+EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
 TEXT = "Hello there. This is a test of the whole graph."
 KEYS = {"session_id", "avatar_id", "video_path", "video_url", "frames", "duration_s", "ttff_ms", "stages"}
@@ -157,6 +161,39 @@ def test_without_a_session_id_there_is_the_default_one(client):
 def test_avatars_are_listed(client):
     avatars = client.get("/avatars").json()
     assert "presenter" in [facts["avatar_id"] for facts in avatars]
+
+
+def clip(frames: int) -> bytes:
+    """The first frames of the presenter's idle video, as a file of their own."""
+    source = EMBEDDED / "presenter" / "presenter.mp4"
+    buffer = io.BytesIO()
+    with av.open(str(source)) as given, av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, width=512, height=512, pix_fmt="yuv420p")
+        for _, frame in zip(range(frames), given.decode(video=0), strict=False):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def test_an_uploaded_video_becomes_an_avatar_that_speaks(client):
+    answer = client.post("/avatars", params={"avatar_id": "uploaded"}, content=clip(12))
+    events = [json.loads(line) for line in answer.text.splitlines()]
+    assert events[-1]["report"]["frames"] == 12
+    assert {event["step"] for event in events[:-1]} and events[0]["total"] == 12
+    said = speak(client, "Hello.", session_id="with-upload", avatar_id="uploaded")
+    assert (said["avatar_id"], len(video_of(client, "with-upload").frames)) == ("uploaded", said["frames"])
+    again = client.post("/avatars", params={"avatar_id": "uploaded"}, content=clip(12))
+    assert (again.status_code, error_of(again)["code"]) == (409, "exists")
+    other = client.post("/speak", json={"text": "Hi.", "session_id": "with-upload", "avatar_id": "presenter"})
+    assert (other.status_code, error_of(other)["code"]) == (422, "bad_input")
+
+
+def test_an_upload_without_a_face_is_refused_and_leaves_nothing(client):
+    answer = client.post("/avatars", params={"avatar_id": "noface"}, content=b"no video at all")
+    events = [json.loads(line) for line in answer.text.splitlines()]
+    error = events[-1]["error"]
+    assert error["code"] == "bad_video"
+    assert "noface" not in [facts["avatar_id"] for facts in client.get("/avatars").json()]
 
 
 def test_docs_and_health(client):
