@@ -105,7 +105,8 @@ def profile(
 
     with _errors(), _local(config, port), console.status("profiling") as status:
         result = profiling.run(profiling.profile_graph(repeats, enhance, status.update))
-    Console().print(profiling.profile_table(result))
+    for table in profiling.profile_tables(result):
+        Console().print(table)
     ttff_ms = sorted(result.ttff_ms)[len(result.ttff_ms) // 2]
     Console().print(f"TTFF {ttff_ms:.0f} ms (median), all processes {result.tree_mb:.0f} MB")
     if json_path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from rich import box
 from rich.table import Table
 
 from deployments.line import PARTS, percentile
@@ -80,27 +81,32 @@ def tree_megabytes() -> float:
     return total
 
 
-def profile_table(profile: Profile) -> Table:
-    """The profile as a table for people."""
-    table = Table(title="Milliseconds a call (p50 / p95), frames per second, memory")
-    table.add_column("stage")
-    for name in ("calls", "frames", "queue", "transfer", "compute", "wall", *(f"fps @{b}" for b in BATCHES), "MB"):
-        table.add_column(name, justify="right")
+def profile_tables(profile: Profile) -> tuple[Table, Table]:
+    """The profile for people: where the time of a call goes, and how fast and how large each stage is."""
+    times = _table("Milliseconds a call, p50 / p95", "calls", "frames", "queue", "transfer", "compute", "wall")
+    sizes = _table(
+        "Frames per second alone, by frames a call; memory", *(f"@{size}" for size in BATCHES), "MB", "GPU MB"
+    )
     for stage, row in profile.stages.items():
-        parts = [f"{row[part]['p50']:.1f} / {row[part]['p95']:.1f}" for part in PARTS[:4]]
-        speeds = [f"{row['frames_per_s'][str(b)]:.1f}" if str(b) in row["frames_per_s"] else "–" for b in BATCHES]
-        memory = row["memory"]["rss_mb"] + row["memory"]["gpu_mb"]
-        table.add_row(stage, str(row["calls"]), str(row["frames"]), *parts, *speeds, f"{memory:.0f}")
+        parts = [f"{row[part]['p50']:.0f} / {row[part]['p95']:.0f}" for part in PARTS[:4]]
+        times.add_row(stage, str(row["calls"]), str(row["frames"]), *parts)
+        speeds = [f"{row['frames_per_s'][str(size)]:.0f}" if row["frames_per_s"] else "–" for size in BATCHES]
+        sizes.add_row(stage, *speeds, f"{row['memory']['rss_mb']:.0f}", f"{row['memory']['gpu_mb']:.0f}")
+    return times, sizes
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("stage", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """The stages of one utterance, from the answer of /speak."""
     title = f"{summary['frames']} frames, TTFF {summary['ttff_ms']:.0f} ms, RTF {summary['rtf']:.2f}"
-    table = Table(title=title)
-    table.add_column("stage")
-    for name in ("calls", "frames", "queue ms", "transfer ms", "compute ms", "frames/s"):
-        table.add_column(name, justify="right")
+    table = _table(title, "calls", "frames", "queue ms", "transfer ms", "compute ms", "frames/s")
     for stage in STAGES:
         if stage not in summary["stages"]:
             continue
