@@ -83,12 +83,12 @@ def tree_megabytes() -> float:
 
 def profile_tables(profile: Profile) -> tuple[Table, Table]:
     """The profile for people: where the time of a call goes, and how fast and how large each stage is."""
-    times = _table("Milliseconds a call, p50 / p95", "calls", "frames", "queue", "transfer", "compute", "wall")
+    times = _table("Milliseconds a call, p50/p95", "calls", "frames", "queue", "transfer", "compute", "wall")
     sizes = _table(
-        "Frames per second alone, by frames a call; memory", *(f"@{size}" for size in BATCHES), "MB", "GPU MB"
+        "Frames/s alone, by frames a call; memory", *(f"@{size}" for size in BATCHES), "MB", "GPU MB"
     )
     for stage, row in profile.stages.items():
-        parts = [f"{row[part]['p50']:.0f} / {row[part]['p95']:.0f}" for part in PARTS[:4]]
+        parts = [f"{row[part]['p50']:.0f}/{row[part]['p95']:.0f}" for part in PARTS[:4]]
         times.add_row(stage, str(row["calls"]), str(row["frames"]), *parts)
         speeds = [f"{row['frames_per_s'][str(size)]:.0f}" if row["frames_per_s"] else "–" for size in BATCHES]
         sizes.add_row(stage, *speeds, f"{row['memory']['rss_mb']:.0f}", f"{row['memory']['gpu_mb']:.0f}")
@@ -96,7 +96,7 @@ def profile_tables(profile: Profile) -> tuple[Table, Table]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("stage", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
