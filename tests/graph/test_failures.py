@@ -16,14 +16,6 @@ pytestmark = pytest.mark.ray
 LONG = " ".join(f"Sentence number {word} goes on for a while." for word in ("one", "two", "three", "four", "five"))
 
 
-def pid_of(stage: str) -> int:
-    from ray import serve
-
-    if stage == "Ingress":
-        return next(pid for name, pid in replica_pids().items() if name == "Ingress")
-    return serve.get_deployment_handle(stage, "warmtalk").stats.remote().result(timeout_s=30)["pid"]
-
-
 def replica_pids() -> dict[str, int]:
     """Stage → process id of its replica, from the names that Ray gives its worker processes."""
     import psutil
@@ -54,7 +46,8 @@ def speak_and_kill(client: httpx.Client, stage: str, session_id: str) -> tuple[i
     """Stream LONG; kill the stage's replica after the first fragments. Returns the status and what was received."""
     received, pid = [], replica_pids()[stage]
     try:
-        with client.stream("POST", "/speak", json={"text": LONG, "session_id": session_id, "stream": True}) as answer:
+        body = {"text": LONG, "session_id": session_id, "stream": True, "enhance": stage == "Enhance"}
+        with client.stream("POST", "/speak", json=body) as answer:
             for part in answer.iter_raw():
                 received.append(part)
                 if len(received) == 4:
@@ -64,7 +57,7 @@ def speak_and_kill(client: httpx.Client, stage: str, session_id: str) -> tuple[i
     return answer.status_code, b"".join(received)
 
 
-@pytest.mark.parametrize("stage", ["TTS", "AudioFeatures", "LipSync"])
+@pytest.mark.parametrize("stage", ["TTS", "AudioFeatures", "LipSync", "Enhance"])
 def test_a_killed_worker_stage_loses_nothing(client, stage):
     expected = client.post("/speak", json={"text": LONG, "session_id": f"whole-{stage.lower()}"}).json()["frames"]
     session_id = f"kill-{stage.lower()}"
