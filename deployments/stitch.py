@@ -115,7 +115,7 @@ class Stitch(Stage[StitchConfig]):
         if bool(request.text.strip()) == bool(request.audio):
             raise InputError("There is nothing to say.", "Send a text or a sound file, and only one of them.")
         if request.text:
-            check_text(request.text, LONGEST_TEXT)
+            check_text(request.text, LONGEST_TEXT, language="")  # which scripts can be read is for the voice to say
         session = self._sessions.find(request.session_id)
         refuse_other_avatar(session, request.avatar_id)
         continues = session is not None and session.frames > 0

@@ -17,16 +17,13 @@ MAX_PASSES = 8  # marks inside marks ("**_word_**") come off one layer a pass
 MAX_SENTENCE_CHARS = 200  # about 13 s of speech, and below a voice's limit of some 400 phonemes
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # ！ to ～ are ASCII moved up by 0xFEE0
+_ENGLISH_SIGNS = str.maketrans({"≈": " about ", "≤": " at most ", "≥": " at least ", "№": "number "})
 _CHARACTERS = str.maketrans(
     {
         **{chr(wide): chr(ascii_code) for wide, ascii_code in _FULL_WIDTH.items()},
         **dict.fromkeys("‘’‚‛′ʼ`´", "'"),
         **dict.fromkeys("“”„‟″«»「」『』", '"'),
         **dict.fromkeys("‐‑‒−", "-"),  # hyphens and the minus sign
-        "≈": " about ",
-        "≤": " at most ",
-        "≥": " at least ",
-        "№": "number ",
         "º": "°",
         **dict.fromkeys("―⸺⸻", "—"),
         **dict.fromkeys("。｡", ". "),
@@ -91,33 +88,31 @@ _NEVER_LAST = _words("e.g i.e eg ie cf vs approx viz resp incl")
 _BEFORE_NUMBERS = _words("fig figs vol no nos pp ch jan feb mar apr jun jul aug sep sept oct nov dec")
 _BEFORE_SMALL = _words("etc inc ltd corp co bros jr sr dept est a.m p.m ave blvd rd al ca")
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’]*")
+_SENTENCE_END = re.compile(r"[.!?…؟۔।]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’]*")
 _CLAUSE_END = re.compile(r"[,;:—–…][\"'”’)\]]*\s|\s[—–-](?=\s)|\)\s")
 
 
-def normalise(text: str) -> str:
+def normalise(text: str, language: str = "en") -> str:
     """The same words in plain, speakable form: one line, NFC, ASCII quotes, single spaces.
 
     Control characters, emoji, HTML tags and Markdown marks go; dashes, ellipses and full-width forms are mapped; a
     list item or paragraph without a full stop gets one; addresses lose their scheme and say "dot". Idempotent, so a
-    text may be normalised by the caller and by the voice.
+    text may be normalised by the caller and by the voice. Signs become words ("dot", "minus") in English only.
     """
     for _ in range(MAX_PASSES):
-        plain = _normalise_once(text)
+        plain = _normalise_once(text, english=language == "en")
         if plain == text:
             break
         text = plain
     return text
 
 
-def _normalise_once(text: str) -> str:
+def _normalise_once(text: str, english: bool) -> str:
     # 1. One form for each character, while line breaks still mean something.
-    text = (
-        _MINUS.sub(" minus ", unicodedata.normalize("NFC", text))
-        .translate(_CHARACTERS)
-        .replace("\r\n", "\n")
-        .replace("\r", "\n")
-    )
+    text = unicodedata.normalize("NFC", text)
+    if english:
+        text = _MINUS.sub(" minus ", text).translate(_ENGLISH_SIGNS)
+    text = text.translate(_CHARACTERS).replace("\r\n", "\n").replace("\r", "\n")
     text = "".join(_speakable_character(c) for c in text)
     # 2. Markup and layout become words and stops.
     text = _TAG.sub(" ", text)
@@ -125,12 +120,14 @@ def _normalise_once(text: str) -> str:
     text = _LIST_OR_PARAGRAPH.sub(".\n", text)
     text = _MARKDOWN_LINE.sub("", _HEADING.sub(r"\1.", text))
     text = _EMPHASIS.sub(r"\2", text)
-    text = _ADDRESS_DOT.sub(" dot ", _SCHEME.sub("", text))
+    text = _SPACED_HYPHEN.sub(" — ", _SCHEME.sub("", text))
     # 3. Signs that have a reading.
-    text = _HOUR_RANGE.sub(" to ", text)
-    text = _ABOUT.sub("about ", _ROUND_THE_CLOCK.sub("24 7", text))
-    text = _MICRO_UNIT.sub(lambda unit: _MICRO_UNITS[unit.group(1)], text)
-    text = _GREEK_LETTER.sub(lambda letter: _greek_name(letter.group()), _SPACED_HYPHEN.sub(" — ", text))
+    if english:
+        text = _ADDRESS_DOT.sub(" dot ", text)
+        text = _HOUR_RANGE.sub(" to ", text)
+        text = _ABOUT.sub("about ", _ROUND_THE_CLOCK.sub("24 7", text))
+        text = _MICRO_UNIT.sub(lambda unit: _MICRO_UNITS[unit.group(1)], text)
+        text = _GREEK_LETTER.sub(lambda letter: _greek_name(letter.group()), text)
     # 4. Repeated marks and spaces.
     for pattern, replacement in _REPEATED_MARKS:
         text = pattern.sub(replacement, text)
@@ -138,15 +135,16 @@ def _normalise_once(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def check_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
-    """Return `text` normalised and without the words of scripts that no voice here reads.
+def check_text(text: str, max_chars: int = MAX_TEXT_CHARS, language: str = "en") -> str:
+    """Return `text` normalised and without the words of scripts that an English voice does not read.
 
-    Such words are left out of a text that is mostly readable (a name in Chinese inside an English sentence).
+    Such words are left out of a text that is mostly readable (a name in Chinese inside an English sentence). In any
+    other `language`, or for "" where the voice is not known yet, every script passes.
     Raises TextError where the text is empty, too long, has nothing to speak, or is mostly in another script.
     """
     if not text.strip():
         raise TextError("The text is empty.", "Send at least one word.")
-    plain = normalise(text[: MARKUP_ALLOWANCE * max_chars + 1])  # bounds the work that a caller can ask for
+    plain = normalise(text[: MARKUP_ALLOWANCE * max_chars + 1], language)  # bounds the work that a caller can ask for
     length = len(text) if len(text) > MARKUP_ALLOWANCE * max_chars else len(plain)
     if length > max_chars:
         raise TextError(
@@ -154,7 +152,7 @@ def check_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
             "Send it in several requests of the same session: the video goes on where it stopped.",
         )
     letters = [c for c in plain if c.isalpha()]
-    foreign = [c for c in letters if not _is_readable(c)]
+    foreign = [c for c in letters if not _is_readable(c)] if language == "en" else []
     readable = len(letters) - len(foreign) + sum(c.isnumeric() and not c.isalpha() for c in plain)
     if foreign and len(foreign) >= readable:
         script = unicodedata.name(foreign[0], "UNKNOWN").split()[0].capitalize()
@@ -210,7 +208,7 @@ def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
     """Whether the end mark ends a sentence, or belongs to an abbreviation, an initial or a hesitation."""
     rest = text[mark.end() :].lstrip().lstrip("\"'“‘([")
     stop = mark.group().rstrip("\"'”’)]")
-    if not rest or stop[0] in "。！？":
+    if not rest or stop[0] in "。！？؟۔।":
         return True
     if rest[0] in ",;:—–" or (rest[0].islower() and (stop != mark.group() or "…" in stop)):
         return False  # "Stop!" he said. Well… maybe.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from models.errors import ConfigError, InputError, TextError, WeightsError
 from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.tts.pieces import FADE_S, LAST_PAUSE_S, LEAD_S, pause_after, sounding
 from models.types import Float32, Phoneme, Speech
 
 if TYPE_CHECKING:
@@ -32,13 +33,6 @@ STEP_S = 0.025  # one duration step: two acoustic frames of 300 samples at 24 kH
 # The sound runs ahead of the durations, as in the Kokoro models that hibari was distilled from: over 52 sentences the
 # labels of sibilants and of vowels fit the spectrum best when moved 50 to 60 ms earlier, at speeds 0.8, 1.0 and 1.25.
 DURATION_LAG_S = 0.055
-
-SILENCE_LEVEL = 10 ** (-50 / 20)  # RMS over 10 ms below which a segment's ends count as silent
-LEAD_S = 0.10  # kept before the first sound: a mouth opens some 100 ms before it is heard
-PAUSES_S = {".": 0.42, "!": 0.42, "?": 0.45, "…": 0.55, ":": 0.30, ";": 0.30, ",": 0.18, "—": 0.25}
-CUT_PAUSE_S = 0.08  # after a piece that was cut between two words
-LAST_PAUSE_S = 0.35  # after the last sound of an utterance: the mouth comes to rest
-FADE_S = 0.005
 
 DIPHTHONGS = {
     "A": "eɪ",
@@ -218,18 +212,12 @@ def phoneme_times(symbols: list[str], durations_s: list[float]) -> tuple[Phoneme
     )
 
 
-def pause_after(text: str) -> float:
-    """Seconds of silence between a piece of text and the next, by the mark that it ends with, at speed 1."""
-    mark = text.rstrip("\"'”’)]")[-1:]
-    return PAUSES_S.get(mark, CUT_PAUSE_S)
-
-
 def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tuple[Float32, tuple[Phoneme, ...]]:
     """Bring the silence at the ends to LEAD_S and `tail_s`, fade the edges, and move the phonemes along.
 
     The last sound's phoneme ends where the sound does; what follows is `_`.
     """
-    begin, end = _sounding(samples)
+    begin, end = sounding(samples, SAMPLE_RATE_HZ)
     first = begin - round(LEAD_S * SAMPLE_RATE_HZ)  # may lie before the samples: then zeros are put in front
     stop = end + round(tail_s * SAMPLE_RATE_HZ)
     kept = samples[max(first, 0) : min(stop, len(samples))]
@@ -256,14 +244,6 @@ def _move(phonemes: tuple[Phoneme, ...], offset_s: float, sound_end_s: float, du
             moved.append(Phoneme(phoneme.symbol, start, end))
     tail_from = moved[-1].end_s if moved else 0.0
     return (*moved, Phoneme("_", tail_from, duration_s)) if duration_s > tail_from else tuple(moved)
-
-
-def _sounding(samples: Float32) -> tuple[int, int]:
-    """First and one past the last sample of what is louder than SILENCE_LEVEL, in blocks of 10 ms."""
-    block = SAMPLE_RATE_HZ // 100
-    blocks = samples[: len(samples) // block * block].reshape(-1, block)
-    loud = np.flatnonzero(np.sqrt(np.mean(blocks**2, axis=1)) > SILENCE_LEVEL)
-    return (int(loud[0]) * block, (int(loud[-1]) + 1) * block) if len(loud) else (0, len(samples))
 
 
 def _session_with_output(model: bytes, node: str, threads: int) -> onnxruntime.InferenceSession | None:

@@ -165,3 +165,25 @@ def test_a_few_words_of_another_script_are_left_out() -> None:
     assert check_text("42") == "42"
     assert check_text("½") == "½"
     assert check_text("naïve façade in Łódź") == "naïve façade in Łódź"
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "sentences"),
+    [
+        ("ru", "Привет, мир. Как дела?", ["Привет, мир.", "Как дела?"]),
+        ("zh-cn", "你好。今天天气很好！", ["你好.", "今天天气很好!"]),
+        ("ar", "كيف حالك؟ أنا بخير.", ["كيف حالك؟", "أنا بخير."]),
+        ("hi", "नमस्ते। आप कैसे हैं?", ["नमस्ते।", "आप कैसे हैं?"]),
+        ("el", "Η Ελλάδα και η θάλασσα.", ["Η Ελλάδα και η θάλασσα."]),
+    ],
+)
+def test_other_languages_keep_their_scripts_and_end_sentences_by_their_own_marks(
+    language: str, text: str, sentences: list[str]
+) -> None:
+    assert split_sentences(check_text(text, language=language)) == sentences
+
+
+def test_signs_become_english_words_in_english_only() -> None:
+    text = "5 − 3 ≈ 2, siehe www.example.com"
+    assert check_text(text) == "5 minus 3 about 2, siehe example dot com"
+    assert check_text(text, language="de") == "5 - 3 ≈ 2, siehe example.com"

@@ -12,16 +12,8 @@ from models.engines import find_engine
 from models.errors import ConfigError, InputError, TextError
 from models.text import split_sentences
 from models.tts import hibari
-from models.tts.hibari import (
-    LAST_PAUSE_S,
-    LEAD_S,
-    PAUSES_S,
-    SAMPLE_RATE_HZ,
-    HibariTTS,
-    pause_after,
-    phoneme_times,
-    trim,
-)
+from models.tts.hibari import SAMPLE_RATE_HZ, HibariTTS, phoneme_times, trim
+from models.tts.pieces import LAST_PAUSE_S, LEAD_S, PAUSES_S, SILENCE_LEVEL
 from models.types import Float32, Phoneme, Speech
 
 TWO = "Hello there, this is a map. Where does the path go?"
@@ -95,7 +87,7 @@ def test_the_pause_between_sentences_is_that_of_their_mark(voice: HibariTTS) -> 
     joined = np.concatenate([first.samples, second.samples])
     block = SAMPLE_RATE_HZ // 100
     rms = np.sqrt(np.mean(joined[: len(joined) // block * block].reshape(-1, block) ** 2, axis=1))
-    loud = np.flatnonzero(rms > hibari.SILENCE_LEVEL) * block / SAMPLE_RATE_HZ
+    loud = np.flatnonzero(rms > SILENCE_LEVEL) * block / SAMPLE_RATE_HZ
     pause_s = loud[loud >= first.duration_s][0] - loud[loud < first.duration_s][-1]
     assert pause_s == pytest.approx(PAUSES_S["."], abs=0.03)
     assert second.duration_s - (loud[-1] - first.duration_s) == pytest.approx(LAST_PAUSE_S, abs=0.03)
@@ -170,12 +162,6 @@ def test_trim_moves_the_ends_and_the_phonemes_together() -> None:
     ]
     padded, _ = trim(tone, (), 0.4)
     assert len(padded) == 12_000 + round((LEAD_S + 0.4) * SAMPLE_RATE_HZ) and not padded[:2_400].any()
-
-
-def test_pauses_follow_the_mark() -> None:
-    assert pause_after('He said "no."') == PAUSES_S["."]
-    assert pause_after("first,") < pause_after("first;") < pause_after("first.") < pause_after("first…")
-    assert pause_after("cut in the") == hibari.CUT_PAUSE_S
 
 
 def test_text_beyond_one_breath_is_cut_and_all_of_it_is_spoken(voice: HibariTTS) -> None:
