@@ -1,3 +1,6 @@
 """Text to speech. One engine a file; engines do not import one another. `ENGINES` maps short names to classes."""
 
-ENGINES = {"hibari": "models.tts.hibari:HibariTTS"}
+ENGINES = {
+    "hibari": "models.tts.hibari:HibariTTS",
+    "openai": "models.tts.openai:OpenAITTS",
+}
