@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,22 @@ class _Segment:
     done: asyncio.Task[float] | None = None  # ends when the features are there: the wall-clock time of that
 
 
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A chunk under way: `task` gives its crops, from frame `start` of the segment on."""
+
+    segment: _Segment
+    start: int
+    task: asyncio.Task[Stamped[FaceCrops]]
+
+    def cancel(self) -> None:
+        self.task.cancel()
+        if self.segment.done is not None:
+            self.segment.done.cancel()
+        if self.segment.features is not None:
+            self.segment.features.cancel()
+
+
 @dataclass(slots=True)
 class Line:
     """The stages as handles, for one utterance. `enhance` is None where the graph has no Enhance stage."""
@@ -99,54 +116,55 @@ class Line:
 
     async def run(self, job: Job) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of an utterance in order. Raises WarmTalkError; cancels what is under way when closed."""
-        queue: asyncio.Queue[tuple[_Segment, int, asyncio.Task[Stamped[FaceCrops]]] | None]
-        queue = asyncio.Queue(self.settings.window_chunks)
+        queue: asyncio.Queue[_Entry | None] = asyncio.Queue(self.settings.window_chunks)
         pump = asyncio.create_task(self._pump(job, queue))
-        held: tuple[_Segment, int, asyncio.Task[Stamped[FaceCrops]]] | None = None
+        held: _Entry | None = None
         try:
             while (held := await _next_or_error(queue, pump)) is not None:
-                segment, start, task = held
-                stamped = await task
-                yield _cut(segment, start, stamped.value)
+                stamped = await held.task
+                yield _cut(held.segment, held.start, stamped.value)
         finally:
             pump.cancel()
+            await asyncio.wait({pump})  # it closes the stream of TTS: nothing of this utterance runs on after it
             if held:
-                held[2].cancel()
+                held.cancel()
             while not queue.empty():
                 if entry := queue.get_nowait():
-                    entry[2].cancel()
+                    entry.cancel()
 
     async def _pump(self, job: Job, queue: asyncio.Queue[Any]) -> None:
         """Start a task for each chunk, as many at a time as the queue has room for."""
         deadline_s = time.time()
-        async for segment in self._segments(job):
-            start = 0
-            while start < segment.frames:
-                frame = segment.first_frame + start
-                size = self.settings.chunk_frames if frame else self.settings.first_chunk_frames
-                count = min(size, segment.frames - start)
-                due_s = deadline_s + frame / self.settings.fps
-                task = asyncio.create_task(self._render(job, segment, start, count, due_s))
-                task.add_done_callback(_retrieve)
-                try:
-                    await queue.put((segment, start, task))
-                except asyncio.CancelledError:
-                    task.cancel()
-                    raise
-                start += count
+        async with aclosing(self._segments(job)) as segments:
+            async for segment in segments:
+                start = 0
+                while start < segment.frames:
+                    frame = segment.first_frame + start
+                    size = self.settings.chunk_frames if frame else self.settings.first_chunk_frames
+                    count = min(size, segment.frames - start)
+                    due_s = deadline_s + frame / self.settings.fps
+                    task = asyncio.create_task(self._render(job, segment, start, count, due_s))
+                    task.add_done_callback(_retrieve)
+                    entry = _Entry(segment, start, task)
+                    try:
+                        await queue.put(entry)
+                    except asyncio.CancelledError:
+                        entry.cancel()
+                        raise
+                    start += count
         await queue.put(None)
 
-    async def _segments(self, job: Job) -> AsyncIterator[_Segment]:
+    async def _segments(self, job: Job) -> AsyncGenerator[_Segment, None]:
         """The utterance's speech in padded segments, each a whole number of frames."""
         first_frame = 0
-        source = self._spoken(job) if job.text else _given(job.speech)
-        async for speech in source:
-            padded = pad_to_frames(speech, self.settings.fps)
-            frames = round(padded.duration_s * self.settings.fps)
-            yield _Segment(padded, first_frame, frames)
-            first_frame += frames
+        async with aclosing(self._spoken(job) if job.text else _given(job.speech)) as source:
+            async for speech in source:
+                padded = pad_to_frames(speech, self.settings.fps)
+                frames = round(padded.duration_s * self.settings.fps)
+                yield _Segment(padded, first_frame, frames)
+                first_frame += frames
 
-    async def _spoken(self, job: Job) -> AsyncIterator[Speech]:
+    async def _spoken(self, job: Job) -> AsyncGenerator[Speech, None]:
         """Sentences from TTS. When its replica dies, ask again and skip the sentences that are already here."""
         received = 0
         for attempt in range(self.settings.tries):
@@ -169,9 +187,8 @@ class Line:
     async def _render(self, job: Job, segment: _Segment, start: int, count: int, due_s: float) -> Stamped[FaceCrops]:
         """One chunk through AudioFeatures (once a segment), LipSync and Enhance. Retries the chain as a whole."""
         for attempt in range(self.settings.tries):
-            response = None
+            response, features = None, self._features(segment)
             try:
-                features = self._features(segment)
                 sent_s = time.time()
                 frame = segment.first_frame + start
                 response = self.lipsync.generate.remote(
@@ -192,8 +209,9 @@ class Line:
             except (RayError, RayServeException, asyncio.TimeoutError) as error:
                 if response is not None:
                     response.cancel()
-                segment.features = None
-                await self._before_retry(error, attempt, "LipSync")
+                if segment.features is features:  # else another chunk of the segment has asked anew already
+                    segment.features = None
+                await self._before_retry(error, attempt, "AudioFeatures, LipSync or Enhance")
         raise StageError("A chunk failed at every try.", "Look at the logs of LipSync and Enhance.")
 
     def _features(self, segment: _Segment) -> Any:
@@ -244,7 +262,9 @@ class Line:
             raise BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
         broken = isinstance(error, RayTaskError) and not isinstance(error, TaskCancelledError)
         if last or (broken and not _lost_replica(cause)):
-            raise StageError(f"{stage} failed: {type(cause or error).__name__}.", "Look at its log.") from error
+            raise StageError(
+                f"{stage} failed: {type(cause or error).__name__}.", "Look at the server's logs."
+            ) from error
         self.retries += 1
         await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)
 
@@ -261,21 +281,25 @@ def _cut(segment: _Segment, start: int, crops: FaceCrops) -> Chunk:
     return Chunk(crops, samples, speech.sample_rate_hz, speech.last and start + len(crops) == segment.frames)
 
 
-async def _given(speech: tuple[Speech, ...]) -> AsyncIterator[Speech]:
+async def _given(speech: tuple[Speech, ...]) -> AsyncGenerator[Speech, None]:
     for segment in speech:
         yield segment
 
 
-async def _next_or_error(queue: asyncio.Queue[Any], pump: asyncio.Task[None]) -> Any:
+async def _next_or_error(queue: asyncio.Queue[_Entry | None], pump: asyncio.Task[None]) -> _Entry | None:
     """The queue's next entry; the pump's error once everything before it has been taken."""
-    if queue.empty():
-        getter = asyncio.create_task(queue.get())
+    if not queue.empty():
+        return queue.get_nowait()
+    getter = asyncio.create_task(queue.get())
+    try:
         await asyncio.wait({getter, pump}, return_when=asyncio.FIRST_COMPLETED)
-        if not getter.done() and pump.done() and pump.exception() is not None:
-            getter.cancel()
-            raise pump.exception()  # type: ignore[misc]
+        if pump.done() and not getter.done():
+            pump.result()  # raises what broke it; where nothing did, its last entry is on the way
         return await getter
-    return queue.get_nowait()
+    except BaseException:
+        if not getter.cancel() and not getter.cancelled() and (entry := getter.result()) is not None:
+            entry.cancel()  # it came in the moment of being closed
+        raise
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.line import Call, Job, Line, LineSettings, summarise
+from deployments.line import Call, Job, Line, LineSettings, _Entry, _next_or_error, _Segment, summarise
 from deployments.stage import StageTiming, Stamped
 from models.errors import BusyError, StageError, TextError
 from models.types import FaceCrops, FeatureWindows, Speech
@@ -160,8 +160,16 @@ async def test_a_dead_replica_costs_a_retry_and_no_frame():
 
 async def test_a_replica_that_dies_every_time_is_an_error():
     stages = Stages([1.0], fail=[RayActorError()] * 20)
-    with pytest.raises(StageError, match="LipSync failed"):
+    with pytest.raises(StageError, match="LipSync or Enhance failed: RayActorError"):
         await collect(line(stages, tries=2), Job("a", 0, text="One."))
+
+
+async def test_chunks_that_fail_together_ask_for_their_features_once_more():
+    stages = Stages([1.0], fail=[RayActorError()] * 3)
+    driven = line(stages)
+    assert len(await collect(driven, Job("a", 0, text="One."))) == 4
+    assert driven.retries == 3
+    assert len(stages.windows.made) == 2
 
 
 async def test_full_queues_are_busy():
@@ -196,6 +204,39 @@ async def test_closing_cancels_what_is_under_way():
     await asyncio.sleep(0.05)
     assert len(stages.generate.made) == asked < 10
     assert stages.speak.made[0].cancelled
+
+
+def other_tasks() -> set[asyncio.Task]:
+    return {task for task in asyncio.all_tasks() if "Line._" in task.get_coro().__qualname__}
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.001, 0.006, 0.02, 0.05])
+async def test_a_caller_that_is_cancelled_at_any_moment_leaves_nothing_running(after_s):
+    stages = Stages([20.0, 20.0])
+    caller = asyncio.create_task(collect(line(stages, window_chunks=2), Job("a", 0, text="Two.")))
+    await asyncio.sleep(after_s)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await asyncio.sleep(0.005)  # half of what one call takes
+    assert other_tasks() == set() and stages.running == 0
+    assert all(stream.cancelled for stream in stages.speak.made)
+    assert all(response.cancelled or response.task.done() for response in stages.windows.made)
+
+
+async def test_a_chunk_that_arrives_while_its_taker_is_cancelled_is_cancelled_too():
+    queue: asyncio.Queue = asyncio.Queue()
+    pump = asyncio.create_task(asyncio.sleep(60))
+    taker = asyncio.create_task(_next_or_error(queue, pump))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task = asyncio.create_task(asyncio.sleep(60))
+    queue.put_nowait(_Entry(_Segment(speech(1.0), 0, 25), 0, task))
+    await asyncio.sleep(0)  # the entry is out of the queue, and the taker does not have it yet
+    taker.cancel()
+    await asyncio.wait({taker, task}, timeout=1.0)
+    assert queue.empty() and taker.cancelled() and task.cancelled()
+    pump.cancel()
 
 
 async def test_queue_transfer_and_compute_account_for_the_wall_time():
