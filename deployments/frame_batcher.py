@@ -120,8 +120,15 @@ class FrameBatcher(Generic[Item, Result]):
         self.batches += 1
         self.batched_items += sum(len(items) for _, items in parts)
         self.shared_batches += len({request.caller for request, _ in parts}) > 1
+        batch = [item for _, items in parts for item in items]
         try:
-            results = await self._compute([item for _, items in parts for item in items])
+            results = await self._compute(batch)
+            if len(results) != len(batch):
+                raise RuntimeError(f"a batch of {len(batch)} items gave {len(results)} results")
+        except asyncio.CancelledError:  # the loop is being closed: nobody may wait for ever
+            for request, _ in parts:
+                request.future.cancel()
+            raise
         except Exception as error:  # noqa: BLE001 - whatever the model raised belongs to the callers
             for request, _ in parts:
                 if not request.future.done():

@@ -101,6 +101,29 @@ async def test_an_error_reaches_only_the_callers_of_that_batch():
     assert (await good).results == [6, 8]
 
 
+@pytest.mark.parametrize("results", [[], [2], [2, 4, 6]])
+async def test_a_model_that_loses_items_is_an_error_and_no_endless_wait(results):
+    async def compute(items: list[int]) -> list[int]:
+        return results if items == [1, 2] else items
+
+    batcher = FrameBatcher(compute, batch_size=2, wait_s=0.0)
+    with pytest.raises(RuntimeError, match=f"a batch of 2 items gave {len(results)} results"):
+        await asyncio.wait_for(batcher.submit([1, 2], 0.0), 1.0)
+    assert (await asyncio.wait_for(batcher.submit([7, 8], 0.0), 1.0)).results == [7, 8]
+
+
+async def test_a_batch_that_is_cancelled_cancels_its_callers_and_serves_the_next():
+    def compute(items: list[int]) -> asyncio.Future:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel() if -1 in items else future.set_result(items)
+        return future
+
+    batcher = FrameBatcher(compute, batch_size=1, wait_s=0.0)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(batcher.submit([-1], 0.0), 1.0)
+    assert (await asyncio.wait_for(batcher.submit([7], 0.0), 1.0)).results == [7]
+
+
 async def test_no_items_need_no_batch():
     compute = Recorder()
     assert (await FrameBatcher(compute, 4, 0.0).submit([], 0.0)).results == []
