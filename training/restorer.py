@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.restore.small import load_graph
 from models.restore.small_net import CELL_OUT, SmallRestorerNet
 from models.types import RESTORED_PX
 from training.degradation import VAE, Degradation
@@ -42,6 +43,7 @@ PORTRAIT_SHARE = 0.1  # of a batch: photographs, so that the net has seen other 
 BATCH = 16  # pictures a step, two views of each
 LEARNING_RATE = 1.5e-3
 EMA = 0.999
+CHARBONNIER = 0.01  # errors below this count by their square
 CHECKPOINT_S = 30.0
 
 
@@ -49,23 +51,26 @@ CHECKPOINT_S = 30.0
 class Settings:
     """One training run. `pictures` and `steps` are caps (steps 0: none); `batch` is in pictures.
 
-    report: whether the net is measured on held-out faces at the end.
+    start: weights to begin with instead of plain bicubic. rate: the highest learning rate. report: whether the net is
+    measured on held-out faces at the end.
     """
 
     out: Path
     vae: Path | None
+    start: Path | None = None
     device: str = "cuda:0"
     seconds: float = 200.0
     pictures: int = 6000
     steps: int = 0
     batch: int = BATCH
     supersample: int = 2
+    rate: float = LEARNING_RATE
     seed: int = SEED
     report: bool = True
 
 
 class Batches:
-    """A pool of drawn faces, and batches of it: colours varied, some photographs among them."""
+    """A pool of drawn faces, and batches of it, some photographs among them."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         device, start = settings.device, time.monotonic()
@@ -93,9 +98,12 @@ class Batches:
             crop = self.portraits[which, :, top : top + RESTORED_PX, left : left + RESTORED_PX]
             pictures.append(crop[None].flip(-1) if top % 2 else crop[None])
         clean = torch.cat(pictures).float() / GREY
-        gain = 1 + 0.1 * (torch.rand(len(clean), 3, 1, 1, generator=generator) - 0.5).to(self.device)
-        bias = 0.06 * (torch.rand(len(clean), 3, 1, 1, generator=generator) - 0.5).to(self.device)
-        return (clean * gain + bias).clamp(0, 1), torch.arange(self.batch) < self.batch - photographs
+        # photographs alone: a VAE pulls the colours of a tinted face back, which nothing after it can undo
+        gain = 1 + 0.1 * (torch.rand(photographs, 3, 1, 1, generator=generator) - 0.5).to(self.device)
+        bias = 0.06 * (torch.rand(photographs, 3, 1, 1, generator=generator) - 0.5).to(self.device)
+        faces = self.batch - photographs
+        clean[faces:] = (clean[faces:] * gain + bias).clamp(0, 1)
+        return clean, torch.arange(self.batch) < faces
 
 
 def restore(net: SmallRestorerNet, faces: Tensor, low_precision: bool = False) -> Tensor:
@@ -110,12 +118,12 @@ def restore(net: SmallRestorerNet, faces: Tensor, low_precision: bool = False) -
 def loss(restored: Tensor, clean: Tensor) -> Tensor:
     """restored: `(2, n, 3, h, w)`, two views; clean `(n, 3, h, w)`. Charbonnier + gradient + spectrum + steadiness."""
     target = clean[None].expand_as(restored)
-    charbonnier = ((restored - target).square() + 1e-6).sqrt().mean()
+    charbonnier = ((restored - target).square() + CHARBONNIER**2).sqrt().mean()
     error = restored - target
     gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     spectrum = _amplitudes(restored).sub(_amplitudes(target)).abs().mean()
     steadiness = (restored[0] - restored[1]).abs().mean()
-    total: Tensor = charbonnier + 0.5 * gradient + 0.02 * spectrum + 0.5 * steadiness
+    total: Tensor = charbonnier + 0.5 * gradient + 0.01 * spectrum + 0.2 * steadiness
     return total
 
 
@@ -131,6 +139,8 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.net = SmallRestorerNet().to(settings.device, memory_format=torch.channels_last)
+        if settings.start:
+            self.net.load_state_dict(load_graph(settings.start).net.state_dict())
         self.mean = copy.deepcopy(self.net).requires_grad_(False)
         self.parameters = list(self.net.parameters())
         self.optimiser = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE, weight_decay=1e-4, betas=(0.9, 0.99))
@@ -178,7 +188,7 @@ class Trainer:
 
     def train_step(self, views: Tensor, clean: Tensor) -> float | None:
         """One step; the loss every hundredth time (reading it waits for the GPU)."""
-        rate = LEARNING_RATE * min(1.0, (self.step + 1) / 100) * _cosine(self.progress)
+        rate = self.settings.rate * min(1.0, (self.step + 1) / 100) * _cosine(self.progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         restored = restore(self.net, views.flatten(0, 1), self.low_precision)
@@ -274,12 +284,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the small face restorer on the synthetic presenter.")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, log, sheet and checkpoint")
     parser.add_argument("--vae", type=Path, help="AutoencoderTiny folder whose losses to mend; none: without a VAE")
+    parser.add_argument("--start", type=Path, help="weights to go on from (default: plain bicubic)")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=200.0, help="training time, drawing included (default 200)")
     parser.add_argument("--pictures", type=int, default=6000, help="faces to draw at most (default 6000)")
     parser.add_argument("--steps", type=int, default=0, help="stop after so many steps (default: time alone)")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"pictures a step (default {BATCH})")
     parser.add_argument("--supersample", type=int, default=2, help="of the drawing; 1 is four times as fast")
+    parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--no-report", dest="report", action="store_false", help="skip the measures at the end")
     args = parser.parse_args()

@@ -9,7 +9,7 @@ import torch
 
 from models.restore.small import EMBEDDED_WEIGHTS, SmallRestorer, load_graph
 from training.degradation import VAE, Degradation, Ranges, blur, jpeg
-from training.restorer import Settings, loss, restore, train_restorer
+from training.restorer import CHARBONNIER, Settings, loss, restore, train_restorer
 from training.restorer_faces import Faces, portraits, random_mouths
 from training.restorer_measures import compare, flicker, psnr, unsharp, upsample
 from training.visemes import REST
@@ -131,7 +131,7 @@ class TestTraining:
             float(loss(torch.stack(views), clean))
             for views in ([clean, clean], [clean + noise, clean + noise], [clean + noise, clean - noise])
         )
-        assert perfect == pytest.approx(1e-3, rel=0.01)  # Charbonnier's floor
+        assert perfect == pytest.approx(CHARBONNIER, rel=0.01)  # Charbonnier's floor
         assert perfect < alike < apart
 
     def test_a_run_repeats_resumes_and_writes_what_the_product_loads(self, tmp_path: Path) -> None:
