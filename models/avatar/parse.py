@@ -1,15 +1,23 @@
-"""Which part of a crop is pasted back: a soft mask of the lower face from landmarks. Knows no pictures."""
+"""Which part of a face is pasted back: from landmarks, a soft mask; from a face parser's labels, MuseTalk's region.
+
+The parser is BiSeNet (19 classes of CelebAMask-HQ). Regions are those of MuseTalk v1.5's
+musetalk/utils/face_parsing/__init__.py. Imports torch when a parser is loaded.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from models.avatar.track import smooth
+from models.errors import ConfigError, InputError
 from models.types import CROP_PX, Float32, UInt8
 
 HALF = CROP_PX // 2  # the UNet sees the rows above; those from here on are generated
@@ -18,6 +26,19 @@ DENSE = 2  # the outline is drawn at twice the crop's resolution
 SHIFT_BITS = 4  # cv2.fillPoly's sub-pixel bits
 STILL_PX = 4.0  # jaw lines that stay this close (rms) to their median share one mask
 MASK_SMOOTH_S = 0.2  # a moving mask follows the jaw's slow motion, not its noise
+
+PARSE_PX = 512  # side of what the parser sees and labels
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SKIN, NOSE, MOUTH, UPPER_LIP, LOWER_LIP, NECK = 1, 10, 11, 12, 13, 14  # CelebAMask-HQ
+REGIONS = {
+    "raw": (SKIN, MOUTH, UPPER_LIP, LOWER_LIP),
+    "neck": (SKIN, MOUTH, UPPER_LIP, LOWER_LIP, NECK),
+    "jaw": (MOUTH, UPPER_LIP, LOWER_LIP),
+}
+REGION_MODES = tuple(REGIONS)
+CHEEK_PX = 90  # the manual's and MuseTalk's inference scripts' cheek width, either side of the middle
+CONE_ROWS, TAIL_ROWS = 21, 12  # of the kernel that lets the jaw's region grow upwards and downwards
+CHEEK_ELLIPSE = (35, 3)  # width, height of the kernel that thins it at the cheeks again, twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +87,92 @@ def masks_of(landmarks: Float32, fps: float, shape: MaskShape | None = None) -> 
         return lower_face_mask(median, shape)[None], np.zeros(n, np.int32)
     steady = smooth(landmarks.reshape(n, -1).astype(np.float64), np.ones(n), MASK_SMOOTH_S * fps).reshape(n, 68, 2)
     return np.stack([lower_face_mask(points, shape) for points in steady]), np.arange(n, dtype=np.int32)
+
+
+class FaceParser:
+    """BiSeNet with weights of the format of zllrunning/face-parsing.PyTorch. About 0.4 s a face on one core."""
+
+    def __init__(self, net: Any, device: Any = "cpu") -> None:
+        self.net, self.device = net, device
+
+    @classmethod
+    def load(cls, path: str | Path, device: Any = "cpu") -> FaceParser:
+        """Read `79999_iter.pth`, or the same keys in safetensors; the ResNet's weights are in it.
+
+        Raises WeightsError for a missing or partial file, naming the first keys that are wrong.
+        """
+        import torch
+
+        from models.avatar.bisenet import BiSeNet
+        from models.checkpoints import build_module, load_state_dict
+
+        state = load_state_dict(path)
+        counters = {
+            key.replace("running_mean", "num_batches_tracked"): torch.zeros((), dtype=torch.long)
+            for key in state
+            if key.endswith("running_mean")
+        }  # unused after training, and not in files of torch before 0.4.1
+        return cls(build_module(BiSeNet, counters | state, path, device, torch.float32), device)
+
+    def logits(self, face_rgb: UInt8) -> Float32:
+        """A picture of a face, RGB uint8 `(h, w, 3)` of any size → class scores, float32 `(19, 512, 512)`.
+
+        Resized to 512² as Pillow's BILINEAR does (averaging when it shrinks), normalised as ImageNet. Raises
+        InputError.
+        """
+        import torch
+
+        face = np.asarray(face_rgb)
+        if face.ndim != 3 or face.shape[2] != 3 or face.dtype != np.uint8 or not face.size:
+            raise InputError(f"A face of shape {face.shape} and type {face.dtype} cannot be parsed.", "Give RGB uint8.")
+        picture = Image.fromarray(np.ascontiguousarray(face)).resize((PARSE_PX, PARSE_PX), Image.Resampling.BILINEAR)
+        unit = np.asarray(picture, np.float32) / np.float32(255)  # (512, 512, 3)
+        x = (unit - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)[None]))  # (1, 3, 512, 512)
+            scores: Float32 = self.net(batch.to(self.device))[0].cpu().numpy()
+        return scores
+
+    def labels(self, face_rgb: UInt8) -> npt.NDArray[np.int64]:
+        """The class of each pixel, int64 `(512, 512)`; see `logits`."""
+        return cast("npt.NDArray[np.int64]", self.logits(face_rgb).argmax(0))
+
+
+def paste_region(labels: npt.NDArray[np.int64], mode: str, cheek_width: int = CHEEK_PX) -> UInt8:
+    """What is pasted back, uint8 0/255 `(512, 512)`, of labels int64 `(512, 512)`, which are left alone.
+
+    raw: skin, mouth and lips. neck: the neck, too. jaw: the skin grown below the chin, thinned again at the cheeks
+    (more than `cheek_width` px from the middle), without the nose; mouth and lips. Raises ConfigError for another mode.
+    """
+    if mode not in REGIONS:
+        raise ConfigError(f"There is no paste region {mode!r}.", f"Use one of {', '.join(REGIONS)}.")
+    labels = np.asarray(labels)
+    assert labels.shape == (PARSE_PX, PARSE_PX), labels.shape
+    inside = np.isin(labels, REGIONS[mode])
+    if mode == "jaw":
+        skin = np.where(labels == SKIN, 255, 0).astype(np.uint8)
+        grown = cv2.dilate(skin, _jaw_kernel(), iterations=1)
+        thinned = cv2.erode(grown, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, CHEEK_ELLIPSE), iterations=2)
+        jaw = np.where(_cheeks(cheek_width), thinned, grown)
+        inside |= (jaw == 255) & (labels != NOSE)
+    return np.where(inside, 255, 0).astype(np.uint8)
+
+
+@cache
+def _jaw_kernel() -> UInt8:
+    """0/1 `(33, 33)`: a cone that widens by a px to each side a row from row 10 to row 20, and a tail of its width."""
+    size = CONE_ROWS + TAIL_ROWS
+    middle, first = size // 2, CONE_ROWS // 2
+    half = np.clip(np.arange(size), None, CONE_ROWS - 1) - first  # (33,): half the width in each row
+    return (np.abs(np.arange(size)[None] - middle) <= half[:, None]).astype(np.uint8)
+
+
+def _cheeks(width: int) -> npt.NDArray[np.bool_]:
+    """Where the cheeks are, bool `(512, 512)`: beyond `width` px from the middle, both ends included."""
+    mask, middle = np.zeros((PARSE_PX, PARSE_PX), np.uint8), PARSE_PX // 2
+    cv2.rectangle(mask, (0, 0), (middle - width, PARSE_PX), 255, -1)
+    cv2.rectangle(mask, (middle + width, 0), (PARSE_PX, PARSE_PX), 255, -1)
+    return mask > 0
 
 
 def _outline(

@@ -76,17 +76,17 @@ def musetalk_box(
 ) -> tuple[int, int, int, int]:
     """MuseTalk v1.5's face box `(x1, y1, x2, y2)` in whole frame px.
 
-    Landmark 29, moved down by `bbox_shift`, is the middle; the lowest landmark is the lower edge, as much lies above;
-    the sides are the outermost landmarks; `extra_margin` px are added below, up to the frame's edge. Landmarks are cut
-    to whole numbers first. As upstream, y1 may be negative. A box that is empty or starts left of the frame gives way
-    to `detected_box`, the detector's own (without one, to the landmarks' bounds within the frame), with the same
-    margin. Raises NoFaceError if nothing is left.
+    Landmark 29, moved down by `bbox_shift`, is the middle; the lowest landmark is the lower edge, as much lies above,
+    up to the frame's top; the sides are the outermost landmarks; `extra_margin` px are added below, up to the frame's
+    edge (v1.0 adds none: give 0). Landmarks are cut to whole numbers first. As upstream, x2 may lie outside the frame.
+    A box that is empty or starts left of the frame gives way to `detected_box`, the detector's own (without one, to the
+    landmarks' bounds within the frame), with the same margin. Raises NoFaceError if nothing is left.
     """
     points = np.asarray(landmarks68).astype(np.int32)  # cut towards zero; a copy
     assert points.shape == (68, 2), points.shape
     points[NOSE_HALF, 1] += bbox_shift
     middle, lowest = int(points[NOSE_HALF, 1]), int(points[:, 1].max())
-    x1, y1, x2, y2 = int(points[:, 0].min()), 2 * middle - lowest, int(points[:, 0].max()), lowest
+    x1, y1, x2, y2 = int(points[:, 0].min()), max(0, 2 * middle - lowest), int(points[:, 0].max()), lowest
     if y2 <= y1 or x2 <= x1 or x1 < 0:
         bounds = (*points.min(0), *points.max(0)) if detected_box is None else detected_box
         x1, y1, x2, y2 = (max(0, int(edge)) for edge in bounds)

@@ -15,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import ConfigError
+from models.stitch.musetalk_paste import musetalk_blend, musetalk_material
 from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
+
+__all__ = ["Alpha", "Paster", "find_blend", "musetalk_blend", "musetalk_material", "paste", "warp_alpha"]
 
 MINIFY_ABOVE = 1.1  # crop px per frame px from which the crop is smoothed before it is warped, against aliasing
 MINIFY_BLUR = (

@@ -63,7 +63,7 @@ def upstream_box(points: Points, height: int, shift: int, margin: int) -> tuple[
     whole = points.astype(np.int32)
     middle = whole[29][1] + shift
     half = whole[:, 1].max() - middle
-    return whole[:, 0].min(), middle - half, whole[:, 0].max(), min(whole[:, 1].max() + margin, height)
+    return whole[:, 0].min(), max(0, middle - half), whole[:, 0].max(), min(whole[:, 1].max() + margin, height)
 
 
 @pytest.mark.parametrize("shift", [-9, 0, 7])
@@ -78,8 +78,17 @@ def test_the_box_ends_at_the_frame(face: Points) -> None:
     assert musetalk_box(face, 335)[3] == 335
 
 
-def test_the_box_may_begin_above_the_frame(face: Points) -> None:
-    assert musetalk_box(face - [0, 120], 480)[1] < 0
+def test_the_box_begins_at_the_frame(face: Points) -> None:
+    low = musetalk_box(face, 480)[1]
+    assert musetalk_box(face - [0, low - 1], 480)[1] == 1
+    assert musetalk_box(face - [0, low + 30], 480) == upstream_box(face - [0, low + 30], 480, 0, 10)
+    assert musetalk_box(face - [0, low + 30], 480)[1] == 0
+
+
+def test_version_1_0_adds_no_margin(face: Points) -> None:
+    x1, y1, x2, y2 = musetalk_box(face, 480, extra_margin=10)
+    assert musetalk_box(face, 480, extra_margin=0) == (x1, y1, x2, y2 - 10)
+    assert y2 - 10 == int(face[:, 1].max())
 
 
 def test_the_landmarks_are_not_changed(face: Points) -> None:
