@@ -6,7 +6,6 @@ Knows Serve's metrics; knows nothing of what a stage computes.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import time
@@ -82,10 +81,10 @@ class Worker:
 
 
 class StageMeter:
-    """Counts the calls of a stage and exports them as `warmtalk_stage_*` through Ray's metrics."""
+    """Counts the calls of a stage and exports them as `warmtalk_stage_*`, with Serve's tags of the replica."""
 
     def __init__(self, stage: str) -> None:
-        from ray.util.metrics import Counter, Histogram
+        from ray.serve.metrics import Counter, Histogram
 
         self.stage = stage
         tags: dict[str, Any] = {"tag_keys": ("stage",)}
@@ -133,25 +132,37 @@ class Stage(Generic[C]):
         self.meter = StageMeter(self.stage)
         self.worker = Worker(self.stage)
         self.config: C = STAGES[self.stage]()  # type: ignore[assignment]
-        self._applied = False
+        self._applied = False  # whether a config has ever been applied
+        self._torn = False  # whether the latest one broke off half-way
+        self._turn = asyncio.Lock()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve before the first request and at each change of `user_config`. Raises ConfigError."""
+        """Called by Serve before the first request and at each change of `user_config`. Raises ConfigError.
+
+        After a config that could not be applied, the next one is applied as a whole: half of it may be in place.
+        """
         config = parse_config(self.stage, user_config)
-        changed = {key for key in type(config).model_fields if getattr(config, key) != getattr(self.config, key)}
-        if self._applied and not changed:
-            return
-        await self.worker.run(self.apply, config, changed if self._applied else None)
-        self.config = config  # type: ignore[assignment]
-        self._applied = True
+        async with self._turn:
+            await self._change(config)
 
     async def ready(self) -> None:
         """Apply the defaults where Serve was given no user_config."""
         if not self._applied:
-            await self.reconfigure({})
+            async with self._turn:
+                if not self._applied:  # else somebody else did, meanwhile
+                    await self._change(parse_config(self.stage, {}))
+
+    async def _change(self, config: C) -> None:
+        changed = {key for key in type(config).model_fields if getattr(config, key) != getattr(self.config, key)}
+        whole = self._torn or not self._applied
+        if not whole and not changed:
+            return
+        self._torn = True
+        await self.worker.run(self.apply, config, None if whole else changed)
+        self.config, self._applied, self._torn = config, True, False
 
     def apply(self, config: Any, changed: set[str] | None) -> None:
-        """Load or adapt the engine, on the compute thread. `changed` names the keys that differ; None: first time."""
+        """Load or adapt the engine, on the compute thread. `changed` names the keys that differ; None: all may."""
         raise NotImplementedError
 
     async def stats(self) -> dict[str, Any]:
@@ -179,12 +190,3 @@ def _gpu_megabytes() -> float:
     if torch is None or not torch.cuda.is_available():
         return 0.0
     return float(torch.cuda.max_memory_reserved() / 1e6)
-
-
-@functools.cache
-def limit_threads(threads: int) -> None:
-    """Keep OpenCV's and OpenMP's pools of this process to `threads`."""
-    import cv2
-
-    cv2.setNumThreads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
