@@ -57,7 +57,6 @@ class Settings:
 
     out: Path
     vae: Path | None
-    start: Path | None = None
     device: str = "cuda:0"
     seconds: float = 200.0
     pictures: int = 6000
@@ -66,6 +65,7 @@ class Settings:
     supersample: int = 2
     rate: float = LEARNING_RATE
     seed: int = SEED
+    start: Path | None = None
     report: bool = True
 
 
