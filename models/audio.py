@@ -1,4 +1,4 @@
-"""Reads audio files of any usual kind, resamples, and cuts given speech into segments of whole video frames.
+"""Reads and writes audio of any usual kind, resamples, and cuts given speech into segments of whole video frames.
 
 Knows nothing of voices, faces, sessions or HTTP.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -33,6 +35,29 @@ SAME_LEVEL_DB = 3.0  # places this close in loudness count as one stretch, which
 SILENCE_DB = -60.0  # below full scale; quieter than this, one place is as good as another
 
 REMEDY = "Send speech as WAV, FLAC, MP3, OGG or M4A."
+PAGES = (("page_duration", "200000"),)  # microseconds: Ogg's default of a second would be waited for
+
+
+class SoundFormat(NamedTuple):
+    """How FFmpeg names a format's parts; `rates_hz` is empty where any rate will do, `bit_rate` 0 where it has none."""
+
+    container: str
+    codec: str
+    sample_format: str
+    rates_hz: tuple[int, ...] = ()
+    bit_rate: int = 0
+    options: tuple[tuple[str, str], ...] = ()  # of the muxer, where the file is written as a stream
+
+
+_MPEG_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+SOUND_FORMATS = {  # those of OpenAI's POST /v1/audio/speech
+    "mp3": SoundFormat("mp3", "libmp3lame", "fltp", _MPEG_RATES_HZ, 96_000, (("write_xing", "0"),)),
+    "opus": SoundFormat("ogg", "libopus", "flt", (8_000, 12_000, 16_000, 24_000, 48_000), 48_000, PAGES),
+    "aac": SoundFormat("adts", "aac", "fltp", _MPEG_RATES_HZ, 96_000),
+    "flac": SoundFormat("flac", "flac", "s16"),
+    "wav": SoundFormat("wav", "pcm_s16le", "s16"),
+    "pcm": SoundFormat("s16le", "pcm_s16le", "s16", (24_000,)),  # OpenAI's clients take 24 kHz for granted
+}
 
 
 def decode_audio(data: bytes | Path, max_seconds: float = MAX_AUDIO_S) -> tuple[Float32, int]:
@@ -60,6 +85,86 @@ def decode_audio(data: bytes | Path, max_seconds: float = MAX_AUDIO_S) -> tuple[
     samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
     peak = float(np.abs(samples).max())
     return (samples / np.float32(peak) if peak > 1.0 else samples), rate_hz
+
+
+class AudioEncoder:
+    """Encodes speech as it comes: `push` gives the bytes that are ready, `finish` the rest; joined they are one file.
+
+    sound_format: a key of SOUND_FORMATS. `pcm` is 16-bit little-endian mono at 24 kHz without a header; the others keep
+    the rate of the speech where they can, else take the next higher one that they have. A header that should tell the
+    length says that it is unknown, unless `out` can seek. Raises AudioError for any other format.
+    """
+
+    def __init__(self, sound_format: str, sample_rate_hz: int, out: io.BytesIO | None = None) -> None:
+        if sound_format not in SOUND_FORMATS:
+            raise AudioError(f"There is no sound format {sound_format!r}.", f"Use one of {', '.join(SOUND_FORMATS)}.")
+        spec = SOUND_FORMATS[sound_format]
+        self.sample_rate_hz = _rate_from(spec.rates_hz, sample_rate_hz)
+        self._given_hz = sample_rate_hz
+        self._given = 0  # samples so far
+        self._written = _Written()
+        options = {"fflags": "+bitexact", **({} if out else dict(spec.options))}  # bitexact: no encoder's name inside
+        self._container = av.open(out or self._written, "w", format=spec.container, options=options)
+        self._stream = self._container.add_stream(spec.codec, rate=self.sample_rate_hz, layout="mono")
+        self._stream.codec_context.format = spec.sample_format
+        if spec.bit_rate:
+            self._stream.bit_rate = spec.bit_rate
+        self._stream.codec_context.open()
+        frame_size = self._stream.codec_context.frame_size or None
+        self._fit = av.AudioResampler(spec.sample_format, "mono", self.sample_rate_hz, frame_size)
+
+    def push(self, samples: Float32) -> bytes:
+        """Encode float32 mono (n,) in [-1, 1]; return the bytes that are complete."""
+        if len(samples):
+            frame = av.AudioFrame.from_ndarray(np.clip(samples, -1.0, 1.0)[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = self._given_hz, self._given
+            frame.time_base = Fraction(1, self._given_hz)
+            self._given += len(samples)
+            self._mux(self._fit.resample(frame))
+        return self._written.take()
+
+    def finish(self) -> bytes:
+        """The bytes that end the file. Nothing may be pushed afterwards."""
+        if self._given:
+            self._mux([*self._fit.resample(None), None])
+        self._container.close()
+        return self._written.take()
+
+    def _mux(self, frames: Iterable[av.AudioFrame | None]) -> None:
+        for frame in frames:
+            self._container.mux(self._stream.encode(frame))
+
+
+def encode_audio(samples: Float32, sample_rate_hz: int, sound_format: str) -> bytes:
+    """Encode float32 mono (n,) in [-1, 1], n ≥ 1, as a file of one of SOUND_FORMATS. Raises AudioError for others."""
+    assert len(samples), samples.shape
+    out = io.BytesIO()
+    encoder = AudioEncoder(sound_format, sample_rate_hz, out)
+    encoder.push(samples)
+    encoder.finish()
+    return out.getvalue()
+
+
+class _Written:
+    """What a muxer writes, taken away while it goes on. It cannot seek, so what is written is final."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        data, self._parts = b"".join(self._parts), []
+        return data
+
+
+def _rate_from(rates_hz: tuple[int, ...], wanted_hz: int) -> int:
+    """`wanted_hz` if `rates_hz` is empty or has it; else the next higher one, or the highest."""
+    if not rates_hz or wanted_hz in rates_hz:
+        return wanted_hz
+    return min((rate for rate in rates_hz if rate > wanted_hz), default=max(rates_hz))
 
 
 def resample(samples: Float32, from_hz: int, to_hz: int) -> Float32:

@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.audio import decode_audio, frame_start, frames_over, pad_to_frames, resample, segments
+from models.audio import (
+    SOUND_FORMATS,
+    AudioEncoder,
+    decode_audio,
+    encode_audio,
+    frame_start,
+    frames_over,
+    pad_to_frames,
+    resample,
+    segments,
+)
 from models.errors import AudioError
 from models.types import SUPPORTED_FPS, Float32, Speech
 
@@ -282,3 +292,75 @@ def test_silence_alone_is_cut_by_length() -> None:
     parts = segments(np.zeros(16_000 * 20, np.float32), 16_000, 25)
     assert sum(part.duration_s for part in parts) == 20.0
     assert all(part.duration_s <= 8.0 for part in parts)
+
+
+# --- writing
+
+
+def streamed(samples: Float32, name: str, rate_hz: int, block: int = 5_000) -> list[bytes]:
+    encoder = AudioEncoder(name, rate_hz)
+    return [*(encoder.push(samples[k : k + block]) for k in range(0, len(samples), block)), encoder.finish()]
+
+
+def read_pcm(data: bytes) -> tuple[Float32, int]:
+    return np.frombuffer(data, "<i2").astype(np.float32) / 32768, 24_000
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 22_050, 24_000, 48_000])
+@pytest.mark.parametrize("name", SOUND_FORMATS)
+def test_what_is_written_can_be_read_with_its_pitch_level_and_length(name: str, rate_hz: int) -> None:
+    samples = tone(rate_hz, 2.0)
+    for data in (encode_audio(samples, rate_hz, name), b"".join(streamed(samples, name, rate_hz))):
+        read, read_hz = read_pcm(data) if name == "pcm" else decode_audio(data)
+        assert read_hz == {"pcm": 24_000, "opus": 48_000}.get(name, rate_hz)
+        codec_delay_s = {"mp3": 0.15, "aac": 0.15, "opus": 0.03}.get(name, 1e-3)
+        assert len(read) / read_hz == pytest.approx(2.0, abs=codec_delay_s)
+        middle = read[read_hz // 4 : read_hz // 4 + read_hz]
+        assert strongest_hz(middle, read_hz) == pytest.approx(440, abs=1)
+        assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.06 if name == "mp3" else 0.02)
+
+
+@pytest.mark.parametrize("name", ["wav", "flac"])
+def test_lossless_formats_keep_every_sample(name: str) -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, 24_001).astype(np.float32)
+    for data in (encode_audio(samples, 24_000, name), b"".join(streamed(samples, name, 24_000))):
+        read, _ = decode_audio(data)
+        assert len(read) == 24_001
+        np.testing.assert_allclose(read, samples, atol=1.01 / 32768)
+
+
+def test_pcm_is_16_bit_little_endian_at_24_khz() -> None:
+    assert (
+        b"".join(streamed(np.array([0, 0.5, -0.5, 1, -1], np.float32), "pcm", 24_000))
+        == np.array([0, 16384, -16384, 32767, -32768], "<i2").tobytes()
+    )
+
+
+def test_a_whole_wav_tells_its_length_and_nothing_of_its_maker() -> None:
+    data = encode_audio(tone(24_000, 0.5), 24_000, "wav")
+    with wave.open(io.BytesIO(data)) as read:
+        assert (read.getnframes(), read.getframerate(), read.getnchannels(), read.getsampwidth()) == (
+            12_000,
+            24_000,
+            1,
+            2,
+        )
+    assert len(data) == 44 + 24_000 and b"Lavf" not in data
+
+
+@pytest.mark.parametrize("name", SOUND_FORMATS)
+def test_bytes_leave_while_speech_still_comes(name: str) -> None:
+    parts = streamed(tone(24_000, 2.0), name, 24_000, block=12_000)
+    assert all(len(part) > 500 for part in parts[:4])  # half a second each
+
+
+def test_what_is_too_loud_is_clipped_and_not_wrapped() -> None:
+    read, _ = decode_audio(encode_audio(tone(24_000, 0.2, level=3.0), 24_000, "wav"))
+    assert strongest_hz(read, 24_000) == pytest.approx(440, abs=5)
+    assert np.abs(np.diff(read)).max() < 0.5
+
+
+def test_an_unknown_format_names_the_known_ones() -> None:
+    with pytest.raises(AudioError, match="no sound format 'midi'") as caught:
+        encode_audio(tone(24_000), 24_000, "midi")
+    assert "mp3, opus, aac, flac, wav, pcm" in caught.value.remedy
