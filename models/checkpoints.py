@@ -14,7 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from models import converted
 from models.errors import WeightsError
+from models.weights import missing_error, remedy_for
 
 FETCH_AGAIN = "Fetch the file again: it is partial or damaged."
 WRAPPERS = ("state_dict", "model_state_dict", "params_ema", "params", "model", "module")  # where trainers nest weights
@@ -22,16 +24,22 @@ SHOWN_KEYS = 3  # keys named in an error, of each kind
 _HASH_CHUNK_BYTES = 1 << 20
 
 
+def fetch_again(path: Path) -> str:
+    """The remedy for a damaged file; `warmtalk fetch-weights` replaces bad files of its manifest."""
+    command = remedy_for(path)
+    return f"It is partial or damaged. {command}" if command else FETCH_AGAIN
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises WeightsError where it is missing or no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise WeightsError(f"{path} is missing.", "Put the model's config file beside its weights.") from error
+        raise missing_error(path, remedy="Put the model's config file beside its weights.") from error
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not readable as JSON: {error}.", FETCH_AGAIN) from error
+        raise WeightsError(f"{path} is not readable as JSON: {error}.", fetch_again(path)) from error
     if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds no JSON object.", FETCH_AGAIN)
+        raise WeightsError(f"{path} holds no JSON object.", fetch_again(path))
     return value
 
 
@@ -41,29 +49,40 @@ def find_weights(folder: Path, names: Iterable[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise WeightsError(
-        f"{folder} holds none of {', '.join(names)}.", "Put the weights there, or correct the folder's path."
+    raise missing_error(
+        folder, f"{folder} holds none of {', '.join(names)}", "Put the weights there, or correct the folder's path."
     )
 
 
 def load_state_dict(path: Path | str, wrappers: Iterable[str] = WRAPPERS) -> dict[str, Any]:
     """The tensors of a checkpoint, by key, on the CPU and in the file's own dtypes.
 
-    path: `.safetensors`, or a file of `torch.save` (zip or legacy). A state dict nested under one of `wrappers` is
-    taken out of it. Raises WeightsError: missing, truncated, not a checkpoint, or a pickle that holds code.
+    path: `.safetensors`, or a file of `torch.save` (zip or legacy), of which the first load leaves a safetensors copy
+    beside it, which later loads read (models/converted.py). A state dict nested under one of `wrappers` is taken out
+    of it. Raises WeightsError: missing, truncated, not a checkpoint, or a pickle that holds code.
     """
-    path = Path(path)
+    path, wrappers = Path(path), tuple(wrappers)
     if not path.is_file():
-        raise WeightsError(f"{path} is missing.", "Put the weights there, or correct the path.")
+        raise missing_error(path)
     if _starts(path, b"version https://git-lfs"):
         raise WeightsError(
             f"{path} is a Git LFS pointer and not the file itself.", "Run `git lfs pull` where it came from."
         )
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    state = _unwrap(state, tuple(wrappers))
-    if not state:
-        raise WeightsError(f"{path} holds no tensors by name.", "Give a state dict: a mapping of names to tensors.")
+    if path.suffix == ".safetensors":
+        return _named(_read_safetensors(path), wrappers, path)
+    source = converted.Source.of(path, wrappers)
+    state = converted.read(source)
+    if state is None:
+        state = _named(_read_pickle(path), wrappers, path)
+        converted.write(source, state)
     return state
+
+
+def _named(state: Any, wrappers: tuple[str, ...], path: Path) -> dict[str, Any]:
+    tensors = _unwrap(state, wrappers)
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors by name.", "Give a state dict: a mapping of names to tensors.")
+    return tensors
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -73,7 +92,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is no complete safetensors file: {error}.", FETCH_AGAIN) from error
+        raise WeightsError(f"{path} is no complete safetensors file: {error}.", fetch_again(path)) from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -88,9 +107,9 @@ def _read_pickle(path: Path) -> Any:
                 f"{path} is a pickle that holds more than tensors, and loading it could run code.",
                 "Use a plain state dict, or a safetensors file, from a source that you trust.",
             ) from error
-        raise WeightsError(f"{path} is no complete checkpoint: no file of torch.save.", FETCH_AGAIN) from error
+        raise WeightsError(f"{path} is no complete checkpoint: no file of torch.save.", fetch_again(path)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path} is no complete checkpoint: {_cause(error)}.", FETCH_AGAIN) from error
+        raise WeightsError(f"{path} is no complete checkpoint: {_cause(error)}.", fetch_again(path)) from error
 
 
 def _cause(error: Exception) -> str:
@@ -185,7 +204,7 @@ def fingerprint(*paths: Path | str) -> str:
     digest = hashlib.sha256()
     for path in map(Path, paths):
         if not path.is_file():
-            raise WeightsError(f"{path} is missing.", "Put the weights there, or correct the path.")
+            raise missing_error(path)
         stat = path.stat()
         digest.update(_sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns).encode())
     return digest.hexdigest()[:16]
