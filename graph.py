@@ -33,7 +33,7 @@ def build_app(args: AppConfig | dict[str, Any] | None = None) -> serve.Applicati
     enhance = serve.deployment(Enhance, name="Enhance").bind() if config.enhance else None
     stitch = serve.deployment(Stitch, name="Stitch").bind(tts, features, lipsync, enhance)
     avatars = serve.deployment(Avatars, name="Avatars").bind()
-    return serve.deployment(Ingress, name="Ingress").bind(stitch, avatars)
+    return serve.deployment(Ingress, name="Ingress").bind(stitch, avatars, tts)
 
 
 def _app_config(args: AppConfig | dict[str, Any] | None) -> AppConfig:

@@ -13,7 +13,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -141,6 +141,15 @@ async def _stream(first: list[Any], events: Any) -> AsyncIterator[bytes]:
         events.cancel()
 
 
+async def _sound(first: bytes, parts: Any) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        async for part in parts:
+            yield part
+    finally:
+        parts.cancel()
+
+
 async def _progress(first: dict[str, Any], events: Any, upload: Path) -> AsyncIterator[bytes]:
     """Progress as JSON lines; an error that comes after the status was sent is the last line."""
     try:
@@ -181,14 +190,37 @@ class SpeakBody(BaseModel):
     stream: bool = Field(False, description="Answer with fragmented MP4 as it is made.")
 
 
+SOUND_TYPES = {
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "aac": "audio/aac",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+}
+
+
+class SpeechBody(BaseModel):
+    """The JSON of POST /v1/audio/speech, as OpenAI's clients send it; what is not named here is passed over."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input": "Hello.", "response_format": "wav"}]})
+    input: str = Field(description="What is to be said.")
+    model: str = Field("", description="Any: the engine is the one in the config.")
+    voice: str = Field("default", description="A voice of the TTS engine, or `default`.")
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    speed: float | None = Field(None, ge=0.5, le=2.0, description="1 is the voice's own pace.")
+    stream_format: Literal["audio"] = "audio"
+
+
 @serve.ingress(api)  # here, so that a replica that imports this file has the routes bound, too
 class Ingress:
     """Routes. Its `max_ongoing_requests` must exceed the number of viewers: an open stream is an ongoing request."""
 
-    def __init__(self, stitch: Any, avatars: Any) -> None:
+    def __init__(self, stitch: Any, avatars: Any, tts: Any) -> None:
         self._stitch = stitch
         self._speak = stitch.options(stream=True, _by_reference=False)
         self._avatars = avatars
+        self._tts = tts.options(stream=True, _by_reference=False)
         self.config = IngressConfig()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -224,6 +256,17 @@ class Ingress:
         if not audio:
             raise InputError("The request has no body.", "Send a WAV, FLAC, MP3 or OGG file as the request's body.")
         return await self._answer(SpeakRequest(session_id, "", audio, avatar_id, enhance, strength, deliver=stream))
+
+    @api.post("/v1/audio/speech", summary="Say a text as sound alone, streamed; OpenAI's clients can call it")
+    async def sound(self, body: Annotated[SpeechBody, Body()]) -> Response:
+        voice = None if body.voice == "default" else body.voice
+        parts = self._tts.encoded.remote(body.input, voice, body.speed, body.response_format)
+        try:
+            first = await anext(parts)  # an unknown voice or a full queue is a status, not a broken stream
+        except BaseException:
+            parts.cancel()
+            raise
+        return StreamingResponse(_sound(first, parts), media_type=SOUND_TYPES[body.response_format])
 
     async def _answer(self, request: SpeakRequest) -> Response:
         """The summary as JSON, or the fragments as a stream whose first bytes are there before the status is sent."""

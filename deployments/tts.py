@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from configs.schema import TTSConfig
 from deployments.stage import Stage, Stamped
+from models.audio import AudioEncoder
 from models.engines import find_engine
 from models.errors import TextError
 from models.tts import ENGINES
@@ -24,7 +26,7 @@ class TTS(Stage[TTSConfig]):
 
     async def speak(
         self, text: str, voice: str | None = None, speed: float | None = None
-    ) -> AsyncIterator[Stamped[Speech]]:
+    ) -> AsyncGenerator[Stamped[Speech], None]:
         """Yield one stamped Speech a sentence. Raises TextError for empty, unspeakable or too long text."""
         await self.ready()
         if len(text) > self.config.max_chars:
@@ -39,6 +41,24 @@ class TTS(Stage[TTSConfig]):
             if done.value is None:
                 return
             yield Stamped(done.value, (self.meter.stamp(0, received_s, done.queue_s, done.compute_s),))
+
+    async def encoded(
+        self, text: str, voice: str | None, speed: float | None, sound_format: str
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the speech as the bytes of one sound file, each sentence's as soon as it is spoken.
+
+        sound_format: a key of models.audio.SOUND_FORMATS. Raises what `speak` raises, and AudioError.
+        """
+        encoder: AudioEncoder | None = None
+        async with aclosing(self.speak(text, voice, speed)) as spoken:
+            async for stamped in spoken:
+                speech = stamped.value
+                encoder = encoder or AudioEncoder(sound_format, speech.sample_rate_hz)
+                data = (await self.worker.run(encoder.push, speech.samples)).value
+                if speech.last:
+                    data += (await self.worker.run(encoder.finish)).value
+                if data:
+                    yield data
 
     async def voices(self) -> list[str]:
         await self.ready()
