@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import shlex
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ from configs.schema import AvatarsConfig
 from deployments.paths import builtin_avatars, input_path, output_path
 from deployments.preparation import load_model, prepare_options
 from deployments.stage import Stage
-from models.avatar.prepare import PrepareOptions, PrepareReport, prepare_avatar
-from models.avatar.store import AvatarStore
+from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
+from models.avatar.store import AvatarStore, file_sha256
 from models.errors import AvatarNotFound, VideoError
 from models.ids import check_id
+from models.vae_files import vae_fingerprint
+
+
+class _GivenUpError(Exception):
+    """Ends a preparation that nobody waits for any more."""
 
 
 class Avatars(Stage[AvatarsConfig]):
@@ -34,34 +40,43 @@ class Avatars(Stage[AvatarsConfig]):
         """Prepare the video or picture at `source` (a path that this replica can read).
 
         Yields `{"step", "done", "total"}` as it goes, and last `{"report": {...}}`. `options` override the config's
-        bbox_shift, extra_margin, fps, max_seconds and batch_size. Raises IdError, ExistsError, VideoError, NoFaceError.
+        bbox_shift, extra_margin, fps, max_seconds and batch_size. Closing it ends the preparation, and leaves nothing.
+        Raises IdError, ExistsError, VideoError, NoFaceError.
         """
         await self.ready()
         check_id(avatar_id, "avatar id")
         self._store.refuse_existing(avatar_id, force)
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
+        loop, events, closed = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]](), threading.Event()
 
         def progress(step: str, done: int, total: int) -> None:
+            if closed.is_set():
+                raise _GivenUpError
             loop.call_soon_threadsafe(events.put_nowait, {"step": step, "done": done, "total": total})
 
         chosen = prepare_options(self.config, options or {})
-        work = asyncio.create_task(self.worker.run(self._prepare, Path(source), avatar_id, chosen, force, progress))
-        while not work.done() or not events.empty():
-            getter = asyncio.create_task(events.get())
-            await asyncio.wait({getter, work}, return_when=asyncio.FIRST_COMPLETED)
-            if getter.done():
-                yield getter.result()
-            else:
-                getter.cancel()
-        done = await work
-        yield {"report": done.value.to_dict()}
+        work = asyncio.create_task(
+            self.worker.run(self._prepare, self.config, Path(source), avatar_id, chosen, force, progress)
+        )
+        getter = asyncio.create_task(events.get())
+        try:
+            while not work.done() or getter.done() or not events.empty():
+                await asyncio.wait({getter, work}, return_when=asyncio.FIRST_COMPLETED)
+                if getter.done():
+                    event, getter = getter.result(), asyncio.create_task(events.get())
+                    yield event
+            yield {"report": work.result().value.to_dict()}
+        finally:
+            closed.set()
+            getter.cancel()
+            work.cancel()
 
     async def list(self) -> list[dict[str, Any]]:
         """Facts of every avatar: id, version, fps, size, frames."""
         await self.ready()
-        done = await self.worker.run(lambda: [self._store.describe(avatar_id) for avatar_id in self._store.ids()])
-        keys = ("version", "fps", "width", "height", "frames")
-        return [{"avatar_id": facts["id"], **{key: facts[key] for key in keys}} for facts in done.value]
+        store, keys = self._store, ("version", "fps", "width", "height", "frames")
+        # on a thread of its own: the compute thread may be preparing for minutes
+        found = await asyncio.to_thread(lambda: [store.describe(avatar_id) for avatar_id in store.ids()])
+        return [{"avatar_id": facts["id"], **{key: facts[key] for key in keys}} for facts in found]
 
     def _at_start(self, config: AvatarsConfig) -> None:
         """The manual's `preparation`: make the configured avatar now, or refuse with the command to run."""
@@ -72,26 +87,38 @@ class Avatars(Stage[AvatarsConfig]):
             raise VideoError(f"The input video {config.video_path!r} was not found.", "Check video_path of Avatars.")
         if self._is_current(config, source):
             return
-        command = f"warmtalk prepare {config.video_path} --avatar-id {config.avatar_id} --force"
+        options = prepare_options(config, {})
+        command = (
+            f"warmtalk prepare {shlex.quote(config.video_path)} --avatar-id {config.avatar_id} --fps {options.fps} "
+            f"--bbox-shift {options.bbox_shift} --extra-margin {options.extra_margin} --force"
+        )
         if not config.preparation:
             raise AvatarNotFound(f"The avatar {config.avatar_id!r} is missing or not of this video.", f"Run: {command}")
-        self.config = config
-        self._prepare(source, config.avatar_id, prepare_options(config, {}), True, lambda step, done, total: None)
+        self._prepare(config, source, config.avatar_id, options, True, lambda step, done, total: None)
 
     def _is_current(self, config: AvatarsConfig, source: Path) -> bool:
-        """Whether the stored avatar was made of this very video with these settings."""
+        """Whether the stored avatar was made of this very video with these settings and this VAE."""
         if not self._store.exists(config.avatar_id):
             return False
         facts = self._store.describe(config.avatar_id)
-        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        with source.open("rb") as file:
+            same = facts.get("source", {}).get("sha256") == file_sha256(file)
         settings = facts.get("settings", {})
-        same = all(settings.get(key) == getattr(config, key) for key in ("bbox_shift", "extra_margin", "fps"))
-        return same and facts.get("source", {}).get("sha256") == digest
+        same &= all(settings.get(key) == getattr(config, key) for key in ("bbox_shift", "extra_margin", "fps"))
+        return same and facts.get("vae_fingerprint") == vae_fingerprint(input_path(config.vae_dir))
 
     def _prepare(
-        self, source: Path, avatar_id: str, options: PrepareOptions, force: bool, progress: Any
+        self,
+        config: AvatarsConfig,
+        source: Path,
+        avatar_id: str,
+        options: PrepareOptions,
+        force: bool,
+        progress: Progress,
     ) -> PrepareReport:
-        model = self._load_model()
+        if self._model is None:
+            self._model = load_model(config)
+        model = self._model
         return prepare_avatar(
             source,
             avatar_id,
@@ -102,8 +129,3 @@ class Avatars(Stage[AvatarsConfig]):
             force=force,
             progress=progress,
         )
-
-    def _load_model(self) -> Any:
-        if self._model is None:
-            self._model = load_model(self.config)
-        return self._model

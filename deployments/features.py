@@ -28,23 +28,22 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
             self.model = WhisperFeatures.load(
                 input_path(config.weights), device=config.device, dtype=getattr(torch, config.dtype)
             )
-            self.config = config
-            self._windows(Speech(np.zeros(WHISPER_HZ, np.float32), WHISPER_HZ), 25)  # warm up
+            self._windows(config, Speech(np.zeros(WHISPER_HZ, np.float32), WHISPER_HZ), 25)  # warm up
 
     async def windows(self, speech: Speech, fps: int) -> Stamped[FeatureWindows]:
         """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps). Raises AudioError."""
         received_s = time.time()
         await self.ready()
-        done = await self.worker.run(self._windows, speech, fps)
+        done = await self.worker.run(self._windows, self.config, speech, fps)
         timing = self.meter.stamp(len(done.value), received_s, done.queue_s, done.compute_s)
         return Stamped(done.value, (timing,))
 
-    def _windows(self, speech: Speech, fps: int) -> FeatureWindows:
+    def _windows(self, config: AudioFeaturesConfig, speech: Speech, fps: int) -> FeatureWindows:
         count = int(speech.duration_s * fps + ROUNDING_FRAMES)
         samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
         samples = np.pad(samples, (0, WHISPER_HZ // fps // 2))  # so that rounding to 16 kHz cannot cost a frame
-        if self.config.context_s is None:
+        if config.context_s is None:
             windows = self.model.windows(samples, fps)
         else:
-            windows = self.model.windows_in_context(samples, fps, self.config.context_s, self.config.margin_s)
+            windows = self.model.windows_in_context(samples, fps, config.context_s, config.margin_s)
         return FeatureWindows(windows[:count].cpu().numpy().astype(np.float16), fps)

@@ -53,7 +53,7 @@ class LipSync(Stage[LipSyncConfig]):
             self.model = load_engine(config)
             latents = np.zeros((config.batch_size, 8, 32, 32), np.float16)
             self.model.generate(latents, np.zeros((config.batch_size, 50, 384), np.float16))  # warm up
-            self._latents.clear()
+            self._latents = OrderedDict()  # a new one: the event loop may be using the old
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
         self._batcher.batch_size, self._batcher.wait_s = config.batch_size, config.batch_wait_ms / 1e3
 
@@ -105,14 +105,15 @@ class LipSync(Stage[LipSyncConfig]):
         return list(self.model.generate(latents, windows))  # n × (256, 256, 3)
 
     async def _avatar_latents(self, avatar_id: str) -> Float16:
-        key = (avatar_id, self._store.version(avatar_id))
-        if key not in self._latents:
+        cached, key = self._latents, (avatar_id, self._store.version(avatar_id))
+        if key not in cached:
             done = await self.worker.run(self._load_latents, avatar_id)
-            self._latents[key] = done.value
-            while len(self._latents) > self.config.cached_avatars:
-                self._latents.popitem(last=False)
-        self._latents.move_to_end(key)
-        return self._latents[key]
+            cached[key] = done.value
+            while len(cached) > self.config.cached_avatars:
+                cached.popitem(last=False)
+        latents = cached[key]
+        cached.move_to_end(key)
+        return latents
 
     def _load_latents(self, avatar_id: str) -> Float16:
         avatar = self._store.load(avatar_id, frames=False)

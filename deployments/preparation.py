@@ -27,5 +27,7 @@ def load_model(config: AvatarsConfig) -> Any:
 
 
 def prepare_options(config: AvatarsConfig, overrides: dict[str, Any]) -> PrepareOptions:
-    """The config's options of a preparation, with some of OPTION_KEYS replaced."""
-    return PrepareOptions(**{key: overrides.get(key, getattr(config, key)) for key in OPTION_KEYS})
+    """The config's options of a preparation, with some of OPTION_KEYS replaced (not by None). Raises ConfigError."""
+    chosen = {key: getattr(config, key) for key in OPTION_KEYS}
+    chosen |= {key: value for key, value in overrides.items() if key in OPTION_KEYS and value is not None}
+    return PrepareOptions(**chosen)

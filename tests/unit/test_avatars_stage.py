@@ -1,0 +1,177 @@
+"""The Avatars stage without Ray: the manual's `preparation` and `video_path`, closing half-way, listing meanwhile."""
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from avatar_material import astronaut, fake_encoder, moved, swaying, write_clip
+
+import deployments.avatars
+from deployments.avatars import Avatars
+from deployments.preparation import prepare_options
+from models.errors import AvatarNotFound, ConfigError, ExistsError, IdError, NoFaceError, VideoError
+from models.vae_files import vae_fingerprint
+
+VAE = Path(deployments.avatars.__file__).parents[1] / "models" / "embedded" / "vae"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(
+        tmp_path_factory.mktemp("clip") / "my face.mp4", [moved(astronaut(), m) for m in swaying(astronaut(), 6)]
+    )
+
+
+@pytest.fixture
+def encoder(monkeypatch, tmp_path):
+    """A VAE of the embedded one's name, so that nothing heavy is loaded; its gate can hold an encoding up."""
+    encoder = SimpleNamespace(loads=0, gate=threading.Event(), calls=0)
+    encoder.gate.set()
+
+    def encode(crops):
+        encoder.calls += 1
+        encoder.gate.wait(20)
+        return fake_encoder(crops)
+
+    def load(config):
+        encoder.loads += 1
+        return SimpleNamespace(encode_reference=encode, vae_fingerprint=vae_fingerprint(VAE))
+
+    monkeypatch.setattr(deployments.avatars, "load_model", load)
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    return encoder
+
+
+async def started(**config) -> Avatars:
+    stage = Avatars()
+    await stage.reconfigure(config)
+    return stage
+
+
+async def names(stage: Avatars) -> list[str]:
+    return [facts["avatar_id"] for facts in await stage.list()]
+
+
+async def test_preparation_makes_a_missing_avatar_at_start(encoder, clip, tmp_path):
+    stage = await started(avatar_id="me", video_path=str(clip), preparation=True)
+    assert "me" in await names(stage) and encoder.loads == 1
+    assert (tmp_path / "results" / "avatars" / "me" / "avatar.json").is_file()
+
+
+async def test_a_current_avatar_is_not_prepared_again(encoder, clip):
+    await started(avatar_id="me", video_path=str(clip))
+    await started(avatar_id="me", video_path=str(clip))
+    await started(avatar_id="me", video_path=str(clip), preparation=False)
+    assert encoder.loads == 1
+
+
+@pytest.mark.parametrize("change", [{"bbox_shift": 3}, {"extra_margin": 20}, {"fps": 30}])
+async def test_another_setting_makes_a_changed_avatar(encoder, clip, change):
+    await started(avatar_id="me", video_path=str(clip))
+    with pytest.raises(AvatarNotFound):
+        await started(avatar_id="me", video_path=str(clip), preparation=False, **change)
+    await started(avatar_id="me", video_path=str(clip), **change)
+    assert encoder.loads == 2
+
+
+async def test_another_video_makes_a_changed_avatar(encoder, clip, tmp_path):
+    await started(avatar_id="me", video_path=str(clip))
+    other = write_clip(tmp_path / "other.mp4", [astronaut()] * 4)
+    stage = await started(avatar_id="me", video_path=str(other))
+    assert [facts["frames"] for facts in await stage.list() if facts["avatar_id"] == "me"] == [4]
+
+
+async def test_another_vae_makes_a_changed_avatar(encoder, clip, monkeypatch):
+    await started(avatar_id="me", video_path=str(clip))
+    monkeypatch.setattr(deployments.avatars, "vae_fingerprint", lambda folder: "another")
+    with pytest.raises(AvatarNotFound):
+        await started(avatar_id="me", video_path=str(clip), preparation=False)
+
+
+async def test_without_preparation_the_error_names_a_command_that_makes_what_is_missing(encoder, clip):
+    with pytest.raises(AvatarNotFound, match="'me' is missing or not of this video") as caught:
+        await started(avatar_id="me", video_path=str(clip), preparation=False, bbox_shift=-4, fps=30)
+    assert caught.value.remedy == (
+        f"Run: warmtalk prepare '{clip}' --avatar-id me --fps 30 --bbox-shift -4 --extra-margin 10 --force"
+    )
+    assert encoder.loads == 0
+
+
+async def test_a_missing_video_is_named(encoder):
+    with pytest.raises(VideoError, match=r"'gone\.mp4' was not found"):
+        await started(video_path="gone.mp4")
+
+
+async def test_a_preparation_tells_how_far_it_is_and_reports(encoder, clip):
+    stage = await started()
+    events = [event async for event in stage.prepare(str(clip), "me")]
+    assert events[-1]["report"]["frames"] == 6
+    assert {(event["step"], event["done"]) for event in events[:-1]} >= {("finding faces", 6), ("encoding faces", 6)}
+    with pytest.raises(ExistsError):
+        await anext(stage.prepare(str(clip), "me"))
+    with pytest.raises(IdError):
+        await anext(stage.prepare(str(clip), "../me"))
+
+
+async def test_an_error_comes_after_the_progress_that_led_to_it(encoder, tmp_path):
+    grey = write_clip(tmp_path / "grey.mp4", [astronaut() * 0 + 90] * 4)
+    stage, events = await started(), []
+    with pytest.raises(NoFaceError):
+        async for event in stage.prepare(str(grey), "me"):
+            events.append(event)
+    assert events and "me" not in await names(stage)
+
+
+async def test_closing_half_way_ends_the_work_and_leaves_nothing(encoder, clip, tmp_path):
+    stage = await started(batch_size=1)
+    encoder.gate.clear()
+    events = stage.prepare(str(clip), "me")
+    async for event in events:
+        if event["step"] == "finding faces" and event["done"] == 6:
+            break
+    await events.aclose()
+    encoder.gate.set()
+    await stage.worker.run(lambda: None)  # the compute thread is free again
+    assert encoder.calls <= 1
+    assert "me" not in await names(stage)
+    assert [path.name for path in (tmp_path / "results" / "avatars").iterdir()] == []
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+
+async def test_avatars_are_listed_while_one_is_prepared(encoder, clip):
+    stage = await started()
+    encoder.gate.clear()
+    work = asyncio.create_task(anext_report(stage, clip))
+    while not encoder.calls:
+        await asyncio.sleep(0.01)
+    begin_s = time.perf_counter()
+    listed = await asyncio.wait_for(names(stage), 2.0)
+    assert "presenter" in listed and "me" not in listed and time.perf_counter() - begin_s < 1.0
+    encoder.gate.set()
+    assert (await work)["frames"] == 6
+
+
+async def anext_report(stage: Avatars, clip: Path) -> dict:
+    return [event async for event in stage.prepare(str(clip), "me")][-1]["report"]
+
+
+async def test_a_changed_tunable_keeps_the_vae_and_another_vae_does_not(encoder, clip):
+    stage = await started()
+    await anext_report(stage, clip)
+    await stage.reconfigure({"batch_size": 2})
+    [event async for event in stage.prepare(str(clip), "me", force=True)]
+    assert encoder.loads == 1
+    await stage.reconfigure({"batch_size": 2, "dtype": "bfloat16"})
+    [event async for event in stage.prepare(str(clip), "me", force=True)]
+    assert encoder.loads == 2
+
+
+def test_options_replace_the_configs_where_they_say_something():
+    config = Avatars().config.model_copy(update={"bbox_shift": 7})
+    chosen = prepare_options(config, {"bbox_shift": None, "fps": 30})
+    assert (chosen.bbox_shift, chosen.fps) == (7, 30)
+    with pytest.raises(ConfigError, match="fps is 17"):
+        prepare_options(config, {"fps": 17})
