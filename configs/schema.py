@@ -81,6 +81,7 @@ class EnhanceConfig(Strict):
     options: dict[str, Any] = Field(default_factory=dict)  # passed to the engine's load()
     strength: float = Field(1.0, ge=0, le=1)  # 0: plain bicubic upsampling, 1: the full model
     batch_size: int = Field(8, ge=1, le=64)
+    avatars_dir: str = "results/avatars"  # where engines that need landmarks find them
 
 
 class StitchConfig(Strict):

@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
 from configs.schema import EnhanceConfig
-from deployments.paths import cache_dir
+from deployments.paths import builtin_avatars, cache_dir, input_path, output_path
 from deployments.stage import Stage, Stamped
+from models.avatar.store import AvatarStore
 from models.engines import find_engine
 from models.restore import ENGINES
-from models.restore.base import FaceRestorer
-from models.types import CROP_PX, FaceCrops
+from models.restore.align import steady_points
+from models.restore.base import needs_landmarks
+from models.types import CROP_PX, FaceCrops, Float32
+
+FILE_OPTIONS = ("path", "weights")  # options of an engine that name a file
+GFPGAN_WEIGHTS = "weights/GFPGANv1.4.pth"
+CACHED_AVATARS = 8  # landmarks kept: 40 bytes a frame
+
+
+def load_engine(name: str, options: dict[str, Any]) -> Any:
+    """The restorer behind a name, loaded with a config's options; relative files are looked up as everywhere.
+
+    Raises ConfigError, WeightsError.
+    """
+    options = dict(options)
+    if name == "small":
+        options.setdefault("cache_dir", cache_dir())
+    if name == "gfpgan":
+        options.setdefault("path", GFPGAN_WEIGHTS)
+    for key in FILE_OPTIONS:
+        if isinstance(options.get(key), str):
+            options[key] = input_path(options[key])
+    return find_engine(name, ENGINES).load(**options)
 
 
 class Enhance(Stage[EnhanceConfig]):
     stage = "Enhance"
-    engine: FaceRestorer
+    engine: Any  # FaceRestorer or LandmarkRestorer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._points: OrderedDict[tuple[str, str], Float32] = OrderedDict()
 
     def apply(self, config: EnhanceConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"engine", "options"}:
-            options = dict(config.options)
-            if config.engine == "small":
-                options.setdefault("cache_dir", cache_dir())
-            self.engine = find_engine(config.engine, ENGINES).load(**options)
+            self.engine = load_engine(config.engine, config.options)
             self.engine.restore(np.zeros((config.batch_size, CROP_PX, CROP_PX, 3), np.uint8))  # warm up
+        self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
 
     async def restore(self, crops: Stamped[FaceCrops], strength: float | None = None) -> Stamped[FaceCrops]:
-        """The same faces at 512 px; `strength` 0 to 1, None for the config's. Keeps the timings of what came before."""
+        """The same faces at 512 px; `strength` 0 to 1, None for the config's. Keeps the timings of what came before.
+
+        An engine that needs landmarks finds them by the crops' avatar and its frames; crops without `avatar_frames`
+        must lie on the FFHQ template already. Raises AvatarNotFound, InputError.
+        """
         received_s = time.time()
         await self.ready()
         faces = crops.value
@@ -36,8 +66,31 @@ class Enhance(Stage[EnhanceConfig]):
         timing = self.meter.stamp(len(faces), received_s, done.queue_s, done.compute_s)
         return Stamped(done.value, (*crops.timings, timing))
 
+    async def needs_landmarks(self) -> bool:
+        """Whether the engine works on faces laid onto the FFHQ template."""
+        await self.ready()
+        return needs_landmarks(self.engine)
+
     def _restore(self, crops: FaceCrops, strength: float) -> FaceCrops:
         size = self.config.batch_size
-        parts = [crops.images[k : k + size] for k in range(0, len(crops), size)]
-        images = np.concatenate([self.engine.restore(part, strength) for part in parts])  # (n, 512, 512, 3)
-        return FaceCrops(images, crops.first_frame, crops.avatar_id)
+        points = self._landmarks(crops)
+        parts = []
+        for k in range(0, len(crops), size):
+            given = {} if points is None else {"landmarks": points[k : k + size]}
+            parts.append(self.engine.restore(crops.images[k : k + size], strength, **given))  # (≤ size, 512, 512, 3)
+        return FaceCrops(np.concatenate(parts), crops.first_frame, crops.avatar_id, crops.avatar_frames)
+
+    def _landmarks(self, crops: FaceCrops) -> Float32 | None:
+        """Five points of each crop, `(n, 5, 2)` in its px, where the engine needs them and the crops say whose."""
+        if crops.avatar_frames is None or not needs_landmarks(self.engine):
+            return None
+        key = (crops.avatar_id, self._store.version(crops.avatar_id))
+        if key not in self._points:
+            avatar = self._store.load(crops.avatar_id, latents=False, frames=False)
+            self._points[key] = steady_points(avatar.landmarks, avatar.transforms, avatar.has_face, avatar.fps)
+            while len(self._points) > CACHED_AVATARS:
+                self._points.popitem(last=False)
+        self._points.move_to_end(key)
+        factor = crops.images.shape[1] / CROP_PX
+        found: Float32 = self._points[key][crops.avatar_frames] * factor + (factor - 1) / 2
+        return found.astype(np.float32)

@@ -81,7 +81,7 @@ class LipSync(Stage[LipSyncConfig]):
         windows = features.value.windows[start : start + count]
         frames = [(latents[index], window) for index, window in zip(indices, windows, strict=True)]
         done = await self._batcher.submit(frames, deadline_s, session_id)
-        crops = FaceCrops(np.stack(done.results), first_frame, avatar_id)
+        crops = FaceCrops(np.stack(done.results), first_frame, avatar_id, indices)
         timing = self.meter.stamp(count, received_s, done.queue_s, done.compute_s, done.busy_s)
         return Stamped(crops, (timing,))
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 Float32 = npt.NDArray[np.float32]
 Float16 = npt.NDArray[np.float16]
 UInt8 = npt.NDArray[np.uint8]
+Int32 = npt.NDArray[np.int32]
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole frame px; x2 and y2 are the first px outside
 
 WHISPER_HZ = 16_000  # the sample rate of Whisper's log-mel spectrogram
 CROP_PX = 256  # side of a face crop: the VAE's input and output
@@ -75,15 +77,20 @@ class FeatureWindows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceCrops:
-    """Generated faces: uint8 `(n, 256, 256, 3)`, 512 after enhancement. `first_frame` counts within the utterance."""
+    """Generated faces: uint8 `(n, 256, 256, 3)`, 512 after enhancement. `first_frame` counts within the utterance.
+
+    `avatar_frames` says which frame of the avatar each face belongs to, int64 `(n,)`: where its landmarks are found.
+    """
 
     images: UInt8
     first_frame: int
     avatar_id: str
+    avatar_frames: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         assert self.images.ndim == 4 and self.images.dtype == np.uint8, (self.images.shape, self.images.dtype)
         assert self.images.shape[1] == self.images.shape[2] and self.images.shape[3] == 3, self.images.shape
+        assert self.avatar_frames is None or len(self.avatar_frames) == len(self.images), self.avatar_frames
 
     def __len__(self) -> int:
         return len(self.images)
@@ -125,6 +132,14 @@ class FrameSource(Protocol):
     def __getitem__(self, index: int) -> UInt8: ...
 
 
+class RegionSource(Protocol):
+    """What is pasted back, a frame each: `source[k]` is uint8 0/255 `(512, 512)`, over the square that was parsed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> UInt8: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedAvatar:
     """All that is known of an avatar before a session. Slot k of every array belongs to frame k.
@@ -133,6 +148,9 @@ class PreparedAvatar:
     landmarks: float32 `(n, 68, 2)` in frame px (iBUG order). latents: float16 `(n, 8, 32, 32)`, masked first, then
     reference. masks: uint8 `(n, 256, 256)`, paste weight in crop space. has_face: bool `(n,)`; where False, the other
     slots are interpolated and the frame is played as it is. `latents` or `frames` is None where a stage did not ask.
+
+    Of geometry `musetalk` alone: boxes: int32 `(n, 4)`, x1, y1, x2, y2 in whole px within the frame; its crop is the
+    box stretched to 256 px, and `transforms` say the same. regions: what a face parser saw; without them `masks` weigh.
     """
 
     avatar_id: str
@@ -147,6 +165,14 @@ class PreparedAvatar:
     latents: Float16 | None = None
     frames: FrameSource | None = None
     vae_fingerprint: str = ""  # of the VAE that made the latents; another VAE cannot decode them
+    boxes: Int32 | None = None
+    regions: RegionSource | None = None
 
     def __len__(self) -> int:
         return len(self.transforms)
+
+    def box(self, index: int) -> Box:
+        """The box of frame `index`, in Python's integers. Only of geometry `musetalk`."""
+        assert self.boxes is not None, self.avatar_id
+        x1, y1, x2, y2 = self.boxes[index].tolist()
+        return x1, y1, x2, y2

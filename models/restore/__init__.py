@@ -1,3 +1,7 @@
 """Face restoration: a 256 px crop in, a 512 px crop out. One engine a file; engines do not import one another."""
 
-ENGINES = {"small": "models.restore.small:SmallRestorer"}
+ENGINES = {
+    "small": "models.restore.small:SmallRestorer",
+    "gfpgan": "models.restore.gfpgan:GFPGAN",
+    "spandrel": "models.restore.spandrel:SpandrelRestorer",
+}

@@ -1,0 +1,161 @@
+"""Lays faces onto the FFHQ template and back, one warp each way. Knows no network and no detector.
+
+The template is that of facexlib's FaceRestoreHelper at 512 px, which GFPGAN, CodeFormer and RestoreFormer are run
+behind: eye centres, tip of the nose, corners of the mouth, image left first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from models.avatar.track import GAP_WEIGHT, SMOOTH_S, smooth
+from models.avatar.warp import apply, warp
+from models.errors import InputError
+from models.types import CROP_PX, RESTORED_PX, Float32, UInt8
+
+Float64 = npt.NDArray[np.float64]
+
+FFHQ_512 = np.array(
+    [
+        [192.98138, 239.94708],
+        [318.90277, 240.1936],
+        [256.63416, 314.01935],
+        [201.26117, 371.41043],
+        [313.08905, 371.15118],
+    ]
+)
+OUTSIDE = (135, 133, 132)  # facexlib's grey where the template reaches beyond the picture
+EDGE_PX = 24  # of 512: the width over which a pasted square fades out
+
+
+def five_points(landmarks68: npt.NDArray[Any]) -> Float32:
+    """iBUG's `(…, 68, 2)` → the template's five points `(…, 5, 2)`: eye centres, nose tip, mouth corners."""
+    eyes = [landmarks68[..., first : first + 6, :].mean(-2) for first in (36, 42)]
+    return np.stack([*eyes, *(landmarks68[..., k, :] for k in (30, 48, 54))], -2).astype(np.float32)
+
+
+def steady_points(
+    landmarks68: npt.NDArray[Any], transforms: npt.NDArray[Any], has_face: npt.NDArray[np.bool_], fps: float
+) -> Float32:
+    """Five points of every frame of a prepared avatar in px of its 256 px crops, `(n, 5, 2)`, smooth over time.
+
+    landmarks68 `(n, 68, 2)` in frame px and transforms `(n, 2, 3)`, frame px → crop px. The transforms are smooth
+    already and landmarks are not, so the alignment would shiver where the crop does not.
+    """
+    points = apply(np.asarray(transforms, np.float64), five_points(landmarks68))  # (n, 5, 2)
+    weights = np.where(has_face, 1.0, GAP_WEIGHT)
+    smoothed = smooth(points.reshape(-1, 10), weights, SMOOTH_S * fps)
+    return smoothed.reshape(-1, 5, 2).astype(np.float32)
+
+
+def to_template(points: npt.NDArray[Any], side: int = RESTORED_PX) -> Float64:
+    """The least-squares similarity `(…, 2, 3)` that lays five points `(…, 5, 2)` onto the template of `side` px."""
+    factor = side / RESTORED_PX
+    target = FFHQ_512 * factor + (factor - 1) / 2  # pixel centres map as (x + 0.5) · factor − 0.5
+    z = points[..., 0].astype(np.float64) + 1j * points[..., 1]  # (…, 5)
+    goal = target[:, 0] + 1j * target[:, 1]
+    mean = z.mean(-1, keepdims=True)
+    turn = ((z - mean).conj() * (goal - goal.mean())).sum(-1) / (np.abs(z - mean) ** 2).sum(-1)
+    shift = goal.mean() - turn * mean[..., 0]
+    rows = [[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]]
+    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
+
+
+def upsampled(transform: npt.NDArray[Any], factor: float) -> Float64:
+    """`transform` (2, 3), px → template px, as taken from a picture `factor` times as large."""
+    result = np.asarray(transform, np.float64).copy()
+    result[:, :2] /= factor
+    result[:, 2] -= result[:, :2] @ np.full(2, (factor - 1) / 2)
+    return result
+
+
+def align(face: UInt8, transform: Float64) -> UInt8:
+    """The 512 px picture that `transform` (2, 3), face px → template px, cuts out of `face` `(s, s, 3)`."""
+    inside = cv2.warpAffine(np.ones(face.shape[:2], np.float32), transform, (RESTORED_PX, RESTORED_PX))
+    grey = np.full((RESTORED_PX, RESTORED_PX, 3), OUTSIDE, np.uint8)
+    return cast(UInt8, cv2.blendLinear(warp(face, transform, RESTORED_PX), grey, inside, 1 - inside))
+
+
+def paste_aligned(under: UInt8, aligned: UInt8, transform: Float64, strength: float) -> UInt8:
+    """`aligned` (512, 512, 3) laid back over `under` (512, 512, 3), with a soft edge; `strength` 0 to 1 weighs it.
+
+    transform: px of `under` → template px. Both squares fade at their borders, so that neither shows.
+    """
+    size, back = (RESTORED_PX, RESTORED_PX), cv2.WARP_INVERSE_MAP
+    # WARP_INVERSE_MAP takes the transform from the result's px to the source's: here under → template
+    over = cv2.warpAffine(aligned, transform, size, flags=cv2.INTER_CUBIC | back, borderMode=cv2.BORDER_REPLICATE)
+    share = cv2.warpAffine(soft_square(), transform, size, flags=cv2.INTER_LINEAR | back)
+    share = share * soft_square() * np.float32(strength)
+    return cast(UInt8, cv2.blendLinear(over, under, share, 1 - share))
+
+
+@cache
+def soft_square(side: int = RESTORED_PX, edge: float = EDGE_PX) -> Float32:
+    """Weights `(side, side)` that rise from 0 at the border to 1 within `edge` px of a 512 px square, smoothly."""
+    ramp = np.clip((np.minimum(np.arange(side), np.arange(side)[::-1])) / (edge * side / RESTORED_PX), 0, 1)
+    ramp = ramp * ramp * (3 - 2 * ramp)
+    weights = np.minimum.outer(ramp, ramp).astype(np.float32)
+    weights.flags.writeable = False
+    return weights
+
+
+def restore_aligned(
+    faces: UInt8,
+    strength: float,
+    landmarks: npt.NDArray[Any] | None,
+    run: Callable[[UInt8], UInt8],
+    batch: int,
+) -> UInt8:
+    """What `restore` of an engine for aligned 512 px faces does: upsample, align, `run`, lay back.
+
+    faces: RGB uint8 `(n, s, s, 3)`, s = 256 or 512. landmarks: `(n, 5, 2)` in px of `faces`; None: the faces fill the
+    template already. run: RGB uint8 `(m, 512, 512, 3)` → the same, m ≤ `batch`. Strength 0 is plain bicubic upsampling.
+    Raises InputError for another shape, type or strength.
+    """
+    _check(faces := np.asarray(faces), strength, landmarks)
+    factor = RESTORED_PX / faces.shape[1]
+    out = np.empty((len(faces), RESTORED_PX, RESTORED_PX, 3), np.uint8)
+    for start in range(0, len(faces), batch):
+        part = faces[start : start + batch]
+        large = np.stack([_enlarged(face) for face in part])  # (m, 512, 512, 3)
+        if strength == 0:
+            out[start : start + batch] = large
+            continue
+        laid = None if landmarks is None else to_template(landmarks[start : start + batch])  # (m, 2, 3)
+        aligned = large if laid is None else np.stack([align(face, t) for face, t in zip(part, laid, strict=True)])
+        restored = run(aligned)
+        for k in range(len(part)):
+            out[start + k] = (
+                cv2.addWeighted(restored[k], strength, large[k], 1 - strength, 0)
+                if laid is None
+                else paste_aligned(large[k], restored[k], upsampled(laid[k], factor), strength)
+            )
+    return out
+
+
+def _enlarged(face: UInt8) -> UInt8:
+    if face.shape[0] == RESTORED_PX:
+        return face
+    return cast(UInt8, cv2.resize(face, (RESTORED_PX, RESTORED_PX), interpolation=cv2.INTER_CUBIC))
+
+
+def _check(faces: UInt8, strength: float, landmarks: npt.NDArray[Any] | None) -> None:
+    square = faces.ndim == 4 and faces.shape[1] == faces.shape[2] and faces.shape[3] == 3
+    if not square or faces.shape[1] not in (CROP_PX, RESTORED_PX) or faces.dtype != np.uint8:
+        raise InputError(
+            f"Faces of shape {faces.shape} and type {faces.dtype} cannot be restored.",
+            f"Give RGB uint8 (n, {CROP_PX}, {CROP_PX}, 3) or (n, {RESTORED_PX}, {RESTORED_PX}, 3).",
+        )
+    if not 0 <= strength <= 1:
+        raise InputError(f"A strength of {strength} is outside 0 to 1.", "0 is plain upsampling, 1 the full model.")
+    if landmarks is not None and np.shape(landmarks) != (len(faces), 5, 2):
+        raise InputError(
+            f"Landmarks of shape {np.shape(landmarks)} came with {len(faces)} faces.",
+            "Give five points a face: eye centres, nose tip, mouth corners.",
+        )

@@ -1,0 +1,80 @@
+"""GFPGAN v1.4 (and v1.3): restores a face with a face generator's knowledge. Knows nothing of avatars or Serve.
+
+Weights: TencentARC's `GFPGANv1.4.pth`, the network under `params_ema`. The noise is the checkpoint's own, so the same
+face gives the same picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.checkpoints import build_module, load_state_dict
+from models.errors import ConfigError, InputError
+from models.restore.align import restore_aligned
+from models.restore.gfpgan_net import GFPGANNet, channels_last
+from models.types import RESTORED_PX, UInt8
+
+MAX_FACES = 4  # a pass: working memory grows by about 0.4 GB a face in fp32, half of it in fp16
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+class GFPGAN:
+    """A FaceRestorer for faces on the FFHQ template; give it landmarks wherever a face is not aligned already."""
+
+    needs_landmarks = True
+
+    def __init__(self, module: GFPGANNet, max_faces: int = MAX_FACES) -> None:
+        self.module, self.max_faces = module, max_faces
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        device: Any = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+        max_faces: int = MAX_FACES,
+    ) -> GFPGAN:
+        """Read `GFPGANv1.4.pth`, or any file of the same keys and shapes (safetensors, too).
+
+        dtype: a torch dtype or its name; the normalisation of each modulated convolution stays in fp32. max_faces:
+        faces a pass. Raises WeightsError, which names the first keys that are wrong, and ConfigError for another dtype.
+        """
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ConfigError(f"There is no dtype {name!r} for GFPGAN.", f"Use one of {', '.join(DTYPES)}.")
+        module = build_module(GFPGANNet, load_state_dict(path), path, device, getattr(torch, name))
+        return cls(channels_last(module), max_faces)
+
+    def net(self, x: Any) -> torch.Tensor:
+        """The network alone: RGB `(n, 3, 512, 512)` in [-1, 1] → restored RGB of the same shape, unclipped.
+
+        x: array or tensor of any float type; the result lies on the network's device, in its dtype.
+        """
+        weight = self.module.final_linear.weight
+        x = torch.as_tensor(x)
+        if x.ndim != 4 or x.shape[1:] != (3, RESTORED_PX, RESTORED_PX):
+            raise InputError(f"A batch of shape {tuple(x.shape)}.", f"Give (n, 3, {RESTORED_PX}, {RESTORED_PX}).")
+        with torch.inference_mode():
+            image: torch.Tensor = self.module(x.to(weight.device, weight.dtype, memory_format=torch.channels_last))
+        return image.contiguous()
+
+    def restore(self, faces: UInt8, strength: float = 1.0, landmarks: Any = None) -> UInt8:
+        """RGB uint8 `(n, 512, 512, 3)` or `(n, 256, 256, 3)` → `(n, 512, 512, 3)`.
+
+        landmarks: `(n, 5, 2)`, eye centres, nose tip and mouth corners in px of `faces`: each face is laid onto the
+        FFHQ template in one warp and back in one warp, over itself, with a soft edge. None: the faces lie there
+        already. strength: 0 is bicubic upsampling, 1 the full model. Raises InputError.
+        """
+        return restore_aligned(faces, strength, landmarks, self._run, self.max_faces)
+
+    def _run(self, faces: UInt8) -> UInt8:
+        with torch.inference_mode():
+            x = torch.from_numpy(np.array(faces)).permute(0, 3, 1, 2)  # a copy: the array may be read-only
+            image = self.net(x.to(self.module.final_linear.weight.device).float() / 127.5 - 1)  # (n, 3, 512, 512)
+            levels = (image.float().clamp(-1, 1) + 1) * 127.5
+            restored: UInt8 = levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return restored
