@@ -140,7 +140,8 @@ class SessionFile:
         """Read what a writer elsewhere has added. Its cost is that of what is new."""
         meta = self._read_meta()
         if meta.generation != self._meta.generation:
-            self._meta, self._totals = meta, self._empty()
+            self._meta = meta
+            self._totals = self._empty()  # of the new init segment, which may have another length
         self._totals = self._read_records(self._totals)[-1][1]
 
     def records(self) -> Iterator[index.Record]:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def test_a_session_grows_by_exactly_its_fragments(tmp_path: Path) -> None:
     assert session.clock.video_ticks == 17 * 3600
     assert playable_frames(session.path.read_bytes()) == 17
     assert (session.avatar_id, session.avatar_version, session.session_id) == ("ann", "7", "s")
+
+
+def test_another_object_reads_what_was_written_after_a_reset_to_another_format(tmp_path: Path) -> None:
+    writer, reader = SessionFile(tmp_path / "s", SPEC), SessionFile(tmp_path / "s")
+    wide = replace(SPEC, width=300, height=200)
+    writer.reset(wide)
+    speak(writer)
+    reader.refresh()
+    assert len(writer.init_segment) != len(SessionFile(tmp_path / "t", SPEC).init_segment)
+    assert (reader.spec, reader.frames, reader.size) == (wide, 10, writer.size)
 
 
 def test_another_object_reads_what_the_writer_wrote(tmp_path: Path) -> None:
