@@ -169,7 +169,7 @@ class Line:
         received = 0
         for attempt in range(self.settings.tries):
             stream = self.tts.speak.remote(job.text, job.voice, job.speed)
-            index, ready_s = 0, time.time()
+            index, ready_s, ended = 0, time.time(), False
             try:
                 async for stamped in stream:
                     timing = stamped.timings[-1]
@@ -178,6 +178,9 @@ class Line:
                         received += 1
                         yield stamped.value
                     index, ready_s = index + 1, timing.done_s  # the voice goes on without being asked
+                    ended = stamped.value.last
+                if not ended:
+                    raise StageError("The voice ended before its last sentence.", "Look at the log of TTS.")
                 return
             except (RayError, RayServeException) as error:
                 await self._before_retry(error, attempt, "TTS")

@@ -25,7 +25,7 @@ class OpenSessions:
     def find(self, session_id: str) -> SessionFile | None:
         """The session with all that was written to it, here or elsewhere; None where there is none. Raises IdError."""
         if not self.store.exists(session_id):
-            self._open.pop(session_id, None)
+            self._forget(session_id)
             return None
         session = self._open.get(session_id)
         if session is None:
@@ -36,7 +36,8 @@ class OpenSessions:
     def begin(self, session_id: str, spec: MediaSpec, avatar: PreparedAvatar, text: str) -> SessionFile:
         """The session as this replica's to write, made if need be, with a line of transcript begun.
 
-        A session without video takes the avatar and the spec; one with video keeps its own. Raises OSError, IdError.
+        A session without video takes the avatar and the spec; one with video keeps its own. Raises IdError, OSError;
+        InputError or FencedError where another replica has given it another avatar or format since it was looked at.
         """
         session = self.find(session_id)
         if session is None:
@@ -45,12 +46,19 @@ class OpenSessions:
             session.reset(spec, avatar_id=avatar.avatar_id, avatar_version=avatar.version)
         self._keep(session_id, session)
         try:
-            session.acquire()
-            session.start_utterance(text)
+            self._start(session, spec, avatar, text)
         except FencedError:  # another replica wrote here in this very moment: take the session over again
-            session.acquire()
-            session.start_utterance(text)
+            self._start(session, spec, avatar, text)
         return session
+
+    def _start(self, session: SessionFile, spec: MediaSpec, avatar: PreparedAvatar, text: str) -> None:
+        session.acquire()
+        refuse_other_avatar(session, avatar.avatar_id)
+        if session.spec != spec:
+            raise FencedError(
+                f"The session {session.session_id!r} was given another format meanwhile.", "Send the request again."
+            )
+        session.start_utterance(text)
 
     def reset(self, session_id: str) -> bool:
         """Start the session afresh; False where there is none. Raises IdError."""
@@ -61,7 +69,9 @@ class OpenSessions:
         return session is not None
 
     def remember(self, session_id: str, summary: dict[str, Any]) -> None:
-        self._last[session_id] = summary
+        """Keep the summary of a session's latest utterance for as long as the session is open here."""
+        if session_id in self._open:
+            self._last[session_id] = summary
 
     def describe(self, session_id: str) -> dict[str, Any]:
         """Facts of a session; `size` is how many bytes of its video are whole. Raises SessionNotFound, IdError."""
@@ -82,10 +92,13 @@ class OpenSessions:
         self._open[session_id] = session
         self._open.move_to_end(session_id)
         while len(self._open) > self._capacity:
-            oldest, old = self._open.popitem(last=False)
-            self._last.pop(oldest, None)
-            old.close()
+            self._forget(next(iter(self._open)))
         return session
+
+    def _forget(self, session_id: str) -> None:
+        self._last.pop(session_id, None)
+        if (session := self._open.pop(session_id, None)) is not None:
+            session.close()
 
 
 def refuse_other_avatar(session: SessionFile | None, avatar_id: str | None) -> None:

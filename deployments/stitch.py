@@ -18,6 +18,7 @@ from deployments.paths import builtin_avatars, output_path
 from deployments.requests import SpeakEvent, SpeakRequest
 from deployments.sessions import OpenSessions, refuse_other_avatar
 from deployments.stage import Stage
+from deployments.turns import Turns
 from deployments.utterance import LoadedAvatar, Utterance
 from models.audio import decode_audio, resample, segments
 from models.avatar.store import AvatarStore
@@ -38,7 +39,7 @@ class Stitch(Stage[StitchConfig]):
         super().__init__()
         # Sentences are small and streamed by value; features and frames travel through the object store.
         self._handles = (tts.options(stream=True, _by_reference=False), features, lipsync, enhance)
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._turns = Turns()
         self._avatars: OrderedDict[tuple[str, str], LoadedAvatar] = OrderedDict()
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
@@ -59,8 +60,11 @@ class Stitch(Stage[StitchConfig]):
         """
         await self.ready()
         asked_s = time.perf_counter()
-        async with self._lock(check_id(request.session_id, "session id")):
+        async with self._turns.of(check_id(request.session_id, "session id")):
+            began_s = time.perf_counter()
             utterance = (await self.worker.run(self._plan, request)).value
+            if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
+                utterance.speech = await asyncio.to_thread(self._given_speech, request.audio, utterance.spec)
             line = Line(*self._handles, settings=self._settings(utterance.spec.fps))
             stitched: list[Call] = []
             ttff_ms = 0.0
@@ -74,12 +78,14 @@ class Stitch(Stage[StitchConfig]):
                                 yield SpeakEvent(fragment.init)
                         if request.deliver:
                             yield SpeakEvent(utterance.live(fragment), fragment.frames)
+                if not utterance.frames:
+                    raise StageError("The utterance gave no frame.", "Send a longer text or recording.")
                 await self.worker.run(utterance.end)
             finally:
                 await chunks.aclose()
                 self._count_transfers(line.calls)
             calls = [*line.calls, *stitched]
-            summary = _summary(utterance, calls, line.retries, ttff_ms, time.perf_counter() - asked_s)
+            summary = _summary(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
             self.meter.utterance(ttff_ms, summary["rtf"])
             self._sessions.remember(request.session_id, summary)
             yield SpeakEvent(summary={**summary, "calls": [asdict(c) for c in calls]} if request.calls else summary)
@@ -98,15 +104,9 @@ class Stitch(Stage[StitchConfig]):
     async def reset(self, session_id: str) -> dict[str, Any]:
         """Start a session afresh, after the utterance that is being made. Raises IdError."""
         await self.ready()
-        async with self._lock(session_id):
+        async with self._turns.of(check_id(session_id, "session id")):
             done = await self.worker.run(self._sessions.reset, session_id)
         return {"session_id": session_id, "reset": done.value}
-
-    def _lock(self, session_id: str) -> asyncio.Lock:
-        """One for each session. Locks that nobody holds or waits for are forgotten when they become many."""
-        if len(self._locks) > 2 * self.config.cached_sessions:
-            self._locks = {key: lock for key, lock in self._locks.items() if lock.locked()}
-        return self._locks.setdefault(session_id, asyncio.Lock())
 
     # --- steps of an utterance
 
@@ -122,8 +122,7 @@ class Stitch(Stage[StitchConfig]):
         known = session.avatar_id if session is not None and continues else self.config.avatar_id
         avatar = self._load_avatar(request.avatar_id or known, self.config.blend_mode)
         spec = session.spec if session is not None and continues else self._spec(avatar.prepared)
-        speech = self._given_speech(request.audio, spec) if request.audio else ()
-        return Utterance(request, self._sessions, avatar, spec, session.frames if session else 0, speech)
+        return Utterance(request, self._sessions, avatar, spec, session.frames if session else 0)
 
     def _load_avatar(self, avatar_id: str, blend_mode: str) -> LoadedAvatar:
         key = (avatar_id, self._store.version(avatar_id))
@@ -196,8 +195,7 @@ class Stitch(Stage[StitchConfig]):
 
 
 def _summary(utterance: Utterance, calls: list[Call], retries: int, ttff_ms: float, wall_s: float) -> dict[str, Any]:
-    if utterance.session is None:
-        raise StageError("The utterance gave no frame.", "Send a longer text or recording.")
+    assert utterance.session is not None
     duration_s = utterance.frames / utterance.spec.fps
     session_id = utterance.request.session_id
     return {

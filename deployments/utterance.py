@@ -30,7 +30,7 @@ class LoadedAvatar:
 
 @dataclass(slots=True)
 class Utterance:
-    """`position` is the session's frame count at its start; `speech` is empty where TTS makes it."""
+    """`position` is the session's frame count at its start; `speech` stays empty where TTS makes it."""
 
     request: SpeakRequest
     sessions: OpenSessions
@@ -55,8 +55,9 @@ class Utterance:
         return fragments
 
     def end(self) -> None:
-        """Mark the utterance as complete."""
-        self._begun()[0].end_utterance()
+        """Mark the utterance as complete; it has a frame. Raises FencedError."""
+        assert self.session is not None, "an utterance without a frame has no session"
+        self.session.end_utterance()
 
     def live(self, fragment: Fragment) -> bytes:
         """The fragment on the viewer's own timeline, which starts at 0 with the utterance."""

@@ -1,0 +1,138 @@
+"""Utterance: nothing is written before the first frame; frames, sound and the session's place go together."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+
+from deployments.line import Chunk
+from deployments.requests import SpeakRequest
+from deployments.sessions import OpenSessions
+from deployments.utterance import LoadedAvatar, Utterance
+from models.errors import FencedError
+from models.stitch.encode import MediaSpec
+from models.stitch.paste import Paster
+from models.types import FaceCrops, PreparedAvatar
+
+SIDE, COUNT, RATE = 64, 5, 24_000
+SPEC = MediaSpec(SIDE, SIDE, 25, fragment_frames=4, first_fragment_frames=4, crf=5)
+
+
+def loaded() -> LoadedAvatar:
+    """Five frames, each of one grey: 20, 60, 100, 140, 180. The crop covers the frame's middle; frame 3 has no face."""
+    frames = np.stack([np.full((SIDE, SIDE, 3), 20 + 40 * k, np.uint8) for k in range(COUNT)])
+    masks = np.zeros((COUNT, 256, 256), np.uint8)
+    masks[:, 64:192, 64:192] = 255
+    transforms = np.tile(np.float32([[4, 0, 1.5], [0, 4, 1.5]]), (COUNT, 1, 1))  # 64 px to 256 px
+    has_face = np.arange(COUNT) != 3
+    prepared = PreparedAvatar(
+        "ann", "1", 25, SIDE, SIDE, transforms, np.zeros((COUNT, 68, 2), np.float32), masks, has_face, frames=frames
+    )
+    return LoadedAvatar(prepared, Paster(prepared))
+
+
+def chunk(first: int, count: int, last: bool = False, speech_s: float = 0.0) -> Chunk:
+    """White crops; the speech comes with the first chunk, at a rate that is not the session's."""
+    crops = FaceCrops(np.full((count, 256, 256, 3), 250, np.uint8), first, "ann")
+    samples = np.sin(np.arange(round(speech_s * 16_000)) / 10).astype(np.float32) * 0.3
+    return Chunk(crops, samples, 16_000, last)
+
+
+@pytest.fixture
+def sessions(tmp_path) -> OpenSessions:
+    return OpenSessions(tmp_path, 8)
+
+
+def utterance(sessions: OpenSessions, position: int = 0, text: str = "Hello.") -> Utterance:
+    return Utterance(SpeakRequest("alice", text), sessions, loaded(), SPEC, position)
+
+
+def decode(data: bytes) -> tuple[np.ndarray, float]:
+    """Frames `(n, h, w, 3)` and seconds of sound."""
+    with av.open(io.BytesIO(data)) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    with av.open(io.BytesIO(data)) as file:
+        samples = sum(frame.samples for frame in file.decode(audio=0))
+    return np.stack(frames), samples / RATE
+
+
+def test_nothing_is_written_before_the_first_frame(sessions, tmp_path):
+    utterance(sessions)
+    assert list(tmp_path.iterdir()) == [] and sessions.find("alice") is None
+
+
+def test_an_utterance_without_a_frame_cannot_be_ended(sessions, tmp_path):
+    with pytest.raises(AssertionError, match="without a frame"):
+        utterance(sessions).end()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_become_a_file_of_their_length(sessions):
+    said = utterance(sessions)
+    fragments = [*said.add(chunk(0, 4, speech_s=0.48)), *said.add(chunk(4, 8, last=True))]
+    said.end()
+    assert (said.frames, sum(fragment.frames for fragment in fragments)) == (12, 12)
+    frames, sound_s = decode(said.session.path.read_bytes())
+    assert len(frames) == 12
+    assert sound_s == pytest.approx(0.48, abs=1024 / RATE)
+    (line,) = sessions.describe("alice")["utterances"]
+    assert (line["text"], line["start_s"], line["end_s"]) == ("Hello.", 0.0, 0.48)
+
+
+def test_an_utterance_that_breaks_off_leaves_whole_fragments_and_no_end(sessions):
+    said = utterance(sessions)
+    said.add(chunk(0, 4, speech_s=0.48))
+    said.add(chunk(4, 6))
+    facts = sessions.describe("alice")
+    assert 0 < facts["frames"] <= 10 and facts["frames"] % 4 == 0
+    assert facts["utterances"][-1]["end_s"] is None
+    assert len(decode(said.session.path.read_bytes())[0]) == facts["frames"]
+    again = utterance(sessions, facts["frames"], "Again.")
+    again.add(chunk(0, 4, last=True, speech_s=0.16))
+    again.end()
+    assert len(decode(again.session.path.read_bytes())[0]) == facts["frames"] + 4
+
+
+def test_the_avatar_plays_forth_and_back_from_the_sessions_place(sessions):
+    said = utterance(sessions, position=3)
+    said.add(chunk(0, 8, last=True, speech_s=0.32))
+    frames, _ = decode(said.session.path.read_bytes())
+    corner = [round((int(frame[2, 2, 0]) - 20) / 40) for frame in frames]
+    assert corner == [3, 4, 3, 2, 1, 0, 1, 2]  # the place after three frames: 0 1 2 | 3 4 3 2 1 0 1 2
+
+
+def test_crops_are_pasted_where_there_is_a_face_and_nowhere_else(sessions):
+    said = utterance(sessions)
+    said.add(chunk(0, 5, last=True, speech_s=0.2))
+    frames, _ = decode(said.session.path.read_bytes())
+    assert [int(frame[32, 32, 0]) > 220 for frame in frames] == [True, True, True, False, True]
+    assert frames[3, 32, 32, 0] == pytest.approx(140, abs=6)
+
+
+def test_a_viewers_own_time_starts_at_zero_in_the_middle_of_a_session(sessions):
+    first = utterance(sessions)
+    first.add(chunk(0, 8, last=True, speech_s=0.32))
+    first.end()
+    second = utterance(sessions, 8, "Again.")
+    fragments = [*second.add(chunk(0, 4, speech_s=0.32)), *second.add(chunk(4, 4, last=True))]
+    assert fragments[0].start_s == pytest.approx(0.32)
+    live = fragments[0].init + b"".join(second.live(fragment) for fragment in fragments)
+    with av.open(io.BytesIO(live)) as file:
+        times = [frame.time for frame in file.decode(video=0)]
+    assert times == pytest.approx([k / 25 for k in range(8)], abs=0.045) and times[0] < 0.045
+
+
+def test_a_writer_that_was_overtaken_stops_and_writes_nothing(sessions, tmp_path):
+    said = utterance(sessions)
+    said.add(chunk(0, 4, speech_s=0.48))
+    before = sessions.describe("alice")["frames"]
+    rival = utterance(OpenSessions(tmp_path, 8), before, "Rival.")
+    rival.add(chunk(0, 4, last=True, speech_s=0.16))
+    rival.end()
+    with pytest.raises(FencedError):
+        said.add(chunk(4, 8, last=True))
+    facts = sessions.describe("alice")
+    assert facts["frames"] == before + 4
+    assert [line["text"] for line in facts["utterances"]] == ["Hello.", "Rival."]
+    assert len(decode(said.session.path.read_bytes())[0]) == facts["frames"]
