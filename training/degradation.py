@@ -62,7 +62,8 @@ class VAE:
     def __init__(self, folder: Path | str, device: str) -> None:
         from diffusers import AutoencoderTiny
 
-        self.model: Any = AutoencoderTiny.from_pretrained(str(folder)).float().to(device).eval().requires_grad_(False)
+        self.model: Any = AutoencoderTiny.from_pretrained(str(folder)).float().eval().requires_grad_(False)
+        self.model.to(device, memory_format=torch.channels_last)
         self.scale = float(self.model.config.scaling_factor)  # latents × scale have unit variance
 
     def encode(self, faces: Tensor) -> Tensor:

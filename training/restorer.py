@@ -43,7 +43,7 @@ PORTRAIT_SHARE = 0.1  # of a batch: photographs, so that the net has seen other 
 BATCH = 16  # pictures a step, two views of each
 LEARNING_RATE = 1.5e-3
 EMA = 0.999
-CHARBONNIER = 0.01  # errors below this count by their square
+ERROR_FLOOR = 1e-6  # 60 dB: nothing is gained by going beyond
 CHECKPOINT_S = 30.0
 
 
@@ -116,14 +116,18 @@ def restore(net: SmallRestorerNet, faces: Tensor, low_precision: bool = False) -
 
 
 def loss(restored: Tensor, clean: Tensor) -> Tensor:
-    """restored: `(2, n, 3, h, w)`, two views; clean `(n, 3, h, w)`. Charbonnier + gradient + spectrum + steadiness."""
+    """restored: `(2, n, 3, h, w)`, two views; clean `(n, 3, h, w)`. Decibels + gradient + spectrum + steadiness.
+
+    Decibels (the logarithm of each picture's squared error) weigh mild and strong faults alike; with the error itself,
+    the strong ones would decide everything.
+    """
     target = clean[None].expand_as(restored)
-    charbonnier = ((restored - target).square() + CHARBONNIER**2).sqrt().mean()
     error = restored - target
+    decibels = error.square().mean((2, 3, 4)).add(ERROR_FLOOR).log().mean()
     gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     spectrum = _amplitudes(restored).sub(_amplitudes(target)).abs().mean()
     steadiness = (restored[0] - restored[1]).abs().mean()
-    total: Tensor = charbonnier + 0.5 * gradient + 0.01 * spectrum + 0.2 * steadiness
+    total: Tensor = 0.01 * decibels + 0.25 * gradient + 0.01 * spectrum + 0.2 * steadiness
     return total
 
 

@@ -1,5 +1,6 @@
 """Training the restorer: true faults, measures that can be checked by hand, runs that repeat and resume."""
 
+import math
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import torch
 
 from models.restore.small import EMBEDDED_WEIGHTS, SmallRestorer, load_graph
 from training.degradation import VAE, Degradation, Ranges, blur, jpeg
-from training.restorer import CHARBONNIER, Settings, loss, restore, train_restorer
+from training.restorer import ERROR_FLOOR, Settings, loss, restore, train_restorer
 from training.restorer_faces import Faces, portraits, random_mouths
 from training.restorer_measures import compare, flicker, psnr, unsharp, upsample
 from training.visemes import REST
@@ -131,7 +132,7 @@ class TestTraining:
             float(loss(torch.stack(views), clean))
             for views in ([clean, clean], [clean + noise, clean + noise], [clean + noise, clean - noise])
         )
-        assert perfect == pytest.approx(CHARBONNIER, rel=0.01)  # Charbonnier's floor
+        assert perfect == pytest.approx(0.01 * math.log(ERROR_FLOOR), rel=1e-3)
         assert perfect < alike < apart
 
     def test_a_run_repeats_resumes_and_writes_what_the_product_loads(self, tmp_path: Path) -> None:
