@@ -2,5 +2,6 @@
 
 ENGINES = {
     "hibari": "models.tts.hibari:HibariTTS",
+    "coqui": "models.tts.coqui:CoquiTTS",
     "openai": "models.tts.openai:OpenAITTS",
 }
