@@ -1,4 +1,4 @@
-"""The command line: say, serve, prepare, profile, doctor. Starts the graph or asks a running one; computes nothing."""
+"""The command line: each command starts the graph, asks a running one, or calls the module that does the work."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from models.errors import ConfigError, InputError, StageError, WarmTalkError
+from models.weights import names as weight_names
 
 app = typer.Typer(
     name="warmtalk",
@@ -111,6 +112,22 @@ def profile(
     Console().print(f"TTFF {ttff_ms:.0f} ms (median), all processes {result.tree_mb:.0f} MB")
     if json_path:
         _write_whole(json_path, json.dumps(result.to_dict(), indent=1).encode())
+
+
+@app.command("fetch-weights", epilog="Example: `warmtalk fetch-weights --only production`")
+def fetch_weights(
+    only: Annotated[list[str] | None, typer.Option(help=f"{', '.join(weight_names())}, or a file; or all.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="A server that speaks the Hugging Face Hub's API.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Only compare what is there with its hashes.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+) -> None:
+    """Download production weights into weights/, resumable and checked, or verify those that are there."""
+    from deployments.paths import output_path
+    from fetching import command
+
+    with _errors():
+        status = command.fetch_weights(output_path("weights"), only or [], mirror, verify, dry_run)
+        raise typer.Exit(status)
 
 
 @app.command(epilog="Example: `warmtalk doctor --json`")

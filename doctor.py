@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deployments.paths import CODE, home
+from models import weight_files, weights
+from models.errors import CorruptError
 from training import checksums
 
 REQUIREMENTS = CODE / "requirements.txt"
@@ -28,6 +30,7 @@ LEAST_DISK_GB = 2.0  # an hour of session is about 0.5 GB; compiled models and a
 LEAST_SHM_GB = 0.7  # the object store of a local graph is 600 MB
 COMMAND_TIMEOUT_S = 10.0
 PACKAGES = ("torch", "ray", "transformers", "diffusers")
+FETCHED = "weights "  # how the names of checks of production weights begin
 OWN_LINES = {*PACKAGES, "opencv-python-headless", "hibari-tts"}
 
 
@@ -58,6 +61,7 @@ def run_checks(port: int = 8000, folder: Path | None = None) -> list[Check]:
         check_voice,
         check_other_packages,
         check_weights,
+        *(lambda entry=entry: check_fetched(entry, folder / weights.FOLDER) for entry in weights.SETS),
         check_ray_running,
         lambda: check_port(port),
         check_cores,
@@ -178,6 +182,32 @@ def check_weights(folder: Path = checksums.EMBEDDED) -> Check:
         return Check("embedded weights", False, "; ".join(wrong[:3]) + more, remedy)
     sizes = [(folder / name).stat().st_size for name in checksums.read_sums(folder)]
     return Check("embedded weights", True, f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, checksums right")
+
+
+def check_fetched(entry: weights.WeightSet, root: Path) -> Check:
+    """A set of production weights: none is needed, since the embedded ones run without them. Reads no file's bytes."""
+    name, remedy = FETCHED + entry.name, f"Run `warmtalk fetch-weights --only {entry.name}`."
+    try:
+        states = weight_files.states(root, entry.files)
+    except CorruptError as error:
+        return Check(name, False, error.message, error.remedy, required=False)
+    if not any(state.present for state in states):
+        part = sum(state.part_bytes for state in states)
+        found = f"{part / 1e6:,.1f} MB fetched of" if part else "absent:"
+        size = f"{entry.size_bytes / 1e6:,.1f} MB" if entry.size_bytes else "a few MB"
+        return Check(name, False, f"{found} {size}, for {entry.stage}", remedy, required=False)
+    wrong = [_fault_of(state) for state in states if not state.right_size]
+    if wrong:
+        return Check(name, False, "; ".join(wrong), remedy, required=False)
+    size_mb = sum(state.found_bytes or 0 for state in states) / 1e6
+    verified = "sha256 verified" if all(state.verified for state in states) else "sha256 not verified yet"
+    return Check(name, True, f"{size_mb:,.1f} MB, {verified}", required=False)
+
+
+def _fault_of(state: weight_files.FileState) -> str:
+    if not state.present:
+        return f"{state.file.path} is missing"
+    return f"{state.file.path} has {state.found_bytes} bytes instead of {state.file.size_bytes}"
 
 
 # --- what the machine has
@@ -369,9 +399,11 @@ def print_table(checks: list[Check]) -> None:
             else Text("note", "yellow")
         )
         table.add_row(mark, Text(check.name), Text(check.found))
-        if check.remedy:
+        if check.remedy and not check.name.startswith(FETCHED):  # these share one line below
             table.add_row("", "", Text(f"→ {check.remedy}", "bold"))
     console.print(table)
+    if any(check.name.startswith(FETCHED) and not check.ok for check in checks):
+        console.print("[bold]→ For other faces than the presenter's: `warmtalk fetch-weights --only production`.[/]")
     bad = sum(check.required and not check.ok for check in checks)
     console.print(f"{bad} of {len(checks)} checks must be mended." if bad else "WarmTalk can run on this machine.")
 

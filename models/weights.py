@@ -249,21 +249,25 @@ def set_of(file: WeightFile) -> WeightSet:
     return next(entry for entry in SETS if file in entry.files)
 
 
+def names() -> list[str]:
+    """What `--only` takes beside the paths of files."""
+    return [*BUNDLES, *(entry.name for entry in SETS)]
+
+
 def select(only: Iterable[str] = ()) -> list[WeightFile]:
     """The files that names of sets, bundles or files choose, in the manifest's order; all of them for no name.
 
     A name may hold several, parted by commas. Raises ConfigError, which lists the names.
     """
-    names = [name.strip() for part in only for name in part.split(",") if name.strip()]
+    asked = [name.strip() for part in only for name in part.split(",") if name.strip()]
     wanted: set[str] = set()
-    for name in names:
+    for name in asked:
         sets = BUNDLES.get(name, (name,))
         found = [file.path for entry in SETS for file in entry.files if entry.name in sets or file.path == name]
         if not found:
-            known = ", ".join([*BUNDLES, *(entry.name for entry in SETS)])
-            raise ConfigError(f"There are no weights named {name!r}.", f"Use one of {known}.")
+            raise ConfigError(f"There are no weights named {name!r}.", f"Use one of {', '.join(names())}.")
         wanted.update(found)
-    return [file for file in all_files() if not names or file.path in wanted]
+    return [file for file in all_files() if not asked or file.path in wanted]
 
 
 # --- what a path is, for errors

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import doctor
+from models import weight_files, weights
 from training import checksums
 
 
@@ -24,7 +25,7 @@ def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
 def test_every_check_says_what_it_found_and_how_to_mend_it(tmp_path: Path) -> None:
     checks = doctor.run_checks(port=0, folder=tmp_path)
     names = [check.name for check in checks]
-    assert len(names) == len(set(names)) == 19
+    assert len(names) == len(set(names)) == 19 + len(weights.SETS)
     assert all(check.found for check in checks)
     assert all(bool(check.remedy) != check.ok for check in checks)
 
@@ -223,6 +224,53 @@ def test_each_missing_changed_and_unlisted_file_is_named(tmp_path: Path) -> None
 
 def test_the_embedded_files_are_those_that_were_listed() -> None:
     assert checksums.problems() == [], "after training, run `python -m training.checksums`"
+
+
+NET = weights.WeightSet(
+    "net",
+    "a net",
+    "LipSync",
+    "MIT",
+    (
+        weights.WeightFile("net/net.json", weights.WebFile("http://127.0.0.1/a"), 2),
+        weights.WeightFile(
+            "net/net.pth", weights.WebFile("http://127.0.0.1/b"), 7, hashlib.sha256(b"weights").hexdigest()
+        ),
+    ),
+)
+
+
+def test_production_weights_are_shown_as_absent_partial_wrong_and_verified(tmp_path: Path) -> None:
+    def found() -> tuple[bool, str]:
+        check = doctor.check_fetched(NET, tmp_path)
+        assert not check.required and bool(check.remedy) != check.ok
+        return check.ok, check.found
+
+    assert found() == (False, "absent: 0.0 MB, for LipSync")
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "net.pth.part").write_bytes(b"0" * 200_000)
+    assert found() == (False, "0.2 MB fetched of 0.0 MB, for LipSync")
+    (tmp_path / "net" / "net.pth").write_bytes(b"weight")
+    assert found() == (False, "net/net.json is missing; net/net.pth has 6 bytes instead of 7")
+    (tmp_path / "net" / "net.pth").write_bytes(b"weights")
+    (tmp_path / "net" / "net.json").write_bytes(b"{}")
+    assert found() == (True, "0.0 MB, sha256 not verified yet")
+    for file in NET.files:
+        weight_files.remember(tmp_path, file, hashlib.sha256((tmp_path / file.path).read_bytes()).hexdigest())
+    assert found() == (True, "0.0 MB, sha256 verified")
+    (tmp_path / weight_files.LOCK_NAME).write_text("{")
+    ok, text = found()
+    assert not ok and "weights.lock.json cannot be read" in text
+    assert "Delete it" in doctor.check_fetched(NET, tmp_path).remedy
+
+
+def test_the_table_names_the_command_once_for_all_absent_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doctor.print_table([doctor.check_fetched(entry, tmp_path) for entry in weights.SETS])
+    text = capsys.readouterr().out
+    assert all(f"weights {entry.name}" in text for entry in weights.SETS)
+    assert text.count("fetch-weights") == 1 and "can run on this machine" in text
 
 
 def test_main_prints_a_table_or_json_and_tells_by_its_result(
