@@ -1,6 +1,6 @@
 """A voice behind any OpenAI-compatible `POST /v1/audio/speech`: OpenAI's own, or a local server. Knows nothing of Ray.
 
-The request is `{model, input, voice, response_format, speed}`, one a sentence. The answer is a sound file, or raw `pcm`,
+The request is `{model, input, voice, response_format, speed}`, one a sentence. The answer is a sound file; or raw pcm,
 16-bit little-endian mono, which is spoken while it still comes (OpenAI API reference, "Create speech").
 """
 

@@ -1,0 +1,197 @@
+"""Specification of the TTS stage, without a cluster: what a change of its config means, and what it streams."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from deployments.tts import TTS
+from models.audio import decode_audio
+from models.errors import AudioError, ConfigError, InputError, TextError
+from models.types import Speech
+
+RATE = 24_000
+
+
+class Loud:
+    """An engine of two voices that says each word as a constant of the voice's level, 0.5 s at speed 1."""
+
+    sample_rate_hz = RATE
+    loads: ClassVar[list[dict[str, Any]]] = []
+    threads: ClassVar[set[str]] = set()
+
+    def __init__(self, level: float) -> None:
+        self.level = level
+
+    @classmethod
+    def load(cls, level: float = 0.25) -> Loud:
+        if level > 1:
+            raise ConfigError("Too loud.", "Lower it.")
+        cls.loads.append({"engine": cls.__name__, "level": level})
+        return cls(level)
+
+    def voices(self) -> list[str]:
+        return ["plain", "half"]
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        if voice not in (None, *self.voices()):
+            raise InputError(f"There is no voice {voice!r}.", "Use plain or half.")
+        words = text.split()
+        level = self.level / 2 if voice == "half" else self.level
+        for index, word in enumerate(words):
+            self.threads.add(threading.current_thread().name)
+            samples = np.full(round(0.5 * RATE / speed), level, np.float32)
+            yield Speech(samples, RATE, word, last=index == len(words) - 1)
+
+
+class Other(Loud):
+    """Another engine."""
+
+
+ENGINE, OTHER = f"{__name__}:Loud", f"{__name__}:Other"
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded() -> None:
+    Loud.loads.clear()
+    Loud.threads.clear()
+
+
+async def stage(**config: Any) -> TTS:
+    made = TTS()
+    await made.reconfigure({"engine": ENGINE, **config})
+    return made
+
+
+async def said(tts: TTS, text: str = "one two", **options: Any) -> list[Speech]:
+    return [stamped.value async for stamped in tts.speak(text, **options)]
+
+
+async def level(tts: TTS, **options: Any) -> float:
+    return float((await said(tts, **options))[0].samples[0])
+
+
+# --- config
+
+
+async def test_a_change_of_engine_or_options_reloads_in_place() -> None:
+    tts = await stage()
+    assert await level(tts) == 0.25
+    await tts.reconfigure({"engine": ENGINE, "options": {"level": 0.5}})
+    assert await level(tts) == 0.5
+    await tts.reconfigure({"engine": OTHER, "options": {"level": 0.5}})
+    assert [(load["engine"], load["level"]) for load in Loud.loads] == [("Loud", 0.25), ("Loud", 0.5), ("Other", 0.5)]
+
+
+async def test_a_tunable_is_applied_without_a_reload() -> None:
+    tts = await stage()
+    for config in ({"voice": "half"}, {"voice": "half", "speed": 2.0}, {"max_chars": 3}, {}, {}):
+        await tts.reconfigure({"engine": ENGINE, **config})
+    assert len(Loud.loads) == 1
+    await tts.reconfigure({"engine": ENGINE, "voice": "half", "speed": 2.0})
+    speech = await said(tts)
+    assert (speech[0].samples[0], speech[0].duration_s) == (0.125, 0.25)
+
+
+async def test_an_utterance_that_has_begun_ends_in_the_voice_it_began_with() -> None:
+    tts = await stage()
+    async with aclosing(tts.speak("one two")) as spoken:
+        levels = [(await anext(spoken)).value.samples[0]]
+        await tts.reconfigure({"engine": ENGINE, "options": {"level": 0.5}})
+        levels += [stamped.value.samples[0] async for stamped in spoken]
+    assert levels == [0.25, 0.25] and await level(tts) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("config", "cause"),
+    [
+        ({"engin": ENGINE}, "did you mean 'engine'"),
+        ({"engine": "hibary"}, "no engine 'hibary'"),
+        ({"engine": f"{__name__}:Nobody"}, "cannot be imported"),
+        ({"engine": ENGINE, "options": {"level": 2.0}}, "Too loud"),
+        ({"engine": ENGINE, "speed": 9}, "speed"),
+    ],
+)
+async def test_a_refused_config_leaves_the_old_voice_speaking(config: dict[str, Any], cause: str) -> None:
+    tts = await stage(voice="half")
+    with pytest.raises(ConfigError, match=cause):
+        await tts.reconfigure(config)
+    assert await level(tts) == 0.125 and tts.config.voice == "half"
+
+
+async def test_a_config_that_was_refused_can_be_mended() -> None:
+    tts = TTS()
+    with pytest.raises(ConfigError, match="Too loud"):
+        await tts.reconfigure({"engine": ENGINE, "options": {"level": 2.0}})
+    await tts.reconfigure({"engine": ENGINE, "options": {"level": 0.5}})
+    assert await level(tts) == 0.5
+
+
+# --- speaking
+
+
+async def test_each_sentence_is_stamped_with_the_time_that_it_took() -> None:
+    tts = await stage()
+    stamps = [stamped.timings async for stamped in tts.speak("one two three")]
+    assert len(stamps) == 3
+    for (timing,) in stamps:
+        assert (timing.stage, timing.frames) == ("TTS", 0)
+        assert 0 < timing.compute_s <= timing.done_s - timing.received_s + 1e-3
+    assert stamps[0][0].done_s <= stamps[1][0].received_s
+
+
+async def test_a_request_chooses_over_the_config_and_the_config_over_the_engine() -> None:
+    tts = await stage(voice="half", speed=2.0)
+    assert await level(tts) == 0.125
+    assert await level(tts, voice="plain") == 0.25
+    assert (await said(tts, speed=0.5))[0].duration_s == 1.0
+    assert await tts.voices() == ["plain", "half"]
+
+
+async def test_the_engine_works_on_the_stages_own_thread() -> None:
+    await said(await stage())
+    assert len(Loud.threads) == 1 and threading.current_thread().name not in Loud.threads
+
+
+async def test_a_text_over_the_limit_is_refused_before_the_engine_sees_it() -> None:
+    tts = await stage(max_chars=7)
+    assert len(await said(tts, "one two")) == 2
+    with pytest.raises(TextError, match="has 8 characters; the limit is 7"):
+        await said(tts, "one twos")
+    assert len(Loud.loads) == 1
+
+
+# --- speech as a sound file
+
+
+async def file_of(parts: AsyncGenerator[bytes, None]) -> list[bytes]:
+    return [part async for part in parts]
+
+
+async def test_speech_leaves_as_one_file_in_a_part_a_sentence() -> None:
+    tts = await stage()
+    parts = await file_of(tts.encoded("one two three", "half", 2.0, "wav"))
+    assert len(parts) == 3
+    samples, rate = decode_audio(b"".join(parts))
+    assert rate == RATE and len(samples) == 3 * RATE // 4
+    np.testing.assert_allclose(samples, 0.125, atol=1e-4)
+
+
+@pytest.mark.parametrize("sound_format", ["mp3", "opus", "aac", "flac"])
+async def test_compressed_formats_hold_the_whole_speech(sound_format: str) -> None:
+    parts = await file_of((await stage()).encoded("one two three four", None, None, sound_format))
+    samples, rate = decode_audio(b"".join(parts))
+    assert all(parts) and len(samples) / rate == pytest.approx(2.0, abs=0.15)
+
+
+async def test_an_unknown_voice_or_format_fails_before_the_first_byte() -> None:
+    tts = await stage()
+    with pytest.raises(InputError, match="no voice 'nobody'"):
+        await anext(tts.encoded("one", "nobody", None, "wav"))
+    with pytest.raises(AudioError, match="no sound format 'midi'"):
+        await anext(tts.encoded("one", None, None, "midi"))
