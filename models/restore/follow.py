@@ -1,0 +1,132 @@
+"""Follows the largest face through a stream of frames and steadies where it lies, looking a few frames ahead.
+
+Knows nothing of files or networks. Unlike `models.avatar.track`, which sees a whole video at once, it keeps a short
+window, so that a video of any length can pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from models.avatar.detect import Face, FaceDetector
+from models.avatar.track import SMOOTH_S, smooth
+from models.avatar.warp import apply, invert
+from models.restore.align import five_points, to_template
+from models.types import RESTORED_PX, UInt8
+
+Float64 = npt.NDArray[np.float64]
+P = TypeVar("P")
+
+REACH = 3.0  # of the smoothing kernel's standard deviations: neighbours beyond weigh under 1 %
+JUMP = 0.4  # of the distance between the eyes: a face that moves more from one frame to the next is another shot
+MAX_REACH = 24  # frames, whatever the frame rate: they are held in memory
+CENTRE = np.full(2, (RESTORED_PX - 1) / 2)  # of the template
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Followed(Generic[P]):
+    """A frame and the face in it.
+
+    transform: `(2, 3)`, frame px → FFHQ template of 512 px; None where no face was found. shot: counts up wherever the
+    face jumps or is not seen: nothing must be blended across. payload: whatever came with the frame.
+    """
+
+    frame: UInt8
+    payload: P
+    index: int
+    transform: Float64 | None
+    shot: int
+
+
+@dataclass(slots=True, eq=False)
+class _Seen(Generic[P]):
+    frame: UInt8
+    payload: P
+    index: int
+    pose: Float64 | None  # angle, log of the scale, and where the template's centre lies in the frame: (4,)
+    shot: int
+
+
+def reach_frames(fps: float) -> int:
+    """Frames that `follow` looks ahead, and back, at a frame rate."""
+    return int(np.clip(math.ceil(REACH * SMOOTH_S * fps), 1, MAX_REACH))
+
+
+def follow(
+    frames: Iterable[tuple[UInt8, P]], detector: FaceDetector, fps: float, first_index: int = 0
+) -> Iterator[Followed[P]]:
+    """Yield every frame of `frames` (RGB uint8 and its payload) in order, `reach_frames(fps)` later.
+
+    Where the face lies is smoothed over its neighbours within the shot, ahead and back, so it neither lags nor shivers.
+    """
+    reach, sigma = reach_frames(fps), SMOOTH_S * fps
+    window: deque[_Seen[P]] = deque()
+    waiting = 0  # entries at the window's end that have not been yielded
+    face: Face | None = None
+    shot = 0
+    for index, (frame, payload) in enumerate(frames, start=first_index):
+        face, jumped = _find(detector, frame, face)
+        shot += jumped
+        window.append(_Seen(frame, payload, index, None if face is None else _pose(face), shot))
+        waiting += 1
+        if waiting > reach:
+            yield _settled(window, len(window) - waiting, sigma)
+            waiting -= 1
+            _forget(window, len(window) - waiting, reach)
+    while waiting:
+        yield _settled(window, len(window) - waiting, sigma)
+        waiting -= 1
+
+
+def _find(detector: FaceDetector, frame: UInt8, before: Face | None) -> tuple[Face | None, bool]:
+    """The largest face, and whether it is another shot's than the frame's before."""
+    if before is not None:
+        near = detector.detect(frame, near=before)
+        if near and not _jumped(before, near[0]):
+            return near[0], False
+    faces = detector.detect(frame)
+    if not faces:
+        return None, True
+    return faces[0], before is None or _jumped(before, faces[0])
+
+
+def _jumped(before: Face, after: Face) -> bool:
+    old, new = five_points(before.landmarks), five_points(after.landmarks)
+    return bool(np.linalg.norm(new - old, axis=1).mean() > JUMP * np.linalg.norm(old[1] - old[0]))
+
+
+def _pose(face: Face) -> Float64:
+    transform = to_template(five_points(face.landmarks))
+    centre = apply(invert(transform), CENTRE)
+    return np.array([math.atan2(transform[1, 0], transform[0, 0]), math.log(math.hypot(*transform[:, 0])), *centre])
+
+
+def _settled(window: deque[_Seen[P]], at: int, sigma: float) -> Followed[P]:
+    """The entry at `at` with its pose smoothed over its shot."""
+    seen = window[at]
+    if seen.pose is None:
+        return Followed(seen.frame, seen.payload, seen.index, None, seen.shot)
+    near = [entry for entry in window if entry.shot == seen.shot]  # a shot has a face in every frame, and no gap
+    poses = np.stack([entry.pose for entry in near if entry.pose is not None])  # (m, 4)
+    poses[:, 0] = np.unwrap(poses[:, 0])
+    angle, log_scale, *centre = smooth(poses, np.ones(len(poses)), sigma)[seen.index - near[0].index]
+    cos, sin = math.exp(log_scale) * math.cos(angle), math.exp(log_scale) * math.sin(angle)
+    linear = np.array([[cos, -sin], [sin, cos]])
+    transform = np.concatenate([linear, (CENTRE - linear @ np.array(centre))[:, None]], 1)
+    return Followed(seen.frame, seen.payload, seen.index, transform, seen.shot)
+
+
+def _forget(window: deque[_Seen[P]], done: int, reach: int) -> None:
+    """Keep only the poses of what has been yielded, and of those the last `reach`."""
+    while done > reach:
+        window.popleft()
+        done -= 1
+    if done:
+        window[done - 1].frame = np.empty((0, 0, 3), np.uint8)

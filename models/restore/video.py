@@ -1,0 +1,195 @@
+"""Restores the face in every frame of a stream: follow, cut out, restore, steady, paste. Knows no files and no Ray."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from models.avatar.detect import FaceDetector
+from models.avatar.warp import warp
+from models.errors import InputError
+from models.restore.align import soft_square
+from models.restore.follow import Followed, follow
+from models.restore.steady import Detail, Steadier, between
+from models.stitch.paste import paste
+from models.types import CROP_PX, RESTORED_PX, UInt8
+
+Float64 = npt.NDArray[np.float64]
+P = TypeVar("P")
+Submit = Callable[[UInt8], Callable[[], UInt8]]  # faces (n, s, s, 3) → a call that waits for them, (n, 512, 512, 3)
+
+# The square that MuseTalk's box cuts out of a face, in px of the FFHQ template: left, top, side. Measured on the
+# embedded presenter and on two portraits, whose boxes differ by at most 20 px; the small restorer knows such cuts.
+BOX = (76.0, 115.0, 362.0)
+MAX_EVERY = 25
+HELD_BYTES = 96 << 20  # frames of a batch; several batches are under way
+
+
+@dataclass(frozen=True, slots=True)
+class VideoOptions:
+    """strength: 0 leaves the frames as they are, 1 is the full model. every: each n-th face goes through the network;
+    those between get the detail of their neighbours in time where they show the same. template: the engine wants 512 px
+    faces on the FFHQ template, otherwise 256 px crops. batch: faces a call. in_flight: calls under way.
+
+    Raises InputError.
+    """
+
+    strength: float = 1.0
+    every: int = 1
+    template: bool = False
+    batch: int = 8
+    in_flight: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise InputError(f"A strength of {self.strength} is outside 0 to 1.", "0 changes nothing, 1 is all.")
+        if not 1 <= self.every <= MAX_EVERY:
+            raise InputError(f"--every {self.every} is outside 1 to {MAX_EVERY}.", "1 restores every frame.")
+
+
+@dataclass(slots=True, eq=False)
+class _Work(Generic[P]):
+    """A frame on its way: what was cut out (None without a face), and what came back of it."""
+
+    followed: Followed[P]
+    transform: Float64 | None = None  # (2, 3), frame px → 256 px crop
+    face: UInt8 | None = None  # as the engine takes it
+    key: bool = False  # goes through the network
+    restored: UInt8 | None = None  # (512, 512, 3)
+
+    @property
+    def base(self) -> UInt8:
+        """The face before restoration, `(512, 512, 3)`."""
+        assert self.face is not None
+        if self.face.shape[0] == RESTORED_PX:
+            return self.face
+        return cast(UInt8, cv2.resize(self.face, (RESTORED_PX, RESTORED_PX), interpolation=cv2.INTER_CUBIC))
+
+
+def enhance_frames(
+    frames: Iterable[tuple[UInt8, P]],
+    detector: FaceDetector,
+    fps: float,
+    submit: Submit,
+    options: VideoOptions,
+    first_index: int = 0,
+) -> Iterator[tuple[UInt8, P, bool]]:
+    """Yield as many frames as `frames` holds, in order, each with its payload and whether a face was restored in it.
+
+    A frame without a face is passed on as the same object.
+
+    frames: RGB uint8 `(h, w, 3)`. submit: starts a restoration, see `Submit`. first_index: of the first frame in its
+    video, so that a resumed video restores the same frames with `every`.
+    """
+    if options.strength == 0:
+        yield from ((frame, payload, False) for frame, payload in frames)
+        return
+    steadier, shot = Steadier(), -1
+    mask = np.rint(soft_square(CROP_PX) * (255 * options.strength)).astype(np.uint8)
+    for work in _filled(_restored(follow(frames, detector, fps, first_index), submit, options), options.every):
+        followed = work.followed
+        if work.transform is None or work.restored is None:
+            yield followed.frame, followed.payload, False
+            continue
+        if followed.shot != shot:
+            steadier.reset()
+            shot = followed.shot
+        face = steadier(work.base, work.restored)
+        yield paste(followed.frame, face, work.transform.astype(np.float32), mask), followed.payload, True
+
+
+def crop_transform(to_template: Float64, template: bool) -> Float64:
+    """Frame px → 256 px crop, from frame px → 512 px template: all of the template, or MuseTalk's box within it."""
+    left, top, side = (0.0, 0.0, float(RESTORED_PX)) if template else BOX
+    scale = CROP_PX / side
+    crop = to_template * scale
+    crop[:, 2] += scale * (0.5 - np.array([left, top])) - 0.5  # pixel centres map as (x + 0.5 − left) · scale − 0.5
+    return crop
+
+
+def _cut(followed: Followed[P], options: VideoOptions, new_shot: bool) -> _Work[P]:
+    if followed.transform is None:
+        return _Work(followed)
+    key = new_shot or followed.index % options.every == 0
+    crop = crop_transform(followed.transform, options.template)
+    if options.template:
+        return _Work(followed, crop, warp(followed.frame, followed.transform, RESTORED_PX), key)
+    return _Work(followed, crop, warp(followed.frame, crop, CROP_PX), key)
+
+
+def _restored(stream: Iterator[Followed[P]], submit: Submit, options: VideoOptions) -> Iterator[_Work[P]]:
+    """Cut faces out and restore the key faces, a batch a call, several calls at once, in order."""
+    pending: deque[tuple[list[_Work[P]], Callable[[], UInt8] | None]] = deque()
+    batch: list[_Work[P]] = []
+    shot = -1
+    for followed in stream:
+        batch.append(_cut(followed, options, new_shot=followed.shot != shot))
+        shot = followed.shot if followed.transform is not None else -1
+        if len(batch) * followed.frame.nbytes >= HELD_BYTES or len(batch) == options.batch * options.every:
+            pending.append(_send(batch, submit))
+            batch = []
+        if len(pending) > options.in_flight:
+            yield from _receive(*pending.popleft())
+    if batch:
+        pending.append(_send(batch, submit))
+    while pending:
+        yield from _receive(*pending.popleft())
+
+
+def _send(batch: list[_Work[P]], submit: Submit) -> tuple[list[_Work[P]], Callable[[], UInt8] | None]:
+    faces = [work.face for work in batch if work.key and work.face is not None]
+    return batch, submit(np.stack(faces)) if faces else None
+
+
+def _receive(batch: list[_Work[P]], wait: Callable[[], UInt8] | None) -> Iterator[_Work[P]]:
+    if wait is not None:
+        keys = [work for work in batch if work.key]
+        for work, restored in zip(keys, wait(), strict=True):
+            work.restored = restored
+    yield from batch
+
+
+def _filled(works: Iterator[_Work[P]], every: int) -> Iterator[_Work[P]]:
+    """Give the faces between two key faces their detail; with `every` 1 there are none between."""
+    if every == 1:
+        yield from works
+        return
+    held: list[_Work[P]] = []  # faces since the last key face, of its shot
+    last: tuple[_Work[P], Detail] | None = None
+    for work in works:
+        if work.restored is not None and not _same_shot(last, work):
+            yield from _fill(held, last, None)
+            held, last = [], None
+        if work.restored is not None:
+            key = (work, Detail(work.base, work.restored))
+            yield from _fill(held, last, key)
+            held, last = [], key
+            yield work
+        elif work.face is None:
+            yield from _fill(held, last, None)
+            held, last = [], None
+            yield work
+        else:
+            held.append(work)
+    yield from _fill(held, last, None)
+
+
+def _same_shot(last: tuple[_Work[P], Detail] | None, work: _Work[P]) -> bool:
+    return last is not None and last[0].followed.shot == work.followed.shot
+
+
+def _fill(
+    held: list[_Work[P]], last: tuple[_Work[P], Detail] | None, following: tuple[_Work[P], Detail] | None
+) -> Iterator[_Work[P]]:
+    for work in held:
+        assert last is not None  # the first face of a shot is a key face
+        begin = last[0].followed.index
+        share = 0.0 if following is None else (work.followed.index - begin) / (following[0].followed.index - begin)
+        work.restored = between(work.base, last[1], None if following is None else following[1], share)
+        yield work
