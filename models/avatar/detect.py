@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar.warp import apply, invert, warp
-from models.errors import WeightsError
+from models.errors import ConfigError, WeightsError
 from models.types import Float32, UInt8
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "detect"
 DETECTOR_FILE, MESH_FILE = "face_detection_short_range.tflite", "face_landmark.tflite"
+DETECTORS = ("blazemesh", "dwpose")
 DETECTOR_PX, MESH_PX = 128, 192
 MESH_POINTS = 468
 MESH_MARGIN = 1.5  # side of the mesh's input square over the face's longer side
@@ -61,8 +62,9 @@ _SECOND = np.array([points[-1] for points in MESH_OF_68])
 class Face:
     """One face. Points are in frame px, pixel centres at whole numbers.
 
-    box: x1, y1, x2, y2 around the mesh. score: the detector's, or the previous frame's while a face is followed.
-    flag: the mesh's own probability. mesh: float32 `(468, 2)`. landmarks: float32 `(68, 2)`, iBUG order.
+    box: x1, y1, x2, y2 around the points. score: the detector's, or the previous frame's while a face is followed.
+    flag: the mesh's own probability. mesh: float32, all points that were read: FaceMesh's `(468, 2)`, DWPose's
+    `(68, 2)`. landmarks: float32 `(68, 2)`, iBUG order.
     """
 
     box: tuple[float, float, float, float]
@@ -86,6 +88,22 @@ class FaceDetector(Protocol):
         With `near`, the face of the frame before, that face alone is followed and returned if it is still there.
         """
         ...
+
+
+def open_detector(name: str, weights: str | Path | None = None) -> FaceDetector:
+    """`blazemesh`, whose weights ship with WarmTalk, or `dwpose`, whose ONNX file is `weights`.
+
+    Raises ConfigError for another name, WeightsError for a missing or ill-fitting file.
+    """
+    if name == "blazemesh":
+        return BlazeMesh()
+    if name == "dwpose":
+        from models.avatar.dwpose import DWPose
+
+        if weights is None:
+            raise WeightsError("DWPose needs its weights.", "Give detector_weights: dw-ll_ucoco_384.onnx.")
+        return DWPose.load(weights)
+    raise ConfigError(f"There is no detector {name!r}.", f"Use one of {', '.join(DETECTORS)}.")
 
 
 @dataclass(frozen=True, slots=True)

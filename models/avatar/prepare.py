@@ -7,22 +7,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from models.avatar import contact
-from models.avatar.detect import BlazeMesh, Face, FaceDetector
+from models.avatar.detect import DETECTORS, Face, FaceDetector, open_detector
 from models.avatar.frames import FRAMES_CRF, GOP_BYTES, FrameWriter, VideoFrames
-from models.avatar.parse import masks_of
+from models.avatar.geometry import GEOMETRIES, DetectedBox, Geometry, lay
+from models.avatar.parse import CHEEK_PX, PARSE_PX, REGION_MODES, FaceParser, masks_of, paste_region
+from models.avatar.regions import RegionPacker
 from models.avatar.source import Source, open_source
 from models.avatar.store import CONTACT, FRAMES, AvatarStore, Draft, write_png
-from models.avatar.track import MAX_MISSING, SMOOTH_S, Track, TrackOptions, crop_transforms, in_crop, shift_range
-from models.avatar.warp import warp
+from models.avatar.track import MAX_MISSING, SMOOTH_S, Track, TrackOptions, in_crop, shift_range
 from models.errors import ConfigError, CorruptError
 from models.ids import check_id
-from models.types import CROP_PX, SUPPORTED_FPS, Float16, UInt8
+from models.stitch.musetalk_paste import crop_box_of, cut, region_mask
+from models.types import CROP_PX, SUPPORTED_FPS, Float16, Int32, UInt8
 
 Progress = Callable[[str, int, int], None]  # step, done, total (0: not known)
 EncodeReference = Callable[[UInt8], Any]  # crops (n, 256, 256, 3) → latents (n, 8, 32, 32), array or tensor
@@ -30,6 +33,15 @@ EncodeReference = Callable[[UInt8], Any]  # crops (n, 256, 256, 3) → latents (
 COUNT_EVERY = 25  # frames between two counts of all faces; between them only one is followed
 TINY_PX = 96  # below it a mouth is about 30 px wide: there is nothing to learn from, and little to see
 FINDING, ENCODING = "finding faces", "encoding faces"
+PLACES = ("detector_weights", "parser_weights", "device")  # options that say where, and not what, is done
+
+
+class Parser(Protocol):
+    """What preparation asks of a face parser."""
+
+    def labels(self, face_rgb: UInt8) -> npt.NDArray[np.int64]:
+        """RGB `(h, w, 3)` → CelebAMask-HQ's classes `(512, 512)`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,13 @@ class PrepareOptions:
     fps: 24, 25 or 30. bbox_shift, extra_margin: frame px, see `musetalk_box`. max_seconds: a longer video is refused.
     batch_size: crops in one VAE call. shape, scale_lock, smooth_s, max_missing: see TrackOptions. frames_crf: x264's
     quality of the stored frames. copy_video: keep the source's H.264 stream where it already fits. contact_frames: how
-    many frames the contact sheet shows. Raises ConfigError.
+    many frames the contact sheet shows.
+
+    geometry: `similarity` or `musetalk`, see models/avatar/geometry.py. detector: `blazemesh` or `dwpose`.
+    detector_weights: DWPose's ONNX file. parser_weights: BiSeNet's file; with geometry `musetalk` and without it the
+    mask follows the landmarks. parsing_mode, cheek_width: see `paste_region`. device: of the parser.
+    MuseTalk v1.0's weights know faces of geometry `musetalk`, extra_margin 0 and parsing_mode `raw`; v1.5's, 10 and
+    `jaw`. Raises ConfigError.
     """
 
     fps: int = 25
@@ -54,6 +72,13 @@ class PrepareOptions:
     frames_crf: float = FRAMES_CRF
     copy_video: bool = True
     contact_frames: int = 8
+    geometry: str = "similarity"
+    detector: str = "blazemesh"
+    detector_weights: str | Path | None = None
+    parser_weights: str | Path | None = None
+    parsing_mode: str = "jaw"
+    cheek_width: int = CHEEK_PX
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.fps not in SUPPORTED_FPS:
@@ -65,11 +90,20 @@ class PrepareOptions:
             or self.extra_margin < 0
         ):
             raise ConfigError("batch_size, max_seconds, max_missing or extra_margin is out of range.", "See --help.")
+        for name, known in (("geometry", GEOMETRIES), ("detector", DETECTORS), ("parsing_mode", REGION_MODES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"There is no {name} {getattr(self, name)!r}.", f"Use one of {', '.join(known)}.")
 
     @property
     def track(self) -> TrackOptions:
         names = [item.name for item in dataclasses.fields(TrackOptions)]
         return TrackOptions(**{name: getattr(self, name) for name in names})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the avatar depends on, for avatar.json: without paths, sizes of batches and limits."""
+        left_out = {"batch_size", "max_seconds", *PLACES}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +133,7 @@ class _Survey:
 
     landmarks: npt.NDArray[np.float32]  # (n, 68, 2); zero without a face
     has_face: npt.NDArray[np.bool_]  # (n,)
+    boxes: list[DetectedBox | None]  # the detector's; None without a face
     size_px: npt.NDArray[np.float32]  # (n,); zero without a face
     most_faces: int
     copied: bool  # the source's own stream was stored
@@ -114,27 +149,37 @@ def prepare_avatar(
     force: bool = False,
     progress: Progress | None = None,
     detector: FaceDetector | None = None,
+    parser: Parser | None = None,
 ) -> PrepareReport:
     """Prepare `source` as avatar `avatar_id` of `store`, whole or not at all; the same video gives the same bytes.
 
     Two passes, neither of which holds more than a few frames: find the face in every frame while storing them; then cut
-    crops out of the frames *as stored*, and encode them. Raises IdError, ExistsError, VideoError, NoFaceError,
-    ConfigError.
+    crops out of the frames *as stored*, and encode them. detector, parser: loaded as the options say when not given.
+    Raises IdError, ExistsError, VideoError, NoFaceError, ConfigError, WeightsError.
     """
     started = time.perf_counter()
     options, progress = options or PrepareOptions(), progress or (lambda step, done, total: None)
     check_id(avatar_id, "avatar id")
     store.refuse_existing(avatar_id, force)
     video = open_source(Path(source), options.fps, options.max_seconds)
+    detector = detector or open_detector(options.detector, options.detector_weights)
+    if options.geometry == "musetalk" and parser is None and options.parser_weights is not None:
+        parser = FaceParser.load(options.parser_weights, options.device)
     with store.write(avatar_id, force) as draft:
-        survey = _survey(video, detector or BlazeMesh(), draft, options, progress)
-        track = crop_transforms(survey.landmarks, survey.has_face, options.fps, options.track)
+        survey = _survey(video, detector, draft, options, progress)
+        size = (video.height, video.width)
+        seen = survey.landmarks, survey.has_face, survey.boxes
+        geometry = lay(options.geometry, *seen, options.fps, size, options.track)
+        track = geometry.track
         masks, mask_index = masks_of(in_crop(track), options.fps)
         with (draft.folder / FRAMES).open("rb") as file:
             frames = VideoFrames(file, FRAMES, cache_bytes=GOP_BYTES)
-            _encode(frames, track, survey, masks, mask_index, draft, encode_reference, options, progress)
-        draft.write_geometry(track.transforms, track.landmarks, survey.has_face, masks, mask_index)
+            second = _Second(frames, geometry, survey, masks, mask_index, options, progress)
+            _encode(second, draft, encode_reference, parser if geometry.boxes is not None else None)
+        draft.write_geometry(track.transforms, track.landmarks, survey.has_face, masks, mask_index, geometry.boxes)
         facts = _facts(survey, track, video)
+        if geometry.boxes is not None and parser is None:
+            facts["warnings"].append("No face parser was given: the mask follows the landmarks, not MuseTalk's region.")
         draft.meta |= {
             "fps": options.fps,
             "width": video.width,
@@ -142,9 +187,7 @@ def prepare_avatar(
             "frames": len(survey.has_face),
             "vae_fingerprint": vae_fingerprint,
             "source": {"name": video.path.name, "sha256": video.sha256, "kind": video.kind, "fps": video.fps},
-            "settings": {
-                k: v for k, v in dataclasses.asdict(options).items() if k not in ("batch_size", "max_seconds")
-            },
+            "settings": options.settings,
             "facts": facts,
         }
     folder = store.folder(avatar_id)
@@ -179,6 +222,7 @@ def _survey(
     return _Survey(
         landmarks=np.stack([nothing if face is None else face.landmarks for face in faces]),
         has_face=np.array([face is not None for face in faces]),
+        boxes=[None if face is None else face.box for face in faces],
         size_px=np.array([0 if face is None else face.size_px for face in faces], np.float32),
         most_faces=most,
         copied=copied,
@@ -207,34 +251,62 @@ def _find(
     return min(found, key=lambda face: float(np.linalg.norm(np.mean(face.mesh, axis=0) - here))), len(found)
 
 
-def _encode(
-    frames: VideoFrames,
-    track: Track,
-    survey: _Survey,
-    masks: UInt8,
-    mask_index: npt.NDArray[np.int32],
-    draft: Draft,
-    encode_reference: EncodeReference,
-    options: PrepareOptions,
-    progress: Progress,
-) -> None:
-    """Second pass: latents of the crops of the stored frames, and the contact sheet."""
-    n = len(track.transforms)
-    if len(frames) != n:
-        raise CorruptError(f"{len(frames)} of {n} frames were stored.", "Prepare the avatar again.")
+@dataclass(frozen=True, slots=True, eq=False)
+class _Second:
+    """What the second pass goes through, a slot a frame."""
+
+    frames: VideoFrames
+    geometry: Geometry
+    survey: _Survey
+    masks: UInt8  # (u, 256, 256)
+    mask_index: Int32  # (n,)
+    options: PrepareOptions
+    progress: Progress
+
+    def contact_cell(self, k: int, region: UInt8 | None) -> UInt8:
+        """Frame `k` on the contact sheet, with the mask that will be pasted."""
+        mask, track = self.masks[self.mask_index[k]], self.geometry.track
+        if region is not None:
+            box = self.geometry.box(k)
+            square = crop_box_of(box)
+            whole = region_mask(region, box, square)
+            inside = whole[box[1] - square[1] : box[3] - square[1], box[0] - square[0] : box[2] - square[0]]
+            mask = cv2.resize(inside, (CROP_PX, CROP_PX), interpolation=cv2.INTER_AREA)
+        return contact.cell(
+            self.frames[k], track.transforms[k], track.landmarks[k], mask, bool(self.survey.has_face[k]), k
+        )
+
+    def region(self, k: int, parser: Parser) -> UInt8:
+        """What the parser says is pasted back in frame `k`, uint8 0/255 `(512, 512)`; nothing without a face."""
+        if not self.survey.has_face[k]:
+            return np.zeros((PARSE_PX, PARSE_PX), np.uint8)
+        labels = parser.labels(cut(self.frames[k], crop_box_of(self.geometry.box(k))))
+        return paste_region(labels, self.options.parsing_mode, self.options.cheek_width)
+
+
+def _encode(second: _Second, draft: Draft, encode_reference: EncodeReference, parser: Parser | None) -> None:
+    """Second pass: latents of the crops of the stored frames, parsed regions, and the contact sheet."""
+    n, step = len(second.mask_index), second.options.batch_size
+    if len(second.frames) != n:
+        raise CorruptError(f"{len(second.frames)} of {n} frames were stored.", "Prepare the avatar again.")
     latents = np.empty((n, 8, 32, 32), np.float16)
-    shown, cells = set(contact.pick_frames(n, options.contact_frames)), []
-    for start in range(0, n, options.batch_size):
-        batch = range(start, min(n, start + options.batch_size))
+    shown, cells = set(contact.pick_frames(n, second.options.contact_frames)), []
+    regions = RegionPacker()
+    for start in range(0, n, step):
+        batch = range(start, min(n, start + step))
         crops = np.empty((len(batch), CROP_PX, CROP_PX, 3), np.uint8)
         for k in batch:
-            crops[k - start] = warp(frames[k], track.transforms[k])
+            crops[k - start] = second.geometry.crop(second.frames[k], k)
+            region = second.region(k, parser) if parser is not None else None
+            if region is not None:
+                regions.add(region)
             if k in shown:
-                marks = track.transforms[k], track.landmarks[k], masks[mask_index[k]], bool(survey.has_face[k])
-                cells.append(contact.cell(frames[k], *marks, k))
+                cells.append(second.contact_cell(k, region))
         latents[batch.start : batch.stop] = _to_float16(encode_reference(crops), len(batch))
-        progress(ENCODING, batch.stop, n)
+        second.progress(ENCODING, batch.stop, n)
     draft.write_latents(latents)
+    if parser is not None:
+        draft.write_regions(regions.packed())
     write_png(draft.folder / CONTACT, contact.sheet(cells))
 
 

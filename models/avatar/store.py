@@ -4,8 +4,10 @@
         avatar.json            format, size, fps, frames, source, settings, sha256 of every other file, version
         geometry.safetensors   transforms (n, 2, 3) float32, landmarks (n, 68, 2) float32, has_face (n,) uint8,
                                mask_index (n,) int32: which mask of masks.png belongs to a frame
+                               boxes (n, 4) int32, of geometry `musetalk` alone
         latents.safetensors    latents (n, 8, 32, 32) float16
         masks.png              the different masks, 256 px tiles, 16 to a row
+        regions.safetensors    what a face parser saw, packed; of geometry `musetalk` alone, and not always
         frames.mp4             H.264, short closed GOPs
         contact.png            for people
 
@@ -34,17 +36,19 @@ import psutil
 import safetensors.numpy
 
 from models.avatar.frames import CACHE_BYTES, VideoFrames
+from models.avatar.regions import PackedRegions
 from models.avatar.swap import exchange, restore_asides, sync_folder
 from models.errors import AvatarNotFound, CorruptError, ExistsError, InputError
 from models.ids import ID_PATTERN, check_id, path_under
-from models.types import CROP_PX, Float16, Float32, PreparedAvatar, UInt8
+from models.types import CROP_PX, Float16, Float32, Int32, PreparedAvatar, UInt8
 
 FORMAT = 1
-META, GEOMETRY, LATENTS, MASKS, FRAMES, CONTACT = (
+META, GEOMETRY, LATENTS, MASKS, REGIONS, FRAMES, CONTACT = (
     "avatar.json",
     "geometry.safetensors",
     "latents.safetensors",
     "masks.png",
+    "regions.safetensors",
     "frames.mp4",
     "contact.png",
 )
@@ -67,9 +71,13 @@ class Draft:
         landmarks: Float32,
         has_face: npt.NDArray[np.bool_],
         masks: UInt8,
-        mask_index: npt.NDArray[np.int32],
+        mask_index: Int32,
+        boxes: Int32 | None = None,
     ) -> None:
-        """transforms `(n, 2, 3)`, landmarks `(n, 68, 2)`, has_face `(n,)`, masks `(u, 256, 256)`, mask_index `(n,)`."""
+        """transforms `(n, 2, 3)`, landmarks `(n, 68, 2)`, has_face `(n,)`, masks `(u, 256, 256)`, mask_index `(n,)`.
+
+        boxes `(n, 4)`, of geometry `musetalk`.
+        """
         n = len(transforms)
         assert transforms.shape == (n, 2, 3) and landmarks.shape == (n, 68, 2) and has_face.shape == (n,), n
         assert masks.shape[1:] == (CROP_PX, CROP_PX) and mask_index.shape == (n,), (masks.shape, mask_index.shape)
@@ -80,6 +88,9 @@ class Draft:
             "has_face": np.ascontiguousarray(has_face, np.uint8),
             "mask_index": np.ascontiguousarray(mask_index, np.int32),
         }
+        if boxes is not None:
+            assert boxes.shape == (n, 4), boxes.shape
+            tensors["boxes"] = np.ascontiguousarray(boxes, np.int32)
         (self.folder / GEOMETRY).write_bytes(safetensors.numpy.save(tensors))
         write_png(self.folder / MASKS, _atlas(masks))
         self.meta["masks"] = len(masks)
@@ -88,6 +99,10 @@ class Draft:
         """latents float16 `(n, 8, 32, 32)`: masked first, then reference."""
         assert latents.dtype == np.float16 and latents.shape[1:] == (8, 32, 32), (latents.dtype, latents.shape)
         (self.folder / LATENTS).write_bytes(safetensors.numpy.save({"latents": np.ascontiguousarray(latents)}))
+
+    def write_regions(self, regions: PackedRegions) -> None:
+        """Regions of all frames."""
+        (self.folder / REGIONS).write_bytes(safetensors.numpy.save(regions.tensors()))
 
 
 class AvatarStore:
@@ -161,9 +176,11 @@ class AvatarStore:
         geometry = self._tensors(avatar_id, GEOMETRY, meta)
         with self._open(avatar_id, MASKS, meta) as file:
             masks = _tiles(file.read(), int(meta["masks"]), geometry["mask_index"])
-        source = None
+        source, regions = None, None
         if frames:
             source = VideoFrames(self._open(avatar_id, FRAMES, meta), f"{FRAMES} of {avatar_id!r}", self.cache_bytes)
+            if REGIONS in meta["sha256"]:
+                regions = PackedRegions(**self._tensors(avatar_id, REGIONS, meta))
         avatar = PreparedAvatar(
             avatar_id=avatar_id,
             version=meta["version"],
@@ -177,10 +194,13 @@ class AvatarStore:
             latents=_frozen(self._tensors(avatar_id, LATENTS, meta)["latents"]) if latents else None,
             frames=source,
             vae_fingerprint=meta["vae_fingerprint"],
+            boxes=_frozen(geometry["boxes"]) if "boxes" in geometry else None,
+            regions=regions,
         )
         lengths = {"frames": len(avatar), "masks": len(masks), "has_face": len(avatar.has_face)}
         lengths |= {"latents": len(avatar.latents)} if avatar.latents is not None else {}
         lengths |= {FRAMES: len(source)} if source is not None else {}
+        lengths |= {"regions": len(regions)} if regions is not None else {}
         if set(lengths.values()) != {meta["frames"]}:
             raise CorruptError(f"Avatar {avatar_id!r} disagrees about its length: {lengths}.", AGAIN.format(avatar_id))
         return avatar
@@ -319,7 +339,7 @@ def _atlas(masks: UInt8) -> UInt8:
     return np.ascontiguousarray(grid).reshape(rows * CROP_PX, columns * CROP_PX)
 
 
-def _tiles(png: bytes, count: int, index: npt.NDArray[np.int32]) -> UInt8:
+def _tiles(png: bytes, count: int, index: Int32) -> UInt8:
     """The masks of all frames, read-only `(n, 256, 256)`; a single mask is repeated without a copy."""
     atlas = cast(UInt8, cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE))
     rows, columns = atlas.shape[0] // CROP_PX, atlas.shape[1] // CROP_PX

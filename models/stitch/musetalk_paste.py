@@ -12,9 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from models.avatar.parse import CHEEK_PX, paste_region
-from models.types import UInt8
-
-Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole frame px; x2 and y2 are the first px outside
+from models.stitch.alpha import Alpha
+from models.types import Box, UInt8
 
 EXPAND = 1.5  # side of the parsed square over the box's longer side
 UPPER_SHARE = 0.5  # of the square's rows that are never pasted
@@ -70,29 +69,49 @@ def region_mask(region: UInt8, box: Box, crop_box: Box, blur: float = BLUR_SHARE
 
 
 def musetalk_blend(frame_rgb: UInt8, face_rgb: UInt8, box: Box, mask: UInt8, crop_box: Box) -> UInt8:
-    """A copy of a frame `(h, w, 3)` with a face, resized to the box, pasted by whole px. See `blend_into`."""
+    """A copy of a frame `(h, w, 3)` with a face pasted by whole px, weighed by `mask` over `crop_box`.
+
+    face_rgb: RGB uint8 of the box's size. What lies outside the frame is left out.
+    """
+    assert mask.shape == (crop_box[3] - crop_box[1], crop_box[2] - crop_box[0]), (mask.shape, crop_box)
     out = frame_rgb.copy()
-    blend_into(out, face_rgb, box, mask, crop_box)
+    blend_into(out, face_rgb, box, alpha_of(mask, crop_box, frame_rgb.shape[:2]))
     return out
 
 
-def blend_into(frame_rgb: UInt8, face_rgb: UInt8, box: Box, mask: UInt8, crop_box: Box) -> None:
-    """Paste `face_rgb`, RGB uint8 of the box's size, into `frame_rgb`, weighed by `mask` over `crop_box`.
+def alpha_of(mask: UInt8, crop_box: Box, frame_size: tuple[int, ...]) -> Alpha:
+    """A mask over `crop_box` as part of a frame of (height, width), cut to what it touches; may be empty."""
+    x, y, width, height = cv2.boundingRect(mask)  # of what is not zero
+    touched = crop_box[0] + x, crop_box[1] + y, crop_box[0] + x + width, crop_box[1] + y + height
+    inside, here = _overlap(frame_size, touched)
+    weights = mask[y : y + height, x : x + width][here]
+    return Alpha(inside[0].start, inside[1].start, np.ascontiguousarray(weights))
 
-    What lies outside the frame is left out. Weights are Pillow's: (under · (255 − m) + over · m) / 255, rounded.
+
+def soft_alpha(mask: UInt8, box: Box, frame_size: tuple[int, ...]) -> Alpha:
+    """A paste mask `(256, 256)` in crop space, stretched over its box, as part of a frame of (height, width)."""
+    size = box[2] - box[0], box[3] - box[1]
+    return alpha_of(cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR), box, frame_size)
+
+
+def paste_box(frame_rgb: UInt8, crop_rgb: UInt8, box: Box, alpha: Alpha) -> None:
+    """Paste a crop `(s, s, 3)` into `frame_rgb`: resized linearly to the box, as MuseTalk does, then blended."""
+    face = cv2.resize(crop_rgb, (box[2] - box[0], box[3] - box[1]), interpolation=cv2.INTER_LINEAR)
+    blend_into(frame_rgb, face, box, alpha)
+
+
+def blend_into(frame_rgb: UInt8, face_rgb: UInt8, box: Box, alpha: Alpha) -> None:
+    """Paste `face_rgb`, RGB uint8 of the box's size, into `frame_rgb`.
+
+    Weights m are Pillow's: (under · (255 − m) + over · m) / 255, rounded.
     """
     x1, y1, x2, y2 = box
     assert face_rgb.shape == (y2 - y1, x2 - x1, 3) and face_rgb.dtype == np.uint8, (face_rgb.shape, box)
-    assert mask.shape == (crop_box[3] - crop_box[1], crop_box[2] - crop_box[0]), (mask.shape, crop_box)
-    x, y, width, height = cv2.boundingRect(mask)  # of what is not zero
-    square = crop_box[0] + x, crop_box[1] + y, crop_box[0] + x + width, crop_box[1] + y + height
-    inside, here = _overlap(frame_rgb.shape[:2], square)
-    weights = mask[y : y + height, x : x + width][here].astype(np.uint16)[..., None]
-    region = frame_rgb[inside]
-    left, top = inside[1].start, inside[0].start
-    place, part = _overlap(region.shape[:2], (x1 - left, y1 - top, x2 - left, y2 - top))
+    region = frame_rgb[alpha.region]
+    place, part = _overlap(region.shape[:2], (x1 - alpha.left, y1 - alpha.top, x2 - alpha.left, y2 - alpha.top))
     over = region.copy()
     over[place] = face_rgb[part]
+    weights = alpha.weights.astype(np.uint16)[..., None]
     total = region * (255 - weights) + over * weights + 128  # at most 65153: fits 16 bits
     region[...] = ((total >> 8) + total) >> 8  # total / 255, rounded, exactly
 

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from models.errors import ConfigError
-from models.stitch.musetalk_paste import musetalk_blend, musetalk_material
+from models.stitch.alpha import Alpha
+from models.stitch.musetalk_paste import (
+    alpha_of,
+    crop_box_of,
+    musetalk_blend,
+    musetalk_material,
+    paste_box,
+    region_mask,
+    soft_alpha,
+)
 from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
 
 __all__ = ["Alpha", "Paster", "find_blend", "musetalk_blend", "musetalk_material", "paste", "warp_alpha"]
@@ -25,20 +33,6 @@ MINIFY_BLUR = (
     0.4  # sigma in crop px, times √(scale² − 1): damps noise at scale 2 as area averaging does, keeps more detail
 )
 CACHE_BYTES = 64 << 20  # warped alphas of about 1000 frames with a 256 px face
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Alpha:
-    """The paste mask in frame space: uint8 weights of frame[top : top + h, left : left + w]."""
-
-    top: int
-    left: int
-    weights: UInt8
-
-    @property
-    def region(self) -> tuple[slice, slice]:
-        height, width = self.weights.shape
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 Blend = Callable[[UInt8, UInt8, UInt8], UInt8]
@@ -60,7 +54,8 @@ def paste(frame: UInt8, face: UInt8, transform: Float32, mask: UInt8, mode: str 
 class Paster:
     """Pastes faces into the frames of one avatar, whose warped masks it keeps.
 
-    The least recently used masks leave when all take more than `cache_bytes`. Not thread-safe. Raises ConfigError for a
+    An avatar of geometry `musetalk`, which has boxes, is pasted by MuseTalk's own rule, whatever the mode. The least
+    recently used masks leave when all take more than `cache_bytes`. Not thread-safe. Raises ConfigError for a
     mode that does not exist.
     """
 
@@ -73,20 +68,35 @@ class Paster:
 
     def paste_into(self, frame: UInt8, face: UInt8, index: int) -> None:
         """Write `face` into `frame`, a writable copy of the avatar's frame `index`; a frame without a face stays."""
-        if self._avatar.has_face[index]:
-            _paste_into(frame, face, self._avatar.transforms[index], self._alpha(index), self._blend)
+        avatar = self._avatar
+        if not avatar.has_face[index]:
+            return
+        if avatar.boxes is not None:
+            paste_box(frame, face, avatar.box(index), self._alpha(index))
+        else:
+            _paste_into(frame, face, avatar.transforms[index], self._alpha(index), self._blend)
 
     def _alpha(self, index: int) -> Alpha:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        avatar = self._avatar
-        alpha = warp_alpha(avatar.transforms[index], avatar.masks[index], (avatar.height, avatar.width))
+        alpha = self._frame_alpha(index)
         self._cache[index] = alpha
         self.cached_bytes += alpha.weights.nbytes
         while self.cached_bytes > self._cache_bytes and len(self._cache) > 1:
             self.cached_bytes -= self._cache.popitem(last=False)[1].weights.nbytes
         return alpha
+
+    def _frame_alpha(self, index: int) -> Alpha:
+        avatar = self._avatar
+        size = (avatar.height, avatar.width)
+        if avatar.boxes is None:
+            return warp_alpha(avatar.transforms[index], avatar.masks[index], size)
+        box = avatar.box(index)
+        if avatar.regions is None:
+            return soft_alpha(avatar.masks[index], box, size)
+        square = crop_box_of(box)
+        return alpha_of(region_mask(avatar.regions[index], box, square), square, size)
 
 
 def warp_alpha(transform: Float32, mask: UInt8, frame_size: tuple[int, int]) -> Alpha:

@@ -1,0 +1,88 @@
+"""How a face is cut out of each frame: along a smooth transform, or by MuseTalk's integer box. Knows no files.
+
+`similarity`: sub-pixel, turned with the head, smoothed (see models/avatar/track.py). `musetalk`: as MuseTalk itself
+does (scripts/realtime_inference.py), the box of each frame's own landmarks, stretched to 256 px by Lanczos-4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from models.avatar.track import Bool, Track, TrackOptions, crop_transforms, musetalk_box
+from models.avatar.warp import warp
+from models.errors import NoFaceError
+from models.types import CROP_PX, Box, Float32, Int32, UInt8
+
+GEOMETRIES = ("similarity", "musetalk")
+
+DetectedBox = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Geometry:
+    """Where the face lies in every frame. `boxes`, int32 `(n, 4)` within the frame, is None for `similarity`."""
+
+    track: Track
+    boxes: Int32 | None = None
+
+    def box(self, k: int) -> Box:
+        """The box of frame `k`; only of geometry `musetalk`."""
+        assert self.boxes is not None
+        x1, y1, x2, y2 = self.boxes[k].tolist()
+        return x1, y1, x2, y2
+
+    def crop(self, frame: UInt8, k: int) -> UInt8:
+        """The crop of frame `k`, RGB uint8 `(256, 256, 3)`."""
+        if self.boxes is None:
+            return warp(frame, self.track.transforms[k])
+        x1, y1, x2, y2 = self.box(k)
+        crop = cv2.resize(frame[y1:y2, x1:x2], (CROP_PX, CROP_PX), interpolation=cv2.INTER_LANCZOS4)
+        return cast(UInt8, crop)
+
+
+def lay(
+    geometry: str,
+    landmarks: npt.NDArray[Any],
+    has_face: Bool,
+    detected: Sequence[DetectedBox | None],
+    fps: float,
+    size: tuple[int, int],
+    options: TrackOptions,
+) -> Geometry:
+    """The geometry of a video from landmarks `(n, 68, 2)` in frame px, and the detector's boxes where it saw a face.
+
+    size: (height, width) of the frame. Raises NoFaceError when no frame, or too few, show a face.
+    """
+    track = crop_transforms(landmarks, has_face, fps, options)
+    if geometry == "similarity":
+        return Geometry(track)
+    boxes = np.empty((len(landmarks), 4), np.int32)
+    for k, points in enumerate(track.landmarks):  # interpolated where there is no face
+        box = musetalk_box(points, size[0], options.bbox_shift, options.extra_margin, detected[k])
+        boxes[k] = _within(box, size)
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(1).astype(np.float32)
+    return Geometry(dataclasses.replace(track, transforms=box_transforms(boxes), side_px=sides), boxes)
+
+
+def box_transforms(boxes: Int32) -> Float32:
+    """Boxes `(n, 4)` → `(n, 2, 3)`, frame px → crop px, pixel centres at whole numbers, as cv2.resize maps."""
+    scale = CROP_PX / (boxes[:, 2:] - boxes[:, :2])  # (n, 2): x, y
+    transforms = np.zeros((len(boxes), 2, 3), np.float32)
+    transforms[:, 0, 0], transforms[:, 1, 1] = scale[:, 0], scale[:, 1]
+    transforms[:, :, 2] = (0.5 - boxes[:, :2]) * scale - 0.5
+    return transforms
+
+
+def _within(box: Box, size: tuple[int, int]) -> Box:
+    """The part of a box that lies in a frame of (height, width): upstream stretches what is left of a cut box."""
+    x1, y1, x2, y2 = max(0, box[0]), max(0, box[1]), min(size[1], box[2]), min(size[0], box[3])
+    if x2 <= x1 or y2 <= y1:
+        raise NoFaceError("The face lies outside the frame.", "Use a video that shows the whole face.")
+    return x1, y1, x2, y2
