@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from models.errors import ConfigError, InputError, StageError, WarmTalkError
@@ -31,7 +32,7 @@ console = Console(stderr=True)
 
 ConfigOption = Annotated[str, typer.Option(help="A Serve config file, or demo, gpu, cluster.")]
 ServerOption = Annotated[str | None, typer.Option(help="URL of a running server; without it one is started.")]
-PortOption = Annotated[int | None, typer.Option(help="HTTP port; the config's by default.")]
+PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="HTTP port; the config's by default.")]
 
 
 @app.command(epilog='Example: `warmtalk say "Hello there." -o hello.mp4`')
@@ -46,14 +47,15 @@ def say(
     port: PortOption = None,
 ) -> None:
     """Speak a text (or a recording) and write the video."""
-    with _errors(), _server(config, server, port) as url:
-        summary = _say(url, text, audio, avatar_id, enhance, output)
+    with _errors():
+        _refuse_vain_say(text, audio, output)
+        with _server(config, server, port) as url:
+            summary = _say(url, text, audio, avatar_id, enhance, output)
         from profiling import summary_table
 
         Console().print(summary_table(summary))
-        Console().print(
-            f"[bold green]{output}[/] ({summary['duration_s']:.1f} s, {output.stat().st_size / 1e6:.1f} MB)"
-        )
+        size = f"{summary['duration_s']:.1f} s, {output.stat().st_size / 1e6:.1f} MB"
+        Console().print(f"[bold green]{escape(str(output))}[/] ({size})")
         Console().print('Try next: make demo TEXT="What you want to hear."   or: make serve, then open /docs')
 
 
@@ -77,8 +79,9 @@ def prepare(
     video: Annotated[Path, typer.Argument(help="A video or a picture with a face.")],
     avatar_id: Annotated[str, typer.Option(help="1 to 64 of a-z, 0-9, _ and -.")],
     force: Annotated[bool, typer.Option(help="Replace an avatar of that id.")] = False,
-    fps: Annotated[int, typer.Option(help="24, 25 or 30.")] = 25,
-    bbox_shift: Annotated[int, typer.Option(help="Moves the crop's upper edge, px.")] = 0,
+    fps: Annotated[int | None, typer.Option(help="24, 25 or 30; the config's by default.")] = None,
+    bbox_shift: Annotated[int | None, typer.Option(help="Moves the crop's upper edge, px.")] = None,
+    extra_margin: Annotated[int | None, typer.Option(help="Room below the chin, px.")] = None,
     config: ConfigOption = "demo",
     server: ServerOption = None,
 ) -> None:
@@ -86,10 +89,11 @@ def prepare(
     with _errors():
         if not video.is_file():
             raise InputError(f"Input video not found: {video}.", "Check the path.")
+        options = {"fps": fps, "bbox_shift": bbox_shift, "extra_margin": extra_margin}
         if server:
-            report = _prepare_remote(server, video, avatar_id, force)
+            report = _prepare_remote(server, video, avatar_id, force, options)
         else:
-            report = _prepare_here(config, video, avatar_id, force, {"fps": fps, "bbox_shift": bbox_shift})
+            report = _prepare_here(config, video, avatar_id, force, options)
         _print_report(report)
 
 
@@ -149,16 +153,23 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except WarmTalkError as error:
-        console.print(f"[bold red]{error.code}[/] {error.message}", highlight=False)
-        if error.remedy:
-            console.print(f"[bold]→[/] {error.remedy}", highlight=False)
-        raise typer.Exit(1) from None
-    except httpx.TransportError as error:
-        console.print(f"[bold red]unreachable[/] The server does not answer: {error}.")
-        console.print("[bold]→[/] Check --server, or leave it out to start one here.")
-        raise typer.Exit(1) from None
+        raise _told(error.code, error.message, error.remedy) from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        remedy = "Check --server, or leave it out to start one here."
+        raise _told("unreachable", f"The server does not answer: {error}.", remedy) from None
+    except OSError as error:
+        message = f"{error.filename or 'A file'}: {error.strerror or error}."
+        raise _told("file", message, "Check the path, its permissions, and the space on the disk.") from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _told(code: str, message: str, remedy: str) -> typer.Exit:
+    """Print the error, whatever brackets stand in it; return the exit that ends the command."""
+    console.print(f"[bold red]{escape(code)}[/] {escape(message)}", highlight=False)
+    if remedy:
+        console.print(f"[bold]→[/] {escape(remedy)}", highlight=False)
+    return typer.Exit(1)
 
 
 def _bar() -> Progress:
@@ -184,11 +195,12 @@ def _local(config: str, port: int | None, stop: threading.Event | None = None) -
             bar.update(task, completed=done, total=total, note=waiting)
 
         graph.start(show)
-    console.print(f"graph ready after {time.monotonic() - begin_s:.1f} s")
     try:
+        console.print(f"graph ready after {time.monotonic() - begin_s:.1f} s")
         yield graph
     finally:
-        graph.stop()
+        with console.status("stopping the graph"):
+            graph.stop()
 
 
 @contextmanager
@@ -200,6 +212,17 @@ def _server(config: str, server: str | None, port: int | None) -> Iterator[str]:
         yield graph.url
 
 
+def _refuse_vain_say(text: str, audio: Path | None, output: Path) -> None:
+    """Refuse before a graph is started what could not be said, or not be written. Raises InputError, OSError."""
+    if bool(text.strip()) == bool(audio):
+        raise InputError("There is nothing to say.", "Give a text, or a recording with --audio, and only one of them.")
+    if audio is not None and not audio.is_file():
+        raise InputError(f"Input audio not found: {audio}.", "Check the path.")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder.", "Name a file with --output.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _say(
     url: str, text: str, audio: Path | None, avatar_id: str | None, enhance: bool | None, output: Path
 ) -> dict[str, Any]:
@@ -208,13 +231,10 @@ def _say(
     chosen = {"session_id": session_id, "stream": True, "avatar_id": avatar_id, "enhance": enhance}
     options = {key: value for key, value in chosen.items() if value is not None}
     if audio is not None:
-        if not audio.is_file():
-            raise InputError(f"Input audio not found: {audio}.", "Check the path.")
         request: dict[str, Any] = {"url": f"{url}/speak/audio", "params": options, "content": audio.read_bytes()}
     else:
         request = {"url": f"{url}/speak", "json": {"text": text, **options}}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.part")
+    partial = _partial(output)
     with _bar() as bar, httpx.Client(timeout=600) as client:
         task = bar.add_task("speaking", total=None, note="")
         try:
@@ -275,9 +295,10 @@ def _prepare_here(config: str, video: Path, avatar_id: str, force: bool, options
     return report.to_dict()
 
 
-def _prepare_remote(url: str, video: Path, avatar_id: str, force: bool) -> dict[str, Any]:
+def _prepare_remote(url: str, video: Path, avatar_id: str, force: bool, options: dict[str, Any]) -> dict[str, Any]:
     """Upload to a running server and follow its progress."""
-    params: dict[str, Any] = {"avatar_id": avatar_id, "force": force}
+    chosen = {"avatar_id": avatar_id, "force": force, **options}
+    params = {key: value for key, value in chosen.items() if value is not None}
     with _bar() as bar, httpx.Client(timeout=None) as client, video.open("rb") as file:
         task = bar.add_task("uploading", total=None, note="")
         with client.stream("POST", f"{url.rstrip('/')}/avatars", params=params, content=file) as answer:
@@ -303,14 +324,22 @@ def _print_report(report: dict[str, Any]) -> None:
             table.add_row(key.replace("_", " "), json.dumps(value) if isinstance(value, (dict, list)) else str(value))
     Console().print(table)
     for warning in report.get("warnings", []):
-        Console().print(f"[yellow]warning[/] {warning}")
+        Console().print(f"[yellow]warning[/] {escape(warning)}")
 
 
 def _write_whole(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(data)
-    partial.replace(path)
+    partial = _partial(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """Where a file is written before it is whole; of this process alone."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ dashboard is needed.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from pydantic import ValidationError
 
 from configs.serve_file import ConfigFileError, load_serve_config
 from models.errors import ConfigError, StageError
@@ -44,7 +48,7 @@ class LocalGraph:
             self.config = load_serve_config(config)
         except ConfigFileError as error:
             raise ConfigError(str(error), "`warmtalk doctor` checks the rest.") from error
-        http = self.config.setdefault("http_options", {})
+        http = self.config["http_options"] = self.config.get("http_options") or {}
         if port is not None:
             http["port"] = port
         if adapt is not None:
@@ -59,10 +63,11 @@ class LocalGraph:
         return f"http://{host}:{self.port}"
 
     def start(self, progress: Progress | None = None) -> LocalGraph:
-        """Start Ray and the graph; return when every stage runs. Raises ConfigError, StageError."""
+        """Start Ray and the graph; return when every stage runs. Raises ConfigError, StageError, and leaves nothing."""
         require_free_port(self.host, self.port)
-        self._start_ray()
+        self._schema()
         try:
+            self._start_ray()
             self._deploy()
             self._wait(progress or (lambda done, total, waiting: None))
         except BaseException:
@@ -115,13 +120,23 @@ class LocalGraph:
         }
         ray.init(**{**arguments, **self.resources})
 
+    def _schema(self) -> Any:
+        """The config as Serve reads it. Raises ConfigError for what Serve does not take."""
+        from ray.serve.schema import ServeDeploySchema
+
+        try:
+            return ServeDeploySchema.model_validate(self.config)
+        except ValidationError as error:
+            found = error.errors()[0]
+            place = ".".join(map(str, found["loc"]))
+            raise ConfigError(f"The config file is not one of Serve: {place}: {found['msg']}.", "Mend it.") from error
+
     def _deploy(self) -> None:
         from ray.serve._private.api import serve_start
         from ray.serve.config import gRPCOptions
-        from ray.serve.schema import ServeDeploySchema
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        schema = ServeDeploySchema.model_validate(self.config)
+        schema = self._schema()
         client = serve_start(
             http_options=schema.http_options.model_dump(),
             proxy_location=schema.proxy_location,
@@ -152,21 +167,24 @@ _LOGS = "Logs of every stage: /tmp/ray/session_latest/logs/serve."
 
 
 def _reason(application: Any) -> str:
-    """The last line of what Serve says of a failed start: the error's own sentence."""
+    """The error's own sentence, out of what Serve says of a failed start; else the last line of that."""
     messages = [d.message for d in application.deployments.values() if d.status != "HEALTHY" and d.message]
-    text = (messages or [application.message or "no reason was given"])[0].strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("models.errors.")]
-    return str((errors or lines)[-1])
+    lines = [line.strip() for text in [application.message, *messages] for line in (text or "").splitlines()]
+    sentences = re.findall(r"^models\.errors\.\w+: (.+)$", "\n".join(lines), re.MULTILINE)
+    return str((sentences or [line for line in lines if line] or ["no reason was given"])[-1])
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Raises ConfigError when something listens there already."""
+    """Raises ConfigError when something listens there already, or nobody may."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
+        except (OSError, OverflowError, TypeError) as error:
+            if getattr(error, "errno", None) == errno.EADDRINUSE:
+                raise ConfigError(
+                    f"Port {port} on {host} is in use.", "Stop what listens there, or choose another with --port."
+                ) from error
             raise ConfigError(
-                f"Port {port} on {host} is in use.", "Stop what listens there, or choose another with --port."
+                f"Port {port} on {host} cannot be used: {error}.", "Choose another with --port, or mend http_options."
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,15 @@ from pydantic import ValidationError
 from configs.schema import STAGES, AppConfig
 
 FOLDER = Path(__file__).parent
+
+# Serve 2.60's own keys of an entry under `deployments`. It passes over others, so a misspelt limit would be no limit.
+DEPLOYMENT_KEYS = (
+    "name", "num_replicas", "max_ongoing_requests", "max_queued_requests", "backpressure_config", "user_config",
+    "autoscaling_config", "graceful_shutdown_wait_loop_s", "graceful_shutdown_timeout_s", "health_check_period_s",
+    "health_check_timeout_s", "ray_actor_options", "placement_group_bundles", "placement_group_strategy",
+    "placement_group_bundle_label_selector", "max_replicas_per_node", "logging_config", "request_router_config",
+    "gang_scheduling_config", "deployment_actors", "rolling_update_percentage", "max_surge_percent",
+)  # fmt: skip
 
 
 class ConfigFileError(ValueError):
@@ -29,32 +39,48 @@ def config_path(name: str) -> Path:
 
 
 def load_serve_config(name: str) -> dict[str, Any]:
-    """The config as a dictionary, checked: every user_config against its stage's schema. Raises ConfigFileError."""
+    """The config as a dictionary, checked: every user_config against its stage's schema. Raises ConfigFileError.
+
+    Where `args` leave Enhance out of the graph its section goes, too: Serve refuses options of what is not there.
+    """
     path = config_path(name)
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigFileError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(config, dict) or not config.get("applications"):
+    except OSError as error:
+        raise ConfigFileError(f"{path}: cannot be read: {error.strerror}.") from error
+    applications = config.get("applications") if isinstance(config, dict) else None
+    if not applications or not _are_mappings(applications):
         raise ConfigFileError(f"{path}: a Serve config file has a list named 'applications'.")
-    for application in config["applications"]:
+    for application in applications:
         _check_application(path, application)
-    return config
+    return dict(config)
 
 
 def _check_application(path: Path, application: dict[str, Any]) -> None:
     try:
-        AppConfig.model_validate(application.get("args") or {})
+        args = AppConfig.model_validate(application.get("args") or {})
     except ValidationError as error:
         raise ConfigFileError(f"{path}: args: {_sentence(error)}") from error
-    for deployment in application.get("deployments") or []:
+    deployments = application.get("deployments") or []
+    if not _are_mappings(deployments):
+        raise ConfigFileError(f"{path}: 'deployments' is a list of stages, each with its name.")
+    for deployment in deployments:
         name = deployment.get("name")
         if name not in STAGES:
             raise ConfigFileError(f"{path}: there is no stage {name!r}. Stages are {', '.join(STAGES)}.")
+        for key in deployment:
+            if key not in DEPLOYMENT_KEYS:
+                near = difflib.get_close_matches(str(key), DEPLOYMENT_KEYS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(DEPLOYMENT_KEYS)}."
+                raise ConfigFileError(f"{path}: {name}: unknown key {key!r}: {hint}")
         try:
             STAGES[name].model_validate(deployment.get("user_config") or {})
         except ValidationError as error:
             raise ConfigFileError(f"{path}: {name}.user_config: {_sentence(error)}") from error
+    if not args.enhance:
+        application["deployments"] = [deployment for deployment in deployments if deployment["name"] != "Enhance"]
 
 
 def deployment_of(config: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -65,6 +91,10 @@ def deployment_of(config: dict[str, Any], stage: str) -> dict[str, Any]:
             return deployment
     deployments.append({"name": stage})
     return deployments[-1]
+
+
+def _are_mappings(entries: Any) -> bool:
+    return isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
 
 
 def _sentence(error: ValidationError) -> str:

@@ -2,10 +2,10 @@
 
 import pytest
 import yaml
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from configs.schema import STAGES, LipSyncConfig
-from configs.serve_file import FOLDER, ConfigFileError, config_path, deployment_of, load_serve_config
+from configs.serve_file import DEPLOYMENT_KEYS, FOLDER, ConfigFileError, config_path, deployment_of, load_serve_config
 from deployments.stage import parse_config
 from models.errors import ConfigError
 
@@ -68,6 +68,13 @@ def test_an_unknown_stage_names_the_stages(tmp_path):
         load_serve_config(path)
 
 
+def test_a_misspelt_limit_of_a_stage_is_refused_where_serve_would_pass_over_it(tmp_path):
+    path = edited(tmp_path, lambda c: deployment_of(c, "TTS").update(max_queued_request=4))
+    with pytest.raises(ConfigFileError, match="TTS: unknown key 'max_queued_request': did you mean 'max_queued_req"):
+        load_serve_config(path)
+    assert set(DEPLOYMENT_KEYS) == DeploymentSchema.model_fields.keys()
+
+
 def test_args_are_strict(tmp_path):
     path = edited(tmp_path, lambda c: c["applications"][0]["args"].update(enhanse=True))
     with pytest.raises(ConfigFileError, match="'enhanse': did you mean 'enhance'"):
@@ -95,3 +102,31 @@ def test_a_running_stage_refuses_what_the_file_check_refuses():
 def test_defaults_are_the_embedded_models():
     assert LipSyncConfig().unet_weights == "models/embedded/musetalk/unet.safetensors"
     assert LipSyncConfig().engine == "openvino"
+
+
+def test_without_enhance_its_section_goes_since_serve_refuses_options_of_what_is_not_there(tmp_path):
+    path = edited(tmp_path, lambda c: c["applications"][0]["args"].update(enhance=False))
+    names = [deployment["name"] for deployment in load_serve_config(path)["applications"][0]["deployments"]]
+    assert names == [name for name in STAGES if name != "Enhance"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "applications: []", "applications: {}", "applications: [1]", "applications: graph"]
+)
+def test_a_file_of_another_kind_is_a_sentence(tmp_path, text):
+    (tmp_path / "other.yaml").write_text(text)
+    with pytest.raises(ConfigFileError, match=r"other\.yaml: a Serve config file has a list named 'applications'"):
+        load_serve_config(str(tmp_path / "other.yaml"))
+
+
+@pytest.mark.parametrize("text", ["applications: [{deployments: {TTS: 1}}]", "applications: [{deployments: [TTS]}]"])
+def test_deployments_are_a_list_of_stages(tmp_path, text):
+    (tmp_path / "other.yaml").write_text(text)
+    with pytest.raises(ConfigFileError, match="'deployments' is a list of stages"):
+        load_serve_config(str(tmp_path / "other.yaml"))
+
+
+def test_a_file_that_is_no_text_is_a_sentence(tmp_path):
+    (tmp_path / "clip.yaml").write_bytes(b"\x00\x00\x00\x20ftypisom\xff\xfe")
+    with pytest.raises(ConfigFileError, match="not valid YAML"):
+        load_serve_config(str(tmp_path / "clip.yaml"))
