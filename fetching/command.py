@@ -98,7 +98,7 @@ def _is_good(root: Path, state: FileState, bar: Progress, console: Console) -> b
 
 def check_disk(root: Path, wanted: Iterable[FileState]) -> None:
     """Raise WeightsError unless the disk of `root` holds what is still to come, and SPARE_DISK_BYTES more."""
-    to_come = sum(max(0, (state.file.size_bytes or 0) - state.part_bytes) for state in wanted)
+    to_come = sum(map(_to_come, wanted))
     folder = next(path for path in (root, *root.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
     if to_come and free < to_come + SPARE_DISK_BYTES:
@@ -115,6 +115,10 @@ def _refuse_offline(wanted: list[FileState]) -> None:
             f"{len(wanted)} files are to be fetched, and HF_HUB_OFFLINE forbids it.",
             "Unset it, or put the files into their places: `warmtalk fetch-weights --dry-run` names them.",
         )
+
+
+def _to_come(state: FileState) -> int:
+    return max(0, (state.file.size_bytes or 0) - state.part_bytes)
 
 
 # --- downloads
@@ -218,7 +222,7 @@ def _show_plan(root: Path, files: list[WeightFile], fetcher: Fetcher) -> None:
     for state in states(root, files):
         file = state.file
         action = _action(root, state)
-        to_come += 0 if action in ("nothing", "check") or action.startswith("move") else file.size_bytes or 0
+        to_come += _to_come(state) if action.startswith(("download", "replace")) else 0
         url = fetcher.urls(file)[0]
         source = httpx.URL(url).host if console.is_terminal else url
         cells = [file.path, _size(file.size_bytes), action, (file.sha256 or "the server's")[:12], source]

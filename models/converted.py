@@ -74,7 +74,8 @@ def write(source: Source, state: Mapping[str, Any]) -> bool:
         return False
     part = source.copy.with_name(f".{source.copy.name}.{uuid.uuid4().hex}.part")
     try:
-        _remove_stale_parts(source.copy)
+        if _is_being_written(source.copy):
+            return False
         version, wrappers = _source_of(source.copy) or (None, ())
         if version == source.version and wrappers != source.wrappers:
             return False  # made for another caller: the two must not rewrite it by turns
@@ -131,7 +132,12 @@ def _source_of(copy: Path) -> tuple[tuple[str, int, int], tuple[str, ...]] | Non
         return None
 
 
-def _remove_stale_parts(copy: Path) -> None:
+def _is_being_written(copy: Path) -> bool:
+    """Whether another process is at it: replicas that start together need not all write. Removes parts of dead ones."""
+    writing = False
     for part in copy.parent.glob(f".{copy.name}.*.part"):
         if time.time() - part.stat().st_mtime > STALE_PART_S:
             part.unlink(missing_ok=True)
+        else:
+            writing = True
+    return writing

@@ -177,13 +177,14 @@ def test_a_write_that_breaks_off_leaves_nothing(
     assert [path.name for path in original.parent.iterdir()] == ["unet.pth"]
 
 
-def test_parts_of_dead_processes_are_removed(original: Path) -> None:
-    stale, fresh = (original.with_name(f".{copy_of(original).name}.{name}.part") for name in ("stale", "fresh"))
-    for part in (stale, fresh):
-        part.write_bytes(b"x")
-    os.utime(stale, (0, time.time() - converted.STALE_PART_S - 1))
-    load_state_dict(original)
-    assert not stale.exists() and fresh.exists()
+def test_one_process_writes_and_parts_of_dead_ones_are_removed(original: Path, state: dict[str, torch.Tensor]) -> None:
+    part = original.with_name(f".{copy_of(original).name}.0123.part")
+    part.write_bytes(b"x")
+    assert same(load_state_dict(original), state)
+    assert part.exists() and not copy_of(original).exists(), "another process writes it"
+    os.utime(part, (0, time.time() - converted.STALE_PART_S - 1))
+    assert same(load_state_dict(original), state)
+    assert not part.exists() and copy_of(original).exists()
 
 
 def test_a_copy_takes_no_ones_place(original: Path) -> None:
