@@ -45,9 +45,12 @@ class Profile:
 
 
 async def profile_graph(
-    repeats: int = 2, enhance: bool = True, step: Callable[[str], None] = lambda name: None
+    repeats: int = 2, enhance: bool = True, step: Callable[[str], None] = lambda name: None, drive_alone: bool = True
 ) -> Profile:
-    """Speak SENTENCES `repeats` times, then drive each stage alone. Needs a running graph in this process's Ray."""
+    """Speak SENTENCES `repeats` times, then drive each stage alone. Needs a running graph in this process's Ray.
+
+    Raises RayError where a stage fails, and what the stage itself raised.
+    """
     summaries = []
     for index in range(repeats * len(SENTENCES)):
         step(f"speaking {index + 1} of {repeats * len(SENTENCES)}")
@@ -63,7 +66,7 @@ async def profile_graph(
             values = [call[part] for call in own]
             row[part] = {"p50": round(percentile(values, 0.5), 2), "p95": round(percentile(values, 0.95), 2)}
         step(f"driving {stage} alone")
-        row["frames_per_s"] = await _throughput(stage)
+        row["frames_per_s"] = await _throughput(stage) if drive_alone else {}
         row["memory"] = await _handle(stage).stats.remote()
         stages[stage] = row
     ttff = [summary["ttff_ms"] for summary in summaries]
@@ -84,9 +87,7 @@ def tree_megabytes() -> float:
 def profile_tables(profile: Profile) -> tuple[Table, Table]:
     """The profile for people: where the time of a call goes, and how fast and how large each stage is."""
     times = _table("Milliseconds a call, p50/p95", "calls", "frames", "queue", "transfer", "compute", "wall")
-    sizes = _table(
-        "Frames/s alone, by frames a call; memory", *(f"@{size}" for size in BATCHES), "MB", "GPU MB"
-    )
+    sizes = _table("Frames/s alone, by frames a call; memory", *(f"@{size}" for size in BATCHES), "MB", "GPU MB")
     for stage, row in profile.stages.items():
         parts = [f"{row[part]['p50']:.0f}/{row[part]['p95']:.0f}" for part in PARTS[:4]]
         times.add_row(stage, str(row["calls"]), str(row["frames"]), *parts)

@@ -1,0 +1,252 @@
+"""The whole graph on one GPU with networks of MuseTalk v1.5's, sd-vae's, whisper-tiny's and GFPGAN's real sizes.
+
+    python -m benchmarks.gpu --out out/gpu            # on a CUDA machine; about two minutes
+    python -m benchmarks.gpu --out out/gpu --small    # a rehearsal with tiny networks, on any machine
+
+The weights are random, in the real formats: speed and memory are those of the real ones, the picture is noise inside
+the mask. It deploys configs/gpu.yaml with `batch_size` 4, the manual's for small cards, and prints each stage's time,
+frames per second and memory, and the GPU's peak over all processes as the driver sees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from configs.serve_file import deployment_of
+from deployments.line import PARTS
+from launch import LocalGraph
+from models.avatar.detect import Face
+from models.avatar.prepare import PrepareOptions, prepare_avatar
+from models.avatar.store import AvatarStore
+from models.musetalk import MuseTalk
+from models.types import UInt8
+from profiling import Profile, profile_graph, profile_tables, run
+
+CODE = Path(__file__).resolve().parents[1]
+EMBEDDED = CODE / "models" / "embedded"
+UNET = {  # musetalkV15/musetalk.json
+    "in_channels": 8,
+    "out_channels": 4,
+    "sample_size": 64,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 384,
+    "attention_head_dim": 8,
+    "layers_per_block": 2,
+}
+VAE = {  # sd-vae-ft-mse's config.json
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 256,
+}
+WHISPER = {"d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
+SMALL_UNET = {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "norm_num_groups": 8}
+SMALL_VAE = {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4}
+
+
+class Replay:
+    """A detector that knows the embedded presenter's landmarks, so that preparation needs no detector's weights."""
+
+    def __init__(self, landmarks: Any) -> None:
+        self._landmarks, self._frame = landmarks, 0
+
+    def detect(self, frame: UInt8, near: Face | None = None) -> list[Face]:
+        points = self._landmarks[self._frame % len(self._landmarks)]
+        self._frame += 1
+        (x1, y1), (x2, y2) = points.min(0), points.max(0)
+        return [Face((float(x1), float(y1), float(x2), float(y2)), 1.0, 1.0, points, points)]
+
+
+def make_weights(folder: Path, device: str, small: bool) -> None:
+    """Random weights in the real formats and the manual's layout. Kept when they are there already."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import WhisperConfig, WhisperModel
+
+    from models.restore.gfpgan_net import GFPGANNet
+
+    if (folder / "GFPGANv1.4.pth").exists():
+        return
+    torch.manual_seed(0)
+    unet, vae = UNET | (SMALL_UNET if small else {}), VAE | (SMALL_VAE if small else {})
+    for name in ("musetalkV15", "sd-vae", "whisper"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with torch.device(device):  # initialised where it is quick
+        networks = {
+            "musetalkV15/unet.pth": UNet2DConditionModel.from_config(unet),
+            "sd-vae/diffusion_pytorch_model.bin": AutoencoderKL.from_config(vae),
+            "whisper/pytorch_model.bin": WhisperModel(WhisperConfig(**WHISPER, vocab_size=51865, decoder_layers=1)),
+        }
+        gfpgan = GFPGANNet()
+    (folder / "musetalkV15/musetalk.json").write_text(json.dumps(unet))
+    (folder / "sd-vae/config.json").write_text(json.dumps({**vae, "_class_name": "AutoencoderKL"}))
+    (folder / "whisper/config.json").write_text(networks["whisper/pytorch_model.bin"].config.to_json_string())
+    for name, network in networks.items():
+        torch.save({key: value.half().cpu() for key, value in network.state_dict().items()}, folder / name)
+    torch.save({"params_ema": {k: v.float().cpu() for k, v in gfpgan.state_dict().items()}}, folder / "GFPGANv1.4.pth")
+
+
+def prepare(weights: Path, avatars: Path, device: str) -> float:
+    """Prepare the presenter with the random VAE; seconds."""
+    import torch
+
+    known = AvatarStore(EMBEDDED, EMBEDDED / "avatars").load("presenter", latents=False, frames=False)
+    model = MuseTalk.load(
+        weights / "musetalkV15/musetalk.json",
+        weights / "musetalkV15/unet.pth",
+        weights / "sd-vae",
+        device=device,
+        dtype=torch.float16 if device == "cuda" else torch.float32,
+    )
+
+    def encode(faces: UInt8) -> Any:
+        return model.encode_reference(faces).cpu()
+
+    begin_s = time.perf_counter()
+    prepare_avatar(
+        EMBEDDED / "presenter" / "presenter.mp4",
+        "presenter",
+        AvatarStore(avatars),
+        encode,
+        model.vae_fingerprint,
+        PrepareOptions(batch_size=4),
+        force=True,
+        detector=Replay(known.landmarks),
+    )
+    return time.perf_counter() - begin_s
+
+
+def adapt(weights: Path, device: str, enhance: str) -> Any:
+    """A function that puts the random weights and batch_size 4 into configs/gpu.yaml, and moves it for a rehearsal."""
+    musetalk = {
+        "unet_config": str(weights / "musetalkV15/musetalk.json"),
+        "unet_weights": str(weights / "musetalkV15/unet.pth"),
+        "vae_dir": str(weights / "sd-vae"),
+    }
+    restorer = {"path": str(weights / "GFPGANv1.4.pth"), "device": "cuda", "dtype": "float16"}
+    changes: dict[str, dict[str, Any]] = {
+        "AudioFeatures": {"weights": str(weights / "whisper"), "context_s": 8.0},
+        "LipSync": {**musetalk, "batch_size": 4},
+        "Enhance": {"engine": enhance, "options": restorer if enhance == "gfpgan" else {}, "batch_size": 4},
+        "Stitch": {"chunk_frames": 8, "first_chunk_frames": 4},
+        "Avatars": musetalk,
+    }
+
+    def change(config: dict[str, Any]) -> None:
+        config["http_options"]["host"] = "127.0.0.1"
+        for stage, values in changes.items():
+            user_config = deployment_of(config, stage)["user_config"]
+            user_config.update(values)
+            if device == "cpu" and "device" in user_config:
+                user_config.update(device="cpu", dtype="float32")
+            if device == "cpu":
+                deployment_of(config, stage)["ray_actor_options"].pop("num_gpus", None)
+
+    return change
+
+
+class PeakMemory:
+    """Samples the GPU's used memory, MB over all processes, until stopped."""
+
+    def __init__(self) -> None:
+        self.peak_mb = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self.peak_mb = max(self.peak_mb, used_megabytes())
+            self._stop.wait(0.2)
+
+
+def used_megabytes() -> float:
+    """As nvidia-smi says it; 0 without one."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        return float(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split()[0])
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def measure(out: Path, device: str, small: bool, enhance: str) -> dict[str, Any]:
+    """Deploy, speak, profile. Returns all figures; also printed as tables."""
+    from rich.console import Console
+
+    begin_s = time.perf_counter()
+    make_weights(out / "weights", device, small)
+    weights_s = time.perf_counter() - begin_s
+    before_mb = used_megabytes()
+    prepare_s = prepare(out / "weights", out / "results" / "avatars", device)
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    own_mb = used_megabytes() - before_mb  # of this process: no part of the graph
+    begin_s = time.perf_counter()
+    graph = LocalGraph("gpu", 8023, out, adapt(out / "weights", device, enhance), {"num_cpus": 16})
+    with graph:
+        ready_s = time.perf_counter() - begin_s
+        figures: dict[str, Any] = {"weights_s": weights_s, "prepare_s": prepare_s, "ready_s": ready_s}
+        for name, wanted in (("plain", False), ("enhanced", True)):
+            with PeakMemory() as memory:
+                profile = run(profile_graph(2, wanted, drive_alone=wanted))
+            figures[name] = summary(profile, memory.peak_mb - own_mb)
+            for table in profile_tables(profile):
+                Console(width=100).print(table)
+    return figures
+
+
+def summary(profile: Profile, peak_mb: float) -> dict[str, Any]:
+    """What is compared with the bars. The first utterance is left out: it warms up."""
+    return {
+        "ttff_ms": statistics.median(profile.ttff_ms[1:]),
+        "rtf": statistics.median(profile.rtf[1:]),
+        "peak_gpu_mb": round(peak_mb),
+        "stages": {
+            stage: {
+                **{part: row[part]["p50"] for part in PARTS},
+                "frames_per_s": row["frames_per_s"],
+                "gpu_mb": round(row["memory"]["gpu_mb"]),
+            }
+            for stage, row in profile.stages.items()
+        },
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"))
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--small", action="store_true", help="tiny networks: a rehearsal of the script")
+    parser.add_argument("--enhance", default="gfpgan", help="engine of Enhance")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    figures = measure(out, arguments.device, arguments.small, arguments.enhance)
+    (out / "gpu.json").write_text(json.dumps(figures, indent=1))
+    for name in ("plain", "enhanced"):
+        row = figures[name]
+        print(f"{name}: TTFF {row['ttff_ms']:.0f} ms, RTF {row['rtf']:.2f}, peak {row['peak_gpu_mb']} MB of the GPU")
+    print(f"ready after {figures['ready_s']:.0f} s, avatar prepared in {figures['prepare_s']:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
