@@ -64,10 +64,13 @@ class Done(Generic[T]):
 
 
 class Worker:
-    """One thread that computes in order of arrival, so that the event loop stays free to answer health checks."""
+    """One thread that computes in order of arrival, so that the event loop stays free to answer health checks.
 
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    More `threads` are for work that waits, for a server, and does not compute.
+    """
+
+    def __init__(self, name: str, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Done[T]:
         asked_s = time.perf_counter()

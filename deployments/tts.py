@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from configs.schema import TTSConfig
-from deployments.stage import Stage, Stamped
+from deployments.stage import Stage, Stamped, Worker
 from models.audio import AudioEncoder
 from models.engines import find_engine
 from models.errors import TextError
@@ -15,10 +15,16 @@ from models.tts import ENGINES
 from models.tts.base import TTSEngine
 from models.types import Speech
 
+WAITING_THREADS = 32  # more than the sentences that a replica is given at a time (max_ongoing_requests)
+
 
 class TTS(Stage[TTSConfig]):
     stage = "TTS"
     engine: TTSEngine
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting = Worker("TTS-waiting", WAITING_THREADS)
 
     def apply(self, config: TTSConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"engine", "options"}:
@@ -34,10 +40,11 @@ class TTS(Stage[TTSConfig]):
                 f"The text has {len(text)} characters; the limit is {self.config.max_chars}.",
                 "Send it in parts, or raise max_chars of the TTS stage.",
             )
+        worker = self._waiting if getattr(self.engine, "waits", False) else self.worker
         speech = iter(self.engine.speak(text, voice or self.config.voice, speed or self.config.speed))
         while True:
             received_s = time.time()
-            done = await self.worker.run(next, speech, None)
+            done = await worker.run(next, speech, None)
             if done.value is None:
                 return
             yield Stamped(done.value, (self.meter.stamp(0, received_s, done.queue_s, done.compute_s),))

@@ -11,7 +11,8 @@ from models.types import Speech
 class TTSEngine(Protocol):
     """Speaks text a segment (a sentence) at a time.
 
-    An engine is made by its class method `load(**options)`, with the options of the stage's config.
+    An engine is made by its class method `load(**options)`, with the options of the stage's config. One thread uses it,
+    unless it has an attribute `waits = True`: it waits for a server, and several threads may use it at once.
     """
 
     sample_rate_hz: int

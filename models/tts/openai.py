@@ -38,6 +38,8 @@ QUOTE_CHARS = 200  # of a server's own words in our error
 class OpenAITTS:
     """A `TTSEngine`. Each sentence is one request, sent when the one before it has been spoken."""
 
+    waits = True  # utterances are spoken side by side: nothing is computed here
+
     def __init__(
         self,
         client: httpx.Client,

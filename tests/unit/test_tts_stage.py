@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
@@ -53,6 +54,18 @@ class Other(Loud):
     """Another engine."""
 
 
+class Remote(Loud):
+    """An engine that waits for a server; here, until two utterances wait at once."""
+
+    waits = True
+    both: ClassVar[threading.Barrier] = threading.Barrier(2)
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        for speech in super().speak(text, voice, speed):
+            self.both.wait(timeout=5)
+            yield speech
+
+
 ENGINE, OTHER = f"{__name__}:Loud", f"{__name__}:Other"
 
 
@@ -64,7 +77,7 @@ def nothing_loaded() -> None:
 
 async def stage(**config: Any) -> TTS:
     made = TTS()
-    await made.reconfigure({"engine": ENGINE, **config})
+    await made.reconfigure({"engine": ENGINE} | config)
     return made
 
 
@@ -156,6 +169,12 @@ async def test_a_request_chooses_over_the_config_and_the_config_over_the_engine(
 async def test_the_engine_works_on_the_stages_own_thread() -> None:
     await said(await stage())
     assert len(Loud.threads) == 1 and threading.current_thread().name not in Loud.threads
+
+
+async def test_an_engine_that_waits_speaks_utterances_side_by_side() -> None:
+    tts = await stage(engine=f"{__name__}:Remote")
+    one, two = await asyncio.gather(said(tts, "one two"), said(tts, "three four"))
+    assert [speech.text for speech in (*one, *two)] == ["one", "two", "three", "four"]
 
 
 async def test_a_text_over_the_limit_is_refused_before_the_engine_sees_it() -> None:
