@@ -18,7 +18,10 @@ class TTSEngine(Protocol):
     sample_rate_hz: int
 
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
-        """Yield one Speech a sentence, the last with `last=True`. Raises TextError for empty or unspeakable text."""
+        """Yield one Speech a sentence, the last with `last=True`. Raises TextError for empty or unspeakable text.
+
+        An engine that streams may yield a sentence in pieces: all but its final one of whole seconds (pieces.py).
+        """
         ...
 
     def voices(self) -> list[str]:
