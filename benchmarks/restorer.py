@@ -30,7 +30,8 @@ from training.restorer_measures import GREY, Comparison, compare, table, upsampl
 
 EMBEDDED_VAE = EMBEDDED_WEIGHTS.parents[1] / "vae"
 SEED = 7_000_001  # neither training's nor that of its own report
-MIN_GAIN_DB = 1.0
+CROPS = {"presenter": 1.0, "new people": 0.0}  # held-out crops, and the share of the shipped presenter among them
+MIN_GAIN_DB = 1.0  # on each kind of crop; flicker may not rise on these, a still face and a moving clip
 MAX_MS = 25.0  # a face, on two cores
 THREADS = 2
 TIMED_FACES = 8  # a chunk of the product
@@ -58,7 +59,7 @@ def measure(
         rows[name] = compare(views, restored, clean)
         shown.extend(torch.cat([upsample(views[0])[i], restored[0, i], clean[i]], -1) for i in (0, -1))
 
-    for name, share in (("presenter", 1.0), ("new people", 0.0)):
+    for name, share in CROPS.items():
         say(f"drawing and restoring {faces} faces: {name}")
         clean = Faces("cpu", SEED, share).draw(faces)
         add(name, degrade(clean, views=2), clean)
@@ -90,7 +91,7 @@ def broken_bars(rows: dict[str, Comparison], openvino_ms: float) -> list[str]:
     broken = [
         f"{name}: gains {row.gain_db:.2f} dB, less than {MIN_GAIN_DB} dB"
         for name, row in rows.items()
-        if row.gain_db < MIN_GAIN_DB
+        if name in CROPS and row.gain_db < MIN_GAIN_DB
     ]
     broken += [
         f"{name}: flickers by {row.restored_flicker:.3f} levels, unsharp by {row.unsharp_flicker:.3f}"
