@@ -33,7 +33,7 @@ class TTS(Stage[TTSConfig]):
     async def speak(
         self, text: str, voice: str | None = None, speed: float | None = None
     ) -> AsyncGenerator[Stamped[Speech], None]:
-        """Yield one stamped Speech a sentence, or a piece of one. Raises TextError for empty, unspeakable or too long text."""
+        """Yield one stamped Speech a sentence or a piece of it. Raises TextError for text that cannot be spoken."""
         await self.ready()
         if len(text) > self.config.max_chars:
             raise TextError(
