@@ -65,6 +65,8 @@ class LipSyncConfig(Strict):
     unet_config: str = f"{EMBEDDED}/musetalk/musetalk.json"
     unet_weights: str = f"{EMBEDDED}/musetalk/unet.safetensors"
     vae_dir: str = f"{EMBEDDED}/vae"
+    decoder: Literal["vae", "tiny"] = "vae"  # tiny: TAESD's decoder, for a Stable Diffusion VAE; faster and softer
+    decoder_dir: str = "weights/taesd"  # of decoder: tiny
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: int = Field(2, ge=1, le=64)
@@ -113,7 +115,13 @@ class AvatarsConfig(Strict):
     video_path: str | None = None  # source of `avatar_id`, prepared at start when `preparation` is true
     preparation: bool = True  # false: a missing or changed avatar is an error with the command to run
     bbox_shift: int = Field(0, ge=-50, le=50)  # moves the crop's upper edge, px
-    extra_margin: int = Field(10, ge=0, le=100)  # below the chin, px
+    extra_margin: int = Field(10, ge=0, le=100)  # below the chin, px; MuseTalk v1.0's weights want 0
+    geometry: Literal["similarity", "musetalk"] = "similarity"  # musetalk: its own integer boxes, crops and masks
+    detector: Literal["blazemesh", "dwpose"] = "blazemesh"
+    detector_weights: str = "weights/dwpose/dw-ll_ucoco_384.onnx"  # of detector: dwpose
+    parser_weights: str | None = "weights/face-parse-bisent/79999_iter.pth"  # of geometry: musetalk, where it is there
+    parsing_mode: Literal["jaw", "raw", "neck"] = "jaw"  # of geometry: musetalk; MuseTalk v1.0 has raw
+    cheek_width: int = Field(90, ge=0, le=256)  # of parsing_mode: jaw, px of 512
     fps: Literal[24, 25, 30] = 25  # of prepared avatars, and so of their sessions
     batch_size: int = Field(4, ge=1, le=64)  # crops in one VAE call
     max_seconds: float = Field(120.0, gt=0)

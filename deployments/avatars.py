@@ -19,6 +19,10 @@ from models.errors import AvatarNotFound, VideoError
 from models.ids import check_id
 from models.vae_files import vae_fingerprint
 
+# settings of a stored avatar that must be the config's, and what avatars have that were stored without one
+SETTINGS = {"bbox_shift": 0, "extra_margin": 10, "fps": 25, "geometry": "similarity", "detector": "blazemesh"}
+MASK_SETTINGS = {"parsing_mode": "jaw", "cheek_width": 90}  # of geometry `musetalk`
+
 
 class _GivenUpError(Exception):
     """Ends a preparation that nobody waits for any more."""
@@ -40,7 +44,7 @@ class Avatars(Stage[AvatarsConfig]):
         """Prepare the video or picture at `source` (a path that this replica can read).
 
         Yields `{"step", "done", "total"}` as it goes, and last `{"report": {...}}`. `options` override the config's
-        bbox_shift, extra_margin, fps, max_seconds and batch_size. Closing it ends the preparation, and leaves nothing.
+        OPTION_KEYS (models/avatar/prepare.py says what they mean). Closing it ends the preparation, and leaves nothing.
         Raises IdError, ExistsError, VideoError, NoFaceError.
         """
         await self.ready()
@@ -104,7 +108,8 @@ class Avatars(Stage[AvatarsConfig]):
         with source.open("rb") as file:
             same = facts.get("source", {}).get("sha256") == file_sha256(file)
         settings = facts.get("settings", {})
-        same &= all(settings.get(key) == getattr(config, key) for key in ("bbox_shift", "extra_margin", "fps"))
+        needed = SETTINGS | MASK_SETTINGS if config.geometry == "musetalk" else SETTINGS
+        same &= all(settings.get(key, default) == getattr(config, key) for key, default in needed.items())
         return same and facts.get("vae_fingerprint") == vae_fingerprint(input_path(config.vae_dir))
 
     def _prepare(

@@ -30,13 +30,15 @@ def load_engine(config: Any) -> Any:
     """The engine of a stage's config, warmed up. Used by LipSync; set-up calls it to compile once."""
     engine = find_engine(config.engine, ENGINES)
     paths = [input_path(config.unet_config), input_path(config.unet_weights), input_path(config.vae_dir)]
+    # an engine of module:Class need not know other decoders
+    other = {"decoder_dir": input_path(config.decoder_dir)} if config.decoder == "tiny" else {}
     if config.engine == "torch":
         import torch
 
         if config.device == "cpu":
             torch.set_num_threads(config.threads)
-        return engine.load(*paths, device=config.device, dtype=getattr(torch, config.dtype))
-    return engine.load(*paths, cache_dir=cache_dir(), threads=config.threads)
+        return engine.load(*paths, device=config.device, dtype=getattr(torch, config.dtype), **other)
+    return engine.load(*paths, cache_dir=cache_dir(), threads=config.threads, **other)
 
 
 class LipSync(Stage[LipSyncConfig]):
@@ -48,7 +50,17 @@ class LipSync(Stage[LipSyncConfig]):
         self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(self._compute, 1, 0.0)
 
     def apply(self, config: LipSyncConfig, changed: set[str] | None) -> None:
-        model_keys = {"engine", "unet_config", "unet_weights", "vae_dir", "device", "dtype", "threads"}
+        model_keys = {
+            "engine",
+            "unet_config",
+            "unet_weights",
+            "vae_dir",
+            "decoder",
+            "decoder_dir",
+            "device",
+            "dtype",
+            "threads",
+        }
         if changed is None or changed & model_keys:
             self.model = load_engine(config)
             latents = np.zeros((config.batch_size, 8, 32, 32), np.float16)

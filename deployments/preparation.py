@@ -8,7 +8,10 @@ from configs.schema import AvatarsConfig
 from deployments.paths import input_path
 from models.avatar.prepare import PrepareOptions
 
-OPTION_KEYS = ("fps", "bbox_shift", "extra_margin", "max_seconds", "batch_size")
+OPTION_KEYS = (
+    *("fps", "bbox_shift", "extra_margin", "max_seconds", "batch_size"),
+    *("geometry", "detector", "parsing_mode", "cheek_width"),
+)
 
 
 def load_model(config: AvatarsConfig) -> Any:
@@ -30,4 +33,10 @@ def prepare_options(config: AvatarsConfig, overrides: dict[str, Any]) -> Prepare
     """The config's options of a preparation, with some of OPTION_KEYS replaced (not by None). Raises ConfigError."""
     chosen = {key: getattr(config, key) for key in OPTION_KEYS}
     chosen |= {key: value for key, value in overrides.items() if key in OPTION_KEYS and value is not None}
-    return PrepareOptions(**chosen)
+    parser = input_path(config.parser_weights) if config.parser_weights else None
+    return PrepareOptions(
+        **chosen,
+        detector_weights=input_path(config.detector_weights),
+        parser_weights=parser if parser is not None and parser.is_file() else None,
+        device=config.device,
+    )

@@ -80,11 +80,15 @@ class MuseTalk:
 
     No method records gradients. The VAE is an AutoencoderKL, or an AutoencoderTiny called without its [0, 1] packing of
     latents (`scale_latents`): in both, the UNet works on encoder output × `scaling_factor` and images are in [-1, 1].
+    `decoder`: another autoencoder of the same latents that decodes in place of `vae`. TAESD's latents are Stable
+    Diffusion's after scaling, and its factor is 1, so it takes the UNet's output as it is.
     """
 
-    def __init__(self, unet: nn.Module, vae: nn.Module, vae_fingerprint: str = "") -> None:
+    def __init__(
+        self, unet: nn.Module, vae: nn.Module, vae_fingerprint: str = "", decoder: nn.Module | None = None
+    ) -> None:
         self.unet, self.vae, self.vae_fingerprint = unet, vae, vae_fingerprint
-        self._generator, self._decoder = Generator(unet).eval(), Decoder(vae).eval()
+        self._generator, self._decoder = Generator(unet).eval(), Decoder(vae if decoder is None else decoder).eval()
 
     @classmethod
     def load(
@@ -94,14 +98,19 @@ class MuseTalk:
         vae_dir: Path | str,
         device: Any = "cpu",
         dtype: torch.dtype = torch.float32,
+        decoder_dir: Path | str | None = None,
     ) -> MuseTalk:
         """Read a MuseTalk-format UNet (`musetalk.json`, `unet.pth` or safetensors) and a diffusers VAE folder.
 
+        decoder_dir: a folder like `vae_dir`, TAESD's for a VAE of Stable Diffusion 1, that decodes in its place.
         Raises WeightsError for a missing, partial or ill-fitting file, naming the first keys that are wrong.
         """
         unet = load_unet(Path(unet_config), Path(unet_weights), device, dtype)
-        vae = load_vae(Path(vae_dir), device, dtype)
-        return cls(unet, vae, vae_fingerprint(vae_dir))
+        if decoder_dir is None:
+            return cls(unet, load_vae(Path(vae_dir), device, dtype), vae_fingerprint(vae_dir))
+        vae, decoder = load_vae(Path(vae_dir), device, dtype), load_vae(Path(decoder_dir), device, dtype)
+        vae.decoder = decoder.encoder = None  # the halves that never run: 50 M parameters of a Stable Diffusion VAE
+        return cls(unet, vae, vae_fingerprint(vae_dir), decoder)
 
     @property
     def device(self) -> torch.device:

@@ -32,15 +32,17 @@ class OpenVINOMuseTalk:
         unet_config: Path,
         unet_weights: Path,
         vae_dir: Path,
+        decoder_dir: Path | None,
         cache_dir: Path | None,
         threads: int,
         batch_sizes: Sequence[int],
         progress: Progress | None,
     ) -> None:
         self.paths = (unet_config, unet_weights, vae_dir)
+        self.decoder_dir = decoder_dir or vae_dir
         self.vae_fingerprint = vae_fingerprint(vae_dir)
         self._width = int(read_json(unet_config).get("cross_attention_dim", 0))
-        self._fingerprint = fingerprint(unet_config, unet_weights, *vae_files(vae_dir), _SOURCE)
+        self._fingerprint = fingerprint(unet_config, unet_weights, *vae_files(self.decoder_dir), _SOURCE)
         self._cache_dir, self._threads, self._batch_sizes = cache_dir, threads, tuple(batch_sizes)
         self._progress = progress
 
@@ -55,15 +57,18 @@ class OpenVINOMuseTalk:
         batch_sizes: Sequence[int] = BATCH_SIZES,
         warm: bool = True,
         progress: Progress | None = None,
+        decoder_dir: Path | str | None = None,
     ) -> OpenVINOMuseTalk:
         """The same files as `MuseTalk.load` takes, ready to run.
 
         cache_dir: where converted networks are kept; None converts anew. threads: 0 lets OpenVINO choose. warm: convert
-        and compile now (seconds the first time, about 1.5 s after) and not at the first call. Raises WeightsError.
+        and compile now (seconds the first time, about 1.5 s after) and not at the first call. decoder_dir: what decodes
+        in place of `vae_dir`'s decoder, see `MuseTalk.load`. Raises WeightsError.
         """
         folder = Path(cache_dir) if cache_dir is not None else None
         paths = (Path(unet_config), Path(unet_weights), Path(vae_dir))
-        engine = cls(*paths, folder, threads, batch_sizes, progress)
+        decoder = Path(decoder_dir) if decoder_dir is not None else None
+        engine = cls(*paths, decoder, folder, threads, batch_sizes, progress)
         if warm:
             engine.warm()
         return engine
@@ -112,7 +117,7 @@ class OpenVINOMuseTalk:
         def build() -> Any:
             from models.musetalk import FaceGenerator, load_unet, load_vae
 
-            return FaceGenerator(load_unet(*self.paths[:2]), load_vae(self.paths[2]))
+            return FaceGenerator(load_unet(*self.paths[:2]), load_vae(self.decoder_dir))
 
         return self._compiled("musetalk-generate", build, 8, with_windows=True)
 
@@ -130,7 +135,7 @@ class OpenVINOMuseTalk:
         def build() -> Any:
             from models.musetalk import Decoder, load_vae
 
-            return Decoder(load_vae(self.paths[2]))
+            return Decoder(load_vae(self.decoder_dir))
 
         return self._compiled("musetalk-decode", build, 4, with_windows=False)
 

@@ -12,7 +12,7 @@ from avatar_material import astronaut, fake_encoder, moved, swaying, write_clip
 import deployments.avatars
 from deployments.avatars import Avatars
 from deployments.preparation import prepare_options
-from models.errors import AvatarNotFound, ConfigError, ExistsError, IdError, NoFaceError, VideoError
+from models.errors import AvatarNotFound, ConfigError, ExistsError, IdError, NoFaceError, VideoError, WeightsError
 from models.vae_files import vae_fingerprint
 
 VAE = Path(deployments.avatars.__file__).parents[1] / "models" / "embedded" / "vae"
@@ -68,7 +68,7 @@ async def test_a_current_avatar_is_not_prepared_again(encoder, clip):
     assert encoder.loads == 1
 
 
-@pytest.mark.parametrize("change", [{"bbox_shift": 3}, {"extra_margin": 20}, {"fps": 30}])
+@pytest.mark.parametrize("change", [{"bbox_shift": 3}, {"extra_margin": 20}, {"fps": 30}, {"geometry": "musetalk"}])
 async def test_another_setting_makes_a_changed_avatar(encoder, clip, change):
     await started(avatar_id="me", video_path=str(clip))
     with pytest.raises(AvatarNotFound):
@@ -167,6 +167,33 @@ async def test_a_changed_tunable_keeps_the_vae_and_another_vae_does_not(encoder,
     await stage.reconfigure({"batch_size": 2, "dtype": "bfloat16"})
     [event async for event in stage.prepare(str(clip), "me", force=True)]
     assert encoder.loads == 2
+
+
+async def test_the_masks_settings_count_in_musetalks_geometry_alone(encoder, clip):
+    await started(avatar_id="me", video_path=str(clip), geometry="musetalk")
+    await started(avatar_id="me", video_path=str(clip), geometry="musetalk", preparation=False)
+    with pytest.raises(AvatarNotFound):
+        await started(avatar_id="me", video_path=str(clip), geometry="musetalk", parsing_mode="raw", preparation=False)
+    await started(avatar_id="you", video_path=str(clip))
+    await started(avatar_id="you", video_path=str(clip), parsing_mode="raw", preparation=False)
+
+
+async def test_a_parser_that_is_not_there_gives_way_to_landmarks(encoder, clip, tmp_path):
+    stage = await started(geometry="musetalk")
+    events = [event async for event in stage.prepare(str(clip), "me")]
+    assert any("mask follows the landmarks" in warning for warning in events[-1]["report"]["warnings"])
+    path = tmp_path / "weights" / "face-parse-bisent" / "79999_iter.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nonsense")
+    assert prepare_options(stage.config, {}).parser_weights == path
+    with pytest.raises(WeightsError, match="79999_iter.pth is no complete checkpoint"):
+        [event async for event in stage.prepare(str(clip), "you")]
+
+
+async def test_dwpose_without_its_file_names_it(encoder, clip):
+    stage = await started(detector="dwpose")
+    with pytest.raises(WeightsError, match=r"weights/dwpose/dw-ll_ucoco_384\.onnx is missing"):
+        [event async for event in stage.prepare(str(clip), "me")]
 
 
 def test_options_replace_the_configs_where_they_say_something():

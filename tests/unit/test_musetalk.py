@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from random_weights import KL_SCALE, WIDTH, make_kl, make_tiny, make_unet, write_state, write_vae
 from safetensors.torch import load_file, save_file
 
@@ -158,6 +159,47 @@ def test_the_embedded_pair_reconstructs_the_top_of_a_face_it_is_given() -> None:
     made = pair.generate(pair.encode_reference(face), np.zeros((1, 50, 384), np.float32))[0].astype(float)
     assert abs(made[25:55, 70:190].mean() - 180) < 25
     assert abs(made[75:110].mean() - 90) < 25
+
+
+# Another decoder
+
+
+@pytest.fixture(scope="module")
+def taesd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AutoencoderTiny]:
+    """TAESD's folder in full size with random weights: scaling_factor 1, 64 channels throughout."""
+    torch.manual_seed(8)
+    vae = AutoencoderTiny().eval()
+    assert vae.config.scaling_factor == 1.0 and sum(p.numel() for p in vae.parameters()) == 2_445_063
+    return write_vae(tmp_path_factory.mktemp("taesd"), vae), vae
+
+
+def test_taesd_decodes_scaled_latents_as_they_are(folder: Path, taesd: tuple[Path, AutoencoderTiny]) -> None:
+    """Its latents are Stable Diffusion's times 0.18215: dividing by the KL VAE's factor would be wrong."""
+    where, vae = taesd
+    latents = torch.from_numpy(np.random.default_rng(9).standard_normal((2, 4, 32, 32)).astype(np.float32))
+    with torch.no_grad():
+        image = vae.decode(latents).sample
+        divided = vae.decode(latents / KL_SCALE).sample
+    wanted = ((image / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
+    got = load(folder, decoder_dir=where).decode(latents)
+    assert got.shape == (2, 256, 256, 3) and np.abs(got - wanted).max() <= 0.5 + 1e-2
+    assert float((divided - image).abs().mean()) > 0.01  # the factor matters, so the line above can fail
+
+
+def test_another_decoder_leaves_the_reference_and_the_prediction_alone(
+    folder: Path, musetalk: MuseTalk, faces: np.ndarray, taesd: tuple[Path, AutoencoderTiny]
+) -> None:
+    tiny = load(folder, decoder_dir=taesd[0])
+    latents = tiny.encode_reference(faces)
+    assert torch.equal(latents, musetalk.encode_reference(faces))
+    windows = np.zeros((2, 50, WIDTH), np.float32)
+    assert torch.equal(tiny.predict(latents, windows), musetalk.predict(latents, windows))
+    assert tiny.vae_fingerprint == musetalk.vae_fingerprint  # avatars stay usable
+
+
+def test_the_halves_that_never_run_are_not_kept(folder: Path, taesd: tuple[Path, AutoencoderTiny]) -> None:
+    tiny = load(folder, decoder_dir=taesd[0])
+    assert not [name for name, _ in tiny.vae.named_parameters() if name.startswith("decoder.")]
 
 
 # Key spellings

@@ -67,6 +67,13 @@ def test_a_tiny_vae_gives_torchs_faces_too(folder: Path) -> None:
     assert_same_faces(tiny.generate(*inputs(2)), MuseTalk.load(*paths(folder, "tiny")).generate(*inputs(2)))
 
 
+def test_another_decoder_gives_torchs_faces_too(folder: Path) -> None:
+    mixed = OpenVINOMuseTalk.load(*paths(folder, "kl"), threads=1, warm=False, decoder_dir=folder / "tiny")
+    twin = MuseTalk.load(*paths(folder, "kl"), decoder_dir=folder / "tiny")
+    assert_same_faces(mixed.generate(*inputs(2)), twin.generate(*inputs(2)))
+    assert mixed.vae_fingerprint == twin.vae_fingerprint == MuseTalk.load(*paths(folder, "kl")).vae_fingerprint
+
+
 def test_latents_are_within_a_thousandth_of_torchs(engine: OpenVINOMuseTalk, twin: MuseTalk) -> None:
     latents, windows = inputs(3)
     got, wanted = engine.predict(latents, windows), twin.predict(latents, windows).numpy()
