@@ -10,12 +10,14 @@ import contextlib
 import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, Query, Request
+from fastapi import HTTPException as HTTPError
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +25,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import IngressConfig
 from deployments.paths import output_path
@@ -34,6 +37,9 @@ from models.ids import check_id
 log = logging.getLogger("ray.serve")
 
 READ_CHUNK = 2**18  # bytes
+UPLOADS = ("/speak/audio", "/avatars")  # their bodies are files, and have a limit of their own
+ABANDONED_S = 24 * 3600.0  # an upload this old belongs to an ingress that died over it
+REMEDIES = {404: "See /docs for what there is.", 405: "See /docs for what there is.", 413: "Send a shorter text."}
 
 api = FastAPI(
     title="WarmTalk",
@@ -80,7 +86,7 @@ async def _on_invalid(http: Request, error: RequestValidationError) -> JSONRespo
 
 @api.exception_handler(HTTPException)
 async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
-    remedy = "See /docs for what there is." if error.status_code == 404 else ""
+    remedy = REMEDIES.get(error.status_code, "")
     return JSONResponse(
         {"error": {"code": f"http_{error.status_code}", "message": str(error.detail), "remedy": remedy}},
         error.status_code,
@@ -92,6 +98,32 @@ async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
 async def _on_bug(http: Request, error: Exception) -> JSONResponse:
     return _response(_known(error))
 
+
+class _BoundedJson:
+    """Refuses a body of JSON beyond `max_bytes` while it comes, so that it never fills the memory."""
+
+    max_bytes = int(IngressConfig().max_json_kb * 2**10)  # the replica's: Ingress.reconfigure sets it
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].endswith(UPLOADS):
+            return await self._app(scope, receive, send)
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.max_bytes:
+                raise HTTPError(413, f"The request exceeds {self.max_bytes / 2**10:g} KB.")
+            return message
+
+        await self._app(scope, bounded, send)
+
+
+api.add_middleware(_BoundedJson)
 
 # --- answers that come in pieces
 
@@ -163,6 +195,13 @@ async def _progress(first: dict[str, Any], events: Any, upload: Path) -> AsyncIt
         upload.unlink(missing_ok=True)
 
 
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
+
+
 # --- routes
 
 SessionId = Annotated[str, Query(description="1 to 64 of a-z, 0-9, _ and -", examples=["alice"])]
@@ -225,6 +264,7 @@ class Ingress:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.config = parse_config("Ingress", user_config)
+        _BoundedJson.max_bytes = int(self.config.max_json_kb * 2**10)
 
     # --- speaking
 
@@ -281,7 +321,11 @@ class Ingress:
                     if event.summary is not None:
                         return JSONResponse(event.summary)
             raise StageError("The utterance ended without a summary.", "Look at the log of Stitch.")
-        first = [await anext(events), await anext(events)]  # init segment and first fragment: a failure is a status
+        try:
+            first = [await anext(events), await anext(events)]  # init segment and fragment: a failure is a status
+        except BaseException:
+            events.cancel()
+            raise
         headers = {"X-WarmTalk-Session": request.session_id, "Cache-Control": "no-store"}
         return StreamingResponse(_stream(first, events), media_type="video/mp4", headers=headers)
 
@@ -329,13 +373,24 @@ class Ingress:
     @api.post(
         "/avatars", summary="Prepare an avatar: the body is a video or a picture; the answer is progress, a JSON a line"
     )
-    async def prepare(self, http: Request, avatar_id: str, force: bool = False) -> StreamingResponse:
+    async def prepare(
+        self,
+        http: Request,
+        avatar_id: str,
+        force: bool = False,
+        fps: Literal["24", "25", "30"] | None = None,  # a query is text
+        bbox_shift: Annotated[int | None, Query(ge=-50, le=50)] = None,
+        extra_margin: Annotated[int | None, Query(ge=0, le=100)] = None,
+    ) -> StreamingResponse:
         check_id(avatar_id, "avatar id")
+        options = {"fps": int(fps) if fps else None, "bbox_shift": bbox_shift, "extra_margin": extra_margin}
         upload = await self._store_upload(http)
-        events = self._avatars.options(stream=True, _by_reference=False).prepare.remote(str(upload), avatar_id, force)
+        prepare = self._avatars.options(stream=True, _by_reference=False).prepare
+        events = prepare.remote(str(upload), avatar_id, force, options)
         try:
             first = await anext(events)  # a bad id or an existing avatar is a status, not a broken stream
         except BaseException:
+            events.cancel()
             upload.unlink(missing_ok=True)
             raise
         return StreamingResponse(_progress(first, events, upload), media_type="application/x-ndjson")
@@ -344,6 +399,7 @@ class Ingress:
         """The request's body as a file of a name that the caller cannot choose; removed if the upload breaks off."""
         folder = output_path("results/uploads")
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
         path, size, limit = folder / uuid.uuid4().hex, 0, int(self.config.max_upload_mb * 2**20)
         try:
             with path.open("wb") as file:
@@ -363,7 +419,7 @@ class Ingress:
 
     # --- the rest
 
-    @api.get("/healthz", summary="Whether requests can be served")
+    @api.get("/healthz", summary="Whether the ingress runs and Stitch answers it")
     async def healthz(self) -> dict[str, str]:
-        await self._stitch.sessions.remote()
+        await self._stitch.stats.remote()
         return {"status": "ok"}

@@ -1,0 +1,308 @@
+"""The ingress without Ray: ranges of a growing file, limits of bodies, what errors become, what is cancelled."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.testclient import TestClient
+
+from deployments.ingress import Ingress, _BoundedJson, _file_range, _known, api
+from deployments.requests import SpeakEvent
+from models import errors
+from models.errors import AvatarNotFound, BusyError, StageError, TextError
+
+
+class Events:
+    """A streaming response: yields `items`, raising those that are errors."""
+
+    def __init__(self, items) -> None:
+        self.items, self.cancelled = list(items), False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.items:
+            raise StopAsyncIteration
+        item = self.items.pop(0)
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """A deployment: `answers` says what each method gives; `asked` and `made` remember."""
+
+    def __init__(self, **answers) -> None:
+        self.answers, self.asked, self.made = answers, [], []
+
+    def options(self, **options):
+        return self
+
+    def __getattr__(self, name: str):
+        return SimpleNamespace(remote=lambda *arguments: self._call(name, arguments))
+
+    def _call(self, name: str, arguments: tuple):
+        self.asked.append((name, arguments))
+        answer = self.answers[name]
+        if isinstance(answer, list):
+            self.made.append(Events(answer))
+            return self.made[-1]
+
+        async def give():
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return give()
+
+
+SUMMARY = {"session_id": "default", "frames": 25}
+SPOKEN = [SpeakEvent(b"init"), SpeakEvent(b"one", 4), SpeakEvent(b"two", 8), SpeakEvent(summary=SUMMARY)]
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """serve(stitch=…, avatars=…, config=…) → a client of the routes, bound to an ingress over fake handles."""
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    monkeypatch.setattr(_BoundedJson, "max_bytes", _BoundedJson.max_bytes)
+
+    def start(stitch=None, avatars=None, config=None) -> TestClient:
+        plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
+        ingress = plain(stitch or Handle(), avatars or Handle(), Handle())
+        asyncio.run(ingress.reconfigure(config or {}))
+        monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+        return TestClient(api, raise_server_exceptions=False)
+
+    return start
+
+
+def error_of(answer) -> dict:
+    assert answer.json().keys() == {"error"} and "Traceback" not in answer.text
+    error = answer.json()["error"]
+    assert error.keys() == {"code", "message", "remedy"} and error["message"].endswith(".")
+    return error
+
+
+# --- the growing file
+
+
+@pytest.fixture
+def grown(tmp_path) -> Path:
+    """A file whose first 1000 bytes are whole fragments; what follows is half of one."""
+    path = tmp_path / "video.mp4"
+    path.write_bytes(bytes(k % 251 for k in range(1000)) + b"HALF" * 10)
+    return path
+
+
+async def body_of(answer) -> bytes:
+    return b"".join([part async for part in answer.body_iterator]) if hasattr(answer, "body_iterator") else answer.body
+
+
+@pytest.mark.parametrize(
+    ("wanted", "begin", "end"),
+    [
+        ("bytes=0-99", 0, 100),
+        ("bytes=100-199", 100, 200),
+        ("bytes=999-999", 999, 1000),
+        ("bytes=900-", 900, 1000),
+        ("bytes=900-5000", 900, 1000),  # the end of what is whole, not of the file
+        ("bytes=-100", 900, 1000),
+        ("bytes=-5000", 0, 1000),
+        (" bytes=0-0 ", 0, 1),
+    ],
+)
+async def test_a_range_holds_whole_fragments_bytes_and_no_others(grown, wanted, begin, end):
+    answer = _file_range(grown, 1000, wanted)
+    assert answer.status_code == 206
+    assert answer.headers["content-range"] == f"bytes {begin}-{end - 1}/1000"
+    assert answer.headers["content-length"] == str(end - begin)
+    assert await body_of(answer) == grown.read_bytes()[begin:end]
+
+
+@pytest.mark.parametrize("wanted", ["", "bytes=-", "bytes=0-1,5-6", "frames=0-9", "bytes=a-b"])
+async def test_what_is_no_single_range_gets_the_whole(grown, wanted):
+    answer = _file_range(grown, 1000, wanted)
+    assert (answer.status_code, answer.headers["content-length"]) == (200, "1000")
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert await body_of(answer) == grown.read_bytes()[:1000]
+
+
+@pytest.mark.parametrize("wanted", ["bytes=1000-", "bytes=1000-1010", "bytes=-0", "bytes=200-100"])
+def test_a_range_behind_the_end_is_416_and_says_where_the_end_is(grown, wanted):
+    answer = _file_range(grown, 1000, wanted)
+    assert (answer.status_code, answer.headers["content-range"]) == (416, "bytes */1000")
+
+
+def test_a_sessions_video_is_as_long_as_stitch_says(serve, grown):
+    client = serve(Handle(session={"video_path": str(grown), "size": 1000}))
+    assert client.get("/sessions/alice/video.mp4").content == grown.read_bytes()[:1000]
+    part = client.get("/sessions/alice/video.mp4", headers={"Range": "bytes=990-"})
+    assert (part.status_code, part.content) == (206, grown.read_bytes()[990:1000])
+
+
+# --- speaking
+
+
+def test_the_summary_is_the_answer(serve):
+    stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)])
+    answer = serve(stitch).post("/speak", json={"text": "Hello."})
+    assert (answer.status_code, answer.json()) == (200, SUMMARY)
+    (_, (request,)) = stitch.asked[0]
+    assert (request.session_id, request.text, request.deliver) == ("default", "Hello.", False)
+
+
+def test_a_stream_is_the_bytes_and_ends_with_its_call(serve):
+    stitch = Handle(speak=SPOKEN)
+    answer = serve(stitch).post("/speak", json={"text": "Hello.", "session_id": "alice", "stream": True})
+    assert (answer.content, answer.headers["x-warmtalk-session"]) == (b"initonetwo", "alice")
+    assert stitch.made[0].cancelled
+
+
+@pytest.mark.parametrize("items", [[TextError("No words.", "Send some.")], [SPOKEN[0], TextError("No words.", "x")]])
+def test_a_stream_that_fails_before_its_first_fragment_is_a_status_and_is_cancelled(serve, items):
+    stitch = Handle(speak=items)
+    answer = serve(stitch).post("/speak", json={"text": "…", "stream": True})
+    assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_text")
+    assert stitch.made[0].cancelled
+
+
+def test_an_utterance_without_a_summary_is_an_error(serve):
+    answer = serve(Handle(speak=[])).post("/speak", json={"text": "Hello."})
+    assert (answer.status_code, error_of(answer)["code"]) == (502, "stage_failed")
+
+
+@pytest.mark.parametrize("field", ["session_id", "avatar_id"])
+@pytest.mark.parametrize("value", ["../etc", "A", "", "a/b", "a" * 65])
+def test_an_id_that_could_be_a_path_never_leaves_the_ingress(serve, field, value):
+    stitch = Handle()
+    answer = serve(stitch).post("/speak", json={"text": "Hello.", field: value})
+    assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_id")
+    assert stitch.asked == []
+
+
+# --- bodies have limits
+
+
+def test_an_upload_beyond_its_limit_is_refused(serve, tmp_path):
+    stitch, avatars = Handle(), Handle()
+    client = serve(stitch, avatars, {"max_upload_mb": 0.5})
+    for path, query in (("/speak/audio", {}), ("/avatars", {"avatar_id": "me"})):
+        answer = client.post(path, params=query, content=b"x" * (2**19 + 1))
+        assert (answer.status_code, error_of(answer)["message"]) == (422, "The upload exceeds 0.5 MB.")
+    assert stitch.asked == avatars.asked == []
+    assert list((tmp_path / "results" / "uploads").iterdir()) == []
+
+
+def test_an_upload_of_the_limit_is_taken(serve):
+    stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)])
+    answer = serve(stitch, config={"max_upload_mb": 0.5}).post("/speak/audio", content=b"x" * 2**19)
+    assert answer.status_code == 200 and len(stitch.asked[0][1][0].audio) == 2**19
+
+
+def test_json_beyond_its_limit_is_refused_while_it_comes(serve):
+    stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)])
+    client = serve(stitch, config={"max_json_kb": 4})
+    answer = client.post("/speak", json={"text": "a" * 4096})
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "http_413")
+    assert error_of(answer)["message"] == "The request exceeds 4 KB." and error_of(answer)["remedy"]
+    assert client.post("/speak", json={"text": "a" * 4000}).status_code == 200
+    assert len(stitch.asked) == 1
+
+
+def test_an_empty_upload_is_refused(serve):
+    client = serve()
+    for path in ("/speak/audio", "/avatars?avatar_id=me"):
+        assert error_of(client.post(path))["message"] == "The request has no body."
+
+
+# --- preparing
+
+
+def test_a_preparations_progress_comes_a_line_at_a_time_and_its_upload_goes(serve, tmp_path):
+    avatars = Handle(prepare=[{"step": "finding faces", "done": 1, "total": 2}, {"report": {"frames": 2}}])
+    answer = serve(avatars=avatars).post(
+        "/avatars", params={"avatar_id": "me", "fps": 30, "bbox_shift": -3}, content=b"video"
+    )
+    assert [line.split('"')[1] for line in answer.text.splitlines()] == ["step", "report"]
+    (_, (source, avatar_id, force, options)) = avatars.asked[0]
+    assert (avatar_id, force, options) == ("me", False, {"fps": 30, "bbox_shift": -3, "extra_margin": None})
+    assert Path(source).parent == tmp_path / "results" / "uploads" and not Path(source).exists()
+
+
+@pytest.mark.parametrize("query", [{"fps": 17}, {"bbox_shift": 99}, {"extra_margin": -1}])
+def test_a_preparations_options_are_checked(serve, query):
+    answer = serve().post("/avatars", params={"avatar_id": "me", **query}, content=b"video")
+    assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_input")
+
+
+def test_a_preparation_that_fails_at_once_is_a_status_and_one_that_fails_later_a_line(serve, tmp_path):
+    exists = errors.ExistsError("There is one.", "Use --force.")
+    avatars = Handle(prepare=[exists])
+    answer = serve(avatars=avatars).post("/avatars?avatar_id=me", content=b"video")
+    assert (answer.status_code, error_of(answer)["code"], avatars.made[0].cancelled) == (409, "exists", True)
+    no_face = errors.NoFaceError("No face.", "Use another video.")
+    avatars = Handle(prepare=[{"step": "finding faces", "done": 1, "total": 0}, no_face])
+    answer = serve(avatars=avatars).post("/avatars?avatar_id=me", content=b"video")
+    assert '{"error": {"code": "no_face", "message": "No face."' in answer.text.splitlines()[-1]
+    assert list((tmp_path / "results" / "uploads").iterdir()) == []
+
+
+def test_uploads_of_an_ingress_that_died_are_removed_after_a_day(serve, tmp_path):
+    folder = tmp_path / "results" / "uploads"
+    folder.mkdir(parents=True)
+    for name, hours in (("old", 25), ("young", 1)):
+        (folder / name).write_bytes(b"video")
+        os.utime(folder / name, (time.time() - hours * 3600,) * 2)
+    serve(avatars=Handle(prepare=[{"report": {}}])).post("/avatars?avatar_id=me", content=b"video")
+    assert [path.name for path in folder.iterdir()] == ["young"]
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code"),
+    [
+        (AvatarNotFound("There is none.", "Prepare it."), 404, "avatar_not_found"),
+        (RayTaskError("speak", "Traceback …", TextError("No words.", "Send some.")), 422, "bad_text"),
+        (RayTaskError("speak", "Traceback …", KeyError("secret path /root")), 502, "stage_failed"),
+        (BackPressureError(num_queued_requests=9, max_queued_requests=9), 429, "busy"),
+        (DeploymentUnavailableError(SimpleNamespace(name="Stitch", app_name="warmtalk")), 429, "busy"),
+        (ValueError("secret path /root"), 502, "stage_failed"),
+    ],
+)
+def test_whatever_is_raised_becomes_a_code_a_sentence_and_a_remedy(serve, raised, status, code):
+    answer = serve(Handle(session=raised)).get("/sessions/alice")
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert error["remedy"] and "secret" not in answer.text and "/root" not in answer.text
+    assert answer.headers.get("retry-after") == ("2" if status == 429 else None)
+
+
+def test_the_known_error_is_the_cause_where_there_is_one():
+    cause = TextError("No words.", "Send some.")
+    assert _known(RayTaskError("speak", "…", cause)) is cause
+    assert isinstance(_known(BackPressureError(num_queued_requests=1, max_queued_requests=1)), BusyError)
+    assert isinstance(_known(RuntimeError("bug")), StageError)
+
+
+def test_unknown_paths_and_methods_are_errors_in_words(serve):
+    client = serve()
+    for answer, code in ((client.get("/nowhere"), "http_404"), (client.put("/speak"), "http_405")):
+        error = answer.json()["error"]
+        assert (error["code"], error["remedy"]) == (code, "See /docs for what there is.")
+
+
+def test_health_asks_stitch(serve):
+    assert serve(Handle(stats={})).get("/healthz").json() == {"status": "ok"}
+    busy = BackPressureError(num_queued_requests=9, max_queued_requests=9)
+    assert serve(Handle(stats=busy)).get("/healthz").status_code == 429
