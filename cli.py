@@ -16,7 +16,7 @@ import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.errors import ConfigError, InputError, StageError, WarmTalkError
 from models.weights import names as weight_names
@@ -95,6 +95,38 @@ def prepare(
         else:
             report = _prepare_here(config, video, avatar_id, force, options)
         _print_report(report)
+
+
+@app.command(epilog="Example: `warmtalk enhance session.mp4 -o better.mp4`")
+def enhance(
+    video: Annotated[Path, typer.Argument(help="A finished video, or one that an avatar is to be prepared from.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The video to write: .mp4, .mov or .mkv.")],
+    strength: Annotated[float, typer.Option(help="0 leaves the frames as they are, 1 is the full model.")] = 1.0,
+    every: Annotated[int, typer.Option(help="Restore each n-th frame; those between take over its detail.")] = 1,
+    engine: Annotated[str, typer.Option(help="small, gfpgan, spandrel, or module:Class.")] = "small",
+    weights: Annotated[Path | None, typer.Option(help="The engine's file, where it is not the usual one.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    address: Annotated[str | None, typer.Option(help="Enhance on the graph of this Ray cluster (auto: here).")] = None,
+) -> None:
+    """Restore the largest face in every frame of a video; after a crash, the same command goes on."""
+    from enhancing import ClusterBackend, LocalBackend, enhance_video
+    from models.restore.video import VideoOptions
+
+    with _errors(), _bar() as bar:
+        task = bar.add_task("loading", total=None, note="")
+        options = VideoOptions(strength, every)
+        backend = ClusterBackend.connect(address) if address else LocalBackend.load(engine, weights, device)
+        bar.columns += (TimeRemainingColumn(),)
+
+        def show(done: int, expected: int) -> None:
+            bar.update(task, description="enhancing", completed=done, total=expected, note=f"{done} / {expected}")
+
+        report = enhance_video(video, output, backend, options, progress=show)
+    resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
+    for warning in report.warnings:
+        console.print(f"[yellow]warning[/] {escape(warning)}")
+    done = f"{report.frames} frames{resumed}, {report.faces} faces restored in {report.seconds:.1f} s"
+    Console().print(f"[bold green]{escape(str(output))}[/] ({done})")
 
 
 @app.command(epilog="Example: `warmtalk profile --json profile.json`")

@@ -167,8 +167,9 @@ def enhance_video(
     """Write `video` to `output` with its largest face restored in every frame that shows one.
 
     Frames, their times and the sound stay: times to the tick in MP4 and MOV, to the millisecond in MKV; the sound
-    packet by packet. The picture becomes 8 bit H.264, BT.709. Other streams (subtitles, data) are left out. Raises VideoError,
-    BusyError (another run writes this output), StageError (cluster), WeightsError.
+    packet by packet. (MKV begins at 0 or later: all is moved where the sound starts before.) The picture becomes 8 bit
+    H.264, BT.709. Other streams (subtitles, data) are left out. Raises VideoError, BusyError (another run writes this
+    output), StageError (cluster), WeightsError.
     """
     begin_s = time.monotonic()
     source = SourceVideo(video)

@@ -7,6 +7,8 @@ source's sound are joined without encoding again. Knows no faces and no Ray.
 from __future__ import annotations
 
 import heapq
+import io
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from models.types import UInt8
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 8192
+MAX_TIMESCALE = 2**31 - 1  # of MP4
 MAX_DAMAGED = 1000  # pieces of a stream that cannot be decoded, before the video is given up
 READABLE = "Use a video (MP4, MOV, WebM, MKV …)."
 
@@ -185,16 +188,22 @@ def check_output(source: Path, output: Path) -> None:
         raise VideoError("Input and output are the same file.", "Give the output another name.")
     if output.is_dir():
         raise VideoError(f"{output} is a folder.", "Give the name of a file.")
-    kind = CONTAINERS[output.suffix.lower()]
-    with av.open(str(source)) as container, av.open(os.devnull, "w", format=kind) as scratch:
+    try:
+        _try_header(source, CONTAINERS[output.suffix.lower()])
+    except (ValueError, av.FFmpegError) as error:
+        raise VideoError(
+            f"{output.suffix} cannot hold the sound of {source.name} as it is.",
+            "Write a .mkv, or change the sound's codec first.",
+        ) from error
+
+
+def _try_header(source: Path, kind: str) -> None:
+    """Begin a file of this kind with the sounds of `source`, in memory."""
+    with av.open(str(source)) as container, av.open(io.BytesIO(), "w", format=kind) as scratch:
         for stream in container.streams.audio:
-            try:
-                scratch.add_stream_from_template(stream)
-            except (ValueError, av.FFmpegError) as error:
-                raise VideoError(
-                    f"{output.suffix} cannot hold the sound of {source.name} ({stream.codec_context.name}) as it is.",
-                    "Write a .mkv, or change the sound's codec first.",
-                ) from error
+            scratch.add_stream_from_template(stream)
+        if container.streams.audio:
+            scratch.start_encoding()
 
 
 def piece_signature(path: Path) -> bytes:
@@ -214,11 +223,10 @@ def join(pieces: list[Piece], source: SourceVideo, target: Path, kind: str) -> i
 
     kind: a container's name, see CONTAINERS. Raises CorruptError when a piece cannot be read.
     """
-    options = {"video_track_timescale": str(source.time_base.denominator), "movflags": "+faststart"}
     with (
         av.open(str(source.path)) as original,
         av.open(str(pieces[0].path)) as first,
-        av.open(str(target), "w", format=kind, options=options if kind != "matroska" else {}) as output,
+        av.open(str(target), "w", format=kind, options=_timescales(source.time_base, original, kind)) as output,
     ):
         picture = output.add_stream_from_template(first.streams.video[0])
         picture.time_base = source.time_base
@@ -234,6 +242,20 @@ def join(pieces: list[Piece], source: SourceVideo, target: Path, kind: str) -> i
     with target.open("rb") as file:
         os.fsync(file.fileno())
     return frames
+
+
+def _timescales(time_base: Fraction, original: Any, kind: str) -> dict[str, str]:
+    """Options that keep a late start exact: MP4 tells it in ticks of the whole film, milliseconds if not asked."""
+    if kind == "matroska":
+        return {}
+    parts = [time_base.denominator, *(stream.time_base.denominator for stream in original.streams.audio)]
+    common = math.lcm(*parts)
+    film = common if common < MAX_TIMESCALE else time_base.denominator
+    return {
+        "video_track_timescale": str(time_base.denominator),
+        "movie_timescale": str(film),
+        "movflags": "+faststart",
+    }
 
 
 def _picture_packets(pieces: list[Piece], time_base: Fraction, stream: Any) -> Iterator[tuple[float, Any]]:
