@@ -108,10 +108,13 @@ def test_a_server_that_ignores_ranges_sends_all_anew(server: WeightsServer, targ
     assert target.read_bytes() == DATA and server.ranges(HUB_PATH) == ["", "bytes=100000-"]
 
 
-def test_a_server_that_goes_on_elsewhere_is_asked_from_the_start(server: WeightsServer, target: Path) -> None:
+@pytest.mark.parametrize("file", [HUB, UNKNOWN])
+def test_a_server_that_goes_on_elsewhere_is_asked_from_the_start(
+    server: WeightsServer, target: Path, file: WeightFile
+) -> None:
     write_part(target, DATA[:1000])
     server.put(HUB_PATH, Answer(DATA, shift=7), Answer(DATA))
-    assert fetch(server, HUB, target) == SHA256
+    assert fetch(server, file, target) == SHA256
     assert server.ranges(HUB_PATH) == ["bytes=1000-", ""] and target.read_bytes() == DATA
 
 
@@ -120,6 +123,20 @@ def test_a_part_of_another_version_is_thrown_away(server: WeightsServer, target:
     server.put(HUB_PATH, Answer(DATA))
     assert fetch(server, HUB, target) == SHA256
     assert server.ranges(HUB_PATH) == ["bytes=1000-", ""] and target.read_bytes() == DATA
+
+
+def test_nothing_of_a_longer_part_stays_behind(server: WeightsServer, target: Path) -> None:
+    write_part(target, OTHER)
+    server.put(HUB_PATH, Answer(DATA[:1000], ranges=False))
+    fetch(server, UNKNOWN, target)
+    assert target.read_bytes() == DATA[:1000]
+
+
+def test_an_answer_without_a_length_that_ends_early_is_gone_on_with(server: WeightsServer, target: Path) -> None:
+    half = b"%x\r\n%s\r\n0\r\n\r\n" % (1000, DATA[:1000])
+    server.put(HUB_PATH, Answer(half, headers={"Transfer-Encoding": "chunked"}), Answer(DATA))
+    assert fetch(server, HUB, target) == SHA256
+    assert server.ranges(HUB_PATH) == ["", "bytes=1000-"] and target.read_bytes() == DATA
 
 
 def test_a_whole_part_needs_no_request(server: WeightsServer, target: Path) -> None:
