@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from fastapi import Body, FastAPI, Query, Request
 from fastapi import HTTPException as HTTPError
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayError
@@ -71,9 +72,25 @@ def _response(error: WarmTalkError) -> JSONResponse:
     return JSONResponse({"error": error.to_dict()}, error.status, headers)
 
 
+class _Route(APIRoute):
+    """Makes a WarmTalkError of what a handle raises. Serve sets its own handlers for some of its errors: plain text."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        inner = super().get_route_handler()
+
+        async def handle(http: Request) -> Response:
+            try:
+                return await inner(http)
+            except (RayError, RayServeException) as error:
+                raise _known(error) from error
+
+        return handle
+
+
+api.router.route_class = _Route
+
+
 @api.exception_handler(WarmTalkError)
-@api.exception_handler(RayError)
-@api.exception_handler(RayServeException)
 async def _on_error(http: Request, error: Exception) -> JSONResponse:
     return _response(_known(error))
 
@@ -258,6 +275,7 @@ class Ingress:
     def __init__(self, stitch: Any, avatars: Any, tts: Any) -> None:
         self._stitch = stitch
         self._speak = stitch.options(stream=True, _by_reference=False)
+        self._speak_upload = stitch.options(stream=True)  # a message by value holds 4 MB at most
         self._avatars = avatars
         self._tts = tts.options(stream=True, _by_reference=False)
         self.config = IngressConfig()
@@ -313,7 +331,7 @@ class Ingress:
         check_id(request.session_id, "session id")
         if request.avatar_id is not None:
             check_id(request.avatar_id, "avatar id")
-        handle = self._speak.options(session_id=request.session_id)
+        handle = (self._speak_upload if request.audio else self._speak).options(session_id=request.session_id)
         events = handle.speak.remote(request)
         if not request.deliver:
             with contextlib.closing(_Cancel(events)):
