@@ -158,9 +158,7 @@ def _fetch_one(root: Path, state: FileState, fetcher: Fetcher, bar: Progress, co
 
 def _conclude(files: list[WeightFile], wanted: list[FileState], console: Console) -> int:
     licences = {f"{entry.name}: {entry.licence}": None for entry in map(set_of, files)}
-    console.print(
-        f"[green]{len(files)} files are there[/], {len(wanted)} fetched now. Licences: {'; '.join(licences)}."
-    )
+    console.print(f"[green]{_files(files)} there[/], {len(wanted)} fetched now. Licences: {'; '.join(licences)}.")
     return 0
 
 
@@ -190,7 +188,7 @@ def _verify(root: Path, files: list[WeightFile], console: Console, named: bool) 
         console.print(f"[bold red]missing[/] {root} holds none of the weights.", highlight=False)
         console.print("[bold]→[/] Run `warmtalk fetch-weights`.")
     else:
-        console.print(f"[green]{good} files verified[/] in {root}")
+        console.print(f"[green]{good} of {_files(files)} verified[/] in {root}")
     return 1 if faults or not good else 0
 
 
@@ -216,8 +214,10 @@ def _show_plan(root: Path, files: list[WeightFile], fetcher: Fetcher) -> None:
     if not console.is_terminal:
         console = Console(width=PIPED_WIDTH)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("file", "size", "what would happen", "sha256", "from", "licence"):
-        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for column in ("file", "size", "action", "sha256", "from", "licence"):
+        table.add_column(
+            column, justify="right" if column == "size" else "left", overflow="fold", no_wrap=column == "file"
+        )
     to_come = 0
     for state in states(root, files):
         file = state.file
@@ -257,6 +257,10 @@ def _line(bar: Progress, text: str, total: int | None, done: int = 0) -> Iterato
         yield line
     finally:
         bar.remove_task(line)
+
+
+def _files(files: list[WeightFile]) -> str:
+    return f"{len(files)} file{'s' if len(files) != 1 else ''}"
 
 
 def _size(size_bytes: int | None) -> str:

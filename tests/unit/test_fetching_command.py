@@ -89,7 +89,7 @@ def test_all_files_are_fetched_and_remembered(fetch: Callable[..., Result], root
         "netV15/net.json": sha256(CONFIG),
         "netV15/unet.pth": sha256(UNET),
     }
-    assert "3 files are there, 3 fetched now. Licences: netV15: MIT; GAN: X11." in words(result)
+    assert "3 files there, 3 fetched now. Licences: netV15: MIT; GAN: X11." in words(result)
 
 
 def test_a_second_run_asks_for_nothing(fetch: Callable[..., Result], server: WeightsServer) -> None:
@@ -156,7 +156,7 @@ def test_a_file_that_does_not_come_keeps_no_other_away(
     result = fetch()
     assert result.exit_code == 1 and files(root) == ["GAN.pth", "weights.lock.json"]
     assert "netV15/net.json is not at" in words(result) and "netV15/unet.pth came damaged" in words(result)
-    assert "are there" not in words(result)
+    assert "fetched now" not in words(result)
 
 
 def test_a_server_that_is_gone_is_asked_for_one_file(
@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_written_says_so(
 def test_verify_passes_what_is_unchanged(fetch: Callable[..., Result], server: WeightsServer) -> None:
     fetch()
     result = fetch("--verify")
-    assert result.exit_code == 0 and "3 files verified" in words(result) and server.requests == []
+    assert result.exit_code == 0 and "3 of 3 files verified" in words(result) and server.requests == []
 
 
 @pytest.mark.parametrize("change", ["flipped", "truncated", "gone"])
