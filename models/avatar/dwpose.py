@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar.detect import Face
+from models.checkpoints import fetch_again
 from models.errors import WeightsError
 from models.types import Float32, UInt8
+from models.weights import missing_error
 
 INPUT_WIDTH, INPUT_HEIGHT = 288, 384
 POINTS = 133  # COCO-WholeBody: 17 body, 6 feet, 68 face, 42 hands
@@ -61,14 +63,14 @@ class DWPose:
         import onnxruntime
 
         if not Path(path).is_file():
-            raise WeightsError(f"{path} is missing.", "Put dw-ll_ucoco_384.onnx there, or correct the path.")
+            raise missing_error(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's errors share no base class
-            raise WeightsError(f"{path} is no complete ONNX file: {error}.", "Fetch the file again.") from error
+            raise WeightsError(f"{path} is no complete ONNX file: {error}.", fetch_again(Path(path))) from error
         _check_shapes(session, path)
         return cls(session, min_score, mirror)
 
