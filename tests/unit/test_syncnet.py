@@ -187,6 +187,8 @@ def test_a_file_in_full_size_loads_and_runs(tmp_path: Path) -> None:
     torch.save({"state_dict": state}, tmp_path / "latentsync_syncnet.pt")
     del state
     net = SyncNet.load(tmp_path / "latentsync_syncnet.pt")
+    for file in tmp_path.iterdir():
+        file.unlink()  # it and its safetensors copy are large
     with torch.inference_mode():
         pictures = net.net.visual_encoder(torch.randn(1, 48, 128, 256))
         sounds = net.net.audio_encoder(torch.randn(2, 1, 80, 52))
