@@ -25,8 +25,9 @@ help:
 
 setup: .venv/warm # make .venv and compile the embedded models once
 
+demo: export WARMTALK_TEXT = $(value TEXT)
 demo: setup # speak TEXT="..." into out/demo.mp4
-	.venv/bin/warmtalk say "$(TEXT)" -o out/demo.mp4
+	@.venv/bin/warmtalk say -o out/demo.mp4 -- "$$WARMTALK_TEXT"
 
 serve: setup # serve on http://127.0.0.1:8000 until Ctrl-C
 	@exec .venv/bin/warmtalk serve
