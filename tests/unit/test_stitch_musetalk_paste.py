@@ -75,6 +75,15 @@ def test_blends_are_pillows(box: tuple[int, int, int, int]) -> None:
     assert np.array_equal(frame, hopper()) and not np.array_equal(out, frame)
 
 
+def test_a_face_of_another_size_is_resized_linearly() -> None:
+    box = BOXES[1]
+    mask, crop_box = musetalk_material(hopper(), box, face_labels(), "jaw")
+    crop = np.random.default_rng(1).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    resized = cv2.resize(crop, (box[2] - box[0], box[3] - box[1]))
+    wanted = musetalk_blend(hopper(), resized, box, mask, crop_box)
+    assert np.array_equal(musetalk_blend(hopper(), crop, box, mask, crop_box), wanted)
+
+
 def test_every_weight_and_level_rounds_as_pillow_does() -> None:
     """All 256 weights over 256 levels, for a bright and a dark face."""
     mask = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, 256))
