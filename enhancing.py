@@ -42,7 +42,8 @@ CRF, PRESET = 16.0, "veryfast"
 CALL_TIMEOUT_S = 120.0
 TRIES = 4  # of a call to the cluster, when a replica dies or its queue is full
 RETRY_PAUSE_S = 0.5
-CALLS_PER_REPLICA = 2  # one computes, one waits at its door
+CALLS_PER_REPLICA = 3  # one computes, others wait at its door
+MIN_CALLS = 12  # under way on a cluster: more than a replica's target, so that Serve adds replicas
 
 Progress = Callable[[int, int], None]  # frames done, frames expected (0: not known)
 
@@ -95,7 +96,7 @@ class ClusterBackend:
 
     def __init__(self, handle: Any, replicas: int = 1) -> None:
         self._handle = handle
-        self.in_flight = max(2, CALLS_PER_REPLICA * replicas)
+        self.in_flight = max(MIN_CALLS, CALLS_PER_REPLICA * replicas)
         self.template = bool(_call(handle.needs_landmarks.remote, ()))
 
     @classmethod

@@ -27,11 +27,10 @@ def coarse(face: UInt8) -> Float32:
 
 
 def rest(a: Float32, b: Float32) -> Float32:
-    """How much two `coarse` faces show the same: 1 at rest, 0 where they differ, `(512, 512, 1)`."""
+    """How much two `coarse` faces show the same: 1 at rest, 0 where they differ, `(512, 512)`."""
     change = np.abs(a - b).max(2) / CHANGE_LEVELS
     same = np.exp(-change * change)
-    large = cv2.resize(same, (RESTORED_PX, RESTORED_PX), interpolation=cv2.INTER_LINEAR)
-    return cast(Float32, large[..., None])
+    return cast(Float32, cv2.resize(same, (RESTORED_PX, RESTORED_PX), interpolation=cv2.INTER_LINEAR))
 
 
 class Steadier:
@@ -51,11 +50,11 @@ class Steadier:
         if self._face is None or self._coarse is None:
             self._face, self._coarse = restored.astype(np.float32), seen
             return restored
-        share = 1 - (1 - SHARE_AT_REST) * rest(seen, self._coarse)  # (512, 512, 1)
-        self._face += share * (restored - self._face)
-        small = cv2.resize(share, (COARSE_PX, COARSE_PX), interpolation=cv2.INTER_AREA)[..., None]
-        self._coarse += small * (seen - self._coarse)
-        return np.rint(self._face).astype(np.uint8)
+        share = 1 - (1 - SHARE_AT_REST) * rest(seen, self._coarse)  # (512, 512)
+        self._face = cast(Float32, cv2.blendLinear(restored.astype(np.float32), self._face, share, 1 - share))
+        small = cv2.resize(share, (COARSE_PX, COARSE_PX), interpolation=cv2.INTER_AREA)
+        self._coarse = cast(Float32, cv2.blendLinear(seen, self._coarse, small, 1 - small))
+        return cast(UInt8, cv2.convertScaleAbs(self._face))  # rounded
 
 
 class Detail:
@@ -68,7 +67,7 @@ class Detail:
 
     def on(self, base: UInt8) -> Float32:
         """The detail for another face `(512, 512, 3)`: all of it where that face shows the same, none where not."""
-        return cast(Float32, self._added * rest(coarse(base), self._coarse))
+        return cast(Float32, self._added * rest(coarse(base), self._coarse)[..., None])
 
 
 def between(base: UInt8, before: Detail, after: Detail | None, share: float) -> UInt8:

@@ -28,7 +28,7 @@ Submit = Callable[[UInt8], Callable[[], UInt8]]  # faces (n, s, s, 3) → a call
 # embedded presenter and on two portraits, whose boxes differ by at most 20 px; the small restorer knows such cuts.
 BOX = (76.0, 115.0, 362.0)
 MAX_EVERY = 25
-HELD_BYTES = 96 << 20  # frames of a batch; several batches are under way
+HELD_BYTES = 640 << 20  # frames of all batches under way: a hundred of 1080 lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +127,12 @@ def _restored(stream: Iterator[Followed[P]], submit: Submit, options: VideoOptio
     """Cut faces out and restore the key faces, a batch a call, several calls at once, in order."""
     pending: deque[tuple[list[_Work[P]], Callable[[], UInt8] | None]] = deque()
     batch: list[_Work[P]] = []
+    held_bytes = HELD_BYTES // (options.in_flight + 1)  # of one batch
     shot = -1
     for followed in stream:
         batch.append(_cut(followed, options, new_shot=followed.shot != shot))
         shot = followed.shot if followed.transform is not None else -1
-        if len(batch) * followed.frame.nbytes >= HELD_BYTES or len(batch) == options.batch * options.every:
+        if len(batch) * followed.frame.nbytes >= held_bytes or len(batch) == options.batch * options.every:
             pending.append(_send(batch, submit))
             batch = []
         if len(pending) > options.in_flight:

@@ -1,7 +1,11 @@
 """`warmtalk enhance`: frames, times and sound stay; a crash costs a piece; a cluster is used in full, in order."""
 
 import fcntl
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -19,8 +23,10 @@ from models.errors import BusyError, ConfigError, InputError, StageError, VideoE
 from models.restore.video import VideoOptions
 from models.types import FaceCrops
 
+ROOT = Path(__file__).parents[2]
 FRAMES = 20
 EMPTY = 9  # the frame without a face
+FINE = {"piece_s": 0.16, "crf": 3.0}  # four frames a piece, encoded so well that only enhancement can differ
 
 
 class Brighter:
@@ -56,7 +62,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(video: Path, detector: BlazeMesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enhanced in one go."""
     output = tmp_path_factory.mktemp("whole") / "out.mp4"
-    report = enhance_video(video, output, LocalBackend("test", Brighter()), detector=detector, piece_s=0.16)
+    report = enhance_video(video, output, LocalBackend("test", Brighter()), detector=detector, **FINE)
     assert (report.frames, report.faces, report.resumed) == (FRAMES, FRAMES - 1, 0)
     return output
 
@@ -92,9 +98,7 @@ def test_a_crash_costs_a_piece_and_a_rerun_goes_on(
 ) -> None:
     output, options = tmp_path / "out.mp4", VideoOptions(batch=2)
     with pytest.raises(RuntimeError, match="killed"):
-        enhance_video(
-            video, output, LocalBackend("test", Brighter(dies_at=8)), options, detector=detector, piece_s=0.16
-        )
+        enhance_video(video, output, LocalBackend("test", Brighter(dies_at=8)), options, detector=detector, **FINE)
     assert not output.exists()
     done = sorted(path.name for path in (tmp_path / "out.mp4.part").glob("*.mp4"))
     assert 1 <= len(done) <= 4 and done == [f"{k:06d}.mp4" for k in range(len(done))]
@@ -105,7 +109,7 @@ def test_a_crash_costs_a_piece_and_a_rerun_goes_on(
         LocalBackend("test", engine),
         options,
         detector=detector,
-        piece_s=0.16,
+        **FINE,
         progress=lambda n, of: seen.append((n, of)),
     )
     assert report.resumed == 4 * len(done)
@@ -114,8 +118,31 @@ def test_a_crash_costs_a_piece_and_a_rerun_goes_on(
     (times, frames), (whole_times, wanted) = picture_of(output), picture_of(whole)
     assert times == whole_times
     assert sound_of(output) == sound_of(video)
-    assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(frames, wanted, strict=True)) < 0.3
+    assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(frames, wanted, strict=True)) < 0.5
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_killed_process_leaves_pieces_that_a_rerun_takes_up(video: Path, whole: Path, tmp_path: Path) -> None:
+    """SIGKILL, in the middle of a piece."""
+    output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.part"
+    code = f"""
+import sys, time
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(ROOT)!r}]
+from test_enhancing import *
+video, output = Path({str(video)!r}), Path({str(output)!r})
+slow = lambda done, of: time.sleep(0.2 if done > 6 else 0)
+enhance_video(video, output, LocalBackend("test", Brighter()), **FINE, progress=slow)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    end_s = time.monotonic() + 60
+    while not (folder / "000001.mp4").exists() and time.monotonic() < end_s:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    report = enhance_video(video, output, LocalBackend("test", Brighter()), **FINE)
+    assert report.resumed >= 4 and report.frames == FRAMES
+    for a, b in zip(picture_of(output)[1], picture_of(whole)[1], strict=True):
+        assert np.abs(a.astype(int) - b).mean() < 0.5
 
 
 def test_a_rerun_with_other_settings_or_torn_state_begins_anew(
@@ -126,7 +153,7 @@ def test_a_rerun_with_other_settings_or_torn_state_begins_anew(
     def crash(options: VideoOptions) -> None:
         backend = LocalBackend("test", Brighter(dies_at=7))
         with pytest.raises(RuntimeError):
-            enhance_video(video, output, backend, options, detector=detector, piece_s=0.08)
+            enhance_video(video, output, backend, options, detector=detector, **{**FINE, "piece_s": 0.08})
 
     crash(VideoOptions(batch=1))
     lines = (folder / "state.jsonl").read_text().splitlines()
@@ -210,13 +237,13 @@ def test_a_cluster_gives_the_same_frames_in_order_and_lost_calls_are_made_again(
 ) -> None:
     monkeypatch.setattr(enhancing, "RETRY_PAUSE_S", 0.0)
     handle = Handle(lost={2})
-    backend = ClusterBackend(handle, replicas=3)
-    assert backend.in_flight == 6
-    enhance_video(video, tmp_path / "out.mp4", backend, VideoOptions(batch=4), detector=detector, piece_s=0.16)
+    backend = ClusterBackend(handle, replicas=5)
+    assert backend.in_flight == 15  # three a replica
+    enhance_video(video, tmp_path / "out.mp4", backend, VideoOptions(batch=4), detector=detector, **FINE)
     assert sum(call[0] for call in handle.calls) == FRAMES - 1 + 4  # the lost call's faces once more
     assert {call[1:] for call in handle.calls} == {("", None, 1.0)}
     for a, b in zip(picture_of(tmp_path / "out.mp4")[1], picture_of(whole)[1], strict=True):
-        assert np.array_equal(a, b)
+        assert np.abs(a.astype(int) - b).mean() < 0.5
 
 
 def test_the_stages_own_error_and_a_dead_cluster_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

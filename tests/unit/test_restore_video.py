@@ -91,6 +91,19 @@ def test_nothing_is_smoothed_across_a_cut(detector: BlazeMesh) -> None:
     assert np.abs(out[4].transform - alone[0].transform).max() < 1e-6
 
 
+def test_after_a_second_without_a_face_only_some_frames_are_searched() -> None:
+    class Counting:
+        frames = 0
+
+        def detect(self, frame, near=None):
+            self.frames += 1
+            return []
+
+    counting = Counting()
+    out = list(follow(numbered([np.zeros((64, 64, 3), np.uint8)] * 126), counting, 25))
+    assert len(out) == 126 and counting.frames == 26 + 25
+
+
 def test_the_window_is_bounded_at_any_frame_rate() -> None:
     assert reach_frames(25) == 6
     assert reach_frames(240) == 24
