@@ -132,7 +132,7 @@ def enhance(
 @app.command(epilog="Example: `warmtalk profile --json profile.json`")
 def profile(
     config: ConfigOption = "demo",
-    repeats: Annotated[int, typer.Option(help="How often each sentence is spoken.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each sentence is spoken.")] = 2,
     enhance: Annotated[bool, typer.Option(help="Profile Enhance, too.")] = True,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
     port: PortOption = None,

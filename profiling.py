@@ -57,6 +57,7 @@ async def profile_graph(
         summaries.append(await _speak(SENTENCES[index % len(SENTENCES)], f"profile-{index}", enhance))
     calls = [call for summary in summaries for call in summary["calls"]]
     stages: dict[str, dict[str, Any]] = {}
+    avatar_id = summaries[0]["avatar_id"]
     for stage in STAGES:
         own = [call for call in calls if call["stage"] == stage]
         if not own:
@@ -66,7 +67,7 @@ async def profile_graph(
             values = [call[part] for call in own]
             row[part] = {"p50": round(percentile(values, 0.5), 2), "p95": round(percentile(values, 0.95), 2)}
         step(f"driving {stage} alone")
-        row["frames_per_s"] = await _throughput(stage) if drive_alone else {}
+        row["frames_per_s"] = await _throughput(stage, avatar_id) if drive_alone else {}
         row["memory"] = await _handle(stage).stats.remote()
         stages[stage] = row
     ttff = [summary["ttff_ms"] for summary in summaries]
@@ -135,34 +136,34 @@ async def _speak(text: str, session_id: str, enhance: bool) -> dict[str, Any]:
     raise RuntimeError("the utterance ended without a summary")
 
 
-async def _throughput(stage: str) -> dict[str, float]:
+async def _throughput(stage: str, avatar_id: str) -> dict[str, float]:
     """Frames per second of a stage driven alone, by frames a call. Stages that see no frames have none."""
     drive = {"AudioFeatures": _drive_features, "LipSync": _drive_lipsync, "Enhance": _drive_enhance}.get(stage)
     if drive is None:
         return {}
     speeds = {}
     for batch in BATCHES:
-        await drive(batch)  # warm
+        await drive(batch, avatar_id)  # warm
         count, begin_s = 0, time.perf_counter()
         while time.perf_counter() - begin_s < 1.5:
-            await drive(batch)
+            await drive(batch, avatar_id)
             count += batch
         speeds[str(batch)] = round(count / (time.perf_counter() - begin_s), 1)
     return speeds
 
 
-async def _drive_features(batch: int) -> None:
+async def _drive_features(batch: int, avatar_id: str) -> None:
     speech = Speech(np.zeros(batch * 640, np.float32), 16_000)  # 640 samples are a frame at 25 fps
     await _handle("AudioFeatures").windows.remote(speech, 25)
 
 
-async def _drive_lipsync(batch: int) -> None:
+async def _drive_lipsync(batch: int, avatar_id: str) -> None:
     windows = FeatureWindows(np.zeros((batch, 50, 384), np.float16), 25)
-    await _handle("LipSync").generate.remote(Stamped(windows, ()), 0, batch, "presenter", 0, 0)
+    await _handle("LipSync").generate.remote(Stamped(windows, ()), 0, batch, avatar_id, 0, 0)
 
 
-async def _drive_enhance(batch: int) -> None:
-    crops = FaceCrops(np.zeros((batch, 256, 256, 3), np.uint8), 0, "presenter")
+async def _drive_enhance(batch: int, avatar_id: str) -> None:
+    crops = FaceCrops(np.zeros((batch, 256, 256, 3), np.uint8), 0, avatar_id)
     await _handle("Enhance").restore.remote(Stamped(crops, ()))
 
 

@@ -74,7 +74,7 @@ def whole_boxes(data: bytes) -> list[bytes]:
     kinds, position = [], 0
     while position + 8 <= len(data):
         size = int.from_bytes(data[position : position + 4], "big")
-        if position + size > len(data):
+        if size < 8 or position + size > len(data):
             break
         kinds.append(data[position + 4 : position + 8])
         position += size

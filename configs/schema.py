@@ -137,7 +137,7 @@ class IngressConfig(Strict):
     """The HTTP face."""
 
     max_upload_mb: float = Field(200.0, gt=0)
-    max_json_kb: float = Field(256.0, gt=0)
+    max_json_kb: float = Field(256.0, gt=0)  # of a request that is no upload
 
 
 STAGES: dict[str, type[Strict]] = {

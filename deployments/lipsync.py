@@ -27,7 +27,7 @@ Frame = tuple[Float16, Float16]  # latents (8, 32, 32), window (50, 384)
 
 
 def load_engine(config: Any) -> Any:
-    """The engine of a stage's config, warmed up. Used by LipSync; set-up calls it to compile once."""
+    """The engine of a stage's config, loaded. LipSync and set-up then let it compile by a first call."""
     engine = find_engine(config.engine, ENGINES)
     paths = [input_path(config.unet_config), input_path(config.unet_weights), input_path(config.vae_dir)]
     # an engine of module:Class need not know other decoders
@@ -86,15 +86,16 @@ class LipSync(Stage[LipSyncConfig]):
         first_frame: its number in the utterance. deadline_s: when it is due (wall clock); the earlier is batched first.
         Raises AvatarNotFound, ConfigError (an avatar prepared with another VAE).
         """
-        received_s = time.time()
+        received_s, began_s = time.time(), time.perf_counter()
         await self.ready()
         latents = await self._avatar_latents(avatar_id)
         indices = ping_pong(position, count, len(latents))
         windows = features.value.windows[start : start + count]
         frames = [(latents[index], window) for index, window in zip(indices, windows, strict=True)]
+        loading_s = time.perf_counter() - began_s  # of an avatar that is new here: a wait, as the batcher's is
         done = await self._batcher.submit(frames, deadline_s, session_id)
         crops = FaceCrops(np.stack(done.results), first_frame, avatar_id, indices)
-        timing = self.meter.stamp(count, received_s, done.queue_s, done.compute_s, done.busy_s)
+        timing = self.meter.stamp(count, received_s, loading_s + done.queue_s, done.compute_s, done.busy_s)
         return Stamped(crops, (timing,))
 
     async def stats(self) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""The LipSync stage without Ray, on an engine that tells what it was given: batches, avatars, where the time went."""
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deployments.lipsync import LipSync
+from deployments.paths import builtin_avatars
+from deployments.stage import Stamped
+from models.avatar.store import AvatarStore
+from models.errors import AvatarNotFound, ConfigError
+from models.types import FeatureWindows
+
+
+class Engine:
+    """A crop is grey, of the sum of its latents' and its window's first values; remembers the sizes of its batches."""
+
+    loads = 0
+    vae_fingerprint = ""
+
+    @classmethod
+    def load(cls, *paths, **options) -> "Engine":
+        cls.loads += 1
+        return cls()
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def generate(self, latents, windows):
+        self.batches.append(len(latents))
+        time.sleep(0.02)
+        values = latents[:, 0, 0, 0] + windows[:, 0, 0]
+        return np.zeros((len(latents), 256, 256, 3), np.uint8) + values.astype(np.uint8)[:, None, None, None]
+
+
+@pytest.fixture
+def stage(monkeypatch, tmp_path) -> LipSync:
+    """A stage whose avatar `five` has five frames of latents 0, 10, 20, 30, 40."""
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    monkeypatch.setattr(Engine, "loads", 0)
+    fingerprint = AvatarStore(builtin_avatars()).describe("presenter")["vae_fingerprint"]
+    monkeypatch.setattr(Engine, "vae_fingerprint", fingerprint)
+    stage = LipSync()
+
+    def load(avatar_id: str):
+        AvatarStore(tmp_path / "results" / "avatars", builtin_avatars()).load(avatar_id, frames=False)
+        time.sleep(0.05)  # a large avatar, or a slow disk
+        return np.zeros((5, 8, 32, 32), np.float16) + 10 * np.arange(5, dtype=np.float16)[:, None, None, None]
+
+    stage.checked_load = stage._load_latents
+    stage._load_latents = load
+    return stage
+
+
+def config(**changes) -> dict:
+    return {"engine": f"{__name__}:Engine", "batch_size": 4, "batch_wait_ms": 10.0, **changes}
+
+
+def features(count: int, value: float = 0.0) -> Stamped[FeatureWindows]:
+    return Stamped(FeatureWindows(np.full((count, 50, 384), value, np.float16), 25), ())
+
+
+def greys(stamped) -> list[int]:
+    return stamped.value.images[:, 0, 0, 0].tolist()
+
+
+async def test_frames_take_the_latents_of_their_place_in_the_session(stage):
+    await stage.reconfigure(config())
+    done = await stage.generate(features(8), 0, 8, "presenter", position=3, first_frame=0)
+    assert greys(done) == [30, 40, 30, 20, 10, 0, 10, 20]  # forth and back: after 0 1 2 comes 3 4 3 2 1 0 1 2
+
+
+async def test_a_chunk_takes_its_own_windows_of_the_segment(stage):
+    await stage.reconfigure(config())
+    windows = np.zeros((10, 50, 384), np.float16) + np.arange(10, dtype=np.float16)[:, None, None]
+    done = await stage.generate(Stamped(FeatureWindows(windows, 25), ()), 4, 3, "presenter", 0, 4)
+    assert greys(done) == [4, 15, 26] and done.value.first_frame == 4
+
+
+async def test_frames_of_two_sessions_share_one_call_and_do_not_mix(stage):
+    await stage.reconfigure(config())
+    await stage.generate(features(1), 0, 1, "presenter", 0, 0)  # its latents are there now
+    stage.model.batches.clear()
+    one, two = await asyncio.gather(
+        stage.generate(features(2, 1), 0, 2, "presenter", 0, 0, 5.0, "alice"),
+        stage.generate(features(2, 7), 0, 2, "presenter", 0, 0, 4.0, "bob"),
+    )
+    assert stage.model.batches == [4]
+    assert (greys(one), greys(two)) == ([1, 11], [7, 17])
+    assert (await stage.stats())["shared_batches"] == 1
+    assert one.timings[-1].busy_s == pytest.approx(one.timings[-1].compute_s / 2)
+
+
+async def test_waiting_and_computing_account_for_the_call_even_where_the_avatar_is_new(stage):
+    await stage.reconfigure(config())
+    done = await stage.generate(features(8), 0, 8, "presenter", 0, 0)
+    timing = done.timings[-1]
+    assert timing.queue_s >= 0.05 and timing.compute_s >= 0.04
+    assert timing.queue_s + timing.compute_s == pytest.approx(timing.done_s - timing.received_s, rel=0.1)
+
+
+async def test_a_tunable_keeps_the_engine_and_another_model_does_not(stage):
+    await stage.reconfigure(config())
+    engine = stage.model
+    await stage.reconfigure(config(batch_size=2, cached_avatars=1))
+    done = await stage.generate(features(5), 0, 5, "presenter", 0, 0)
+    assert stage.model is engine and engine.batches[1:] == [2, 2, 1] and len(greys(done)) == 5
+    await stage.reconfigure(config(batch_size=2, vae_dir="models/embedded/vae/"))
+    assert stage.model is not engine and Engine.loads == 2
+
+
+async def test_an_unknown_avatar_is_named(stage):
+    await stage.reconfigure(config())
+    with pytest.raises(AvatarNotFound, match="no avatar 'nobody'; known avatars: presenter"):
+        await stage.generate(features(1), 0, 1, "nobody", 0, 0)
+
+
+async def test_an_avatar_of_another_vae_is_refused_with_the_command_to_run(stage, monkeypatch):
+    await stage.reconfigure(config())
+    stage._load_latents = stage.checked_load
+    monkeypatch.setattr(stage.model, "vae_fingerprint", "another", raising=False)
+    with pytest.raises(ConfigError, match="prepared with another VAE") as caught:
+        await stage.generate(features(1), 0, 1, "presenter", 0, 0)
+    assert "warmtalk prepare VIDEO --avatar-id presenter --force" in caught.value.remedy
+
+
+async def test_no_more_avatars_are_kept_than_the_config_says(stage, tmp_path):
+    await stage.reconfigure(config(cached_avatars=2))
+    for name in ("a", "b", "c"):
+        copy_avatar(tmp_path, name)
+        await stage.generate(features(1), 0, 1, name, 0, 0)
+    assert [avatar_id for avatar_id, _ in stage._latents] == ["b", "c"]
+
+
+def copy_avatar(home: Path, name: str) -> None:
+    """The embedded avatar under another id, sealed anew."""
+    store = AvatarStore(home / "results" / "avatars", builtin_avatars())
+    with store.write(name) as draft:
+        source = store.folder("presenter")
+        for path in source.iterdir():
+            if path.name != "avatar.json":
+                shutil.copy(path, draft.folder / path.name)
+        facts = store.describe("presenter")
+        draft.meta |= {key: facts[key] for key in facts.keys() - {"id", "version", "sha256", "format"}}
