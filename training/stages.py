@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 
+from models.checkpoints import load_state_dict
 from models.musetalk import position_code
 from models.types import CROP_PX, LATENT_PX, WHISPER_WIDTH, WINDOW_TOKENS
 from training.data import Pairs, SpeechBank, lower_half_black, to_signed
@@ -134,12 +135,19 @@ class UNetLosses:
 
 def train_unet(
     pairs: Pairs, bank: SpeechBank, vae: AutoencoderTiny, reader: MouthReader, device: Device, steps: int, batch: int,
-    path: Path, deadline_s: float, weights: UNetLosses = UNetLosses(), seed: int = 3,
+    path: Path, deadline_s: float, weights: UNetLosses = UNetLosses(), rate: float = 1.5e-3, seed: int = 3,
+    start: Path | None = None,
 ) -> UNet2DConditionModel:  # fmt: skip
-    """The UNet: latents by L1; the decoded lower half by pixels and edges; the mouth in it by what the reader reads."""
+    """The UNet: latents by L1; the decoded lower half by pixels and edges; the mouth in it by what the reader reads.
+
+    start: weights to begin with, in place of random ones.
+    """
     torch.manual_seed(seed)
-    unet = device.place(make_unet())
-    fit = Fit("unet", unet, steps, 1.5e-3, path)
+    unet = make_unet()
+    if start is not None:
+        unet.load_state_dict(load_state_dict(start))
+    unet = device.place(unet)
+    fit = Fit("unet", unet, steps, rate, path)
     if fit.done:
         return fit.average  # type: ignore[return-value]
     latents = encode_pairs(pairs, vae, device)

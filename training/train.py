@@ -3,6 +3,7 @@
     python -m training.train OUT                     # all steps, one after another
     python -m training.train OUT --minutes 9         # stops in time; the same command goes on from there
     python -m training.train OUT --tiny              # a few steps on the CPU, to see that everything runs
+    python -m training.train OUT --vae DIR --unet FILE --unet-rate 8e-4 --unet-steps 2000       # fine-tune the UNet
 
 Steps: speech (CPU cores) → Whisper windows → rendered pairs → VAE → reader → UNet → report. Speech and networks are
 kept in OUT; windows and pairs are made again by each run, from fixed seeds. The result is OUT/vae and OUT/musetalk.
@@ -21,6 +22,7 @@ import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save_file
 
+from models.musetalk import load_vae
 from training import speech
 from training.data import PairRenderer, Pairs, SpeechBank, render_pairs, speech_bank
 from training.loop import OutOfTime
@@ -53,11 +55,22 @@ TINY = Recipe(clips=8, pairs=12, render_batch=4, vae_steps=3, vae_batch=4, reade
               unet_batch=4, report_clips=1, report_frames=12)  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What to begin with in place of random weights. A given VAE is used as it is."""
+
+    vae: Path | None = None
+    unet: Path | None = None
+    unet_rate: float = 1.5e-3
+
+
 class Training:
     """The steps in order, each skipped where its result lies in the folder."""
 
-    def __init__(self, folder: Path, recipe: Recipe, device: Device, deadline_s: float, losses: UNetLosses) -> None:
-        self.folder, self.recipe, self.device, self.losses = folder, recipe, device, losses
+    def __init__(
+        self, folder: Path, recipe: Recipe, device: Device, deadline_s: float, losses: UNetLosses, start: Start
+    ) -> None:
+        self.folder, self.recipe, self.device, self.losses, self.start = folder, recipe, device, losses, start
         self.deadline_s, self.started_s = deadline_s, time.monotonic()
         self.seconds: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +125,9 @@ class Training:
 
     def vae(self, pairs: Pairs) -> AutoencoderTiny:
         started_s, r = time.monotonic(), self.recipe
+        if self.start.vae is not None:
+            vae = self.device.place(load_vae(self.start.vae))
+            return vae.requires_grad_(False)
         vae = train_vae(pairs, self.device, r.vae_steps, r.vae_batch, self.folder / "vae.ckpt", self.deadline_s)
         vae = vae.requires_grad_(False)
         save_vae(vae, self.folder / "vae")
@@ -131,7 +147,7 @@ class Training:
         started_s, r, path = time.monotonic(), self.recipe, self.folder / "unet.ckpt"
         unet = train_unet(
             pairs, bank, vae, reader, self.device, r.unet_steps, r.unet_batch, path, self.deadline_s, self.losses,
-            seed=r.seed + 3,
+            self.start.unet_rate, r.seed + 3, self.start.unet,
         )  # fmt: skip
         save_unet(unet, self.folder / "musetalk")
         self.say("unet", started_s, f"{sum(p.numel() for p in unet.parameters()):,} parameters")
@@ -167,15 +183,19 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, help=f"default {default}")
     for name, weight in asdict(UNetLosses()).items():
         parser.add_argument(f"--{name}-weight", type=float, default=weight)
+    parser.add_argument("--vae", type=Path, default=None, help="use this VAE folder, train none")
+    parser.add_argument("--unet", type=Path, default=None, help="go on from these UNet weights")
+    parser.add_argument("--unet-rate", type=float, default=1.5e-3, help="highest learning rate")
     arguments = vars(parser.parse_args())
     chosen = {k: arguments[k] for k in asdict(Recipe()) if arguments[k] is not None}
     recipe = replace(TINY if arguments["tiny"] else Recipe(), **chosen)
     losses = UNetLosses(**{name: arguments[f"{name}_weight"] for name in asdict(UNetLosses())})
     device = Device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    start = Start(arguments["vae"], arguments["unet"], arguments["unet_rate"])
     deadline_s = time.monotonic() + 60 * arguments["minutes"]
     try:
-        Training(arguments["out"], recipe, device, deadline_s, losses).run()
+        Training(arguments["out"], recipe, device, deadline_s, losses, start).run()
     except OutOfTime as stop:
         print(f"out of time at {stop}: run the same command again to go on")
 
