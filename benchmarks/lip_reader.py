@@ -99,25 +99,41 @@ def closures(clips: Sequence[ClipReading]) -> dict[str, float]:
     """Shares of closed mouths: at p, b, m; at other speech frames, as a control; in silence.
 
     Closed: the gap is below the rest gap plus 12 % of the range (rest: median of the truth in silence; range: up to its
-    98th percentile). A closure may fall a frame beside its sound, so the least of three frames counts; the same for the
-    control.
+    98th percentile). `closed_at_pbm` takes the least gap of three frames, since a closure may fall a frame beside its
+    sound; `closed_at_pbm_exactly` and `closed_elsewhere` each frame by itself; `closed_elsewhere_of_three` the least of
+    three again. The same of the truth stands under `truth_...`.
     """
     truth = np.concatenate([clip.truth.gap for clip in clips])
     rest = float(np.median(np.concatenate([clip.truth.gap[clip.silent] for clip in clips])))
     closed_below = rest + CLOSED_SHARE * (float(np.percentile(truth, 98)) - rest)
-    closed: list[bool] = []
-    control: list[bool] = []
-    silent: list[bool] = []
-    for clip in clips:
-        gap = clip.made.gap
-        least = np.minimum(np.minimum(np.r_[gap[1:], np.inf], np.r_[np.inf, gap[:-1]]), gap) < closed_below
-        closed += least[list(clip.closures)].tolist()
-        near = {k + d for k in clip.closures for d in (-2, -1, 0, 1, 2)}
-        control += [bool(least[k]) for k in range(2, len(gap) - 2) if not clip.silent[k] and k not in near]
-        silent += (gap[clip.silent] < closed_below).tolist()
-    names = ("closed_at_pbm", "closed_elsewhere", "closed_in_silence")
-    shares = {name: float(np.mean(part)) for name, part in zip(names, (closed, control, silent), strict=True)}
-    return {**shares, "closures": len(closed)}
+    made = _closed_shares(clips, [clip.made.gap for clip in clips], closed_below)
+    own = _closed_shares(clips, [clip.truth.gap for clip in clips], closed_below)
+    return {**made, **{f"truth_{name}": share for name, share in own.items()}}
+
+
+def _closed_shares(clips: Sequence[ClipReading], gaps: Sequence[Float64], closed_below: float) -> dict[str, float]:
+    shares: dict[str, list[bool]] = {
+        name: []
+        for name in (
+            "closed_at_pbm",
+            "closed_at_pbm_exactly",
+            "closed_elsewhere",
+            "closed_elsewhere_of_three",
+            "closed_in_silence",
+        )
+    }
+    for clip, gap in zip(clips, gaps, strict=True):
+        closed = gap < closed_below
+        of_three = closed | np.r_[closed[1:], False] | np.r_[False, closed[:-1]]
+        pbm = list(clip.closures)
+        near = {k + d for k in pbm for d in (-2, -1, 0, 1, 2)}
+        others = [k for k in range(2, len(gap) - 2) if not clip.silent[k] and k not in near]
+        shares["closed_at_pbm"] += of_three[pbm].tolist()
+        shares["closed_at_pbm_exactly"] += closed[pbm].tolist()
+        shares["closed_elsewhere"] += closed[others].tolist()
+        shares["closed_elsewhere_of_three"] += of_three[others].tolist()
+        shares["closed_in_silence"] += closed[clip.silent].tolist()
+    return {name: float(np.mean(values)) for name, values in shares.items()}
 
 
 def vowel_order(clips: Sequence[ClipReading]) -> dict[str, float]:
