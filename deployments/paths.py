@@ -14,11 +14,11 @@ def home() -> Path:
 
 
 def input_path(name: str) -> Path:
-    """An existing file or folder: absolute, or under home(), or beside the code (embedded weights)."""
+    """A file or folder to read: absolute, or under home(), or, where only that is there, beside the code."""
     path = Path(name)
-    if path.is_absolute():
-        return path
-    return home() / path if (home() / path).exists() else CODE / path
+    if path.is_absolute() or (home() / path).exists() or not (CODE / path).exists():
+        return home() / path  # a path that is missing is named where fetch-weights would put it
+    return CODE / path
 
 
 def output_path(name: str) -> Path:
