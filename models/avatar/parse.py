@@ -90,7 +90,7 @@ def masks_of(landmarks: Float32, fps: float, shape: MaskShape | None = None) -> 
 
 
 class FaceParser:
-    """BiSeNet with weights of the format of zllrunning/face-parsing.PyTorch. about 0.5 s a face on one core."""
+    """BiSeNet with weights of the format of zllrunning/face-parsing.PyTorch. About 0.5 s a face on one core."""
 
     def __init__(self, net: Any, device: Any = "cpu") -> None:
         self.net, self.device = net, device
