@@ -188,7 +188,7 @@ def test_landmark_and_parsed_masks_agree_on_real_faces(picture: Callable[[], UIn
     inside = whole[box[1] - square[1] : box[3] - square[1], box[0] - square[0] : box[2] - square[0]]
     theirs = cv2.resize(inside, (256, 256), interpolation=cv2.INTER_AREA).astype(int)
     ours = avatar.masks[0].astype(int)
-    assert np.minimum(theirs, ours).sum() / np.maximum(theirs, ours).sum() > 0.55
+    assert np.minimum(theirs, ours).sum() / np.maximum(theirs, ours).sum() > 0.7  # 0.78 and 0.80
     mouth = apply(avatar.transforms[0], points[48:68]).round().astype(int)
     assert (ours[mouth[:, 1], mouth[:, 0]] > 250).all() and (theirs[mouth[:, 1], mouth[:, 0]] > 200).all()
     assert not ours[:110].any() and not theirs[:90].any()
