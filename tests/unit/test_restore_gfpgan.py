@@ -215,6 +215,19 @@ def test_a_modulated_convolution_agrees_face_by_face(demodulate: bool, magnitude
     assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_half_precision_does_not_overflow_where_styles_are_large(demodulate: bool) -> None:
+    torch.manual_seed(4)
+    conv = ModulatedConv(512, 16, 3, demodulate)
+    torch.nn.init.normal_(conv.weight, std=1 / (512 * 9) ** 0.5)
+    x, style = torch.randn(1, 512, 8, 8), torch.randn(1, 512) * 300  # scales near 300: times x, squared, past 65504
+    with torch.no_grad():
+        wanted = conv(x, style)
+        got = conv.half()(x.half(), style.half()).float()
+    assert torch.isfinite(got).all()
+    assert (got - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
 def test_a_style_of_zero_gives_zero_and_no_nan() -> None:
     conv = ModulatedConv(4, 4, 3, True)
     torch.nn.init.normal_(conv.weight)

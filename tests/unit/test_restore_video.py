@@ -247,6 +247,27 @@ def test_calls_overlap_and_frames_keep_their_order(detector: BlazeMesh) -> None:
     assert most == 4
 
 
+def test_few_frames_are_held_whatever_the_length() -> None:
+    class Blind:
+        def detect(self, frame, near=None):
+            return []
+
+    taken = yielded = most = 0
+
+    def endless():
+        nonlocal taken
+        for k in range(400):
+            taken += 1
+            yield np.full((64, 64, 3), k % 256, np.uint8), k
+
+    options = VideoOptions(batch=4, in_flight=2)
+    for _ in enhance_frames(endless(), Blind(), 25, at_once(plain), options):
+        yielded += 1
+        most = max(most, taken - yielded)
+    assert yielded == 400
+    assert most <= reach_frames(25) + 4 * (2 + 1)
+
+
 def test_crop_transforms_cut_the_box_out_of_the_template() -> None:
     same = np.array([[1.0, 0, 0], [0, 1, 0]])
     corners = np.array([[BOX[0] - 0.5, BOX[1] - 0.5], [BOX[0] + BOX[2] - 0.5, BOX[1] + BOX[2] - 0.5]])
