@@ -278,7 +278,7 @@ def _say(
                     file.write(part)
                     bar.update(task, note=f"{file.tell() / 1e3:.0f} kB")
             facts = client.get(f"{url}/sessions/{session_id}").raise_for_status().json()
-            client.get(f"{url}/reset", params={"session_id": session_id})
+            client.delete(f"{url}/sessions/{session_id}")
             summary = facts["last"]
             if summary is None or facts["utterances"][-1]["end_s"] is None:
                 raise StageError("The utterance broke off.", "Look at the server's log and try again.")

@@ -127,11 +127,11 @@ def _handle(stage: str) -> Any:
 
 async def _speak(text: str, session_id: str, enhance: bool) -> dict[str, Any]:
     handle = _handle("Stitch").options(stream=True, session_id=session_id)
-    await _handle("Stitch").options(session_id=session_id).reset.remote(session_id)
+    await _handle("Stitch").options(session_id=session_id).remove.remote(session_id)
     request = SpeakRequest(session_id, text, enhance=enhance, deliver=False, calls=True)
     async for event in handle.speak.remote(request):
         if event.summary is not None:
-            await _handle("Stitch").options(session_id=session_id).reset.remote(session_id)
+            await _handle("Stitch").options(session_id=session_id).remove.remote(session_id)
             return dict(event.summary)
     raise RuntimeError("the utterance ended without a summary")
 

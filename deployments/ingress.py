@@ -365,6 +365,12 @@ class Ingress:
         answer: dict[str, Any] = await self._stitch.options(session_id=session_id).reset.remote(session_id)
         return answer
 
+    @api.delete("/sessions/{session_id}", summary="Delete a session and its video")
+    async def remove(self, session_id: str) -> dict[str, Any]:
+        check_id(session_id, "session id")
+        answer: dict[str, Any] = await self._stitch.options(session_id=session_id).remove.remote(session_id)
+        return answer
+
     @api.get("/sessions", summary="Ids of all sessions")
     async def sessions(self) -> list[str]:
         ids: list[str] = await self._stitch.sessions.remote()

@@ -44,6 +44,7 @@ class Job:
     avatar_id: str
     position: int
     session_id: str = ""
+    avatar_version: str = ""
     text: str = ""
     speech: tuple[Speech, ...] = ()
     voice: str | None = None
@@ -195,7 +196,15 @@ class Line:
                 sent_s = time.time()
                 frame = segment.first_frame + start
                 response = self.lipsync.generate.remote(
-                    features, start, count, job.avatar_id, job.position + frame, frame, due_s, job.session_id
+                    features,
+                    start,
+                    count,
+                    job.avatar_id,
+                    job.position + frame,
+                    frame,
+                    due_s,
+                    job.session_id,
+                    job.avatar_version,
                 )
                 if job.enhance and self.enhance is not None:
                     response = self.enhance.restore.remote(response, job.strength)

@@ -15,7 +15,7 @@ from deployments.stage import Stage, Stamped
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.engines import find_engine
-from models.errors import ConfigError
+from models.errors import ConfigError, FencedError
 from models.types import FaceCrops, FeatureWindows, Float16, UInt8
 
 ENGINES = {
@@ -79,16 +79,18 @@ class LipSync(Stage[LipSyncConfig]):
         first_frame: int,
         deadline_s: float = 0.0,
         session_id: str = "",
+        avatar_version: str = "",
     ) -> Stamped[FaceCrops]:
         """Crops of `count` frames, from window `start` of the segment.
 
         position: the session's frame number of the first of them, which says which avatar frames are shown.
         first_frame: its number in the utterance. deadline_s: when it is due (wall clock); the earlier is batched first.
-        Raises AvatarNotFound, ConfigError (an avatar prepared with another VAE).
+        avatar_version: of the frames that the crops go into; latents of another version would not fit them.
+        Raises AvatarNotFound, FencedError (another version), ConfigError (an avatar prepared with another VAE).
         """
         received_s, began_s = time.time(), time.perf_counter()
         await self.ready()
-        latents = await self._avatar_latents(avatar_id)
+        latents = await self._avatar_latents(avatar_id, avatar_version)
         indices = ping_pong(position, count, len(latents))
         windows = features.value.windows[start : start + count]
         frames = [(latents[index], window) for index, window in zip(indices, windows, strict=True)]
@@ -117,9 +119,11 @@ class LipSync(Stage[LipSyncConfig]):
         windows = np.stack([frame[1] for frame in frames])  # (n, 50, 384)
         return list(self.model.generate(latents, windows))  # n × (256, 256, 3)
 
-    async def _avatar_latents(self, avatar_id: str) -> Float16:
-        cached, key = self._latents, (avatar_id, self._store.version(avatar_id))
+    async def _avatar_latents(self, avatar_id: str, version: str) -> Float16:
+        cached, key = self._latents, (avatar_id, version or self._store.version(avatar_id))
         if key not in cached:
+            if self._store.version(avatar_id) != key[1]:
+                raise FencedError(f"The avatar {avatar_id!r} was prepared anew meanwhile.", "Send the request again.")
             done = await self.worker.run(self._load_latents, avatar_id)
             cached[key] = done.value
             while len(cached) > self.config.cached_avatars:

@@ -68,6 +68,14 @@ class OpenSessions:
         self._last.pop(session_id, None)
         return session is not None
 
+    def remove(self, session_id: str) -> bool:
+        """Delete the session and its video; False where there is none. Raises IdError."""
+        self._forget(session_id)
+        existed = self.store.exists(session_id)
+        if existed:
+            self.store.remove(session_id)
+        return existed
+
     def remember(self, session_id: str, summary: dict[str, Any]) -> None:
         """Keep the summary of a session's latest utterance for as long as the session is open here."""
         if session_id in self._open:

@@ -31,7 +31,9 @@ REAL_TIME_FACTORS = [0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.5, 2, 4]
 
 @dataclass(frozen=True, slots=True)
 class StageTiming:
-    """Where one call's time went, seconds. `received_s` and `done_s` are wall-clock times of the replica.
+    """Where one call's time went, seconds. `received_s` and `done_s` are wall-clock times of the replica's host.
+
+    Between hosts whose clocks differ, transfer is wrong by that difference; queue and compute are not.
 
     `queue_s` is the wait in the replica for its compute thread or batch; `compute_s` is the work itself. What is left
     of the call's wall time is transfer: routing, serialisation, and the wait for a free replica.

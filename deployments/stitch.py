@@ -108,6 +108,13 @@ class Stitch(Stage[StitchConfig]):
             done = await self.worker.run(self._sessions.reset, session_id)
         return {"session_id": session_id, "reset": done.value}
 
+    async def remove(self, session_id: str) -> dict[str, Any]:
+        """Delete a session and its video, after the utterance that is being made. Raises IdError."""
+        await self.ready()
+        async with self._turns.of(check_id(session_id, "session id")):
+            done = await self.worker.run(self._sessions.remove, session_id)
+        return {"session_id": session_id, "removed": done.value}
+
     # --- steps of an utterance
 
     def _plan(self, request: SpeakRequest) -> Utterance:
@@ -157,6 +164,7 @@ class Stitch(Stage[StitchConfig]):
         return Job(
             avatar_id=utterance.avatar.prepared.avatar_id,
             position=utterance.position,
+            avatar_version=utterance.avatar.prepared.version,
             session_id=request.session_id,
             text=request.text,
             speech=utterance.speech,

@@ -26,6 +26,8 @@ import dataclasses
 import fcntl
 import io
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -305,6 +307,13 @@ class SessionFile:
         except FileNotFoundError:
             return 0
 
+    @contextlib.contextmanager
+    def taken_over(self) -> Iterator[None]:
+        """No other process reads its epoch or writes while the block runs, and none may go on after it."""
+        with self._lock():
+            self._raise_epoch()
+            yield
+
     def _raise_epoch(self) -> int:
         """Fence off whoever writes. The new epoch is ours only once `_open_files` has it."""
         self.close()
@@ -390,7 +399,15 @@ class SessionStore:
         return self.root / session_id / VIDEO
 
     def list(self) -> list[str]:
-        return sorted(path.parent.name for path in self.root.glob(f"*/{META}"))
+        return sorted(path.parent.name for path in self.root.glob(f"[!.]*/{META}"))
+
+    def remove(self, session_id: str) -> None:
+        """Delete a session; whoever writes it is fenced off first. Raises SessionNotFound, IdError."""
+        session = self.open(session_id)
+        gone = self.root / f".gone-{secrets.token_hex(8)}"
+        with session.taken_over():
+            session.folder.rename(gone)  # at once: it is never half there
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _describe(spec: MediaSpec) -> str:

@@ -156,6 +156,14 @@ def test_reset_starts_afresh(client):
     assert len(video_of(client, "fresh").frames) == answer["frames"]
 
 
+def test_a_deleted_session_is_gone(client):
+    speak(client, "Forget me.", session_id="deleted")
+    assert client.delete("/sessions/deleted").json() == {"session_id": "deleted", "removed": True}
+    assert client.get("/sessions/deleted").status_code == 404
+    assert "deleted" not in client.get("/sessions").json()
+    assert client.delete("/sessions/deleted").json()["removed"] is False
+
+
 def test_without_a_session_id_there_is_the_default_one(client):
     answer = speak(client, "Hello.")
     assert answer["session_id"] == "default"

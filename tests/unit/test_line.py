@@ -85,7 +85,7 @@ class Stages:
         values = np.zeros((count, 50, 384), np.float16)
         return Stamped(FeatureWindows(values, fps), (stamp("AudioFeatures", count, received_s),))
 
-    async def _generate(self, features, start, count, avatar_id, position, first_frame, due_s, session_id):
+    async def _generate(self, features, start, count, avatar_id, position, first_frame, due_s, session_id, version):
         windows = (await features).value
         assert start + count <= len(windows)
         received_s = time.time()

@@ -12,7 +12,7 @@ from deployments.lipsync import LipSync
 from deployments.paths import builtin_avatars
 from deployments.stage import Stamped
 from models.avatar.store import AvatarStore
-from models.errors import AvatarNotFound, ConfigError
+from models.errors import AvatarNotFound, ConfigError, FencedError
 from models.types import FeatureWindows
 
 
@@ -146,3 +146,11 @@ def copy_avatar(home: Path, name: str) -> None:
                 shutil.copy(path, draft.folder / path.name)
         facts = store.describe("presenter")
         draft.meta |= {key: facts[key] for key in facts.keys() - {"id", "version", "sha256", "format"}}
+
+
+async def test_latents_of_another_version_than_the_frames_are_refused(stage):
+    await stage.reconfigure(config())
+    version = stage._store.version("presenter")
+    assert len((await stage.generate(features(1), 0, 1, "presenter", 0, 0, avatar_version=version)).value) == 1
+    with pytest.raises(FencedError, match="prepared anew meanwhile"):
+        await stage.generate(features(1), 0, 1, "presenter", 0, 0, avatar_version="older")

@@ -162,3 +162,15 @@ def test_a_session_whose_folder_was_deleted_is_closed_and_made_anew(tmp_path):
     assert sessions.find("alice") is None and open_files() == before
     append(sessions.begin("alice", SPEC, avatar(), "Anew."), 4)
     assert sessions.describe("alice")["frames"] == 4 and sessions.describe("alice")["last"] is None
+
+
+def test_a_removed_session_leaves_nothing_and_fences_its_writer(replicas, tmp_path):
+    one, two = replicas
+    session = one.begin("alice", SPEC, avatar(), "Hello.")
+    append(session)
+    assert two.remove("alice") is True
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises((FencedError, FileNotFoundError)):
+        append(session)
+    assert list(tmp_path.iterdir()) == []
+    assert (one.find("alice"), two.remove("alice"), one.store.list()) == (None, False, [])
