@@ -14,13 +14,14 @@ from deployments.stage import Stage, Stamped
 from models.avatar.store import AvatarStore
 from models.engines import find_engine
 from models.restore import ENGINES
-from models.restore.align import steady_points
+from models.restore.avatar_faces import AvatarFaces
 from models.restore.base import needs_landmarks
-from models.types import CROP_PX, FaceCrops, Float32
+from models.types import CROP_PX, FaceCrops
 
 FILE_OPTIONS = ("path", "weights")  # options of an engine that name a file
 GFPGAN_WEIGHTS = "weights/GFPGANv1.4.pth"
-CACHED_AVATARS = 8  # landmarks kept: 40 bytes a frame
+CACHED_AVATARS = 4  # whose landmarks and heads are kept
+FRAME_CACHE_BYTES = 64 << 20  # decoded frames an avatar: each is looked at once, in order
 
 
 def load_engine(name: str, options: dict[str, Any]) -> Any:
@@ -45,13 +46,13 @@ class Enhance(Stage[EnhanceConfig]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._points: OrderedDict[tuple[str, str], Float32] = OrderedDict()
+        self._faces: OrderedDict[tuple[str, str], AvatarFaces] = OrderedDict()
 
     def apply(self, config: EnhanceConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"engine", "options"}:
             self.engine = load_engine(config.engine, config.options)
             self.engine.restore(np.zeros((config.batch_size, CROP_PX, CROP_PX, 3), np.uint8))  # warm up
-        self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
+        self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars(), FRAME_CACHE_BYTES)
 
     async def restore(self, crops: Stamped[FaceCrops], strength: float | None = None) -> Stamped[FaceCrops]:
         """The same faces at 512 px; `strength` 0 to 1, None for the config's. Keeps the timings of what came before.
@@ -73,24 +74,24 @@ class Enhance(Stage[EnhanceConfig]):
 
     def _restore(self, crops: FaceCrops, strength: float) -> FaceCrops:
         size = self.config.batch_size
-        points = self._landmarks(crops)
+        known = self._avatar_faces(crops)
         parts = []
         for k in range(0, len(crops), size):
-            given = {} if points is None else {"landmarks": points[k : k + size]}
+            given = {}
+            if known is not None and crops.avatar_frames is not None:
+                frames = crops.avatar_frames[k : k + size]
+                given = {"landmarks": known.points(frames, crops.images.shape[1]), "around": known.heads(frames)}
             parts.append(self.engine.restore(crops.images[k : k + size], strength, **given))  # (≤ size, 512, 512, 3)
         return FaceCrops(np.concatenate(parts), crops.first_frame, crops.avatar_id, crops.avatar_frames)
 
-    def _landmarks(self, crops: FaceCrops) -> Float32 | None:
-        """Five points of each crop, `(n, 5, 2)` in its px, where the engine needs them and the crops say whose."""
+    def _avatar_faces(self, crops: FaceCrops) -> AvatarFaces | None:
+        """Where the faces lie and what is around them, if the engine asks for it and the crops say whose they are."""
         if crops.avatar_frames is None or not needs_landmarks(self.engine):
             return None
         key = (crops.avatar_id, self._store.version(crops.avatar_id))
-        if key not in self._points:
-            avatar = self._store.load(crops.avatar_id, latents=False, frames=False)
-            self._points[key] = steady_points(avatar.landmarks, avatar.transforms, avatar.has_face, avatar.fps)
-            while len(self._points) > CACHED_AVATARS:
-                self._points.popitem(last=False)
-        self._points.move_to_end(key)
-        factor = crops.images.shape[1] / CROP_PX
-        found: Float32 = self._points[key][crops.avatar_frames] * factor + (factor - 1) / 2
-        return found.astype(np.float32)
+        if key not in self._faces:
+            self._faces[key] = AvatarFaces(self._store.load(crops.avatar_id, latents=False))
+            while len(self._faces) > CACHED_AVATARS:
+                self._faces.popitem(last=False)
+        self._faces.move_to_end(key)
+        return self._faces[key]

@@ -75,11 +75,26 @@ def upsampled(transform: npt.NDArray[Any], factor: float) -> Float64:
     return result
 
 
-def align(face: UInt8, transform: Float64) -> UInt8:
-    """The 512 px picture that `transform` (2, 3), face px → template px, cuts out of `face` `(s, s, 3)`."""
-    inside = cv2.warpAffine(np.ones(face.shape[:2], np.float32), transform, (RESTORED_PX, RESTORED_PX))
-    grey = np.full((RESTORED_PX, RESTORED_PX, 3), OUTSIDE, np.uint8)
-    return cast(UInt8, cv2.blendLinear(warp(face, transform, RESTORED_PX), grey, inside, 1 - inside))
+def composed(first: npt.NDArray[Any], then: npt.NDArray[Any]) -> Float64:
+    """The transform `(2, 3)` that applies `first` and then `then`."""
+    linear = np.asarray(then, np.float64)[:, :2]
+    both = linear @ np.asarray(first, np.float64)
+    both[:, 2] += then[:, 2]
+    return both
+
+
+def align(face: UInt8, transform: Float64, around: UInt8 | None = None) -> UInt8:
+    """The 512 px picture that `transform` (2, 3), face px → template px, cuts out of `face` `(s, s, 3)`.
+
+    around: `(512, 512, 3)`, what is seen where the template reaches beyond the face's picture; None is facexlib's grey.
+    """
+    size = (RESTORED_PX, RESTORED_PX)
+    grey = np.full((*size, 3), OUTSIDE, np.uint8)
+    # a soft edge towards what is around, which shows the same place; a hard one towards grey, which does not
+    covered = np.ones(face.shape[:2], np.float32) if around is None else soft_square(face.shape[0])
+    inside = cv2.warpAffine(covered, transform, size)
+    under = grey if around is None else around
+    return cast(UInt8, cv2.blendLinear(warp(face, transform, RESTORED_PX), under, inside, 1 - inside))
 
 
 def paste_aligned(under: UInt8, aligned: UInt8, transform: Float64, strength: float) -> UInt8:
@@ -111,12 +126,13 @@ def restore_aligned(
     landmarks: npt.NDArray[Any] | None,
     run: Callable[[UInt8], UInt8],
     batch: int,
+    around: UInt8 | None = None,
 ) -> UInt8:
     """What `restore` of an engine for aligned 512 px faces does: upsample, align, `run`, lay back.
 
     faces: RGB uint8 `(n, s, s, 3)`, s = 256 or 512. landmarks: `(n, 5, 2)` in px of `faces`; None: the faces fill the
-    template already. run: RGB uint8 `(m, 512, 512, 3)` → the same, m ≤ `batch`. Strength 0 is plain bicubic upsampling.
-    Raises InputError for another shape, type or strength.
+    template already. around: `(n, 512, 512, 3)`, see `align`. run: RGB uint8 `(m, 512, 512, 3)` → the same, with m at
+    most `batch`. Strength 0 is plain bicubic upsampling. Raises InputError for another shape, type or strength.
     """
     _check(faces := np.asarray(faces), strength, landmarks)
     factor = RESTORED_PX / faces.shape[1]
@@ -128,7 +144,7 @@ def restore_aligned(
             out[start : start + batch] = large
             continue
         laid = None if landmarks is None else to_template(landmarks[start : start + batch])  # (m, 2, 3)
-        aligned = large if laid is None else np.stack([align(face, t) for face, t in zip(part, laid, strict=True)])
+        aligned = large if laid is None else _aligned(part, laid, None if around is None else around[start:])
         restored = run(aligned)
         for k in range(len(part)):
             out[start + k] = (
@@ -137,6 +153,12 @@ def restore_aligned(
                 else paste_aligned(large[k], restored[k], upsampled(laid[k], factor), strength)
             )
     return out
+
+
+def _aligned(faces: UInt8, transforms: Float64, around: UInt8 | None) -> UInt8:
+    """Faces `(m, s, s, 3)` on the template, `(m, 512, 512, 3)`; of `around` the first m are theirs."""
+    pairs = enumerate(zip(faces, transforms, strict=True))
+    return np.stack([align(face, laid, None if around is None else around[k]) for k, (face, laid) in pairs])
 
 
 def _enlarged(face: UInt8) -> UInt8:

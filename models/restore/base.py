@@ -11,7 +11,7 @@ class FaceRestorer(Protocol):
     """Made by its class method `load(**options)`, with the options of the stage's config.
 
     An engine whose class says `needs_landmarks = True` works on faces laid onto the FFHQ template: it takes 256 px and
-    512 px faces, and a third argument with their landmarks (LandmarkRestorer). Others are never given it.
+    512 px faces, their landmarks, and what is around them (LandmarkRestorer). Others are never given these.
     """
 
     def restore(self, faces: UInt8, strength: float = 1.0) -> UInt8:
@@ -24,11 +24,14 @@ class LandmarkRestorer(Protocol):
 
     needs_landmarks: bool
 
-    def restore(self, faces: UInt8, strength: float = 1.0, landmarks: Float32 | None = None) -> UInt8:
+    def restore(
+        self, faces: UInt8, strength: float = 1.0, landmarks: Float32 | None = None, around: UInt8 | None = None
+    ) -> UInt8:
         """RGB uint8 `(n, s, s, 3)`, s = 256 or 512 → `(n, 512, 512, 3)`, where they lay.
 
         landmarks: `(n, 5, 2)` in px of `faces`: eye centres, nose tip, mouth corners, image left first. None: the faces
-        lie on the template already.
+        lie on the template already. around: `(n, 512, 512, 3)` on the template, what is seen beyond the face's picture
+        (hair, background); None where nothing is known.
         """
         ...
 

@@ -62,14 +62,15 @@ class GFPGAN:
             image: torch.Tensor = self.module(x.to(weight.device, weight.dtype, memory_format=torch.channels_last))
         return image.contiguous()
 
-    def restore(self, faces: UInt8, strength: float = 1.0, landmarks: Any = None) -> UInt8:
+    def restore(self, faces: UInt8, strength: float = 1.0, landmarks: Any = None, around: Any = None) -> UInt8:
         """RGB uint8 `(n, 512, 512, 3)` or `(n, 256, 256, 3)` → `(n, 512, 512, 3)`.
 
         landmarks: `(n, 5, 2)`, eye centres, nose tip and mouth corners in px of `faces`: each face is laid onto the
         FFHQ template in one warp and back in one warp, over itself, with a soft edge. None: the faces lie there
-        already. strength: 0 is bicubic upsampling, 1 the full model. Raises InputError.
+        already. around: `(n, 512, 512, 3)` on the template, what is seen beyond the face's picture; None is grey.
+        strength: 0 is bicubic upsampling, 1 the full model. Raises InputError.
         """
-        return restore_aligned(faces, strength, landmarks, self._run, self.max_faces)
+        return restore_aligned(faces, strength, landmarks, self._run, self.max_faces, around=around)
 
     def _run(self, faces: UInt8) -> UInt8:
         with torch.inference_mode():

@@ -60,9 +60,9 @@ class SpandrelRestorer:
         model.eval()
         return cls(model)
 
-    def restore(self, faces: UInt8, strength: float = 1.0, landmarks: Any = None) -> UInt8:
-        """As of every FaceRestorer: RGB uint8 `(n, 256 or 512, …, 3)` → `(n, 512, 512, 3)`; landmarks `(n, 5, 2)`."""
-        return restore_aligned(faces, strength, landmarks, self._run, batch=1)
+    def restore(self, faces: UInt8, strength: float = 1.0, landmarks: Any = None, around: Any = None) -> UInt8:
+        """See LandmarkRestorer: RGB uint8 `(n, 256 or 512, …, 3)` → `(n, 512, 512, 3)`; landmarks `(n, 5, 2)`."""
+        return restore_aligned(faces, strength, landmarks, self._run, batch=1, around=around)
 
     def _run(self, faces: UInt8) -> UInt8:
         return np.stack([self._one(face) for face in faces])

@@ -7,9 +7,10 @@ import pytest
 
 from deployments.enhance import Enhance
 from models.avatar.store import AvatarStore
-from models.avatar.warp import apply
+from models.avatar.warp import apply, warp
 from models.errors import AvatarNotFound
-from models.restore.align import five_points, steady_points
+from models.restore.align import align, five_points, steady_points, to_template
+from models.restore.avatar_faces import AvatarFaces
 from models.types import FaceCrops
 
 BUILTIN = Path(__file__).parents[2] / "models" / "embedded" / "avatars"
@@ -27,8 +28,8 @@ class Asking:
     def __init__(self):
         self.given = []
 
-    def restore(self, faces, strength=1.0, landmarks=None):
-        self.given.append((faces.shape, strength, landmarks))
+    def restore(self, faces, strength=1.0, landmarks=None, around=None):
+        self.given.append((faces.shape, strength, landmarks, around))
         return np.zeros((len(faces), 512, 512, 3), np.uint8)
 
 
@@ -79,6 +80,30 @@ def test_landmarks_are_near_the_raw_ones_and_smoother(presenter) -> None:
     assert steady.min() > 0 and steady.max() < 256
 
 
+def test_around_the_face_lies_the_avatars_own_head(stage: Enhance, presenter) -> None:
+    """The crop itself, laid onto the template, agrees with the head where both show the face."""
+    avatar = AvatarStore(BUILTIN).load("presenter", latents=False)
+    crop = warp(avatar.frames[5], avatar.transforms[5])
+    stage._restore(FaceCrops(crop[None], 0, "presenter", np.array([5])), 1.0)
+    (_, _, landmarks, around), *_ = stage.engine.given
+    aligned = align(crop, to_template(landmarks[0]))
+    face = slice(170, 420)
+    assert np.abs(aligned[face, face].astype(int) - around[0, face, face]).mean() < 2.0
+    assert np.abs(around[0, 20:60, 200:320].astype(int) - [135, 133, 132]).mean() > 20  # hair, and not grey
+    whole = align(crop, to_template(landmarks[0]), around[0])
+    assert np.abs(whole.astype(int) - around[0]).mean() < 1.0
+
+
+def test_heads_are_kept_and_the_oldest_leave() -> None:
+    avatar = AvatarStore(BUILTIN).load("presenter", latents=False)
+    faces = AvatarFaces(avatar, cache_bytes=3 * 512 * 512 * 3)
+    first = faces.heads(np.array([0, 1, 2, 1]))
+    assert first.shape == (4, 512, 512, 3) and np.array_equal(first[1], first[3])
+    faces.heads(np.array([3]))
+    assert sorted(faces._heads) == [1, 2, 3]
+    assert np.array_equal(faces.heads(np.array([0]))[0], first[0])
+
+
 def test_crops_of_512_px_have_landmarks_at_twice_the_place(stage: Enhance) -> None:
     stage._restore(crops([4]), 1.0)
     stage._restore(crops([4], side=512), 1.0)
@@ -94,7 +119,7 @@ def test_crops_that_do_not_say_whose_they_are_count_as_aligned(stage: Enhance) -
 def test_an_engine_of_the_first_protocol_is_never_given_landmarks(stage: Enhance) -> None:
     stage.engine = Plain()
     stage._restore(crops([1]), 1.0)
-    assert stage.engine.given == [((1, 256, 256, 3), 1.0, None)]
+    assert stage.engine.given == [((1, 256, 256, 3), 1.0, None, None)]
 
 
 def test_an_unknown_avatar_is_named(stage: Enhance) -> None:
