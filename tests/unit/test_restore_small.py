@@ -63,6 +63,12 @@ def test_both_engines_agree_within_two_levels(fast: SmallRestorer, slow: SmallRe
     assert levels(fast.restore(faces, 0.5), slow.restore(faces, 0.5)) <= 2
 
 
+def test_both_engines_agree_on_the_embedded_weights(faces: np.ndarray) -> None:
+    fast, slow = (SmallRestorer.load(engine=engine) for engine in ("openvino", "torch"))
+    assert levels(fast.restore(faces), slow.restore(faces)) <= 2
+    assert np.abs(fast.restore(faces).astype(int) - fast.restore(faces, 0.0)).mean() > 0.5  # they do something
+
+
 @pytest.mark.parametrize("engine", ["fast", "slow"])
 def test_strength_0_is_opencv_s_bicubic(engine: str, faces: np.ndarray, request: pytest.FixtureRequest) -> None:
     restorer: SmallRestorer = request.getfixturevalue(engine)
