@@ -1,4 +1,4 @@
-"""The HTTP face of the graph: thin. Checks requests, hands them to Stitch and Avatars, maps errors to JSON.
+"""The HTTP face of the graph: thin. Checks requests, hands them to Stitch, Avatars and TTS; http.py maps errors.
 
 Knows the stages as handles only, and no media.
 """
@@ -7,217 +7,31 @@ Knows the stages as handles only, and no media.
 
 import asyncio
 import contextlib
-import json
-import logging
-import re
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import Body, FastAPI, Query, Request
-from fastapi import HTTPException as HTTPError
-from fastapi.exceptions import RequestValidationError
+from fastapi import Body, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import IngressConfig
+from deployments.http import (
+    BoundedJson,
+    Cancel,
+    api,
+    file_range,
+    progress_lines,
+    remove_abandoned,
+    sound_parts,
+    video_parts,
+)
 from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, SpeakRequest
 from deployments.stage import parse_config
-from models.errors import BusyError, InputError, StageError, WarmTalkError
+from models.errors import InputError, StageError
 from models.ids import check_id
-
-log = logging.getLogger("ray.serve")
-
-READ_CHUNK = 2**18  # bytes
-UPLOADS = ("/speak/audio", "/avatars")  # their bodies are files, and have a limit of their own
-ABANDONED_S = 24 * 3600.0  # an upload this old belongs to an ingress that died over it
-REMEDIES = {404: "See /docs for what there is.", 405: "See /docs for what there is.", 413: "Send a shorter text."}
-
-api = FastAPI(
-    title="WarmTalk",
-    version="0.1.0",
-    summary="Text or speech in, a talking-head video stream out.",
-    description='Every error is JSON: `{"error": {"code", "message", "remedy"}}`.',
-)
-
-# --- errors, mapped once. serve.ingress freezes `api` as it is when the class is made: handlers come first
-
-
-def _known(error: Exception) -> WarmTalkError:
-    """The WarmTalkError behind whatever a handle raised."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, WarmTalkError):
-        return cause
-    if isinstance(error, WarmTalkError):
-        return error
-    if isinstance(error, BackPressureError):
-        return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
-    if isinstance(error, DeploymentUnavailableError):
-        return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
-    log.error("unexpected error", exc_info=error)
-    return StageError("A stage failed while it served the request.", "Send it again; the server's log has the details.")
-
-
-def _response(error: WarmTalkError) -> JSONResponse:
-    headers = {"Retry-After": "2"} if error.status == 429 else None
-    return JSONResponse({"error": error.to_dict()}, error.status, headers)
-
-
-class _Route(APIRoute):
-    """Makes a WarmTalkError of what a handle raises. Serve sets its own handlers for some of its errors: plain text."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        inner = super().get_route_handler()
-
-        async def handle(http: Request) -> Response:
-            try:
-                return await inner(http)
-            except (RayError, RayServeException) as error:
-                raise _known(error) from error
-
-        return handle
-
-
-api.router.route_class = _Route
-
-
-@api.exception_handler(WarmTalkError)
-async def _on_error(http: Request, error: Exception) -> JSONResponse:
-    return _response(_known(error))
-
-
-@api.exception_handler(RequestValidationError)
-async def _on_invalid(http: Request, error: RequestValidationError) -> JSONResponse:
-    details = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}".lstrip(": ") for item in error.errors())
-    return _response(InputError(f"The request is not valid: {details}.", "See /docs for its form."))
-
-
-@api.exception_handler(HTTPException)
-async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
-    remedy = REMEDIES.get(error.status_code, "")
-    return JSONResponse(
-        {"error": {"code": f"http_{error.status_code}", "message": str(error.detail), "remedy": remedy}},
-        error.status_code,
-        error.headers,
-    )
-
-
-@api.exception_handler(Exception)
-async def _on_bug(http: Request, error: Exception) -> JSONResponse:
-    return _response(_known(error))
-
-
-class _BoundedJson:
-    """Refuses a body of JSON beyond `max_bytes` while it comes, so that it never fills the memory."""
-
-    max_bytes = int(IngressConfig().max_json_kb * 2**10)  # the replica's: Ingress.reconfigure sets it
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].endswith(UPLOADS):
-            return await self._app(scope, receive, send)
-        size = 0
-
-        async def bounded() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self.max_bytes:
-                raise HTTPError(413, f"The request exceeds {self.max_bytes / 2**10:g} KB.")
-            return message
-
-        await self._app(scope, bounded, send)
-
-
-api.add_middleware(_BoundedJson)
-
-# --- answers that come in pieces
-
-
-def _file_range(path: Path, size: int, wanted: str) -> Response:
-    """The first `size` bytes of a growing file, or one range of them: what lies behind may be half a fragment."""
-    headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())
-    if not match or match.group(0) == "bytes=-":  # no range, or several: the whole is a valid answer
-        headers["Content-Length"] = str(size)
-        return StreamingResponse(_read(path, 0, size), 200, headers, "video/mp4")
-    first, last = match.groups()
-    begin = int(first) if first else max(0, size - int(last))
-    end = min(int(last) + 1, size) if first and last else size
-    if begin >= end:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
-    headers |= {"Content-Range": f"bytes {begin}-{end - 1}/{size}", "Content-Length": str(end - begin)}
-    return StreamingResponse(_read(path, begin, end), 206, headers, "video/mp4")
-
-
-def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(begin)
-        while begin < end and (part := file.read(min(READ_CHUNK, end - begin))):
-            begin += len(part)
-            yield part
-
-
-class _Cancel:
-    """Cancels a streaming call when closed; a finished one does not mind."""
-
-    def __init__(self, events: Any) -> None:
-        self._events = events
-
-    def close(self) -> None:
-        self._events.cancel()
-
-
-async def _stream(first: list[Any], events: Any) -> AsyncIterator[bytes]:
-    try:
-        for event in first:
-            yield event.data
-        async for event in events:
-            if event.data:
-                yield event.data
-    finally:
-        events.cancel()
-
-
-async def _sound(first: bytes, parts: Any) -> AsyncIterator[bytes]:
-    try:
-        yield first
-        async for part in parts:
-            yield part
-    finally:
-        parts.cancel()
-
-
-async def _progress(first: dict[str, Any], events: Any, upload: Path) -> AsyncIterator[bytes]:
-    """Progress as JSON lines; an error that comes after the status was sent is the last line."""
-    try:
-        yield json.dumps(first).encode() + b"\n"
-        async for event in events:
-            yield json.dumps(event).encode() + b"\n"
-    except (RayError, RayServeException, WarmTalkError) as error:
-        yield json.dumps({"error": _known(error).to_dict()}).encode() + b"\n"
-    finally:
-        events.cancel()
-        upload.unlink(missing_ok=True)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
-                path.unlink()
-
 
 # --- routes
 
@@ -282,7 +96,7 @@ class Ingress:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.config = parse_config("Ingress", user_config)
-        _BoundedJson.max_bytes = int(self.config.max_json_kb * 2**10)
+        BoundedJson.max_bytes = int(self.config.max_json_kb * 2**10)
 
     # --- speaking
 
@@ -324,7 +138,7 @@ class Ingress:
         except BaseException:
             parts.cancel()
             raise
-        return StreamingResponse(_sound(first, parts), media_type=SOUND_TYPES[body.response_format])
+        return StreamingResponse(sound_parts(first, parts), media_type=SOUND_TYPES[body.response_format])
 
     async def _answer(self, request: SpeakRequest) -> Response:
         """The summary as JSON, or the fragments as a stream whose first bytes are there before the status is sent."""
@@ -334,7 +148,7 @@ class Ingress:
         handle = (self._speak_upload if request.audio else self._speak).options(session_id=request.session_id)
         events = handle.speak.remote(request)
         if not request.deliver:
-            with contextlib.closing(_Cancel(events)):
+            with contextlib.closing(Cancel(events)):
                 async for event in events:
                     if event.summary is not None:
                         return JSONResponse(event.summary)
@@ -345,7 +159,7 @@ class Ingress:
             events.cancel()
             raise
         headers = {"X-WarmTalk-Session": request.session_id, "Cache-Control": "no-store"}
-        return StreamingResponse(_stream(first, events), media_type="video/mp4", headers=headers)
+        return StreamingResponse(video_parts(first, events), media_type="video/mp4", headers=headers)
 
     async def _body(self, http: Request) -> bytes:
         limit = int(self.config.max_upload_mb * 2**20)
@@ -385,7 +199,7 @@ class Ingress:
     @api.get("/sessions/{session_id}/video.mp4", summary="The growing video of a session; serves ranges")
     async def video(self, http: Request, session_id: str) -> Response:
         facts = await self.session(session_id)
-        return _file_range(Path(facts["video_path"]), facts["size"], http.headers.get("range", ""))
+        return file_range(Path(facts["video_path"]), facts["size"], http.headers.get("range", ""))
 
     # --- avatars
 
@@ -417,13 +231,13 @@ class Ingress:
             events.cancel()
             upload.unlink(missing_ok=True)
             raise
-        return StreamingResponse(_progress(first, events, upload), media_type="application/x-ndjson")
+        return StreamingResponse(progress_lines(first, events, upload), media_type="application/x-ndjson")
 
     async def _store_upload(self, http: Request) -> Path:
         """The request's body as a file of a name that the caller cannot choose; removed if the upload breaks off."""
         folder = output_path("results/uploads")
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
+        remove_abandoned(folder)
         path, size, limit = folder / uuid.uuid4().hex, 0, int(self.config.max_upload_mb * 2**20)
         try:
             with path.open("wb") as file:

@@ -11,7 +11,8 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.testclient import TestClient
 
-from deployments.ingress import Ingress, _BoundedJson, _file_range, _known, api
+from deployments.http import BoundedJson, api, file_range, known_error
+from deployments.ingress import Ingress
 from deployments.requests import SpeakEvent
 from models import errors
 from models.errors import AvatarNotFound, BusyError, StageError, TextError
@@ -73,7 +74,7 @@ SPOKEN = [SpeakEvent(b"init"), SpeakEvent(b"one", 4), SpeakEvent(b"two", 8), Spe
 def serve(monkeypatch, tmp_path):
     """serve(stitch=…, avatars=…, config=…) → a client of the routes, bound to an ingress over fake handles."""
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
-    monkeypatch.setattr(_BoundedJson, "max_bytes", _BoundedJson.max_bytes)
+    monkeypatch.setattr(BoundedJson, "max_bytes", BoundedJson.max_bytes)
 
     def start(stitch=None, avatars=None, config=None) -> TestClient:
         plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
@@ -121,7 +122,7 @@ async def body_of(answer) -> bytes:
     ],
 )
 async def test_a_range_holds_whole_fragments_bytes_and_no_others(grown, wanted, begin, end):
-    answer = _file_range(grown, 1000, wanted)
+    answer = file_range(grown, 1000, wanted)
     assert answer.status_code == 206
     assert answer.headers["content-range"] == f"bytes {begin}-{end - 1}/1000"
     assert answer.headers["content-length"] == str(end - begin)
@@ -130,7 +131,7 @@ async def test_a_range_holds_whole_fragments_bytes_and_no_others(grown, wanted, 
 
 @pytest.mark.parametrize("wanted", ["", "bytes=-", "bytes=0-1,5-6", "frames=0-9", "bytes=a-b"])
 async def test_what_is_no_single_range_gets_the_whole(grown, wanted):
-    answer = _file_range(grown, 1000, wanted)
+    answer = file_range(grown, 1000, wanted)
     assert (answer.status_code, answer.headers["content-length"]) == (200, "1000")
     assert answer.headers["accept-ranges"] == "bytes"
     assert await body_of(answer) == grown.read_bytes()[:1000]
@@ -138,7 +139,7 @@ async def test_what_is_no_single_range_gets_the_whole(grown, wanted):
 
 @pytest.mark.parametrize("wanted", ["bytes=1000-", "bytes=1000-1010", "bytes=-0", "bytes=200-100"])
 def test_a_range_behind_the_end_is_416_and_says_where_the_end_is(grown, wanted):
-    answer = _file_range(grown, 1000, wanted)
+    answer = file_range(grown, 1000, wanted)
     assert (answer.status_code, answer.headers["content-range"]) == (416, "bytes */1000")
 
 
@@ -290,9 +291,9 @@ def test_whatever_is_raised_becomes_a_code_a_sentence_and_a_remedy(serve, raised
 
 def test_the_known_error_is_the_cause_where_there_is_one():
     cause = TextError("No words.", "Send some.")
-    assert _known(RayTaskError("speak", "…", cause)) is cause
-    assert isinstance(_known(BackPressureError(num_queued_requests=1, max_queued_requests=1)), BusyError)
-    assert isinstance(_known(RuntimeError("bug")), StageError)
+    assert known_error(RayTaskError("speak", "…", cause)) is cause
+    assert isinstance(known_error(BackPressureError(num_queued_requests=1, max_queued_requests=1)), BusyError)
+    assert isinstance(known_error(RuntimeError("bug")), StageError)
 
 
 def test_unknown_paths_and_methods_are_errors_in_words(serve):

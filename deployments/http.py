@@ -1,0 +1,211 @@
+"""What the ingress's routes are made of: errors as JSON, bounded bodies, ranges of a growing file, streamed answers.
+
+Belongs to the ingress; knows no stage and no media.
+"""
+
+# no `from __future__ import annotations`: FastAPI must see the real types
+
+import contextlib
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi import HTTPException as HTTPError
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from configs.schema import IngressConfig
+from models.errors import BusyError, InputError, StageError, WarmTalkError
+
+log = logging.getLogger("ray.serve")
+
+READ_CHUNK = 2**18  # bytes
+UPLOADS = ("/speak/audio", "/avatars")  # their bodies are files, and have a limit of their own
+ABANDONED_S = 24 * 3600.0  # an upload this old belongs to an ingress that died over it
+REMEDIES = {404: "See /docs for what there is.", 405: "See /docs for what there is.", 413: "Send a shorter text."}
+
+api = FastAPI(
+    title="WarmTalk",
+    version="0.1.0",
+    summary="Text or speech in, a talking-head video stream out.",
+    description='Every error is JSON: `{"error": {"code", "message", "remedy"}}`.',
+)
+
+# --- errors, mapped once. serve.ingress freezes `api` as it is when the class is made: handlers come first
+
+
+def known_error(error: Exception) -> WarmTalkError:
+    """The WarmTalkError behind whatever a handle raised."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, WarmTalkError):
+        return cause
+    if isinstance(error, WarmTalkError):
+        return error
+    if isinstance(error, BackPressureError):
+        return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
+    if isinstance(error, DeploymentUnavailableError):
+        return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
+    log.error("unexpected error", exc_info=error)
+    return StageError("A stage failed while it served the request.", "Send it again; the server's log has the details.")
+
+
+def error_response(error: WarmTalkError) -> JSONResponse:
+    headers = {"Retry-After": "2"} if error.status == 429 else None
+    return JSONResponse({"error": error.to_dict()}, error.status, headers)
+
+
+class _Route(APIRoute):
+    """Makes a WarmTalkError of what a handle raises. Serve sets its own handlers for some of its errors: plain text."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        inner = super().get_route_handler()
+
+        async def handle(http: Request) -> Response:
+            try:
+                return await inner(http)
+            except (RayError, RayServeException) as error:
+                raise known_error(error) from error
+
+        return handle
+
+
+api.router.route_class = _Route
+
+
+@api.exception_handler(WarmTalkError)
+async def _on_error(http: Request, error: Exception) -> JSONResponse:
+    return error_response(known_error(error))
+
+
+@api.exception_handler(RequestValidationError)
+async def _on_invalid(http: Request, error: RequestValidationError) -> JSONResponse:
+    details = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}".lstrip(": ") for item in error.errors())
+    return error_response(InputError(f"The request is not valid: {details}.", "See /docs for its form."))
+
+
+@api.exception_handler(HTTPException)
+async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
+    remedy = REMEDIES.get(error.status_code, "")
+    return JSONResponse(
+        {"error": {"code": f"http_{error.status_code}", "message": str(error.detail), "remedy": remedy}},
+        error.status_code,
+        error.headers,
+    )
+
+
+@api.exception_handler(Exception)
+async def _on_bug(http: Request, error: Exception) -> JSONResponse:
+    return error_response(known_error(error))
+
+
+class BoundedJson:
+    """Refuses a body of JSON beyond `max_bytes` while it comes, so that it never fills the memory."""
+
+    max_bytes = int(IngressConfig().max_json_kb * 2**10)  # the replica's: Ingress.reconfigure sets it
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].endswith(UPLOADS):
+            return await self._app(scope, receive, send)
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.max_bytes:
+                raise HTTPError(413, f"The request exceeds {self.max_bytes / 2**10:g} KB.")
+            return message
+
+        await self._app(scope, bounded, send)
+
+
+api.add_middleware(BoundedJson)
+
+# --- answers that come in pieces
+
+
+def file_range(path: Path, size: int, wanted: str) -> Response:
+    """The first `size` bytes of a growing file, or one range of them: what lies behind may be half a fragment."""
+    headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())
+    if not match or match.group(0) == "bytes=-":  # no range, or several: the whole is a valid answer
+        headers["Content-Length"] = str(size)
+        return StreamingResponse(_read(path, 0, size), 200, headers, "video/mp4")
+    first, last = match.groups()
+    begin = int(first) if first else max(0, size - int(last))
+    end = min(int(last) + 1, size) if first and last else size
+    if begin >= end:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+    headers |= {"Content-Range": f"bytes {begin}-{end - 1}/{size}", "Content-Length": str(end - begin)}
+    return StreamingResponse(_read(path, begin, end), 206, headers, "video/mp4")
+
+
+def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(begin)
+        while begin < end and (part := file.read(min(READ_CHUNK, end - begin))):
+            begin += len(part)
+            yield part
+
+
+class Cancel:
+    """Cancels a streaming call when closed; a finished one does not mind."""
+
+    def __init__(self, events: Any) -> None:
+        self._events = events
+
+    def close(self) -> None:
+        self._events.cancel()
+
+
+async def video_parts(first: list[Any], events: Any) -> AsyncIterator[bytes]:
+    try:
+        for event in first:
+            yield event.data
+        async for event in events:
+            if event.data:
+                yield event.data
+    finally:
+        events.cancel()
+
+
+async def sound_parts(first: bytes, parts: Any) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        async for part in parts:
+            yield part
+    finally:
+        parts.cancel()
+
+
+async def progress_lines(first: dict[str, Any], events: Any, upload: Path) -> AsyncIterator[bytes]:
+    """Progress as JSON lines; an error that comes after the status was sent is the last line."""
+    try:
+        yield json.dumps(first).encode() + b"\n"
+        async for event in events:
+            yield json.dumps(event).encode() + b"\n"
+    except (RayError, RayServeException, WarmTalkError) as error:
+        yield json.dumps({"error": known_error(error).to_dict()}).encode() + b"\n"
+    finally:
+        events.cancel()
+        upload.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
