@@ -170,11 +170,12 @@ class Line:
         received = 0
         for attempt in range(self.settings.tries):
             stream = self.tts.speak.remote(job.text, job.voice, job.speed)
+            sentences = _as_they_come(stream)
             index, ready_s, ended = 0, time.time(), False
             try:
-                async for stamped in stream:
+                async for stamped, here_s in sentences:
                     timing = stamped.timings[-1]
-                    self._count(timing, ready_s, time.time())
+                    self._count(timing, ready_s, here_s)
                     if index >= received:
                         received += 1
                         yield stamped.value
@@ -187,6 +188,7 @@ class Line:
                 await self._before_retry(error, attempt, "TTS")
             finally:
                 stream.cancel()
+                await sentences.aclose()
 
     async def _render(self, job: Job, segment: _Segment, start: int, count: int, due_s: float) -> Stamped[FaceCrops]:
         """One chunk through AudioFeatures (once a segment), LipSync and Enhance. Retries the chain as a whole."""
@@ -291,6 +293,28 @@ def _cut(segment: _Segment, start: int, crops: FaceCrops) -> Chunk:
     speech = segment.speech
     samples = speech.samples if start == 0 else speech.samples[:0]
     return Chunk(crops, samples, speech.sample_rate_hz, speech.last and start + len(crops) == segment.frames)
+
+
+async def _as_they_come(stream: Any) -> AsyncGenerator[tuple[Any, float], None]:
+    """The items of a stream with the wall-clock times at which they came, however late they are taken."""
+    arrived: asyncio.Queue[tuple[Any, float] | Exception | None] = asyncio.Queue()
+
+    async def read() -> None:
+        try:
+            async for item in stream:
+                arrived.put_nowait((item, time.time()))
+            arrived.put_nowait(None)
+        except Exception as error:  # noqa: BLE001 - raised below, in its turn
+            arrived.put_nowait(error)
+
+    reader = asyncio.create_task(read())
+    try:
+        while (entry := await arrived.get()) is not None:
+            if isinstance(entry, Exception):
+                raise entry
+            yield entry
+    finally:
+        reader.cancel()
 
 
 async def _given(speech: tuple[Speech, ...]) -> AsyncGenerator[Speech, None]:

@@ -265,3 +265,11 @@ def test_a_summary_adds_up_calls_of_a_stage():
     assert rows["LipSync"] == {
         "calls": 2, "frames": 12, "queue_ms": 2, "transfer_ms": 4, "compute_ms": 6, "wall_ms": 12, "busy_ms": 5
     }  # fmt: skip
+
+
+async def test_a_sentence_that_waits_for_its_turn_was_not_in_transfer():
+    stages = Stages([2.0, 0.4])
+    driven = line(stages, window_chunks=1)
+    async for _ in driven.run(Job("a", 0, text="Two sentences.")):
+        await asyncio.sleep(0.05)  # a slow viewer
+    assert summarise(driven.calls)["TTS"]["transfer_ms"] < 40
