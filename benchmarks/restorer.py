@@ -108,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the small restorer against bicubic + unsharp.")
     parser.add_argument("--weights", type=Path, default=EMBEDDED_WEIGHTS)
     parser.add_argument("--vae", type=Path, default=EMBEDDED_VAE, help="AutoencoderTiny folder that degrades the faces")
-    parser.add_argument("--faces", type=int, default=32, help="held-out faces of each kind (default 12)")
+    parser.add_argument("--faces", type=int, default=32, help="held-out faces of each kind (default 32)")
     parser.add_argument("--frames", type=int, default=25, help="of the moving clip (default 25: one second)")
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
