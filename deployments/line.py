@@ -20,7 +20,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from deployments.stage import StageTiming, Stamped
 from models.audio import pad_to_frames
 from models.errors import BusyError, StageError, WarmTalkError
-from models.types import FaceCrops, Float32, Speech
+from models.types import FaceCrops, Speech
 
 RETRY_PAUSE_S = 0.1  # doubled at each try: 0.1, 0.2, 0.4 … while Serve notices the death and starts a new replica
 
@@ -68,11 +68,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Crops of some frames; the first chunk of a segment brings all its speech. `last` ends the utterance."""
+    """Crops of some frames. `last` ends the utterance.
+
+    speech: with a segment's first chunk, the whole segment: samples padded to whole frames, phonemes where they are
+    known, times from `crops.first_frame` on, which is the segment's first frame in the utterance. None with its others.
+    """
 
     crops: FaceCrops
-    samples: Float32
-    sample_rate_hz: int
+    speech: Speech | None
     last: bool
 
 
@@ -291,8 +294,8 @@ def _lost_replica(cause: BaseException | None) -> bool:
 def _cut(segment: _Segment, start: int, crops: FaceCrops) -> Chunk:
     """A segment's whole speech goes with its first chunk: the sound encoder looks ahead, and must not wait for it."""
     speech = segment.speech
-    samples = speech.samples if start == 0 else speech.samples[:0]
-    return Chunk(crops, samples, speech.sample_rate_hz, speech.last and start + len(crops) == segment.frames)
+    last = speech.last and start + len(crops) == segment.frames
+    return Chunk(crops, speech if start == 0 else None, last)
 
 
 async def _as_they_come(stream: Any) -> AsyncGenerator[tuple[Any, float], None]:

@@ -17,7 +17,7 @@ from models.avatar.playback import ping_pong
 from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
 from models.stitch.paste import Paster
 from models.stitch.session import SessionFile
-from models.types import Fragment, PreparedAvatar, Speech, UInt8
+from models.types import Float32, Fragment, PreparedAvatar, Speech, UInt8
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,7 @@ class Utterance:
         """Paste, encode and append a chunk; return the fragments that it completed. Raises FencedError, OSError."""
         session, encoder = self._begun()
         frames = self._paste(chunk.crops.first_frame, chunk.crops.images)
-        samples = resample(chunk.samples, chunk.sample_rate_hz, self.spec.sample_rate_hz)
-        fragments = encoder.push(frames, samples, chunk.last)
+        fragments = encoder.push(frames, self._sound(chunk.speech), chunk.last)
         for fragment in fragments:
             session.append(fragment)
         self.frames += len(frames)
@@ -71,6 +70,12 @@ class Utterance:
             self.session = self.sessions.begin(request.session_id, self.spec, prepared, request.text)
             self.encoder = UtteranceEncoder(self.session.spec, self.session.clock)
         return self.session, self.encoder
+
+    def _sound(self, speech: Speech | None) -> Float32:
+        """A segment's samples at the session's rate; none where its first chunk has brought them already."""
+        if speech is None:
+            return np.zeros(0, np.float32)
+        return resample(speech.samples, speech.sample_rate_hz, self.spec.sample_rate_hz)
 
     def _paste(self, first_frame: int, crops: UInt8) -> UInt8:
         """The avatar's own frames with the crops pasted in, `(n, h, w, 3)`; a frame without a face stays as it is."""

@@ -11,7 +11,7 @@ from ray.serve.exceptions import BackPressureError
 from deployments.line import Call, Job, Line, LineSettings, _Entry, _next_or_error, _Segment, summarise
 from deployments.stage import StageTiming, Stamped
 from models.errors import BusyError, StageError, TextError
-from models.types import FaceCrops, FeatureWindows, Speech
+from models.types import FaceCrops, FeatureWindows, Phoneme, Speech
 
 RATE = 24_000
 
@@ -124,8 +124,18 @@ async def test_frames_come_in_order_and_match_the_speech():
     frames = np.concatenate([chunk.crops.images[:, 0, 0, 0] for chunk in chunks])
     assert frames.tolist() == list(range(7, 7 + 25 + 16))  # 0.61 s is padded to 16 frames of 40 ms
     assert [chunk.crops.first_frame for chunk in chunks] == [0, 4, 12, 20, 25, 33]
-    assert [len(chunk.samples) for chunk in chunks] == [RATE, 0, 0, 0, 16 * RATE // 25, 0]  # with each first chunk
+    assert [chunk.speech is not None for chunk in chunks] == [True, False, False, False, True, False]
+    assert [len(chunk.speech.samples) for chunk in chunks if chunk.speech] == [RATE, 16 * RATE // 25]
     assert [chunk.last for chunk in chunks] == [False] * 5 + [True]
+
+
+async def test_the_first_chunk_of_a_segment_knows_its_phonemes_and_all_its_sound():
+    heard = (Phoneme("_", 0.0, 0.1), Phoneme("m", 0.1, 0.61))
+    said = Speech(np.full(round(0.61 * RATE), 0.1, np.float32), RATE, "Mm.", phonemes=heard)
+    chunks = await collect(line(Stages([])), Job("a", 0, speech=(said, speech(0.4, last=True))))
+    first, second = (chunk for chunk in chunks if chunk.speech)
+    assert (first.crops.first_frame, second.crops.first_frame) == (0, 16)
+    assert first.speech.phonemes == heard and len(first.speech.samples) == 16 * RATE // 25
 
 
 async def test_the_first_chunk_is_small_and_the_window_bounded():

@@ -13,7 +13,7 @@ from deployments.utterance import LoadedAvatar, Utterance
 from models.errors import FencedError
 from models.stitch.encode import MediaSpec
 from models.stitch.paste import Paster
-from models.types import FaceCrops, PreparedAvatar
+from models.types import FaceCrops, PreparedAvatar, Speech
 
 SIDE, COUNT, RATE = 64, 5, 24_000
 SPEC = MediaSpec(SIDE, SIDE, 25, fragment_frames=4, first_fragment_frames=4, crf=5)
@@ -36,7 +36,7 @@ def chunk(first: int, count: int, last: bool = False, speech_s: float = 0.0) -> 
     """White crops; the speech comes with the first chunk, at a rate that is not the session's."""
     crops = FaceCrops(np.full((count, 256, 256, 3), 250, np.uint8), first, "ann")
     samples = np.sin(np.arange(round(speech_s * 16_000)) / 10).astype(np.float32) * 0.3
-    return Chunk(crops, samples, 16_000, last)
+    return Chunk(crops, Speech(samples, 16_000) if speech_s else None, last)
 
 
 @pytest.fixture
