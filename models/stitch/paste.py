@@ -66,15 +66,23 @@ class Paster:
         self._cache_bytes = cache_bytes
         self.cached_bytes = 0
 
-    def paste_into(self, frame: UInt8, face: UInt8, index: int) -> None:
-        """Write `face` into `frame`, a writable copy of the avatar's frame `index`; a frame without a face stays."""
+    def paste_into(self, frame: UInt8, face: UInt8, index: int, weight: float = 1.0) -> None:
+        """Write `face` into `frame`, a writable copy of the avatar's frame `index`; a frame without a face stays.
+
+        weight: from the source's own mouth (0: the frame stays, bit for bit) to the generated one (1).
+        """
+        assert 0 <= weight <= 1, weight
         avatar = self._avatar
-        if not avatar.has_face[index]:
+        if not avatar.has_face[index] or weight == 0:
             return
+        alpha = self._alpha(index)
+        own = frame[alpha.region].copy() if weight < 1 else None
         if avatar.boxes is not None:
-            paste_box(frame, face, avatar.box(index), self._alpha(index))
+            paste_box(frame, face, avatar.box(index), alpha)
         else:
-            _paste_into(frame, face, avatar.transforms[index], self._alpha(index), self._blend)
+            _paste_into(frame, face, avatar.transforms[index], alpha, self._blend)
+        if own is not None and own.size:
+            frame[alpha.region] = cv2.addWeighted(frame[alpha.region], weight, own, 1 - weight, 0)
 
     def _alpha(self, index: int) -> Alpha:
         if index in self._cache:

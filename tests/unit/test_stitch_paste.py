@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import cv2
@@ -164,6 +165,25 @@ def test_a_paster_gives_what_paste_gives_and_forgets_the_oldest_masks() -> None:
     frame = FRAME.copy()
     paster.paste_into(frame, face, 5)
     assert np.array_equal(frame, FRAME)  # no face in this frame
+
+
+def faded(weight: float, avatar: PreparedAvatar) -> np.ndarray:
+    frame = FRAME.copy()
+    Paster(avatar).paste_into(frame, np.full((256, 256, 3), 250, np.uint8), 0, weight)
+    return frame
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_a_weight_fades_between_the_frames_own_mouth_and_the_face(boxed: bool) -> None:
+    avatar = avatar_of(similarity(1.0, 0 if boxed else 4, (220, 130))[None], feathered_mask()[None])
+    if boxed:
+        avatar = dataclasses.replace(avatar, boxes=np.array([[92, 2, 348, 258]], np.int32))
+    whole = faded(1.0, avatar)
+    assert np.array_equal(faded(0.0, avatar), FRAME)
+    assert np.abs(whole.astype(int) - FRAME).max() > 100
+    for weight in (0.25, 0.5, 0.9):
+        between = FRAME + weight * (whole.astype(float) - FRAME)
+        assert np.abs(faded(weight, avatar) - between).max() <= 0.51
 
 
 def test_an_unknown_mode_names_the_known_ones() -> None:
