@@ -240,7 +240,8 @@ def _wall(size: int, scene: int) -> Float32:
     for sigma, strength in ((1.5, 14), (5, 18), (18, 26)):
         noise = cv2.GaussianBlur(random.normal(size=(size, size)).astype(np.float32), (0, 0), sigma)
         wall += (strength / noise.std() * noise)[..., None]
-    return np.clip(tint + wall, 0, 255).astype(np.float32)
+    clipped: Float32 = np.clip(tint + wall, 0, 255).astype(np.float32)
+    return clipped
 
 
 def _corners() -> Float64:
