@@ -31,13 +31,14 @@ from models.avatar.store import AvatarStore
 from models.avatar.warp import warp
 from models.features import WhisperFeatures
 from models.openvino_engine import OpenVINOMuseTalk
+from models.quality.seam import seam_delta_e
 from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.paste import Paster, warp_alpha
 from models.types import CROP_PX, WHISPER_HZ, Float32, PreparedAvatar, UInt8
+from models.visemes import Track, track_of
 from training import presenter, voices
 from training.make_presenter import idle_poses
 from training.sentences import HELD_OUT
-from training.visemes import Track, track_of
 from training.voices import ESPEAK_HELD_OUT, FLITE_VOICES, Spoken
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models" / "embedded"
@@ -54,7 +55,6 @@ MOUTH_ROWS, MOUTH_COLUMNS = slice(150, 240), slice(60, 196)  # of a crop: where 
 NEW_PEOPLE_SEED, NEW_POSES_SEED = 90_001, 90_002  # unlike any seed of training
 PSNR_FACES = 24
 TRUTH_TOP, TRUTH_LEFT, TRUTH_PX = 96, 48, 160  # of a crop: what a mouth changes, jaw included
-SEAM_PX = 3.0  # from the mask's edge to either side
 # name, bar, whether a larger value is better
 BARS: tuple[tuple[str, float, bool], ...] = (
     ("vae_default_db", 32.0, True),
@@ -225,23 +225,11 @@ class Bench:
 
 
 def seam(avatar: PreparedAvatar, source: UInt8, composed: UInt8, index: int) -> float:
-    """Mean ΔE (CIE 1976) across the mask's edge in the composed frame, less that of the source frame."""
+    """Mean ΔE across the mask's edge in the composed frame, less that of the source frame."""
     alpha = warp_alpha(avatar.transforms[index], avatar.masks[index], source.shape[:2])
-    weight = np.zeros(source.shape[:2], np.float32)
-    weight[alpha.region] = alpha.weights
-    contours, _ = cv2.findContours((weight >= 128).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    edge = np.concatenate(contours)[:, 0].astype(np.float32)  # (m, 2): x, y
-    smooth = cv2.GaussianBlur(weight, (0, 0), 3)
-    pixels = edge[:, 1].astype(int), edge[:, 0].astype(int)
-    normal = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0)[pixels], cv2.Sobel(smooth, cv2.CV_32F, 0, 1)[pixels]], 1)
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6
-    steps = []
-    for image in (source, composed):
-        lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        sides = (edge + SEAM_PX * normal, edge - SEAM_PX * normal)
-        inside, outside = (cv2.remap(lab, at[:, :1], at[:, 1:], cv2.INTER_LINEAR) for at in sides)
-        steps.append(float(np.linalg.norm(inside - outside, axis=-1).mean()))
-    return steps[1] - steps[0]
+    weights = np.zeros(source.shape[:2], np.uint8)
+    weights[alpha.region] = alpha.weights
+    return seam_delta_e(source, composed, weights)
 
 
 def vae_numbers(product: Product) -> dict[str, float]:

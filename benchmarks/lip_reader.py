@@ -1,32 +1,19 @@
-"""Reads mouths from pictures with FaceMesh, and compares what was spoken with what is seen. Knows no network."""
+"""Compares clips of generated mouths with the truth's: what `make bench-embedded` says of lips. Knows no network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.detect import BlazeMesh, Face
-from models.types import UInt8
+from models.quality.closures import closed_below, controls, of_three
+from models.quality.lips import EDGE_FRAMES, LipReader, Mouth, pearson
+
+__all__ = ["ClipReading", "LipReader", "Mouth", "closures", "follow", "vowel_order"]
 
 Float64 = npt.NDArray[np.float64]
-
-INNER_LIPS = ((13, 14), (82, 87), (312, 317))  # FaceMesh points above and below each other, middle and either side
-CORNERS = (61, 291)
-OUTER_EYES = (33, 263)  # their distance is the unit: it does not depend on the jaw
-CLOSED_SHARE = 0.12  # of the way from the rest gap to a wide-open mouth
-EDGE_FRAMES = 4  # left out at either end of a clip when lags are compared
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Mouth:
-    """What FaceMesh sees of a clip: inner-lip gap and mouth width of each frame, `(n,)`, over the eyes' distance."""
-
-    gap: Float64
-    width: Float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,39 +25,6 @@ class ClipReading:
     closures: tuple[int, ...]
     silent: npt.NDArray[np.bool_]
     vowels: dict[str, list[int]] = field(default_factory=dict)
-
-
-class LipReader:
-    """FaceMesh on frames of one avatar. The crop that it reads from is that of the avatar's own frame, for truth and
-    result alike, so that both are read at the same place."""
-
-    def __init__(self) -> None:
-        self._mesh = BlazeMesh()
-        self._places: dict[int, Face] = {}
-
-    def place(self, index: int, source: UInt8) -> Face:
-        """The face in the avatar's frame `index`."""
-        if index not in self._places:
-            self._places[index] = self._mesh.detect(source)[0]
-        return self._places[index]
-
-    def read(self, frames: UInt8, places: Sequence[Face]) -> Mouth:
-        """Frames `(n, h, w, 3)` and where their faces are."""
-        gaps, widths = [], []
-        for frame, place in zip(frames, places, strict=True):
-            mesh = self._mesh.detect(frame, near=place)[0].mesh
-            eyes = _distance(mesh, OUTER_EYES)
-            gaps.append(np.mean([_distance(mesh, pair) for pair in INNER_LIPS]) / eyes)
-            widths.append(_distance(mesh, CORNERS) / eyes)
-        return Mouth(np.array(gaps, np.float64), np.array(widths, np.float64))
-
-
-def _distance(mesh: npt.NDArray[Any], pair: tuple[int, int]) -> float:
-    return float(np.linalg.norm(mesh[pair[0]] - mesh[pair[1]]))
-
-
-def pearson(a: Float64, b: Float64) -> float:
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def follow(clips: Sequence[ClipReading]) -> dict[str, float]:
@@ -103,15 +57,14 @@ def closures(clips: Sequence[ClipReading]) -> dict[str, float]:
     sound; `closed_at_pbm_exactly` and `closed_elsewhere` each frame by itself; `closed_elsewhere_of_three` the least of
     three again. The same of the truth stands under `truth_...`.
     """
-    truth = np.concatenate([clip.truth.gap for clip in clips])
-    rest = float(np.median(np.concatenate([clip.truth.gap[clip.silent] for clip in clips])))
-    closed_below = rest + CLOSED_SHARE * (float(np.percentile(truth, 98)) - rest)
-    made = _closed_shares(clips, [clip.made.gap for clip in clips], closed_below)
-    own = _closed_shares(clips, [clip.truth.gap for clip in clips], closed_below)
+    truth, silent = (np.concatenate(parts) for parts in zip(*((c.truth.gap, c.silent) for c in clips), strict=True))
+    below = closed_below(truth, silent)
+    made = _closed_shares(clips, [clip.made.gap for clip in clips], below)
+    own = _closed_shares(clips, [clip.truth.gap for clip in clips], below)
     return {**made, **{f"truth_{name}": share for name, share in own.items()}}
 
 
-def _closed_shares(clips: Sequence[ClipReading], gaps: Sequence[Float64], closed_below: float) -> dict[str, float]:
+def _closed_shares(clips: Sequence[ClipReading], gaps: Sequence[Float64], below: float) -> dict[str, float]:
     shares: dict[str, list[bool]] = {
         name: []
         for name in (
@@ -123,15 +76,13 @@ def _closed_shares(clips: Sequence[ClipReading], gaps: Sequence[Float64], closed
         )
     }
     for clip, gap in zip(clips, gaps, strict=True):
-        closed = gap < closed_below
-        of_three = closed | np.r_[closed[1:], False] | np.r_[False, closed[:-1]]
-        pbm = list(clip.closures)
-        near = {k + d for k in pbm for d in (-2, -1, 0, 1, 2)}
-        others = [k for k in range(2, len(gap) - 2) if not clip.silent[k] and k not in near]
-        shares["closed_at_pbm"] += of_three[pbm].tolist()
+        closed = gap < below
+        near = of_three(closed)
+        pbm, others = list(clip.closures), controls(len(gap), clip.closures, clip.silent)
+        shares["closed_at_pbm"] += near[pbm].tolist()
         shares["closed_at_pbm_exactly"] += closed[pbm].tolist()
         shares["closed_elsewhere"] += closed[others].tolist()
-        shares["closed_elsewhere_of_three"] += of_three[others].tolist()
+        shares["closed_elsewhere_of_three"] += near[others].tolist()
         shares["closed_in_silence"] += closed[clip.silent].tolist()
     return {name: float(np.mean(values)) for name, values in shares.items()}
 

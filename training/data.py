@@ -16,9 +16,9 @@ from torch import Tensor
 
 from models.features import WhisperFeatures
 from models.types import CROP_PX, WHISPER_WIDTH, WINDOW_STEPS, WINDOW_TOKENS
+from models.visemes import COLUMNS
 from training import presenter
 from training.speech import FPS, TRAIN, Clip
-from training.visemes import COLUMNS
 
 DEFAULT_SHARE = 0.5  # of pairs that show the default presenter
 REST_SHARE = 0.3  # of references with the mouth at rest: idle clips; the others talk

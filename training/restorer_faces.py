@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from models.types import RESTORED_PX, UInt8
+from models.visemes import REST, VISEMES
 from training import presenter
-from training.visemes import REST, VISEMES
 
 SOUND_FRAMES = 3  # a sound lasts about 0.12 s
 

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.types import WHISPER_HZ, Phoneme
+from models.visemes import COLUMNS, SILENCE, track_of
 from training import voices
 from training.augment import disguise
 from training.sentences import HELD_OUT, sentences
-from training.visemes import COLUMNS, SILENCE, track_of
 from training.voices import ESPEAK_ACCENTS, ESPEAK_HELD_OUT, ESPEAK_VOICES, Spoken
 
 FPS = 25

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from models.restore.small import EMBEDDED_WEIGHTS, SmallRestorer, load_graph
+from models.visemes import REST
 from training.degradation import VAE, Degradation, Ranges, blur, jpeg
 from training.restorer import ERROR_FLOOR, Settings, loss, restore, train_restorer
 from training.restorer_faces import Faces, portraits, random_mouths
 from training.restorer_measures import compare, flicker, psnr, unsharp, upsample
-from training.visemes import REST
 
 CLEAN = Ranges(blur_px=0, shrink=1, noise=0, quality=(100, 100), latent_noise=0, latent_blur_px=0, latent_drift=0)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from models.types import WHISPER_HZ, Phoneme
+from models.visemes import CLOSE, COLUMNS, JAW, REST, ROUNDING, TUCK, VISEMES, track_of, viseme_of
 from training import augment
 from training.presenter import MOUTH, REST_MOUTH
 from training.sentences import HELD_OUT, sentences
 from training.speech import TRAIN, joined, load, merged_silences, repaced, save, to_clip
-from training.visemes import CLOSE, COLUMNS, JAW, REST, ROUNDING, TUCK, VISEMES, track_of, viseme_of
 from training.voices import ARPABET, Spoken, espeak_phonemes, flite_phonemes, split_letters
 
 

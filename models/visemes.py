@@ -102,6 +102,17 @@ def viseme_of(symbol: str) -> str | None:
     return symbol if symbol in VISEMES else None
 
 
+def shaped(phonemes: Sequence[Phoneme]) -> list[Phoneme]:
+    """The phonemes of any engine with symbols that `track_of` knows; one without a shape counts as silence."""
+    return [Phoneme(viseme_of(p.symbol) or SILENCE, p.start_s, p.end_s) for p in phonemes]
+
+
+def opening_of(mouth: npt.NDArray[np.floating]) -> Float64:
+    """How far the lips part, `(n,)`, for mouths `(n, 7)`: the presenter's own rule (training/presenter_shape.py)."""
+    jaw, rounding, close, tuck = (mouth[:, column].astype(np.float64) for column in (JAW, ROUNDING, CLOSE, TUCK))
+    return (0.190 * jaw * (1 - 0.85 * tuck) + 0.020 * rounding + 0.006 * tuck) * (1 - close)
+
+
 def track_of(phonemes: Sequence[Phoneme], frames: int, fps: int = 25) -> Track:
     """The mouth of `frames` video frames for phonemes whose symbols are keys of VISEMES or `_`."""
     steps = int(frames / fps * GRID_HZ) + GRID_HZ  # one second past the end, so that smoothing has no edge
