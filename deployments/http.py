@@ -8,11 +8,12 @@ Belongs to the ingress; knows no stage and no media.
 import contextlib
 import json
 import logging
+import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastapi import FastAPI, Request
 from fastapi import HTTPException as HTTPError
@@ -137,24 +138,43 @@ api.add_middleware(BoundedJson)
 # --- answers that come in pieces
 
 
-def file_range(path: Path, size: int, wanted: str) -> Response:
-    """The first `size` bytes of a growing file, or one range of them: what lies behind may be half a fragment."""
-    headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+def open_tagged(path: Path, tag: str) -> BinaryIO | None:
+    """The file of this tag, opened; None where another has been put in its place since. Raises OSError."""
+    file = path.open("rb")
+    if tag.endswith(f"-{os.fstat(file.fileno()).st_ino:x}"):
+        return file
+    file.close()
+    return None
+
+
+def file_range(file: BinaryIO, size: int, tag: str, asked: Mapping[str, str], head: bool = False) -> Response:
+    """The first `size` bytes of a growing file, or one range of them: what lies behind may be half a fragment.
+
+    tag: the file's, the same while it grows, since what is there never changes: so ranges taken at different times fit
+    together, and `If-Range` gives the whole where they would not. A known tag is no proof that nothing was added, so
+    `If-None-Match` is passed over. asked: the request's headers. head: only the answer's headers. Closes the file.
+    """
+    headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache", "ETag": f'"{tag}"'}
+    wanted = asked.get("range", "") if asked.get("if-range", headers["ETag"]) == headers["ETag"] else ""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())
-    if not match or match.group(0) == "bytes=-":  # no range, or several: the whole is a valid answer
-        headers["Content-Length"] = str(size)
-        return StreamingResponse(_read(path, 0, size), 200, headers, "video/mp4")
-    first, last = match.groups()
-    begin = int(first) if first else max(0, size - int(last))
-    end = min(int(last) + 1, size) if first and last else size
-    if begin >= end:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
-    headers |= {"Content-Range": f"bytes {begin}-{end - 1}/{size}", "Content-Length": str(end - begin)}
-    return StreamingResponse(_read(path, begin, end), 206, headers, "video/mp4")
+    status, begin, end = 200, 0, size
+    if match and match.group(0) != "bytes=-":  # else no range, or several: the whole is a valid answer
+        first, last = match.groups()
+        begin = int(first) if first else max(0, size - int(last))
+        end = min(int(last) + 1, size) if first and last else size
+        if begin >= end:
+            file.close()
+            return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+        status, headers["Content-Range"] = 206, f"bytes {begin}-{end - 1}/{size}"
+    headers["Content-Length"] = str(end - begin)
+    if head:
+        file.close()
+        return Response(None, status, headers, "video/mp4")
+    return StreamingResponse(_read(file, begin, end), status, headers, "video/mp4")
 
 
-def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+def _read(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
+    with file:
         file.seek(begin)
         while begin < end and (part := file.read(min(READ_CHUNK, end - begin))):
             begin += len(part)

@@ -22,6 +22,7 @@ from deployments.http import (
     Cancel,
     api,
     file_range,
+    open_tagged,
     progress_lines,
     remove_abandoned,
     sound_parts,
@@ -30,10 +31,12 @@ from deployments.http import (
 from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, SpeakRequest
 from deployments.stage import parse_config
-from models.errors import InputError, StageError
+from models.errors import BusyError, InputError, StageError
 from models.ids import check_id
 
 # --- routes
+
+OPEN_TRIES = 3  # of a video that is reset in the moment of being opened
 
 SessionId = Annotated[str, Query(description="1 to 64 of a-z, 0-9, _ and -", examples=["alice"])]
 
@@ -196,10 +199,15 @@ class Ingress:
         facts: dict[str, Any] = await self._stitch.options(session_id=session_id).session.remote(session_id)
         return facts
 
+    @api.head("/sessions/{session_id}/video.mp4", include_in_schema=False)
     @api.get("/sessions/{session_id}/video.mp4", summary="The growing video of a session; serves ranges")
     async def video(self, http: Request, session_id: str) -> Response:
-        facts = await self.session(session_id)
-        return file_range(Path(facts["video_path"]), facts["size"], http.headers.get("range", ""))
+        for _ in range(OPEN_TRIES):
+            facts = await self.session(session_id)
+            file = open_tagged(Path(facts["video_path"]), facts["video_tag"])
+            if file is not None:
+                return file_range(file, facts["size"], facts["video_tag"], http.headers, http.method == "HEAD")
+        raise BusyError(f"The session {session_id!r} is being reset again and again.", "Try again in a few seconds.")
 
     # --- avatars
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from models.errors import FencedError, InputError
 from models.stitch.encode import MediaSpec
-from models.stitch.session import SessionFile, SessionStore
+from models.stitch.session import SessionFile
+from models.stitch.store import SessionStore
 from models.types import PreparedAvatar
 
 
@@ -91,6 +92,7 @@ class OpenSessions:
             "duration_s": round(session.duration_s, 3),
             "size": session.size,
             "video_path": str(session.path),
+            "video_tag": session.video_tag,
             "video_url": f"/sessions/{session_id}/video.mp4",
             "utterances": [asdict(line) for line in session.transcript()],
             "last": self._last.get(session_id),

@@ -58,11 +58,22 @@ class Stamped(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """What the worker computed, when it came to it, and how long it took, seconds."""
+    """What the worker computed, and when, by `time.perf_counter` of its process: asked for, begun and ended."""
 
     value: T
-    queue_s: float
-    compute_s: float
+    asked_s: float
+    started_s: float
+    ended_s: float
+
+    @property
+    def queue_s(self) -> float:
+        """The wait for the thread."""
+        return self.started_s - self.asked_s
+
+    @property
+    def compute_s(self) -> float:
+        """The work itself."""
+        return self.ended_s - self.started_s
 
 
 class Worker:
@@ -80,7 +91,7 @@ class Worker:
         def timed() -> Done[T]:
             started_s = time.perf_counter()
             value = function(*args, **kwargs)
-            return Done(value, started_s - asked_s, time.perf_counter() - started_s)
+            return Done(value, asked_s, started_s, time.perf_counter())
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
 

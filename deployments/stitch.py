@@ -187,14 +187,13 @@ class Stitch(Stage[StitchConfig]):
 
     async def _stitch(self, utterance: Utterance, chunk: Chunk, calls: list[Call]) -> list[Fragment]:
         """Paste, encode and append one chunk on the compute thread."""
-        received_s, began_s = time.time(), time.perf_counter()
+        received_s = time.time()
         done = await self.worker.run(utterance.add, chunk)
-        wall_ms = (time.perf_counter() - began_s) * 1e3
-        count, queue_ms, compute_ms = len(chunk.crops), done.queue_s * 1e3, done.compute_s * 1e3
-        self.meter.stamp(count, received_s, done.queue_s, done.compute_s)
-        calls.append(
-            Call(self.stage, count, queue_ms, wall_ms - queue_ms - compute_ms, compute_ms, wall_ms, compute_ms)
-        )
+        back_s = time.perf_counter() - done.ended_s  # from the thread to the event loop, which may be busy
+        timing = self.meter.stamp(len(chunk.crops), received_s, done.queue_s, done.compute_s)
+        parts_ms = (done.queue_s * 1e3, back_s * 1e3, done.compute_s * 1e3)
+        wall_ms = (timing.done_s - received_s) * 1e3
+        calls.append(Call(self.stage, len(chunk.crops), *parts_ms, wall_ms, done.compute_s * 1e3))
         return done.value
 
     def _count_transfers(self, calls: list[Call]) -> None:

@@ -1,4 +1,4 @@
-"""The growing file of a session, and the folder of all sessions. Knows nothing of frames, faces, HTTP or Ray.
+"""The growing file of a session. Knows nothing of other sessions, frames, faces, HTTP or Ray.
 
     <root>/<session id>/
         session.json        id, avatar, media spec, init segment; its generation changes with each reset
@@ -26,20 +26,15 @@ import dataclasses
 import fcntl
 import io
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from models.errors import ConfigError, CorruptError, ExistsError, FencedError, NotFoundError, SessionNotFound
-from models.ids import path_under
+from models.errors import ConfigError, CorruptError, FencedError, NotFoundError, SessionNotFound
 from models.stitch import export, index
 from models.stitch.disk import EPOCH, INDEX, LOCK, META, VIDEO, SessionMeta, replace_file, starts_with, write_at
 from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec
 from models.types import Fragment
-
-DEFAULT_SESSION = "default"
 
 Sync = Literal["never", "utterance", "fragment"]
 
@@ -132,6 +127,11 @@ class SessionFile:
     def size(self) -> int:
         """Bytes of the video that are committed; a reader goes no further, the file may hold half a fragment more."""
         return self._totals.video_bytes
+
+    @property
+    def video_tag(self) -> str:
+        """Names this very video file: the same while it grows, another after a reset. Raises OSError."""
+        return f"{self._meta.generation}-{self.path.stat().st_ino:x}"
 
     @property
     def epoch(self) -> int | None:
@@ -362,52 +362,6 @@ class SessionFile:
         assert after is not None, record
         write_at(self._index, self._totals.index_bytes, line)
         self._totals = after
-
-
-class SessionStore:
-    """The sessions under one folder, by id."""
-
-    def __init__(self, root: Path, sync: Sync = "utterance") -> None:
-        self.root = Path(root)
-        self._sync: Sync = sync
-        self.root.mkdir(parents=True, exist_ok=True)
-
-    def open(self, session_id: str = DEFAULT_SESSION) -> SessionFile:
-        """Raises SessionNotFound, IdError."""
-        return SessionFile(path_under(self.root, session_id, "session id"), sync=self._sync)
-
-    def create(self, session_id: str, spec: MediaSpec, avatar_id: str = "", avatar_version: str = "") -> SessionFile:
-        """A new session, whole or not at all. Raises ExistsError, IdError."""
-        if self.exists(session_id):
-            raise ExistsError(f"There is a session {session_id!r} already.", "Open or reset it.")
-        return self.open_or_create(session_id, spec, avatar_id, avatar_version)
-
-    def open_or_create(
-        self, session_id: str, spec: MediaSpec, avatar_id: str = "", avatar_version: str = ""
-    ) -> SessionFile:
-        """The session of that id; made, if there is none. Raises ConfigError where it has another format, IdError."""
-        folder = path_under(self.root, session_id, "session id")
-        return SessionFile(folder, spec, avatar_id=avatar_id, avatar_version=avatar_version, sync=self._sync)
-
-    def exists(self, session_id: str) -> bool:
-        return (path_under(self.root, session_id, "session id") / META).is_file()
-
-    def path(self, session_id: str = DEFAULT_SESSION) -> Path:
-        """The video file of a session. Raises SessionNotFound, IdError."""
-        if not self.exists(session_id):
-            raise SessionNotFound(f"There is no session {session_id!r}.", "Speak in it first, or check its id.")
-        return self.root / session_id / VIDEO
-
-    def list(self) -> list[str]:
-        return sorted(path.parent.name for path in self.root.glob(f"[!.]*/{META}"))
-
-    def remove(self, session_id: str) -> None:
-        """Delete a session; whoever writes it is fenced off first. Raises SessionNotFound, IdError."""
-        session = self.open(session_id)
-        gone = self.root / f".gone-{secrets.token_hex(8)}"
-        with session.taken_over():
-            session.folder.rename(gone)  # at once: it is never half there
-        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _describe(spec: MediaSpec) -> str:

@@ -39,6 +39,10 @@ class Events:
         self.cancelled = True
 
 
+class Turns(list):
+    """Answers of a method, one a call."""
+
+
 class Handle:
     """A deployment: `answers` says what each method gives; `asked` and `made` remember."""
 
@@ -54,6 +58,8 @@ class Handle:
     def _call(self, name: str, arguments: tuple):
         self.asked.append((name, arguments))
         answer = self.answers[name]
+        if isinstance(answer, Turns):
+            answer = answer.pop(0)
         if isinstance(answer, list):
             self.made.append(Events(answer))
             return self.made[-1]
@@ -104,6 +110,10 @@ def grown(tmp_path) -> Path:
     return path
 
 
+def ranged(path: Path, wanted: str, **options):
+    return file_range(path.open("rb"), 1000, "tag", {"range": wanted} if wanted else {}, **options)
+
+
 async def body_of(answer) -> bytes:
     return b"".join([part async for part in answer.body_iterator]) if hasattr(answer, "body_iterator") else answer.body
 
@@ -122,7 +132,7 @@ async def body_of(answer) -> bytes:
     ],
 )
 async def test_a_range_holds_whole_fragments_bytes_and_no_others(grown, wanted, begin, end):
-    answer = file_range(grown, 1000, wanted)
+    answer = ranged(grown, wanted)
     assert answer.status_code == 206
     assert answer.headers["content-range"] == f"bytes {begin}-{end - 1}/1000"
     assert answer.headers["content-length"] == str(end - begin)
@@ -131,7 +141,7 @@ async def test_a_range_holds_whole_fragments_bytes_and_no_others(grown, wanted, 
 
 @pytest.mark.parametrize("wanted", ["", "bytes=-", "bytes=0-1,5-6", "frames=0-9", "bytes=a-b"])
 async def test_what_is_no_single_range_gets_the_whole(grown, wanted):
-    answer = file_range(grown, 1000, wanted)
+    answer = ranged(grown, wanted)
     assert (answer.status_code, answer.headers["content-length"]) == (200, "1000")
     assert answer.headers["accept-ranges"] == "bytes"
     assert await body_of(answer) == grown.read_bytes()[:1000]
@@ -139,15 +149,63 @@ async def test_what_is_no_single_range_gets_the_whole(grown, wanted):
 
 @pytest.mark.parametrize("wanted", ["bytes=1000-", "bytes=1000-1010", "bytes=-0", "bytes=200-100"])
 def test_a_range_behind_the_end_is_416_and_says_where_the_end_is(grown, wanted):
-    answer = file_range(grown, 1000, wanted)
+    answer = ranged(grown, wanted)
     assert (answer.status_code, answer.headers["content-range"]) == (416, "bytes */1000")
 
 
+def session_of(path: Path, generation: str = "first", **options) -> Handle:
+    facts = {"video_path": str(path), "size": 1000, "video_tag": f"{generation}-{path.stat().st_ino:x}"}
+    return Handle(session={**facts, **options})
+
+
 def test_a_sessions_video_is_as_long_as_stitch_says(serve, grown):
-    client = serve(Handle(session={"video_path": str(grown), "size": 1000}))
+    client = serve(session_of(grown))
     assert client.get("/sessions/alice/video.mp4").content == grown.read_bytes()[:1000]
     part = client.get("/sessions/alice/video.mp4", headers={"Range": "bytes=990-"})
     assert (part.status_code, part.content) == (206, grown.read_bytes()[990:1000])
+
+
+def test_ranges_of_a_growing_video_have_one_tag_and_fit_together(serve, grown):
+    first = serve(session_of(grown, size=600)).get("/sessions/alice/video.mp4", headers={"Range": "bytes=0-499"})
+    wanted = {"Range": "bytes=500-", "If-Range": first.headers["etag"]}
+    second = serve(session_of(grown)).get("/sessions/alice/video.mp4", headers=wanted)
+    assert second.status_code == 206 and second.headers["etag"] == first.headers["etag"]
+    assert first.content + second.content == grown.read_bytes()[:1000]
+
+
+def test_a_range_of_a_video_that_was_reset_is_answered_with_the_whole_new_one(serve, grown):
+    before = serve(session_of(grown)).get("/sessions/alice/video.mp4").headers["etag"]
+    after = serve(session_of(grown, "second"))
+    for known in (before, "W/" + before, "Mon, 23 Nov 2026 04:00:00 GMT"):
+        answer = after.get("/sessions/alice/video.mp4", headers={"Range": "bytes=500-", "If-Range": known})
+        assert (answer.status_code, len(answer.content)) == (200, 1000), known
+        assert answer.headers["etag"] != before
+
+
+def test_a_known_tag_does_not_hide_what_was_added(serve, grown):
+    client = serve(session_of(grown))
+    tag = client.get("/sessions/alice/video.mp4").headers["etag"]
+    again = client.get("/sessions/alice/video.mp4", headers={"If-None-Match": tag})
+    assert (again.status_code, len(again.content)) == (200, 1000)
+
+
+def test_head_is_get_without_its_body(serve, grown):
+    client = serve(session_of(grown))
+    for wanted in ({}, {"Range": "bytes=100-199"}, {"Range": "bytes=2000-"}):
+        get, head = (client.request(m, "/sessions/alice/video.mp4", headers=wanted) for m in ("GET", "HEAD"))
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        for name in ("etag", "content-length", "content-range", "accept-ranges", "content-type"):
+            assert head.headers.get(name) == get.headers.get(name), name
+
+
+def test_a_video_that_is_reset_while_it_is_opened_is_asked_for_again(serve, grown, tmp_path):
+    stale = {"video_path": str(grown), "size": 700, "video_tag": "first-0"}  # of a file that is no longer there
+    fresh = session_of(grown, "second").answers["session"]
+    stitch = Handle(session=Turns([stale, fresh]))
+    answer = serve(stitch).get("/sessions/alice/video.mp4")
+    assert (len(answer.content), answer.headers["etag"]) == (1000, f'"{fresh["video_tag"]}"')
+    answer = serve(Handle(session=stale)).get("/sessions/alice/video.mp4")
+    assert (answer.status_code, error_of(answer)["code"]) == (429, "busy")
 
 
 # --- speaking

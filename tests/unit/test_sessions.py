@@ -56,6 +56,19 @@ def test_a_replica_sees_what_another_wrote(replicas):
     assert [line["text"] for line in facts["utterances"]] == ["Hello.", "Again."]
 
 
+def test_the_videos_tag_stays_while_it_grows_and_changes_with_a_reset(replicas):
+    one, two = replicas
+    append(one.begin("alice", SPEC, avatar(), "Hello."))
+    tag = one.describe("alice")["video_tag"]
+    append(two.begin("alice", SPEC, avatar(), "I go on."))
+    assert one.describe("alice")["video_tag"] == two.describe("alice")["video_tag"] == tag
+    one.reset("alice")
+    after_reset = two.describe("alice")["video_tag"]
+    one.remove("alice")
+    one.begin("alice", SPEC, avatar(), "Anew.")
+    assert len({tag, after_reset, two.describe("alice")["video_tag"]}) == 3
+
+
 def test_a_take_over_fences_the_old_writer_and_loses_nothing(replicas):
     one, two = replicas
     old = one.begin("alice", SPEC, avatar(), "Hello.")

@@ -16,9 +16,9 @@ import av
 import numpy as np
 import pytest
 
-from models.errors import ConfigError, CorruptError, ExistsError, FencedError, IdError, NotFoundError, SessionNotFound
+from models.errors import ConfigError, CorruptError, FencedError, NotFoundError, SessionNotFound
 from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder
-from models.stitch.session import SessionFile, SessionStore
+from models.stitch.session import SessionFile
 from models.types import Fragment
 
 SPEC = MediaSpec(32, 32, 25, fragment_frames=4, first_fragment_frames=4, audio_bit_rate=24_000)
@@ -415,42 +415,6 @@ def test_files_that_no_crash_makes_are_refused_and_kept(tmp_path: Path) -> None:
     session.reset()
     speak(session)
     assert playable_frames(session.path.read_bytes()) == 10
-
-
-def test_a_store_keeps_sessions_apart(tmp_path: Path) -> None:
-    store = SessionStore(tmp_path / "sessions")
-    ann, bob = store.create("ann", SPEC), store.open_or_create("bob", SPEC, "presenter", "3")
-    speak(ann)
-    assert (store.open("ann").frames, store.open("bob").frames) == (10, 0)
-    assert store.list() == ["ann", "bob"] and store.open("bob").avatar_id == "presenter"
-    assert store.path("bob") == bob.path == tmp_path / "sessions" / "bob" / "full_session.mp4"
-    with pytest.raises(SessionNotFound, match="default"):
-        store.path()
-    with pytest.raises(ExistsError):
-        store.create("ann", SPEC)
-    for wrong in ("../bob", "Ann", "", "a/b"):
-        with pytest.raises(IdError):
-            store.open(wrong)
-
-
-def test_creating_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from models.stitch import session as module
-
-    real = module.replace_file
-
-    def crash(path: Path, data: bytes, sync: bool = True) -> None:
-        if path.name == "session.json":
-            raise KeyboardInterrupt
-        real(path, data, sync)
-
-    store = SessionStore(tmp_path)
-    monkeypatch.setattr(module, "replace_file", crash)
-    with pytest.raises(KeyboardInterrupt):
-        store.create("ann", SPEC)
-    monkeypatch.undo()
-    assert store.list() == [] and not store.exists("ann")
-    speak(store.create("ann", SPEC))
-    assert store.open("ann").frames == 10
 
 
 def test_many_creators_make_one_session(tmp_path: Path) -> None:

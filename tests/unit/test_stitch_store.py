@@ -1,0 +1,45 @@
+"""The sessions under one folder: kept apart by their ids, made whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from models.errors import ExistsError, IdError, SessionNotFound
+from models.stitch.store import SessionStore
+from tests.unit.test_stitch_session import SPEC, speak
+
+
+def test_a_store_keeps_sessions_apart(tmp_path: Path) -> None:
+    store = SessionStore(tmp_path / "sessions")
+    ann, bob = store.create("ann", SPEC), store.open_or_create("bob", SPEC, "presenter", "3")
+    speak(ann)
+    assert (store.open("ann").frames, store.open("bob").frames) == (10, 0)
+    assert store.list() == ["ann", "bob"] and store.open("bob").avatar_id == "presenter"
+    assert store.path("bob") == bob.path == tmp_path / "sessions" / "bob" / "full_session.mp4"
+    with pytest.raises(SessionNotFound, match="default"):
+        store.path()
+    with pytest.raises(ExistsError):
+        store.create("ann", SPEC)
+    for wrong in ("../bob", "Ann", "", "a/b"):
+        with pytest.raises(IdError):
+            store.open(wrong)
+
+
+def test_creating_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from models.stitch import session as module
+
+    real = module.replace_file
+
+    def crash(path: Path, data: bytes, sync: bool = True) -> None:
+        if path.name == "session.json":
+            raise KeyboardInterrupt
+        real(path, data, sync)
+
+    store = SessionStore(tmp_path)
+    monkeypatch.setattr(module, "replace_file", crash)
+    with pytest.raises(KeyboardInterrupt):
+        store.create("ann", SPEC)
+    monkeypatch.undo()
+    assert store.list() == [] and not store.exists("ann")
+    speak(store.create("ann", SPEC))
+    assert store.open("ann").frames == 10
