@@ -160,10 +160,11 @@ class Line:
 
     async def _segments(self, job: Job) -> AsyncGenerator[_Segment, None]:
         """The utterance's speech in padded segments, each a whole number of frames."""
-        first_frame = 0
+        first_frame, added_s = 0, 0.0
         async with aclosing(self._spoken(job) if job.text else _given(job.speech)) as source:
             async for speech in source:
-                padded = pad_to_frames(speech, self.settings.fps)
+                padded = pad_to_frames(speech, self.settings.fps, added_s)
+                added_s += padded.duration_s - speech.duration_s
                 frames = round(padded.duration_s * self.settings.fps)
                 yield _Segment(padded, first_frame, frames)
                 first_frame += frames

@@ -189,11 +189,26 @@ def frames_over(samples: int, sample_rate_hz: int, fps: int) -> int:
     return frames
 
 
-def pad_to_frames(speech: Speech, fps: int) -> Speech:
-    """The speech with silence behind it, so that it lasts a whole number of video frames (rounded up)."""
-    wanted = frame_start(frames_over(len(speech.samples), speech.sample_rate_hz, fps), speech.sample_rate_hz, fps)
-    missing = wanted - len(speech.samples)
+def pad_to_frames(speech: Speech, fps: int, added_s: float = 0.0) -> Speech:
+    """The speech with silence behind it, so that it lasts a whole number of video frames (rounded up).
+
+    added_s: how much silence the segments before it were given. Where that and its own would come to more than a frame,
+    and the speech ends in silence, that is cut to whole frames instead: so an utterance of many segments is never more
+    than a frame longer than its speech.
+    """
+    count, rate_hz = len(speech.samples), speech.sample_rate_hz
+    frames = frames_over(count, rate_hz, fps)
+    missing = frame_start(frames, rate_hz, fps) - count
+    shorter = frame_start(frames - 1, rate_hz, fps)
+    if frames > 1 and added_s + missing / rate_hz > 1 / fps and _is_silent(speech.samples[shorter:]):
+        ends_s = shorter / rate_hz
+        kept = tuple(dataclasses.replace(p, end_s=min(p.end_s, ends_s)) for p in speech.phonemes if p.start_s < ends_s)
+        return dataclasses.replace(speech, samples=speech.samples[:shorter], phonemes=kept)
     return dataclasses.replace(speech, samples=np.pad(speech.samples, (0, missing))) if missing else speech
+
+
+def _is_silent(samples: Float32) -> bool:
+    return bool(np.abs(samples).max(initial=0.0) < 10 ** (SILENCE_DB / 20))
 
 
 def segments(samples: Float32, sample_rate_hz: int, fps: int, max_s: float = 8.0) -> list[Speech]:

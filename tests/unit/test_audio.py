@@ -26,7 +26,7 @@ from models.audio import (
     segments,
 )
 from models.errors import AudioError
-from models.types import SUPPORTED_FPS, Float32, Speech
+from models.types import SUPPORTED_FPS, Float32, Phoneme, Speech
 
 #        container, codec, sample format, layout, rate, error that the codec may add
 FORMATS = {
@@ -229,6 +229,31 @@ def test_padding_reaches_a_whole_frame_and_keeps_the_speech(n: int, fps: int, ra
     assert len(padded.samples) == round(round(padded.duration_s * fps) * rate_hz / fps)
     assert (padded.text, padded.last) == ("one", True)
     assert pad_to_frames(padded, fps).samples is padded.samples
+
+
+@given(
+    st.lists(st.integers(3_000, 60_000), min_size=1, max_size=20),
+    st.sampled_from(SUPPORTED_FPS),
+    st.sampled_from([16_000, 22_050, 24_000]),
+)
+def test_sentences_that_end_in_silence_are_together_a_frame_longer_at_most(
+    sizes: list[int], fps: int, rate_hz: int
+) -> None:
+    added_s = 0.0
+    for size in sizes:
+        sound = np.concatenate([np.ones(size, np.float32), np.zeros(rate_hz // 10, np.float32)])
+        sentence = Speech(sound, rate_hz, phonemes=(Phoneme("a", 0.0, size / rate_hz), Phoneme("_", size / rate_hz, 9)))
+        padded = pad_to_frames(sentence, fps, added_s)
+        assert padded.samples[:size].all() and not padded.samples[size:].any()
+        assert abs(padded.duration_s * fps - round(padded.duration_s * fps)) < 0.01
+        assert len(padded.samples) >= len(sound) or padded.phonemes[-1].end_s == padded.duration_s
+        added_s += padded.duration_s - sentence.duration_s
+        assert -1 / rate_hz <= added_s <= 1 / fps + 1 / rate_hz
+
+
+def test_silence_is_never_cut_out_of_sound() -> None:
+    loud = Speech(np.ones(1_000, np.float32), 24_000)
+    assert len(pad_to_frames(loud, 25, added_s=0.04).samples) == 1_920
 
 
 @settings(deadline=None)
