@@ -71,14 +71,14 @@ def greys(stamped) -> list[int]:
 async def test_frames_take_the_latents_of_their_place_in_the_session(stage):
     await stage.reconfigure(config())
     done = await stage.generate(features(8), 0, 8, "presenter", position=3, first_frame=0)
-    assert greys(done) == [30, 40, 30, 20, 10, 0, 10, 20]  # forth and back: after 0 1 2 comes 3 4 3 2 1 0 1 2
+    assert greys(done) == [10, 20, 30, 30, 40, 40, 40, 30]  # forth and back, eased: after 0 0 1 comes 1 2 3 …
 
 
 async def test_a_chunk_takes_its_own_windows_of_the_segment(stage):
     await stage.reconfigure(config())
     windows = np.zeros((10, 50, 384), np.float16) + np.arange(10, dtype=np.float16)[:, None, None]
-    done = await stage.generate(Stamped(FeatureWindows(windows, 25), ()), 4, 3, "presenter", 0, 4)
-    assert greys(done) == [4, 15, 26] and done.value.first_frame == 4
+    done = await stage.generate(Stamped(FeatureWindows(windows, 25), ()), 4, 3, "presenter", 3, 4)
+    assert greys(done) == [14, 25, 36] and done.value.first_frame == 4
 
 
 async def test_frames_of_two_sessions_share_one_call_and_do_not_mix(stage):
@@ -86,8 +86,8 @@ async def test_frames_of_two_sessions_share_one_call_and_do_not_mix(stage):
     await stage.generate(features(1), 0, 1, "presenter", 0, 0)  # its latents are there now
     stage.model.batches.clear()
     one, two = await asyncio.gather(
-        stage.generate(features(2, 1), 0, 2, "presenter", 0, 0, 5.0, "alice"),
-        stage.generate(features(2, 7), 0, 2, "presenter", 0, 0, 4.0, "bob"),
+        stage.generate(features(2, 1), 0, 2, "presenter", 1, 0, 5.0, "alice"),
+        stage.generate(features(2, 7), 0, 2, "presenter", 1, 0, 4.0, "bob"),
     )
     assert stage.model.batches == [4]
     assert (greys(one), greys(two)) == ([1, 11], [7, 17])
