@@ -102,6 +102,9 @@ class StitchConfig(Strict):
     crf: int = Field(20, ge=0, le=40)  # H.264 quality: lower is better and larger
     preset: str = "veryfast"  # x264's
     blend_mode: Literal["feather"] = "feather"
+    rest_mouth: Literal["auto", "source", "generated"] = "auto"  # in silences; auto: source, unless its mouth moves
+    rest_fade_ms: float = Field(120.0, ge=80, le=160)  # from one mouth to the other, within the silence
+    rest_pause_ms: float = Field(300.0, ge=250, le=5000)  # silences between words from which the mouth rests
     max_audio_s: float = Field(600.0, gt=0)
     cached_avatars: int = Field(4, ge=1)
     cached_sessions: int = Field(256, ge=1)  # session files kept open

@@ -72,11 +72,13 @@ class Chunk:
 
     speech: with a segment's first chunk, the whole segment: samples padded to whole frames, phonemes where they are
     known, times from `crops.first_frame` on, which is the segment's first frame in the utterance. None with its others.
+    following: the next segment and its first frame, where it has come already: nothing waits for it.
     """
 
     crops: FaceCrops
     speech: Speech | None
     last: bool
+    following: tuple[Speech, int] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +90,7 @@ class _Segment:
     frames: int
     features: Any = None
     done: asyncio.Task[float] | None = None  # ends when the features are there: the wall-clock time of that
+    following: _Segment | None = None  # the next one, once it is here
 
 
 @dataclass(slots=True, eq=False)
@@ -162,12 +165,16 @@ class Line:
         """The utterance's speech in padded segments, each a whole number of frames."""
         first_frame, added_s = 0, 0.0
         async with aclosing(self._spoken(job) if job.text else _given(job.speech)) as source:
+            before: _Segment | None = None
             async for speech in source:
                 padded = pad_to_frames(speech, self.settings.fps, added_s)
                 added_s += padded.duration_s - speech.duration_s
-                frames = round(padded.duration_s * self.settings.fps)
-                yield _Segment(padded, first_frame, frames)
-                first_frame += frames
+                segment = _Segment(padded, first_frame, round(padded.duration_s * self.settings.fps))
+                if before is not None:
+                    before.following = segment
+                before = segment
+                yield segment
+                first_frame += segment.frames
 
     async def _spoken(self, job: Job) -> AsyncGenerator[Speech, None]:
         """Sentences from TTS. When its replica dies, ask again and skip the sentences that are already here."""
@@ -294,9 +301,10 @@ def _lost_replica(cause: BaseException | None) -> bool:
 
 def _cut(segment: _Segment, start: int, crops: FaceCrops) -> Chunk:
     """A segment's whole speech goes with its first chunk: the sound encoder looks ahead, and must not wait for it."""
-    speech = segment.speech
+    speech, following = segment.speech, segment.following
     last = speech.last and start + len(crops) == segment.frames
-    return Chunk(crops, speech if start == 0 else None, last)
+    known = None if following is None else (following.speech, following.first_frame)
+    return Chunk(crops, speech if start == 0 else None, last, known)
 
 
 async def _as_they_come(stream: Any) -> AsyncGenerator[tuple[Any, float], None]:

@@ -5,7 +5,7 @@ Nothing is written before its first frame is there, so a refused or failed reque
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from deployments.sessions import OpenSessions
 from models.audio import resample
 from models.avatar.playback import ping_pong
 from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
+from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.stitch.session import SessionFile
 from models.types import Float32, Fragment, PreparedAvatar, Speech, UInt8
@@ -26,31 +27,41 @@ class LoadedAvatar:
 
     prepared: PreparedAvatar
     paster: Paster
+    rests: bool = True  # the mouth of its own frames keeps still
 
 
 @dataclass(slots=True)
 class Utterance:
-    """`position` is the session's frame count at its start; `speech` stays empty where TTS makes it."""
+    """`position` is the session's frame count at its start; `speech` stays empty where TTS makes it.
+
+    weights: of the generated mouth in each frame, 0 to 1, an array `(n,)` a chunk.
+    """
 
     request: SpeakRequest
     sessions: OpenSessions
     avatar: LoadedAvatar
     spec: MediaSpec
     position: int
+    mouth: Mouth
     speech: tuple[Speech, ...] = ()
     frames: int = 0
     session: SessionFile | None = None
     encoder: UtteranceEncoder | None = None
+    weights: list[Float32] = field(default_factory=list)
     _zero: Clock | None = None
 
     def add(self, chunk: Chunk) -> list[Fragment]:
         """Paste, encode and append a chunk; return the fragments that it completed. Raises FencedError, OSError."""
         session, encoder = self._begun()
-        frames = self._paste(chunk.crops.first_frame, chunk.crops.images)
+        self._hear(chunk)
+        first_frame, crops = chunk.crops.first_frame, chunk.crops.images
+        weights = self.mouth.weights(first_frame, len(crops))
+        frames = self._paste(first_frame, crops, weights)
         fragments = encoder.push(frames, self._sound(chunk.speech), chunk.last)
         for fragment in fragments:
             session.append(fragment)
         self.frames += len(frames)
+        self.weights.append(weights)
         return fragments
 
     def end(self) -> None:
@@ -71,19 +82,26 @@ class Utterance:
             self.encoder = UtteranceEncoder(self.session.spec, self.session.clock)
         return self.session, self.encoder
 
+    def _hear(self, chunk: Chunk) -> None:
+        """What the mouth can know by now: the chunk's segment, and the one after it if that is here."""
+        if chunk.speech is not None:
+            self.mouth.hear(chunk.speech, chunk.crops.first_frame)
+        if chunk.following is not None:
+            self.mouth.hear(*chunk.following)
+
     def _sound(self, speech: Speech | None) -> Float32:
         """A segment's samples at the session's rate; none where its first chunk has brought them already."""
         if speech is None:
             return np.zeros(0, np.float32)
         return resample(speech.samples, speech.sample_rate_hz, self.spec.sample_rate_hz)
 
-    def _paste(self, first_frame: int, crops: UInt8) -> UInt8:
+    def _paste(self, first_frame: int, crops: UInt8, weights: Float32) -> UInt8:
         """The avatar's own frames with the crops pasted in, `(n, h, w, 3)`; a frame without a face stays as it is."""
         avatar = self.avatar.prepared
         assert avatar.frames is not None
         indices = ping_pong(self.position + first_frame, len(crops), len(avatar))
         frames = np.empty((len(crops), avatar.height, avatar.width, 3), np.uint8)
-        for frame, crop, index in zip(frames, crops, indices.tolist(), strict=True):
+        for frame, crop, index, weight in zip(frames, crops, indices.tolist(), weights.tolist(), strict=True):
             frame[:] = avatar.frames[index]
-            self.avatar.paster.paste_into(frame, crop, index)
+            self.avatar.paster.paste_into(frame, crop, index, weight)
         return frames

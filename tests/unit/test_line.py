@@ -135,6 +135,8 @@ async def test_the_first_chunk_of_a_segment_knows_its_phonemes_and_all_its_sound
     chunks = await collect(line(Stages([])), Job("a", 0, speech=(said, speech(0.4, last=True))))
     first, second = (chunk for chunk in chunks if chunk.speech)
     assert (first.crops.first_frame, second.crops.first_frame) == (0, 16)
+    ends = [chunk for chunk in chunks if chunk.crops.first_frame + len(chunk.crops) == 16]
+    assert ends[0].following == (second.speech, 16) and chunks[-1].following is None
     assert first.speech.phonemes == heard and len(first.speech.samples) == 16 * RATE // 25
 
 

@@ -1,5 +1,6 @@
 """Utterance: nothing is written before the first frame; frames, sound and the session's place go together."""
 
+import dataclasses
 import io
 
 import av
@@ -12,6 +13,7 @@ from deployments.sessions import OpenSessions
 from deployments.utterance import LoadedAvatar, Utterance
 from models.errors import FencedError
 from models.stitch.encode import MediaSpec
+from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.types import FaceCrops, PreparedAvatar, Speech
 
@@ -36,7 +38,7 @@ def chunk(first: int, count: int, last: bool = False, speech_s: float = 0.0) -> 
     """White crops; the speech comes with the first chunk, at a rate that is not the session's."""
     crops = FaceCrops(np.full((count, 256, 256, 3), 250, np.uint8), first, "ann")
     samples = np.sin(np.arange(round(speech_s * 16_000)) / 10).astype(np.float32) * 0.3
-    return Chunk(crops, Speech(samples, 16_000) if speech_s else None, last)
+    return Chunk(crops, Speech(samples, 16_000, last=last) if speech_s else None, last)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def sessions(tmp_path) -> OpenSessions:
 
 
 def utterance(sessions: OpenSessions, position: int = 0, text: str = "Hello.") -> Utterance:
-    return Utterance(SpeakRequest("alice", text), sessions, loaded(), SPEC, position)
+    return Utterance(SpeakRequest("alice", text), sessions, loaded(), SPEC, position, Mouth(SPEC.fps))
 
 
 def decode(data: bytes) -> tuple[np.ndarray, float]:
@@ -108,6 +110,29 @@ def test_crops_are_pasted_where_there_is_a_face_and_nowhere_else(sessions):
     frames, _ = decode(said.session.path.read_bytes())  # of the avatar's frames 2 3 3 4
     assert [int(frame[32, 32, 0]) > 220 for frame in frames] == [True, False, False, True]
     assert frames[2, 32, 32, 0] == pytest.approx(140, abs=6)
+
+
+def test_the_sources_own_mouth_is_shown_where_nothing_sounds(sessions):
+    said, heard = utterance(sessions), chunk(0, 16, last=True, speech_s=0.64)
+    heard.speech.samples[: round(0.28 * 16_000)] = 0.0
+    heard.speech.samples[round(0.4 * 16_000) :] = 0.0
+    said.add(heard)
+    frames, _ = decode(said.session.path.read_bytes())
+    (weights,) = said.weights
+    assert weights[[0, 7, 8, 9, 15]].tolist() == [0.0, 1.0, 1.0, 1.0, 0.0] and 0 < weights[2] < weights[3] < 1
+    own = np.array([20, 60, 100, 140, 180, 140, 100, 60] * 2)
+    shown = np.where(np.array([0, 1, 2, 3, 4, 3, 2, 1] * 2) == 3, own, own + weights * (250 - own))  # frame 3: no face
+    assert frames[:, 32, 32, 0] == pytest.approx(shown, abs=6)
+
+
+def test_the_following_segment_makes_one_pause_of_two_silences(sessions):
+    said, heard, after = utterance(sessions), chunk(0, 16, speech_s=0.64), chunk(16, 16, last=True, speech_s=0.64)
+    heard.speech.samples[round(0.44 * 16_000) :] = 0.0  # 0.2 s of silence …
+    after.speech.samples[: round(0.2 * 16_000)] = 0.0  # … and 0.2 s again
+    said.add(dataclasses.replace(heard, following=(after.speech, 16)))
+    said.add(after)
+    before, later = said.weights
+    assert before.min() == 0.0 and later[0] < 1.0 and later[5:].min() == 1.0
 
 
 def test_a_viewers_own_time_starts_at_zero_in_the_middle_of_a_session(sessions):

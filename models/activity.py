@@ -1,0 +1,121 @@
+"""Tells when a speech sounds: from its phonemes where the voice knows them, else from the sound. Knows no faces.
+
+Phonemes' edges are some 25 ms uncertain, so a sound that meets one counts as a whole; a sound apart is no speech.
+The sound is judged a whole segment at a time, so hysteresis works both ways in time: a stretch that is surely voiced
+grows forward and back to where the sound sinks into the background. A breath or a click has no such core. The levels
+adapt: to the background of the segment, and to the loudest speech of the utterance so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from models.types import Float32, Phoneme, Speech
+
+Spans = npt.NDArray[np.float64]  # (m, 2): start and end in seconds, in order, apart from one another
+Levels = npt.NDArray[np.float64]  # dB below full scale, a value each HOP_S
+Runs = list[tuple[int, int]]  # first and one past the last of each, in hops
+
+SILENCE = "_"  # the phoneme of silence
+HOP_S, FRAME_S = 0.010, 0.030  # three periods of a voice at 100 Hz
+VOICE_HZ = (90.0, 1000.0)  # where voiced sounds have most of their energy, and breath and hiss have little of theirs
+SOUND_HZ = (90.0, 8000.0)  # hum is below; nothing that lips do is above
+QUIETEST_VOICE_DB, QUIETEST_SOUND_DB = -55.0, -60.0  # below full scale: nobody speaks so softly
+VOICE_RANGE_DB, SOUND_RANGE_DB = 30.0, 40.0  # how far below the loudest speech its softest voiced and other sounds are
+ABOVE_VOICE_FLOOR_DB, ABOVE_SOUND_FLOOR_DB = 9.0, 6.0  # the second keeps noise out, whose hops vary by 1.5 dB
+LOUD, QUIET = 95, 5  # percentiles of a segment's levels: its speech, its background
+LEAST_RANGE_DB = 20.0  # between them: a segment may be without a pause, and then its quietest hops are no background
+CORE_S = 0.03  # a shorter voiced stretch is a click
+NEAR_S = 0.15  # a sound so close to a core belongs to it: what a stop consonant lets out after its closure
+GUARD_S = 0.02  # around what was found: a frame's half width, in which its edge is uncertain
+
+
+class Activity:
+    """The ear of one utterance; it remembers how loud the voice is from segment to segment."""
+
+    def __init__(self) -> None:
+        self._loudest_db: tuple[float, float] = (-np.inf, -np.inf)  # voice, sound
+
+    def __call__(self, speech: Speech) -> Spans:
+        """When the segment sounds, seconds from its first sample."""
+        heard = self.from_sound(speech.samples, speech.sample_rate_hz)
+        if not speech.phonemes:
+            return heard
+        known = from_phonemes(speech.phonemes)
+        return joined(np.concatenate([known, *(span[None] for span in heard if _meets(span, known))]))
+
+    def from_sound(self, samples: Float32, sample_rate_hz: int) -> Spans:
+        """When float32 mono `(n,)` sounds. Digital silence, noise below −60 dB and breaths do not."""
+        voice, sound = levels_db(samples, sample_rate_hz, VOICE_HZ), levels_db(samples, sample_rate_hz, SOUND_HZ)
+        if not len(voice):
+            return np.zeros((0, 2))
+        loudest = [
+            max(known, float(np.percentile(levels, LOUD)))
+            for known, levels in zip(self._loudest_db, (voice, sound), strict=True)
+        ]
+        self._loudest_db = (loudest[0], loudest[1])
+        voiced = voice > max(
+            _floor(voice, loudest[0]) + ABOVE_VOICE_FLOOR_DB, loudest[0] - VOICE_RANGE_DB, QUIETEST_VOICE_DB
+        )
+        heard = sound > max(
+            _floor(sound, loudest[1]) + ABOVE_SOUND_FLOOR_DB, loudest[1] - SOUND_RANGE_DB, QUIETEST_SOUND_DB
+        )
+        spans = np.array(_grown(_runs(voiced), _runs(heard | voiced)), np.float64).reshape(-1, 2) * HOP_S
+        spans += (-GUARD_S, GUARD_S)
+        return joined(np.clip(spans, 0.0, len(samples) / sample_rate_hz))
+
+
+def from_phonemes(phonemes: Sequence[Phoneme]) -> Spans:
+    """When phonemes other than silence sound."""
+    spans = [(p.start_s, p.end_s) for p in phonemes if p.symbol != SILENCE and p.end_s > p.start_s]
+    return joined(np.array(spans, np.float64).reshape(-1, 2))
+
+
+def _meets(span: npt.NDArray[np.float64], spans: Spans) -> bool:
+    return bool(np.any((spans[:, 0] < span[1]) & (span[0] < spans[:, 1])))
+
+
+def levels_db(samples: Float32, sample_rate_hz: int, band_hz: tuple[float, float]) -> Levels:
+    """RMS of a band around each `HOP_S`'s middle, dB below full scale, at least −120: `(ceil(n / hop),)`."""
+    hop, size = round(HOP_S * sample_rate_hz), round(FRAME_S * sample_rate_hz)
+    count = -(-len(samples) // hop)
+    around = np.pad(samples, ((size - hop) // 2, size + hop))
+    frames = np.lib.stride_tricks.sliding_window_view(around, size)[: count * hop : hop]
+    window = np.hanning(size).astype(np.float32)
+    power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2  # (count, size // 2 + 1)
+    first, last = (round(hz * size / sample_rate_hz) for hz in band_hz)
+    mean = 2 * power[:, first : last + 1].sum(1) / (size * np.sum(window**2))  # Parseval
+    return cast(Levels, 10 * np.log10(np.maximum(mean, 1e-12)))
+
+
+def _floor(levels: Levels, loudest_db: float) -> float:
+    """The background's level."""
+    return min(float(np.percentile(levels, QUIET)), loudest_db - LEAST_RANGE_DB)
+
+
+def _runs(flags: npt.NDArray[np.bool_]) -> Runs:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _grown(voiced: Runs, heard: Runs) -> Runs:
+    """The stretches of `heard` that hold a core of `voiced`, and those near one."""
+    core, near = round(CORE_S / HOP_S), round(NEAR_S / HOP_S)
+    cores = [run for run in voiced if run[1] - run[0] >= core]
+    sure = [run for run in heard if any(run[0] <= first and last <= run[1] for first, last in cores)]
+    return [run for run in heard if any(run[0] - last <= near and first - run[1] <= near for first, last in sure)]
+
+
+def joined(spans: Spans) -> Spans:
+    """Spans in order, those that meet made one."""
+    kept: list[list[float]] = []
+    for start, end in spans[np.argsort(spans[:, 0])].tolist():
+        if kept and start <= kept[-1][1] + 1e-6:
+            kept[-1][1] = max(kept[-1][1], end)
+        else:
+            kept.append([start, end])
+    return np.array(kept, np.float64).reshape(-1, 2)

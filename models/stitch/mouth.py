@@ -1,0 +1,29 @@
+"""One utterance's mouth over time: when the generated mouth is shown, and when the source's own. Knows no pictures."""
+
+from __future__ import annotations
+
+from models.activity import Activity
+from models.stitch.rest import Rest, RestSettings
+from models.types import Float32, Speech
+
+
+class Mouth:
+    """Hears the speech of one utterance, and says how much of the generated mouth each frame shows."""
+
+    def __init__(self, fps: int, rest: RestSettings | None = None) -> None:
+        self._activity, self._rest = Activity(), Rest(fps, rest or RestSettings())
+        self._heard: set[int] = set()  # first frames of the segments that are known
+
+    def hear(self, speech: Speech, first_frame: int) -> None:
+        """A segment, which begins at `first_frame` of the utterance. Hearing it again changes nothing."""
+        if first_frame not in self._heard:
+            self._heard.add(first_frame)
+            self._rest.add(first_frame, speech.duration_s, self._activity(speech), speech.last)
+
+    def weights(self, first_frame: int, count: int) -> Float32:
+        """Weights `(count,)` of the generated mouth, 0 to 1, of the next frames; ask for each once, in order."""
+        return self._rest.weights(first_frame, count)
+
+    def fade_out(self, count: int) -> Float32:
+        """Weights `(count,)` from the last frame's down to 0, whatever sounds: for an utterance that is interrupted."""
+        return self._rest.fade_out(count)

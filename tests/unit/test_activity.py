@@ -1,0 +1,119 @@
+"""Speech activity: what sounds is speech, what only hisses is not, at any level and against any background."""
+
+import numpy as np
+import pytest
+
+from models.activity import Activity, from_phonemes, levels_db
+from models.tts.hibari import HibariTTS
+from models.types import Phoneme, Speech
+
+RATE = 16_000
+TOLERANCE_S = 0.05  # a frame's half width, the guard and the hop
+
+
+def silence(seconds: float) -> np.ndarray:
+    return np.zeros(round(seconds * RATE), np.float32)
+
+
+def hiss(seconds: float, level_db: float, seed: int = 0) -> np.ndarray:
+    """White noise with that RMS."""
+    noise = np.random.default_rng(seed).normal(size=round(seconds * RATE))
+    return (noise * 10 ** (level_db / 20)).astype(np.float32)
+
+
+def breath(seconds: float, level_db: float = -42.0) -> np.ndarray:
+    """Noise whose energy lies above 1 kHz, swelling and falling."""
+    noise = hiss(seconds, 0.0, seed=1)
+    spectrum = np.fft.rfft(noise)
+    hz = np.fft.rfftfreq(len(noise), 1 / RATE)
+    shaped = np.fft.irfft(spectrum * (hz > 1000), len(noise)) * np.sin(np.linspace(0, np.pi, len(noise)))
+    return (shaped / np.sqrt(np.mean(shaped**2)) * 10 ** (level_db / 20)).astype(np.float32)
+
+
+def voice(seconds: float, level_db: float = -20.0) -> np.ndarray:
+    """A vowel at 120 Hz: harmonics that fall by 6 dB an octave."""
+    times = np.arange(round(seconds * RATE)) / RATE
+    wave = sum(np.sin(2 * np.pi * 120 * k * times + k) / k for k in range(1, 30))
+    return (wave / np.sqrt(np.mean(wave**2)) * 10 ** (level_db / 20)).astype(np.float32)
+
+
+def spans(*pieces: np.ndarray) -> np.ndarray:
+    return Activity().from_sound(np.concatenate(pieces), RATE)
+
+
+@pytest.mark.parametrize("level_db", [-30.0, -20.0, -10.0])
+@pytest.mark.parametrize("background_db", [-120.0, -60.0, -45.0])
+def test_two_words_and_the_pause_between_them(level_db, background_db):
+    sound = np.concatenate([silence(0.3), voice(0.5, level_db), silence(0.4), voice(0.6, level_db), silence(0.5)])
+    found = Activity().from_sound(sound + hiss(len(sound) / RATE, background_db), RATE)
+    assert found == pytest.approx(np.array([[0.3, 0.8], [1.2, 1.8]]), abs=TOLERANCE_S)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("level_db", [-120.0, -70.0, -60.0])
+def test_nothing_is_not_speech(level_db, seed):
+    assert len(spans(hiss(4.0, level_db, seed))) == 0
+
+
+def test_digital_silence_and_a_stub_of_it_are_not_speech():
+    assert len(spans(silence(2.0))) == len(spans(silence(0.004))) == len(spans(silence(0))) == 0
+
+
+def test_a_breath_between_words_is_not_speech():
+    found = spans(voice(0.5), silence(0.2), breath(0.3), silence(0.2), voice(0.5))
+    assert found == pytest.approx(np.array([[0.0, 0.5], [1.2, 1.7]]), abs=TOLERANCE_S)
+
+
+def test_a_click_is_not_speech():
+    click = np.float32([0.5, -0.5] * 8)
+    assert spans(voice(0.5), silence(0.3), click, silence(0.3)) == pytest.approx(
+        np.array([[0.0, 0.5]]), abs=TOLERANCE_S
+    )
+
+
+def test_a_hiss_that_touches_a_vowel_belongs_to_it():
+    found = spans(silence(0.3), hiss(0.15, -38.0), voice(0.4), hiss(0.2, -38.0), silence(0.4))  # "shoes"
+    assert found == pytest.approx(np.array([[0.3, 1.05]]), abs=TOLERANCE_S)
+
+
+def test_what_a_stop_consonant_lets_out_after_its_closure_belongs_to_the_word():
+    found = spans(voice(0.4), silence(0.1), hiss(0.03, -35.0), silence(0.5))  # "up"
+    assert found[-1, 1] == pytest.approx(0.53, abs=TOLERANCE_S)
+
+
+def test_a_whole_segment_without_a_pause_is_speech_throughout():
+    assert spans(voice(3.0)) == pytest.approx(np.array([[0.0, 3.0]]), abs=TOLERANCE_S)
+
+
+def test_whispering_is_speech():
+    assert spans(silence(0.4), hiss(0.8, -35.0), silence(0.4)) == pytest.approx(np.array([[0.4, 1.2]]), abs=TOLERANCE_S)
+
+
+def test_a_segment_of_background_after_loud_speech_is_silent():
+    activity = Activity()
+    assert len(activity.from_sound(np.concatenate([voice(1.0), hiss(0.5, -48.0)]), RATE)) == 1
+    assert len(activity.from_sound(hiss(2.0, -48.0), RATE)) == 0
+    assert len(Activity().from_sound(hiss(2.0, -30.0), RATE)) == 1  # by itself it might be whispering
+
+
+def test_phonemes_decide_and_the_sound_only_moves_their_edges():
+    samples = np.concatenate([silence(0.1), voice(0.43), silence(0.2), voice(0.2), silence(0.3)])
+    phonemes = (Phoneme("_", 0.0, 0.12), Phoneme("a", 0.12, 0.3), Phoneme("m", 0.3, 0.5), Phoneme("_", 0.5, 1.23))
+    found = Activity()(Speech(samples, RATE, phonemes=phonemes))
+    assert found == pytest.approx(np.array([[0.1, 0.53]]), abs=TOLERANCE_S)  # a grunt at 0.73 s is no word
+    assert from_phonemes(phonemes) == pytest.approx(np.array([[0.12, 0.5]]))
+
+
+def test_the_voices_own_phonemes_agree_with_what_is_heard():
+    for speech in HibariTTS.load().speak("My mother baked a beautiful apple pie. Stop!"):
+        known, heard = from_phonemes(speech.phonemes), Activity().from_sound(speech.samples, speech.sample_rate_hz)
+        assert heard[0, 0] == pytest.approx(known[0, 0], abs=0.06)
+        assert heard[-1, 1] == pytest.approx(known[-1, 1], abs=0.06)
+
+
+def test_levels_are_decibels_below_full_scale():
+    tone = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE).astype(np.float32)
+    inside, outside = levels_db(tone, RATE, (90, 1000)), levels_db(tone, RATE, (2000, 8000))
+    assert np.median(inside) == pytest.approx(-3.0, abs=0.1)
+    assert outside[5:-5].max() < -50
+    assert len(inside) == 100
