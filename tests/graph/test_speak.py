@@ -10,7 +10,10 @@ import httpx
 import numpy as np
 import pytest
 
-from models.audio import decode_audio
+from deployments.requests import SpeakRequest
+from models.audio import AudioEncoder, decode_audio
+from models.avatar.playback import ping_pong
+from models.avatar.store import AvatarStore
 from models.tts.hibari import HibariTTS
 from models.tts.openai import OpenAITTS
 from models.tts.pieces import sounding
@@ -52,6 +55,14 @@ def test_a_text_becomes_a_video_of_its_length(client):
     np.testing.assert_allclose(np.diff(video.times), 0.04, atol=1e-3)
 
 
+def test_the_video_is_as_long_as_the_voices_samples(client):
+    sentences = "One. Two is longer. Three is longer than that. Four? Five! Six goes on a little. Seven. Eight."
+    spoken_s = sum(speech.duration_s for speech in HibariTTS.load().speak(sentences))
+    answer = speak(client, sentences, session_id="length")
+    assert 0 <= answer["frames"] / 25 - spoken_s <= 0.04
+    assert video_of(client, "length").duration_s == answer["frames"] / 25
+
+
 def test_the_picture_is_alive_while_it_speaks(client):
     video = video_of(client, "first")
     assert video.frames.mean(axis=(1, 2, 3)).min() > 20  # no black stretch
@@ -61,14 +72,47 @@ def test_the_picture_is_alive_while_it_speaks(client):
     assert np.sqrt((video.sound**2).mean()) > 0.01
 
 
+def test_the_mouth_moves_while_it_is_heard_and_more_than_the_sources(client):
+    avatar = AvatarStore(EMBEDDED / "avatars").load("presenter", latents=False)
+    video = video_of(client, "first")
+    shown = ping_pong(0, len(video.frames), len(avatar))
+    lips = avatar.landmarks[:, 48:].reshape(-1, 2)  # px of the frame
+    (left, top), (right, bottom) = lips.min(0).astype(int) - 4, lips.max(0).astype(int) + 5
+    mouth = video.frames[:, top:bottom, left:right].astype(np.int16)
+    source = np.stack([avatar.frames[k][top:bottom, left:right] for k in shown.tolist()]).astype(np.int16)
+    own, sources = (np.abs(np.diff(part, axis=0)).mean(axis=(1, 2, 3)) for part in (mouth, source))
+    sound = video.sound[: len(video.sound) // 960 * 960].reshape(-1, 960)  # a row a frame: 24 kHz, 25 fps
+    heard = np.sqrt((sound[: len(own)] ** 2).mean(1)) > 0.02
+    assert heard.sum() > 25
+    assert own[heard].mean() > 3 * sources[: len(own)][heard].mean() + 0.5
+    for k in range(len(own) - 10):
+        if heard[k : k + 10].all():  # 0.4 s of speech without a pause
+            assert own[k : k + 10].max() > 2.0, k
+
+
+def calls_of(session_id: str, text: str = TEXT, **options) -> list[dict]:
+    """Every call of every stage that an utterance made."""
+    from ray import serve
+
+    handle = serve.get_deployment_handle("Stitch", "warmtalk").options(stream=True, session_id=session_id)
+    events = handle.speak.remote(SpeakRequest(session_id, text, deliver=False, calls=True, **options))
+    return next(event.summary for event in events if event.summary)["calls"]
+
+
+def test_queue_transfer_and_compute_account_for_the_wall_time_of_each_call(client, graph):
+    calls = calls_of("split-calls", enhance=True)
+    assert {call["stage"] for call in calls} == {"TTS", "AudioFeatures", "LipSync", "Enhance", "Stitch"}
+    for call in calls:
+        parts_ms = call["queue_ms"] + call["transfer_ms"] + call["compute_ms"]
+        assert min(call["queue_ms"], call["transfer_ms"], call["compute_ms"]) >= 0, call
+        assert abs(parts_ms - call["wall_ms"]) <= max(0.1 * call["wall_ms"], 1.0), call
+
+
 def test_every_stage_tells_where_its_time_went(client):
     answer = speak(client, session_id="split", enhance=True)
     stages = answer["stages"]
     assert stages.keys() == {"TTS", "AudioFeatures", "LipSync", "Enhance", "Stitch"}
-    for stage, row in stages.items():
-        parts = row["queue_ms"] + row["transfer_ms"] + row["compute_ms"]
-        assert parts == pytest.approx(row["wall_ms"], rel=0.1, abs=5 * row["calls"]), stage
-        assert row["compute_ms"] > 0, stage
+    assert all(row["compute_ms"] > 0 for row in stages.values())
     assert stages["LipSync"]["frames"] == stages["Enhance"]["frames"] == answer["frames"]
 
 
@@ -120,6 +164,16 @@ def test_two_sessions_at_once_do_not_mix_and_share_unet_calls(client, graph):
     assert stats["shared_batches"] > 0
 
 
+SECOND = 24_000
+
+
+def tone(seconds: float, sound_format: str) -> bytes:
+    """A sound file of a 180 Hz tone."""
+    encoder = AudioEncoder(sound_format, SECOND)
+    samples = 0.3 * np.sin(2 * np.pi * 180 * np.arange(round(seconds * SECOND)) / SECOND)
+    return encoder.push(samples.astype(np.float32)) + encoder.finish()
+
+
 def wav(seconds: float, rate: int = 44_100) -> bytes:
     buffer = io.BytesIO()
     tone = (0.3 * np.sin(2 * np.pi * 180 * np.arange(round(seconds * rate)) / rate) * 32767).astype(np.int16)
@@ -142,11 +196,41 @@ def test_a_recording_drives_the_face(client):
     assert np.argmax(spectrum) * 24_000 / 24_000 == pytest.approx(180, abs=2)
 
 
+@pytest.mark.parametrize("sound_format", ["mp3", "opus", "flac"])
+def test_a_recording_may_be_mp3_ogg_or_flac(client, sound_format):
+    data = tone(1.2, sound_format)
+    decoded_s = len(decode_audio(data)[0]) / decode_audio(data)[1]
+    answer = client.post("/speak/audio", params={"session_id": f"rec-{sound_format}"}, content=data)
+    assert answer.status_code == 200, answer.text
+    assert 0 <= answer.json()["frames"] / 25 - decoded_s <= 0.04 and decoded_s == pytest.approx(1.2, abs=0.1)
+    heard = video_of(client, f"rec-{sound_format}").sound[2400 : 2400 + SECOND // 2]
+    assert np.argmax(np.abs(np.fft.rfft(heard))) * 2 == pytest.approx(180, abs=4)  # bins of 2 Hz
+
+
 def test_the_video_serves_ranges(client):
     whole = client.get("/sessions/first/video.mp4").content
     part = client.get("/sessions/first/video.mp4", headers={"Range": "bytes=100-199"})
     assert part.status_code == 206
     assert part.content == whole[100:200]
+
+
+def test_ranges_survive_growth_and_notice_a_reset(client):
+    url = "/sessions/ranged/video.mp4"
+    speak(client, "One.", session_id="ranged")
+    head = client.head(url)
+    first = client.get(url, headers={"Range": "bytes=0-999"})
+    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", first.headers["etag"])
+    assert first.headers["content-range"].endswith("/" + head.headers["content-length"])
+    wanted = {"Range": "bytes=1000-", "If-Range": head.headers["etag"]}
+    speak(client, "Two.", session_id="ranged")
+    grown = client.get(url, headers=wanted)
+    assert grown.status_code == 206 and len(grown.content) > int(head.headers["content-length"]) - 1000
+    decode(first.content + grown.content)
+    client.get("/reset", params={"session_id": "ranged"})
+    speak(client, "Three.", session_id="ranged")
+    after = client.get(url, headers=wanted)
+    assert after.status_code == 200 and after.headers["etag"] != head.headers["etag"]
+    assert len(decode(after.content).frames) == client.get("/sessions/ranged").json()["frames"]
 
 
 def test_reset_starts_afresh(client):
@@ -198,6 +282,18 @@ def test_an_uploaded_video_becomes_an_avatar_that_speaks(client):
     assert (again.status_code, error_of(again)["code"]) == (409, "exists")
     other = client.post("/speak", json={"text": "Hi.", "session_id": "with-upload", "avatar_id": "presenter"})
     assert (other.status_code, error_of(other)["code"]) == (422, "bad_input")
+
+
+def test_an_avatar_prepared_at_30_fps_speaks_at_30_fps(client):
+    answer = client.post("/avatars", params={"avatar_id": "thirty", "fps": 30}, content=clip(10))
+    assert json.loads(answer.text.splitlines()[-1])["report"]["frames"] == 12  # 0.4 s
+    said = speak(client, session_id="at-30", avatar_id="thirty", enhance=True)
+    video = video_of(client, "at-30")
+    assert len(video.frames) == said["frames"] == said["stages"]["LipSync"]["frames"]
+    np.testing.assert_allclose(np.diff(video.times), 1 / 30, atol=1e-3)
+    spoken_s = sum(speech.duration_s for speech in HibariTTS.load().speak(TEXT))
+    assert 0 <= said["duration_s"] - spoken_s <= 1 / 30 + 1e-3
+    assert len(video.sound) / video.rate == pytest.approx(said["frames"] / 30, abs=0.045)
 
 
 def test_an_upload_without_a_face_is_refused_and_leaves_nothing(client):
