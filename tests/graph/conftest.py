@@ -6,6 +6,7 @@ import io
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import av
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from launch import LocalGraph
+
+EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
 
 def free_port() -> int:
@@ -61,3 +64,15 @@ def decode(data: bytes) -> Video:
                 sound.append(frame.to_ndarray().mean(0))
         codecs = (video.codec_context.name, audio.codec_context.name)
         return Video(np.stack(frames), np.array(times), np.concatenate(sound), audio.rate, codecs)
+
+
+def clip(frames: int) -> bytes:
+    """The first frames of the presenter's idle video, as a file of their own."""
+    source = EMBEDDED / "presenter" / "presenter.mp4"
+    buffer = io.BytesIO()
+    with av.open(str(source)) as given, av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, width=512, height=512, pix_fmt="yuv420p")
+        for _, frame in zip(range(frames), given.decode(video=0), strict=False):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

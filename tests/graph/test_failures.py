@@ -1,5 +1,7 @@
 """A replica is killed, a client goes away, queues are full: the session file stays playable, the service comes back."""
 
+import contextlib
+import json
 import os
 import signal
 import threading
@@ -9,10 +11,13 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.graph.conftest import decode
+from models.avatar.prepare import ENCODING, FINDING
+from models.avatar.store import AvatarStore
+from tests.graph.conftest import clip, decode
 
 pytestmark = pytest.mark.ray
 
+FRAMES = 12  # of a video that is prepared
 LONG = " ".join(f"Sentence number {word} goes on for a while." for word in ("one", "two", "three", "four", "five"))
 
 
@@ -42,41 +47,89 @@ def wait_until_served(client: httpx.Client, session_id: str, timeout_s: float = 
         time.sleep(0.5)
 
 
-def speak_and_kill(client: httpx.Client, stage: str, session_id: str) -> tuple[int, bytes]:
-    """Stream LONG; kill the stage's replica after the first fragments. Returns the status and what was received."""
-    received, pid = [], replica_pids()[stage]
+def kill(stage: str) -> int:
+    """Kill the stage's replica; return its process id once that is gone."""
+    import psutil
+
+    pid = replica_pids()[stage]
+    os.kill(pid, signal.SIGKILL)
+    end_s = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end_s, f"{stage} ({pid}) outlived its SIGKILL"
+        time.sleep(0.02)
+    return pid
+
+
+def speak_and_kill(client: httpx.Client, stage: str, session_id: str) -> tuple[int, bytes, int]:
+    """Stream LONG; kill the stage's replica after the first fragments. Returns status, bytes, the killed process."""
+    received: list[bytes] = []
+    killed = 0
     try:
         body = {"text": LONG, "session_id": session_id, "stream": True, "enhance": stage == "Enhance"}
         with client.stream("POST", "/speak", json=body) as answer:
             for part in answer.iter_raw():
                 received.append(part)
                 if len(received) == 4:
-                    os.kill(pid, signal.SIGKILL)
+                    killed = kill(stage)
     except httpx.TransportError:
         pass
-    return answer.status_code, b"".join(received)
+    assert killed, "the utterance ended before its fourth part"
+    return answer.status_code, b"".join(received), killed
 
 
 @pytest.mark.parametrize("stage", ["TTS", "AudioFeatures", "LipSync", "Enhance"])
 def test_a_killed_worker_stage_loses_nothing(client, stage):
     expected = client.post("/speak", json={"text": LONG, "session_id": f"whole-{stage.lower()}"}).json()["frames"]
     session_id = f"kill-{stage.lower()}"
-    status, data = speak_and_kill(client, stage, session_id)
+    status, data, killed = speak_and_kill(client, stage, session_id)
     assert status == 200
     assert len(decode(data).frames) == expected
     file = client.get(f"/sessions/{session_id}/video.mp4").content
     assert len(decode(file).frames) == expected
     wait_until_served(client, session_id)
+    assert replica_pids()[stage] != killed
 
 
 @pytest.mark.parametrize("stage", ["Stitch", "Ingress"])
-def test_a_killed_owner_leaves_a_playable_file_and_comes_back(client, stage):
+def test_a_killed_owner_leaves_a_playable_file_and_comes_back(client, graph, stage):
     session_id = f"kill-{stage.lower()}"
-    speak_and_kill(client, stage, session_id)
+    _, data, killed = speak_and_kill(client, stage, session_id)
+    left = decode((graph.home / "results" / "sessions" / session_id / "full_session.mp4").read_bytes())
+    delivered = len(decode(data).frames)
+    assert len(left.frames) >= delivered > 0  # all that was delivered is in the file, which plays as it was left
+    np.testing.assert_allclose(np.diff(left.times), 0.04, atol=1e-3)
     answer = wait_until_served(client, session_id)
+    assert replica_pids()[stage] != killed
     video = decode(client.get(f"/sessions/{session_id}/video.mp4").content)
-    assert len(video.frames) > answer["frames"]  # what was there before the kill, and the new utterance
+    assert len(video.frames) >= delivered + answer["frames"]
     np.testing.assert_allclose(np.diff(video.times), 0.04, atol=1e-3)
+
+
+@pytest.mark.parametrize(("step", "done"), [(FINDING, 3), (ENCODING, FRAMES)])  # in the midst, and while it is written
+def test_a_killed_preparation_leaves_an_avatar_whole_or_absent_and_comes_back(client, graph, step, done):
+    avatar_id, source = f"killed-at-{done}", clip(FRAMES)
+    killed, lines = 0, []
+    with (
+        contextlib.suppress(httpx.TransportError),
+        client.stream("POST", "/avatars", params={"avatar_id": avatar_id}, content=source) as answer,
+    ):
+        for line in answer.iter_lines():
+            lines.append(json.loads(line))
+            if not killed and (lines[-1].get("step"), lines[-1].get("done")) == (step, done):
+                killed = kill("Avatars")
+    assert killed, lines[-1]
+    store = AvatarStore(graph.home / "results" / "avatars")
+    if store.exists(avatar_id):
+        assert len(store.load(avatar_id)) == FRAMES  # every file is there and has its checksum
+    end_s = time.monotonic() + 60
+    while (again := client.get("/avatars")).status_code != 200:
+        assert time.monotonic() < end_s, again.text
+        time.sleep(0.5)
+    assert (avatar_id in [facts["avatar_id"] for facts in again.json()]) == store.exists(avatar_id)
+    assert replica_pids()["Avatars"] != killed
+    again = client.post("/avatars", params={"avatar_id": avatar_id, "force": True}, content=source)
+    assert json.loads(again.text.splitlines()[-1])["report"]["frames"] == len(store.load(avatar_id)) == FRAMES
+    assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == []  # no debris
 
 
 def test_a_client_that_goes_away_ends_the_work(client, graph):

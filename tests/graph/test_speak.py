@@ -3,7 +3,6 @@
 import concurrent.futures
 import io
 import json
-from pathlib import Path
 
 import av
 import httpx
@@ -17,11 +16,9 @@ from models.avatar.store import AvatarStore
 from models.tts.hibari import HibariTTS
 from models.tts.openai import OpenAITTS
 from models.tts.pieces import sounding
-from tests.graph.conftest import decode
+from tests.graph.conftest import EMBEDDED, clip, decode
 
 pytestmark = pytest.mark.ray
-
-EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
 TEXT = "Hello there. This is a test of the whole graph."
 KEYS = {"session_id", "avatar_id", "video_path", "video_url", "frames", "duration_s", "ttff_ms", "stages"}
@@ -257,18 +254,6 @@ def test_without_a_session_id_there_is_the_default_one(client):
 def test_avatars_are_listed(client):
     avatars = client.get("/avatars").json()
     assert "presenter" in [facts["avatar_id"] for facts in avatars]
-
-
-def clip(frames: int) -> bytes:
-    """The first frames of the presenter's idle video, as a file of their own."""
-    source = EMBEDDED / "presenter" / "presenter.mp4"
-    buffer = io.BytesIO()
-    with av.open(str(source)) as given, av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=25, width=512, height=512, pix_fmt="yuv420p")
-        for _, frame in zip(range(frames), given.decode(video=0), strict=False):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
 
 
 def test_an_uploaded_video_becomes_an_avatar_that_speaks(client):
