@@ -1,0 +1,44 @@
+"""Frames that stand still or come twice though nobody planned it. Knows no avatars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+SAME_LEVELS = 0.03  # mean grey levels under which two coded frames are one: H.264 skips what does not change
+SAME_SHARE = 0.03  # of the clip's median change: grain keeps a repeated frame from being quite equal
+FROZEN_S = 0.12  # repeats that last so long are seen as a freeze
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stills:
+    """repeats: bool `(n,)`, frames that repeat the one before. longest: of the longest freeze, in frames; 0 without
+    one. at: the frame with which it begins."""
+
+    repeats: Bool
+    longest: int
+    at: int
+
+
+def stills(change: Float64, planned: Bool, fps: float, lasting: npt.NDArray[np.int64] | None = None) -> Stills:
+    """change: mean grey levels from each frame to the next, `(n - 1,)`. planned: bool `(n,)`, frames that are meant to
+    repeat the one before. lasting: how many frames' time each frame is on the screen, `(n,)`; one each by default.
+    """
+    n = len(change) + 1
+    same = change < max(SAME_LEVELS, SAME_SHARE * float(np.median(change)) if len(change) else 0.0)
+    repeats = np.concatenate([[False], same]) & ~planned
+    held = np.zeros(n, np.int64) if lasting is None else lasting - 1
+    longest, at, run = 0, 0, 0
+    for k in range(n):
+        run = run + 1 if repeats[k] else 0
+        frozen = run + int(held[k])
+        if frozen > longest:
+            longest, at = frozen, max(0, k - run)
+    if longest < round(FROZEN_S * fps):
+        longest, at = 0, 0
+    return Stills(repeats | (held > 0), longest, at)
