@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deployments.paths import CODE, home
+from deployments.paths import home
+from machine import (
+    existing,
+    nvidia_gpus,
+    public,
+    requirements,
+    requires_of,
+    satisfies,
+    usable_cores,
+    usable_memory_bytes,
+    version_of,
+)
 from models import weight_files, weights
 from models.errors import CorruptError
 from training import checksums
 
-REQUIREMENTS = CODE / "requirements.txt"
 INSTALL = "python -m pip install -r requirements.lock"
 OLDEST_PYTHON = (3, 10)
 LEAST_MEMORY_GB = 6.0  # the whole process tree takes under 5 GB, and the system wants some
 LEAST_DISK_GB = 2.0  # an hour of session is about 0.5 GB; compiled models and avatars come on top
 LEAST_SHM_GB = 0.7  # the object store of a local graph is 600 MB
-COMMAND_TIMEOUT_S = 10.0
 PACKAGES = ("torch", "ray", "transformers", "diffusers")
 FETCHED = "weights "  # how the names of checks of production weights begin
 OWN_LINES = {*PACKAGES, "opencv-python-headless", "hibari-tts"}
@@ -269,7 +275,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
 
 
 def check_disk(folder: Path) -> Check:
-    free_gb = shutil.disk_usage(_existing(folder)).free / 1e9
+    free_gb = shutil.disk_usage(existing(folder)).free / 1e9
     ok = free_gb >= LEAST_DISK_GB
     remedy = "" if ok else f"Free {LEAST_DISK_GB:g} GB, or set WARMTALK_HOME to a folder on another disk."
     return Check("disk", ok, f"{free_gb:.1f} GB free for sessions in {folder}", remedy)
@@ -278,96 +284,12 @@ def check_disk(folder: Path) -> Check:
 def check_writable(folder: Path) -> Check:
     results = folder / "results"
     try:
-        with tempfile.NamedTemporaryFile(dir=_existing(results)) as file:
+        with tempfile.NamedTemporaryFile(dir=existing(results)) as file:
             file.write(b"warmtalk")
     except OSError as error:
         remedy = "Make it writable for this user, or set WARMTALK_HOME to a folder that is."
         return Check("results folder", False, f"{results} cannot be written: {error.strerror}", remedy)
     return Check("results folder", True, f"{results} can be written")
-
-
-# --- how things are found out
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def requires_of(package: str) -> list[str]:
-    return importlib.metadata.requires(package) or []
-
-
-def requirements(path: Path = REQUIREMENTS) -> dict[str, str]:
-    """Package → version specifier (`>=5`, `==0.2.1` or empty) of requirements.txt; empty without that file."""
-    if not path.is_file():
-        return {}
-    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    found = (re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?\s*((?:==|>=)[\d.]+)?", line) for line in lines if line)
-    return {match.group(1): match.group(2) or "" for match in found if match}
-
-
-def satisfies(version: str, specifier: str) -> bool:
-    """Whether a version meets `>=a.b` or `==a.b.c`; an empty specifier takes any. Local parts (`+cpu`) do not count."""
-    if not specifier:
-        return True
-    wanted, found = _numbers(specifier[2:]), _numbers(public(version))
-    width = max(len(wanted), len(found))
-    padded = [part + (0,) * (width - len(part)) for part in (found, wanted)]
-    return padded[0] == padded[1] if specifier.startswith("==") else padded[0] >= padded[1]
-
-
-def public(version: str) -> str:
-    """A version without its local part: 2.13.0+cpu → 2.13.0."""
-    return version.partition("+")[0]
-
-
-def nvidia_gpus() -> list[str]:
-    """Name and memory of each NVIDIA GPU, as the driver's own tool tells; empty without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-
-
-def usable_cores() -> float:
-    """Cores that this process may use: the smaller of its affinity and its container's quota."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    quota, _, period = _cgroup("cpu.max").partition(" ")
-    return min(cores, int(quota) / int(period)) if quota.isdigit() and period.isdigit() else cores
-
-
-def usable_memory_bytes() -> int:
-    """Memory that this process may use: the smaller of the machine's and its container's limit."""
-    import psutil
-
-    limit = _cgroup("memory.max")
-    total = int(psutil.virtual_memory().total)
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-def _cgroup(file: str) -> str:
-    path = Path("/sys/fs/cgroup") / file
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
-
-
-def _existing(folder: Path) -> Path:
-    """The folder itself, or its nearest parent that exists."""
-    return next((path for path in (folder, *folder.parents) if path.is_dir()), Path.cwd())
 
 
 # --- what is shown

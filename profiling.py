@@ -16,7 +16,7 @@ import psutil
 from rich import box
 from rich.table import Table
 
-from deployments.line import PARTS, percentile
+from deployments.line import PARTS
 from deployments.requests import SpeakRequest
 from deployments.stage import Stamped
 from models.types import FaceCrops, FeatureWindows, Speech
@@ -65,13 +65,18 @@ async def profile_graph(
         row: dict[str, Any] = {"calls": len(own), "frames": sum(call["frames"] for call in own)}
         for part in PARTS:
             values = [call[part] for call in own]
-            row[part] = {"p50": round(percentile(values, 0.5), 2), "p95": round(percentile(values, 0.95), 2)}
+            row[part] = {"p50": round(_percentile(values, 0.5), 2), "p95": round(_percentile(values, 0.95), 2)}
         step(f"driving {stage} alone")
         row["frames_per_s"] = await _throughput(stage, avatar_id) if drive_alone else {}
         row["memory"] = await _handle(stage).stats.remote()
         stages[stage] = row
     ttff = [summary["ttff_ms"] for summary in summaries]
     return Profile(stages, ttff, [summary["rtf"] for summary in summaries], tree_megabytes())
+
+
+def _percentile(values: list[float], share: float) -> float:
+    """The value below which `share` (0 to 1) of `values` lie; 0 for none."""
+    return float(np.quantile(values, share)) if values else 0.0
 
 
 def tree_megabytes() -> float:

@@ -13,7 +13,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -369,8 +368,3 @@ def summarise(calls: list[Call]) -> dict[str, dict[str, float]]:
 
 
 PARTS = ("queue_ms", "transfer_ms", "compute_ms", "wall_ms", "busy_ms")
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of `values` lie; 0 for none."""
-    return float(np.quantile(values, share)) if values else 0.0

@@ -37,24 +37,6 @@ def test_an_old_python_must_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (check.ok, check.required) == (False, True) and "3.10" in check.remedy
 
 
-@pytest.mark.parametrize(
-    ("version", "specifier", "meets"),
-    [
-        ("2.13.0+cpu", ">=2.6", True),
-        ("2.5.1", ">=2.6", False),
-        ("2.10.0", ">=2.9", True),
-        ("5", ">=5", True),
-        ("4.99.3", ">=5", False),
-        ("0.2.1", "==0.2.1", True),
-        ("0.2.10", "==0.2.1", False),
-        ("5.0.0", "==5", True),
-        ("1.0", "", True),
-    ],
-)
-def test_versions_are_compared_by_number(version: str, specifier: str, meets: bool) -> None:
-    assert doctor.satisfies(version, specifier) is meets
-
-
 def test_missing_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     versions(monkeypatch, ray="2.50.0")
     assert doctor.check_package("ray").found == "2.50.0, but >=2.60 is needed"
@@ -62,14 +44,6 @@ def test_missing_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert not doctor.check_package("torch").ok and "requirements.lock" in doctor.check_package("torch").remedy
     others = doctor.check_other_packages()
     assert not others.ok and "fastapi" in others.found and "ray" not in others.found
-
-
-def test_requirements_txt_says_the_same_as_pyproject() -> None:
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    project = tomllib.loads((doctor.CODE / "pyproject.toml").read_text())["project"]
-    lines = doctor.REQUIREMENTS.read_text().splitlines()
-    assert [line for line in lines if line and not line.startswith("#")] == project["dependencies"]
-    assert len(doctor.requirements()) == len(project["dependencies"]), "each line is understood"
 
 
 @pytest.mark.parametrize(
@@ -133,16 +107,6 @@ def test_a_gpu_that_torch_cannot_use_is_a_note(monkeypatch: pytest.MonkeyPatch) 
     assert doctor.check_gpu().ok and "none" in doctor.check_gpu().found
 
 
-def test_gpus_are_what_the_driver_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA A, 100 MiB'\necho 'NVIDIA B, 200 MiB'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.nvidia_gpus() == ["NVIDIA A, 100 MiB", "NVIDIA B, 200 MiB"]
-    tool.write_text("#!/bin/sh\nexit 9\n")
-    assert doctor.nvidia_gpus() == []
-
-
 def test_a_port_in_use_is_seen() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -153,13 +117,14 @@ def test_a_port_in_use_is_seen() -> None:
     assert doctor.check_port(port).ok
 
 
-def test_a_container_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {"cpu.max": "150000 100000", "memory.max": str(2 * 10**9)}
-    monkeypatch.setattr(doctor, "_cgroup", limits.get)
-    assert doctor.usable_cores() <= 1.5 and not doctor.check_cores().ok
-    assert doctor.check_memory().found == "2.0 GB" and not doctor.check_memory().ok
-    monkeypatch.setattr(doctor, "_cgroup", lambda file: "max 100000" if file == "cpu.max" else "max")
-    assert doctor.usable_cores() >= 1 and doctor.usable_memory_bytes() > 2 * 10**9
+def test_few_cores_and_little_memory_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 1.5)
+    monkeypatch.setattr(doctor, "usable_memory_bytes", lambda: 2 * 10**9)
+    assert (doctor.check_cores().ok, doctor.check_cores().found, doctor.check_cores().required) == (False, "1.5", False)
+    assert (doctor.check_memory().ok, doctor.check_memory().found) == (False, "2.0 GB")
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 2.0)
+    monkeypatch.setattr(doctor, "usable_memory_bytes", lambda: 8 * 10**9)
+    assert doctor.check_cores().ok and doctor.check_memory().ok
 
 
 def test_little_disk_or_shared_memory_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
