@@ -9,6 +9,7 @@ from ray import serve
 
 from configs.schema import AppConfig
 from deployments.avatars import Avatars
+from deployments.chat import Chat
 from deployments.enhance import Enhance
 from deployments.features import AudioFeatures
 from deployments.ingress import Ingress
@@ -33,7 +34,8 @@ def build_app(args: AppConfig | dict[str, Any] | None = None) -> serve.Applicati
     enhance = serve.deployment(Enhance, name="Enhance").bind() if config.enhance else None
     stitch = serve.deployment(Stitch, name="Stitch").bind(tts, features, lipsync, enhance)
     avatars = serve.deployment(Avatars, name="Avatars").bind()
-    return serve.deployment(Ingress, name="Ingress").bind(stitch, avatars, tts)
+    chat = serve.deployment(Chat, name="Chat").bind(stitch)
+    return serve.deployment(Ingress, name="Ingress").bind(stitch, avatars, tts, chat)
 
 
 def _app_config(args: AppConfig | dict[str, Any] | None) -> AppConfig:

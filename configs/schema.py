@@ -136,6 +136,26 @@ class AvatarsConfig(Strict):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
 
+class ChatConfig(Strict):
+    """Chat jobs and the language model behind them."""
+
+    engine: str = "auto"  # openai where $WARMTALK_LLM_URL is set, else offline; or one of models/llm, or module:Class
+    options: dict[str, Any] = Field(default_factory=dict)  # passed to the engine's load(); not to offline under auto
+    system_prompt: str = (
+        "You are a friendly presenter who talks with a viewer face to face. Your answer is spoken aloud: use one to "
+        "four short sentences of plain words, without lists, markup, emoji or links."
+    )
+    system_prompts: dict[str, str] = Field(default_factory=dict)  # by avatar id, in place of system_prompt
+    max_message_chars: int = Field(4000, ge=1, le=100_000)
+    max_history_messages: int = Field(40, ge=2)  # of one session; the oldest are forgotten
+    max_history_chars: int = Field(16_000, ge=100)
+    max_jobs: int = Field(256, ge=1)  # unfinished, of all sessions; more are refused with 429
+    max_waiting: int = Field(8, ge=1)  # unfinished, of one session
+    job_timeout_s: float = Field(300.0, gt=0)  # from its turn to its last frame
+    keep_hours: float = Field(24.0, gt=0)  # finished jobs, and conversations that nobody went on with
+    chat_dir: str = "results/chat"
+
+
 class IngressConfig(Strict):
     """The HTTP face."""
 
@@ -150,5 +170,6 @@ STAGES: dict[str, type[Strict]] = {
     "Enhance": EnhanceConfig,
     "Stitch": StitchConfig,
     "Avatars": AvatarsConfig,
+    "Chat": ChatConfig,
     "Ingress": IngressConfig,
 }

@@ -7,7 +7,6 @@ Belongs to the ingress; knows no stage and no media.
 
 import contextlib
 import json
-import logging
 import os
 import re
 import time
@@ -21,14 +20,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import IngressConfig
-from models.errors import BusyError, InputError, StageError, WarmTalkError
-
-log = logging.getLogger("ray.serve")
+from deployments.failures import known_error
+from models.errors import InputError, WarmTalkError
 
 READ_CHUNK = 2**18  # bytes
 UPLOADS = ("/speak/audio", "/avatars")  # their bodies are files, and have a limit of their own
@@ -43,21 +41,6 @@ api = FastAPI(
 )
 
 # --- errors, mapped once. serve.ingress freezes `api` as it is when the class is made: handlers come first
-
-
-def known_error(error: Exception) -> WarmTalkError:
-    """The WarmTalkError behind whatever a handle raised."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, WarmTalkError):
-        return cause
-    if isinstance(error, WarmTalkError):
-        return error
-    if isinstance(error, BackPressureError):
-        return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
-    if isinstance(error, DeploymentUnavailableError):
-        return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
-    log.error("unexpected error", exc_info=error)
-    return StageError("A stage failed while it served the request.", "Send it again; the server's log has the details.")
 
 
 def error_response(error: WarmTalkError) -> JSONResponse:

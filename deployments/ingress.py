@@ -1,4 +1,4 @@
-"""The HTTP face of the graph: thin. Checks requests, hands them to Stitch, Avatars and TTS; http.py maps errors.
+"""The HTTP face of the graph: thin. Checks requests, hands them to Stitch, Chat, Avatars and TTS; http.py maps errors.
 
 Knows the stages as handles only, and no media.
 """
@@ -29,8 +29,9 @@ from deployments.http import (
     video_parts,
 )
 from deployments.paths import output_path
-from deployments.requests import DEFAULT_SESSION, SpeakRequest
+from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
 from deployments.stage import parse_config
+from deployments.web import serve_page
 from models.errors import BusyError, InputError, StageError
 from models.ids import check_id
 
@@ -85,16 +86,33 @@ class SpeechBody(BaseModel):
     stream_format: Literal["audio"] = "audio"
 
 
+class ChatBody(BaseModel):
+    """The JSON of POST /chat."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"message": "Hello, who are you?"}]})
+    message: str = Field(description="What the viewer says.")
+    session_id: str = Field(DEFAULT_SESSION, description="One viewer's growing conversation.")
+    avatar_id: str | None = Field(None, description="A prepared avatar; the configured one by default.")
+    enhance: bool | None = Field(None, description="Face restoration; the configured choice by default.")
+    voice: str | None = Field(None, description="A voice of the TTS engine.")
+    speed: float | None = Field(None, ge=0.5, le=2.0, description="1 is the voice's own pace.")
+
+
+serve_page(api)
+
+
 @serve.ingress(api)  # here, so that a replica that imports this file has the routes bound, too
 class Ingress:
     """Routes. Its `max_ongoing_requests` must exceed the number of viewers: an open stream is an ongoing request."""
 
-    def __init__(self, stitch: Any, avatars: Any, tts: Any) -> None:
+    def __init__(self, stitch: Any, avatars: Any, tts: Any, chat: Any) -> None:
         self._stitch = stitch
         self._speak = stitch.options(stream=True, _by_reference=False)
         self._speak_upload = stitch.options(stream=True)  # a message by value holds 4 MB at most
         self._avatars = avatars
         self._tts = tts.options(stream=True, _by_reference=False)
+        self._voices = tts
+        self._chat = chat
         self.config = IngressConfig()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -174,17 +192,46 @@ class Ingress:
             parts.append(part)
         return b"".join(parts)
 
+    @api.get("/voices", summary="Voices of the TTS engine; the first is the default")
+    async def voices(self) -> list[str]:
+        names: list[str] = await self._voices.voices.remote()
+        return names
+
+    # --- chat
+
+    @api.post("/chat", summary="Have a message answered, in speech: the answer is a job's id, at once")
+    async def chat(self, body: Annotated[ChatBody, Body()]) -> dict[str, str]:
+        check_id(body.session_id, "session id")
+        if body.avatar_id is not None:
+            check_id(body.avatar_id, "avatar id")
+        started: dict[str, str] = await self._chat.start.remote(ChatRequest(**body.model_dump()))
+        return started
+
+    @api.get("/status/{job_id}", summary="How far a chat job has come")
+    async def status(self, job_id: str) -> dict[str, Any]:
+        check_id(job_id, "job id")
+        job: dict[str, Any] = await self._chat.status.remote(job_id)
+        return job
+
+    @api.get("/chat/{session_id}", summary="The conversation of a session, the oldest message first")
+    async def messages(self, session_id: str) -> list[dict[str, str]]:
+        check_id(session_id, "session id")
+        said: list[dict[str, str]] = await self._chat.messages.remote(session_id)
+        return said
+
     # --- sessions
 
     @api.get("/reset", summary="Start a session afresh")
     async def reset(self, session_id: SessionId = DEFAULT_SESSION) -> dict[str, Any]:
         check_id(session_id, "session id")
+        await self._chat.forget.remote(session_id)
         answer: dict[str, Any] = await self._stitch.options(session_id=session_id).reset.remote(session_id)
         return answer
 
     @api.delete("/sessions/{session_id}", summary="Delete a session and its video")
     async def remove(self, session_id: str) -> dict[str, Any]:
         check_id(session_id, "session id")
+        await self._chat.forget.remote(session_id)
         answer: dict[str, Any] = await self._stitch.options(session_id=session_id).remove.remote(session_id)
         return answer
 

@@ -31,3 +31,15 @@ class SpeakEvent:
     data: bytes = b""
     frames: int = 0
     summary: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What one call of /chat asks for: an answer to `message`, spoken into the session. None means the config's."""
+
+    message: str
+    session_id: str = DEFAULT_SESSION
+    avatar_id: str | None = None
+    enhance: bool | None = None
+    voice: str | None = None
+    speed: float | None = None

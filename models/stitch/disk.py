@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from models.files import replace_file as replace_file
 from models.stitch.encode import MediaSpec, init_segment
 
 META, VIDEO, INDEX, EPOCH, LOCK = "session.json", "full_session.mp4", "index.jsonl", "epoch", "lock"
@@ -56,20 +57,6 @@ def write_at(file: io.FileIO, offset: int, data: bytes) -> None:
     except OSError:
         file.truncate(offset)
         raise
-
-
-def replace_file(path: Path, data: bytes, sync: bool = True) -> None:
-    """Put a new file in the place of `path`; with `sync` it is on the disk before it appears."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def starts_with(path: Path, head: bytes) -> bool:

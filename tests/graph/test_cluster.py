@@ -69,7 +69,7 @@ def test_the_fractions_share_one_gpu(graph):
     assert 0 < used <= 1
     assert ray.cluster_resources()["GPU"] == 1
     assert ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0) == pytest.approx(used)
-    assert replicas().keys() == {"TTS", "AudioFeatures", "LipSync", "Enhance", "Stitch", "Avatars", "Ingress"}
+    assert replicas().keys() == {"TTS", "AudioFeatures", "LipSync", "Enhance", "Stitch", "Avatars", "Chat", "Ingress"}
 
 
 def test_more_replicas_of_enhance_change_enhance_alone(graph):

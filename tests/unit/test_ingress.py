@@ -11,7 +11,8 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.testclient import TestClient
 
-from deployments.http import BoundedJson, api, file_range, known_error
+from deployments.failures import known_error
+from deployments.http import BoundedJson, api, file_range
 from deployments.ingress import Ingress
 from deployments.requests import SpeakEvent
 from models import errors
@@ -82,9 +83,9 @@ def serve(monkeypatch, tmp_path):
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     monkeypatch.setattr(BoundedJson, "max_bytes", BoundedJson.max_bytes)
 
-    def start(stitch=None, avatars=None, config=None) -> TestClient:
+    def start(stitch=None, avatars=None, config=None, tts=None, chat=None) -> TestClient:
         plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
-        ingress = plain(stitch or Handle(), avatars or Handle(), Handle())
+        ingress = plain(stitch or Handle(), avatars or Handle(), tts or Handle(), chat or Handle())
         asyncio.run(ingress.reconfigure(config or {}))
         monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
         return TestClient(api, raise_server_exceptions=False)
@@ -281,6 +282,76 @@ def test_an_empty_upload_is_refused(serve):
     client = serve()
     for path in ("/speak/audio", "/avatars?avatar_id=me"):
         assert error_of(client.post(path))["message"] == "The request has no body."
+
+
+# --- chat
+
+
+def test_a_message_is_handed_to_chat_and_its_job_is_the_answer(serve):
+    started = {"job_id": "j1", "session_id": "alice"}
+    chat = Handle(start=started, status={"status": "thinking"}, messages=({"role": "user", "content": "Hi"},))
+    client = serve(chat=chat)
+    answer = client.post("/chat", json={"message": "Hi", "session_id": "alice", "voice": "nova", "speed": 1.5})
+    assert (answer.status_code, answer.json()) == (200, started)
+    (_, (request,)) = chat.asked[0]
+    assert (request.message, request.session_id, request.voice, request.speed) == ("Hi", "alice", "nova", 1.5)
+    assert client.get("/status/j1").json() == {"status": "thinking"}
+    assert client.get("/chat/alice").json() == [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/chat", b"{"),
+        ("/chat", b"[]"),
+        ("/chat", b""),
+        ("/chat", b'{"message": 1}'),
+        ("/chat", b'{"text": "Hi"}'),
+        ("/chat", b'{"message": "Hi", "speed": 9}'),
+        ("/chat", b"\xff\xfe"),
+        ("/speak", b"{"),
+        ("/speak", b"null"),
+        ("/speak", b'{"text": ["Hi"]}'),
+        ("/speak", b'{"text": "Hi", "enhanse": true}'),
+    ],
+)
+def test_malformed_json_is_a_sentence(serve, path, body):
+    chat, stitch = Handle(), Handle()
+    answer = serve(stitch, chat=chat).post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422 and error_of(answer)["code"] == "bad_input"
+    assert chat.asked == stitch.asked == []
+
+
+@pytest.mark.parametrize(("path", "key"), [("/chat", "message"), ("/speak", "text"), ("/v1/audio/speech", "input")])
+def test_ten_megabytes_of_text_are_refused_before_they_fill_the_memory(serve, path, key):
+    chat, stitch, tts = Handle(), Handle(), Handle()
+    answer = serve(stitch, chat=chat, tts=tts).post(path, json={key: "word " * 2_000_000})
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "http_413")
+    assert chat.asked == stitch.asked == tts.asked == []
+
+
+@pytest.mark.parametrize("field", ["session_id", "avatar_id"])
+def test_a_chats_ids_never_leave_the_ingress(serve, field):
+    chat = Handle()
+    answer = serve(chat=chat).post("/chat", json={"message": "Hi", field: "../etc"})
+    assert (answer.status_code, error_of(answer)["code"], chat.asked) == (422, "bad_id", [])
+
+
+def test_a_full_chat_is_429(serve):
+    answer = serve(chat=Handle(start=BusyError("Too many.", "Wait."))).post("/chat", json={"message": "Hi"})
+    assert (answer.status_code, answer.headers["retry-after"], error_of(answer)["code"]) == (429, "2", "busy")
+
+
+def test_a_session_that_is_reset_or_removed_is_forgotten_by_chat(serve):
+    chat = Handle(forget=None)
+    client = serve(Handle(reset={"reset": True}, remove={"removed": True}), chat=chat)
+    client.get("/reset?session_id=alice")
+    client.delete("/sessions/bob")
+    assert chat.asked == [("forget", ("alice",)), ("forget", ("bob",))]
+
+
+def test_voices_are_the_engines(serve):
+    assert serve(tts=Handle(voices=("nova", "onyx"))).get("/voices").json() == ["nova", "onyx"]
 
 
 # --- preparing

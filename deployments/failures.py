@@ -1,0 +1,26 @@
+"""What a call of another stage raised, as an error in words. Knows Ray's errors and ours; no stage and no HTTP."""
+
+from __future__ import annotations
+
+import logging
+
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from models.errors import BusyError, StageError, WarmTalkError
+
+log = logging.getLogger("ray.serve")
+
+
+def known_error(error: Exception) -> WarmTalkError:
+    """The WarmTalkError behind whatever a handle raised."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, WarmTalkError):
+        return cause
+    if isinstance(error, WarmTalkError):
+        return error
+    if isinstance(error, BackPressureError):
+        return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
+    if isinstance(error, DeploymentUnavailableError):
+        return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
+    log.error("unexpected error", exc_info=error)
+    return StageError("A stage failed while it served the request.", "Send it again; the server's log has the details.")

@@ -1,0 +1,479 @@
+"""The Chat stage without Ray: a job's way from message to spoken answer, and what it survives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deployments import chat as module
+from deployments.chat import Chat
+from deployments.jobs import JobStore
+from deployments.requests import ChatRequest, SpeakEvent
+from models.errors import BusyError, IdError, NotFoundError, SessionNotFound, TextError
+from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV
+from tests.unit.llm_server import LLMServer, broken_off, llm_server, refused, streamed
+
+
+class Events:
+    """A streaming call of Stitch that takes `pause_s` and ends with a summary or an error."""
+
+    def __init__(self, stitch: Stitch, request: Any) -> None:
+        self.stitch, self.request, self.cancelled, self.given = stitch, request, False, False
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> SpeakEvent:
+        if self.given:
+            raise StopAsyncIteration
+        self.given = True
+        self.stitch.began.append(time.monotonic())
+        await asyncio.sleep(self.stitch.pause_s)
+        if error := self.stitch.errors.get(self.request.text):
+            raise error
+        self.stitch.spoken.append((self.request.session_id, self.request.text))
+        summary = {"frames": 25, "duration_s": 1.0, "ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"wall_ms": 9.0}}}
+        return SpeakEvent(summary={**summary, "video_url": f"/sessions/{self.request.session_id}/video.mp4"})
+
+    def cancel(self) -> None:
+        self.cancelled = (self.request.session_id, self.request.text) not in self.stitch.spoken
+
+
+class Stitch:
+    """The handle of Stitch: remembers what it was asked to speak, and what of it was cancelled."""
+
+    def __init__(self) -> None:
+        self.spoken: list[tuple[str, str]] = []
+        self.began: list[float] = []
+        self.calls: list[Events] = []
+        self.errors: dict[str, Exception] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.pause_s = 0.0
+        self.speak = SimpleNamespace(remote=self._speak)
+        self.session = SimpleNamespace(remote=self._session)
+
+    def options(self, **options: Any) -> Stitch:
+        return self
+
+    def _speak(self, request: Any) -> Events:
+        self.calls.append(Events(self, request))
+        return self.calls[-1]
+
+    async def _session(self, session_id: str) -> dict[str, Any]:
+        if session_id not in self.facts:
+            raise SessionNotFound("There is none.", "Speak first.")
+        return self.facts[session_id]
+
+    def texts(self) -> list[str]:
+        return [text for _, text in self.spoken]
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    for name in (URL_ENV, MODEL_ENV, KEY_ENV):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def llm() -> Iterator[LLMServer]:
+    with llm_server() as running:
+        yield running
+
+
+async def stage(llm: LLMServer | None = None, stitch: Stitch | None = None, **config: Any) -> Chat:
+    chat = Chat(stitch or Stitch())
+    engine: dict[str, Any] = {"engine": "offline", "options": {"tokens_per_s": 1e5}}
+    if llm is not None:
+        engine = {"engine": "openai", "options": {"base_url": llm.url, "model": "tiny", "tries": 1, "timeout_s": 2}}
+    await chat.reconfigure({**engine, **config})
+    return chat
+
+
+async def finished(chat: Chat, job_id: str) -> dict[str, Any]:
+    for _ in range(500):
+        status = await chat.status(job_id)
+        if status["status"] in ("done", "failed"):
+            return status
+        await asyncio.sleep(0.01)
+    raise AssertionError(status)
+
+
+async def answered(chat: Chat, message: str = "Hello.", **options: Any) -> dict[str, Any]:
+    return await finished(chat, (await chat.start(ChatRequest(message, **options)))["job_id"])
+
+
+# --- the way of a message
+
+
+async def test_an_answer_is_spoken_sentence_by_sentence_into_its_session(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("I am fine. ", "And ", "you?")]
+    stitch = Stitch()
+    job = await answered(await stage(llm, stitch), session_id="alice", enhance=True, voice="nova", speed=1.5)
+    assert (job["status"], job["progress"], job["reply"]) == ("done", 1.0, "I am fine. And you?")
+    assert stitch.spoken == [("alice", "I am fine."), ("alice", "And you?")]
+    assert job["video_url"] == "/sessions/alice/video.mp4" and job["error"] is None
+    assert [(p["text"], p["frames"]) for p in job["pieces"]] == [("I am fine.", 25), ("And you?", 25)]
+    asked = stitch.calls[0].request
+    assert (asked.enhance, asked.voice, asked.speed, asked.deliver) == (True, "nova", 1.5, False)
+
+
+async def test_speech_begins_while_the_model_still_talks(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("First one. ", "Second ", "one ", "is ", "slow.", pause_s=0.1)]
+    stitch = Stitch()
+    begin = time.monotonic()
+    await answered(await stage(llm, stitch))
+    end = time.monotonic()
+    assert stitch.texts() == ["First one.", "Second one is slow."]
+    assert stitch.began[0] - begin < 0.5 * (end - begin)
+
+
+async def test_the_model_goes_on_while_a_piece_is_spoken(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("One is here. ", "Two is. ", "Three ", "is.", pause_s=0.02)]
+    stitch = Stitch()
+    stitch.pause_s = 0.6
+    chat = await stage(llm, stitch)
+    job_id = (await chat.start(ChatRequest("Hi")))["job_id"]
+    while not stitch.texts():
+        reply = (await chat.status(job_id))["reply"]
+        await asyncio.sleep(0.01)
+    assert reply == "One is here. Two is. Three is."  # while the first piece was still being spoken
+    await chat.interrupt("default")
+
+
+async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("One is here. ", "Two ", "is here. ", pause_s=0.05)]
+    stitch = Stitch()
+    stitch.pause_s = 0.15
+    chat = await stage(llm, stitch)
+    job_id = (await chat.start(ChatRequest("Hi")))["job_id"]
+    seen, progress = [], []
+    for _ in range(200):
+        status = await chat.status(job_id)
+        seen.append(status["status"])
+        progress.append(status["progress"])
+        if status["status"] == "done":
+            break
+        await asyncio.sleep(0.01)
+    assert list(dict.fromkeys(seen)) in (
+        ["queued", "thinking", "speaking", "done"],
+        ["thinking", "speaking", "done"],
+    )
+    assert progress == sorted(progress) and progress[-1] == 1.0 and len(set(progress)) >= 4
+    latency = status["latency"]
+    assert latency["first_frame_ms"] == pytest.approx(latency["first_token_ms"] + 500 + 50, abs=60)
+    assert (latency["rtf"], latency["stages"]) == (0.5, {"TTS": {"wall_ms": 9.0}})
+
+
+async def test_messages_of_one_session_wait_for_each_other_and_others_do_not(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Well.")]
+    stitch = Stitch()
+    stitch.pause_s = 0.2
+    chat = await stage(llm, stitch)
+    begin = time.monotonic()
+    jobs = [await chat.start(ChatRequest("Hi", session_id=name)) for name in ("alice", "alice", "bob")]
+    assert time.monotonic() - begin < 0.15  # the ids come at once
+    await asyncio.gather(*(finished(chat, job["job_id"]) for job in jobs))
+    first, second, third = sorted(stitch.began)
+    assert second - first < 0.1 and third - first > 0.19
+    assert sorted(stitch.spoken) == [("alice", "Well."), ("alice", "Well."), ("bob", "Well.")]
+
+
+async def test_the_answer_knows_where_it_begins_in_the_video() -> None:
+    stitch = Stitch()
+    stitch.facts["default"] = {"duration_s": 12.5, "avatar_id": "ann"}
+    assert (await answered(await stage(stitch=stitch)))["start_s"] == 12.5
+
+
+@pytest.mark.parametrize("reply", ["🙂🙂", "…"])
+async def test_what_cannot_be_spoken_is_shown_and_not_sent_to_the_voice(llm: LLMServer, reply: str) -> None:
+    llm.answers[:] = [streamed(reply)]
+    stitch = Stitch()
+    job = await answered(await stage(llm, stitch))
+    assert (job["status"], job["reply"], job["video_url"], stitch.calls) == ("done", reply, None, [])
+
+
+# --- the conversation
+
+
+async def test_the_model_is_given_the_prompt_and_what_was_said_before(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Tea it is.")]
+    chat = await stage(llm, system_prompt="Be nice.")
+    await answered(chat, "I like tea.", session_id="alice")
+    await answered(chat, "I like milk.", session_id="bob")
+    await answered(chat, "What do I like?", session_id="alice")
+    assert [(m["role"], m["content"]) for m in llm.requests[-1][2]["messages"]] == [
+        ("system", "Be nice."),
+        ("user", "I like tea."),
+        ("assistant", "Tea it is."),
+        ("user", "What do I like?"),
+    ]
+    assert [m["content"] for m in await chat.messages("bob")] == ["I like milk.", "Tea it is."]
+
+
+async def test_an_avatar_may_have_a_prompt_of_its_own(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Aye.")]
+    stitch = Stitch()
+    stitch.facts["sea"] = {"duration_s": 1.0, "avatar_id": "pirate"}
+    chat = await stage(llm, stitch, system_prompt="Plain.", system_prompts={"pirate": "Talk like one."})
+    for options in ({}, {"avatar_id": "pirate"}, {"session_id": "sea"}):
+        await answered(chat, "Hi", **options)
+    assert [r[2]["messages"][0]["content"] for r in llm.requests] == ["Plain.", "Talk like one.", "Talk like one."]
+
+
+async def test_a_long_conversation_forgets_its_beginning(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Yes.")]
+    chat = await stage(llm, max_history_messages=4)
+    for number in range(5):
+        await answered(chat, f"Message {number}")
+    assert [m["content"] for m in await chat.messages("default")] == ["Message 3", "Yes.", "Message 4", "Yes."]
+    chat = await stage(llm, max_history_chars=100)
+    await answered(chat, "m" * 98)
+    assert [len(m["content"]) for m in await chat.messages("default")] == [4]
+
+
+async def test_forgetting_a_session_forgets_its_words(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Yes.")]
+    chat = await stage(llm)
+    await answered(chat, "Secret", session_id="alice")
+    await chat.forget("alice")
+    assert await chat.messages("alice") == []
+
+
+# --- interruption
+
+
+async def test_an_interruption_ends_speech_and_model_and_remembers_what_was_heard(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("One is said. ", "Two is being said. ", *["More. "] * 100, pause_s=0.02)]
+    stitch = Stitch()
+    stitch.pause_s = 0.2
+    chat = await stage(llm, stitch)
+    job_id = (await chat.start(ChatRequest("Talk", session_id="alice")))["job_id"]
+    other = await chat.start(ChatRequest("Talk", session_id="bob"))
+    while len(stitch.texts()) < 2:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert await chat.interrupt("alice") == 1
+    job = await chat.status(job_id)
+    assert (job["status"], job["interrupted"], job["error"]) == ("done", True, None)
+    assert stitch.calls[2].cancelled or stitch.calls[3].cancelled
+    calls = len([c for c in stitch.calls if c.request.session_id == "alice"])
+    await asyncio.sleep(0.3)
+    assert len([c for c in stitch.calls if c.request.session_id == "alice"]) == calls == 2
+    assert [m["content"] for m in await chat.messages("alice")] == ["Talk", "One is said. Two is being said."]
+    assert llm.hung_up == 1  # the model is not left talking
+    assert (await chat.status(other["job_id"]))["status"] == "speaking"
+    await chat.interrupt("bob")
+
+
+async def test_waiting_messages_of_an_interrupted_session_are_dropped(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Well.")]
+    stitch = Stitch()
+    stitch.pause_s = 5
+    chat = await stage(llm, stitch)
+    jobs = [await chat.start(ChatRequest("Hi")) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    assert await chat.interrupt("default") == 3
+    assert [(await chat.status(job["job_id"]))["status"] for job in jobs] == ["done"] * 3
+    assert await chat.interrupt("default") == 0
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "reply"),
+    [
+        (refused(401), "stage_failed", ""),
+        (refused(429, Retry_After="0"), "busy", ""),
+        (broken_off("Half a sen"), "stage_failed", "Half a sen"),
+    ],
+)
+async def test_a_model_that_fails_fails_the_job_in_words(llm: LLMServer, answer: Any, code: str, reply: str) -> None:
+    llm.answers[:] = [answer]
+    job = await answered(await stage(llm))
+    assert (job["status"], job["error"]["code"], job["reply"]) == ("failed", code, reply)
+    assert job["error"]["message"].endswith(".") and job["error"]["remedy"]
+
+
+async def test_a_voice_that_cannot_read_it_fails_the_job_but_the_answer_is_shown_whole(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("你好。 ", "再见。", pause_s=0.02)]
+    stitch = Stitch()
+    stitch.errors["你好。"] = TextError("The text is written in Chinese script.", "Send it in English.")
+    job = await answered(await stage(llm, stitch))
+    assert (job["status"], job["error"]["code"], job["reply"]) == ("failed", "bad_text", "你好。 再见。")
+    assert len(stitch.calls) == 1
+
+
+async def test_a_job_has_a_time_limit(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Well.")]
+    stitch = Stitch()
+    stitch.pause_s = 5
+    job = await answered(await stage(llm, stitch, job_timeout_s=0.2))
+    assert (job["status"], job["error"]["message"]) == ("failed", "The answer took longer than 0.2 s.")
+    assert stitch.calls[0].cancelled
+
+
+@pytest.mark.parametrize("message", ["", "  \n ", "\x00\x01\x1b", "\ud800", "a" * 4001])
+async def test_a_message_that_is_none_is_refused_at_once(message: str, home: Path) -> None:
+    chat = await stage()
+    with pytest.raises(TextError) as caught:
+        await chat.start(ChatRequest(message))
+    assert caught.value.remedy and list((home / "results/chat/jobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("message", ["a\x00b\x07c", "שלום עולם", "👩‍👩‍👧 family", "\ud800 half", "line\nbreak"])
+async def test_odd_characters_are_taken_and_control_characters_left_out(llm: LLMServer, message: str) -> None:
+    llm.answers[:] = [streamed("Yes.")]
+    assert (await answered(await stage(llm), message))["status"] == "done"
+    sent = llm.requests[0][2]["messages"][-1]["content"]
+    assert sent == message.replace("\x00", "").replace("\x07", "").replace("\ud800", "").strip()
+
+
+async def test_too_many_messages_are_refused(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Well.")]
+    stitch = Stitch()
+    stitch.pause_s = 5
+    chat = await stage(llm, stitch, max_waiting=2, max_jobs=3)
+    for name in ("alice", "alice", "bob"):
+        await chat.start(ChatRequest("Hi", session_id=name))
+    with pytest.raises(BusyError, match="of this session"):
+        await chat.start(ChatRequest("Hi", session_id="alice"))
+    with pytest.raises(BusyError, match="of the server"):
+        await chat.start(ChatRequest("Hi", session_id="carol"))
+    for name in ("alice", "bob"):
+        await chat.interrupt(name)
+
+
+async def test_unknown_and_wrong_ids_are_told() -> None:
+    chat = await stage()
+    with pytest.raises(NotFoundError, match="no job 'abc'"):
+        await chat.status("abc")
+    for call in (chat.status("../etc"), chat.messages("A"), chat.start(ChatRequest("Hi", session_id="a/b"))):
+        with pytest.raises(IdError):
+            await call
+
+
+# --- what it survives
+
+
+async def dies(chat: Chat) -> None:
+    """End a replica as a kill would: its tasks go, its files stay, and nobody touches them any more."""
+    assert chat._keeper is not None
+    for task in [chat._keeper, *(running.task for running in chat._running.values())]:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    for path in chat._jobs.root.glob("*.json"):
+        os.utime(path, (time.time() - 2 * module.LEASE_S,) * 2)
+
+
+async def test_a_finished_job_can_still_be_asked_for_after_a_restart() -> None:
+    chat = await stage()
+    job = await answered(chat)
+    await dies(chat)
+    assert await (await stage()).status(job["job_id"]) == job
+
+
+async def test_a_job_that_nobody_has_heard_of_is_taken_up_again(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Hm", " hm.", pause_s=0.3), streamed("Yes.")]
+    first = await stage(llm)
+    job_id = (await first.start(ChatRequest("Hello?")))["job_id"]
+    await asyncio.sleep(0.1)
+    await dies(first)
+    stitch = Stitch()
+    job = await finished(await stage(llm, stitch), job_id)
+    assert (job["status"], job["reply"], stitch.texts()) == ("done", "Yes.", ["Yes."])
+
+
+async def test_a_job_that_broke_off_in_the_middle_fails_in_words(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("One. ", "Two. ", *["More. "] * 50, pause_s=0.05)]
+    stitch = Stitch()
+    first = await stage(llm, stitch)
+    job_id = (await first.start(ChatRequest("Talk")))["job_id"]
+    while len(stitch.spoken) < 2:
+        await asyncio.sleep(0.01)
+    await dies(first)
+    job = await finished(await stage(llm), job_id)
+    assert job["status"] == "failed" and job["error"]["code"] == "stage_failed"
+    assert job["error"]["message"].startswith("The server stopped while it gave this answer. 2 of its")
+
+
+async def test_a_living_replicas_job_is_left_alone(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Well.")]
+    stitch, idle = Stitch(), Stitch()
+    stitch.pause_s = 0.3
+    chat = await stage(llm, stitch)
+    job_id = (await chat.start(ChatRequest("Hi")))["job_id"]
+    other = await stage(llm, idle)
+    await finished(chat, job_id)
+    assert idle.calls == [] and (await other.status(job_id))["status"] == "done"
+
+
+def test_of_two_replicas_one_takes_a_job_up(tmp_path: Path) -> None:
+    stores = [JobStore(tmp_path, 3600) for _ in range(2)]
+    job = stores[0].new("alice", "Hi")
+    stores[0].write(job)
+    os.utime(tmp_path / f"{job.job_id}.json", (0, 0))
+    taken = [list(store.abandoned(1.0)) for store in stores]
+    assert [len(jobs) for jobs in taken] == [1, 0] and taken[0][0].attempt == 1
+
+
+async def test_a_job_that_takes_its_replica_down_each_time_ends(home: Path) -> None:
+    store = JobStore(home / "results/chat/jobs", 3600)
+    job = store.new("alice", "Hi", attempt=module.MAX_ATTEMPTS - 1)
+    store.write(job)
+    os.utime(home / f"results/chat/jobs/{job.job_id}.json", (time.time() - 60,) * 2)
+    assert (await finished(await stage(), job.job_id))["status"] == "failed"
+
+
+def test_old_jobs_are_forgotten_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, keep_s=60)
+    old, young, torn = (store.new("a", "Hi", status="done") for _ in range(3))
+    for job in (old, young, torn):
+        store.write(job)
+    os.utime(tmp_path / f"{old.job_id}.json", (time.time() - 61,) * 2)
+    (tmp_path / f"{torn.job_id}.json").write_text("{")
+    assert store.expire() == 1
+    assert store.read(young.job_id) == young
+    with pytest.raises(NotFoundError):
+        store.read(old.job_id)
+    with pytest.raises(Exception, match="damaged"):
+        store.read(torn.job_id)
+
+
+async def test_a_full_disk_does_not_end_an_answer(llm: LLMServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm.answers[:] = [streamed("Yes.")]
+    stitch = Stitch()
+    chat = await stage(llm, stitch)
+
+    def full(job: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(chat._jobs, "write", full)
+    job_id = (await chat.start(ChatRequest("Hi")))["job_id"]
+    for _ in range(100):
+        if stitch.texts():
+            break
+        await asyncio.sleep(0.01)
+    assert stitch.texts() == ["Yes."] and job_id
+
+
+# --- the engine
+
+
+async def test_auto_is_the_server_of_the_environment_else_the_built_in(
+    llm: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm.answers[:] = [streamed("From the server.")]
+    assert "built-in responder" in (await answered(await stage(engine="auto", options={})))["reply"]
+    monkeypatch.setenv(URL_ENV, llm.url)
+    monkeypatch.setenv(MODEL_ENV, "tiny")
+    assert (await answered(await stage(engine="auto", options={})))["reply"] == "From the server."

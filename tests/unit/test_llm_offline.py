@@ -1,0 +1,57 @@
+"""The built-in responder: it answers, it says what it is, and it never claims more."""
+
+import pytest
+
+from models.llm.base import Message
+from models.llm.offline import HONEST, PIPELINE, OfflineResponder, reply
+
+
+def ask(*messages: str) -> str:
+    return reply([Message("user", text) for text in messages])
+
+
+@pytest.mark.parametrize("text", ["Hello!", "Who are you?", "Are you a real person?", "Explain black holes.", "👋"])
+def test_it_says_what_it_is(text):
+    assert HONEST in ask(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Say: good morning, everyone", "good morning, everyone"),
+        ("please repeat after me: one two", "one two"),
+        ("what is 3 * 4?", "That makes 12. Sums are one of my few rules."),
+        ("12 plus 30", "That makes 42. Sums are one of my few rules."),
+        ("10 / 4 =", "That makes 2.5. Sums are one of my few rules."),
+        ("how do you work?", PIPELINE),
+        ("My name is Ana.", "Nice to meet you, Ana. What shall we talk about?"),
+        ("Thanks!", "You are welcome."),
+    ],
+)
+def test_its_rules(text, answer):
+    assert ask(text) == answer
+
+
+@pytest.mark.parametrize("text", ["7 / 0", "1 / 0 + 2"])
+def test_a_sum_without_an_answer_is_said_to_have_none(text):
+    assert "no answer" in ask(text)
+
+
+@pytest.mark.parametrize("text", ["2024-01-02", "call 555-1234", "my flat is 3/4 of the way up"])
+def test_dates_and_numbers_are_no_sums(text):
+    assert "makes" not in ask(text)
+
+
+def test_it_knows_what_was_said_before_and_varies_its_jokes():
+    assert ask("I like tea.", "What did I say?") == "You said: I like tea."
+    assert ask("a joke") != ask("a joke", "another joke")
+
+
+def test_a_long_message_is_not_read_back_whole():
+    assert len(ask("word " * 1000)) < 160 + len(HONEST) + 60
+
+
+async def test_it_comes_in_tokens_that_make_the_whole():
+    messages = [Message("system", "Be nice."), Message("user", "Hello!")]
+    tokens = [token async for token in OfflineResponder.load(tokens_per_s=1e6).stream(messages)]
+    assert len(tokens) > 10 and "".join(tokens) == reply(messages)

@@ -1,0 +1,89 @@
+"""A stream of tokens becomes pieces to speak: at once, whole, and the same however it is cut into tokens."""
+
+import random
+
+import pytest
+
+from models.llm.pieces import FIRST_CLAUSE_CHARS, pieces, without_thoughts
+
+
+async def stream(tokens):
+    for token in tokens:
+        yield token
+
+
+async def cut(*tokens: str) -> list[str]:
+    return [piece async for piece in pieces(stream(tokens))]
+
+
+async def shown(*tokens: str) -> str:
+    return "".join([token async for token in without_thoughts(stream(tokens))])
+
+
+async def test_sentences_come_one_by_one():
+    assert await cut("Hello there. How ", "are you? I am", " fine.") == ["Hello there.", "How are you?", "I am fine."]
+
+
+async def test_a_sentence_is_given_out_as_soon_as_the_next_one_begins():
+    given = []
+
+    async def tokens():
+        yield "It is done."
+        given.append(list(heard))
+        yield " Next"
+        given.append(list(heard))
+
+    heard: list[str] = []
+    async for piece in pieces(tokens()):
+        heard.append(piece)
+    assert given == [[], ["It is done."]] and heard == ["It is done.", "Next"]
+
+
+@pytest.mark.parametrize("text", ["Dr. Smith came at 3 p.m. on Friday. He left.", "It costs 3.14 dollars. Cheap!"])
+async def test_what_only_looks_like_an_end_does_not_cut(text):
+    whole = await cut(text)
+    assert len(whole) == 2
+    assert await cut(*text) == whole  # a character at a time
+
+
+async def test_lines_are_pieces_since_lists_have_no_full_stops():
+    assert await cut("Buy:\n- bread\n- milk\n\nThat is all.") == ["Buy:", "- bread", "- milk", "That is all."]
+
+
+async def test_of_a_long_first_sentence_the_first_clause_comes_early_and_later_ones_stay_whole():
+    first = "When the sun had set behind the far blue hills, the travellers at last found the inn, and slept."
+    second = "In the morning they rose before the birds did, ate their bread, and went on."
+    said = await cut(*(word + " " for word in f"{first} {second}".split()))
+    assert said[0] == "When the sun had set behind the far blue hills," or len(said[0]) >= FIRST_CLAUSE_CHARS - 1
+    assert said[-1] == second and " ".join(said) == f"{first} {second}"
+
+
+async def test_nothing_is_lost_at_any_cut_into_tokens():
+    text = "One, two. Three… four? Well: five! " * 5
+    rng = random.Random(1)
+    for _ in range(50):
+        places = sorted(rng.sample(range(len(text)), 12))
+        tokens = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+        assert "".join("".join(await cut(*tokens)).split()) == "".join(text.split())
+
+
+async def test_a_text_without_any_end_is_cut_at_the_cap():
+    said = await cut("word " * 200)
+    assert max(map(len, said)) <= 200 and sum(piece.count("word") for piece in said) == 200
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ("<think>Hmm. What now?</think>\n\nHello.",),
+        ("<th", "ink>Hm", "m.</thi", "nk>", "\nHello."),
+        tuple("<think>a < b</think>Hello."),
+        ("Hello.", "<think>never closed"),
+    ],
+)
+async def test_a_reasoning_models_thoughts_are_not_spoken(tokens):
+    assert await shown(*tokens) == "Hello."
+
+
+async def test_a_sign_that_is_no_tag_stays():
+    assert await shown("2 <", " 3 and <t", "able>") == "2 < 3 and <table>"
