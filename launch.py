@@ -152,7 +152,7 @@ class LocalGraph:
         while time.monotonic() < end_s:
             applications = serve.status().applications
             for name, application in applications.items():
-                if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                if application.status in ("DEPLOY_FAILED", "UNHEALTHY") or _cannot_mend(application):
                     raise StageError(f"The application {name!r} did not start: {_reason(application)}", _LOGS)
             stages = {name: d.status for a in applications.values() for name, d in a.deployments.items()}
             waiting = [name for name, status in stages.items() if status != "HEALTHY"]
@@ -163,15 +163,29 @@ class LocalGraph:
         raise StageError(f"The graph was not ready after {START_TIMEOUT_S:.0f} s.", _LOGS)
 
 
+# Errors that another try of the same config cannot mend; Serve makes three, of some ten seconds each.
+LASTING = ("ConfigError", "WeightsError", "CorruptError", "VideoError", "NoFaceError", "IdError", "AvatarNotFound")
 _LOGS = "Logs of every stage: /tmp/ray/session_latest/logs/serve."
+
+
+def _cannot_mend(application: Any) -> bool:
+    """Whether a replica that failed to start gave an error that it would give at each further try."""
+    text = "\n".join(_lines(application))
+    return any(kind in LASTING for kind in re.findall(r"^models\.errors\.(\w+): ", text, re.MULTILINE))
 
 
 def _reason(application: Any) -> str:
     """The error's own sentence, out of what Serve says of a failed start; else the last line of that."""
-    messages = [d.message for d in application.deployments.values() if d.status != "HEALTHY" and d.message]
-    lines = [line.strip() for text in [application.message, *messages] for line in (text or "").splitlines()]
+    lines = _lines(application)
     sentences = re.findall(r"^models\.errors\.\w+: (.+)$", "\n".join(lines), re.MULTILINE)
-    return str((sentences or [line for line in lines if line] or ["no reason was given"])[-1])
+    return str((sentences or lines or ["no reason was given"])[-1])
+
+
+def _lines(application: Any) -> list[str]:
+    """All that Serve says of an application and of those of its deployments that do not run."""
+    messages = [d.message for d in application.deployments.values() if d.status != "HEALTHY"]
+    lines = [line.strip() for text in [application.message, *messages] for line in (text or "").splitlines()]
+    return [line for line in lines if line]
 
 
 def require_free_port(host: str, port: int) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 import launch
 from launch import LocalGraph, require_free_port
-from models.errors import ConfigError, StageError
+from models import errors
+from models.errors import ConfigError, StageError, WarmTalkError
 
 
 @pytest.fixture
@@ -80,9 +81,9 @@ def test_a_start_that_breaks_off_stops_what_it_started(monkeypatch, no_ray):
     assert stopped == ["stopped"]
 
 
-def application(message: str = "", **deployments: str) -> SimpleNamespace:
+def application(message: str = "", status: str = "DEPLOY_FAILED", **deployments: str) -> SimpleNamespace:
     return SimpleNamespace(
-        status="DEPLOY_FAILED",
+        status=status,
         message=message,
         deployments={
             name: SimpleNamespace(status="HEALTHY" if text == "ok" else "UNHEALTHY", message=text)
@@ -103,6 +104,38 @@ def test_a_failed_stage_says_its_own_sentence(monkeypatch):
         LocalGraph("demo")._wait(lambda done, total, waiting: None)
     sentence = "The application 'warmtalk' did not start: The input video was not found. Check video_path."
     assert caught.value.message == sentence
+
+
+def waited(monkeypatch, first: str) -> int:
+    """How often Serve was asked until the start was given up, when its first answer to a stage is `first`."""
+    trying = application(status="DEPLOYING", TTS="ok", LipSync=f"A replica failed to start. Error:\n{first}")
+    given_up = application("Deploying app 'warmtalk' failed:\nRuntimeError: at last")
+    answers = [trying, trying, given_up]
+    asked = []
+
+    def status():
+        asked.append(1)
+        return SimpleNamespace(applications={"warmtalk": answers[min(len(asked), len(answers)) - 1]})
+
+    monkeypatch.setattr("ray.serve.status", status)
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    with pytest.raises(StageError) as caught:
+        LocalGraph("demo")._wait(lambda done, total, waiting: None)
+    assert ("weights/unet.pth is missing." in caught.value.message) == (len(asked) == 1)
+    return len(asked)
+
+
+def test_an_error_that_no_further_try_can_mend_is_told_at_the_first(monkeypatch):
+    assert waited(monkeypatch, "models.errors.WeightsError: weights/unet.pth is missing. Fetch it.\n") == 1
+
+
+@pytest.mark.parametrize("first", ["RuntimeError: no memory", "models.errors.StageError: The server is starting."])
+def test_an_error_that_may_pass_is_left_to_serves_further_tries(monkeypatch, first):
+    assert waited(monkeypatch, first) == 3
+
+
+def test_the_lasting_errors_are_errors_of_the_tree():
+    assert all(issubclass(getattr(errors, name), WarmTalkError) for name in launch.LASTING)
 
 
 @pytest.mark.parametrize(
