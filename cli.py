@@ -278,14 +278,26 @@ def _say(
                     file.write(part)
                     bar.update(task, note=f"{file.tell() / 1e3:.0f} kB")
             facts = client.get(f"{url}/sessions/{session_id}").raise_for_status().json()
+            sidecar = client.get(f"{url}/sessions/{session_id}/sidecar.jsonl")
             client.delete(f"{url}/sessions/{session_id}")
             summary = facts["last"]
             if summary is None or facts["utterances"][-1]["end_s"] is None:
                 raise StageError("The utterance broke off.", "Look at the server's log and try again.")
-            partial.replace(output)
+            _replace_with_sidecar(partial, output, sidecar.content if sidecar.status_code == 200 else b"")
         finally:
             partial.unlink(missing_ok=True)
     return dict(summary)
+
+
+def _replace_with_sidecar(partial: Path, output: Path, sidecar: bytes) -> None:
+    """Put the video in its place with its sidecar beside it: never beside the sidecar of another video."""
+    from models.stitch.sidecar import sidecar_path
+
+    beside = sidecar_path(output)
+    beside.unlink(missing_ok=True)
+    partial.replace(output)
+    if sidecar:
+        _write_whole(beside, sidecar)
 
 
 def _server_error(answer: httpx.Response) -> WarmTalkError:

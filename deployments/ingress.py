@@ -34,6 +34,7 @@ from deployments.stage import parse_config
 from deployments.web import serve_page
 from models.errors import BusyError, InputError, StageError
 from models.ids import check_id
+from models.stitch.sidecar import committed_lines, sidecar_path
 
 # --- routes
 
@@ -255,6 +256,12 @@ class Ingress:
             if file is not None:
                 return file_range(file, facts["size"], facts["video_tag"], http.headers, http.method == "HEAD")
         raise BusyError(f"The session {session_id!r} is being reset again and again.", "Try again in a few seconds.")
+
+    @api.get("/sessions/{session_id}/sidecar.jsonl", summary="How each frame of the video came about, JSON lines")
+    async def sidecar(self, session_id: str) -> Response:
+        facts = await self.session(session_id)
+        lines = await asyncio.to_thread(committed_lines, sidecar_path(Path(facts["video_path"])))
+        return Response(lines, media_type="application/x-ndjson")
 
     # --- avatars
 

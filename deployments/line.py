@@ -119,6 +119,7 @@ class Line:
     settings: LineSettings
     calls: list[Call] = field(default_factory=list)
     retries: int = 0
+    engines: dict[str, str] = field(default_factory=dict)  # stage → engine, of the stages that have answered
 
     async def run(self, job: Job) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of an utterance in order. Raises WarmTalkError; cancels what is under way when closed."""
@@ -261,6 +262,7 @@ class Line:
             ready_s = end_s
 
     def _count(self, timing: StageTiming, ready_s: float, end_s: float) -> None:
+        self.engines[timing.stage] = timing.engine
         transfer_s = max(0.0, timing.received_s - ready_s) + max(0.0, end_s - timing.done_s)
         self.calls.append(
             Call(

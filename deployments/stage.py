@@ -46,6 +46,7 @@ class StageTiming:
     queue_s: float
     compute_s: float
     busy_s: float  # this call's share of the compute time, where a batch served several calls at once
+    engine: str = ""  # that did it
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class StageMeter:
     def __init__(self, stage: str) -> None:
         from ray.serve.metrics import Counter, Histogram
 
-        self.stage = stage
+        self.stage, self.engine = stage, ""
         tags: dict[str, Any] = {"tag_keys": ("stage",)}
         self._calls = Counter("warmtalk_stage_calls_total", description="Calls of a stage.", **tags)
         self._frames = Counter("warmtalk_stage_frames_total", description="Video frames through a stage.", **tags)
@@ -124,7 +125,7 @@ class StageMeter:
         self._parts["queue"].observe(queue_s * 1e3, tags)
         self._parts["compute"].observe(compute_s * 1e3, tags)
         busy_s = compute_s if busy_s is None else busy_s
-        return StageTiming(self.stage, frames, received_s, time.time(), queue_s, compute_s, busy_s)
+        return StageTiming(self.stage, frames, received_s, time.time(), queue_s, compute_s, busy_s, self.engine)
 
     def utterance(self, ttff_ms: float, rtf: float) -> None:
         """Count an utterance: time to its first fragment, and compute over media seconds."""
@@ -176,6 +177,7 @@ class Stage(Generic[C]):
         self._torn = True
         await self.worker.run(self.apply, config, None if whole else changed)
         self.config, self._applied, self._torn = config, True, False
+        self.meter.engine = str(getattr(config, "engine", getattr(config, "weights", "")))
 
     def apply(self, config: Any, changed: set[str] | None) -> None:
         """Load or adapt the engine, on the compute thread. `changed` names the keys that differ; None: all may."""

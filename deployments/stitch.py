@@ -68,6 +68,7 @@ class Stitch(Stage[StitchConfig]):
             if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
                 utterance.speech = await asyncio.to_thread(self._given_speech, request.audio, utterance.spec)
             line = Line(*self._handles, settings=self._settings(utterance.spec.fps))
+            utterance.engines = line.engines
             stitched: list[Call] = []
             ttff_ms = 0.0
             chunks = line.run(self._job(utterance))

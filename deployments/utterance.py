@@ -18,6 +18,7 @@ from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder, live_zero, 
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.stitch.session import SessionFile
+from models.stitch.sidecar import Record, frames_record, speech_record, utterance_record
 from models.types import Float32, Fragment, PreparedAvatar, Speech, UInt8
 
 
@@ -34,7 +35,8 @@ class LoadedAvatar:
 class Utterance:
     """`position` is the session's frame count at its start; `speech` stays empty where TTS makes it.
 
-    weights: of the generated mouth in each frame, 0 to 1, an array `(n,)` a chunk.
+    weights: of the generated mouth in each frame, 0 to 1, an array `(n,)` a chunk. engines: stage → engine, as far as
+    is known.
     """
 
     request: SpeakRequest
@@ -48,6 +50,8 @@ class Utterance:
     session: SessionFile | None = None
     encoder: UtteranceEncoder | None = None
     weights: list[Float32] = field(default_factory=list)
+    engines: dict[str, str] = field(default_factory=dict)
+    _begins: int = 0  # the video's frame count at its start
     _zero: Clock | None = None
 
     def add(self, chunk: Chunk) -> list[Fragment]:
@@ -57,6 +61,7 @@ class Utterance:
         first_frame, crops = chunk.crops.first_frame, chunk.crops.images
         weights = self.mouth.weights(first_frame, len(crops))
         frames = self._paste(first_frame, crops, weights)
+        session.note(*self._notes(chunk, weights))
         fragments = encoder.push(frames, self._sound(chunk.speech), chunk.last)
         for fragment in fragments:
             session.append(fragment)
@@ -79,6 +84,8 @@ class Utterance:
         if self.session is None or self.encoder is None:
             request, prepared = self.request, self.avatar.prepared
             self.session = self.sessions.begin(request.session_id, self.spec, prepared, request.text)
+            self._begins = self.session.frames
+            self.session.note(utterance_record(self._begins, request.text, self.engines))
             self.encoder = UtteranceEncoder(self.session.spec, self.session.clock)
         return self.session, self.encoder
 
@@ -88,6 +95,13 @@ class Utterance:
             self.mouth.hear(chunk.speech, chunk.crops.first_frame)
         if chunk.following is not None:
             self.mouth.hear(*chunk.following)
+
+    def _notes(self, chunk: Chunk, weights: Float32) -> list[Record]:
+        """The sidecar's lines of a chunk."""
+        avatar, frame = self.avatar.prepared, self._begins + chunk.crops.first_frame
+        indices = ping_pong(self.position + chunk.crops.first_frame, len(weights), len(avatar))
+        spoken = [] if chunk.speech is None else [speech_record(frame, chunk.speech)]
+        return [*spoken, frames_record(frame, indices, avatar, weights)]
 
     def _sound(self, speech: Speech | None) -> Float32:
         """A segment's samples at the session's rate; none where its first chunk has brought them already."""

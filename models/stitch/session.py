@@ -3,6 +3,7 @@
     <root>/<session id>/
         session.json        id, avatar, media spec, init segment; its generation changes with each reset
         full_session.mp4    the init segment and every fragment so far
+        full_session.sidecar.jsonl   how each frame came about (models.stitch.sidecar)
         index.jsonl         one line a fragment and utterance event (models.stitch.index)
         epoch               how often the session has been taken over
         lock                held during each change, never replaced
@@ -34,6 +35,7 @@ from models.errors import ConfigError, CorruptError, FencedError, NotFoundError,
 from models.stitch import export, index
 from models.stitch.disk import EPOCH, INDEX, LOCK, META, VIDEO, SessionMeta, replace_file, starts_with, write_at
 from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec
+from models.stitch.sidecar import Record, SidecarWriter, header, sidecar_path
 from models.types import Fragment
 
 Sync = Literal["never", "utterance", "fragment"]
@@ -70,6 +72,7 @@ class SessionFile:
         self._epoch: int | None = None
         self._video: io.FileIO | None = None  # open only in a writer
         self._index: io.FileIO | None = None
+        self._sidecar: SidecarWriter | None = None
         if not (self.folder / META).is_file():
             if spec is None:
                 raise SessionNotFound(
@@ -179,6 +182,12 @@ class SessionFile:
                 os.fsync(self._video.fileno())
             self._commit(record)
 
+    def note(self, *records: Record) -> None:
+        """Add lines to the sidecar, before the frames that they speak of are appended. Raises FencedError, OSError."""
+        with self._writing():
+            assert self._sidecar is not None
+            self._sidecar.append(records)
+
     def start_utterance(self, text: str) -> int:
         """Note in the transcript that `text` is spoken from here. Returns its number, from 1. Raises FencedError."""
         with self._writing():
@@ -189,9 +198,10 @@ class SessionFile:
     def end_utterance(self) -> None:
         """Note that the utterance is complete, and sync it to the disk. Raises FencedError."""
         with self._writing():
-            assert self._video is not None and self._index is not None
+            assert self._video is not None and self._index is not None and self._sidecar is not None
             if self._synced:
                 os.fsync(self._video.fileno())
+                self._sidecar.sync()
             self._commit({"type": "end", "utterance": self._totals.utterances, "tick": self.clock.video_ticks})
             if self._synced:
                 os.fsync(self._index.fileno())
@@ -228,10 +238,10 @@ class SessionFile:
 
     def close(self) -> None:
         """Close the writer's files; the object still reads, and takes the session over again when it writes."""
-        for file in (self._video, self._index):
+        for file in (self._video, self._index, self._sidecar):
             if file is not None:
                 file.close()
-        self._video = self._index = self._epoch = None
+        self._video = self._index = self._sidecar = self._epoch = None
 
     def export_faststart(self, path_out: Path) -> None:
         """Write the session as a progressive MP4, moov first, without coding anew. Raises NotFoundError if empty."""
@@ -298,6 +308,7 @@ class SessionFile:
 
     def _write_empty_files(self, meta: SessionMeta) -> None:
         replace_file(self.folder / VIDEO, meta.init, self._synced)
+        replace_file(sidecar_path(self.folder / VIDEO), header(meta), self._synced)
         # the index is last: it vouches for the video
         replace_file(self.folder / INDEX, index.header(meta.generation), self._synced)
 
@@ -354,6 +365,7 @@ class SessionFile:
         self._epoch = epoch
         self._video = (self.folder / VIDEO).open("r+b", buffering=0)
         self._index = (self.folder / INDEX).open("r+b", buffering=0)
+        self._sidecar = SidecarWriter(sidecar_path(self.path), header(self._meta))
 
     def _commit(self, record: index.Record) -> None:
         assert self._index is not None

@@ -13,6 +13,7 @@ from deployments.requests import SpeakRequest
 from models.audio import AudioEncoder, decode_audio
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
+from models.stitch.sidecar import read_sidecar
 from models.tts.hibari import HibariTTS
 from models.tts.openai import OpenAITTS
 from models.tts.pieces import sounding
@@ -235,6 +236,17 @@ def test_reset_starts_afresh(client):
     assert client.get("/reset", params={"session_id": "fresh"}).json() == {"session_id": "fresh", "reset": True}
     answer = speak(client, "Start again.", session_id="fresh")
     assert len(video_of(client, "fresh").frames) == answer["frames"]
+
+
+def test_the_sidecar_says_which_engines_made_which_frames_of_the_avatar(client, tmp_path):
+    answer = speak(client, "My map.", session_id="described")
+    (tmp_path / "x.sidecar.jsonl").write_bytes(client.get("/sessions/described/sidecar.jsonl").content)
+    known = read_sidecar(tmp_path / "x.sidecar.jsonl", answer["frames"])
+    assert known.known.all() and 0.5 < known.mouth.max() <= 1
+    assert known.avatar_frames.tolist() == ping_pong(0, answer["frames"], 150).tolist()
+    (said,) = known.said
+    assert said.engines == {"TTS": "hibari", "AudioFeatures": "models/embedded/whisper", "LipSync": "openvino"}
+    assert [phoneme.symbol for phoneme in known.phonemes].count("m") == 2
 
 
 def test_a_deleted_session_is_gone(client):

@@ -105,6 +105,7 @@ class Server(BaseHTTPRequestHandler):
     """Answers /speak with `parts`, breaking off where `breaks`; remembers the requests."""
 
     status, breaks, ended = 200, False, True
+    sidecar: dict = {"type": "video"}  # noqa: RUF012
     parts = (b"first", b"second")
     requests: list[tuple[str, bytes]] = []  # noqa: RUF012
     protocol_version = "HTTP/1.1"
@@ -131,6 +132,8 @@ class Server(BaseHTTPRequestHandler):
         self.close_connection = self.breaks
 
     def do_GET(self) -> None:
+        if self.path.endswith("sidecar.jsonl"):
+            return self.answer(200 if self.sidecar else 404, self.sidecar)
         summary = {"frames": 25, "duration_s": 1.0, "ttff_ms": 300.0, "rtf": 0.9, "stages": {}}
         line = {"end_s": 1.0 if self.ended else None}
         self.answer(200, {"last": summary if self.ended else None, "utterances": [line]})
@@ -166,6 +169,16 @@ def test_what_is_said_becomes_a_file(tmp_path):
     assert (tmp_path / "deep" / "[1] out.mp4").read_bytes() == b"firstsecond"
     assert json.loads(requests[0][1]).keys() == {"text", "session_id", "stream"}
     assert "25 frames, TTFF 300 ms" in result.output and "[1] out.mp4" in result.output
+
+
+def test_a_video_has_its_own_sidecar_beside_it_or_none(tmp_path):
+    (tmp_path / "out.sidecar.jsonl").write_bytes(b"of another video")
+    with serving(sidecar={}) as (url, _):
+        assert run("say", "Hello.", "-o", "out.mp4", "--server", url).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    with serving() as (url, _):
+        assert run("say", "Hello.", "-o", "out.mp4", "--server", url).exit_code == 0
+    assert (tmp_path / "out.sidecar.jsonl").read_bytes() == b'{"type": "video"}\n'
 
 
 @pytest.mark.parametrize("behaviour", [{"breaks": True}, {"ended": False}, {"status": 429}])

@@ -17,6 +17,7 @@ from deployments.ingress import Ingress
 from deployments.requests import SpeakEvent
 from models import errors
 from models.errors import AvatarNotFound, BusyError, StageError, TextError
+from models.stitch.sidecar import sidecar_path
 
 
 class Events:
@@ -164,6 +165,14 @@ def test_a_sessions_video_is_as_long_as_stitch_says(serve, grown):
     assert client.get("/sessions/alice/video.mp4").content == grown.read_bytes()[:1000]
     part = client.get("/sessions/alice/video.mp4", headers={"Range": "bytes=990-"})
     assert (part.status_code, part.content) == (206, grown.read_bytes()[990:1000])
+
+
+def test_a_sidecar_is_sent_up_to_its_last_whole_line(serve, grown):
+    client = serve(session_of(grown))
+    assert client.get("/sessions/alice/sidecar.jsonl").content == b""
+    sidecar_path(grown).write_bytes(b'{"type":"video"}\n{"type":"fra')
+    answer = client.get("/sessions/alice/sidecar.jsonl")
+    assert (answer.status_code, answer.content) == (200, b'{"type":"video"}\n')
 
 
 def test_ranges_of_a_growing_video_have_one_tag_and_fit_together(serve, grown):

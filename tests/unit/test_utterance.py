@@ -16,6 +16,7 @@ from models.errors import FencedError
 from models.stitch.encode import MediaSpec
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
+from models.stitch.sidecar import read_sidecar, sidecar_path
 from models.types import FaceCrops, PreparedAvatar, Speech
 
 SIDE, COUNT, RATE = 64, 5, 24_000
@@ -163,3 +164,26 @@ def test_a_writer_that_was_overtaken_stops_and_writes_nothing(sessions, tmp_path
     assert facts["frames"] == before + 4
     assert [line["text"] for line in facts["utterances"]] == ["Hello.", "Rival."]
     assert len(decode(said.session.path.read_bytes())[0]) == facts["frames"]
+
+
+def test_the_sidecar_says_how_each_frame_came_about(sessions):
+    said = utterance(sessions)
+    said.engines = {"TTS": "hibari"}
+    said.add(chunk(0, 8, last=True, speech_s=0.32))
+    said.end()
+    again = utterance(sessions, 8, "Again.")
+    again.add(chunk(0, 4, last=True, speech_s=0.16))
+    known = read_sidecar(sidecar_path(again.session.path), 12)
+    shown = [*ping_pong(0, 8, COUNT), *ping_pong(8, 4, COUNT)]
+    assert known.avatar_frames.tolist() == [int(k) for k in shown] and (known.avatar_id, known.avatar_version) == (
+        "ann",
+        "1",
+    )
+    assert known.transforms[:, 0].tolist() == [[4, 0, 1.5]] * 12
+    faceless = known.avatar_frames == 3
+    weights = np.concatenate([*said.weights, *again.weights])
+    assert known.mouth == pytest.approx(np.where(faceless, 0, weights), abs=1e-3) and faceless.any()
+    assert [(one.text, one.first_frame, one.engines) for one in known.said] == [
+        ("Hello.", 0, {"TTS": "hibari"}),
+        ("Again.", 8, {}),
+    ]
