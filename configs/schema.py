@@ -102,6 +102,7 @@ class StitchConfig(Strict):
     crf: int = Field(20, ge=0, le=40)  # H.264 quality: lower is better and larger
     preset: str = "veryfast"  # x264's
     blend_mode: Literal["feather"] = "feather"
+    steady_crops: bool = True  # average generated faces over time where they rest: less flicker, the same lips
     rest_mouth: Literal["auto", "source", "generated"] = "auto"  # in silences; auto: source, unless its mouth moves
     rest_fade_ms: float = Field(120.0, ge=80, le=160)  # from one mouth to the other, within the silence
     rest_pause_ms: float = Field(300.0, ge=250, le=5000)  # silences between words from which the mouth rests

@@ -28,6 +28,7 @@ from models.stitch.encode import MediaSpec
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.stitch.rest import RestSettings, own_mouth_rests
+from models.stitch.steady import CropSteadier, pasted_box
 from models.text import check_text
 from models.types import Fragment, PreparedAvatar, Speech
 
@@ -132,19 +133,22 @@ class Stitch(Stage[StitchConfig]):
         known = session.avatar_id if session is not None and continues else self.config.avatar_id
         avatar = self._load_avatar(request.avatar_id or known, self.config.blend_mode)
         spec = session.spec if session is not None and continues else self._spec(avatar.prepared)
-        mouth = Mouth(spec.fps, self._rest(avatar))
+        mouth = self._mouth(avatar, spec.fps)
         return Utterance(request, self._sessions, avatar, spec, session.frames if session else 0, mouth)
 
-    def _rest(self, avatar: LoadedAvatar) -> RestSettings:
+    def _mouth(self, avatar: LoadedAvatar, fps: int) -> Mouth:
         config = self.config
         source_rests = avatar.rests if config.rest_mouth == "auto" else config.rest_mouth == "source"
-        return RestSettings(config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, source_rests=source_rests)
+        rest = RestSettings(config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, source_rests=source_rests)
+        return Mouth(fps, rest, CropSteadier(avatar.pasted) if config.steady_crops else None)
 
     def _load_avatar(self, avatar_id: str, blend_mode: str) -> LoadedAvatar:
         key = (avatar_id, self._store.version(avatar_id))
         if key not in self._avatars:
             prepared = self._store.load(avatar_id, latents=False)
-            self._avatars[key] = LoadedAvatar(prepared, Paster(prepared, mode=blend_mode), own_mouth_rests(prepared))
+            self._avatars[key] = LoadedAvatar(
+                prepared, Paster(prepared, mode=blend_mode), own_mouth_rests(prepared), pasted_box(prepared)
+            )
             while len(self._avatars) > self.config.cached_avatars:
                 self._avatars.popitem(last=False)
         self._avatars.move_to_end(key)

@@ -19,7 +19,8 @@ from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import Record, frames_record, speech_record, utterance_record
-from models.types import Float32, Fragment, PreparedAvatar, Speech, UInt8
+from models.stitch.steady import WHOLE
+from models.types import Box, Float32, Fragment, PreparedAvatar, Speech, UInt8
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class LoadedAvatar:
     prepared: PreparedAvatar
     paster: Paster
     rests: bool = True  # the mouth of its own frames keeps still
+    pasted: Box = WHOLE  # what of a crop is ever seen
 
 
 @dataclass(slots=True)
@@ -117,5 +119,5 @@ class Utterance:
         frames = np.empty((len(crops), avatar.height, avatar.width, 3), np.uint8)
         for frame, crop, index, weight in zip(frames, crops, indices.tolist(), weights.tolist(), strict=True):
             frame[:] = avatar.frames[index]
-            self.avatar.paster.paste_into(frame, crop, index, weight)
+            self.avatar.paster.paste_into(frame, self.mouth.crop(crop, weight), index, weight)
         return frames

@@ -16,7 +16,8 @@ from models.avatar.warp import warp
 from models.errors import InputError
 from models.restore.align import soft_square
 from models.restore.follow import Followed, follow
-from models.restore.steady import Detail, Steadier, between
+from models.restore.steady import Detail, between
+from models.steady import Steadier
 from models.stitch.paste import paste
 from models.types import CROP_PX, RESTORED_PX, UInt8
 

@@ -1,17 +1,18 @@
-"""One utterance's mouth over time: when the generated mouth is shown, and when the source's own. Knows no pictures."""
+"""One utterance's mouth over time: how much of the generated mouth each frame shows, and that mouth steadied."""
 
 from __future__ import annotations
 
 from models.activity import Activity
 from models.stitch.rest import Rest, RestSettings
-from models.types import Float32, Speech
+from models.stitch.steady import CropSteadier
+from models.types import Float32, Speech, UInt8
 
 
 class Mouth:
-    """Hears the speech of one utterance, and says how much of the generated mouth each frame shows."""
+    """Hears the speech of one utterance, weighs its frames and steadies its crops; without a steadier they stay."""
 
-    def __init__(self, fps: int, rest: RestSettings | None = None) -> None:
-        self._activity, self._rest = Activity(), Rest(fps, rest or RestSettings())
+    def __init__(self, fps: int, rest: RestSettings | None = None, steadier: CropSteadier | None = None) -> None:
+        self._activity, self._rest, self._steadier = Activity(), Rest(fps, rest or RestSettings()), steadier
         self._heard: set[int] = set()  # first frames of the segments that are known
 
     def hear(self, speech: Speech, first_frame: int) -> None:
@@ -27,3 +28,12 @@ class Mouth:
     def fade_out(self, count: int) -> Float32:
         """Weights `(count,)` from the last frame's down to 0, whatever sounds: for an utterance that is interrupted."""
         return self._rest.fade_out(count)
+
+    def crop(self, crop: UInt8, weight: float) -> UInt8:
+        """The next frame's crop `(s, s, 3)` as it is to be pasted with that weight; one that is not seen is skipped."""
+        if self._steadier is None:
+            return crop
+        if weight == 0:
+            self._steadier.reset()
+            return crop
+        return self._steadier(crop)

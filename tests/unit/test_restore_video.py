@@ -11,8 +11,9 @@ from models.errors import InputError
 from models.restore.align import five_points, to_template
 from models.restore.follow import follow, reach_frames
 from models.restore.small import SmallRestorer
-from models.restore.steady import SHARE_AT_REST, Detail, Steadier, between
+from models.restore.steady import Detail, between
 from models.restore.video import BOX, VideoOptions, crop_transform, enhance_frames
+from models.steady import SHARE_AT_REST, Steadier
 
 
 @pytest.fixture(scope="module")

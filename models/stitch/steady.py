@@ -1,0 +1,46 @@
+"""Steadies the generated crops of one utterance over time: the network's noise goes, the lips' motion stays.
+
+Crops are stabilised already, so a pixel of one is the same place of the face as in the crop before. Knows no avatar.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from models.steady import Steadier
+from models.types import CROP_PX, Box, PreparedAvatar, UInt8
+
+WHOLE: Box = (0, 0, CROP_PX, CROP_PX)
+MARGIN_PX = 16  # around the masks, of a 256 px crop: what a paste may look at beside them
+FINE = 2  # crop px, of 256, per pixel on which change is measured
+
+
+def pasted_box(avatar: PreparedAvatar) -> Box:
+    """The part of the crop that any frame's mask shows, in px of a 256 px crop; all of it for MuseTalk's own paste."""
+    if avatar.boxes is not None or not avatar.masks.any():
+        return WHOLE
+    x, y, width, height = cv2.boundingRect(avatar.masks.max(0))
+    left, top = max(x - MARGIN_PX, 0), max(y - MARGIN_PX, 0)
+    return left, top, min(x + width + MARGIN_PX, CROP_PX), min(y + height + MARGIN_PX, CROP_PX)
+
+
+class CropSteadier:
+    """The memory of one utterance. `reset` where crops are left out: what comes next is taken as it is."""
+
+    def __init__(self, box: Box = WHOLE) -> None:
+        """box: what is steadied, in px of a 256 px crop; the rest of a crop stays as it is."""
+        x1, y1, x2, y2 = self._box = box
+        self._steadier = Steadier((max((x2 - x1) // FINE, 1), max((y2 - y1) // FINE, 1)))
+
+    def reset(self) -> None:
+        """Forget the crops so far."""
+        self._steadier.reset()
+
+    def __call__(self, crop: UInt8) -> UInt8:
+        """The next crop, `(s, s, 3)`, s = 256 or 512 and the same throughout, steadied: a copy."""
+        times = crop.shape[0] // CROP_PX
+        x1, y1, x2, y2 = (times * edge for edge in self._box)
+        part, steadied = np.ascontiguousarray(crop[y1:y2, x1:x2]), crop.copy()
+        steadied[y1:y2, x1:x2] = self._steadier(part, part)
+        return steadied
