@@ -18,7 +18,7 @@ SHARE_AT_REST = 0.3  # of the newest face where nothing changes: uncorrelated fl
 CHANGE_LEVELS = 3.0  # grey levels of change, of 255, by which the newest face has 1 − (1 − 0.3) / e ≈ three quarters
 COARSE_PX = 128  # change is measured on faces of this side …
 BLUR_PX = 5  # … blurred over so many of its pixels: 20 px of a 512 px face
-BESIDE = np.ones((3, 3), np.uint8)  # what lies beside a change changes: a closing mouth's corners leave no trace
+BESIDE = np.ones((3, 3), np.uint8)  # coarse pixels around one
 Size = tuple[int, int]  # width, height
 
 
@@ -28,9 +28,13 @@ def coarse(face: UInt8, size: Size = (COARSE_PX, COARSE_PX)) -> Float32:
     return cast(Float32, cv2.blur(small, (BLUR_PX, BLUR_PX)))
 
 
-def rest(a: Float32, b: Float32, size: Size = (RESTORED_PX, RESTORED_PX)) -> Float32:
-    """How much two `coarse` faces show the same: 1 at rest, 0 where they differ, `(height, width)` of `size`."""
-    change = cv2.dilate(np.abs(a - b).max(2), BESIDE) / CHANGE_LEVELS
+def rest(a: Float32, b: Float32, size: Size = (RESTORED_PX, RESTORED_PX), wary: bool = False) -> Float32:
+    """How much two `coarse` faces show the same: 1 at rest, 0 where they differ, `(height, width)` of `size`.
+
+    wary: what lies beside a change counts as changed, so that a closing mouth's corners leave no trace.
+    """
+    change = np.abs(a - b).max(2) / CHANGE_LEVELS
+    change = cv2.dilate(change, BESIDE) if wary else change
     same = np.exp(-change * change)
     return cast(Float32, cv2.resize(same, size, interpolation=cv2.INTER_LINEAR))
 
@@ -53,7 +57,7 @@ class Steadier:
         if self._face is None or self._coarse is None:
             self._face, self._coarse = made.astype(np.float32), seen
             return made
-        share = 1 - (1 - SHARE_AT_REST) * rest(seen, self._coarse, (made.shape[1], made.shape[0]))  # (h, w)
+        share = 1 - (1 - SHARE_AT_REST) * rest(seen, self._coarse, (made.shape[1], made.shape[0]), True)  # (h, w)
         self._face = cast(Float32, cv2.blendLinear(made.astype(np.float32), self._face, share, 1 - share))
         small = cv2.resize(share, self._size, interpolation=cv2.INTER_AREA)
         self._coarse = cast(Float32, cv2.blendLinear(seen, self._coarse, small, 1 - small))
