@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import EnhanceConfig
-from deployments.paths import builtin_avatars, cache_dir, input_path, output_path
+from deployments.paths import builtin_avatars, cache_dir, input_path, keep_compiled, output_path
 from deployments.stage import Stage, Stamped
 from models.avatar.store import AvatarStore
 from models.engines import find_engine
@@ -37,6 +37,7 @@ def load_engine(name: str, options: dict[str, Any]) -> Any:
     for key in FILE_OPTIONS:
         if isinstance(options.get(key), str):
             options[key] = input_path(options[key])
+    keep_compiled()
     return find_engine(name, ENGINES).load(**options)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.schema import LipSyncConfig
 from deployments.frame_batcher import FrameBatcher
-from deployments.paths import builtin_avatars, cache_dir, input_path, output_path
+from deployments.paths import builtin_avatars, cache_dir, input_path, keep_compiled, output_path
 from deployments.stage import Stage, Stamped
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
@@ -29,6 +29,8 @@ Frame = tuple[Float16, Float16]  # latents (8, 32, 32), window (50, 384)
 def load_engine(config: Any) -> Any:
     """The engine of a stage's config, loaded. LipSync and set-up then let it compile by a first call."""
     engine = find_engine(config.engine, ENGINES)
+    if config.compile != "off" and config.engine != "torch":
+        raise ConfigError(f"Engine {config.engine} cannot compile: {config.compile}.", "Use engine: torch on a GPU.")
     paths = [input_path(config.unet_config), input_path(config.unet_weights), input_path(config.vae_dir)]
     # an engine of module:Class need not know other decoders
     other = {"decoder_dir": input_path(config.decoder_dir)} if config.decoder == "tiny" else {}
@@ -37,7 +39,10 @@ def load_engine(config: Any) -> Any:
 
         if config.device == "cpu":
             torch.set_num_threads(config.threads)
-        return engine.load(*paths, device=config.device, dtype=getattr(torch, config.dtype), **other)
+        keep_compiled()
+        model = engine.load(*paths, device=config.device, dtype=getattr(torch, config.dtype), **other)
+        model.record(config.compile, config.batch_size)
+        return model
     return engine.load(*paths, cache_dir=cache_dir(), threads=config.threads, **other)
 
 
@@ -66,6 +71,8 @@ class LipSync(Stage[LipSyncConfig]):
             latents = np.zeros((config.batch_size, 8, 32, 32), np.float16)
             self.model.generate(latents, np.zeros((config.batch_size, 50, 384), np.float16))  # warm up
             self._latents = OrderedDict()  # a new one: the event loop may be using the old
+        elif changed & {"compile", "batch_size"} and config.engine == "torch":
+            self.model.record(config.compile, config.batch_size)
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
         self._batcher.batch_size, self._batcher.wait_s = config.batch_size, config.batch_wait_ms / 1e3
 

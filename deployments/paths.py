@@ -32,6 +32,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("WARMTALK_CACHE") or home() / ".cache")
 
 
+def keep_compiled() -> None:
+    """Let torch keep fused kernels in cache_dir(), so that the next start finds them; the environment may say where."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
+
+
 def builtin_avatars() -> Path:
     """The avatars that ship with the project."""
     return CODE / "models" / "embedded" / "avatars"

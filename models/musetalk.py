@@ -17,6 +17,7 @@ from torch import nn
 
 from models.checkpoints import build_module, load_state_dict, read_json
 from models.errors import InputError, WeightsError
+from models.recorded import Recorded, check_compile, sizes_of
 from models.types import CROP_PX, LATENT_PX, WINDOW_TOKENS, UInt8
 from models.vae_files import modern_vae_keys, vae_files, vae_fingerprint
 
@@ -89,6 +90,7 @@ class MuseTalk:
     ) -> None:
         self.unet, self.vae, self.vae_fingerprint = unet, vae, vae_fingerprint
         self._generator, self._decoder = Generator(unet).eval(), Decoder(vae if decoder is None else decoder).eval()
+        self._recorded: Recorded | None = None
 
     @classmethod
     def load(
@@ -112,6 +114,20 @@ class MuseTalk:
         vae.decoder = decoder.encoder = None  # the halves that never run: 50 M parameters of a Stable Diffusion VAE
         return cls(unet, vae, vae_fingerprint(vae_dir), decoder)
 
+    def record(self, mode: str, batch_size: int) -> None:
+        """Make `generate` quick to call with up to `batch_size` faces, on a CUDA device: see models/recorded.py.
+
+        mode: `graphs` or `inductor`; `off` undoes it. All its sizes are recorded now. Raises ConfigError.
+        """
+        self._recorded = None
+        if check_compile(mode, self.device) == "off":
+            return
+        self._recorded = Recorded(self._faces, sizes_of(mode, batch_size), mode, self.device)
+        width = int(self.unet.config.cross_attention_dim)
+        for size in reversed(self._recorded.sizes):  # the largest first: the others fit into its memory
+            latents = np.zeros((size, UNET_CHANNELS, LATENT_PX, LATENT_PX), np.float16)
+            self.generate(latents, np.zeros((size, WINDOW_TOKENS, width), np.float16))
+
     @property
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
@@ -130,10 +146,7 @@ class MuseTalk:
 
     def predict(self, latents: Array, windows: Array) -> torch.Tensor:
         """Input latents `(n, 8, 32, 32)` and feature windows `(n, 50, 384)` → scaled face latents `(n, 4, 32, 32)`."""
-        latents = _tensor(latents, (UNET_CHANNELS, LATENT_PX, LATENT_PX), "latents")
-        windows = _tensor(windows, (WINDOW_TOKENS, int(self.unet.config.cross_attention_dim)), "feature windows")
-        if len(latents) != len(windows):
-            raise InputError(f"{len(latents)} latents came with {len(windows)} windows.", "Send one of each a frame.")
+        latents, windows = self._pair(latents, windows)
         with torch.inference_mode():
             chunks = [
                 self._generator(
@@ -156,7 +169,24 @@ class MuseTalk:
 
     def generate(self, latents: Array, windows: Array) -> UInt8:
         """`decode(predict(latents, windows))`: input latents and windows → face crops, uint8 `(n, 256, 256, 3)`."""
-        return self.decode(self.predict(latents, windows))
+        if self._recorded is None:
+            return self.decode(self.predict(latents, windows))
+        latents, windows = self._pair(latents, windows)
+        return np.ascontiguousarray(self._recorded(latents.to(self.dtype), windows.float()).cpu().numpy())
+
+    def _faces(self, latents: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        """`generate` as a function of tensors on the device: uint8 `(n, 256, 256, 3)`."""
+        z = self._generator(latents.to(memory_format=torch.channels_last), windows)
+        faces: torch.Tensor = self._decoder(z).round().to(torch.uint8)
+        return faces
+
+    def _pair(self, latents: Array, windows: Array) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both as tensors, one of each a frame. Raises InputError."""
+        latents = _tensor(latents, (UNET_CHANNELS, LATENT_PX, LATENT_PX), "latents")
+        windows = _tensor(windows, (WINDOW_TOKENS, int(self.unet.config.cross_attention_dim)), "feature windows")
+        if len(latents) != len(windows):
+            raise InputError(f"{len(latents)} latents came with {len(windows)} windows.", "Send one of each a frame.")
+        return latents, windows
 
 
 def encode_reference(vae: nn.Module, faces_rgb: Array) -> torch.Tensor:

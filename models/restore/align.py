@@ -94,7 +94,15 @@ def align(face: UInt8, transform: Float64, around: UInt8 | None = None) -> UInt8
     covered = np.ones(face.shape[:2], np.float32) if around is None else soft_square(face.shape[0])
     inside = cv2.warpAffine(covered, transform, size)
     under = grey if around is None else around
-    return cast(UInt8, cv2.blendLinear(warp(face, transform, RESTORED_PX), under, inside, 1 - inside))
+    return cast(UInt8, cv2.blendLinear(_laid(face, transform), under, inside, 1 - inside))
+
+
+def _laid(face: UInt8, transform: Float64) -> UInt8:
+    """Cubic where the face grows, as it nearly always does; otherwise sampled so that nothing aliases."""
+    if np.linalg.det(transform[:, :2]) < 1:
+        return warp(face, transform, RESTORED_PX)
+    size = (RESTORED_PX, RESTORED_PX)
+    return cast(UInt8, cv2.warpAffine(face, transform, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
 
 
 def paste_aligned(under: UInt8, aligned: UInt8, transform: Float64, strength: float) -> UInt8:
@@ -134,7 +142,7 @@ def restore_aligned(
     template already. around: `(n, 512, 512, 3)`, see `align`. run: RGB uint8 `(m, 512, 512, 3)` → the same, with m at
     most `batch`. Strength 0 is plain bicubic upsampling. Raises InputError for another shape, type or strength.
     """
-    _check(faces := np.asarray(faces), strength, landmarks)
+    check_faces(faces := np.asarray(faces), strength, landmarks)
     factor = RESTORED_PX / faces.shape[1]
     out = np.empty((len(faces), RESTORED_PX, RESTORED_PX, 3), np.uint8)
     for start in range(0, len(faces), batch):
@@ -167,7 +175,8 @@ def _enlarged(face: UInt8) -> UInt8:
     return cast(UInt8, cv2.resize(face, (RESTORED_PX, RESTORED_PX), interpolation=cv2.INTER_CUBIC))
 
 
-def _check(faces: UInt8, strength: float, landmarks: npt.NDArray[Any] | None) -> None:
+def check_faces(faces: UInt8, strength: float, landmarks: npt.NDArray[Any] | None) -> None:
+    """Raise InputError unless `restore` can take these, see `restore_aligned`."""
     square = faces.ndim == 4 and faces.shape[1] == faces.shape[2] and faces.shape[3] == 3
     if not square or faces.shape[1] not in (CROP_PX, RESTORED_PX) or faces.dtype != np.uint8:
         raise InputError(

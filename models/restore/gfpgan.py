@@ -6,6 +6,7 @@ face gives the same picture.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 
 from models.checkpoints import build_module, load_state_dict
 from models.errors import ConfigError, InputError
+from models.recorded import Recorded, check_compile
 from models.restore.align import restore_aligned
+from models.restore.align_device import aligned_pass, enlarges, restore_on_device
 from models.restore.gfpgan_net import GFPGANNet, channels_last
 from models.types import RESTORED_PX, UInt8
 
@@ -27,8 +30,11 @@ class GFPGAN:
 
     needs_landmarks = True
 
-    def __init__(self, module: GFPGANNet, max_faces: int = MAX_FACES) -> None:
+    def __init__(self, module: GFPGANNet, max_faces: int = MAX_FACES, compile: str = "off") -> None:
         self.module, self.max_faces = module, max_faces
+        run = aligned_pass(module_pass(module), self.device)
+        off = check_compile(compile, self.device) == "off"
+        self._pass = run if off else Recorded(run, (max_faces,), compile, self.device)
 
     @classmethod
     def load(
@@ -37,17 +43,23 @@ class GFPGAN:
         device: Any = "cpu",
         dtype: torch.dtype | str = torch.float32,
         max_faces: int = MAX_FACES,
+        compile: str = "off",
     ) -> GFPGAN:
         """Read `GFPGANv1.4.pth`, or any file of the same keys and shapes (safetensors, too).
 
         dtype: a torch dtype or its name; the normalisation of each modulated convolution stays in fp32. max_faces:
-        faces a pass. Raises WeightsError, which names the first keys that are wrong, and ConfigError for another dtype.
+        faces a pass. compile: `graphs` or `inductor` on a CUDA device, see models/recorded.py. Raises WeightsError,
+        which names the first keys that are wrong, and ConfigError for another dtype or mode.
         """
         name = str(dtype).removeprefix("torch.")
         if name not in DTYPES:
             raise ConfigError(f"There is no dtype {name!r} for GFPGAN.", f"Use one of {', '.join(DTYPES)}.")
         module = build_module(GFPGANNet, load_state_dict(path), path, device, getattr(torch, name))
-        return cls(channels_last(module), max_faces)
+        return cls(channels_last(module), max_faces, compile)
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.final_linear.weight.device
 
     def net(self, x: Any) -> torch.Tensor:
         """The network alone: RGB `(n, 3, 512, 512)` in [-1, 1] → restored RGB of the same shape, unclipped.
@@ -70,12 +82,25 @@ class GFPGAN:
         already. around: `(n, 512, 512, 3)` on the template, what is seen beyond the face's picture; None is grey.
         strength: 0 is bicubic upsampling, 1 the full model. Raises InputError.
         """
-        return restore_aligned(faces, strength, landmarks, self._run, self.max_faces, around=around)
+        if self.device.type == "cpu" or strength == 0 or not enlarges(landmarks):
+            return restore_aligned(faces, strength, landmarks, self._run, self.max_faces, around=around)
+        with torch.inference_mode():
+            return restore_on_device(self._pass, self.device, faces, strength, landmarks, around, self.max_faces)
 
     def _run(self, faces: UInt8) -> UInt8:
         with torch.inference_mode():
             x = torch.from_numpy(np.array(faces)).permute(0, 3, 1, 2)  # a copy: the array may be read-only
-            image = self.net(x.to(self.module.final_linear.weight.device).float() / 127.5 - 1)  # (n, 3, 512, 512)
+            image = self.net(x.to(self.device).float() / 127.5 - 1)  # (n, 3, 512, 512)
             levels = (image.float().clamp(-1, 1) + 1) * 127.5
             restored: UInt8 = levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return restored
+
+
+def module_pass(module: GFPGANNet) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network as a function of RGB `(n, 3, 512, 512)` in fp32, in its own dtype and memory layout."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        image: torch.Tensor = module(x.to(module.final_linear.weight.dtype, memory_format=torch.channels_last))
+        return image
+
+    return run
