@@ -1,11 +1,13 @@
 """The whole graph on one GPU with networks of MuseTalk v1.5's, sd-vae's, whisper-tiny's and GFPGAN's real sizes.
 
-    python -m benchmarks.gpu --out out/gpu            # on a CUDA machine; about two minutes
-    python -m benchmarks.gpu --out out/gpu --small    # a rehearsal with tiny networks, on any machine
+    python -m benchmarks.gpu --out out/gpu                     # on a CUDA machine; about four minutes
+    python -m benchmarks.gpu --out out/gpu --compile graphs    # without the minutes that fusing takes
+    python -m benchmarks.gpu --out out/gpu --small             # a rehearsal with tiny networks, on any machine
 
 The weights are random, in the real formats: speed and memory are those of the real ones, the picture is noise inside
-the mask. It deploys configs/gpu.yaml with `batch_size` 4, the manual's for small cards, and prints each stage's time,
-frames per second and memory, and the GPU's peak over all processes as the driver sees it.
+the mask. It deploys configs/gpu.yaml with `batch_size` 4, the manual's for small cards, once without the Enhance stage
+and once with GFPGAN, and prints each stage's time, frames per second and memory, and the GPU's peak over all processes
+as the driver sees it.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from models.avatar.detect import Face
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
 from models.musetalk import MuseTalk
+from models.recorded import COMPILE_MODES
 from models.types import UInt8
 from profiling import Profile, profile_graph, profile_tables, run
 
+BATCH = 4  # frames and faces a call
 CODE = Path(__file__).resolve().parents[1]
 EMBEDDED = CODE / "models" / "embedded"
 UNET = {  # musetalkV15/musetalk.json
@@ -126,24 +130,34 @@ def prepare(weights: Path, avatars: Path, device: str) -> float:
     return time.perf_counter() - begin_s
 
 
-def adapt(weights: Path, device: str, enhance: str) -> Any:
-    """A function that puts the random weights and batch_size 4 into configs/gpu.yaml, and moves it for a rehearsal."""
+def adapt(weights: Path, device: str, enhance: str | None, compiled: str) -> Any:
+    """A function that puts the random weights and batch_size 4 into configs/gpu.yaml, and moves it for a rehearsal.
+
+    enhance: the engine of Enhance; None leaves the stage out.
+    """
     musetalk = {
         "unet_config": str(weights / "musetalkV15/musetalk.json"),
         "unet_weights": str(weights / "musetalkV15/unet.pth"),
         "vae_dir": str(weights / "sd-vae"),
     }
-    restorer = {"path": str(weights / "GFPGANv1.4.pth"), "device": "cuda", "dtype": "float16"}
+    path = str(weights / "GFPGANv1.4.pth")
+    restorer = {"path": path, "device": "cuda", "dtype": "float16", "max_faces": BATCH, "compile": compiled}
     changes: dict[str, dict[str, Any]] = {
         "AudioFeatures": {"weights": str(weights / "whisper"), "context_s": 8.0},
-        "LipSync": {**musetalk, "batch_size": 4},
-        "Enhance": {"engine": enhance, "options": restorer if enhance == "gfpgan" else {}, "batch_size": 4},
+        "LipSync": {**musetalk, "batch_size": BATCH, "compile": compiled},
+        "Enhance": {"engine": enhance, "options": restorer if enhance == "gfpgan" else {}, "batch_size": BATCH},
         "Stitch": {"chunk_frames": 8, "first_chunk_frames": 4},
         "Avatars": musetalk,
     }
 
     def change(config: dict[str, Any]) -> None:
         config["http_options"]["host"] = "127.0.0.1"
+        if enhance is None:
+            del changes["Enhance"]
+            application = config["applications"][0]
+            application["args"] = {"enhance": False}
+            application["deployments"] = [item for item in application["deployments"] if item["name"] != "Enhance"]
+            deployment_of(config, "Stitch")["user_config"]["enhance"] = False
         for stage, values in changes.items():
             user_config = deployment_of(config, stage)["user_config"]
             user_config.update(values)
@@ -186,31 +200,23 @@ def used_megabytes() -> float:
         return 0.0
 
 
-def measure(out: Path, device: str, small: bool, enhance: str) -> dict[str, Any]:
-    """Deploy, speak, profile. Returns all figures; also printed as tables."""
+def measure(out: Path, device: str, small: bool, enhance: str, compiled: str) -> dict[str, Any]:
+    """Make weights and an avatar, then deploy and profile both graphs. Returns all figures; also printed as tables."""
     from rich.console import Console
 
-    begin_s = time.perf_counter()
-    make_weights(out / "weights", device, small)
-    weights_s = time.perf_counter() - begin_s
-    before_mb = used_megabytes()
-    prepare_s = prepare(out / "weights", out / "results" / "avatars", device)
-    if device == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()
-    own_mb = used_megabytes() - before_mb  # of this process: no part of the graph
-    begin_s = time.perf_counter()
-    graph = LocalGraph("gpu", 8023, out, adapt(out / "weights", device, enhance), {"num_cpus": 16})
-    with graph:
-        ready_s = time.perf_counter() - begin_s
-        figures: dict[str, Any] = {"weights_s": weights_s, "prepare_s": prepare_s, "ready_s": ready_s}
-        for name, wanted in (("plain", False), ("enhanced", True)):
-            with PeakMemory() as memory:
-                profile = run(profile_graph(2, wanted, drive_alone=wanted))
-            figures[name] = summary(profile, memory.peak_mb - own_mb)
-            for table in profile_tables(profile):
-                Console(width=100).print(table)
+    make = [sys.executable, "-m", "benchmarks.gpu", "--make-only", "--out", str(out), "--device", device]
+    subprocess.run([*make, *(["--small"] if small else [])], check=True)  # in a process that leaves no memory behind
+    figures: dict[str, Any] = json.loads((out / "made.json").read_text())
+    idle_mb = used_megabytes()
+    for name, engine in (("plain", None), ("enhanced", enhance)):
+        begin_s = time.perf_counter()
+        change = adapt(out / "weights", device, engine, compiled)
+        with PeakMemory() as memory, LocalGraph("gpu", 8023, out, change, {"num_cpus": 16}):
+            ready_s = time.perf_counter() - begin_s
+            profile = run(profile_graph(2, engine is not None))
+        figures[name] = {**summary(profile, memory.peak_mb - idle_mb), "ready_s": ready_s}
+        for table in profile_tables(profile):
+            Console(width=100).print(table)
     return figures
 
 
@@ -237,14 +243,27 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="tiny networks: a rehearsal of the script")
     parser.add_argument("--enhance", default="gfpgan", help="engine of Enhance")
+    parser.add_argument("--compile", default="inductor", choices=COMPILE_MODES, help="of LipSync and GFPGAN, on CUDA")
+    parser.add_argument("--make-only", action="store_true", help="make the weights and the avatar, and end")
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    figures = measure(out, arguments.device, arguments.small, arguments.enhance)
+    out, device = arguments.out.resolve(), arguments.device
+    if arguments.make_only:
+        begin_s = time.perf_counter()
+        make_weights(out / "weights", device, arguments.small)
+        weights_s = time.perf_counter() - begin_s
+        prepare_s = prepare(out / "weights", out / "results" / "avatars", device)
+        (out / "made.json").write_text(json.dumps({"weights_s": weights_s, "prepare_s": prepare_s}))
+        return 0
+    compiled = arguments.compile if device == "cuda" else "off"
+    figures = measure(out, device, arguments.small, arguments.enhance, compiled)
     (out / "gpu.json").write_text(json.dumps(figures, indent=1))
     for name in ("plain", "enhanced"):
         row = figures[name]
-        print(f"{name}: TTFF {row['ttff_ms']:.0f} ms, RTF {row['rtf']:.2f}, peak {row['peak_gpu_mb']} MB of the GPU")
-    print(f"ready after {figures['ready_s']:.0f} s, avatar prepared in {figures['prepare_s']:.1f} s")
+        print(
+            f"{name}: ready after {row['ready_s']:.0f} s, TTFF {row['ttff_ms']:.0f} ms, RTF {row['rtf']:.2f}, "
+            f"peak {row['peak_gpu_mb']} MB of the GPU"
+        )
+    print(f"avatar prepared in {figures['prepare_s']:.1f} s")
     return 0
 
 

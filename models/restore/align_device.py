@@ -88,11 +88,13 @@ def restore_on_device(
     # without landmarks the face fills the template
     laid = np.tile(upsampled(np.eye(2, 3), 1 / factor), (n, 1, 1)) if landmarks is None else to_template(landmarks)
     back = np.stack([upsampled(one, factor) for one in laid])  # (n, 2, 3)
-    beyond = np.broadcast_to(np.array(OUTSIDE, np.uint8), (n, RESTORED_PX, RESTORED_PX, 3)) if around is None else around
+    beyond = (
+        np.broadcast_to(np.array(OUTSIDE, np.uint8), (n, RESTORED_PX, RESTORED_PX, 3)) if around is None else around
+    )
     placed, soft = landmarks is not None, landmarks is not None and around is not None
     flags = [np.full(n, value, np.float32) for value in (placed, soft, strength)]
     matrices = [matrix.astype(np.float32) for matrix in (invert(laid), back)]
-    rows = (faces, *matrices, beyond, *flags)
+    rows: list[npt.NDArray[Any]] = [faces, *matrices, beyond, *flags]
     return np.concatenate(
         [run(*(_tensor(value[k : k + batch]).to(device) for value in rows)).cpu().numpy() for k in range(0, n, batch)]
     )
