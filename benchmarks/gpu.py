@@ -215,8 +215,12 @@ def measure(out: Path, device: str, small: bool, enhance: str, compiled: str) ->
             ready_s = time.perf_counter() - begin_s
             profile = run(profile_graph(2, engine is not None))
         figures[name] = {**summary(profile, memory.peak_mb - idle_mb), "ready_s": ready_s}
+        print(f"{name}: {figures[name]}", flush=True)
         for table in profile_tables(profile):
             Console(width=100).print(table)
+    begin_s = time.perf_counter()
+    with LocalGraph("gpu", 8023, out, adapt(out / "weights", device, enhance, compiled), {"num_cpus": 16}):
+        figures["ready_again_s"] = time.perf_counter() - begin_s  # fused kernels come from the cache now
     return figures
 
 
@@ -263,7 +267,7 @@ def main() -> int:
             f"{name}: ready after {row['ready_s']:.0f} s, TTFF {row['ttff_ms']:.0f} ms, RTF {row['rtf']:.2f}, "
             f"peak {row['peak_gpu_mb']} MB of the GPU"
         )
-    print(f"avatar prepared in {figures['prepare_s']:.1f} s")
+    print(f"ready again after {figures['ready_again_s']:.0f} s; avatar prepared in {figures['prepare_s']:.1f} s")
     return 0
 
 

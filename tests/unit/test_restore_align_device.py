@@ -10,6 +10,8 @@ import torch
 from models.restore.align import FFHQ_512, restore_aligned
 from models.restore.align_device import aligned_pass, enlarges, restore_on_device
 
+BOUND = 4  # levels, of all but the worst 0.5 %: OpenCV places pixels on a grid of 1/32 px, which shows at hard edges
+
 
 def brighten(x: torch.Tensor) -> torch.Tensor:
     """A network whose effect is seen everywhere: [-1, 1] → darker, with red and blue exchanged."""
@@ -60,8 +62,7 @@ def test_both_ways_give_the_same_picture(side: int, strength: float, laid: str) 
     got, wanted = both(3, side, strength, landmarks, around)
     assert got.shape == (3, 512, 512, 3)
     error = np.abs(got - wanted)
-    # OpenCV places pixels on a grid of 1/32 px; at a hard edge of 200 levels that is a few levels
-    assert error.mean() < 0.25 and np.percentile(error, 99.5) <= 4
+    assert error.mean() < 0.25 and np.percentile(error, 99.5) <= BOUND
 
 
 def test_half_a_pixel_would_break_the_bound() -> None:
@@ -72,7 +73,7 @@ def test_half_a_pixel_would_break_the_bound() -> None:
 
     wanted = restore_aligned(faces, 1.0, landmarks, on_cpu, batch=2).astype(int)
     moved = restore_on_device(askew, "cpu", faces, 1.0, landmarks).astype(int)
-    assert np.percentile(np.abs(moved - wanted), 99.5) > 10
+    assert np.percentile(np.abs(moved - wanted), 99.5) > 2 * BOUND
 
 
 def test_a_face_that_would_shrink_is_left_to_the_careful_way() -> None:
