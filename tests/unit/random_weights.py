@@ -1,10 +1,11 @@
-"""Small UNets and VAEs of MuseTalk's shape with random weights, and folders of them, for tests."""
+"""Small UNets and VAEs of MuseTalk's shape with random weights, folders of them, and GFPGAN's weights, for tests."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save_file
@@ -45,6 +46,24 @@ def make_tiny() -> AutoencoderTiny:
     return AutoencoderTiny(
         encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, scaling_factor=1.25
     ).eval()
+
+
+def gfpgan_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Random weights that keep activations near 1: fan-in scaled, styles around 1, noise that can be seen."""
+    torch.manual_seed(0)
+    filled = {}
+    for key, shape in shapes.items():
+        value = torch.randn(shape)
+        if "noises" in key or "constant_input" in key:
+            pass
+        elif key.endswith("weight") and len(shape) > 1:
+            value /= float(np.prod(shape[-3:] if len(shape) > 2 else shape[1:])) ** 0.5
+        elif key.endswith("modulation.bias"):
+            value = 1 + 0.1 * value
+        else:
+            value *= 0.1
+        filled[key] = value
+    return filled
 
 
 def write_vae(folder: Path, vae: torch.nn.Module, name: str = "diffusion_pytorch_model.safetensors") -> Path:

@@ -11,6 +11,7 @@ from models.errors import ConfigError, InputError, WeightsError
 from models.restore import ENGINES
 from models.restore.gfpgan import GFPGAN
 from models.restore.gfpgan_net import ModulatedConv, StyleConv, ToRGB
+from random_weights import gfpgan_weights
 
 HALVES = [256, 256, 256, 256, 256, 128, 64, 32]  # the U-net's channels at 4, 8 … 512 px
 
@@ -65,21 +66,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
-    """Random weights that keep activations near 1: fan-in scaled, styles around 1, noise that can be seen."""
-    torch.manual_seed(0)
-    filled = {}
-    for key, shape in shapes().items():
-        value = torch.randn(shape)
-        if "noises" in key or "constant_input" in key:
-            pass
-        elif key.endswith("weight") and len(shape) > 1:
-            value /= float(np.prod(shape[-3:] if len(shape) > 2 else shape[1:])) ** 0.5
-        elif key.endswith("modulation.bias"):
-            value = 1 + 0.1 * value
-        else:
-            value *= 0.1
-        filled[key] = value
-    return filled
+    return gfpgan_weights(shapes())
 
 
 @pytest.fixture(scope="module")
