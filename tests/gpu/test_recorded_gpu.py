@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from random_weights import gfpgan_weights
 
 from models.musetalk import MuseTalk
 from models.restore.align import FFHQ_512
 from models.restore.gfpgan import GFPGAN
 from models.restore.gfpgan_net import GFPGANNet
-from random_weights import gfpgan_weights
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from random_weights import gfpgan_weights
 
 from models.errors import ConfigError, InputError, WeightsError
 from models.restore import ENGINES
 from models.restore.gfpgan import GFPGAN
 from models.restore.gfpgan_net import ModulatedConv, StyleConv, ToRGB
-from random_weights import gfpgan_weights
 
 HALVES = [256, 256, 256, 256, 256, 128, 64, 32]  # the U-net's channels at 4, 8 … 512 px
 
