@@ -105,6 +105,9 @@ class StitchConfig(Strict):
     crf: int = Field(20, ge=0, le=40)  # H.264 quality: lower is better and larger
     preset: str = "veryfast"  # x264's
     blend_mode: Literal["feather"] = "feather"
+    av_offset_ms: float = Field(
+        0.0, ge=-200, le=200
+    )  # how much later than their sound lips are shown; below 0: earlier
     steady_crops: bool = True  # average generated faces over time where they rest: less flicker, the same lips
     rest_mouth: Literal["auto", "source", "generated"] = "auto"  # in silences; auto: source, unless its mouth moves
     rest_fade_ms: float = Field(120.0, ge=80, le=160)  # from one mouth to the other, within the silence

@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from deployments.stage import StageTiming, Stamped
 from models.audio import pad_to_frames
 from models.errors import BusyError, StageError, WarmTalkError
+from models.offset import Offset
 from models.types import FaceCrops, Speech
 
 RETRY_PAUSE_S = 0.1  # doubled at each try: 0.1, 0.2, 0.4 … while Serve notices the death and starts a new replica
@@ -34,6 +35,7 @@ class LineSettings:
     window_chunks: int = 3
     tries: int = 4
     chunk_timeout_s: float = 30.0
+    av_offset_s: float = 0.0  # how much later than their sound the lips are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,12 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class _Segment:
-    """A padded Speech, its place in the utterance, and the un-awaited response of its features."""
+    """A padded Speech, as the lips hear it, its place in the utterance, and the un-awaited response of its features."""
 
     speech: Speech
     first_frame: int
     frames: int
+    heard: Speech
     features: Any = None
     done: asyncio.Task[float] | None = None  # ends when the features are there: the wall-clock time of that
     following: _Segment | None = None  # the next one, once it is here
@@ -166,10 +169,12 @@ class Line:
         first_frame, added_s = 0, 0.0
         async with aclosing(self._spoken(job) if job.text else _given(job.speech)) as source:
             before: _Segment | None = None
+            offset = Offset(self.settings.av_offset_s)
             async for speech in source:
                 padded = pad_to_frames(speech, self.settings.fps, added_s)
                 added_s += padded.duration_s - speech.duration_s
-                segment = _Segment(padded, first_frame, round(padded.duration_s * self.settings.fps))
+                frames = round(padded.duration_s * self.settings.fps)
+                segment = _Segment(padded, first_frame, frames, offset(padded))
                 if before is not None:
                     before.following = segment
                 before = segment
@@ -243,7 +248,7 @@ class Line:
         """The un-awaited response of the segment's features, asked for once and again after a failure."""
         if segment.features is None:
             sent_s = time.time()
-            segment.features = self.features.windows.remote(segment.speech, self.settings.fps)
+            segment.features = self.features.windows.remote(segment.heard, self.settings.fps)
             segment.done = asyncio.create_task(self._features_done(segment.features, sent_s))
             segment.done.add_done_callback(_retrieve)
         return segment.features

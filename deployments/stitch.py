@@ -139,7 +139,8 @@ class Stitch(Stage[StitchConfig]):
     def _mouth(self, avatar: LoadedAvatar, fps: int) -> Mouth:
         config = self.config
         source_rests = avatar.rests if config.rest_mouth == "auto" else config.rest_mouth == "source"
-        rest = RestSettings(config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, source_rests=source_rests)
+        times_s = (config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, config.av_offset_ms / 1e3)
+        rest = RestSettings(*times_s, source_rests=source_rests)
         return Mouth(fps, rest, CropSteadier(avatar.pasted) if config.steady_crops else None)
 
     def _load_avatar(self, avatar_id: str, blend_mode: str) -> LoadedAvatar:
@@ -196,6 +197,7 @@ class Stitch(Stage[StitchConfig]):
             config.window_chunks,
             config.tries,
             config.chunk_timeout_s,
+            config.av_offset_ms / 1e3,
         )
 
     async def _stitch(self, utterance: Utterance, chunk: Chunk, calls: list[Call]) -> list[Fragment]:

@@ -140,6 +140,16 @@ async def test_the_first_chunk_of_a_segment_knows_its_phonemes_and_all_its_sound
     assert first.speech.phonemes == heard and len(first.speech.samples) == 16 * RATE // 25
 
 
+async def test_lips_hear_the_speech_as_much_later_as_they_are_to_be_shown():
+    stages = Stages([0.4, 0.8])
+    heard: list[Speech] = []
+    windows, stages.windows = stages._windows, Method(lambda said, fps: heard.append(said) or windows(said, fps))
+    chunks = await collect(line(stages, av_offset_s=0.08), Job("a", 0, text="Two."))
+    assert [len(said.samples) for said in heard] == [round(0.4 * RATE), round(0.8 * RATE)]
+    assert heard[0].samples[: round(0.08 * RATE)].max() == 0 and heard[1].samples.min() > 0
+    assert chunks[0].speech.samples.min() > 0  # what is heard is left alone
+
+
 async def test_the_first_chunk_is_small_and_the_window_bounded():
     stages = Stages([4.0])
     chunks = await collect(line(stages, window_chunks=2), Job("a", 0, text="Long."))
@@ -243,7 +253,7 @@ async def test_a_chunk_that_arrives_while_its_taker_is_cancelled_is_cancelled_to
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     task = asyncio.create_task(asyncio.sleep(60))
-    queue.put_nowait(_Entry(_Segment(speech(1.0), 0, 25), 0, task))
+    queue.put_nowait(_Entry(_Segment(speech(1.0), 0, 25, speech(1.0)), 0, task))
     await asyncio.sleep(0)  # the entry is out of the queue, and the taker does not have it yet
     taker.cancel()
     await asyncio.wait({taker, task}, timeout=1.0)
