@@ -113,6 +113,7 @@ class StitchConfig(Strict):
     rest_fade_ms: float = Field(120.0, ge=80, le=160)  # from one mouth to the other, within the silence
     rest_pause_ms: float = Field(300.0, ge=250, le=5000)  # silences between words from which the mouth rests
     max_audio_s: float = Field(600.0, gt=0)
+    live_ahead_s: float = Field(4.0, gt=0.5, le=60)  # how far ahead of a live session's clock speech is made
     cached_avatars: int = Field(4, ge=1)
     cached_sessions: int = Field(256, ge=1)  # session files kept open
     frame_cache_mb: int = Field(512, ge=16)  # decoded avatar frames kept in memory

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -22,6 +22,7 @@ from models.errors import BusyError, StageError, WarmTalkError
 from models.offset import Offset
 from models.types import FaceCrops, Speech
 
+SPEECH_AHEAD = 4  # sentences of a growing text that are spoken before their pictures are made
 RETRY_PAUSE_S = 0.1  # doubled at each try: 0.1, 0.2, 0.4 … while Serve notices the death and starts a new replica
 
 
@@ -40,13 +41,19 @@ class LineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One utterance: `text` to be spoken, or `speech` as it is. `position` is the session's frame count so far."""
+    """One utterance: `text` to be spoken, `parts` of a text that is still being written, or `speech` as it is.
+
+    position: the session's. place(first frame, frames) → a segment's own position, where it is shown live: asked when
+    the segment's speech is there, since only then can be said when its pictures will be.
+    """
 
     avatar_id: str
     position: int
     session_id: str = ""
     avatar_version: str = ""
     text: str = ""
+    parts: AsyncIterator[str] | None = None
+    place: Callable[[int, int], int] | None = None
     speech: tuple[Speech, ...] = ()
     voice: str | None = None
     speed: float | None = None
@@ -80,6 +87,8 @@ class Chunk:
     speech: Speech | None
     last: bool
     following: tuple[Speech, int] | None = None
+    position: int | None = None  # of its first frame on the session's line, where the job places segments
+    closes: bool = False  # it ends its segment
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +99,8 @@ class _Segment:
     first_frame: int
     frames: int
     heard: Speech
+    position: int = 0  # of its first frame on the session's line
+    opens: bool = True  # it does not follow on the segment before it
     features: Any = None
     done: asyncio.Task[float] | None = None  # ends when the features are there: the wall-clock time of that
     following: _Segment | None = None  # the next one, once it is here
@@ -145,12 +156,16 @@ class Line:
     async def _pump(self, job: Job, queue: asyncio.Queue[Any]) -> None:
         """Start a task for each chunk, as many at a time as the queue has room for."""
         deadline_s = time.time()
+        follows = -1  # the position behind the segment before
         async with aclosing(self._segments(job)) as segments:
             async for segment in segments:
-                start = 0
+                first, start = segment.first_frame, 0
+                segment.position = job.place(first, segment.frames) if job.place else job.position + first
+                segment.opens, follows = segment.position != follows, segment.position + segment.frames
                 while start < segment.frames:
                     frame = segment.first_frame + start
-                    size = self.settings.chunk_frames if frame else self.settings.first_chunk_frames
+                    opens = segment.opens and not start
+                    size = self.settings.first_chunk_frames if opens else self.settings.chunk_frames
                     count = min(size, segment.frames - start)
                     due_s = deadline_s + frame / self.settings.fps
                     task = asyncio.create_task(self._render(job, segment, start, count, due_s))
@@ -167,7 +182,7 @@ class Line:
     async def _segments(self, job: Job) -> AsyncGenerator[_Segment, None]:
         """The utterance's speech in padded segments, each a whole number of frames."""
         first_frame, added_s = 0, 0.0
-        async with aclosing(self._spoken(job) if job.text else _given(job.speech)) as source:
+        async with aclosing(self._speech(job)) as source:
             before: _Segment | None = None
             offset = Offset(self.settings.av_offset_s)
             async for speech in source:
@@ -181,11 +196,40 @@ class Line:
                 yield segment
                 first_frame += segment.frames
 
-    async def _spoken(self, job: Job) -> AsyncGenerator[Speech, None]:
+    def _speech(self, job: Job) -> AsyncGenerator[Speech, None]:
+        if job.parts is not None:
+            return self._spoken_parts(job, job.parts)
+        return self._spoken(job, job.text) if job.text else _given(job.speech)
+
+    async def _spoken_parts(self, job: Job, parts: AsyncIterator[str]) -> AsyncGenerator[Speech, None]:
+        """Sentences of a text that is still being written: one part is spoken while the one before it is rendered."""
+        ahead: asyncio.Queue[Speech | Exception | None] = asyncio.Queue(SPEECH_AHEAD)
+
+        async def read() -> None:
+            try:
+                async for part in parts:
+                    async with aclosing(self._spoken(job, part)) as spoken:
+                        async for speech in spoken:
+                            await ahead.put(replace(speech, last=False))  # whether more comes is not known yet
+                await ahead.put(None)
+            except Exception as error:  # noqa: BLE001 - raised below, in its turn
+                await ahead.put(error)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (speech := await ahead.get()) is not None:
+                if isinstance(speech, Exception):
+                    raise speech
+                yield speech
+        finally:
+            reader.cancel()
+            await asyncio.wait({reader})
+
+    async def _spoken(self, job: Job, text: str) -> AsyncGenerator[Speech, None]:
         """Sentences from TTS. When its replica dies, ask again and skip the sentences that are already here."""
         received = 0
         for attempt in range(self.settings.tries):
-            stream = self.tts.speak.remote(job.text, job.voice, job.speed)
+            stream = self.tts.speak.remote(text, job.voice, job.speed)
             sentences = _as_they_come(stream)
             index, ready_s, ended = 0, time.time(), False
             try:
@@ -218,7 +262,7 @@ class Line:
                     start,
                     count,
                     job.avatar_id,
-                    job.position + frame,
+                    segment.position + start,
                     frame,
                     due_s,
                     job.session_id,
@@ -308,9 +352,10 @@ def _lost_replica(cause: BaseException | None) -> bool:
 def _cut(segment: _Segment, start: int, crops: FaceCrops) -> Chunk:
     """A segment's whole speech goes with its first chunk: the sound encoder looks ahead, and must not wait for it."""
     speech, following = segment.speech, segment.following
-    last = speech.last and start + len(crops) == segment.frames
+    closes = start + len(crops) == segment.frames
+    said = speech if start == 0 else None
     known = None if following is None else (following.speech, following.first_frame)
-    return Chunk(crops, speech if start == 0 else None, last, known)
+    return Chunk(crops, said, speech.last and closes, known, segment.position + start, closes)
 
 
 async def _as_they_come(stream: Any) -> AsyncGenerator[tuple[Any, float], None]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
 from configs.schema import StitchConfig
+from deployments.broadcast import LiveEvent
+from deployments.interruption import Cut, Cuts
 from deployments.line import Call, Chunk, Job, Line, LineSettings, summarise
+from deployments.onair import OnAir, OnStage, Show
 from deployments.paths import builtin_avatars, output_path
 from deployments.requests import SpeakEvent, SpeakRequest
 from deployments.sessions import OpenSessions, refuse_other_avatar
@@ -22,7 +26,7 @@ from deployments.turns import Turns
 from deployments.utterance import LoadedAvatar, Utterance
 from models.audio import decode_audio, resample, segments
 from models.avatar.store import AvatarStore
-from models.errors import InputError, StageError
+from models.errors import InputError, InterruptedSpeech, StageError
 from models.ids import check_id
 from models.stitch.encode import MediaSpec
 from models.stitch.mouth import Mouth
@@ -43,6 +47,8 @@ class Stitch(Stage[StitchConfig]):
         # Sentences are small and streamed by value; features and frames travel through the object store.
         self._handles = (tts.options(stream=True, _by_reference=False), features, lipsync, enhance)
         self._turns = Turns()
+        self._cuts = Cuts()
+        self._on_air = OnAir()
         self._avatars: OrderedDict[tuple[str, str], LoadedAvatar] = OrderedDict()
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
@@ -59,40 +65,83 @@ class Stitch(Stage[StitchConfig]):
     async def speak(self, request: SpeakRequest) -> AsyncIterator[SpeakEvent]:
         """Yield the video as it is made (from time 0), then the summary. Raises WarmTalkError.
 
-        Utterances of one session are made one after another, in the order of their arrival.
+        Utterances of one session are made one after another, in the order of their arrival. Where somebody watches the
+        session live, they are shown there at the pace of its clock, and this ends when the last frame is shown.
         """
         await self.ready()
         asked_s = time.perf_counter()
-        async with self._turns.of(check_id(request.session_id, "session id")):
-            began_s = time.perf_counter()
-            utterance = (await self.worker.run(self._plan, request)).value
-            if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
-                utterance.speech = await asyncio.to_thread(self._given_speech, request.audio, utterance.spec)
-            line = Line(*self._handles, settings=self._settings(utterance.spec.fps))
-            utterance.engines = line.engines
-            stitched: list[Call] = []
-            ttff_ms = 0.0
-            chunks = line.run(self._job(utterance))
-            try:
-                async for chunk in chunks:
-                    for fragment in await self._stitch(utterance, chunk, stitched):
-                        if not ttff_ms:
-                            ttff_ms = (time.perf_counter() - asked_s) * 1e3
-                            if request.deliver:
-                                yield SpeakEvent(fragment.init)
-                        if request.deliver:
-                            yield SpeakEvent(utterance.live(fragment), fragment.frames)
-                if not utterance.frames:
-                    raise StageError("The utterance gave no frame.", "Send a longer text or recording.")
-                await self.worker.run(utterance.end)
-            finally:
-                await chunks.aclose()
-                self._count_transfers(line.calls)
-            calls = [*line.calls, *stitched]
-            summary = _summary(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
-            self.meter.utterance(ttff_ms, summary["rtf"])
-            self._sessions.remember(request.session_id, summary)
-            yield SpeakEvent(summary={**summary, "calls": [asdict(c) for c in calls]} if request.calls else summary)
+        session_id = check_id(request.session_id, "session id")
+        with self._cuts.of(session_id) as cut:
+            async with self._turns.of(session_id):
+                cut.check()
+                async for event in self._say(request, cut, asked_s):
+                    yield event
+
+    async def _say(self, request: SpeakRequest, cut: Cut, asked_s: float) -> AsyncIterator[SpeakEvent]:
+        began_s = time.perf_counter()
+        utterance = (await self.worker.run(self._plan, request)).value
+        if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
+            utterance.speech = await asyncio.to_thread(self._given_speech, request.audio, utterance.spec)
+        stage = self._on_stage(utterance)
+        line = Line(*self._handles, settings=self._settings(utterance.spec.fps))
+        utterance.engines = line.engines
+        stitched: list[Call] = []
+        ttff_ms, interrupted = 0.0, False
+        chunks = line.run(self._job(utterance, stage))
+        try:
+            async for fragment in self._fragments(utterance, chunks, stage, cut, stitched):
+                if not ttff_ms:
+                    ttff_ms = (time.perf_counter() - asked_s) * 1e3
+                    if request.deliver:
+                        yield SpeakEvent(fragment.init)
+                if request.deliver:
+                    yield SpeakEvent(utterance.live(fragment), fragment.frames)
+            if stage is not None:
+                await cut.unless(stage.finish())
+            if not utterance.frames:
+                raise StageError("The utterance gave no frame.", "Send a longer text or recording.")
+        except InterruptedSpeech:
+            interrupted = True
+            if not utterance.frames:
+                raise
+        except (GeneratorExit, asyncio.CancelledError):  # whoever asked for it has gone
+            interrupted = stage is not None
+            raise
+        finally:
+            await chunks.aclose()
+            if stage is not None:
+                await self._leave_stage(stage, request.session_id)
+            if utterance.session is not None and (interrupted or utterance.complete):
+                await self.worker.run(utterance.end, interrupted)
+            self._count_transfers(line.calls)
+        calls = [*line.calls, *stitched]
+        summary = _summary(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
+        summary |= {"interrupted": interrupted}
+        summary |= {"live": stage.facts()} if stage is not None else {}
+        self.meter.utterance(ttff_ms, summary["rtf"])
+        self._sessions.remember(request.session_id, summary)
+        yield SpeakEvent(summary={**summary, "calls": [asdict(c) for c in calls]} if request.calls else summary)
+
+    async def interrupt(self, session_id: str) -> dict[str, Any]:
+        """Cut what the session says and is going to say; answers when it is silent. Raises IdError."""
+        await self.ready()
+        count = self._cuts.make(check_id(session_id, "session id"))
+        async with self._turns.of(session_id):  # what was cut has left
+            return {"session_id": session_id, "interrupted": count}
+
+    async def live(self, session_id: str, position: int | None = None) -> AsyncGenerator[LiveEvent, None]:
+        """What the session shows from now on, for an ingress. Raises SessionNotFound, IdError, AvatarNotFound."""
+        await self.ready()
+        root = self._sessions.store.root
+
+        def find() -> Show:
+            session = self._sessions.find(session_id) or self._sessions.store.open(session_id)
+            return Show(self._load_avatar(session.avatar_id, self.config.blend_mode), session.spec, session.position)
+
+        check_id(session_id, "session id")
+        async with aclosing(self._on_air.watch(session_id, find, self.worker, root, position)) as events:
+            async for event in events:
+                yield event
 
     async def session(self, session_id: str) -> dict[str, Any]:
         """Facts of a session: frames, duration, path, transcript, latest summary. Raises SessionNotFound, IdError."""
@@ -134,7 +183,8 @@ class Stitch(Stage[StitchConfig]):
         avatar = self._load_avatar(request.avatar_id or known, self.config.blend_mode)
         spec = session.spec if session is not None and continues else self._spec(avatar.prepared)
         mouth = self._mouth(avatar, spec.fps)
-        return Utterance(request, self._sessions, avatar, spec, session.frames if session else 0, mouth)
+        position = session.position if session else 0
+        return Utterance(request, self._sessions, avatar, spec, position, mouth, blend_mode=self.config.blend_mode)
 
     def _mouth(self, avatar: LoadedAvatar, fps: int) -> Mouth:
         config = self.config
@@ -173,7 +223,7 @@ class Stitch(Stage[StitchConfig]):
         samples, rate = decode_audio(audio, max_seconds=self.config.max_audio_s)
         return tuple(segments(resample(samples, rate, spec.sample_rate_hz), spec.sample_rate_hz, spec.fps))
 
-    def _job(self, utterance: Utterance) -> Job:
+    def _job(self, utterance: Utterance, stage: OnStage | None) -> Job:
         request = utterance.request
         return Job(
             avatar_id=utterance.avatar.prepared.avatar_id,
@@ -181,6 +231,7 @@ class Stitch(Stage[StitchConfig]):
             avatar_version=utterance.avatar.prepared.version,
             session_id=request.session_id,
             text=request.text,
+            place=stage.performance.place if stage is not None else None,
             speech=utterance.speech,
             voice=request.voice,
             speed=request.speed,
@@ -200,16 +251,60 @@ class Stitch(Stage[StitchConfig]):
             config.av_offset_ms / 1e3,
         )
 
-    async def _stitch(self, utterance: Utterance, chunk: Chunk, calls: list[Call]) -> list[Fragment]:
-        """Paste, encode and append one chunk on the compute thread."""
+    def _on_stage(self, utterance: Utterance) -> OnStage | None:
+        """Where the utterance is shown live, if somebody watches its session."""
+        broadcast = self._on_air.of(utterance.request.session_id)
+        if broadcast is None:
+            return None
+        return self._on_air.perform(utterance, broadcast, self.worker, self.config.live_ahead_s)
+
+    async def _leave_stage(self, stage: OnStage, session_id: str) -> None:
+        try:
+            await stage.leave()
+        finally:
+            self._on_air.performed(session_id)
+
+    async def _fragments(
+        self,
+        utterance: Utterance,
+        chunks: AsyncGenerator[Chunk, None],
+        stage: OnStage | None,
+        cut: Cut,
+        calls: list[Call],
+    ) -> AsyncIterator[Fragment]:
+        """The utterance's fragments as they are made: written at once, or shown. Raises InterruptedSpeech."""
+        while (chunk := await cut.unless(anext(chunks, None))) is not None:
+            close = chunk.last if stage is None else chunk.closes and not stage.follows(chunk)
+            for fragment in await self._stitch(utterance, chunk, close, stage, cut, calls):
+                yield fragment
+        for fragment in await self._close(utterance, stage, cut):
+            yield fragment
+        utterance.complete = True
+
+    async def _stitch(
+        self, utterance: Utterance, chunk: Chunk, close: bool, stage: OnStage | None, cut: Cut, calls: list[Call]
+    ) -> list[Fragment]:
+        """Paste and encode one chunk on the compute thread; write what it completes, or show it."""
         received_s = time.time()
-        done = await self.worker.run(utterance.add, chunk)
+        done = await self.worker.run(utterance.add if stage is None else utterance.make, chunk, close)
         back_s = time.perf_counter() - done.ended_s  # from the thread to the event loop, which may be busy
         timing = self.meter.stamp(len(chunk.crops), received_s, done.queue_s, done.compute_s)
         parts_ms = (done.queue_s * 1e3, back_s * 1e3, done.compute_s * 1e3)
         wall_ms = (timing.done_s - received_s) * 1e3
         calls.append(Call(self.stage, len(chunk.crops), *parts_ms, wall_ms, done.compute_s * 1e3))
+        if stage is not None:
+            await cut.unless(stage.show(chunk, done.value))
         return done.value
+
+    async def _close(self, utterance: Utterance, stage: OnStage | None, cut: Cut) -> list[Fragment]:
+        """The last fragments of an utterance whose end was not known when its last chunk came."""
+        fragments = (await self.worker.run(utterance.flush)).value
+        if stage is not None:
+            await cut.unless(stage.end(fragments))
+            return fragments
+        for fragment in fragments:
+            await self.worker.run(utterance.write, fragment)
+        return fragments
 
     def _count_transfers(self, calls: list[Call]) -> None:
         for call in calls:

@@ -5,6 +5,7 @@ Nothing is written before its first frame is there, so a refused or failed reque
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,12 +16,15 @@ from deployments.sessions import OpenSessions
 from models.audio import resample
 from models.avatar.playback import ping_pong
 from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
+from models.stitch.live import LIVE_FRAMES, encode_closed, fading
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import Record, frames_record, speech_record, utterance_record
 from models.stitch.steady import WHOLE
-from models.types import Box, Float32, Fragment, PreparedAvatar, Speech, UInt8
+from models.types import Box, FaceCrops, Float32, Fragment, PreparedAvatar, Speech, UInt8
+
+KEPT_CROPS = 32  # every fourth of the frames that may be made ahead of what is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +39,11 @@ class LoadedAvatar:
 
 @dataclass(slots=True)
 class Utterance:
-    """`position` is the session's frame count at its start; `speech` stays empty where TTS makes it.
+    """`position` is the session's at its start; `speech` stays empty where TTS makes it.
 
     weights: of the generated mouth in each frame, 0 to 1, an array `(n,)` a chunk. engines: stage → engine, as far as
-    is known.
+    is known. On air, where somebody watches the session live, what `make` gives is written when it has been shown; else
+    at once, by `add`.
     """
 
     request: SpeakRequest
@@ -48,33 +53,87 @@ class Utterance:
     position: int
     mouth: Mouth
     speech: tuple[Speech, ...] = ()
+    blend_mode: str = "feather"
     frames: int = 0
+    on_air: bool = False  # somebody watches: the mouth may have to come to rest at any frame
+    complete: bool = False  # all that was to be said is made
+    said: str | None = None  # all that it says, where the text came bit by bit
     session: SessionFile | None = None
     encoder: UtteranceEncoder | None = None
     weights: list[Float32] = field(default_factory=list)
     engines: dict[str, str] = field(default_factory=dict)
     _begins: int = 0  # the video's frame count at its start
+    _crops: dict[int, UInt8] = field(default_factory=dict)  # on air: some of the latest, by frame of the utterance
     _zero: Clock | None = None
+    _start: Clock | None = None
+    _end: Clock | None = None  # where the encoder before has ended
+    _said: deque[tuple[int, str]] = field(default_factory=deque)  # sentences not yet in the transcript, and their ticks
 
-    def add(self, chunk: Chunk) -> list[Fragment]:
+    def add(self, chunk: Chunk, close: bool | None = None) -> list[Fragment]:
         """Paste, encode and append a chunk; return the fragments that it completed. Raises FencedError, OSError."""
-        session, encoder = self._begun()
-        self._hear(chunk)
-        first_frame, crops = chunk.crops.first_frame, chunk.crops.images
-        weights = self.mouth.weights(first_frame, len(crops))
-        frames = self._paste(first_frame, crops, weights)
-        session.note(*self._notes(chunk, weights))
-        fragments = encoder.push(frames, self._sound(chunk.speech), chunk.last)
+        fragments = self.make(chunk, chunk.last if close is None else close)
         for fragment in fragments:
-            session.append(fragment)
+            self.write(fragment)
+        return fragments
+
+    def make(self, chunk: Chunk, close: bool) -> list[Fragment]:
+        """Paste and encode a chunk; with `close` everything so far comes out, and what follows has a new encoder."""
+        encoder = self._begun()
+        assert self.session is not None
+        if chunk.speech is not None and chunk.speech.text:
+            self._said.append((self._tick(chunk.crops.first_frame), chunk.speech.text))
+        self._hear(chunk)
+        weights = self.mouth.weights(chunk.crops.first_frame, len(chunk.crops))
+        frames = self._paste(self._position(chunk), chunk.crops, weights)
+        self.session.note(*self._notes(chunk, weights))
+        fragments = encoder.push(frames, self._sound(chunk.speech), close)
+        if close:
+            self.encoder, self._end = None, encoder.clock
         self.frames += len(frames)
         self.weights.append(weights)
         return fragments
 
-    def end(self) -> None:
-        """Mark the utterance as complete; it has a frame. Raises FencedError."""
+    def flush(self) -> list[Fragment]:
+        """What the encoder still holds; afterwards it is closed."""
+        if self.encoder is None:
+            return []
+        encoder, self.encoder = self.encoder, None
+        fragments = encoder.push(np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0, np.float32), True)
+        self._end = encoder.clock
+        return fragments
+
+    def rest(self, shown: int, position: int, count: int, hold: bool) -> tuple[bytes, ...]:
+        """H.264 samples of `count` frames in which the mouth goes from speech, `shown` frames into it, to rest.
+
+        hold: the head waits at the frame before `position`, else it goes on from there. Safe beside `make`.
+        """
+        avatar = self.avatar.prepared
+        assert avatar.frames is not None
+        known = [frame for frame in tuple(self._crops) if frame < shown]
+        crop = self.crops.pop(max(known)) if known else None  # once: a mouth at rest stays there
+        start = max(0, position - 1) if hold else position
+        indices = ping_pong(start, count, len(avatar)) if not hold else ping_pong(start, 1, len(avatar)).repeat(count)
+        frames = np.stack([avatar.frames[int(index)] for index in indices])
+        paster = Paster(avatar, self.blend_mode)  # the utterance's own may be at work
+        level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
+        for frame, index, weight in zip(frames, indices.tolist(), fading(count), strict=True):
+            if crop is not None:
+                paster.paste_into(frame, crop, index, level * weight)
+        height, width = self.spec.height, self.spec.width
+        return encode_closed(frames[:, :height, :width], self.spec)
+
+    def write(self, fragment: Fragment, position: int | None = None) -> None:
+        """Append a fragment, and to the transcript the sentences that begin in it. Raises FencedError, OSError."""
+        assert self.session is not None
+        while self._said and self._said[0][0] < fragment.video_start + fragment.video_duration:
+            tick, text = self._said.popleft()
+            self.session.say(text, tick)
+        self.session.append(fragment, position)
+
+    def end(self, interrupted: bool = False) -> None:
+        """Mark the utterance as complete, or as cut where it is; it has a frame. Raises FencedError."""
         assert self.session is not None, "an utterance without a frame has no session"
-        self.session.end_utterance()
+        self.session.end_utterance(text=self.said, interrupted=interrupted)
 
     def live(self, fragment: Fragment) -> bytes:
         """The fragment on the viewer's own timeline, which starts at 0 with the utterance."""
@@ -82,14 +141,25 @@ class Utterance:
             self._zero = live_zero(fragment)
         return rebase(fragment, self._zero.video_ticks, self._zero.audio_samples)
 
-    def _begun(self) -> tuple[SessionFile, UtteranceEncoder]:
-        if self.session is None or self.encoder is None:
+    def _begun(self) -> UtteranceEncoder:
+        if self.session is None:
             request, prepared = self.request, self.avatar.prepared
             self.session = self.sessions.begin(request.session_id, self.spec, prepared, request.text)
+            self._end = self._start = self.session.clock
             self._begins = self.session.frames
             self.session.note(utterance_record(self._begins, request.text, self.engines))
-            self.encoder = UtteranceEncoder(self.session.spec, self.session.clock)
-        return self.session, self.encoder
+        if self.encoder is None:
+            assert self._end is not None
+            self.encoder = UtteranceEncoder(self.session.spec, self._end)
+        return self.encoder
+
+    def _tick(self, frame: int) -> int:
+        assert self._start is not None
+        return self._start.video_ticks + frame * self.spec.frame_ticks
+
+    def _position(self, chunk: Chunk) -> int:
+        """The line's position of a chunk's first frame: as the line chose it, else counted on from the start."""
+        return self.position + chunk.crops.first_frame if chunk.position is None else chunk.position
 
     def _hear(self, chunk: Chunk) -> None:
         """What the mouth can know by now: the chunk's segment, and the one after it if that is here."""
@@ -101,7 +171,7 @@ class Utterance:
     def _notes(self, chunk: Chunk, weights: Float32) -> list[Record]:
         """The sidecar's lines of a chunk."""
         avatar, frame = self.avatar.prepared, self._begins + chunk.crops.first_frame
-        indices = ping_pong(self.position + chunk.crops.first_frame, len(weights), len(avatar))
+        indices = ping_pong(self._position(chunk), len(weights), len(avatar))
         spoken = [] if chunk.speech is None else [speech_record(frame, chunk.speech)]
         return [*spoken, frames_record(frame, indices, avatar, weights)]
 
@@ -111,13 +181,18 @@ class Utterance:
             return np.zeros(0, np.float32)
         return resample(speech.samples, speech.sample_rate_hz, self.spec.sample_rate_hz)
 
-    def _paste(self, first_frame: int, crops: UInt8, weights: Float32) -> UInt8:
+    def _paste(self, position: int, crops: FaceCrops, weights: Float32) -> UInt8:
         """The avatar's own frames with the crops pasted in, `(n, h, w, 3)`; a frame without a face stays as it is."""
         avatar = self.avatar.prepared
         assert avatar.frames is not None
-        indices = ping_pong(self.position + first_frame, len(crops), len(avatar))
+        indices = ping_pong(position, len(crops), len(avatar))
         frames = np.empty((len(crops), avatar.height, avatar.width, 3), np.uint8)
-        for frame, crop, index, weight in zip(frames, crops, indices.tolist(), weights.tolist(), strict=True):
+        for k, (frame, index, weight) in enumerate(zip(frames, indices.tolist(), weights.tolist(), strict=True)):
             frame[:] = avatar.frames[index]
-            self.avatar.paster.paste_into(frame, self.mouth.crop(crop, weight), index, weight)
+            crop = self.mouth.crop(crops.images[k], weight)
+            self.avatar.paster.paste_into(frame, crop, index, weight)
+            if self.on_air and (k + 1 == len(crops) or (k + 1) % LIVE_FRAMES == 0):
+                self._crops[crops.first_frame + k] = crop
+        for old in sorted(self._crops)[:-KEPT_CROPS]:
+            del self._crops[old]
         return frames

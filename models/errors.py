@@ -12,6 +12,7 @@ WarmTalkError                    500  internal
 │   └── SessionNotFound          404  session_not_found
 ├── ExistsError                  409  exists                an avatar of that id is there already
 ├── FencedError                  409  fenced                another replica has taken the session over
+├── InterruptedSpeech            409  interrupted           the utterance was cut before its first frame
 ├── WeightsError                 503  weights_missing       a checkpoint is missing, partial or of another shape
 ├── CorruptError                 500  corrupt               a stored file fails its checksum
 ├── ConfigError                  400  bad_config
@@ -85,6 +86,10 @@ class ExistsError(WarmTalkError):
 
 class FencedError(WarmTalkError):
     code, status = "fenced", 409
+
+
+class InterruptedSpeech(WarmTalkError):
+    code, status = "interrupted", 409
 
 
 class WeightsError(WarmTalkError):

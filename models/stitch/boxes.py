@@ -129,6 +129,29 @@ def shift_decode_times(data: bytes, shifts: dict[int, int]) -> bytes:
     return bytes(out)
 
 
+def read_fragment(data: bytes) -> tuple[dict[int, Run], bool]:
+    """The runs of a fragment that `fragment` wrote, by track, and whether its first video frame is an IDR frame."""
+    runs: dict[int, Run] = {}
+    key = False
+    for kind, start, end in children(data, 0, len(data)):
+        if kind != b"moof":
+            continue
+        for traf in ((s, e) for k, s, e in children(data, start, end) if k == b"traf"):
+            at = {k: s for k, s, _ in children(data, *traf)}
+            track, sample_ticks = struct.unpack_from(">II", data, at[b"tfhd"] + 4)
+            (time,) = struct.unpack_from(">Q", data, at[b"tfdt"] + 4)
+            count, offset, flags = struct.unpack_from(">IiI", data, at[b"trun"] + 4)
+            sizes = struct.unpack_from(f">{count}I", data, at[b"trun"] + 16)
+            offset += start - 8  # counted from the moof's first byte
+            samples = []
+            for size in sizes:
+                samples.append(data[offset : offset + size])
+                offset += size
+            runs[track] = Run(samples, time, sample_ticks)
+            key = key or (track == VIDEO_TRACK and flags == SYNC_SAMPLE)
+    return runs, key
+
+
 def _traf(track: int, run: Run, data_offset: int, flags: int, first_flags: int) -> bytes:
     header_flags = 0x020000 | 0x08 | 0x20  # offsets count from the moof; default duration; default flags
     header = full_box(b"tfhd", 0, header_flags, struct.pack(">3I", track, run.sample_ticks, flags))

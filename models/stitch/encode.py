@@ -93,6 +93,14 @@ def init_segment(spec: MediaSpec) -> bytes:
     return _make_init(spec, _VideoTrack(spec).extradata, _AudioTrack(spec, Clock()).extradata)
 
 
+@lru_cache(maxsize=64)
+def silent_packet(spec: MediaSpec) -> bytes:
+    """An AAC packet of silence between silence: the same bytes wherever it stands in a session of this spec."""
+    track = _AudioTrack(spec, Clock())
+    track.feed(np.zeros(8 * AAC_FRAME, np.float32))
+    return track.take(8 * AAC_FRAME)[4]
+
+
 def codecs(init: bytes) -> str:
     """What a browser's `MediaSource.isTypeSupported` asks for (RFC 6381), such as `avc1.64000c, mp4a.40.2`."""
     profile = init.index(b"avcC") + 5  # behind the box's kind and its version: profile, constraints, level

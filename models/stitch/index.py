@@ -20,18 +20,37 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of an utterance, in seconds of the session's video."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Utterance:
-    """A line of the transcript. end_s is None for one that a crash or a new writer cut short."""
+    """A line of the transcript. end_s is None for one that a crash or a new writer cut short.
+
+    interrupted: it was cut on purpose, where it ends. sentences: those that were begun; none in an index that is older
+    than they are, or where a recording was played.
+    """
 
     number: int
     text: str
     start_s: float
     end_s: float | None
+    interrupted: bool = False
+    sentences: tuple[Sentence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a session amounts to at the end of an index line. Sizes in bytes; `video_bytes` counts the init segment."""
+    """What a session amounts to at the end of an index line. Sizes in bytes; `video_bytes` counts the init segment.
+
+    position: where the avatar's head is, a count of frames that were shown. Beyond `frames` where idle motion, which is
+    not in the file, was shown between utterances.
+    """
 
     video_bytes: int
     index_bytes: int
@@ -39,6 +58,7 @@ class Totals:
     frames: int = 0
     fragments: int = 0
     utterances: int = 0
+    position: int = 0
 
     def after(self, record: Record, line_bytes: int) -> Totals | None:
         """The totals behind `record`, or None where it does not follow on these."""
@@ -47,7 +67,7 @@ class Totals:
             if record["type"] == "start":
                 follows = record["utterance"] == self.utterances + 1
                 return replace(self, index_bytes=end, utterances=record["utterance"]) if follows else None
-            if record["type"] == "end":
+            if record["type"] in ("end", "say"):
                 return replace(self, index_bytes=end) if record["utterance"] == self.utterances else None
             (video_start, video_ticks), (audio_start, audio_samples) = record["video"], record["audio"]
             if (record["at"], video_start, audio_start) != (self.video_bytes, *_pair(self.clock)):
@@ -59,6 +79,7 @@ class Totals:
                 clock=Clock(video_start + video_ticks, audio_start + audio_samples),
                 frames=self.frames + record["frames"],
                 fragments=self.fragments + 1,
+                position=record.get("position", self.position) + record["frames"],
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -78,7 +99,9 @@ def is_headed(path: Path) -> bool:
         return False
 
 
-def fragment_record(fragment: Fragment, totals: Totals, epoch: int) -> Record:
+def fragment_record(fragment: Fragment, totals: Totals, epoch: int, position: int | None = None) -> Record:
+    """The line of a fragment; `position` of its first frame is written where it does not follow on the one before."""
+    moved = {} if position in (None, totals.position) else {"position": position}
     return {
         "type": "fragment",
         "at": totals.video_bytes,
@@ -90,6 +113,7 @@ def fragment_record(fragment: Fragment, totals: Totals, epoch: int) -> Record:
         "key": fragment.key,
         "epoch": epoch,
         "utterance": totals.utterances,
+        **moved,
     }
 
 
@@ -140,13 +164,31 @@ def verified(records: list[tuple[Record, Totals]], video: BinaryIO) -> int:
 
 def transcript(records: Iterable[Record]) -> list[Utterance]:
     lines: dict[int, Utterance] = {}
+    said: dict[int, list[Sentence]] = {}
     for record in records:
         number = record["utterance"]
         if record["type"] == "start":
             lines[number] = Utterance(number, record["text"], record["tick"] / VIDEO_TIMESCALE, None)
+            said[number] = []
+        elif record["type"] == "say":
+            start_s = record["tick"] / VIDEO_TIMESCALE
+            _end_last(said[number], start_s)
+            said[number].append(Sentence(record["text"], start_s, start_s))
         elif record["type"] == "end":
-            lines[number] = replace(lines[number], end_s=record["tick"] / VIDEO_TIMESCALE)
-    return list(lines.values())
+            lines[number] = replace(
+                lines[number],
+                text=record.get("text", lines[number].text),
+                end_s=record["tick"] / VIDEO_TIMESCALE,
+                interrupted=bool(record.get("interrupted", False)),
+            )
+        else:
+            _end_last(said.get(number, []), sum(record["video"]) / VIDEO_TIMESCALE)
+    return [replace(line, sentences=tuple(said[number])) for number, line in lines.items()]
+
+
+def _end_last(sentences: list[Sentence], end_s: float) -> None:
+    if sentences:
+        sentences[-1] = replace(sentences[-1], end_s=max(end_s, sentences[-1].start_s))
 
 
 def _pair(clock: Clock) -> tuple[int, int]:

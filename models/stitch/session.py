@@ -123,6 +123,11 @@ class SessionFile:
         return self._totals.frames
 
     @property
+    def position(self) -> int:
+        """Where the avatar's head is: the frame count of all that was shown, idle motion included."""
+        return self._totals.position
+
+    @property
     def duration_s(self) -> float:
         return self._totals.clock.video_ticks / VIDEO_TIMESCALE
 
@@ -160,8 +165,10 @@ class SessionFile:
 
     # --- writing
 
-    def append(self, fragment: Fragment) -> None:
+    def append(self, fragment: Fragment, position: int | None = None) -> None:
         """Add a fragment that starts at `clock`; constant cost, however long the session is.
+
+        position: of its first frame on the session's line; None where it follows on the last one.
 
         Raises FencedError where another writer, or a reset, has taken the session over or moved its end, ConfigError
         for a fragment of another codec set-up, OSError where the disk is full (the session stays as it was).
@@ -170,7 +177,7 @@ class SessionFile:
             assert self._video is not None
             if fragment.init and fragment.init != self._meta.init:
                 raise ConfigError("The fragment was coded with other settings than its session.", "Reset the session.")
-            record = index.fragment_record(fragment, self._totals, self._epoch or 0)
+            record = index.fragment_record(fragment, self._totals, self._epoch or 0, position)
             if self._totals.after(record, 0) is None:
                 raise FencedError(
                     f"The fragment starts at {fragment.video_start, fragment.audio_start}, the session ends at "
@@ -195,14 +202,25 @@ class SessionFile:
             self._commit({"type": "start", "utterance": number, "tick": self.clock.video_ticks, "text": text})
             return number
 
-    def end_utterance(self) -> None:
-        """Note that the utterance is complete, and sync it to the disk. Raises FencedError."""
+    def say(self, text: str, tick: int) -> None:
+        """Note that a sentence of the utterance is spoken from `tick` on. Raises FencedError."""
+        with self._writing():
+            self._commit({"type": "say", "utterance": self._totals.utterances, "tick": tick, "text": text})
+
+    def end_utterance(self, *, text: str | None = None, interrupted: bool = False) -> None:
+        """Note that the utterance ends here, and sync it to the disk. Raises FencedError.
+
+        text: what it says in all, where that was not known at its start. interrupted: it was cut on purpose.
+        """
+        known: index.Record = {} if text is None else {"text": text}
+        known |= {"interrupted": True} if interrupted else {}
         with self._writing():
             assert self._video is not None and self._index is not None and self._sidecar is not None
+            number, tick = self._totals.utterances, self.clock.video_ticks
             if self._synced:
                 os.fsync(self._video.fileno())
                 self._sidecar.sync()
-            self._commit({"type": "end", "utterance": self._totals.utterances, "tick": self.clock.video_ticks})
+            self._commit({"type": "end", "utterance": number, "tick": tick, **known})
             if self._synced:
                 os.fsync(self._index.fileno())
 

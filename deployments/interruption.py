@@ -1,0 +1,71 @@
+"""Cuts a session's speech short: what is being said, and what waits behind it. Knows nothing of what it cuts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from models.errors import InterruptedSpeech
+
+T = TypeVar("T")
+
+
+class Cut:
+    """Set once, when what it belongs to is to end."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    @property
+    def made(self) -> bool:
+        return self._event.is_set()
+
+    def make(self) -> None:
+        self._event.set()
+
+    def check(self) -> None:
+        """Raises InterruptedSpeech after the cut."""
+        if self.made:
+            raise InterruptedSpeech("The speech was interrupted.", "Send it again if it is still wanted.")
+
+    async def unless(self, work: Awaitable[T]) -> T:
+        """What `work` gives; it is cancelled, and InterruptedSpeech raised, as soon as the cut is made."""
+        task = asyncio.ensure_future(work)
+        waiter = asyncio.ensure_future(self._event.wait())
+        try:
+            await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self.check()
+            return await task
+        finally:
+            waiter.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+
+class Cuts:
+    """The cuts of all that a session says or is going to say: `with cuts.of(session_id) as cut: …`."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, set[Cut]] = {}
+
+    @contextmanager
+    def of(self, session_id: str) -> Iterator[Cut]:
+        cut = Cut()
+        self._of.setdefault(session_id, set()).add(cut)
+        try:
+            yield cut
+        finally:
+            self._of[session_id].discard(cut)
+            if not self._of[session_id]:
+                del self._of[session_id]
+
+    def make(self, session_id: str) -> int:
+        """Cut everything that the session says now; what is asked for later is not concerned. Returns how much."""
+        cuts = self._of.get(session_id, set())
+        for cut in cuts:
+            cut.make()
+        return len(cuts)

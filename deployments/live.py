@@ -1,0 +1,316 @@
+"""Live viewers of sessions: one hub a session, paced by the session's clock, however many watch. Belongs to the ingress.
+
+A hub holds the avatar's idle motion, coded once, and plays it by itself; from Stitch comes a stream that is silent while
+nobody speaks. Viewers get the same pieces, each on a timeline of its own. Knows nothing of HTTP; no pictures are coded.
+"""
+
+# no `from __future__ import annotations`: part of what serve.ingress looks at
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from deployments.sockets import Client, SendQueues
+from models.errors import BusyError, StageError
+from models.stitch.live import LIVE_FRAMES, IdleLoop, LiveClock, Piece, ViewerTimeline
+
+log = logging.getLogger("ray.serve")
+
+JOIN_PIECES = 2  # that a viewer is given at once: 320 ms at 25 fps, its buffer from then on
+KEPT_PIECES = 4  # behind the live edge: one in two begins with a key frame
+VIEWER_PIECES = 8  # 1.3 s: a viewer who lags further drops to the live edge
+GRACE_S = 0.1  # speech may come so late without the viewers' buffers running dry
+LINGER_S = 10.0  # a hub stays so long after its last viewer
+RETRY_S = 1.0  # before a lost stream from Stitch is asked for again
+CONGESTED_BYTES = 512 * 2**10  # unsent on a viewer's connection: three seconds
+STUCK_S = 15.0  # a connection that stays congested is closed
+LOOPS = 16  # avatars' idle loops kept in memory, some 2 MB each
+
+Subscribe = Callable[[str, int | None], Any]  # session id, position → a streaming response of LiveEvents
+
+
+class Viewer:
+    """One viewer's pieces, from the live edge on. Iterate for bytes of MP4; `close` when it has gone."""
+
+    def __init__(self, hub: "Hub", client: Client | None) -> None:
+        self.hub, self.client = hub, client
+        self.timeline = ViewerTimeline(hub.spec)
+        self.dropped = 0  # pieces that were left out because the viewer is slow
+        self.congested_since_s: float | None = None
+        self._queue: deque[Piece] = deque()
+        self._ready = asyncio.Event()
+        self._skipping = True  # until a piece that begins with a key frame
+        self._ended = False
+
+    def offer(self, piece: Piece) -> None:
+        """Give the viewer a piece, or leave it out where the viewer does not keep up."""
+        if len(self._queue) >= VIEWER_PIECES or self.congested_since_s is not None:
+            self.dropped += len(self._queue) + 1
+            self._queue.clear()
+            self._skipping = True
+        elif piece.key or not self._skipping:
+            self._queue.append(piece)
+            self._ready.set()
+        else:
+            self.dropped += 1
+
+    def end(self) -> None:
+        self._ended = True
+        self._ready.set()
+
+    async def pieces(self) -> AsyncIterator[tuple[Piece, bytes]]:
+        """Each piece with its bytes for this viewer; ends when the session does, or the viewer is stuck."""
+        while True:
+            while self._queue:
+                piece = self._queue.popleft()
+                begins, self._skipping = self._skipping, False
+                yield piece, self.timeline.put(piece, begins)
+            if self._ended:
+                return
+            self._ready.clear()
+            await self._ready.wait()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._bytes()
+
+    async def _bytes(self) -> AsyncIterator[bytes]:
+        yield self.timeline.init
+        async for _, data in self.pieces():
+            yield data
+
+    def close(self) -> None:
+        self.hub.leave(self)
+
+
+class Hub:
+    """One session, shown to all its viewers. `start` before use; ends by itself when nobody has watched for a while."""
+
+    def __init__(self, session_id: str, subscribe: Subscribe, loops: "Loops") -> None:
+        self.session_id = session_id
+        self.viewers: set[Viewer] = set()
+        self.late = 0  # pieces that came too late to be shown when they were due
+        self._subscribe, self._loops = subscribe, loops
+        self._speech: deque[tuple[LiveClock, Piece]] = deque()
+        self._recent: deque[Piece] = deque(maxlen=KEPT_PIECES)
+        self._arrived = asyncio.Event()
+        self._position = 0
+        self._speaking = False
+        self._events: Any = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._left_s = time.monotonic()
+        self.ended = False
+
+    async def start(self) -> None:
+        """Ask Stitch for the session. Raises what it raises: SessionNotFound and others."""
+        self._events = self._subscribe(self.session_id, None)
+        try:
+            event = await anext(self._events)
+        except BaseException:
+            self._events.cancel()
+            raise
+        assert event.start is not None, event
+        self.spec, self.avatar_id = event.start.spec, event.start.avatar_id
+        self._loop = await self._loops.load(Path(event.start.idle_path))
+        self._clock: LiveClock = event.clock
+        self._position = self._loop.grid.ceil(max(0, self._clock.position(time.time())))
+        for k in range(JOIN_PIECES):  # as if it had been watched already
+            start = self._loop.grid.floor(max(0, self._position - 1 - LIVE_FRAMES * k))
+            self._recent.appendleft(self._loop.piece(start))
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._play())]
+
+    def join(self, client: Client | None = None) -> Viewer:
+        """A viewer at the live edge: with the last pieces that begin with a key frame, so that it has a buffer."""
+        viewer = Viewer(self, client)
+        keys = [k for k, piece in enumerate(self._recent) if piece.key]
+        first = max((k for k in keys if k <= len(self._recent) - JOIN_PIECES), default=keys[-1] if keys else 0)
+        for piece in list(self._recent)[first:]:
+            viewer.offer(piece)
+        self.viewers.add(viewer)
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        viewer.end()
+        self.viewers.discard(viewer)
+        self._left_s = time.monotonic()
+
+    def forgotten(self) -> bool:
+        """Whether nobody has watched for a while."""
+        return not self.viewers and time.monotonic() - self._left_s > LINGER_S
+
+    async def stop(self) -> None:
+        self.ended = True
+        for viewer in list(self.viewers):
+            viewer.end()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._events is not None:
+            self._events.cancel()
+
+    # --- what comes from Stitch
+
+    async def _listen(self) -> None:
+        """Take what Stitch sends; ask again when its stream breaks off, and end with the session."""
+        while True:
+            try:
+                async for event in self._events:
+                    if event.piece is not None:
+                        self._speech.append((event.clock, event.piece))
+                        self._arrived.set()
+            except Exception as error:  # noqa: BLE001 - a replica died, or is being replaced: viewers must not notice
+                log.warning("live: the stream of session %s broke off: %s", self.session_id, type(error).__name__)
+            self._events.cancel()
+            self._speech.clear()
+            await asyncio.sleep(RETRY_S)
+            if not await self._resume():
+                self.ended = True
+                for viewer in list(self.viewers):
+                    viewer.end()
+                return
+
+    async def _resume(self) -> bool:
+        """Subscribe again where the head is now; False where the session is gone or shows something else."""
+        while True:
+            self._events = self._subscribe(self.session_id, self._position)
+            try:
+                event = await anext(self._events)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._events.cancel()
+                if getattr(getattr(error, "cause", error), "status", 503) == 404:
+                    return False
+                await asyncio.sleep(RETRY_S)
+                continue
+            if event.start is None or event.start.spec != self.spec or event.start.avatar_id != self.avatar_id:
+                self._events.cancel()
+                return False
+            self._clock = event.clock
+            return True
+
+    # --- what viewers see
+
+    async def _play(self) -> None:
+        """Give all viewers a piece when it is due, for ever."""
+        while True:
+            wait_s = self._clock.time_of(self._position) - time.time()
+            if wait_s > 2 * GRACE_S + LIVE_FRAMES / self.spec.fps or wait_s < -5.0:  # a clock that was set anew
+                self._position = self._loop.grid.ceil(max(0, self._clock.position(time.time())))
+                continue
+            await asyncio.sleep(max(0.0, wait_s))
+            piece = await self._next()
+            self._speaking = piece.utterance != 0
+            self._recent.append(piece)
+            for viewer in self.viewers:
+                viewer.offer(piece)
+            self._position = piece.next_position
+
+    async def _next(self) -> Piece:
+        """What stands at the position: speech where there is any, else idle motion."""
+        if not self._speech and self._speaking:  # it has not come to rest: what follows is on its way
+            self._arrived.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), GRACE_S)
+        if self._speech and self._speech[0][1].position <= self._position:
+            clock, piece = self._speech.popleft()
+            self.late += piece.position < self._position
+            self._clock = clock
+            return piece
+        grid = self._loop.grid
+        return self._loop.piece(grid.floor(self._position))
+
+
+class Loops:
+    """Idle loops by file, the latest ones in memory."""
+
+    def __init__(self) -> None:
+        self._loops: OrderedDict[Path, IdleLoop] = OrderedDict()
+
+    async def load(self, path: Path) -> IdleLoop:
+        """Raises StageError where the file cannot be read."""
+        if path not in self._loops:
+            try:
+                self._loops[path] = IdleLoop(await asyncio.to_thread(path.read_bytes))
+            except (OSError, ValueError, KeyError, AssertionError) as error:
+                raise StageError(
+                    f"The idle motion {path.name} cannot be read: {error}.",
+                    "Share the sessions' folder between all nodes, or remove the file: it is made again.",
+                ) from error
+            while len(self._loops) > LOOPS:
+                self._loops.popitem(last=False)
+        self._loops.move_to_end(path)
+        return self._loops[path]
+
+
+class Live:
+    """All hubs of an ingress replica."""
+
+    def __init__(self, subscribe: Subscribe, max_viewers: Callable[[], int]) -> None:
+        self._subscribe, self._max_viewers = subscribe, max_viewers
+        self._hubs: dict[str, asyncio.Task[Hub]] = {}
+        self._loops = Loops()
+        self._queues = SendQueues()
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def view(self, session_id: str, client: Client | None = None) -> Viewer:
+        """A viewer of the session, at its live edge. Raises SessionNotFound and what else Stitch raises, BusyError."""
+        if self.viewers() >= self._max_viewers():
+            raise BusyError("As many viewers watch as this server allows.", "Try again later.")
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._keep())
+        task = self._hubs.get(session_id)
+        if task is None or (task.done() and (task.cancelled() or task.exception() or task.result().ended)):
+            task = self._hubs[session_id] = asyncio.create_task(self._started(session_id))
+        try:
+            return (await asyncio.shield(task)).join(client)
+        except Exception:
+            if self._hubs.get(session_id) is task:
+                del self._hubs[session_id]
+            raise
+
+    def viewers(self) -> int:
+        return sum(len(hub.viewers) for hub in self._running())
+
+    def stats(self) -> dict[str, int]:
+        """Hubs, viewers, and pieces that slow viewers missed."""
+        viewers = [viewer for hub in self._running() for viewer in hub.viewers]
+        return {"hubs": len(self._hubs), "viewers": len(viewers), "dropped": sum(v.dropped for v in viewers)}
+
+    async def stop(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+        for hub in self._running():
+            await hub.stop()
+        self._hubs.clear()
+
+    async def _started(self, session_id: str) -> Hub:
+        hub = Hub(session_id, self._subscribe, self._loops)
+        await hub.start()
+        return hub
+
+    def _running(self) -> list[Hub]:
+        done = [task for task in self._hubs.values() if task.done() and not task.cancelled()]
+        return [task.result() for task in done if task.exception() is None]
+
+    async def _keep(self) -> None:
+        """Look after viewers who do not read, and hubs that nobody watches; ends with the last hub."""
+        while self._hubs:
+            await asyncio.sleep(0.5)
+            viewers = [viewer for hub in self._running() for viewer in hub.viewers]
+            unsent = await self._queues.unsent({v.client for v in viewers if v.client is not None})
+            now_s = time.monotonic()
+            for viewer in viewers:
+                if viewer.client is None or unsent.get(viewer.client, 0) < CONGESTED_BYTES:
+                    viewer.congested_since_s = None
+                elif viewer.congested_since_s is None:
+                    viewer.congested_since_s = now_s
+                elif now_s - viewer.congested_since_s > STUCK_S:
+                    viewer.close()
+            for hub in self._running():
+                if hub.ended or hub.forgotten():
+                    self._hubs.pop(hub.session_id, None)
+                    await hub.stop()

@@ -1,0 +1,164 @@
+"""The sessions of a Stitch replica that somebody watches: their broadcasts, their avatars' idle motion on disk.
+
+Knows sessions and avatars; knows no stage and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployments.broadcast import Broadcast, LiveEvent, LiveStart, Pace, Performance
+from deployments.line import Chunk
+from deployments.stage import Worker
+from deployments.utterance import LoadedAvatar, Utterance
+from models.stitch.disk import replace_file
+from models.stitch.encode import MediaSpec
+from models.stitch.live import Grid, LiveClock, encode_idle
+from models.types import Fragment
+
+IDLE_FOLDER = ".idle"  # beside the sessions: every replica and ingress finds it there
+IDLE_FILES = 32  # that stay on disk
+_NUMBERS = itertools.count(1)  # of utterances on air in this process
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """What a session shows: its avatar, how it is coded, and where its head is."""
+
+    avatar: LoadedAvatar
+    spec: MediaSpec
+    position: int
+
+
+class OnAir:
+    """Broadcasts by session. Not thread-safe: one event loop."""
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        self._broadcasts: dict[str, Broadcast] = {}
+        self._performing: set[str] = set()
+        self._coding: dict[Path, asyncio.Task[None]] = {}
+
+    def of(self, session_id: str) -> Broadcast | None:
+        """The session's broadcast, None where nobody watches it."""
+        return self._broadcasts.get(session_id)
+
+    def watched(self) -> list[str]:
+        return [session_id for session_id, broadcast in self._broadcasts.items() if broadcast.watched]
+
+    async def watch(
+        self, session_id: str, find: Callable[[], Show], worker: Worker, root: Path, position: int | None
+    ) -> AsyncGenerator[LiveEvent, None]:
+        """What the session shows from now on. position: where its head is, if the caller knows better."""
+        broadcast = self._broadcasts.get(session_id)
+        if broadcast is None:
+            show = (await worker.run(find)).value
+            path = await self._idle_file(show, root / IDLE_FOLDER)
+            broadcast = self._broadcasts.get(session_id) or _broadcast(session_id, show, path, position)
+            self._broadcasts[session_id] = broadcast
+        try:
+            async with aclosing(broadcast.listen()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._forget_unwatched(session_id)
+
+    def perform(self, utterance: Utterance, broadcast: Broadcast, worker: Worker, ahead_s: float) -> OnStage:
+        self._performing.add(broadcast.start.session_id)
+        utterance.on_air = True
+        return OnStage(utterance, broadcast, worker, self.pace, ahead_s)
+
+    def performed(self, session_id: str) -> None:
+        self._performing.discard(session_id)
+        self._forget_unwatched(session_id)
+
+    def close(self, session_id: str) -> None:
+        """End the session's broadcast: whoever watches must ask anew."""
+        if (broadcast := self._broadcasts.pop(session_id, None)) is not None:
+            broadcast.close()
+
+    def _forget_unwatched(self, session_id: str) -> None:
+        broadcast = self._broadcasts.get(session_id)
+        if broadcast is not None and not broadcast.watched and session_id not in self._performing:
+            del self._broadcasts[session_id]
+
+    async def _idle_file(self, show: Show, folder: Path) -> Path:
+        """The avatar's idle motion as coded for the session, made at its first use. It takes some seconds."""
+        prepared = show.avatar.prepared
+        coding = hashlib.sha256(repr(show.spec).encode()).hexdigest()[:8]
+        path = folder / f"{prepared.avatar_id}-{prepared.version}-{coding}.mp4"
+        if not path.is_file():
+            if path not in self._coding:
+                self._coding[path] = asyncio.create_task(asyncio.to_thread(_code_idle, show, path))
+                self._coding[path].add_done_callback(lambda task: self._coding.pop(path))
+            await asyncio.shield(self._coding[path])
+        return path
+
+
+class OnStage:
+    """One utterance's performance, with its file written behind it in order, on the compute thread."""
+
+    def __init__(self, utterance: Utterance, broadcast: Broadcast, worker: Worker, pace: Pace, ahead_s: float) -> None:
+        self.utterance, self._worker = utterance, worker
+        self._writes: list[asyncio.Task[object]] = []
+        self.performance = Performance(broadcast, pace, self._rest, self._write, next(_NUMBERS), ahead_s)
+        self.task = asyncio.create_task(self.performance.run())
+
+    def follows(self, chunk: Chunk) -> bool:
+        """Whether speech goes on without a rest behind a chunk that ends its segment."""
+        return self.performance.follows(chunk.crops.first_frame + len(chunk.crops))
+
+    async def show(self, chunk: Chunk, fragments: list[Fragment]) -> None:
+        """Take what a chunk has completed; wait where it lies too far ahead of the clock."""
+        await self.performance.push(fragments)
+
+    async def end(self, fragments: list[Fragment]) -> None:
+        """Take the last fragments."""
+        await self.performance.push(fragments)
+        self.performance.end()
+
+    async def finish(self) -> None:
+        """Wait until the last frame has been shown. Raises what went wrong on the way."""
+        await asyncio.shield(self.task)
+
+    async def leave(self) -> None:
+        """Show nothing more; wait until the mouth rests and what was shown is written. Raises what went wrong."""
+        self.performance.cut()
+        await self.task
+        await asyncio.gather(*self._writes)
+
+    def facts(self) -> dict[str, Any]:
+        return {"shown_frames": self.performance.released_frames, "holds": self.performance.holds}
+
+    async def _rest(self, position: int, count: int, hold: bool) -> tuple[bytes, ...]:
+        shown = self.performance.released_frames
+        return await asyncio.to_thread(self.utterance.rest, shown, position, count, hold)
+
+    def _write(self, fragment: Fragment, position: int) -> None:
+        self._writes.append(asyncio.create_task(self._worker.run(self.utterance.write, fragment, position)))
+
+
+def _broadcast(session_id: str, show: Show, path: Path, position: int | None) -> Broadcast:
+    prepared, spec = show.avatar.prepared, show.spec
+    grid = Grid.of(len(prepared), spec.fps)
+    clock = LiveClock.starting(show.position if position is None else position, time.time(), spec.fps)
+    return Broadcast(LiveStart(session_id, prepared.avatar_id, spec, str(path)), grid, clock)
+
+
+def _code_idle(show: Show, path: Path) -> None:
+    """Encode the avatar's loop into `path`, and remove the files that were made longest ago."""
+    frames = show.avatar.prepared.frames
+    assert frames is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, encode_idle(frames, show.spec), sync=False)
+    files = sorted(path.parent.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
+    for old in files[:-IDLE_FILES]:
+        old.unlink(missing_ok=True)
