@@ -169,6 +169,7 @@ class IngressConfig(Strict):
 
     max_upload_mb: float = Field(200.0, gt=0)
     max_json_kb: float = Field(256.0, gt=0)  # of a request that is no upload
+    max_viewers: int = Field(500, ge=1)  # live viewers of one ingress replica; more get 429
 
 
 STAGES: dict[str, type[Strict]] = {

@@ -185,6 +185,15 @@ async def video_parts(first: list[Any], events: Any) -> AsyncIterator[bytes]:
         events.cancel()
 
 
+async def live_parts(viewer: Any) -> AsyncIterator[bytes]:
+    """A viewer's bytes for as long as it watches."""
+    try:
+        async for data in viewer:
+            yield data
+    finally:
+        viewer.close()
+
+
 async def sound_parts(first: bytes, parts: Any) -> AsyncIterator[bytes]:
     try:
         yield first

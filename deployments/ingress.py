@@ -22,12 +22,14 @@ from deployments.http import (
     Cancel,
     api,
     file_range,
+    live_parts,
     open_tagged,
     progress_lines,
     remove_abandoned,
     sound_parts,
     video_parts,
 )
+from deployments.live import Live
 from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
 from deployments.stage import parse_config
@@ -99,6 +101,14 @@ class ChatBody(BaseModel):
     speed: float | None = Field(None, ge=0.5, le=2.0, description="1 is the voice's own pace.")
 
 
+class SessionBody(BaseModel):
+    """The JSON of POST /sessions."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}, {"session_id": "alice"}]})
+    session_id: str | None = Field(None, description="One is made up where none is given.")
+    avatar_id: str | None = Field(None, description="A prepared avatar; the configured one by default.")
+
+
 serve_page(api)
 
 
@@ -115,6 +125,8 @@ class Ingress:
         self._voices = tts
         self._chat = chat
         self.config = IngressConfig()
+        self._watch = stitch.options(stream=True, _by_reference=False)
+        self._live = Live(self._subscribe, lambda: self.config.max_viewers)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.config = parse_config("Ingress", user_config)
@@ -222,6 +234,16 @@ class Ingress:
 
     # --- sessions
 
+    @api.post("/sessions", summary="Open a session, so that it can be watched before anything is said", status_code=201)
+    async def create(self, body: Annotated[SessionBody | None, Body()] = None) -> dict[str, Any]:
+        body = body or SessionBody(session_id=None, avatar_id=None)
+        session_id = uuid.uuid4().hex if body.session_id is None else check_id(body.session_id, "session id")
+        if body.avatar_id is not None:
+            check_id(body.avatar_id, "avatar id")
+        stitch = self._stitch.options(session_id=session_id)
+        facts: dict[str, Any] = await stitch.create.remote(session_id, body.avatar_id)
+        return facts
+
     @api.get("/reset", summary="Start a session afresh")
     async def reset(self, session_id: SessionId = DEFAULT_SESSION) -> dict[str, Any]:
         check_id(session_id, "session id")
@@ -262,6 +284,28 @@ class Ingress:
         facts = await self.session(session_id)
         lines = await asyncio.to_thread(committed_lines, sidecar_path(Path(facts["video_path"])))
         return Response(lines, media_type="application/x-ndjson")
+
+    @api.get(
+        "/sessions/{session_id}/live.mp4",
+        summary="The session live, without end: idle motion, and speech when there is any",
+        response_class=StreamingResponse,
+    )
+    async def live(self, http: Request, session_id: str) -> Response:
+        check_id(session_id, "session id")
+        client = (http.client.host, http.client.port) if http.client else None
+        viewer = await self._live.view(session_id, client)
+        headers = {"Cache-Control": "no-store", "X-WarmTalk-Session": session_id}
+        return StreamingResponse(live_parts(viewer), media_type="video/mp4", headers=headers)
+
+    @api.post("/sessions/{session_id}/interrupt", summary="Stop what the session says and is going to say")
+    async def interrupt(self, session_id: str) -> dict[str, Any]:
+        await self.session(session_id)
+        await self._chat.interrupt.remote(session_id)
+        answer: dict[str, Any] = await self._stitch.options(session_id=session_id).interrupt.remote(session_id)
+        return answer
+
+    def _subscribe(self, session_id: str, position: int | None) -> Any:
+        return self._watch.options(session_id=session_id).live.remote(session_id, position)
 
     # --- avatars
 

@@ -1,7 +1,8 @@
-"""Live viewers of sessions: one hub a session, paced by the session's clock, however many watch. Belongs to the ingress.
+"""Live viewers of sessions: one hub a session, paced by the session's clock, however many watch.
 
-A hub holds the avatar's idle motion, coded once, and plays it by itself; from Stitch comes a stream that is silent while
-nobody speaks. Viewers get the same pieces, each on a timeline of its own. Knows nothing of HTTP; no pictures are coded.
+Belongs to the ingress. A hub holds the avatar's idle motion, coded once, and plays it by itself; from Stitch comes a
+stream that is silent while nobody speaks. Viewers get the same pieces, each on a timeline of its own. Knows nothing of
+HTTP; codes no pictures.
 """
 
 # no `from __future__ import annotations`: part of what serve.ingress looks at

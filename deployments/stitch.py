@@ -122,6 +122,12 @@ class Stitch(Stage[StitchConfig]):
         self._sessions.remember(request.session_id, summary)
         yield SpeakEvent(summary={**summary, "calls": [asdict(c) for c in calls]} if request.calls else summary)
 
+    async def create(self, session_id: str, avatar_id: str | None = None) -> dict[str, Any]:
+        """Open a session without video, and return its facts. Raises ExistsError, IdError, AvatarNotFound."""
+        await self.ready()
+        async with self._turns.of(check_id(session_id, "session id")):
+            return (await self.worker.run(self._create, session_id, avatar_id)).value
+
     async def interrupt(self, session_id: str) -> dict[str, Any]:
         """Cut what the session says and is going to say; answers when it is silent. Raises IdError."""
         await self.ready()
@@ -167,6 +173,11 @@ class Stitch(Stage[StitchConfig]):
         async with self._turns.of(check_id(session_id, "session id")):
             done = await self.worker.run(self._sessions.remove, session_id)
         return {"session_id": session_id, "removed": done.value}
+
+    def _create(self, session_id: str, avatar_id: str | None) -> dict[str, Any]:
+        prepared = self._load_avatar(avatar_id or self.config.avatar_id, self.config.blend_mode).prepared
+        self._sessions.store.create(session_id, self._spec(prepared), prepared.avatar_id, prepared.version)
+        return self._sessions.describe(session_id)
 
     # --- steps of an utterance
 
