@@ -64,6 +64,7 @@ class Utterance:
     engines: dict[str, str] = field(default_factory=dict)
     _begins: int = 0  # the video's frame count at its start
     _crops: dict[int, UInt8] = field(default_factory=dict)  # on air: some of the latest, by frame of the utterance
+    _rested: int = -1  # frames that had been shown when the mouth was last brought to rest
     _zero: Clock | None = None
     _start: Clock | None = None
     _end: Clock | None = None  # where the encoder before has ended
@@ -110,7 +111,8 @@ class Utterance:
         avatar = self.avatar.prepared
         assert avatar.frames is not None
         known = [frame for frame in tuple(self._crops) if frame < shown]
-        crop = self.crops.pop(max(known)) if known else None  # once: a mouth at rest stays there
+        crop = self._crops[max(known)] if known and shown != self._rested else None
+        self._rested = shown  # a mouth at rest stays there until more has been shown
         start = max(0, position - 1) if hold else position
         indices = ping_pong(start, count, len(avatar)) if not hold else ping_pong(start, 1, len(avatar)).repeat(count)
         frames = np.stack([avatar.frames[int(index)] for index in indices])

@@ -109,6 +109,8 @@ class IdleLoop:
     def __init__(self, data: bytes) -> None:
         """data: what `encode_idle` made. Raises ValueError for anything else."""
         starts = [(start - 8, end) for kind, start, end in boxes.children(data, 0, len(data)) if kind == b"moof"]
+        if not starts:
+            raise ValueError("the idle loop holds no piece")
         ends = [start for start, _ in starts[1:]] + [len(data)]
         self._pieces: dict[int, tuple[bytes, ...]] = {}
         at = 0
@@ -118,8 +120,6 @@ class IdleLoop:
                 raise ValueError("a piece of the idle loop does not begin with a key frame")
             self._pieces[at] = tuple(runs[boxes.VIDEO_TRACK].samples)
             at += len(self._pieces[at])
-        if not at:
-            raise ValueError("the idle loop holds no piece")
         self.grid = Grid(at)
         self.init = data[: starts[0][0]]
         self.bytes = len(data)

@@ -445,3 +445,35 @@ def test_health_asks_stitch(serve):
     assert serve(Handle(stats={})).get("/healthz").json() == {"status": "ok"}
     busy = BackPressureError(num_queued_requests=9, max_queued_requests=9)
     assert serve(Handle(stats=busy)).get("/healthz").status_code == 429
+
+
+# --- sessions, live
+
+
+def test_a_session_is_opened_with_an_id_or_without(serve):
+    stitch = Handle(create={"session_id": "alice"})
+    client = serve(stitch)
+    assert client.post("/sessions", json={"session_id": "alice", "avatar_id": "ann"}).status_code == 201
+    assert client.post("/sessions").status_code == 201
+    (_, named), (_, unnamed) = stitch.asked
+    assert named == ("alice", "ann") and len(unnamed[0]) == 32 and unnamed[1] is None
+    assert error_of(client.post("/sessions", json={"session_id": "../etc"}))["code"] == "bad_id"
+    assert error_of(client.post("/sessions", json={"avatar_id": "../etc"}))["code"] == "bad_id"
+    assert error_of(client.post("/sessions", json={"colour": "red"}))["code"] == "bad_input"
+
+
+def test_an_unknown_session_cannot_be_watched_or_interrupted(serve):
+    missing = errors.SessionNotFound("There is no session 'nobody'.", "Open it.")
+    stitch = Handle(live=[missing], session=missing)
+    client = serve(stitch)
+    for answer in (client.get("/sessions/nobody/live.mp4"), client.post("/sessions/nobody/interrupt")):
+        assert (answer.status_code, error_of(answer)["code"]) == (404, "session_not_found")
+    assert error_of(client.get("/sessions/A/live.mp4"))["code"] == "bad_id"
+    assert stitch.made[0].cancelled
+
+
+def test_an_interruption_reaches_the_chat_and_the_speech(serve):
+    stitch, chat = Handle(session={}, interrupt={"session_id": "alice", "interrupted": 1}), Handle(interrupt=1)
+    answer = serve(stitch, chat=chat).post("/sessions/alice/interrupt")
+    assert answer.json() == {"session_id": "alice", "interrupted": 1}
+    assert chat.asked == [("interrupt", ("alice",))] and stitch.asked[-1] == ("interrupt", ("alice",))

@@ -431,3 +431,36 @@ def test_many_creators_make_one_session(tmp_path: Path) -> None:
     assert len(made) == 8 and len(set(made)) == 1
     meta = json.loads((tmp_path / "s" / "session.json").read_text())
     assert json.loads((tmp_path / "s" / "index.jsonl").read_text())["generation"] == meta["generation"]
+
+
+# --- on air
+
+
+def test_a_head_that_moved_while_nobody_spoke_is_remembered(tmp_path):
+    session = SessionFile(tmp_path / "alice", SPEC)
+    session.start_utterance("One.")
+    for fragment in utterance():
+        session.append(fragment)
+    assert session.position == session.frames == 10
+    session.end_utterance()
+    session.start_utterance("Two.")
+    for k, fragment in enumerate(utterance(session.clock)):
+        session.append(fragment, 500 if k == 0 else None)
+    assert (session.position, session.frames) == (510, 20)
+    assert SessionFile(tmp_path / "alice").position == 510
+    moved = [record.get("position") for record in session.records() if record["type"] == "fragment"]
+    assert moved == [None, None, None, 500, None, None]
+
+
+def test_a_transcript_has_sentences_and_says_where_it_was_cut(tmp_path):
+    session = SessionFile(tmp_path / "alice", SPEC)
+    session.start_utterance("One. Two. Three.")
+    for text, fragment in zip(("One.", "Two."), utterance(), strict=False):
+        session.say(text, session.clock.video_ticks)
+        session.append(fragment)
+    session.end_utterance(interrupted=True)
+    again = SessionFile(tmp_path / "alice")
+    (line,) = again.transcript()
+    assert (line.text, line.interrupted, line.end_s) == ("One. Two. Three.", True, pytest.approx(0.32))
+    assert [(s.text, s.start_s, s.end_s) for s in line.sentences] == [("One.", 0.0, 0.16), ("Two.", 0.16, 0.32)]
+    assert again.recover().frames == 8  # a new writer understands every line

@@ -1,0 +1,194 @@
+"""A performance on air: placed ahead of the clock, released when due, held when late, cut at once."""
+
+import asyncio
+import time
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+
+from deployments.broadcast import DECIDE_S, LISTENER_PIECES, Broadcast, LiveStart, Pace, Performance
+from models.stitch.encode import UtteranceEncoder
+from models.stitch.live import LIVE_FRAMES, Grid, LiveClock, Piece
+from tests.unit.live_material import RATE, SPEC, levels
+
+START = LiveStart("alice", "ann", SPEC, "/nowhere")
+QUICK = {"first_s": 0.05, "deviation_s": 0.01, "frame_s": 0.001}
+
+
+class Stage:
+    """A broadcast with a performance, a listener that notes when pieces come, and what was written."""
+
+    def __init__(self, position: int = 0, pace: Pace | None = None, ahead_s: float = 4.0) -> None:
+        self.broadcast = Broadcast(START, Grid(100), LiveClock.starting(position, time.time(), 25))
+        self.written: list[tuple[int, int]] = []  # position, frames
+        self.rests: list[tuple[int, int, bool]] = []
+        self.came: list[tuple[float, Piece]] = []
+        self.pace = pace or Pace(**QUICK)
+        self.performance = Performance(self.broadcast, self.pace, self.rest, self.write, 1, ahead_s)
+        self.encoder = UtteranceEncoder(SPEC)
+
+    async def rest(self, position: int, count: int, hold: bool) -> tuple[bytes, ...]:
+        self.rests.append((position, count, hold))
+        return (b"rest",) * count
+
+    def write(self, fragment, position: int) -> None:
+        self.written.append((position, fragment.frames))
+
+    async def listen(self) -> None:
+        async with aclosing(self.broadcast.listen()) as events:
+            async for event in events:
+                if event.piece is not None:
+                    self.came.append((time.time(), event.piece))
+
+    def made(self, frames: int, last: bool = False) -> list:
+        return self.encoder.push(levels(frames), np.zeros(frames * RATE // 25, np.float32), last)
+
+    async def __aenter__(self) -> "Stage":
+        self.listener = asyncio.create_task(self.listen())
+        await asyncio.sleep(0)
+        self.task = asyncio.create_task(self.performance.run())
+        return self
+
+    async def __aexit__(self, *error) -> None:
+        self.performance.cut()
+        await self.task
+        self.listener.cancel()
+
+
+# --- where segments go
+
+
+def test_speech_begins_on_the_grid_and_no_sooner_than_it_can_be_there():
+    for position in range(0, 12):
+        stage = Stage(position, Pace(first_s=0.3, deviation_s=0.05, frame_s=0.02))
+        place = stage.performance.place(0, 50)
+        lead_s = stage.broadcast.clock.time_of(place) - time.time()
+        assert place % LIVE_FRAMES == 0 and 0.48 < lead_s < 0.48 + 5 / 25
+
+
+def test_a_machine_slower_than_its_video_begins_later_so_that_it_need_not_stop():
+    fast = Stage(0, Pace(0.3, 0.05, 0.03)).performance.place(0, 100)
+    slow = Stage(0, Pace(0.3, 0.05, 0.05)).performance.place(0, 100)  # 100 frames take 1 s longer than they last
+    assert slow - fast == pytest.approx(25, abs=LIVE_FRAMES)
+
+
+def test_segments_follow_on_each_other_where_there_is_time():
+    stage = Stage(0)
+    first = stage.performance.place(0, 50)
+    assert stage.performance.place(50, 30) == first + 50
+    assert stage.performance.follows(50) and not stage.performance.follows(80)
+
+
+def test_the_pace_learns_from_what_was_seen():
+    pace = Pace(0.35, 0.1, 0.025)
+    for _ in range(30):
+        pace.took(0.6)
+        pace.made(8, 0.4)
+    assert pace.first_s == pytest.approx(0.6, abs=0.01) and pace.deviation_s < 0.02
+    assert pace.frame_s == pytest.approx(0.05, abs=0.001)
+
+
+# --- what is shown
+
+
+async def test_pieces_leave_when_they_are_due_and_end_on_the_grid():
+    async with Stage(0) as stage:
+        place = stage.performance.place(0, 11)
+        await stage.performance.push(stage.made(11, last=True))
+        stage.performance.end()
+        await stage.task
+        await asyncio.sleep(0.02)
+    positions = [(piece.position, piece.next_position) for _, piece in stage.came]
+    assert positions[:3] == [(place, place + 4), (place + 4, place + 8), (place + 8, place + 11)]
+    assert positions[3:] == [(place + 11, place + 14), (place + 14, place + 16)] and (place + 16) % LIVE_FRAMES == 0
+    assert stage.rests == [(place + 11, 3, False), (place + 14, 2, False)]
+    for came_s, piece in stage.came[:3]:
+        assert came_s == pytest.approx(stage.broadcast.clock.time_of(piece.position) - 0.08, abs=0.04)
+    assert sum(frames for _, frames in stage.written) == 11 and stage.written[0][0] == place
+    assert stage.performance.holds == 0 and stage.performance.released_frames == 11
+
+
+async def test_the_head_waits_for_speech_that_is_late_and_no_frame_is_lost():
+    async with Stage(0) as stage:
+        place = stage.performance.place(0, 8)
+        zero_s = stage.broadcast.clock.zero_s
+        late_s = stage.broadcast.clock.time_of(place) - time.time() - DECIDE_S + 0.1
+        await asyncio.sleep(late_s)
+        await stage.performance.push(stage.made(8, last=True))
+        stage.performance.end()
+        await stage.task
+        await asyncio.sleep(0.02)
+    assert stage.rests[0] == (place, LIVE_FRAMES, True) and stage.performance.holds == 1
+    assert stage.broadcast.clock.zero_s - zero_s == pytest.approx(LIVE_FRAMES / 25)
+    hold, first, second = (piece for _, piece in stage.came[:3])
+    assert (hold.position, hold.next_position, hold.utterance) == (place, place, 0)
+    assert [first.position, second.position] == [place, place + 4]
+    assert sum(frames for _, frames in stage.written) == 8
+
+
+async def test_a_pause_between_sentences_is_filled_with_rest_and_the_next_begins_anew():
+    async with Stage(0) as stage:
+        first = stage.performance.place(0, 8)
+        await stage.performance.push(stage.made(8, last=True))
+        await asyncio.sleep(stage.broadcast.clock.time_of(first + 8) - time.time() + 0.1)
+        second = stage.performance.place(8, 4)
+        assert second % LIVE_FRAMES == 0 and second > first + 8
+        stage.encoder = UtteranceEncoder(SPEC, stage.encoder.clock)
+        await stage.performance.push(stage.made(4, last=True))
+        stage.performance.end()
+        await stage.task
+    assert [rest[2] for rest in stage.rests] == [False, False] and stage.rests[0][0] == first + 8
+    assert [position for position, _ in stage.written] == [first, first + 4, second]
+
+
+async def test_what_is_made_waits_for_the_clock():
+    async with Stage(0, ahead_s=0.8) as stage:
+        place = stage.performance.place(0, 60)
+        began_s = time.time()
+        for k in range(5):
+            await stage.performance.push(stage.made(12, last=k == 4))
+        ahead_s = stage.broadcast.clock.time_of(place + 60) - time.time()
+    assert time.time() - began_s > 0.8 and ahead_s < 0.8 + 12 / 25
+
+
+# --- a cut
+
+
+async def test_a_cut_shows_nothing_more_and_writes_what_was_shown():
+    async with Stage(0) as stage:
+        place = stage.performance.place(0, 60)
+        await stage.performance.push(stage.made(60, last=True))
+        stage.performance.end()
+        await asyncio.sleep(stage.broadcast.clock.time_of(place + 6) - time.time())
+        cut_s = time.time()
+        stage.performance.cut()
+        await stage.task
+        await asyncio.sleep(0.02)
+    spoken = [piece for _, piece in stage.came if piece.utterance]
+    end = spoken[-1].next_position
+    assert stage.broadcast.clock.time_of(end) - cut_s < 0.3  # of stream time
+    assert all(came_s < cut_s + 0.02 for came_s, piece in stage.came if piece.utterance)
+    assert sum(frames for _, frames in stage.written) == end - place == stage.performance.released_frames
+    assert stage.rests[0][0] == end
+    rest = sum(count for _, count, _ in stage.rests)
+    assert 2 <= rest <= 5 and (end + rest) % LIVE_FRAMES == 0
+
+
+async def test_a_cut_before_the_first_frame_shows_and_writes_nothing():
+    async with Stage(0) as stage:
+        stage.performance.place(0, 60)
+        stage.performance.cut()
+        await stage.task
+    assert stage.came == stage.written == stage.rests == []
+    assert stage.broadcast.taken == 0
+
+
+async def test_a_listener_that_takes_nothing_is_let_go():
+    stage = Stage(0)
+    events = stage.broadcast.listen()
+    assert (await anext(events)).start == START
+    for k in range(LISTENER_PIECES + 2):
+        stage.broadcast.send(Piece(k, k + 1, (b"",)))
+    assert not stage.broadcast.watched
+    assert len([event async for event in events]) == LISTENER_PIECES

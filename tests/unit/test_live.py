@@ -1,0 +1,248 @@
+"""A hub: all viewers see the same frames at the clock's pace, from 0 on; the slow and the lost harm nobody."""
+
+import asyncio
+import gc
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from ray.exceptions import RayTaskError
+
+from deployments import live
+from deployments.broadcast import LiveEvent, LiveStart
+from deployments.live import Live
+from models.avatar.playback import ping_pong
+from models.errors import BusyError, SessionNotFound
+from models.stitch.live import LiveClock, encode_idle, split
+from tests.unit.live_material import SPEC, fragments, levels, shown
+
+AVATAR = levels(40)
+LINE = ping_pong(0, 2000, len(AVATAR))
+
+
+def greys(first: int, count: int) -> list[int]:
+    return [20 + 4 * int(LINE[p]) for p in range(first, first + count)]
+
+
+class Stitch:
+    """What a hub subscribes to: sends what the test puts in, or raises."""
+
+    def __init__(self, path, position: int = 0) -> None:
+        self.clock = LiveClock.starting(position, time.time(), 25)
+        self.path, self.asked, self.streams = path, [], []
+        self.fails: list[Exception] = []
+
+    def subscribe(self, session_id: str, position: int | None):
+        self.asked.append((session_id, position))
+        stream = Stream(self, LiveEvent(self.clock, LiveStart(session_id, "ann", SPEC, str(self.path))))
+        if self.fails:
+            stream.queue.put_nowait(self.fails.pop(0))
+        self.streams.append(stream)
+        return stream
+
+    def send(self, piece) -> None:
+        self.streams[-1].queue.put_nowait(LiveEvent(self.clock, piece=piece))
+
+
+class Stream:
+    def __init__(self, stitch: Stitch, start: LiveEvent) -> None:
+        self.queue: asyncio.Queue = asyncio.Queue()
+        self.start, self.begun, self.cancelled = start, False, False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.begun and self.queue.empty():
+            self.begun = True
+            return self.start
+        item = await self.queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@pytest.fixture(scope="module")
+def idle_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("idle") / "ann.mp4"
+    path.write_bytes(encode_idle(AVATAR, SPEC))
+    return path
+
+
+@pytest.fixture
+async def air(idle_path):
+    """(stitch, live) with a session at position 100."""
+    stitch = Stitch(idle_path, 100)
+    on_air = Live(stitch.subscribe, lambda: 100)
+    yield stitch, on_air
+    await on_air.stop()
+
+
+async def watch(viewer, seconds: float) -> tuple[bytes, list[float]]:
+    """What a viewer receives in some seconds, and when each part came."""
+    data, came, end_s = b"", [], time.time() + seconds
+
+    async def read() -> None:
+        nonlocal data
+        async for part in viewer:
+            data += part
+            came.append(time.time())
+
+    task = asyncio.create_task(read())
+    await asyncio.sleep(end_s - time.time())
+    task.cancel()
+    return data, came
+
+
+async def test_an_idle_session_plays_at_its_clocks_pace_from_zero(air):
+    stitch, on_air = air
+    viewer = await on_air.view("alice")
+    data, came = await watch(viewer, 1.0)
+    times, seen = shown(data)
+    np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
+    assert 25 + 4 <= len(seen) <= 25 + 4 * 4  # a second, and the buffer it was given at first
+    first = next(p for p in range(88, 101) if np.allclose(seen, greys(p, len(seen)), atol=2))
+    edge_s = stitch.clock.time_of(first + len(seen)) - came[-1]
+    assert -0.02 < edge_s < 0.2  # the live edge is now
+    assert stitch.asked == [("alice", None)]  # nothing more was asked of Stitch
+
+
+async def test_viewers_of_a_session_see_the_same_frame_and_a_late_one_starts_at_the_live_edge(air):
+    _, on_air = air
+    early = await on_air.view("alice")
+    one = asyncio.create_task(watch(early, 1.2))
+    await asyncio.sleep(0.6)
+    late = await on_air.view("alice")
+    (data_one, came_one), (data_two, came_two) = await asyncio.gather(one, watch(late, 0.6))
+    (_, seen_one), (times_two, seen_two) = shown(data_one), shown(data_two)
+    assert times_two[0] == 0.0
+    assert abs(came_one[-1] - came_two[-1]) < 0.02
+    assert seen_one[-len(seen_two) :] == seen_two  # the same frames, up to the same moment
+    assert len(seen_two) <= 0.6 * 25 + 3 * 4  # at most 480 ms of the past
+    assert len(on_air._hubs) == 1
+
+
+async def test_speech_is_shown_at_its_place_and_nothing_is_repeated_or_left_out(air):
+    stitch, on_air = air
+    viewer = await on_air.view("alice")
+    reading = asyncio.create_task(watch(viewer, 2.0))
+    place = on_air._running()[0]._loop.grid.ceil(stitch.clock.position(time.time() + 0.4))
+    bright = np.stack([AVATAR[k] for k in LINE[place : place + 20]])
+    for fragment in fragments(np.minimum(bright.astype(int) + 8, 255).astype(np.uint8)):
+        for piece in split(fragment, place + fragment.video_start // SPEC.frame_ticks, 1, fragment.video_start == 0):
+            stitch.send(piece)
+    data, _ = await reading
+    times, seen = shown(data)
+    np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
+    first = min(range(88, 101), key=lambda p: np.abs(np.subtract(seen, greys(p, len(seen)))).sum())
+    expected = [g + 8 * (place <= p < place + 20) for p, g in enumerate(greys(first, len(seen)), first)]
+    np.testing.assert_allclose(seen, expected, atol=2)
+
+
+async def test_a_viewer_that_does_not_read_keeps_little_and_goes_on_at_the_live_edge(air, monkeypatch):
+    monkeypatch.setattr(live, "VIEWER_PIECES", 3)
+    _, on_air = air
+    viewer = await on_air.view("alice")
+    before, _ = await watch(viewer, 0.3)
+    await asyncio.sleep(1.5)
+    assert len(viewer._queue) <= 3 and viewer.dropped >= 4
+    viewer._queue.clear()
+    after, _ = await watch(viewer, 0.6)
+    data = before + after[len(viewer.timeline.init) :]
+    times, seen = shown(data)
+    np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)  # no gap in its own time
+    assert max(np.abs(np.diff(seen))) > 8  # but a leap in what it sees
+
+
+async def test_a_connection_that_stays_congested_is_given_nothing_and_then_closed(air, monkeypatch):
+    monkeypatch.setattr(live, "STUCK_S", 0.8)
+    _, on_air = air
+    stuck, well = await on_air.view("alice", ("192.0.2.1", 7)), await on_air.view("alice", ("192.0.2.2", 8))
+
+    async def unsent(clients):
+        return {client: 2**20 if client == stuck.client else 0 for client in clients}
+
+    monkeypatch.setattr(on_air._queues, "unsent", unsent)
+    reading = asyncio.create_task(_drain(well))
+    parts = [part async for part in stuck]  # ends by itself
+    assert len(parts) < 8 and stuck.dropped > 2
+    reading.cancel()
+    assert on_air.viewers() == 1 and well.dropped == 0
+
+
+async def test_an_unknown_session_is_an_error_and_leaves_nothing(idle_path):
+    stitch = Stitch(idle_path)
+    stitch.fails = [SessionNotFound("There is none.", "Open it.")] * 2
+    on_air = Live(stitch.subscribe, lambda: 100)
+    for _ in range(2):
+        with pytest.raises(SessionNotFound):
+            await on_air.view("nobody")
+    assert on_air._hubs == {} and all(stream.cancelled for stream in stitch.streams)
+    await on_air.stop()
+
+
+async def test_there_is_a_most_of_viewers(idle_path):
+    on_air = Live(Stitch(idle_path).subscribe, lambda: 2)
+    for _ in range(2):
+        await on_air.view("alice")
+    with pytest.raises(BusyError):
+        await on_air.view("alice")
+    await on_air.stop()
+
+
+async def test_a_replica_that_dies_is_asked_anew_and_viewers_notice_nothing(air, monkeypatch):
+    monkeypatch.setattr(live, "RETRY_S", 0.1)
+    stitch, on_air = air
+    viewer = await on_air.view("alice")
+    reading = asyncio.create_task(watch(viewer, 1.2))
+    await asyncio.sleep(0.3)
+    stitch.fails = [RuntimeError("still starting")]
+    stitch.streams[-1].queue.put_nowait(RuntimeError("died"))
+    data, _ = await reading
+    times, seen = shown(data)
+    np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
+    first = next(p for p in range(88, 101) if np.allclose(seen, greys(p, len(seen)), atol=2))
+    assert first and len(stitch.asked) == 3
+    assert stitch.asked[-1][1] == pytest.approx(stitch.clock.position(time.time()), abs=40)
+
+
+async def test_a_session_that_is_removed_ends_its_viewers_streams(air, monkeypatch):
+    monkeypatch.setattr(live, "RETRY_S", 0.05)
+    stitch, on_air = air
+    viewer = await on_air.view("alice")
+    gone = RayTaskError("live", "…", SessionNotFound("There is none.", "Open it."))
+    stitch.fails = [gone]
+    stitch.streams[-1].queue.put_nowait(RuntimeError("closed"))
+    await asyncio.wait_for(_drain(viewer), 2)
+
+
+async def _drain(viewer) -> None:
+    async for _ in viewer:
+        pass
+
+
+async def test_nothing_is_left_of_a_thousand_viewers(air, monkeypatch):
+    monkeypatch.setattr(live, "LINGER_S", 0.3)
+    stitch = air[0]
+    on_air = Live(stitch.subscribe, lambda: 2000)
+    tasks = len(asyncio.all_tasks())
+    for k in range(10):
+        (await on_air.view(f"warm-{k}")).close()
+    tracemalloc.start()
+    before = tracemalloc.take_snapshot()
+    viewers = [await on_air.view(f"s{k}") for k in range(1000)]
+    assert on_air.viewers() == 1000 and len(on_air._hubs) >= 1000
+    for viewer in viewers:
+        viewer.close()
+    del viewers, viewer
+    await asyncio.wait_for(on_air._keeper, 10)
+    stitch.asked.clear(), stitch.streams.clear()
+    gc.collect()
+    grown = sum(stat.size_diff for stat in tracemalloc.take_snapshot().compare_to(before, "filename"))
+    tracemalloc.stop()
+    assert on_air._hubs == {} and len(asyncio.all_tasks()) <= tasks
+    assert grown < 2_000_000
