@@ -111,7 +111,7 @@ class Utterance:
         avatar = self.avatar.prepared
         assert avatar.frames is not None
         known = [frame for frame in tuple(self._crops) if frame < shown]
-        crop = self._crops[max(known)] if known and shown != self._rested else None
+        crop = self._crops.get(max(known)) if known and shown != self._rested else None
         self._rested = shown  # a mouth at rest stays there until more has been shown
         start = max(0, position - 1) if hold else position
         indices = ping_pong(start, count, len(avatar)) if not hold else ping_pong(start, 1, len(avatar)).repeat(count)
