@@ -1,7 +1,8 @@
 """How a face is cut out of each frame: along a smooth transform, or by MuseTalk's integer box. Knows no files.
 
-`similarity`: sub-pixel, turned with the head, smoothed (see models/avatar/track.py). `musetalk`: as MuseTalk itself
-does (scripts/realtime_inference.py), the box of each frame's own landmarks, stretched to 256 px by Lanczos-4.
+`similarity`: sub-pixel, turned with the head, smoothed (see models/avatar/track.py). `box`: MuseTalk's box, stretched
+to 256 px as its weights know faces, upright, sub-pixel, smoothed and of one size. `musetalk`: as MuseTalk itself does
+(scripts/realtime_inference.py), the box of each frame's own landmarks in whole px, resized by Lanczos-4.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from models.avatar.flow import Motion
 from models.avatar.track import Bool, Track, TrackOptions, crop_transforms, musetalk_box
 from models.avatar.warp import warp
 from models.errors import NoFaceError
 from models.types import CROP_PX, Box, Float32, Int32, UInt8
 
-GEOMETRIES = ("similarity", "musetalk")
+GEOMETRIES = ("similarity", "box", "musetalk")
 
 DetectedBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Geometry:
-    """Where the face lies in every frame. `boxes`, int32 `(n, 4)` within the frame, is None for `similarity`."""
+    """Where the face lies in every frame. `boxes`, int32 `(n, 4)` within the frame, is None but for `musetalk`."""
 
     track: Track
     boxes: Int32 | None = None
@@ -55,13 +57,18 @@ def lay(
     fps: float,
     size: tuple[int, int],
     options: TrackOptions,
+    motions: Sequence[Motion | None] = (),
+    cuts: Sequence[int] = (),
 ) -> Geometry:
     """The geometry of a video from landmarks `(n, 68, 2)` in frame px, and the detector's boxes where it saw a face.
 
-    size: (height, width) of the frame. Raises NoFaceError when no frame, or too few, show a face.
+    size: (height, width) of the frame. motions, cuts: see `crop_transforms`. Raises NoFaceError when no frame, or too
+    few, show a face.
     """
-    track = crop_transforms(landmarks, has_face, fps, options)
-    if geometry == "similarity":
+    if geometry == "box":
+        options = dataclasses.replace(options, shape="box")
+    track = crop_transforms(landmarks, has_face, fps, options, motions, cuts, upright=geometry == "box")
+    if geometry != "musetalk":
         return Geometry(track)
     boxes = np.empty((len(landmarks), 4), np.int32)
     for k, points in enumerate(track.landmarks):  # interpolated where there is no face

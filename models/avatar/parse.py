@@ -6,6 +6,7 @@ musetalk/utils/face_parsing/__init__.py. Imports torch when a parser is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.avatar.track import smooth
+from models.avatar.smoothing import smooth
 from models.errors import ConfigError, InputError
 from models.types import CROP_PX, Float32, UInt8
 
@@ -74,19 +75,24 @@ def lower_face_mask(landmarks: npt.NDArray[np.floating], shape: MaskShape | None
     return cast(UInt8, np.rint(255 * weight).astype(np.uint8))
 
 
-def masks_of(landmarks: Float32, fps: float, shape: MaskShape | None = None) -> tuple[UInt8, npt.NDArray[np.int32]]:
+def masks_of(
+    landmarks: Float32, fps: float, shape: MaskShape | None = None, scenes: Sequence[slice] | None = None
+) -> tuple[UInt8, npt.NDArray[np.int32]]:
     """Masks `(u, 256, 256)` of landmarks `(n, 68, 2)` in crop px, and which belongs to each frame `(n,)`.
 
     A head that keeps its pose in the crop has one mask for all frames (u = 1), so nothing can flicker; one that turns
-    has a mask a frame, whose outline is smoothed over time.
+    has a mask a frame, whose outline is smoothed over time, but not from one of `scenes` to the next.
     """
     n = len(landmarks)
     median = np.median(landmarks, axis=0)
     moved = np.sqrt(((landmarks[:, JAW] - median[JAW]) ** 2).sum(-1).mean(-1))  # (n,)
     if np.percentile(moved, 95) <= STILL_PX:
         return lower_face_mask(median, shape)[None], np.zeros(n, np.int32)
-    steady = smooth(landmarks.reshape(n, -1).astype(np.float64), np.ones(n), MASK_SMOOTH_S * fps).reshape(n, 68, 2)
-    return np.stack([lower_face_mask(points, shape) for points in steady]), np.arange(n, dtype=np.int32)
+    rows = landmarks.reshape(n, -1).astype(np.float64)
+    for scene in scenes or [slice(0, n)]:
+        rows[scene] = smooth(rows[scene], np.ones(len(rows[scene])), MASK_SMOOTH_S * fps)
+    masks = np.stack([lower_face_mask(points, shape) for points in rows.reshape(n, 68, 2)])
+    return masks, np.arange(n, dtype=np.int32)
 
 
 class FaceParser:

@@ -14,14 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar import contact
-from models.avatar.detect import DETECTORS, Face, FaceDetector, open_detector
-from models.avatar.frames import FRAMES_CRF, GOP_BYTES, FrameWriter, VideoFrames
-from models.avatar.geometry import GEOMETRIES, DetectedBox, Geometry, lay
+from models.avatar.detect import DETECTORS, FaceDetector, open_detector
+from models.avatar.frames import FRAMES_CRF, GOP_BYTES, VideoFrames
+from models.avatar.geometry import GEOMETRIES, Geometry, lay
 from models.avatar.parse import CHEEK_PX, PARSE_PX, REGION_MODES, FaceParser, masks_of, paste_region
 from models.avatar.regions import RegionPacker
+from models.avatar.smoothing import BETA, D_CUTOFF_HZ, MIN_CUTOFF_HZ
 from models.avatar.source import Source, open_source
 from models.avatar.store import CONTACT, FRAMES, AvatarStore, Draft, write_png
-from models.avatar.track import MAX_MISSING, SMOOTH_S, Track, TrackOptions, in_crop, shift_range
+from models.avatar.survey import Survey, survey_video
+from models.avatar.track import MAX_MISSING, Track, TrackOptions, in_crop, shift_range
 from models.errors import ConfigError, CorruptError
 from models.ids import check_id
 from models.stitch.musetalk_paste import crop_box_of, cut, region_mask
@@ -30,7 +32,6 @@ from models.types import CROP_PX, SUPPORTED_FPS, Float16, Int32, UInt8
 Progress = Callable[[str, int, int], None]  # step, done, total (0: not known)
 EncodeReference = Callable[[UInt8], Any]  # crops (n, 256, 256, 3) → latents (n, 8, 32, 32), array or tensor
 
-COUNT_EVERY = 25  # frames between two counts of all faces; between them only one is followed
 TINY_PX = 96  # below it a mouth is about 30 px wide: there is nothing to learn from, and little to see
 FINDING, ENCODING = "finding faces", "encoding faces"
 PLACES = ("detector_weights", "parser_weights", "device")  # options that say where, and not what, is done
@@ -49,11 +50,11 @@ class PrepareOptions:
     """How an avatar is prepared. The manual's names where it has them.
 
     fps: 24, 25 or 30. bbox_shift, extra_margin: frame px, see `musetalk_box`. max_seconds: a longer video is refused.
-    batch_size: crops in one VAE call. shape, scale_lock, smooth_s, max_missing: see TrackOptions. frames_crf: x264's
-    quality of the stored frames. copy_video: keep the source's H.264 stream where it already fits. contact_frames: how
+    batch_size: crops in one VAE call. shape to max_missing: see TrackOptions. frames_crf: x264's quality of the stored
+    frames. copy_video: keep the source's H.264 stream where it already fits. contact_frames: how
     many frames the contact sheet shows.
 
-    geometry: `similarity` or `musetalk`, see models/avatar/geometry.py. detector: `blazemesh` or `dwpose`.
+    geometry: `similarity`, `box` or `musetalk`, see models/avatar/geometry.py. detector: `blazemesh` or `dwpose`.
     detector_weights: DWPose's ONNX file. parser_weights: BiSeNet's file; with geometry `musetalk` and without it the
     mask follows the landmarks. parsing_mode, cheek_width: see `paste_region`. device: of the parser.
     MuseTalk v1.0's weights know faces of geometry `musetalk`, extra_margin 0 and parsing_mode `raw`; v1.5's, 10 and
@@ -66,8 +67,15 @@ class PrepareOptions:
     max_seconds: float = 120.0
     batch_size: int = 4
     shape: str = "square"
-    scale_lock: bool = True
-    smooth_s: float = SMOOTH_S
+    scale_lock_enabled: bool = True
+    scale_lock_warmup_frames: int = 0
+    smoothing: str = "zero_phase"
+    smooth_s: float | None = None
+    min_cutoff: float = MIN_CUTOFF_HZ
+    beta: float = BETA
+    d_cutoff: float = D_CUTOFF_HZ
+    affine_tracking_enabled: bool = True
+    subpixel_enabled: bool = True
     max_missing: float = MAX_MISSING
     frames_crf: float = FRAMES_CRF
     copy_video: bool = True
@@ -93,6 +101,7 @@ class PrepareOptions:
         for name, known in (("geometry", GEOMETRIES), ("detector", DETECTORS), ("parsing_mode", REGION_MODES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"There is no {name} {getattr(self, name)!r}.", f"Use one of {', '.join(known)}.")
+        _ = self.track  # refuses what it does not know
 
     @property
     def track(self) -> TrackOptions:
@@ -118,6 +127,8 @@ class PrepareReport:
     face_px: tuple[int, int, int]
     crop_px: tuple[int, int, int]
     bbox_shift_range: tuple[int, int]
+    cuts: list[int]  # frames that begin a new scene of the source
+    tracked: float  # share of the frames whose motion was tracked
     video_copied: bool  # the source's own H.264 stream serves as frames; otherwise it was encoded again
     seconds: float
     contact_sheet: str
@@ -125,18 +136,6 @@ class PrepareReport:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Survey:
-    """What the first pass saw, a slot a frame."""
-
-    landmarks: npt.NDArray[np.float32]  # (n, 68, 2); zero without a face
-    has_face: npt.NDArray[np.bool_]  # (n,)
-    boxes: list[DetectedBox | None]  # the detector's; None without a face
-    size_px: npt.NDArray[np.float32]  # (n,); zero without a face
-    most_faces: int
-    copied: bool  # the source's own stream was stored
 
 
 def prepare_avatar(
@@ -166,12 +165,19 @@ def prepare_avatar(
     if options.geometry == "musetalk" and parser is None and options.parser_weights is not None:
         parser = FaceParser.load(options.parser_weights, options.device)
     with store.write(avatar_id, force) as draft:
-        survey = _survey(video, detector, draft, options, progress)
+        survey = survey_video(
+            video,
+            detector,
+            draft.folder / FRAMES,
+            options.frames_crf,
+            options.copy_video,
+            lambda done, total: progress(FINDING, done, total),
+        )
         size = (video.height, video.width)
         seen = survey.landmarks, survey.has_face, survey.boxes
-        geometry = lay(options.geometry, *seen, options.fps, size, options.track)
+        geometry = lay(options.geometry, *seen, options.fps, size, options.track, survey.motions, survey.cuts)
         track = geometry.track
-        masks, mask_index = masks_of(in_crop(track), options.fps)
+        masks, mask_index = masks_of(in_crop(track), options.fps, scenes=track.scenes)
         with (draft.folder / FRAMES).open("rb") as file:
             frames = VideoFrames(file, FRAMES, cache_bytes=GOP_BYTES)
             second = _Second(frames, geometry, survey, masks, mask_index, options, progress)
@@ -200,64 +206,13 @@ def prepare_avatar(
     )
 
 
-def _survey(
-    source: Source, detector: FaceDetector, draft: Draft, options: PrepareOptions, progress: Progress
-) -> _Survey:
-    """First pass: store every frame, and find the face in it. One face is followed; all are counted now and then."""
-    target = draft.folder / FRAMES
-    copied = options.copy_video and source.copy_stream(target)
-    writer = None if copied else FrameWriter(target, source.width, source.height, options.fps, options.frames_crf)
-    faces: list[Face | None] = []
-    most, last = 0, None
-    for k, frame in enumerate(source.frames()):
-        if writer is not None:
-            writer.write(frame)
-        face, count = _find(detector, frame, faces[-1] if faces else None, last, k % COUNT_EVERY == 0)
-        faces.append(face)
-        most, last = max(most, count), face or last
-        progress(FINDING, k + 1, max(source.expected, k + 1))
-    if writer is not None:
-        writer.close()
-    nothing = np.zeros((68, 2), np.float32)
-    return _Survey(
-        landmarks=np.stack([nothing if face is None else face.landmarks for face in faces]),
-        has_face=np.array([face is not None for face in faces]),
-        boxes=[None if face is None else face.box for face in faces],
-        size_px=np.array([0 if face is None else face.size_px for face in faces], np.float32),
-        most_faces=most,
-        copied=copied,
-    )
-
-
-def _find(
-    detector: FaceDetector, frame: UInt8, before: Face | None, last: Face | None, count: bool
-) -> tuple[Face | None, int]:
-    """The face in a frame, and how many there are (1 where they were not counted).
-
-    The face of the frame before is followed. Lost, it is looked for anew: the one nearest to where it was last seen,
-    or the largest.
-    """
-    followed = detector.detect(frame, before)[:1] if before is not None else []
-    if followed and not count:
-        return followed[0], 1
-    found = detector.detect(frame)
-    if followed:
-        return followed[0], max(1, len(found))
-    if not found:
-        return None, 0
-    if last is None:
-        return found[0], len(found)
-    here = np.mean(last.mesh, axis=0)
-    return min(found, key=lambda face: float(np.linalg.norm(np.mean(face.mesh, axis=0) - here))), len(found)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Second:
     """What the second pass goes through, a slot a frame."""
 
     frames: VideoFrames
     geometry: Geometry
-    survey: _Survey
+    survey: Survey
     masks: UInt8  # (u, 256, 256)
     mask_index: Int32  # (n,)
     options: PrepareOptions
@@ -320,7 +275,7 @@ def _to_float16(latents: Any, n: int) -> Float16:
     return array.astype(np.float16)
 
 
-def _facts(survey: _Survey, track: Track, source: Source) -> dict[str, Any]:
+def _facts(survey: Survey, track: Track, source: Source) -> dict[str, Any]:
     """The report's numbers and warnings."""
     sizes, n, missing = survey.size_px[survey.has_face], len(survey.has_face), int((~survey.has_face).sum())
     face_px, crop_px = _spread(sizes), _spread(track.side_px)
@@ -338,6 +293,8 @@ def _facts(survey: _Survey, track: Track, source: Source) -> dict[str, Any]:
         warnings.append(f"The face is only {face_px[1]} px large: the mouth will be coarse. Use a closer shot.")
     if source.fps and abs(source.fps - source.target_fps) > 0.01:
         warnings.append(f"The video has {source.fps:.5g} frames a second: frames were dropped or repeated.")
+    if survey.cuts:
+        warnings.append(f"The video is cut at frame {', '.join(map(str, survey.cuts))}: the head jumps there.")
     if not track.scale_locked:
         warnings.append("The face changes its size by more than 8 %: the crop follows it.")
     return {
@@ -347,6 +304,8 @@ def _facts(survey: _Survey, track: Track, source: Source) -> dict[str, Any]:
         "face_px": face_px,
         "crop_px": crop_px,
         "bbox_shift_range": shift_range(track.landmarks, survey.has_face),
+        "cuts": survey.cuts,
+        "tracked": round(track.tracked, 3),
         "video_copied": survey.copied,
         "warnings": warnings,
     }

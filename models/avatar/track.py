@@ -2,17 +2,30 @@
 
 The crop is MuseTalk's box (musetalk/utils/preprocessing.py, get_landmark_and_bbox; extra_margin of v1.5's
 scripts/inference.py), turned with the head. Its shape is measured once, on the face at rest; where it lies follows the
-eyes, the bridge of the nose and the temples, which do not move with speech.
+eyes, the bridge of the nose and the temples, which do not move with speech, and how their skin was seen to move.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from models.avatar.cuts import scenes_of
+from models.avatar.flow import Motion
+from models.avatar.fuse import fused, tracked_share
+from models.avatar.smoothing import (
+    BETA,
+    D_CUTOFF_HZ,
+    MIN_CUTOFF_HZ,
+    SMOOTH_S,
+    Smoothing,
+    steady,
+    white_noise,
+)
 from models.avatar.warp import apply
 from models.errors import ConfigError, NoFaceError
 from models.types import CROP_PX, Float32
@@ -26,7 +39,8 @@ RIGID = (0, 1, 2, 14, 15, 16, 27, 28, 29, 30, 36, 39, 42, 45)  # iBUG points tha
 RIGHT_EYE, LEFT_EYE = (36, 39), (42, 45)
 ALIGN_ROUNDS = 4  # the mean shape has converged to 1e-6 px by then
 REST_PERCENTILE = 25.0  # of the chin's height over the frames: a talking source has its mouth shut or nearly so by then
-SMOOTH_S = 0.08  # standard deviation of the smoothing kernel: 1 px of landmark noise leaves less than 0.15 px
+TRACKED_SMOOTH_S = 0.04  # instead of SMOOTH_S, where motion was tracked: little noise is left, and motion is kept
+TRACKED = 0.8  # share of frames from which a video counts as tracked
 MAX_MISSING = 0.3  # share of frames that may lack a face
 GAP_WEIGHT = 1e-3  # of a frame without a face, beside one with
 LOCK_RANGE = 0.08  # a head that comes closer than this is followed in size, too
@@ -38,33 +52,56 @@ class TrackOptions:
 
     bbox_shift: px by which the box's middle moves down from landmark 29. extra_margin: px below the chin.
     shape: `square` keeps the face's proportions; `box` stretches MuseTalk's box, as its released weights know faces.
-    scale_lock: one size for all frames, unless the head truly comes closer. smooth_s: the smoothing kernel's standard
-    deviation. max_missing: share of frames that may lack a face. Raises ConfigError.
+    scale_lock_enabled: one size for all frames of a scene, unless the head truly comes closer: the median of the first
+    scale_lock_warmup_frames, or of all (0). smoothing, min_cutoff, beta, d_cutoff: see Smoothing. smooth_s: standard
+    deviation of `zero_phase`; None is TRACKED_SMOOTH_S where motion was tracked and SMOOTH_S elsewhere.
+    affine_tracking_enabled: join landmarks with tracked motion. subpixel_enabled: False rounds a crop's middle and size
+    to whole px. max_missing: share of frames that may lack a face. Raises ConfigError.
     """
 
     bbox_shift: int = 0
     extra_margin: int = 10
     shape: str = "square"
-    scale_lock: bool = True
-    smooth_s: float = SMOOTH_S
+    scale_lock_enabled: bool = True
+    scale_lock_warmup_frames: int = 0
+    smoothing: str = "zero_phase"
+    smooth_s: float | None = None
+    min_cutoff: float = MIN_CUTOFF_HZ
+    beta: float = BETA
+    d_cutoff: float = D_CUTOFF_HZ
+    affine_tracking_enabled: bool = True
+    subpixel_enabled: bool = True
     max_missing: float = MAX_MISSING
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise ConfigError(f"There is no crop shape {self.shape!r}.", f"Use one of {', '.join(SHAPES)}.")
+        if self.scale_lock_warmup_frames < 0:
+            raise ConfigError("scale_lock_warmup_frames is below 0.", "Use 0 for all frames, or for example 50.")
+        self.smoother(0.0)
+
+    def smoother(self, tracked: float) -> Smoothing:
+        """The smoothing where that share of the frames was tracked."""
+        sigma_s = self.smooth_s
+        if sigma_s is None:
+            sigma_s = TRACKED_SMOOTH_S if tracked >= TRACKED else SMOOTH_S
+        return Smoothing(self.smoothing, sigma_s, self.min_cutoff, self.beta, self.d_cutoff)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
     """transforms: float32 `(n, 2, 3)`, frame px → crop px. landmarks: float32 `(n, 68, 2)` in frame px, interpolated
     where no face was found. side_px: float32 `(n,)`, the longer side of the crop in the frame. scale_locked: whether
-    all frames have one size.
+    all frames of each scene have one size. tracked: share of the frames whose motion was joined in. scenes: between
+    cuts.
     """
 
     transforms: Float32
     landmarks: Float32
     side_px: Float32
     scale_locked: bool
+    tracked: float
+    scenes: tuple[slice, ...]
 
 
 def musetalk_box(
@@ -102,64 +139,74 @@ def shift_range(landmarks: Float32, has_face: Bool) -> tuple[int, int]:
 
 
 def crop_transforms(
-    landmarks: npt.NDArray[Any], has_face: Bool, fps: float, options: TrackOptions | None = None
+    landmarks: npt.NDArray[Any],
+    has_face: Bool,
+    fps: float,
+    options: TrackOptions | None = None,
+    motions: Sequence[Motion | None] = (),
+    cuts: Sequence[int] = (),
+    upright: bool = False,
 ) -> Track:
-    """One smooth similarity transform a frame, sub-pixel and without lag, from landmarks `(n, 68, 2)` in frame px.
+    """One smooth similarity transform a frame, sub-pixel, from landmarks `(n, 68, 2)` in frame px.
 
-    Where `has_face` is False the landmarks are ignored and everything is interpolated. With `shape="box"` the transform
-    also stretches. Raises NoFaceError when no frame, or too few, show a face.
+    Where `has_face` is False the landmarks are ignored and everything is interpolated. motions: of FaceFlow, one a
+    frame, or none at all. cuts: frames that begin a scene; nothing is smoothed across. upright: crops do not turn with
+    the head. With `shape="box"` the transform also stretches. Raises NoFaceError when no frame, or too few, show a
+    face.
     """
     options = options or TrackOptions()
-    n, missing = len(landmarks), int((~has_face).sum())
+    n, scenes = len(landmarks), scenes_of(cuts, len(landmarks))
+    _check_faces(has_face, options.max_missing)
+    # 1. poses of the head, and its shape at rest in upright head coordinates, measured in frame px
+    points, times = landmarks.astype(np.float64), np.flatnonzero(has_face)
+    shape, poses = _align(points[has_face])
+    middle, size = _rest_box(shape, options)
+    # 2. what is left of each frame: angle, log of the scale, and where the middle of the crop lies
+    centre = poses[:, 0] * complex(*middle) + poses[:, 1]
+    rows = np.stack([np.unwrap(np.angle(poses[:, 0])), np.log(np.abs(poses[:, 0])), centre.real, centre.imag], 1)
+    seen, tracked = _interpolate(rows, times, n, scenes), 0.0
+    if options.affine_tracking_enabled and len(motions):
+        how, tracked = options.smoother(0.0), tracked_share(motions, has_face)
+        seen = fused(seen, motions, has_face, scenes, how.causal)
+        seen = _interpolate(seen[has_face], times, n, scenes)
+    # 3. smooth, all in px at the crop's edge, and one size a scene, unless the head comes closer
+    lever = np.array([1, 1, 0, 0]) * float(size.max() / 2 * np.median(np.abs(poses[:, 0]))) + [0, 0, 1, 1]
+    weights, how = np.where(has_face, 1.0, GAP_WEIGHT), options.smoother(tracked)
+    series = steady(seen * lever, weights, scenes, fps, how, white_noise(seen * lever, scenes)) / lever
+    locked = options.scale_lock_enabled and _lock_scale(series, seen, has_face, scenes, options)
+    # 4. transforms
+    angle, scale = series[:, 0] * (not upright), np.exp(series[:, 1])
+    centres, sizes = series[:, 2:], size * scale[:, None]
+    if not options.subpixel_enabled:
+        centres, sizes = np.rint(centres), np.rint(sizes)
+    filled = _interpolate(points[has_face].reshape(-1, 136), times, n, scenes).reshape(n, 68, 2).astype(np.float32)
+    side = sizes.max(1).astype(np.float32)
+    return Track(_transforms(angle, centres, sizes), filled, side, locked, tracked, tuple(scenes))
+
+
+def _check_faces(has_face: Bool, max_missing: float) -> None:
+    n, missing = len(has_face), int((~has_face).sum())
     if missing == n:
         raise NoFaceError(
             f"No face was found in any of the {n} frames.", "Use a video that shows one face, from the front, well lit."
         )
-    if missing > options.max_missing * n:
+    if missing > max_missing * n:
         raise NoFaceError(
-            f"{missing} of {n} frames show no face; at most {options.max_missing:.0%} may.",
+            f"{missing} of {n} frames show no face; at most {max_missing:.0%} may.",
             "Cut the video to where the face is seen.",
         )
-    # 1. poses of the head, and its shape at rest in upright head coordinates, measured in frame px
-    points = landmarks.astype(np.float64)
-    shape, poses = _align(points[has_face])
-    middle, size = _rest_box(shape, options)
-    # 2. smooth what is left of each frame: angle, size, and where the middle of the crop lies
-    times = np.flatnonzero(has_face)
-    centre = poses[:, 0] * complex(*middle) + poses[:, 1]
-    seen = np.stack([np.unwrap(np.angle(poses[:, 0])), np.log(np.abs(poses[:, 0])), centre.real, centre.imag], 1)
-    series = smooth(_interpolate(seen, times, n), np.where(has_face, 1.0, GAP_WEIGHT), options.smooth_s * fps)
-    # 3. one size for all, unless the head comes closer
-    locked = options.scale_lock and bool(np.ptp(series[:, 1]) < 2 * LOCK_RANGE)
-    if locked:
-        series[:, 1] = np.median(seen[:, 1])
-    scale = np.exp(series[:, 1])
-    transforms = _transforms(series[:, 0], series[:, 2:], size * scale[:, None])
-    filled = _interpolate(points[has_face].reshape(-1, 136), times, n).reshape(n, 68, 2).astype(np.float32)
-    return Track(transforms, filled, (scale * size.max()).astype(np.float32), locked)
 
 
-def smooth(series: Float64, weights: Float64, sigma: float) -> Float64:
-    """Smooth `(n, c)` over time without lag: at each frame the value of a parabola fitted to its neighbours.
-
-    Neighbours weigh by `weights` (n,) and by a Gaussian of `sigma` frames. A parabola keeps motion that a moving
-    average flattens, and ends need no padding. sigma 0 returns the series as it is. (Savitzky and Golay 1964, Cleveland
-    1979.)
-    """
-    n = len(series)
-    if sigma <= 0 or n < 2:
-        return series.copy()
-    reach = int(np.ceil(4 * sigma))
-    out = np.empty_like(series)
-    for k in range(n):
-        low, high = max(0, k - reach), min(n, k + reach + 1)
-        t = (np.arange(low, high) - k) / sigma
-        weight = weights[low:high] * np.exp(-0.5 * t * t)
-        powers = np.stack([np.ones_like(t), t, t * t], 1)[:, : min(3, high - low)]
-        scaled = powers * np.sqrt(weight)[:, None]
-        fit, *_ = np.linalg.lstsq(scaled, series[low:high] * np.sqrt(weight)[:, None], rcond=None)
-        out[k] = fit[0]
-    return out
+def _lock_scale(series: Float64, seen: Float64, has_face: Bool, scenes: Sequence[slice], options: TrackOptions) -> bool:
+    """Give every scene one size in `series`, where its head does not come closer. Returns whether all have."""
+    all_locked = True
+    for scene in scenes:
+        if np.ptp(series[scene, 1]) >= 2 * LOCK_RANGE:
+            all_locked = False
+            continue
+        sizes = seen[scene, 1][has_face[scene]] if has_face[scene].any() else seen[scene, 1]
+        series[scene, 1] = np.median(sizes[: options.scale_lock_warmup_frames or None])
+    return all_locked
 
 
 def _align(points: Float64) -> tuple[Float64, npt.NDArray[np.complex128]]:
@@ -213,9 +260,15 @@ def _transforms(angle: Float64, centre: Float64, size: Float64) -> Float32:
     return np.concatenate([linear, shift[:, :, None]], axis=2).astype(np.float32)
 
 
-def _interpolate(seen: Float64, times: npt.NDArray[np.int64], n: int) -> Float64:
-    """Rows `(m, c)` that were seen at `times` (m,) → rows `(n, c)`: linear between, constant before and after."""
-    return np.stack([np.interp(np.arange(n), times, column) for column in seen.T], 1)
+def _interpolate(seen: Float64, times: npt.NDArray[np.int64], n: int, scenes: Sequence[slice]) -> Float64:
+    """Rows `(m, c)` that were seen at `times` (m,) → rows `(n, c)`: linear between, constant to the ends of a scene."""
+    out = np.empty((n, seen.shape[1]))
+    for scene in scenes:
+        here = (times >= scene.start) & (times < scene.stop)
+        known = here if here.any() else np.ones(len(times), bool)  # a scene without a face lies between its neighbours
+        for column in range(seen.shape[1]):
+            out[scene, column] = np.interp(np.arange(scene.start, scene.stop), times[known], seen[known, column])
+    return out
 
 
 def in_crop(track: Track) -> Float32:

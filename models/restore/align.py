@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.track import GAP_WEIGHT, SMOOTH_S, smooth
+from models.avatar.smoothing import SMOOTH_S, smooth
+from models.avatar.track import GAP_WEIGHT
 from models.avatar.warp import apply, warp
 from models.errors import InputError
 from models.types import CROP_PX, RESTORED_PX, Float32, UInt8

@@ -7,6 +7,7 @@ import pytest
 from avatar_material import FPS, astronaut, hopper, moved, similarity, swaying
 
 from models.avatar.detect import BlazeMesh
+from models.avatar.smoothing import smooth
 from models.avatar.track import (
     NOSE_HALF,
     RIGID,
@@ -15,7 +16,6 @@ from models.avatar.track import (
     in_crop,
     musetalk_box,
     shift_range,
-    smooth,
 )
 from models.avatar.warp import apply, invert, warp
 from models.errors import ConfigError, NoFaceError
@@ -180,7 +180,7 @@ def test_an_unknown_shape_names_the_known_ones() -> None:
 def test_exact_landmarks_give_exact_motion(face: Points, zoom: float, lock: bool) -> None:
     """Smoothing keeps a sway of 0.4 to 0.6 Hz within 0.1 px rms: place, angle, size. A real zoom opens the lock."""
     motions = swaying(hopper(), 75, zoom=zoom)
-    track = crop_transforms(carried(face, motions), faces_at(75), FPS, TrackOptions(scale_lock=lock))
+    track = crop_transforms(carried(face, motions), faces_at(75), FPS, TrackOptions(scale_lock_enabled=lock))
     assert track.scale_locked == (zoom == 0)
     assert rms(slip(track.transforms, motions)) < 0.1
 
