@@ -82,6 +82,11 @@ def prepare(
     fps: Annotated[int | None, typer.Option(help="24, 25 or 30; the config's by default.")] = None,
     bbox_shift: Annotated[int | None, typer.Option(help="Moves the crop's upper edge, px.")] = None,
     extra_margin: Annotated[int | None, typer.Option(help="Room below the chin, px.")] = None,
+    geometry: Annotated[str | None, typer.Option(help="similarity, box or musetalk.")] = None,
+    smoothing: Annotated[str | None, typer.Option(help="zero_phase, one_euro, kalman or none.")] = None,
+    affine_tracking: Annotated[bool | None, typer.Option(help="Track the rigid face between landmarks.")] = None,
+    scale_lock: Annotated[bool | None, typer.Option(help="One size of crop for all frames.")] = None,
+    subpixel: Annotated[bool | None, typer.Option(help="Crops between whole pixels.")] = None,
     config: ConfigOption = "demo",
     server: ServerOption = None,
 ) -> None:
@@ -89,7 +94,9 @@ def prepare(
     with _errors():
         if not video.is_file():
             raise InputError(f"Input video not found: {video}.", "Check the path.")
-        options = {"fps": fps, "bbox_shift": bbox_shift, "extra_margin": extra_margin}
+        options: dict[str, Any] = {"fps": fps, "bbox_shift": bbox_shift, "extra_margin": extra_margin}
+        options |= {"geometry": geometry, "smoothing": smoothing, "affine_tracking_enabled": affine_tracking}
+        options |= {"scale_lock_enabled": scale_lock, "subpixel_enabled": subpixel}
         if server:
             report = _prepare_remote(server, video, avatar_id, force, options)
         else:

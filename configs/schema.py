@@ -125,7 +125,17 @@ class AvatarsConfig(Strict):
     preparation: bool = True  # false: a missing or changed avatar is an error with the command to run
     bbox_shift: int = Field(0, ge=-50, le=50)  # moves the crop's upper edge, px
     extra_margin: int = Field(10, ge=0, le=100)  # below the chin, px; MuseTalk v1.0's weights want 0
-    geometry: Literal["similarity", "musetalk"] = "similarity"  # musetalk: its own integer boxes, crops and masks
+    geometry: Literal["similarity", "box", "musetalk"] = "similarity"  # box: MuseTalk's, upright, smoothed, sub-pixel;
+    # musetalk: its own integer boxes, crops and masks, frame by frame
+    smoothing: Literal["zero_phase", "one_euro", "kalman", "none"] = "zero_phase"  # of where the crop lies, over time
+    smooth_s: float | None = Field(None, ge=0, le=2)  # of zero_phase, s; None: 0.04 where motion is tracked, else 0.08
+    min_cutoff: float = Field(1.0, gt=0)  # of one_euro, Hz: lower trembles less and lags more while the head is still
+    beta: float = Field(0.7, ge=0)  # of one_euro, Hz for each px/s: higher lags less while it moves
+    d_cutoff: float = Field(1.0, gt=0)  # of one_euro, Hz: smooths the speed that beta looks at
+    scale_lock_enabled: bool = True  # one size of crop for a scene, unless the head truly comes closer
+    scale_lock_warmup_frames: int = Field(0, ge=0)  # its median is of the first so many frames; 0: of all
+    affine_tracking_enabled: bool = True  # joins landmarks with Lucas-Kanade tracking of the rigid face
+    subpixel_enabled: bool = True  # false rounds crops to whole px
     detector: Literal["blazemesh", "dwpose"] = "blazemesh"
     detector_weights: str = "weights/dwpose/dw-ll_ucoco_384.onnx"  # of detector: dwpose
     parser_weights: str | None = "weights/face-parse-bisent/79999_iter.pth"  # of geometry: musetalk, where it is there

@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.schema import AvatarsConfig
 from deployments.paths import builtin_avatars, input_path, output_path
-from deployments.preparation import load_model, prepare_options
+from deployments.preparation import STEADINESS_KEYS, load_model, prepare_options
 from deployments.stage import Stage
 from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
 from models.avatar.store import AvatarStore, file_sha256
@@ -94,7 +94,7 @@ class Avatars(Stage[AvatarsConfig]):
         options = prepare_options(config, {})
         command = (
             f"warmtalk prepare {shlex.quote(config.video_path)} --avatar-id {config.avatar_id} --fps {options.fps} "
-            f"--bbox-shift {options.bbox_shift} --extra-margin {options.extra_margin} --force"
+            f"--bbox-shift {options.bbox_shift} --extra-margin {options.extra_margin} {_switches(options)}--force"
         )
         if not config.preparation:
             raise AvatarNotFound(f"The avatar {config.avatar_id!r} is missing or not of this video.", f"Run: {command}")
@@ -110,6 +110,8 @@ class Avatars(Stage[AvatarsConfig]):
         settings = facts.get("settings", {})
         needed = SETTINGS | MASK_SETTINGS if config.geometry == "musetalk" else SETTINGS
         same &= all(settings.get(key, default) == getattr(config, key) for key, default in needed.items())
+        # avatars that were stored without these keys are as steady as they were, and stay
+        same &= all(settings[key] == getattr(config, key) for key in STEADINESS_KEYS if key in settings)
         return same and facts.get("vae_fingerprint") == vae_fingerprint(input_path(config.vae_dir))
 
     def _prepare(
@@ -134,3 +136,15 @@ class Avatars(Stage[AvatarsConfig]):
             force=force,
             progress=progress,
         )
+
+
+def _switches(options: PrepareOptions) -> str:
+    """The command line's words for what differs from the defaults, each with a blank behind it."""
+    usual, words = PrepareOptions(), ""
+    for name in ("geometry", "smoothing"):
+        if getattr(options, name) != getattr(usual, name):
+            words += f"--{name} {getattr(options, name)} "
+    for name in ("affine_tracking", "scale_lock", "subpixel"):
+        if getattr(options, f"{name}_enabled") != getattr(usual, f"{name}_enabled"):
+            words += f"--no-{name.replace('_', '-')} "
+    return words

@@ -325,9 +325,17 @@ class Ingress:
         fps: Literal["24", "25", "30"] | None = None,  # a query is text
         bbox_shift: Annotated[int | None, Query(ge=-50, le=50)] = None,
         extra_margin: Annotated[int | None, Query(ge=0, le=100)] = None,
+        geometry: Literal["similarity", "box", "musetalk"] | None = None,
+        smoothing: Literal["zero_phase", "one_euro", "kalman", "none"] | None = None,
+        affine_tracking_enabled: bool | None = None,
+        scale_lock_enabled: bool | None = None,
+        subpixel_enabled: bool | None = None,
     ) -> StreamingResponse:
         check_id(avatar_id, "avatar id")
-        options = {"fps": int(fps) if fps else None, "bbox_shift": bbox_shift, "extra_margin": extra_margin}
+        options: dict[str, Any] = {"fps": int(fps) if fps else None, "bbox_shift": bbox_shift}
+        options |= {"extra_margin": extra_margin}
+        options |= {"geometry": geometry, "smoothing": smoothing, "affine_tracking_enabled": affine_tracking_enabled}
+        options |= {"scale_lock_enabled": scale_lock_enabled, "subpixel_enabled": subpixel_enabled}
         upload = await self._store_upload(http)
         prepare = self._avatars.options(stream=True, _by_reference=False).prepare
         events = prepare.remote(str(upload), avatar_id, force, options)

@@ -8,9 +8,13 @@ from configs.schema import AvatarsConfig
 from deployments.paths import input_path
 from models.avatar.prepare import PrepareOptions
 
+STEADINESS_KEYS = (
+    *("smoothing", "smooth_s", "min_cutoff", "beta", "d_cutoff"),
+    *("scale_lock_enabled", "scale_lock_warmup_frames", "affine_tracking_enabled", "subpixel_enabled"),
+)
 OPTION_KEYS = (
     *("fps", "bbox_shift", "extra_margin", "max_seconds", "batch_size"),
-    *("geometry", "detector", "parsing_mode", "cheek_width"),
+    *("geometry", "detector", "parsing_mode", "cheek_width", *STEADINESS_KEYS),
 )
 
 

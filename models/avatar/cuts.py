@@ -1,7 +1,7 @@
 """Finds where a video is cut, so that nothing is smoothed across. Knows no files; holds two small histograms.
 
-Two signs must agree, one of the picture and one of the face: colours that change at once, a face that jumps, features
-that cannot be followed. A flash changes colours alone; a nod moves the face, and its features follow.
+Two signs must agree: colours that change at once, a face that jumps, features that cannot be followed, a jump that
+stands alone. A flash changes colours alone; fast motion lasts for more than a frame.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SAMPLES = 64  # rows and columns of a frame that are looked at
 BINS = 6  # a colour channel
 NEW_PICTURE = 0.3  # Hellinger distance of two frames' colours from which the picture is another
 LOST = 0.5  # share of features below which the face was not followed
-MOVED = 0.06  # of the face's size in one frame: a jump, where the picture is another as well
-JUMPED = 0.2  # the same, where only the features say so, too: 5 faces a second
-SUDDEN = 4.0  # times the jumps of the frames around: a smaller jump is a cut where it stands alone
-GAP_JUMP = 0.1  # of the face's size for each frame without a face: so far it may have gone unseen
+MOVED = 0.06  # of the face's size in one frame: a jump, where the picture is another or features are lost as well
+JUMPED = 0.2  # the same, where it is all there is: 5 faces a second
+SUDDEN = 4.0  # times the jumps of the frames around: fast motion lasts, a cut stands alone
+GAP_JUMP = 0.05  # of the face's size for each frame without a face: so far it may have gone unseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,10 @@ def distance(first: Float32, second: Float32) -> float:
 
 
 def _is_cut(sign: Sign, around: float) -> bool:
-    """around: the larger jump of the two neighbours: fast motion lasts, and a cut does not."""
+    """around: the larger jump of the two neighbours."""
     if sign.gap:
         return sign.picture > NEW_PICTURE or sign.jump > JUMPED + GAP_JUMP * sign.gap
-    lost = sign.share < LOST
+    lost, sudden = sign.share < LOST, sign.jump > SUDDEN * around
     if sign.picture > NEW_PICTURE:
         return sign.jump > MOVED or lost
-    return lost and (sign.jump > JUMPED or (sign.jump > MOVED and sign.jump > SUDDEN * around))
+    return sudden and (sign.jump > JUMPED or (lost and sign.jump > MOVED))

@@ -38,7 +38,7 @@ INSIDE = 0.9  # the region is drawn in towards its middle, away from hair and ba
 LID = 0.25  # of an eye's width: how far around eye and brow skin moves
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Motion:
     """A similarity from the frame before to this one, z → factor · z + shift, for px as complex numbers x + iy.
 

@@ -20,7 +20,7 @@ Float64 = npt.NDArray[np.float64]
 SMOOTHINGS = ("zero_phase", "one_euro", "kalman", "none")
 SMOOTH_S = 0.08  # standard deviation of the zero-phase kernel: 1 px of landmark noise leaves less than 0.15 px
 MIN_CUTOFF_HZ, BETA, D_CUTOFF_HZ = 1.0, 0.7, 1.0  # One-Euro's, for series in px: lag against jitter, see Smoothing
-HEAD_ACCELERATION = 400.0  # px/s², of a face of 160 px: what the Kalman filter expects of a head
+HEAD_ACCELERATION = 120.0  # px/s², of a face of 160 px: what the Kalman filter expects of a head
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def kalman(series: Float64, weights: Float64, fps: float, noise: Float64) -> Flo
     for column in range(series.shape[1]):
         measured = max(float(noise[column]), 1e-6) ** 2
         state = np.array([series[0, column], 0.0])
-        cover = np.diag([measured, (HEAD_ACCELERATION * 0.25) ** 2])  # at first its speed is not known
+        cover = np.diag([measured, HEAD_ACCELERATION**2])  # at first its speed is not known
         out[0, column] = state[0]
         for k in range(1, len(series)):
             state, cover = move @ state, move @ cover @ move.T + push

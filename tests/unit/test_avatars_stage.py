@@ -11,7 +11,8 @@ from avatar_material import astronaut, fake_encoder, moved, swaying, write_clip
 
 import deployments.avatars
 from deployments.avatars import Avatars
-from deployments.preparation import prepare_options
+from deployments.preparation import STEADINESS_KEYS, prepare_options
+from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound, ConfigError, ExistsError, IdError, NoFaceError, VideoError, WeightsError
 from models.vae_files import vae_fingerprint
 
@@ -68,7 +69,13 @@ async def test_a_current_avatar_is_not_prepared_again(encoder, clip):
     assert encoder.loads == 1
 
 
-@pytest.mark.parametrize("change", [{"bbox_shift": 3}, {"extra_margin": 20}, {"fps": 30}, {"geometry": "musetalk"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"bbox_shift": 3}, {"extra_margin": 20}, {"fps": 30}, {"geometry": "musetalk"}, {"geometry": "box"}),
+        *({"smoothing": "one_euro"}, {"affine_tracking_enabled": False}, {"scale_lock_warmup_frames": 50}),
+    ],
+)
 async def test_another_setting_makes_a_changed_avatar(encoder, clip, change):
     await started(avatar_id="me", video_path=str(clip))
     with pytest.raises(AvatarNotFound):
@@ -98,6 +105,28 @@ async def test_without_preparation_the_error_names_a_command_that_makes_what_is_
         f"Run: warmtalk prepare '{clip}' --avatar-id me --fps 30 --bbox-shift -4 --extra-margin 10 --force"
     )
     assert encoder.loads == 0
+
+
+async def test_the_command_names_what_is_not_usual(encoder, clip):
+    chosen = {"geometry": "box", "smoothing": "kalman", "scale_lock_enabled": False, "subpixel_enabled": False}
+    with pytest.raises(AvatarNotFound) as caught:
+        await started(avatar_id="me", video_path=str(clip), preparation=False, **chosen)
+    words = "--geometry box --smoothing kalman --no-scale-lock --no-subpixel --force"
+    assert caught.value.remedy.endswith(f"--extra-margin 10 {words}")
+
+
+async def test_an_avatar_stored_before_there_was_a_choice_of_smoothing_stays(encoder, clip, monkeypatch):
+    await started(avatar_id="me", video_path=str(clip))
+    describe = AvatarStore.describe
+
+    def of_old(store, avatar_id):
+        facts = describe(store, avatar_id)
+        settings = {key: value for key, value in facts["settings"].items() if key not in STEADINESS_KEYS}
+        return {**facts, "settings": settings | {"scale_lock": True}}
+
+    monkeypatch.setattr(AvatarStore, "describe", of_old)
+    await started(avatar_id="me", video_path=str(clip), preparation=False)
+    assert encoder.loads == 1
 
 
 async def test_a_missing_video_is_named(encoder):

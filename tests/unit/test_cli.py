@@ -194,13 +194,18 @@ def test_a_file_is_never_half_written(tmp_path, behaviour):
 
 def test_preparing_on_a_server_sends_the_options_that_were_given(tmp_path):
     (tmp_path / "me.mp4").write_bytes(b"video")
+    more = ("--geometry", "box", "--smoothing", "one_euro", "--no-affine-tracking", "--scale-lock", "--no-subpixel")
     with serving() as (url, requests):
-        result = run("prepare", "me.mp4", "--avatar-id", "me", "--server", url, "--fps", "30", "--bbox-shift=-3")
+        result = run("prepare", "me.mp4", "--avatar-id", "me", "--server", url, "--fps", "30", "--bbox-shift=-3", *more)
     assert result.exit_code == 0, result.output
     ((path, body),) = requests
     assert body == b"video"
     query = dict(pair.split("=") for pair in path.partition("?")[2].split("&"))
-    assert query == {"avatar_id": "me", "force": "false", "fps": "30", "bbox_shift": "-3"}
+    assert query == {
+        **{"avatar_id": "me", "force": "false", "fps": "30", "bbox_shift": "-3", "geometry": "box"},
+        **{"smoothing": "one_euro", "affine_tracking_enabled": "false"},
+        **{"scale_lock_enabled": "true", "subpixel_enabled": "false"},
+    }
     assert "[0] is tiny" in result.output
 
 

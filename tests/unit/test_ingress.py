@@ -369,15 +369,19 @@ def test_voices_are_the_engines(serve):
 def test_a_preparations_progress_comes_a_line_at_a_time_and_its_upload_goes(serve, tmp_path):
     avatars = Handle(prepare=[{"step": "finding faces", "done": 1, "total": 2}, {"report": {"frames": 2}}])
     answer = serve(avatars=avatars).post(
-        "/avatars", params={"avatar_id": "me", "fps": 30, "bbox_shift": -3}, content=b"video"
+        "/avatars",
+        params={"avatar_id": "me", "fps": 30, "bbox_shift": -3, "geometry": "box", "subpixel_enabled": "false"},
+        content=b"video",
     )
     assert [line.split('"')[1] for line in answer.text.splitlines()] == ["step", "report"]
     (_, (source, avatar_id, force, options)) = avatars.asked[0]
-    assert (avatar_id, force, options) == ("me", False, {"fps": 30, "bbox_shift": -3, "extra_margin": None})
+    chosen = {key: value for key, value in options.items() if value is not None}
+    assert (avatar_id, force) == ("me", False)
+    assert chosen == {"fps": 30, "bbox_shift": -3, "geometry": "box", "subpixel_enabled": False}
     assert Path(source).parent == tmp_path / "results" / "uploads" and not Path(source).exists()
 
 
-@pytest.mark.parametrize("query", [{"fps": 17}, {"bbox_shift": 99}, {"extra_margin": -1}])
+@pytest.mark.parametrize("query", [{"fps": 17}, {"bbox_shift": 99}, {"extra_margin": -1}, {"smoothing": "no"}])
 def test_a_preparations_options_are_checked(serve, query):
     answer = serve().post("/avatars", params={"avatar_id": "me", **query}, content=b"video")
     assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_input")

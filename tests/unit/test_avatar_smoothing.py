@@ -1,0 +1,120 @@
+"""models.avatar.smoothing: each smoother's lag and jitter, measured; nothing passes a cut."""
+
+import math
+
+import numpy as np
+import pytest
+
+from models.avatar.smoothing import Smoothing, kalman, one_euro, smooth, steady, white_noise
+from models.errors import ConfigError
+
+FPS = 25
+WHOLE = [slice(0, 500)]
+
+
+def sway(n: int = 500) -> np.ndarray:
+    """A head that sways by ±8 px at 0.5 Hz, `(n, 1)`: up to 25 px/s."""
+    return 8 * np.sin(2 * np.pi * 0.5 * np.arange(n) / FPS)[:, None]
+
+
+def lag_frames(path: np.ndarray, smoothed: np.ndarray) -> float:
+    """By how many frames a smoothed path comes late: the shift that explains most of its error."""
+    speed = np.gradient(path[:, 0])
+    return float(((path - smoothed)[:, 0] * speed).sum() / (speed**2).sum())
+
+
+def smoothed(series: np.ndarray, name: str, **options: float) -> np.ndarray:
+    how = Smoothing(name, **options)
+    return steady(series, np.ones(len(series)), [slice(0, len(series))], FPS, how, white_noise(series, WHOLE))
+
+
+def test_zero_phase_has_no_lag() -> None:
+    assert abs(lag_frames(sway(), smoothed(sway(), "zero_phase"))) < 1e-3
+
+
+def test_a_parabola_is_kept_to_the_ends() -> None:
+    t = np.arange(50.0)
+    series = np.stack([3 + t, 0.2 * t * t - t, 0 * t], 1)
+    assert np.abs(smooth(series, np.ones(50), 3.0) - series).max() < 1e-8
+
+
+def test_one_euro_follows_the_published_formula() -> None:
+    """Casiez 2012, written out a second time for one column."""
+    series = np.random.default_rng(0).normal(size=(60, 1)).cumsum(0)
+    value, speed = series[0, 0], 0.0
+    expected = [value]
+    for k in range(1, 60):
+
+        def alpha(cutoff: float) -> float:
+            return 1 / (1 + FPS / (2 * math.pi * cutoff))
+
+        derivative = (series[k, 0] - series[k - 1, 0]) * FPS
+        speed += alpha(1.5) * (derivative - speed)
+        value += alpha(0.8 + 0.3 * abs(speed)) * (series[k, 0] - value)
+        expected.append(value)
+    assert np.abs(one_euro(series, FPS, 0.8, 0.3, 1.5)[:, 0] - expected).max() < 1e-9
+
+
+def test_what_one_euro_and_kalman_cost_in_lag() -> None:
+    """At the defaults, a head that sways: 0.4 frames for One-Euro (15 ms), none for Kalman, which knows velocity."""
+    found = {name: lag_frames(sway(), smoothed(sway(), name)) for name in ("one_euro", "kalman", "none")}
+    assert found["one_euro"] == pytest.approx(0.38, abs=0.05)
+    assert abs(found["kalman"]) < 0.05
+    assert found["none"] == 0
+    assert lag_frames(sway(), smoothed(sway(), "one_euro", beta=0.0)) == pytest.approx(3, abs=0.2)  # a fixed 1 Hz
+
+
+@pytest.mark.parametrize(
+    ("name", "trembling", "left"), [("zero_phase", 0.1, 0.45), ("one_euro", 0.7, 0.5), ("kalman", 0.55, 0.75)]
+)
+def test_noise_becomes_less(name: str, trembling: float, left: float) -> None:
+    """Noise of 0.3 px: shares of it that are left, from frame to frame on a swaying head, and in all on a still one."""
+    noise = np.random.default_rng(1).normal(scale=0.3, size=(500, 1))
+    out = smoothed(sway() + noise, name) - sway()
+    assert np.diff(out, 2, axis=0).std() < trembling * np.diff(noise, 2, axis=0).std()
+    assert smoothed(noise, name).std() < left * noise.std()
+
+
+@pytest.mark.parametrize("name", ["one_euro", "kalman"])
+def test_causal_smoothers_do_not_look_ahead(name: str) -> None:
+    series = np.random.default_rng(2).normal(size=(80, 2)).cumsum(0)
+    changed = series.copy()
+    changed[50:] += 40
+    how, noise = Smoothing(name), np.full(2, 0.5)
+    one, other = (steady(s, np.ones(80), [slice(0, 80)], FPS, how, noise) for s in (series, changed))
+    assert how.causal and np.array_equal(one[:50], other[:50])
+    assert np.abs(one[50:] - other[50:]).max() > 5
+
+
+@pytest.mark.parametrize("name", ["zero_phase", "one_euro", "kalman"])
+def test_nothing_passes_a_cut(name: str) -> None:
+    """Two scenes a hundred px apart come out as each does by itself."""
+    series = sway(100)
+    series[60:] += 100
+    how, ones = Smoothing(name), np.ones(100)
+    together = steady(series, ones, [slice(0, 60), slice(60, 100)], FPS, how, np.ones(1))
+    alone = [
+        steady(part, np.ones(len(part)), [slice(0, len(part))], FPS, how, np.ones(1))
+        for part in (series[:60], series[60:])
+    ]
+    assert np.array_equal(together, np.concatenate(alone))
+    across = steady(series, ones, [slice(0, 100)], FPS, how, np.ones(1))
+    assert np.abs(across - together).max() > 1
+
+
+def test_kalman_gives_interpolated_frames_no_weight() -> None:
+    series, weights = sway(200), np.ones(200)
+    series[100:104] += 30
+    weights[100:104] = 1e-6
+    assert np.abs(kalman(series, weights, FPS, np.ones(1)) - sway(200))[20:].max() < 1.5
+
+
+def test_white_noise_is_measured_under_motion() -> None:
+    noise = np.random.default_rng(3).normal(scale=0.3, size=(500, 1))
+    assert white_noise(sway() + noise, WHOLE)[0] == pytest.approx(0.3, rel=0.1)
+
+
+@pytest.mark.parametrize("options", [{"name": "median"}, {"min_cutoff": 0.0}, {"beta": -1.0}, {"d_cutoff": -1.0}])
+def test_what_does_not_exist_is_refused(options: dict) -> None:
+    with pytest.raises(ConfigError):
+        Smoothing(**options)
