@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from models.avatar.look import SAME_TURN, adapted, is_covered, is_same, look_at
 from models.avatar.warp import apply, invert, warp
 from models.errors import ConfigError, WeightsError
 from models.types import Float32, UInt8
@@ -32,6 +33,7 @@ MIN_FLAG = 0.9  # of the mesh: probability that its input shows a face
 SETTLE_ROUNDS = 16  # a mesh depends on its square, and the square on the mesh: read again until both agree
 SETTLED = 2e-4  # of the face's size: 0.04 px for a face of 200 px
 SAME_FACE_IOU = 0.3  # boxes that overlap more are one face
+PROFILE = 0.05  # of Face.turn, from either end: half of the mouth is out of sight
 ZOOM_OUT = 0.5  # a face that fills the frame is found in a picture with a border
 TILE_MIN_PX, TILE_MIN_SHARE = 160, 0.25  # smallest tile, in px and of the frame's short side
 RIGHT_EYE, LEFT_EYE = 33, 263  # outer corners in the mesh, the subject's right and left
@@ -64,7 +66,8 @@ class Face:
 
     box: x1, y1, x2, y2 around the points. score: the detector's, or the previous frame's while a face is followed.
     flag: the mesh's own probability. mesh: float32, all points that were read: FaceMesh's `(468, 2)`, DWPose's
-    `(68, 2)`. landmarks: float32 `(68, 2)`, iBUG order.
+    `(68, 2)`. landmarks: float32 `(68, 2)`, iBUG order. look: what the face looks like, see models/avatar/look.py; of
+    one that is followed, what it has looked like lately; None where the detector does not tell faces apart.
     """
 
     box: tuple[float, float, float, float]
@@ -72,11 +75,29 @@ class Face:
     flag: float
     mesh: Float32
     landmarks: Float32
+    look: Float32 | None = None
 
     @property
     def size_px(self) -> float:
         """The longer side of the box."""
         return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
+    @property
+    def turn(self) -> float:
+        """Where the nose's tip lies between the outer corners of the eyes: 0.5 from the front, 0 or 1 in profile."""
+        right, left, tip = self.landmarks[36].astype(np.float64), self.landmarks[45], self.landmarks[30]
+        across = left - right
+        return float((tip - right) @ across / max(float(across @ across), 1e-6))
+
+    def recognised(self, seen: Face) -> Face | None:
+        """`seen` with the memory of this face, if it is the same one and nothing covers its mouth; else None."""
+        if self.look is None or seen.look is None:
+            return seen
+        if not is_same(self.look, seen.look):
+            return None
+        if abs(self.turn - seen.turn) < SAME_TURN and is_covered(self.look, seen.look, self.mesh):
+            return None
+        return replace(seen, look=adapted(self.look, seen.look))
 
 
 class FaceDetector(Protocol):
@@ -85,7 +106,7 @@ class FaceDetector(Protocol):
     def detect(self, frame: UInt8, near: Face | None = None) -> list[Face]:
         """Faces in an RGB frame `(h, w, 3)`, largest first.
 
-        With `near`, the face of the frame before, that face alone is followed and returned if it is still there.
+        With `near`, a face that was seen before, that face alone is returned, if it is there and its mouth is seen.
         """
         ...
 
@@ -135,11 +156,14 @@ class BlazeMesh:
         with self._lock:
             if near is not None:
                 followed = self._read_mesh(frame, *_square_around(near.mesh), near.score)
-                if followed is not None:
-                    return [followed]
+                known = near.recognised(followed) if followed is not None else None
+                if known is not None:
+                    return [known]
             for view in _views(*frame.shape[:2]):
                 faces = [self._read_mesh(frame, *_square_of(found), found.score) for found in self._find(frame, *view)]
                 kept = _distinct([self._settle(frame, face) for face in faces if face is not None])
+                if near is not None:
+                    kept = [known for face in kept if (known := near.recognised(face)) is not None]
                 if kept:
                     return kept
         return []
@@ -188,7 +212,9 @@ class BlazeMesh:
         in_crop = outputs[1].reshape(MESH_POINTS, 3)[:, :2].astype(np.float64) - 0.5
         mesh = apply(invert(forward), in_crop).astype(np.float32)
         box = (*mesh.min(0).tolist(), *mesh.max(0).tolist())
-        return Face(box, score, flag, mesh, landmarks_68(mesh))
+        inside = np.all((mesh >= 0) & (mesh <= np.subtract(frame.shape[1::-1], 1)), axis=1)
+        face = Face(box, score, flag, mesh, landmarks_68(mesh), look_at(crop, in_crop, inside))
+        return face if PROFILE < face.turn < 1 - PROFILE else None
 
 
 def landmarks_68(mesh: Float32) -> Float32:
