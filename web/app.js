@@ -1,0 +1,280 @@
+/** The chat page: binds the live picture, the conversation, the microphone and the settings to one session. */
+
+import { address, getJson, request } from "./api.js";
+import { Conversation } from "./conversation.js";
+import { draw } from "./latency.js";
+import { LivePlayer } from "./live.js";
+import { Recorder } from "./microphone.js";
+import { Settings } from "./settings.js";
+
+const $ = (id) => document.getElementById(id);
+const LONGEST_RECORDING_S = 120;
+const video = $("video");
+const player = new LivePlayer(video);
+const conversation = new Conversation();
+const settings = new Settings();
+const page = { session: "", live: false, job: "done", saying: null, captions: true, recorder: null };
+
+// --- the session: one a tab
+
+const newId = () => `web-${crypto.getRandomValues(new Uint32Array(2)).reduce((text, n) => text + n.toString(36), "")}`.slice(0, 24);
+
+/** Hold the id for as long as the tab lives: a duplicated tab has the same sessionStorage, and must not share it. */
+const hold = (id) =>
+  new Promise((resolve) => {
+    if (!navigator.locks) return resolve(true);
+    navigator.locks.request(`warmtalk-${id}`, { ifAvailable: true }, (lock) => {
+      resolve(Boolean(lock));
+      return lock ? new Promise(() => {}) : undefined;
+    });
+  });
+
+async function openSession(id) {
+  const named = new URLSearchParams(location.search).get("session");
+  let session = id ?? named ?? sessionStorage.getItem("warmtalk-session") ?? newId();
+  if (session !== named && !(await hold(session))) {
+    session = newId();
+    await hold(session);
+  }
+  page.session = session;
+  sessionStorage.setItem("warmtalk-session", session);
+  $("conversation-name").textContent = named ? `Session ${session}` : "";
+  $("conversation-name").hidden = !named;
+  $("download").href = address(`sessions/${session}/video.mp4`);
+  $("download").download = `${session}.mp4`;
+  $("download-captions").href = address(`sessions/${session}/captions.vtt`);
+  $("download-captions").download = `${session}.vtt`;
+  $("screen").dataset.state = "loading";
+  await Promise.all([conversation.open(session), player.play(address(`sessions/${session}/live.mp4`, { avatar_id: settings.avatar }))]);
+}
+
+const fresh = () => openSession(newId());
+
+// --- what the page shows
+
+function show() {
+  const state = !page.live ? "offline" : page.job === "thinking" || page.job === "queued" ? "thinking" : page.job === "speaking" ? "speaking" : "live";
+  const words = { offline: "Connecting", thinking: "Thinking", speaking: "Speaking", live: "Live" };
+  $("pill").dataset.state = state;
+  if ($("pill-text").textContent !== words[state]) $("pill-text").textContent = words[state];
+  $("interrupt").hidden = !(state === "speaking" || state === "thinking");
+  $("caption").hidden = !(page.captions && page.saying);
+  $("caption").textContent = page.saying ?? "";
+  $("unmute").hidden = !(video.muted && page.live && !page.chose);
+  $("mute").setAttribute("aria-pressed", String(video.muted));
+  $("mute").setAttribute("aria-label", video.muted ? "Sound is off: turn it on" : "Sound is on: turn it off");
+  $("mute-icon").setAttribute("href", `web/icons.svg#${video.muted ? "muted" : "sound"}`);
+}
+
+function veil(title, text, failed) {
+  $("veil-title").textContent = title;
+  $("veil-text").textContent = text;
+  $("retry").hidden = !failed;
+  $("veil-card").querySelector(".spinner").hidden = failed;
+}
+
+function notice(title, text = "") {
+  $("notice-title").textContent = title;
+  $("notice-text").textContent = text;
+  $("notice").hidden = !title;
+}
+
+player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {
+  page.live = state === "live";
+  if (state === "connecting") veil("Waking the presenter", "The first picture is on its way.", false);
+  if (state === "lost" && failure) {
+    const wait = Math.max(1, Math.round(retryMs / 1000));
+    veil(failure.message, `${failure.remedy} Next try in ${wait} s.`, true);
+    $("screen").dataset.state = "lost";
+  }
+  show();
+});
+video.addEventListener("playing", () => {
+  $("screen").dataset.state = page.live ? "live" : "lost";
+  show();
+});
+video.addEventListener("timeupdate", () => {
+  if (page.live && $("screen").dataset.state !== "live") $("screen").dataset.state = "live";
+});
+video.addEventListener("volumechange", show);
+
+conversation.addEventListener("job", ({ detail: job }) => {
+  page.job = job.status;
+  page.saying = job.status === "speaking" ? (job.saying ?? null) : null;
+  draw(job.latency);
+  show();
+});
+conversation.addEventListener("sent", () => {
+  notice("");
+  if (!page.chose) unmute(); // sending is a gesture, too: the answer should be heard
+});
+
+// --- sound
+
+/** Only after a gesture: browsers start a page silently. */
+async function unmute(muted = false) {
+  page.chose = true;
+  video.muted = muted;
+  try {
+    await video.play();
+  } catch {
+    if (!video.muted) {
+      video.muted = true;
+      page.chose = false;
+    }
+  }
+  show();
+}
+$("unmute").addEventListener("click", () => unmute());
+$("mute").addEventListener("click", () => unmute(!video.muted));
+
+// --- sending
+
+const mode = () => document.querySelector("[name=mode]:checked").value;
+
+function send(text) {
+  if (!text.trim()) return;
+  if (mode() === "chat") conversation.ask(text, settings.speech);
+  else conversation.say(text, settings.speech);
+}
+
+async function interrupt() {
+  if ($("interrupt").hidden) return;
+  try {
+    await request(`sessions/${page.session}/interrupt`, { method: "POST" });
+    page.saying = null;
+    show();
+  } catch (failure) {
+    notice(failure.message, failure.remedy);
+  }
+}
+
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (page.recorder) return finishRecording(true);
+  send($("message").value);
+  $("message").value = "";
+  $("message").focus();
+});
+$("message").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    $("composer").requestSubmit();
+  }
+});
+for (const radio of document.querySelectorAll("[name=mode]"))
+  radio.addEventListener("change", () => {
+    const words = mode() === "chat" ? "Message" : "Words to be said as they are";
+    $("message").placeholder = words;
+    $("message-label").textContent = words;
+  });
+$("suggestions").addEventListener("click", ({ target }) => target.matches("button") && conversation.ask(target.textContent, settings.speech));
+$("interrupt").addEventListener("click", interrupt);
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || $("settings").open) return;
+  if (page.recorder) finishRecording(false);
+  else interrupt();
+});
+
+// --- recording
+
+const wave = [];
+
+function level(value) {
+  $("level").value = value;
+  wave.push(value);
+  const canvas = $("wave");
+  const context = canvas.getContext("2d");
+  const bars = Math.floor(canvas.width / 6);
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  context.fillStyle = getComputedStyle(canvas).color;
+  wave.slice(-2 * bars).forEach((height, k, all) => {
+    if (k % 2) return;
+    const tall = Math.max(4, Math.max(height, all[k + 1] ?? 0) * canvas.height);
+    context.fillRect(canvas.width - (all.length - k) * 3, (canvas.height - tall) / 2, 3, tall);
+  });
+  const seconds = page.recorder?.seconds ?? 0;
+  $("recording-time").textContent = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+  if (seconds > LONGEST_RECORDING_S) finishRecording(true);
+}
+
+function showRecording(on) {
+  $("recording").hidden = !on;
+  $("message").hidden = on;
+  $("mic-icon").setAttribute("href", `web/icons.svg#${on ? "stop" : "mic"}`);
+  $("mic").setAttribute("aria-label", on ? "Stop and send the recording" : "Record your voice: it moves the face");
+}
+
+async function startRecording() {
+  wave.length = 0;
+  try {
+    page.recorder = await Recorder.start(level);
+    showRecording(true);
+    $("mic").focus();
+  } catch (error) {
+    const denied = error.name === "NotAllowedError";
+    notice(
+      denied ? "The microphone is not allowed." : "There is no microphone to record from.",
+      denied ? "Allow it in the browser's site settings, then try again." : window.isSecureContext ? "Connect one, then try again." : "Browsers give it to https and localhost pages only.",
+    );
+  }
+}
+
+function finishRecording(sent) {
+  const { recorder } = page;
+  page.recorder = null;
+  showRecording(false);
+  const { seconds } = recorder;
+  const body = recorder.stop();
+  if (!sent) return;
+  if (seconds < 0.3) return notice("That was too short.", "Record at least a word.");
+  const { avatar_id, enhance } = settings.speech;
+  conversation.record(seconds, async (session) => (await request("speak/audio", { method: "POST", body, timeout: 0, query: { session_id: session, avatar_id, enhance } })).json());
+}
+
+$("mic").addEventListener("click", () => (page.recorder ? finishRecording(true) : startRecording()));
+$("recording-cancel").addEventListener("click", () => finishRecording(false));
+
+// --- the rest of the page
+
+function theme(chosen) {
+  const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  $("theme-icon").setAttribute("href", `web/icons.svg#${dark ? "sun" : "moon"}`);
+  $("theme").setAttribute("aria-label", `Switch to ${dark ? "light" : "dark"} colours`);
+}
+theme(localStorage.getItem("warmtalk-theme"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme(localStorage.getItem("warmtalk-theme")));
+$("theme").addEventListener("click", () => {
+  const next = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  localStorage.setItem("warmtalk-theme", next);
+  theme(next);
+});
+$("captions-toggle").addEventListener("click", () => {
+  page.captions = !page.captions;
+  $("captions-toggle").setAttribute("aria-pressed", String(page.captions));
+  show();
+});
+$("fullscreen").addEventListener("click", () => (document.fullscreenElement ? document.exitFullscreen() : $("screen").requestFullscreen?.()));
+$("retry").addEventListener("click", () => player.retry());
+addEventListener("online", () => player.retry());
+$("notice-close").addEventListener("click", () => notice(""));
+$("fresh").addEventListener("click", fresh);
+settings.addEventListener("avatar", fresh);
+$("remove").addEventListener("click", async () => {
+  if (!confirm("Delete this chat with its video?")) return;
+  try {
+    await request(`sessions/${page.session}`, { method: "DELETE" });
+    $("settings").close();
+    await fresh();
+  } catch (failure) {
+    notice(failure.message, failure.remedy);
+  }
+});
+$("settings").addEventListener("close", () => $("open-settings").focus());
+
+if (matchMedia("(max-width: 860px)").matches) $("latency").open = false;
+show();
+await openSession();
+settings.refresh();
+getJson("healthz").catch((failure) => failure.status && notice(failure.message, failure.remedy));

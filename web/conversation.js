@@ -1,0 +1,176 @@
+/** The messages on the page, and the way of each to its answer. Knows nothing of video. */
+
+import { Backoff, Failure, getJson, pause, postJson } from "./api.js";
+
+const POLL_MS = 500;
+const $ = (id) => document.getElementById(id);
+
+const element = (tag, name = "", text = "") => Object.assign(document.createElement(tag), { className: name, textContent: text });
+const icon = (name) => {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  svg.setAttribute("aria-hidden", "true");
+  use.setAttribute("href", `web/icons.svg#${name}`);
+  svg.append(use);
+  return svg;
+};
+
+/** Events: "job" {status, saying, latency, …} whenever one changes, "sent" when a message leaves. */
+export class Conversation extends EventTarget {
+  #log = $("log");
+  #session = "";
+  #waiting = 0;
+
+  /** Show another session's messages. */
+  async open(session) {
+    this.#session = session;
+    this.#log.replaceChildren($("empty"));
+    $("empty").hidden = false;
+    const messages = await getJson(`chat/${session}`).catch(() => []);
+    if (session !== this.#session) return;
+    for (const { role, content } of messages) this.#bubble(role === "user" ? "user" : "presenter", content);
+  }
+
+  get busy() {
+    return this.#waiting > 0;
+  }
+
+  get length() {
+    return this.#log.querySelectorAll(".bubble").length;
+  }
+
+  /** A message to be answered: POST /chat, then GET /status until it is done. */
+  async ask(message, options) {
+    const bubble = this.#begin(message);
+    try {
+      const started = await postJson("chat", { message, session_id: this.#session, ...options });
+      await this.#follow(started.job_id, bubble);
+    } catch (failure) {
+      this.#fail(bubble, failure, () => this.ask(message, options));
+    } finally {
+      this.#end();
+    }
+  }
+
+  /** A text to be said as it is: POST /speak. */
+  async say(text, options) {
+    await this.#speak(text, "", (session) => postJson("speak", { text, session_id: session, ...options }, { timeout: 0 }), text);
+  }
+
+  /** A recording to be said. send(session) → the summary of POST /speak/audio. */
+  async record(seconds, send) {
+    await this.#speak(`Recording, ${seconds.toFixed(1)} s`, "mic", send, "");
+  }
+
+  async #speak(words, symbol, send, saying) {
+    const session = this.#session;
+    const bubble = this.#begin(words, symbol || "sound");
+    try {
+      this.#changed({ status: "speaking", saying });
+      const summary = await send(session);
+      bubble.remove();
+      this.#changed({ status: "done", saying: null, latency: { ...summary, first_frame_ms: summary.ttff_ms } });
+    } catch (failure) {
+      this.#fail(bubble, failure, () => this.#speak(words, symbol, send, saying));
+    } finally {
+      this.#end();
+    }
+  }
+
+  #begin(text, symbol) {
+    this.#waiting += 1;
+    $("empty").hidden = true;
+    const mine = this.#bubble("user", text);
+    if (symbol) {
+      const tag = element("span", "tag");
+      tag.append(icon(symbol), symbol === "mic" ? "moves the face" : "said as it is");
+      mine.append(tag);
+    }
+    const bubble = this.#bubble("presenter", "");
+    const dots = element("span", "typing");
+    dots.append(element("i"), element("i"), element("i"), element("span", "visually-hidden", "The presenter is thinking"));
+    bubble.append(dots);
+    this.#changed({ status: "thinking" });
+    this.dispatchEvent(new Event("sent"));
+    return bubble;
+  }
+
+  #end() {
+    this.#waiting -= 1;
+    if (!this.#waiting) this.#changed({ status: "done", saying: null });
+  }
+
+  /** Poll a job to its end. A server that is away for a while is waited for: jobs outlive it. */
+  async #follow(id, bubble) {
+    const backoff = new Backoff(POLL_MS);
+    for (;;) {
+      await pause(POLL_MS);
+      let job;
+      try {
+        job = await getJson(`status/${id}`);
+        backoff.reset();
+      } catch (failure) {
+        if (!failure.passing) throw failure;
+        await pause(backoff.take());
+        continue;
+      }
+      this.#show(bubble, job);
+      this.#changed(job);
+      if (job.status === "failed") throw new Failure(job.error.message, job.error.remedy, job.error.code, 200);
+      if (job.status === "done") return;
+    }
+  }
+
+  #show(bubble, job) {
+    if (!job.reply.trim()) return;
+    const stay = this.#atEnd();
+    const [before, now, after] = parted(job.reply.trim(), job.saying);
+    bubble.replaceChildren(before, ...(now ? [element("span", "said now", now)] : []), after);
+    if (job.interrupted) {
+      const tag = element("span", "tag");
+      tag.append(icon("stop"), "interrupted");
+      bubble.append(tag);
+    }
+    if (stay) this.#toEnd();
+  }
+
+  #fail(bubble, failure, again) {
+    if (bubble.querySelector(".typing")) bubble.remove();
+    const wrong = this.#bubble("failed", "");
+    const retry = Object.assign(element("button", "small", "Try again"), { type: "button" });
+    retry.addEventListener("click", () => {
+      wrong.remove();
+      again();
+    });
+    wrong.append(element("strong", "", failure.message), failure.remedy ?? "", element("br"), retry);
+    this.#toEnd();
+    this.#changed({ status: "failed", saying: null });
+  }
+
+  #bubble(kind, text) {
+    const bubble = element("div", `bubble ${kind}`, text);
+    bubble.dir = "auto";
+    $("empty").hidden = true;
+    this.#log.append(bubble);
+    this.#toEnd();
+    return bubble;
+  }
+
+  #atEnd() {
+    return this.#log.scrollHeight - this.#log.scrollTop - this.#log.clientHeight < 60;
+  }
+
+  #toEnd() {
+    this.#log.scrollTop = this.#log.scrollHeight;
+  }
+
+  #changed(job) {
+    this.dispatchEvent(new CustomEvent("job", { detail: job }));
+  }
+}
+
+/** What stands before, in and behind the piece that is being said. */
+function parted(reply, saying) {
+  const at = saying ? reply.lastIndexOf(saying) : -1;
+  return at < 0 ? [reply, "", ""] : [reply.slice(0, at), saying, reply.slice(at + saying.length)];
+}

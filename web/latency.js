@@ -1,0 +1,34 @@
+/** The latency panel: time to the first frame, speed against real time, and the milliseconds of every stage as bars. */
+
+const STAGES = { TTS: "Voice", AudioFeatures: "Hearing", LipSync: "Lips", Enhance: "Enhance", Stitch: "Stitch" };
+const $ = (id) => document.getElementById(id);
+const rows = new Map();
+
+const milliseconds = (ms) => (ms >= 1000 ? `${(ms / 1000).toFixed(2)} s` : `${Math.round(ms)} ms`);
+
+function row(stage) {
+  if (!rows.has(stage)) {
+    const item = document.createElement("li");
+    item.innerHTML = '<span class="name"><span></span><span class="value">–</span></span><span class="track"><span class="fill"></span></span>';
+    item.querySelector(".name span").textContent = STAGES[stage];
+    item.title = stage;
+    $("bars").append(item);
+    rows.set(stage, item);
+  }
+  return rows.get(stage);
+}
+
+/** Draw a job's latency: `{first_frame_ms, rtf, stages: {stage: {busy_ms}}}`; what is missing stays as it was. */
+export function draw({ first_frame_ms, rtf, stages } = {}) {
+  if (first_frame_ms) $("figure-first").textContent = milliseconds(first_frame_ms);
+  if (rtf) $("figure-rtf").textContent = `${(1 / rtf).toFixed(1)} ×`;
+  if (!stages || !Object.keys(stages).length) return;
+  const busy = (stage) => stages[stage]?.busy_ms ?? 0;
+  const longest = Math.max(...Object.keys(STAGES).map(busy), 1);
+  for (const stage of Object.keys(STAGES)) {
+    row(stage).querySelector(".fill").style.setProperty("--share", busy(stage) / longest);
+    row(stage).querySelector(".value").textContent = stages[stage] ? milliseconds(busy(stage)) : "off";
+  }
+}
+
+for (const stage of Object.keys(STAGES)) row(stage);

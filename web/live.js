@@ -1,0 +1,192 @@
+/**
+ * Plays an endless fragmented MP4 at its live edge: fetched, and fed to a media source. Reconnects by itself.
+ *
+ * A media source and not `<video src>`: measured in Chromium (tests/browser), a plain element plays about a second
+ * behind, cannot be brought back to the edge, and starts from black after each break.
+ * Events: "state" {state: connecting|live|lost, failure?, retryMs?}, "first" {ms}.
+ */
+
+import { Backoff, Failure, failureOf, pause } from "./api.js";
+
+const BEHIND_S = 0.22; // what is buffered ahead of the picture: less stutters, more is late
+const LATE_S = 0.55; // from here on it plays a little faster
+const LOST_S = 1.6; // from here on it jumps to the edge
+const SILENCE_MS = 8000; // a stream that sends nothing for this long is dead
+const KEEP_S = 20; // of what was played
+const TICK_MS = 100;
+
+export class LivePlayer extends EventTarget {
+  #video;
+  #url = "";
+  #run = 0; // another one for each address and each forced retry
+  #wake = () => {};
+  #abort = new AbortController();
+  #source = null;
+  #buffer = null;
+  #queue = [];
+
+  constructor(video) {
+    super();
+    this.#video = video;
+    setInterval(() => this.#follow(), TICK_MS);
+    document.addEventListener("visibilitychange", () => document.hidden || this.#follow(true));
+  }
+
+  /** Seconds between the picture that is seen and the newest that has come. */
+  get behind() {
+    const { buffered, currentTime } = this.#video;
+    return buffered.length ? buffered.end(buffered.length - 1) - currentTime : 0;
+  }
+
+  /** Show another stream. */
+  play(url) {
+    this.#url = url;
+    this.#close();
+    this.#connect(++this.#run);
+  }
+
+  /** Do not wait for the next try. */
+  retry() {
+    this.#wake();
+  }
+
+  #tell(state, detail = {}) {
+    this.dispatchEvent(new CustomEvent("state", { detail: { state, ...detail } }));
+  }
+
+  async #connect(run) {
+    const backoff = new Backoff();
+    while (run === this.#run) {
+      this.#tell(this.#buffer ? "lost" : "connecting");
+      let failure = new Failure("The picture broke off.", "The page tries again by itself.");
+      try {
+        await this.#stream(run, () => backoff.reset());
+      } catch (error) {
+        if (error instanceof Failure) failure = error;
+      }
+      if (run !== this.#run) return;
+      const retryMs = backoff.take();
+      this.#tell("lost", { failure, retryMs });
+      await Promise.race([pause(retryMs), new Promise((resolve) => (this.#wake = resolve))]);
+    }
+  }
+
+  /** One connection, until it ends. Its timeline starts at 0: it is put behind what was played before. */
+  async #stream(run, begun) {
+    this.#abort = new AbortController();
+    const abort = this.#abort;
+    let timer = setTimeout(() => abort.abort(), SILENCE_MS * 2); // the first answer may wait for a model
+    const startedMs = performance.now();
+    try {
+      const answer = await fetch(this.#url, { signal: abort.signal, cache: "no-store" });
+      if (!answer.ok) throw await failureOf(answer);
+      const reader = answer.body.getReader();
+      let head = new Uint8Array();
+      for (let first = true; ; ) {
+        const { done, value } = await reader.read();
+        if (done || run !== this.#run) return;
+        clearTimeout(timer);
+        timer = setTimeout(() => abort.abort(), SILENCE_MS);
+        if (!first) {
+          this.#append(value);
+          continue;
+        }
+        head = joined(head, value);
+        const type = mimeType(head);
+        if (!type) continue;
+        first = false;
+        await this.#open(type);
+        if (run !== this.#run) return;
+        this.#append(head);
+        begun();
+        this.#tell("live");
+        this.dispatchEvent(new CustomEvent("first", { detail: { ms: performance.now() - startedMs } }));
+      }
+    } finally {
+      clearTimeout(timer);
+      abort.abort();
+    }
+  }
+
+  async #open(type) {
+    const Source = window.MediaSource ?? window.ManagedMediaSource;
+    if (!Source?.isTypeSupported(type)) throw new Failure("This browser cannot play the picture.", "Use a current one.");
+    if (this.#buffer && this.#source.readyState === "open") {
+      this.#queue.length = 0;
+      if (this.#buffer.updating) await new Promise((resolve) => this.#buffer.addEventListener("updateend", resolve, { once: true }));
+      this.#buffer.abort();
+      this.#buffer.changeType(type);
+      const { buffered, currentTime } = this.#video;
+      this.#buffer.timestampOffset = Math.max(currentTime, buffered.length ? buffered.end(buffered.length - 1) : 0);
+      return;
+    }
+    this.#source = new Source();
+    this.#video.src = URL.createObjectURL(this.#source);
+    await new Promise((resolve) => this.#source.addEventListener("sourceopen", resolve, { once: true }));
+    URL.revokeObjectURL(this.#video.src);
+    this.#buffer = this.#source.addSourceBuffer(type);
+    this.#buffer.addEventListener("updateend", () => this.#feed());
+  }
+
+  #close() {
+    this.#abort.abort();
+    this.#wake();
+    this.#queue.length = 0;
+    this.#buffer = this.#source = null;
+  }
+
+  #append(bytes) {
+    this.#queue.push(bytes);
+    this.#feed();
+  }
+
+  #feed() {
+    const buffer = this.#buffer;
+    if (!buffer || buffer.updating || this.#source.readyState !== "open") return;
+    const { buffered, currentTime } = this.#video;
+    if (buffered.length && currentTime - buffered.start(0) > 2 * KEEP_S) {
+      buffer.remove(0, currentTime - KEEP_S);
+    } else if (this.#queue.length) {
+      const next = joined(...this.#queue.splice(0));
+      try {
+        buffer.appendBuffer(next);
+      } catch {
+        this.#abort.abort(); // a full or broken buffer: begin anew
+        this.#buffer = null;
+      }
+    }
+  }
+
+  /** Keep the picture at the live edge, whatever the network and the browser's clock do. */
+  #follow(jump = false) {
+    const video = this.#video;
+    const { buffered } = video;
+    if (!buffered.length) return;
+    const start = buffered.start(buffered.length - 1);
+    const end = buffered.end(buffered.length - 1);
+    const behind = end - video.currentTime;
+    if (video.currentTime < start || behind > LOST_S || (jump && behind > LATE_S)) video.currentTime = Math.max(start, end - BEHIND_S);
+    video.playbackRate = behind > LATE_S ? 1.08 : behind < BEHIND_S / 3 ? 0.96 : 1;
+    if (video.paused && end - start > BEHIND_S) video.play().catch(() => (video.muted = true)); // the click to unmute stays
+  }
+}
+
+const joined = (...parts) => {
+  const whole = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
+  parts.reduce((at, part) => (whole.set(part, at), at + part.length), 0);
+  return whole;
+};
+
+/** The media type of an init segment, once its moov box is whole; "" before. Offsets: ISO/IEC 14496-12 and -15. */
+export function mimeType(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const name = (at) => String.fromCharCode(...bytes.subarray(at + 4, at + 8));
+  for (let at = 0; at + 8 <= bytes.length; at += Math.max(8, view.getUint32(at))) {
+    if (name(at) !== "moov" || at + view.getUint32(at) > bytes.length) continue;
+    const text = new TextDecoder("latin1").decode(bytes.subarray(at, at + view.getUint32(at)));
+    const avcc = at + text.indexOf("avcC") + 5; // past the name and the version
+    const profile = [...bytes.subarray(avcc, avcc + 3)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    return `video/mp4; codecs="avc1.${profile}${text.includes("mp4a") ? ", mp4a.40.2" : ""}"`;
+  }
+  return "";
+}
