@@ -169,6 +169,7 @@ class Chat(Stage[ChatConfig]):
             _fail(job, StageError("The answer could not be made.", "The server's log has the details."))
         finally:
             written.set()
+        job.saying = None
         await self._save(job)
 
     async def _answer(self, job: Job) -> None:
@@ -197,7 +198,7 @@ class Chat(Stage[ChatConfig]):
 
     async def _say(self, job: Job, piece: str, began_s: float) -> Exception | None:
         """Have a piece spoken into the session. An error is returned: the rest of the answer is still to be read."""
-        job.status, job.progress = "speaking", max(job.progress, 0.2)
+        job.status, job.progress, job.saying = "speaking", max(job.progress, 0.2), piece
         await self._save(job)
         asked_s = time.perf_counter()
         request = SpeakRequest(

@@ -39,6 +39,7 @@ class Job:
     enhance: bool | None = None
     voice: str | None = None
     speed: float | None = None
+    saying: str | None = None  # the piece that is being spoken
     pieces: list[dict[str, Any]] = field(default_factory=list)  # of the answer: text, frames, duration_s
     latency: dict[str, Any] = field(
         default_factory=dict

@@ -1,6 +1,6 @@
 /** The latency panel: time to the first frame, speed against real time, and the milliseconds of every stage as bars. */
 
-const STAGES = { TTS: "Voice", AudioFeatures: "Hearing", LipSync: "Lips", Enhance: "Enhance", Stitch: "Stitch" };
+const STAGES = { TTS: "Voice", AudioFeatures: "Features", LipSync: "Lip sync", Enhance: "Enhance", Stitch: "Stitch" };
 const $ = (id) => document.getElementById(id);
 const rows = new Map();
 
