@@ -13,6 +13,7 @@ from configs.schema import AvatarsConfig
 from deployments.paths import builtin_avatars, input_path, output_path
 from deployments.preparation import STEADINESS_KEYS, load_model, prepare_options
 from deployments.stage import Stage
+from models.avatar.poster import poster
 from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
 from models.avatar.store import AvatarStore, file_sha256
 from models.errors import AvatarNotFound, VideoError
@@ -22,6 +23,7 @@ from models.vae_files import vae_fingerprint
 # settings of a stored avatar that must be the config's, and what avatars have that were stored without one
 SETTINGS = {"bbox_shift": 0, "extra_margin": 10, "fps": 25, "geometry": "similarity", "detector": "blazemesh"}
 MASK_SETTINGS = {"parsing_mode": "jaw", "cheek_width": 90}  # of geometry `musetalk`
+POSTERS = 256  # of 10 KB that are kept in memory
 
 
 class _GivenUpError(Exception):
@@ -30,6 +32,10 @@ class _GivenUpError(Exception):
 
 class Avatars(Stage[AvatarsConfig]):
     stage = "Avatars"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._posters: dict[tuple[str, str], bytes] = {}  # by id and version
 
     def apply(self, config: AvatarsConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"vae_dir", "unet_config", "unet_weights", "device", "dtype"}:
@@ -81,6 +87,17 @@ class Avatars(Stage[AvatarsConfig]):
         # on a thread of its own: the compute thread may be preparing for minutes
         found = await asyncio.to_thread(lambda: [store.describe(avatar_id) for avatar_id in store.ids()])
         return [{"avatar_id": facts["id"], **{key: facts[key] for key in keys}} for facts in found]
+
+    async def poster(self, avatar_id: str) -> bytes:
+        """A small JPEG of the avatar's face. Raises IdError, AvatarNotFound, CorruptError."""
+        await self.ready()
+        store = self._store
+        key = (avatar_id, await asyncio.to_thread(store.version, avatar_id))
+        if key not in self._posters:
+            while len(self._posters) >= POSTERS:
+                self._posters.pop(next(iter(self._posters)))
+            self._posters[key] = await asyncio.to_thread(lambda: poster(store.load(avatar_id, latents=False)))
+        return self._posters[key]
 
     def _at_start(self, config: AvatarsConfig) -> None:
         """The manual's `preparation`: make the configured avatar now, or refuse with the command to run."""

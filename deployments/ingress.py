@@ -314,6 +314,12 @@ class Ingress:
         facts: list[dict[str, Any]] = await self._avatars.list.remote()
         return facts
 
+    @api.get("/avatars/{avatar_id}/poster.jpg", summary="A small picture of an avatar's face")
+    async def poster(self, avatar_id: str) -> Response:
+        check_id(avatar_id, "avatar id")
+        picture: bytes = await self._avatars.poster.remote(avatar_id)
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
+
     @api.post(
         "/avatars", summary="Prepare an avatar: the body is a video or a picture; the answer is progress, a JSON a line"
     )

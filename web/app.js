@@ -185,13 +185,14 @@ function level(value) {
   wave.push(value);
   const canvas = $("wave");
   const context = canvas.getContext("2d");
-  const bars = Math.floor(canvas.width / 6);
+  const step = 8; // canvas pixels a bar, and half of them its width
+  const bars = Math.floor(canvas.width / step);
   context.clearRect(0, 0, canvas.width, canvas.height);
   context.fillStyle = getComputedStyle(canvas).color;
-  wave.slice(-2 * bars).forEach((height, k, all) => {
-    if (k % 2) return;
-    const tall = Math.max(4, Math.max(height, all[k + 1] ?? 0) * canvas.height);
-    context.fillRect(canvas.width - (all.length - k) * 3, (canvas.height - tall) / 2, 3, tall);
+  const heights = Array.from({ length: bars }, (_, k) => Math.max(...wave.slice(4 * k - 4 * bars, 4 * k - 4 * bars + 4 || undefined), 0));
+  heights.forEach((height, k) => {
+    const tall = Math.max(4, height * canvas.height);
+    context.fillRect(k * step, (canvas.height - tall) / 2, step / 2, tall);
   });
   const seconds = page.recorder?.seconds ?? 0;
   $("recording-time").textContent = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
@@ -210,6 +211,7 @@ async function startRecording() {
   try {
     page.recorder = await Recorder.start(level);
     showRecording(true);
+    Object.assign($("wave"), { width: 2 * $("wave").clientWidth, height: 2 * $("wave").clientHeight });
     $("mic").focus();
   } catch (error) {
     const denied = error.name === "NotAllowedError";

@@ -197,6 +197,11 @@ def make_app(state: State, film: Film) -> FastAPI:
     async def avatars() -> list[dict[str, Any]]:
         return [{"avatar_id": "presenter", "version": "1", "fps": 25, "width": 512, "height": 512, "frames": 250}]
 
+    @app.get("/avatars/{avatar_id}/poster.jpg")
+    async def poster(avatar_id: str) -> Response:
+        face = film.idle[0][60:440, 66:446, ::-1]
+        return Response(cv2.imencode(".jpg", cv2.resize(face, (288, 288)))[1].tobytes(), media_type="image/jpeg")
+
     @app.post("/avatars")
     async def prepare(http: Request, avatar_id: str) -> Response:
         state.uploads.append((avatar_id, await http.body()))
@@ -249,7 +254,10 @@ def make_app(state: State, film: Film) -> FastAPI:
             job["latency"]["stages"] = rows
         job |= {"status": "done", "progress": 1.0, "saying": None}
         job["video_url"] = f"/sessions/{job['session_id']}/video.mp4"
-        session.messages += [{"role": "user", "content": job["message"]}, {"role": "assistant", "content": job["reply"]}]
+        session.messages += [
+            {"role": "user", "content": job["message"]},
+            {"role": "assistant", "content": job["reply"]},
+        ]
 
     @app.get("/status/{job_id}")
     async def status(job_id: str) -> Response:

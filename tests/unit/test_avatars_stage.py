@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 from avatar_material import astronaut, fake_encoder, moved, swaying, write_clip
 
@@ -231,3 +233,16 @@ def test_options_replace_the_configs_where_they_say_something():
     assert (chosen.bbox_shift, chosen.fps) == (7, 30)
     with pytest.raises(ConfigError, match="fps is 17"):
         prepare_options(config, {"fps": 17})
+
+
+async def test_a_poster_is_a_small_picture_of_the_face(monkeypatch, tmp_path):
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    stage = await started()
+    data = await stage.poster("presenter")
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (288, 288, 3) and len(data) < 40_000
+    skin = picture[130:160, 130:160].reshape(-1, 3).mean(axis=0)
+    assert skin[2] > skin[1] > skin[0] and skin[2] > 120  # BGR: the middle of the picture is the face
+    assert await stage.poster("presenter") is data  # kept
+    with pytest.raises(AvatarNotFound):
+        await stage.poster("nobody")

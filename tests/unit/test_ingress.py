@@ -359,6 +359,12 @@ def test_a_session_that_is_reset_or_removed_is_forgotten_by_chat(serve):
     assert chat.asked == [("forget", ("alice",)), ("forget", ("bob",))]
 
 
+def test_an_avatars_poster_is_a_picture(serve):
+    answer = serve(avatars=Handle(poster=b"jpeg")).get("/avatars/presenter/poster.jpg")
+    assert (answer.content, answer.headers["content-type"]) == (b"jpeg", "image/jpeg")
+    assert serve(avatars=Handle()).get("/avatars/..A/poster.jpg").status_code == 422
+
+
 def test_voices_are_the_engines(serve):
     assert serve(tts=Handle(voices=("nova", "onyx"))).get("/voices").json() == ["nova", "onyx"]
 
