@@ -6,7 +6,6 @@ Jobs are on disk, so they outlive the ingress and this replica: the next one tak
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -32,7 +31,7 @@ from models.ids import check_id
 from models.llm import ENGINES
 from models.llm.base import URL_ENV, Message, Responder
 from models.llm.pieces import pieces, without_thoughts
-from models.text import normalise
+from models.text import normalise, split_sentences
 
 log = logging.getLogger("ray.serve")
 
@@ -40,7 +39,8 @@ HEARTBEAT_S = 2.0
 LEASE_S = 3 * HEARTBEAT_S  # a job that was not touched for this long has lost its replica
 EXPIRY_S = 300.0  # between two looks for what is too old
 MAX_ATTEMPTS = 3  # a job that takes its replica down with it must end
-READ_AHEAD = 64  # pieces that the language model may be ahead of the voice
+CHARS_A_S = 15.0  # of speech
+UTTERANCE_CHARS = 600  # pieces that wait are spoken as one utterance up to this: within one there is no pause
 
 
 @dataclass(slots=True)
@@ -182,18 +182,20 @@ class Chat(Stage[ChatConfig]):
         messages = await self._prompt(job, job.avatar_id or session.get("avatar_id", ""))
         failure: Exception | None = None
         said: list[str] = []
+        asked_s = began_s
         try:
             tokens = _noted(job, without_thoughts(self.responder.stream(messages)), began_s)
             async with aclosing(_ahead(pieces(tokens))) as ready:
-                async for piece in ready:
-                    if failure is None and any(c.isalnum() for c in normalise(piece)):
-                        said.append(piece)
-                        failure = await self._say(job, piece, began_s)
+                async for text in ready:
+                    if failure is None and any(c.isalnum() for c in normalise(text)):
+                        said.append(text)
+                        asked_s = time.perf_counter()
+                        failure = await self._say(job, text, began_s)
             if failure is not None:
                 raise failure
         finally:
             if job.reply:
-                heard = " ".join(said) if job.interrupted else job.reply
+                heard = _heard(said, time.perf_counter() - asked_s) if job.interrupted else job.reply
                 await asyncio.to_thread(self._talks.add, job.session_id, job.message, heard.strip())
 
     async def _say(self, job: Job, piece: str, began_s: float) -> Exception | None:
@@ -290,6 +292,17 @@ def _responder(config: ChatConfig) -> Responder:
     return responder
 
 
+def _heard(said: list[str], seconds: float) -> str:
+    """What a viewer has heard of `said` when its last text was begun so long ago: whole sentences, by their length."""
+    *before, last = said or [""]
+    begun, passed = [], 0
+    for sentence in split_sentences(last):
+        if passed <= seconds * CHARS_A_S:
+            begun.append(sentence)
+        passed += len(sentence)
+    return " ".join([*before, *begun])
+
+
 def _fail(job: Job, error: WarmTalkError) -> None:
     job.status, job.error = "failed", error.to_dict()
 
@@ -314,22 +327,31 @@ async def _noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) ->
 
 
 async def _ahead(source: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """The items of `source`, read while the caller is busy with the ones before. Closing it ends the reading."""
-    queue: asyncio.Queue[str | None] = asyncio.Queue(READ_AHEAD)
+    """The items of `source`, read while the caller is busy with the ones before. Closing it ends the reading.
+
+    Those that wait are given out together, up to UTTERANCE_CHARS.
+    """
+    waiting: list[str] = []
+    changed = asyncio.Event()
 
     async def read() -> None:
-        try:
-            async with aclosing(source):
-                async for item in source:
-                    await queue.put(item)
-        finally:
-            with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait(None)  # where it is full, the reader's end is seen when it has been emptied
+        async with aclosing(source):
+            async for item in source:
+                waiting.append(item)
+                changed.set()
 
     reader = asyncio.create_task(read())
+    reader.add_done_callback(lambda _: changed.set())
     try:
-        while not (queue.empty() and reader.done()) and (item := await queue.get()) is not None:
-            yield item
+        while waiting or not reader.done():
+            if not waiting:
+                changed.clear()
+                await changed.wait()
+                continue
+            text = waiting.pop(0)
+            while waiting and len(text) + len(waiting[0]) < UTTERANCE_CHARS:
+                text = f"{text} {waiting.pop(0)}"
+            yield text
         await reader  # raises what broke it off
     finally:
         reader.cancel()

@@ -1,6 +1,6 @@
 /** The chat page: binds the live picture, the conversation, the microphone and the settings to one session. */
 
-import { address, getJson, request } from "./api.js";
+import { address, getJson, postJson, request } from "./api.js";
 import { Conversation } from "./conversation.js";
 import { draw } from "./latency.js";
 import { LivePlayer } from "./live.js";
@@ -45,7 +45,22 @@ async function openSession(id) {
   $("download-captions").href = address(`sessions/${session}/captions.vtt`);
   $("download-captions").download = `${session}.vtt`;
   $("screen").dataset.state = "loading";
-  await Promise.all([conversation.open(session), player.play(address(`sessions/${session}/live.mp4`, { avatar_id: settings.avatar }))]);
+  player.play(async () => {
+    await ensure(session);
+    return address(`sessions/${session}/live.mp4`);
+  });
+  await conversation.open(session);
+}
+
+/** Have the server know the session, with the chosen avatar; one that it knows already keeps its own. */
+async function ensure(session) {
+  const body = { session_id: session, ...(settings.avatar && { avatar_id: settings.avatar }) };
+  try {
+    await postJson("sessions", body);
+  } catch (failure) {
+    if (failure.code === "avatar_not_found") settings.forgetAvatar();
+    if (failure.status !== 409 && failure.code !== "bad_input") throw failure;
+  }
 }
 
 const fresh = () => openSession(newId());
@@ -54,11 +69,11 @@ const fresh = () => openSession(newId());
 
 function show() {
   const state = !page.live ? "offline" : page.job === "thinking" || page.job === "queued" ? "thinking" : page.job === "speaking" ? "speaking" : "live";
-  const words = { offline: "Connecting", thinking: "Thinking", speaking: "Speaking", live: "Live" };
+  const words = { offline: $("screen").dataset.state === "lost" ? "Reconnecting" : "Connecting", thinking: "Thinking", speaking: "Speaking", live: "Live" };
   $("pill").dataset.state = state;
   if ($("pill-text").textContent !== words[state]) $("pill-text").textContent = words[state];
   $("interrupt").hidden = !(state === "speaking" || state === "thinking");
-  $("caption").hidden = !(page.captions && page.saying);
+  $("caption").hidden = !(page.captions && page.saying && page.live);
   $("caption").textContent = page.saying ?? "";
   $("unmute").hidden = !(video.muted && page.live && !page.chose);
   $("mute").setAttribute("aria-pressed", String(video.muted));
@@ -100,7 +115,7 @@ video.addEventListener("volumechange", show);
 
 conversation.addEventListener("job", ({ detail: job }) => {
   page.job = job.status;
-  page.saying = job.status === "speaking" ? (job.saying ?? null) : null;
+  page.saying = job.saying;
   draw(job.latency);
   show();
 });
@@ -142,8 +157,7 @@ async function interrupt() {
   if ($("interrupt").hidden) return;
   try {
     await request(`sessions/${page.session}/interrupt`, { method: "POST" });
-    page.saying = null;
-    show();
+    conversation.hush();
   } catch (failure) {
     notice(failure.message, failure.remedy);
   }
@@ -230,8 +244,8 @@ function finishRecording(sent) {
   const body = recorder.stop();
   if (!sent) return;
   if (seconds < 0.3) return notice("That was too short.", "Record at least a word.");
-  const { avatar_id, enhance } = settings.speech;
-  conversation.record(seconds, async (session) => (await request("speak/audio", { method: "POST", body, timeout: 0, query: { session_id: session, avatar_id, enhance } })).json());
+  const { enhance } = settings.speech;
+  conversation.record(seconds, async (session) => (await request("speak/audio", { method: "POST", body, timeout: 0, query: { session_id: session, enhance } })).json());
 }
 
 $("mic").addEventListener("click", () => (page.recorder ? finishRecording(true) : startRecording()));

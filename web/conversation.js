@@ -3,6 +3,9 @@
 import { Backoff, Failure, getJson, pause, postJson } from "./api.js";
 
 const POLL_MS = 500;
+const CHARS_A_S = 15; // of speech at pace 1: the next sentence's caption comes after so long
+const LEAD_MS = 350; // from a piece being sent to the voice to its first picture
+const SENTENCE = /[^.!?…]+[.!?…]*["'”’)]*\s*/g;
 const $ = (id) => document.getElementById(id);
 
 const element = (tag, name = "", text = "") => Object.assign(document.createElement(tag), { className: name, textContent: text });
@@ -15,11 +18,15 @@ const icon = (name) => {
   return svg;
 };
 
-/** Events: "job" {status, saying, latency, …} whenever one changes, "sent" when a message leaves. */
+/**
+ * Events: "job" {status, saying, latency} whenever something changes, "sent" when a message leaves. `status` is that of
+ * the message that is furthest, `saying` the sentence that is being said.
+ */
 export class Conversation extends EventTarget {
   #log = $("log");
   #session = "";
-  #waiting = 0;
+  #jobs = new Map(); // bubble → the latest that is known of its job
+  #saying = { piece: "", timer: 0, sentence: null };
 
   /** Show another session's messages. */
   async open(session) {
@@ -31,12 +38,10 @@ export class Conversation extends EventTarget {
     for (const { role, content } of messages) this.#bubble(role === "user" ? "user" : "presenter", content);
   }
 
-  get busy() {
-    return this.#waiting > 0;
-  }
-
-  get length() {
-    return this.#log.querySelectorAll(".bubble").length;
+  /** Nothing is said any more: the server has been told so. */
+  hush() {
+    this.#say("");
+    this.#changed();
   }
 
   /** A message to be answered: POST /chat, then GET /status until it is done. */
@@ -48,7 +53,7 @@ export class Conversation extends EventTarget {
     } catch (failure) {
       this.#fail(bubble, failure, () => this.ask(message, options));
     } finally {
-      this.#end();
+      this.#end(bubble);
     }
   }
 
@@ -66,19 +71,18 @@ export class Conversation extends EventTarget {
     const session = this.#session;
     const bubble = this.#begin(words, symbol || "sound");
     try {
-      this.#changed({ status: "speaking", saying });
+      this.#changed(bubble, { status: "speaking", saying });
       const summary = await send(session);
       bubble.remove();
-      this.#changed({ status: "done", saying: null, latency: { ...summary, first_frame_ms: summary.ttff_ms } });
+      this.#changed(bubble, { status: "done", latency: { ...summary, first_frame_ms: summary.ttff_ms } });
     } catch (failure) {
       this.#fail(bubble, failure, () => this.#speak(words, symbol, send, saying));
     } finally {
-      this.#end();
+      this.#end(bubble);
     }
   }
 
   #begin(text, symbol) {
-    this.#waiting += 1;
     $("empty").hidden = true;
     const mine = this.#bubble("user", text);
     if (symbol) {
@@ -90,14 +94,14 @@ export class Conversation extends EventTarget {
     const dots = element("span", "typing");
     dots.append(element("i"), element("i"), element("i"), element("span", "visually-hidden", "The presenter is thinking"));
     bubble.append(dots);
-    this.#changed({ status: "thinking" });
+    this.#changed(bubble, { status: "thinking" });
     this.dispatchEvent(new Event("sent"));
     return bubble;
   }
 
-  #end() {
-    this.#waiting -= 1;
-    if (!this.#waiting) this.#changed({ status: "done", saying: null });
+  #end(bubble) {
+    this.#jobs.delete(bubble);
+    this.#changed();
   }
 
   /** Poll a job to its end. A server that is away for a while is waited for: jobs outlive it. */
@@ -114,8 +118,7 @@ export class Conversation extends EventTarget {
         await pause(backoff.take());
         continue;
       }
-      this.#show(bubble, job);
-      this.#changed(job);
+      this.#changed(bubble, job);
       if (job.status === "failed") throw new Failure(job.error.message, job.error.remedy, job.error.code, 200);
       if (job.status === "done") return;
     }
@@ -124,7 +127,7 @@ export class Conversation extends EventTarget {
   #show(bubble, job) {
     if (!job.reply.trim()) return;
     const stay = this.#atEnd();
-    const [before, now, after] = parted(job.reply.trim(), job.saying);
+    const [before, now, after] = parted(job.reply.trim(), job.status === "speaking" ? this.#saying.sentence : null);
     bubble.replaceChildren(before, ...(now ? [element("span", "said now", now)] : []), after);
     if (job.interrupted) {
       const tag = element("span", "tag");
@@ -144,7 +147,6 @@ export class Conversation extends EventTarget {
     });
     wrong.append(element("strong", "", failure.message), failure.remedy ?? "", element("br"), retry);
     this.#toEnd();
-    this.#changed({ status: "failed", saying: null });
   }
 
   #bubble(kind, text) {
@@ -164,8 +166,28 @@ export class Conversation extends EventTarget {
     this.#log.scrollTop = this.#log.scrollHeight;
   }
 
-  #changed(job) {
-    this.dispatchEvent(new CustomEvent("job", { detail: job }));
+  #changed(bubble, job) {
+    if (bubble) this.#jobs.set(bubble, job);
+    const jobs = [...this.#jobs.values()];
+    const furthest = jobs.find(({ status }) => status === "speaking") ?? jobs[0] ?? { status: "done" };
+    if (furthest.status !== "speaking" || furthest.saying !== this.#saying.piece) this.#say(furthest.status === "speaking" ? furthest.saying : "");
+    for (const [shown, known] of this.#jobs) if (known.reply) this.#show(shown, known);
+    this.dispatchEvent(new CustomEvent("job", { detail: { status: furthest.status, saying: this.#saying.sentence, latency: job?.latency } }));
+  }
+
+  /** Show the sentences of a piece one after another, at the pace of speech. */
+  #say(piece) {
+    clearTimeout(this.#saying.timer);
+    const sentences = (piece ?? "").match(SENTENCE) ?? [];
+    this.#saying = { piece, timer: 0, sentence: null };
+    const next = () => {
+      const sentence = sentences.shift();
+      if (!sentence) return;
+      this.#saying.sentence = sentence.trim();
+      this.#saying.timer = setTimeout(next, (1000 * sentence.length) / CHARS_A_S);
+      this.#changed();
+    };
+    if (sentences.length) this.#saying.timer = setTimeout(next, LEAD_MS);
   }
 }
 

@@ -17,7 +17,7 @@ const TICK_MS = 100;
 
 export class LivePlayer extends EventTarget {
   #video;
-  #url = "";
+  #find = null; // opens the session, gives the address
   #run = 0; // another one for each address and each forced retry
   #wake = () => {};
   #abort = new AbortController();
@@ -38,9 +38,9 @@ export class LivePlayer extends EventTarget {
     return buffered.length ? buffered.end(buffered.length - 1) - currentTime : 0;
   }
 
-  /** Show another stream. */
-  play(url) {
-    this.#url = url;
+  /** Show another stream. find: asked for the address before each connection; may throw Failure. */
+  play(find) {
+    this.#find = find;
     this.#close();
     this.#connect(++this.#run);
   }
@@ -78,7 +78,7 @@ export class LivePlayer extends EventTarget {
     let timer = setTimeout(() => abort.abort(), SILENCE_MS * 2); // the first answer may wait for a model
     const startedMs = performance.now();
     try {
-      const answer = await fetch(this.#url, { signal: abort.signal, cache: "no-store" });
+      const answer = await fetch(await this.#find(), { signal: abort.signal, cache: "no-store" });
       if (!answer.ok) throw await failureOf(answer);
       const reader = answer.body.getReader();
       let head = new Uint8Array();

@@ -41,12 +41,17 @@ export class Settings extends EventTarget {
 
   /** What /chat and /speak are asked with; what was not chosen is left to the server. */
   get speech() {
-    const { avatar_id, voice, speed, enhance } = this.#values;
-    return { ...(avatar_id && { avatar_id }), ...(voice && { voice }), ...(speed !== 1 && { speed }), ...(enhance !== null && { enhance }) };
+    const { voice, speed, enhance } = this.#values;
+    return { ...(voice && { voice }), ...(speed !== 1 && { speed }), ...(enhance !== null && { enhance }) };
   }
 
   get avatar() {
     return this.#values.avatar_id;
+  }
+
+  /** The chosen avatar is gone: let the server choose. */
+  forgetAvatar() {
+    this.#keep({ avatar_id: "" });
   }
 
   open() {

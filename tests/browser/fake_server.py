@@ -296,6 +296,11 @@ def make_app(state: State, film: Film) -> FastAPI:
         session.interrupts += 1
         return {"session_id": session_id, "interrupted": was}
 
+    @app.post("/sessions", status_code=201)
+    async def create(body: dict[str, Any]) -> dict[str, Any]:
+        state.session(body["session_id"])
+        return {"session_id": body["session_id"], "avatar_id": body.get("avatar_id", "presenter")}
+
     @app.delete("/sessions/{session_id}")
     async def remove(session_id: str) -> dict[str, Any]:
         return {"session_id": session_id, "removed": state.sessions.pop(session_id, None) is not None}

@@ -115,7 +115,7 @@ async def answered(chat: Chat, message: str = "Hello.", **options: Any) -> dict[
 
 
 async def test_an_answer_is_spoken_sentence_by_sentence_into_its_session(llm: LLMServer) -> None:
-    llm.answers[:] = [streamed("I am fine. ", "And ", "you?")]
+    llm.answers[:] = [streamed("I am fine. ", "And ", "you?", pause_s=0.03)]
     stitch = Stitch()
     job = await answered(await stage(llm, stitch), session_id="alice", enhance=True, voice="nova", speed=1.5)
     assert (job["status"], job["progress"], job["reply"]) == ("done", 1.0, "I am fine. And you?")
@@ -147,6 +147,23 @@ async def test_the_model_goes_on_while_a_piece_is_spoken(llm: LLMServer) -> None
         await asyncio.sleep(0.01)
     assert reply == "One is here. Two is. Three is."  # while the first piece was still being spoken
     await chat.interrupt("default")
+
+
+async def test_what_came_while_a_piece_was_spoken_is_spoken_as_one_utterance(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("One is here. ", "Two is. ", "Three is. ", "Four ", "is.")]
+    stitch = Stitch()
+    stitch.pause_s = 0.3
+    job = await answered(await stage(llm, stitch))
+    assert stitch.texts()[0] == "One is here." and len(stitch.texts()) == 2
+    assert " ".join(stitch.texts()) == job["reply"]
+
+
+async def test_an_utterance_is_of_a_length_that_can_be_interrupted_and_told_of(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed(*["This is a sentence of forty characters. "] * 40)]
+    stitch = Stitch()
+    stitch.pause_s = 0.1
+    await answered(await stage(llm, stitch))
+    assert all(len(text) <= module.UTTERANCE_CHARS for text in stitch.texts()) and len(stitch.texts()) in (4, 5)
 
 
 async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer) -> None:
@@ -268,7 +285,9 @@ async def test_an_interruption_ends_speech_and_model_and_remembers_what_was_hear
     calls = len([c for c in stitch.calls if c.request.session_id == "alice"])
     await asyncio.sleep(0.3)
     assert len([c for c in stitch.calls if c.request.session_id == "alice"]) == calls == 2
-    assert [m["content"] for m in await chat.messages("alice")] == ["Talk", "One is said. Two is being said."]
+    asked, heard = [m["content"] for m in await chat.messages("alice")]
+    assert asked == "Talk" and heard.startswith("One is said. Two is being said.")
+    assert heard.count("More.") <= 1  # of a long text only what there was time for
     assert llm.hung_up == 1  # the model is not left talking
     assert (await chat.status(other["job_id"]))["status"] == "speaking"
     await chat.interrupt("bob")
