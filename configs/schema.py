@@ -55,6 +55,12 @@ class AudioFeaturesConfig(Strict):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     context_s: float | None = Field(8.0, gt=2, le=30)  # None: MuseTalk's full 30 s context
     margin_s: float = Field(1.0, ge=0, le=5)  # overlap of neighbouring contexts that is thrown away
+    rest_in_silence: bool = (
+        True  # long silences get the features of a mouth at rest, whatever the encoder makes of them
+    )
+    plosive_lead_ms: float = Field(
+        0.0, ge=0, le=80
+    )  # how much ahead of p, b, m the lips close; needs a voice's phonemes
     threads: int = Field(1, ge=1, le=64)  # two torch threads on two contended cores are slower than one
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
 from configs.schema import AudioFeaturesConfig
 from deployments.paths import input_path
 from deployments.stage import Stage, Stamped
+from models.activity import Activity
 from models.audio import resample
-from models.types import WHISPER_HZ, FeatureWindows, Speech
+from models.types import WHISPER_HZ, FeatureWindows, Float16, Float32, Speech
+from models.windows import plosive_shifts, rest_window, rested
 
 ROUNDING_FRAMES = 0.01  # a whole number of frames is one even where frames are not whole samples
 
@@ -28,7 +31,8 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
             self.model = WhisperFeatures.load(
                 input_path(config.weights), device=config.device, dtype=getattr(torch, config.dtype)
             )
-            self._windows(config, Speech(np.zeros(WHISPER_HZ, np.float32), WHISPER_HZ), 25)  # warm up
+        if changed is None or changed & {"weights", "device", "dtype", "context_s", "margin_s"}:  # warms up, too
+            self._rest = rest_window(lambda samples: self._encoded(config, samples, 25, None))
 
     async def windows(self, speech: Speech, fps: int) -> Stamped[FeatureWindows]:
         """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps). Raises AudioError."""
@@ -42,8 +46,18 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
         count = int(speech.duration_s * fps + ROUNDING_FRAMES)
         samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
         samples = np.pad(samples, (0, WHISPER_HZ // fps // 2))  # so that rounding to 16 kHz cannot cost a frame
+        lead_s = config.plosive_lead_ms / 1e3
+        ahead_s = plosive_shifts(speech.phonemes, count, fps, lead_s) if lead_s else None
+        windows = self._encoded(config, samples, fps, ahead_s)[:count]
+        if config.rest_in_silence:
+            windows = rested(windows, self._rest, Activity()(speech), fps, speech.last)
+        return FeatureWindows(windows, fps, self._rest)
+
+    def _encoded(self, config: AudioFeaturesConfig, samples: Float32, fps: int, ahead_s: Any) -> Float16:
+        """Windows `(n, 50, 384)` of 16 kHz."""
         if config.context_s is None:
-            windows = self.model.windows(samples, fps)
+            windows = self.model.windows(samples, fps, ahead_s)
         else:
-            windows = self.model.windows_in_context(samples, fps, config.context_s, config.margin_s)
-        return FeatureWindows(windows[:count].cpu().numpy().astype(np.float16), fps)
+            windows = self.model.windows_in_context(samples, fps, config.context_s, config.margin_s, ahead_s)
+        encoded: Float16 = windows.cpu().numpy().astype(np.float16)
+        return encoded

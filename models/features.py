@@ -7,6 +7,7 @@ without its seams at each 30 s. Whisper's encoder is transformers' own class. A 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,15 @@ def plan_contexts(sample_count: int, context_steps: int, margin_steps: int) -> l
     return contexts
 
 
-def cut_windows(states: torch.Tensor, seconds: float, fps: int = 25) -> torch.Tensor:
+def cut_windows(
+    states: torch.Tensor, seconds: float, fps: int = 25, ahead_s: Sequence[float] | None = None
+) -> torch.Tensor:
     """Encoder states `(steps, s, d)` of speech that lasts `seconds` → `(n, 10 · s, d)`, n = floor(seconds · fps).
 
     States are trimmed to floor(50 · seconds) steps and padded with zeros, 2 · ceil(50 / fps) steps before and
     6 · ceil(50 / fps) after; window k is the ten steps from floor(k · 50 / fps), flattened step-major. Seconds are
-    rounded to whole samples first, so that 1.16 s at 25 fps are 29 frames and not 28.99….
+    rounded to whole samples first, so that 1.16 s at 25 fps are 29 frames and not 28.99…. ahead_s: by how
+    much later than its own each frame's window begins, to whole steps and within what there is; 0 past its end.
     """
     assert states.ndim == 3 and fps > 0 and fps == int(fps), (states.shape, fps)
     sample_count, fps = round(seconds * WHISPER_HZ), int(fps)
@@ -77,6 +81,10 @@ def cut_windows(states: torch.Tensor, seconds: float, fps: int = 25) -> torch.Te
     zeros = states.new_zeros((PAD_STEPS_RIGHT * unit, *states.shape[1:]))
     padded = torch.cat([zeros[: PAD_STEPS_LEFT * unit], states[:steps], zeros])  # (steps + 8 · unit, s, d)
     starts = torch.arange(frames, device=states.device) * STEPS_PER_S // fps  # (n,)
+    if ahead_s is not None:
+        ahead = torch.as_tensor(ahead_s, dtype=torch.float64, device=states.device)[:frames]
+        starts[: len(ahead)] += (ahead * STEPS_PER_S).round().long()
+        starts = starts.clamp(0, len(padded) - WINDOW_STEPS)
     index = starts[:, None] + torch.arange(WINDOW_STEPS, device=states.device)  # (n, 10)
     return padded[index].flatten(1, 2)  # (n, 10 · s, d)
 
@@ -114,14 +122,14 @@ class WhisperFeatures:
     def dtype(self) -> torch.dtype:
         return self.encoder.conv1.weight.dtype
 
-    def windows(self, samples_16khz: Samples, fps: int = 25) -> torch.Tensor:
+    def windows(self, samples_16khz: Samples, fps: int = 25, ahead_s: Sequence[float] | None = None) -> torch.Tensor:
         """Full-context windows, as MuseTalk's released networks expect them.
 
         samples_16khz: float mono `(n,)` in [-1, 1]. Returns `(floor(n · fps / 16000), 50, 384)` for whisper-tiny. One
         encoder context is 30 s; of longer speech the first 28 s come from the first context alone, and later contexts
-        overlap by 4 s. Raises AudioError for empty, stereo, integer or non-finite samples.
+        overlap by 4 s. ahead_s: see `cut_windows`. Raises AudioError for empty, stereo, integer or non-finite samples.
         """
-        return self._windows(samples_16khz, fps, self.full_context_steps, round(FULL_MARGIN_S * STEPS_PER_S))
+        return self._windows(samples_16khz, fps, self.full_context_steps, round(FULL_MARGIN_S * STEPS_PER_S), ahead_s)
 
     def windows_in_context(
         self,
@@ -129,15 +137,24 @@ class WhisperFeatures:
         fps: int = 25,
         context_s: float = EMBEDDED_CONTEXT_S,
         margin_s: float = EMBEDDED_MARGIN_S,
+        ahead_s: Sequence[float] | None = None,
     ) -> torch.Tensor:
         """The same windows from a shorter encoder context, for networks trained on it: a fraction of the time.
 
         Speech is padded with digital silence to exactly `context_s`, or cut into contexts of `context_s` that overlap
         by 2 · `margin_s`. Shapes and errors as in `windows`.
         """
-        return self._windows(samples_16khz, fps, round(context_s * STEPS_PER_S), round(margin_s * STEPS_PER_S))
+        context_steps, margin_steps = round(context_s * STEPS_PER_S), round(margin_s * STEPS_PER_S)
+        return self._windows(samples_16khz, fps, context_steps, margin_steps, ahead_s)
 
-    def _windows(self, samples_16khz: Samples, fps: int, context_steps: int, margin_steps: int) -> torch.Tensor:
+    def _windows(
+        self,
+        samples_16khz: Samples,
+        fps: int,
+        context_steps: int,
+        margin_steps: int,
+        ahead_s: Sequence[float] | None,
+    ) -> torch.Tensor:
         samples = _check_samples(samples_16khz).to(self.device, torch.float32)  # (n,)
         plan = plan_contexts(len(samples), context_steps, margin_steps)
         batch = CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH
@@ -146,7 +163,7 @@ class WhisperFeatures:
             contexts = plan[first : first + batch]
             states = self.encode(self.log_mel(self.context_samples(samples, contexts, context_steps)))
             kept += [s[c.keep_from - c.start : c.keep_to - c.start] for s, c in zip(states, contexts, strict=True)]
-        return cut_windows(torch.cat(kept), len(samples) / WHISPER_HZ, fps)
+        return cut_windows(torch.cat(kept), len(samples) / WHISPER_HZ, fps, ahead_s)
 
     @staticmethod
     def context_samples(samples: torch.Tensor, contexts: list[Context], context_steps: int) -> torch.Tensor:

@@ -63,10 +63,14 @@ class Speech:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureWindows:
-    """Whisper states around each video frame: float16 `(n, 50, 384)`, ten 20 ms steps × five hidden states."""
+    """Whisper states around each video frame: float16 `(n, 50, 384)`, ten 20 ms steps × five hidden states.
+
+    rest: the window of a mouth at rest, `(50, 384)`, the same for all speech; None where the engine has none.
+    """
 
     windows: Float16
     fps: int
+    rest: Float16 | None = None
 
     def __post_init__(self) -> None:
         assert self.windows.shape[1:] == (WINDOW_TOKENS, WHISPER_WIDTH), self.windows.shape

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperModel
 
+from deployments.features import AudioFeatures
 from models.errors import AudioError, WeightsError
 from models.features import STEP_SAMPLES, Context, WhisperFeatures, cut_windows, plan_contexts
 from models.mel import log_mel
+from models.types import Phoneme, Speech
 
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded" / "whisper"
 WIDTH, STATES = 32, 3  # of the small random encoder: two layers
@@ -108,6 +110,31 @@ def test_cutting_names_every_step_where_it_should_be(fps: int, count: int) -> No
     for k, window in enumerate(got):
         first = k * 50 // fps - left
         assert window.tolist() == [s + 1 if 0 <= s < total else 0 for s in range(first, first + 10)]
+
+
+def test_a_window_that_runs_ahead_begins_later_by_whole_steps_and_stays_within_the_speech() -> None:
+    states = torch.arange(1, 101).float()[:, None, None]  # 2 s
+    plain, ahead = cut_windows(states, 2.0), cut_windows(states, 2.0, ahead_s=[0.0] * 10 + [0.04] * 5 + [9.0] * 3)
+    assert torch.equal(ahead[10:15], plain[11:16])  # 40 ms are a frame at 25 fps
+    assert torch.equal(ahead[:10], plain[:10]) and torch.equal(ahead[18:], plain[18:])
+    assert ahead[15, :, 0].tolist() == ahead[17, :, 0].tolist() == [0.0] * 10  # the zeros behind the speech
+
+
+async def test_the_stage_rests_in_silence_and_leads_plosives_as_configured() -> None:
+    stage = AudioFeatures()
+    tone = np.sin(np.arange(RATE) * 2 * np.pi * 150 / RATE).astype(np.float32) * 0.2
+    silent = Speech(np.zeros(2 * RATE, np.float32), RATE, last=True)
+    voiced = Speech(tone, RATE, last=True, phonemes=(Phoneme("a", 0.0, 0.5), Phoneme("p", 0.5, 1.0)))
+    await stage.reconfigure({})
+    rest, plain = (await stage.windows(silent, 25)).value, (await stage.windows(voiced, 25)).value
+    assert len(rest) == 50 and np.all(rest.windows[13:] == rest.rest)
+    assert np.array_equal(plain.rest, rest.rest)
+    await stage.reconfigure({"rest_in_silence": False, "plosive_lead_ms": 40})
+    raw, led = (await stage.windows(silent, 25)).value, (await stage.windows(voiced, 25)).value
+    assert np.abs(raw.windows[13:].astype(np.float32) - raw.rest.astype(np.float32)).mean() > 0.1
+    assert np.array_equal(led.windows[13:20], plain.windows[14:21]) and np.array_equal(
+        led.windows[:9], plain.windows[:9]
+    )
 
 
 def test_fractional_seconds_count_in_whole_samples() -> None:
