@@ -12,6 +12,7 @@ from configs.schema import LipSyncConfig
 from deployments.frame_batcher import FrameBatcher
 from deployments.paths import builtin_avatars, cache_dir, input_path, keep_compiled, output_path
 from deployments.stage import Stage, Stamped
+from models.amplitude import Amplitude
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.engines import find_engine
@@ -23,7 +24,7 @@ ENGINES = {
     "torch": "models.musetalk:MuseTalk",
 }
 
-Frame = tuple[Float16, Float16]  # latents (8, 32, 32), window (50, 384)
+Frame = tuple[Float16, Float16, Float16 | None]  # latents (8, 32, 32), window (50, 384), that of rest
 
 
 def load_engine(config: Any) -> Any:
@@ -73,6 +74,9 @@ class LipSync(Stage[LipSyncConfig]):
             self._latents = OrderedDict()  # a new one: the event loop may be using the old
         elif changed & {"compile", "batch_size"} and config.engine == "torch":
             self.model.record(config.compile, config.batch_size)
+        if changed is None or changed & (model_keys | {"mouth_amplitude"}):
+            gain = config.mouth_amplitude
+            self._amplitude = None if gain == 1 else Amplitude(self.model, gain)
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
         self._batcher.batch_size, self._batcher.wait_s = config.batch_size, config.batch_wait_ms / 1e3
 
@@ -100,7 +104,8 @@ class LipSync(Stage[LipSyncConfig]):
         latents = await self._avatar_latents(avatar_id, avatar_version)
         indices = ping_pong(position, count, len(latents))
         windows = features.value.windows[start : start + count]
-        frames = [(latents[index], window) for index, window in zip(indices, windows, strict=True)]
+        rest = features.value.rest
+        frames = [(latents[index], window, rest) for index, window in zip(indices, windows, strict=True)]
         loading_s = time.perf_counter() - began_s  # of an avatar that is new here: a wait, as the batcher's is
         done = await self._batcher.submit(frames, deadline_s, session_id)
         crops = FaceCrops(np.stack(done.results), first_frame, avatar_id, indices)
@@ -124,6 +129,9 @@ class LipSync(Stage[LipSyncConfig]):
     def _generate(self, frames: list[Frame]) -> list[UInt8]:
         latents = np.stack([frame[0] for frame in frames])  # (n, 8, 32, 32)
         windows = np.stack([frame[1] for frame in frames])  # (n, 50, 384)
+        rest = frames[0][2]  # the same for all speech
+        if self._amplitude is not None and rest is not None:
+            return list(self._amplitude.generate(latents, windows, rest))
         return list(self.model.generate(latents, windows))  # n × (256, 256, 3)
 
     async def _avatar_latents(self, avatar_id: str, version: str) -> Float16:

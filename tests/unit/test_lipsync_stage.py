@@ -113,6 +113,36 @@ async def test_a_tunable_keeps_the_engine_and_another_model_does_not(stage):
     assert stage.model is not engine and Engine.loads == 2
 
 
+async def test_an_engine_that_cannot_change_the_amplitude_is_refused_in_words(stage):
+    with pytest.raises(ConfigError, match="cannot change the mouth's amplitude"):
+        await stage.reconfigure(config(mouth_amplitude=1.2))
+
+
+async def test_the_amplitude_is_applied_without_loading_the_engine_anew(stage, monkeypatch):
+    monkeypatch.setattr(
+        Engine,
+        "predict",
+        lambda self, latents, windows: latents[:, :4] + windows[:, 0, 0, None, None, None],
+        raising=False,
+    )
+    monkeypatch.setattr(
+        Engine,
+        "decode",
+        lambda self, z: (
+            np.zeros((len(z), 256, 256, 3), np.uint8) + np.rint(z[:, 0, 0, 0]).astype(np.uint8)[:, None, None, None]
+        ),
+        raising=False,
+    )
+    await stage.reconfigure(config())
+    spoken = FeatureWindows(np.full((5, 50, 384), 20, np.float16), 25, np.full((50, 384), 10, np.float16))
+    assert greys(await stage.generate(Stamped(spoken, ()), 0, 5, "presenter", 3, 0)) == [30, 40, 50, 50, 60]
+    await stage.reconfigure(config(mouth_amplitude=1.3))
+    assert greys(await stage.generate(Stamped(spoken, ()), 0, 5, "presenter", 3, 0)) == [33, 43, 53, 53, 63]
+    await stage.reconfigure(config(mouth_amplitude=1.0))
+    assert greys(await stage.generate(Stamped(spoken, ()), 0, 5, "presenter", 3, 0)) == [30, 40, 50, 50, 60]
+    assert Engine.loads == 1
+
+
 async def test_an_unknown_avatar_is_named(stage):
     await stage.reconfigure(config())
     with pytest.raises(AvatarNotFound, match="no avatar 'nobody'; known avatars: presenter"):
