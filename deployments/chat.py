@@ -313,7 +313,7 @@ def _note(job: Job, piece: str, summary: dict[str, Any], waited_ms: float) -> No
     job.video_url = summary["video_url"]
     job.progress = max(job.progress, min(0.95, sum(len(p["text"]) for p in job.pieces) / max(len(job.reply), 1)))
     job.latency.setdefault("first_frame_ms", round(waited_ms + summary["ttff_ms"], 1))
-    job.latency |= {key: summary[key] for key in ("ttff_ms", "rtf", "stages")}
+    job.latency |= {key: summary[key] for key in ("ttff_ms", "rtf", "duration_s", "stages")}
 
 
 async def _noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) -> AsyncGenerator[str, None]:

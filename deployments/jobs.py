@@ -43,7 +43,7 @@ class Job:
     pieces: list[dict[str, Any]] = field(default_factory=list)  # of the answer: text, frames, duration_s
     latency: dict[str, Any] = field(
         default_factory=dict
-    )  # milliseconds: first_token, first_frame; stages of the latest
+    )  # first_token_ms, first_frame_ms; of the latest text: ttff_ms, rtf, duration_s, stages
     attempt: int = 0  # how often a Chat replica has taken it up
 
     @property

@@ -216,8 +216,8 @@ function level(value) {
 function showRecording(on) {
   $("recording").hidden = !on;
   $("message").hidden = on;
-  $("mic-icon").setAttribute("href", `web/icons.svg#${on ? "stop" : "mic"}`);
-  $("mic").setAttribute("aria-label", on ? "Stop and send the recording" : "Record your voice: it moves the face");
+  $("mic").hidden = on;
+  $("send").setAttribute("aria-label", on ? "Stop and send the recording" : "Send");
 }
 
 async function startRecording() {
@@ -226,7 +226,7 @@ async function startRecording() {
     page.recorder = await Recorder.start(level);
     showRecording(true);
     Object.assign($("wave"), { width: 2 * $("wave").clientWidth, height: 2 * $("wave").clientHeight });
-    $("mic").focus();
+    $("send").focus();
   } catch (error) {
     const denied = error.name === "NotAllowedError";
     notice(
@@ -248,7 +248,7 @@ function finishRecording(sent) {
   conversation.record(seconds, async (session) => (await request("speak/audio", { method: "POST", body, timeout: 0, query: { session_id: session, enhance } })).json());
 }
 
-$("mic").addEventListener("click", () => (page.recorder ? finishRecording(true) : startRecording()));
+$("mic").addEventListener("click", startRecording);
 $("recording-cancel").addEventListener("click", () => finishRecording(false));
 
 // --- the rest of the page

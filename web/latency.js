@@ -18,13 +18,16 @@ function row(stage) {
   return rows.get(stage);
 }
 
-/** Draw a job's latency: `{first_frame_ms, rtf, stages: {stage: {busy_ms}}}`; what is missing stays as it was. */
-export function draw({ first_frame_ms, rtf, stages } = {}) {
+/**
+ * Draw a job's latency: `{first_frame_ms, duration_s, stages: {stage: {busy_ms}}}`; what is missing stays as it was.
+ * The speed is that of the slowest stage: they work side by side, and speech that is watched is made no faster than shown.
+ */
+export function draw({ first_frame_ms, duration_s, stages } = {}) {
   if (first_frame_ms) $("figure-first").textContent = milliseconds(first_frame_ms);
-  if (rtf) $("figure-rtf").textContent = `${(1 / rtf).toFixed(1)} ×`;
   if (!stages || !Object.keys(stages).length) return;
   const busy = (stage) => stages[stage]?.busy_ms ?? 0;
   const longest = Math.max(...Object.keys(STAGES).map(busy), 1);
+  if (duration_s) $("figure-rtf").textContent = `${((1000 * duration_s) / longest).toFixed(1)} ×`;
   for (const stage of Object.keys(STAGES)) {
     row(stage).querySelector(".fill").style.setProperty("--share", busy(stage) / longest);
     row(stage).querySelector(".value").textContent = stages[stage] ? milliseconds(busy(stage)) : "off";

@@ -8,12 +8,13 @@
 
 import { Backoff, Failure, failureOf, pause } from "./api.js";
 
-const BEHIND_S = 0.22; // what is buffered ahead of the picture: less stutters, more is late
-const LATE_S = 0.55; // from here on it plays a little faster
-const LOST_S = 1.6; // from here on it jumps to the edge
+const BEHIND_S = 0.22; // what is buffered ahead of the picture after a jump: less stutters, more is late
+const LATE_S = 0.42; // pieces come 160 ms at a time: if the least of a second stays above this, play a little faster
+const LOST_S = 1.6; // from here on jump to the edge
 const SILENCE_MS = 8000; // a stream that sends nothing for this long is dead
 const KEEP_S = 20; // of what was played
 const TICK_MS = 100;
+const SECOND = 1000 / TICK_MS; // ticks
 
 export class LivePlayer extends EventTarget {
   #video;
@@ -24,6 +25,7 @@ export class LivePlayer extends EventTarget {
   #source = null;
   #buffer = null;
   #queue = [];
+  #recent = []; // how far behind it was in the last second
 
   constructor(video) {
     super();
@@ -165,8 +167,13 @@ export class LivePlayer extends EventTarget {
     const start = buffered.start(buffered.length - 1);
     const end = buffered.end(buffered.length - 1);
     const behind = end - video.currentTime;
-    if (video.currentTime < start || behind > LOST_S || (jump && behind > LATE_S)) video.currentTime = Math.max(start, end - BEHIND_S);
-    video.playbackRate = behind > LATE_S ? 1.08 : behind < BEHIND_S / 3 ? 0.96 : 1;
+    if (video.currentTime < start || behind > LOST_S || (jump && behind > 2 * LATE_S)) {
+      video.currentTime = Math.max(start, end - BEHIND_S);
+      this.#recent.length = 0;
+    }
+    this.#recent = [...this.#recent, behind].slice(-SECOND);
+    const least = this.#recent.length < SECOND ? BEHIND_S : Math.min(...this.#recent);
+    video.playbackRate = least > LATE_S ? 1.06 : behind < 0.06 ? 0.95 : 1;
     if (video.paused && end - start > BEHIND_S) video.play().catch(() => (video.muted = true)); // the click to unmute stays
   }
 }

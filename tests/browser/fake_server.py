@@ -250,7 +250,13 @@ def make_app(state: State, film: Film) -> FastAPI:
             job["pieces"].append({"text": piece, "frames": frames, "duration_s": length_s})
             job["progress"] = min(0.95, len(job["reply"]) / len(state.reply))
             rows = {s: {"calls": 9, "frames": frames, "busy_ms": ms, "compute_ms": ms} for s, ms in stages.items()}
-            job["latency"] = {"first_token_ms": 28.0, "first_frame_ms": 571.0, "ttff_ms": 493.0, "rtf": 0.62}
+            job["latency"] = {
+                "first_token_ms": 28.0,
+                "first_frame_ms": 571.0,
+                "ttff_ms": 493.0,
+                "rtf": 0.62,
+                "duration_s": length_s,
+            }
             job["latency"]["stages"] = rows
         job |= {"status": "done", "progress": 1.0, "saying": None}
         job["video_url"] = f"/sessions/{job['session_id']}/video.mp4"

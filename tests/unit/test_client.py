@@ -1,0 +1,298 @@
+"""Both clients of the server, over a transport that answers as it is told: what is sent, tried again and raised."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from warmtalk import (
+    AsyncClient,
+    Busy,
+    ChatFailed,
+    Client,
+    NotFound,
+    Prepared,
+    Progress,
+    Refused,
+    ServerError,
+    Unreachable,
+    aio,
+    client,
+)
+
+Answer = httpx.Response | Exception
+SPOKEN = {"session_id": "a", "avatar_id": "p", "video_url": "/v", "frames": 25, "duration_s": 1.0}
+SPOKEN |= {"ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"calls": 1.0}}, "a_new_field": 1}
+
+
+class Server:
+    """Gives `answers` in turn, the last one for ever, and remembers what it was sent."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        if not isinstance(answer.stream, httpx.ByteStream):
+            return answer
+        body = httpx.ByteStream(answer.content)  # as it comes from a network: not read yet, and new each time
+        return httpx.Response(answer.status_code, headers=answer.headers, stream=body)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that a client would have made."""
+    made: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr(client.time, "sleep", made.append)
+    monkeypatch.setattr(aio.asyncio, "sleep", pause)
+    return made
+
+
+@pytest.fixture(params=["sync", "async"])
+def call(request: pytest.FixtureRequest, server: Server) -> Callable[..., Any]:
+    """call(answers, method, …) → what that method of a client gives; a stream as a list."""
+
+    async def awaited(method: str, arguments: Any, options: Any) -> Any:
+        async with AsyncClient("http://x/base/", transport=httpx.MockTransport(server)) as asked:
+            given = getattr(asked, method)(*arguments, **options)
+            return [part async for part in given] if inspect.isasyncgen(given) else await given
+
+    def run(answers: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        server.answers[:] = answers if isinstance(answers, list) else [answers]
+        if request.param == "async":
+            return asyncio.run(awaited(method, arguments, options))
+        with Client("http://x/base", transport=httpx.MockTransport(server)) as asked:
+            given = getattr(asked, method)(*arguments, **options)
+            return list(given) if inspect.isgenerator(given) else given
+
+    return run
+
+
+def ok(answer: Any) -> httpx.Response:
+    return httpx.Response(200, json=answer)
+
+
+def failed(status: int, code: str = "bad_input", retry_after: str | None = None) -> httpx.Response:
+    error = {"code": code, "message": "It is wrong.", "remedy": "Mend it."}
+    return httpx.Response(status, json={"error": error}, headers={"Retry-After": retry_after or "0.1"})
+
+
+def test_both_clients_have_the_same_methods_and_arguments() -> None:
+    names = {name for name in vars(Client) if not name.startswith("_")}
+    assert names == {name for name in vars(AsyncClient) if not name.startswith("_")} and "speak" in names
+    for name in names:
+        one, other = inspect.signature(getattr(Client, name)), inspect.signature(getattr(AsyncClient, name))
+        assert list(one.parameters.values()) == list(other.parameters.values()), name
+
+
+# --- what is sent, and what comes back
+
+
+def test_speaking_is_typed_and_passes_over_what_it_does_not_know(call: Any, server: Server) -> None:
+    speech = call(ok(SPOKEN), "speak", "Hello.", session_id="a", enhance=True, voice=None)
+    assert (speech.session_id, speech.frames, speech.ttff_ms, speech.stages) == ("a", 25, 500.0, {"TTS": {"calls": 1}})
+    assert str(server.requests[0].url) == "http://x/base/speak"
+    assert json.loads(server.requests[0].content) == {"text": "Hello.", "session_id": "a", "enhance": True}
+
+
+def test_a_recording_is_the_body(call: Any, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    for audio in (b"RIFF", tmp_path / "a.wav", str(tmp_path / "a.wav")):
+        assert call(ok(SPOKEN), "speak_audio", audio, session_id="a").frames == 25
+    assert {(r.url.query, r.content) for r in server.requests} == {(b"session_id=a", b"RIFF")}
+
+
+def test_a_stream_is_bytes(call: Any, server: Server) -> None:
+    assert b"".join(call(httpx.Response(200, content=b"moof"), "stream", "Hello.", session_id="a")) == b"moof"
+    assert json.loads(server.requests[0].content) == {"text": "Hello.", "stream": True, "session_id": "a"}
+    assert b"".join(call(httpx.Response(200, content=b"moof"), "live", "a/b")) == b"moof"
+    assert server.requests[1].url.raw_path == b"/base/sessions/a%2Fb/live.mp4"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"text": "Hi", "audio": b"RIFF"}])
+def test_a_stream_is_of_one_thing(call: Any, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="only one"):
+        call(ok({}), "stream", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "answer", "sent", "result"),
+    [
+        ("voices", (), ["nova"], "GET /base/voices", ["nova"]),
+        ("sessions", (), ["a"], "GET /base/sessions", ["a"]),
+        ("reset", ("a",), {"reset": True}, "GET /base/reset?session_id=a", None),
+        ("delete_session", ("a",), {"removed": True}, "DELETE /base/sessions/a", True),
+        ("healthy", (), {"status": "ok"}, "GET /base/healthz", True),
+    ],
+)
+def test_the_small_calls(
+    call: Any, server: Server, method: str, arguments: Any, answer: Any, sent: str, result: Any
+) -> None:
+    assert call(ok(answer), method, *arguments) == result
+    assert f"{server.requests[0].method} {server.requests[0].url.raw_path.decode()}" == sent
+
+
+def test_sessions_and_avatars_are_typed(call: Any, server: Server) -> None:
+    assert call(ok({"session_id": "a", "frames": 3, "size": 9}), "session", "a").frames == 3
+    assert call(httpx.Response(201, json={"session_id": "a"}), "open_session", "a", "p").session_id == "a"
+    assert json.loads(server.requests[-1].content) == {"session_id": "a", "avatar_id": "p"}
+    assert call(ok({"session_id": "a", "interrupted": False}), "interrupt", "a").interrupted is False
+    facts = {"avatar_id": "p", "version": "1", "fps": 25, "width": 512, "height": 512, "frames": 9}
+    assert [avatar.width for avatar in call(ok([facts]), "avatars")] == [512]
+    assert call(ok([{"role": "user", "content": "Hi"}]), "messages", "a")[0].content == "Hi"
+
+
+def test_a_download_is_whole_or_not_there(call: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    assert call(httpx.Response(200, content=b"mp4"), "download", "a", path) == path and path.read_bytes() == b"mp4"
+    path.unlink()
+
+    def broken() -> Any:
+        yield b"half"
+        raise httpx.ReadError("gone")
+
+    class Half(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Any:
+            yield from broken()
+
+        async def __aiter__(self) -> Any:
+            for part in broken():
+                yield part
+
+    with pytest.raises(Unreachable, match="broke off"):
+        call(httpx.Response(200, stream=Half()), "download", "a", path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- chat
+
+
+def test_asking_waits_until_it_is_answered(call: Any, server: Server, waits: list[float]) -> None:
+    states = [ok({"job_id": "j", "session_id": "a", "status": s, "reply": "Hi."}) for s in ("thinking", "done")]
+    job = call([ok({"job_id": "j", "session_id": "a"}), *states], "ask", "Hello?", session_id="a")
+    assert (job.status, job.reply, job.finished, waits) == ("done", "Hi.", True, [0.5])
+    assert [r.url.path for r in server.requests] == ["/base/chat", "/base/status/j", "/base/status/j"]
+
+
+def test_progress_of_a_job_is_told(call: Any) -> None:
+    told: list[str] = []
+    states = [ok({"job_id": "j", "session_id": "a", "status": s}) for s in ("queued", "speaking", "done")]
+    call(states, "wait", "j", progress=lambda job: told.append(job.status))
+    assert told == ["queued", "speaking", "done"]
+
+
+def test_a_job_that_failed_or_is_late_raises(call: Any) -> None:
+    error = {"code": "stage_failed", "message": "The model failed.", "remedy": "Look."}
+    answer = ok({"job_id": "j", "session_id": "a", "status": "failed", "error": error})
+    with pytest.raises(ChatFailed, match=r"The model failed\. Look\.") as caught:
+        call(answer, "wait", "j")
+    assert caught.value.code == "stage_failed"
+    with pytest.raises(ChatFailed, match="not there after 0 s"):
+        call(ok({"job_id": "j", "session_id": "a", "status": "thinking"}), "wait", "j", timeout_s=0)
+
+
+# --- preparing
+
+
+def test_a_preparation_tells_how_far_it_is(call: Any, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "me.mp4").write_bytes(b"video")
+    lines = b'{"step": "finding faces", "done": 1, "total": 2}\n{"report": {"frames": 2}}\n'
+    told: list[Progress] = []
+    options = {"progress": told.append, "fps": 30}
+    done = call(httpx.Response(200, content=lines), "prepare", tmp_path / "me.mp4", "me", **options)
+    assert done == Prepared("me", {"frames": 2}) and told == [Progress("finding faces", 1, 2)]
+    assert (server.requests[0].content, server.requests[0].url.query) == (b"video", b"avatar_id=me&fps=30")
+
+
+def test_a_preparation_that_fails_later_raises_what_the_server_said(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "me.mp4").write_bytes(b"video")
+    line = b'{"error": {"code": "no_face", "message": "No face.", "remedy": "Use another."}}\n'
+    with pytest.raises(Refused, match="No face") as caught:
+        call(httpx.Response(200, content=line), "prepare", tmp_path / "me.mp4", "me")
+    assert caught.value.code == "no_face"
+    with pytest.raises(ServerError, match="broke off"):
+        call(httpx.Response(200, content=b""), "prepare", tmp_path / "me.mp4", "me")
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, Refused), (404, NotFound), (413, Refused), (422, Refused), (500, ServerError)]
+)
+def test_an_error_is_the_servers_own_words(call: Any, server: Server, status: int, kind: type[ServerError]) -> None:
+    with pytest.raises(kind, match=r"It is wrong\. Mend it\.") as caught:
+        call(failed(status, "bad_text"), "speak", "…")
+    assert type(caught.value) is kind and (caught.value.code, caught.value.status) == ("bad_text", status)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>Bad gateway</html>", b'{"detail": "no"}', b"[]"])
+def test_what_a_proxy_says_is_an_error_too(call: Any, body: bytes) -> None:
+    with pytest.raises(ServerError, match="The server answered 500"):
+        call(httpx.Response(500, content=body), "voices")
+    if body:
+        with pytest.raises(ServerError, match=r"not JSON|answered"):
+            call(httpx.Response(200, content=b"<html>"), "voices")
+
+
+def test_a_full_queue_is_tried_again_when_the_server_says(call: Any, waits: list[float]) -> None:
+    assert call([failed(429, retry_after="2"), failed(503), ok(SPOKEN)], "speak", "Hi").frames == 25
+    assert waits[0] == 2.0 and len(waits) == 2
+    with pytest.raises(Busy):
+        call(failed(429, retry_after="9999"), "speak", "Hi")
+    assert max(waits) == client.LONGEST_WAIT_S
+
+
+def test_what_may_have_been_heard_is_not_said_twice(call: Any, server: Server) -> None:
+    for trouble in (httpx.ReadTimeout("slow"), httpx.ReadError("gone")):
+        server.requests.clear()
+        with pytest.raises(Unreachable):
+            call([trouble, ok(SPOKEN)], "speak", "Hi")
+        assert len(server.requests) == 1
+    server.requests.clear()
+    with pytest.raises(ServerError):
+        call([failed(502), ok(SPOKEN)], "speak", "Hi")
+    assert len(server.requests) == 1
+    assert call([httpx.ConnectError("refused"), ok(SPOKEN)], "speak", "Hi").frames == 25  # it was never sent
+
+
+@pytest.mark.parametrize("trouble", [httpx.ReadError("gone"), httpx.ReadTimeout("slow"), failed(502), failed(504)])
+def test_what_only_asks_is_tried_again(call: Any, trouble: Answer) -> None:
+    assert call([trouble, ok(["a"])], "sessions") == ["a"]
+
+
+def test_a_server_that_is_not_there(call: Any, server: Server) -> None:
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        call(httpx.ConnectError("refused"), "voices")
+    assert len(server.requests) == 3
+    assert call(httpx.ConnectError("refused"), "healthy") is False
+    with pytest.raises(Unreachable, match="did not answer in time"):
+        call(httpx.ReadTimeout("slow"), "voices")
+
+
+def test_tries_are_counted_from_one() -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match="at least 1"):
+            kind(tries=0)

@@ -1,0 +1,32 @@
+"""Client of a WarmTalk server: `Client` and `AsyncClient`. Needs httpx only; knows no model and no Ray.
+
+from warmtalk import Client
+
+with Client("http://127.0.0.1:8000") as client:
+    speech = client.speak("Hello there.", session_id="alice")
+    client.download("alice", "alice.mp4")
+"""
+
+from warmtalk.aio import AsyncClient
+from warmtalk.client import Client
+from warmtalk.errors import Busy, ChatFailed, NotFound, Refused, ServerError, Unreachable
+from warmtalk.results import Avatar, ChatJob, Interruption, Message, Prepared, Progress, Session, Speech
+
+__all__ = [
+    "AsyncClient",
+    "Avatar",
+    "Busy",
+    "ChatFailed",
+    "ChatJob",
+    "Client",
+    "Interruption",
+    "Message",
+    "NotFound",
+    "Prepared",
+    "Progress",
+    "Refused",
+    "ServerError",
+    "Session",
+    "Speech",
+    "Unreachable",
+]

@@ -1,0 +1,237 @@
+"""The client for asyncio: the same methods as Client's, awaited. What is said stands in calls.py."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+
+from warmtalk import calls
+from warmtalk.calls import Call
+from warmtalk.client import BACKOFF_S, POLL_S, URL, parsed_json, replayable, timeouts, unreachable, wait_s
+from warmtalk.errors import ServerError, Unreachable, error_of
+from warmtalk.results import Avatar, ChatJob, Interruption, Message, Prepared, Progress, Session, Speech
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection pool to one server; to be closed, or used in an `async with`.
+
+    timeout_s: without a byte; what speaks has a longer one of its own. tries: of a call that meets a full queue, or
+    that may be repeated without harm. transport: of httpx, for proxies of one's own. Every method raises a ServerError
+    of warmtalk.errors.
+    """
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        timeout_s: float = 60.0,
+        tries: int = 3,
+        headers: dict[str, str] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if tries < 1:
+            raise ValueError("tries is at least 1")
+        self._tries = tries
+        self._timeout_s = timeout_s
+        self._http = httpx.AsyncClient(
+            base_url=url.rstrip("/") + "/", headers=headers, timeout=timeouts(timeout_s), transport=transport
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # --- speaking
+
+    async def speak(self, text: str, session_id: str | None = None, **options: Any) -> Speech:
+        """Say a text; return when it is whole. options: avatar_id, enhance, strength, voice, speed."""
+        return await self._do(calls.speak(text, session_id=session_id, **options))
+
+    async def speak_audio(self, audio: bytes | str | Path, session_id: str | None = None, **options: Any) -> Speech:
+        """Say a recording: bytes, or the path, of a WAV, FLAC, MP3 or OGG. options: avatar_id, enhance, strength."""
+        return await self._do(calls.speak_audio(calls.bytes_of(audio), session_id=session_id, **options))
+
+    async def stream(
+        self,
+        text: str | None = None,
+        audio: bytes | str | Path | None = None,
+        session_id: str | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[bytes, None]:
+        """Say a text or a recording; yield fragmented MP4 as it is made. Closing it ends the speech."""
+        sound = None if audio is None else calls.bytes_of(audio)
+        async with aclosing(self._bytes(calls.stream(text, sound, session_id=session_id, **options))) as parts:
+            async for part in parts:
+                yield part
+
+    async def interrupt(self, session_id: str) -> Interruption:
+        """Stop what the session says and is going to say."""
+        return await self._do(calls.interrupt(session_id))
+
+    async def voices(self) -> list[str]:
+        """Voices of the server's engine, the default first."""
+        return await self._do(calls.voices())
+
+    # --- chat
+
+    async def chat(self, message: str, session_id: str | None = None, **options: Any) -> ChatJob:
+        """Have a message answered in speech; return at once. options: avatar_id, enhance, voice, speed."""
+        return await self._do(calls.chat(message, session_id=session_id, **options))
+
+    async def status(self, job_id: str) -> ChatJob:
+        return await self._do(calls.status(job_id))
+
+    async def wait(
+        self, job: ChatJob | str, timeout_s: float = 300.0, progress: Callable[[ChatJob], None] | None = None
+    ) -> ChatJob:
+        """Poll a job until it is done; progress is told of each state. Raises ChatFailed, also after timeout_s."""
+        end_s = time.monotonic() + timeout_s
+        while True:
+            known = await self.status(job if isinstance(job, str) else job.job_id)
+            if progress:
+                progress(known)
+            if known.finished:
+                return calls.answered(known)
+            if time.monotonic() > end_s:
+                raise calls.late(known, timeout_s)
+            await asyncio.sleep(POLL_S)
+
+    async def ask(
+        self, message: str, session_id: str | None = None, timeout_s: float = 300.0, **options: Any
+    ) -> ChatJob:
+        """`chat` and `wait`: the answer, when it has been spoken."""
+        return await self.wait(await self.chat(message, session_id, **options), timeout_s)
+
+    async def messages(self, session_id: str) -> list[Message]:
+        """The conversation of a session, the oldest message first."""
+        return await self._do(calls.messages(session_id))
+
+    # --- sessions
+
+    async def open_session(self, session_id: str | None = None, avatar_id: str | None = None) -> Session:
+        """Open a session, so that it can be watched before anything is said."""
+        return await self._do(calls.open_session(session_id, avatar_id))
+
+    async def sessions(self) -> list[str]:
+        return await self._do(calls.sessions())
+
+    async def session(self, session_id: str) -> Session:
+        return await self._do(calls.session(session_id))
+
+    async def live(self, session_id: str) -> AsyncGenerator[bytes, None]:
+        """The session live, as fragmented MP4 without end."""
+        async with aclosing(self._bytes(calls.live(session_id))) as parts:
+            async for part in parts:
+                yield part
+
+    async def download(self, session_id: str, path: str | Path) -> Path:
+        """Write the session's whole video to `path`; nothing is there where it breaks off. Raises OSError, too."""
+        path, part = Path(path), Path(f"{path}.part")
+        try:
+            with part.open("wb") as file:
+                async for data in self._bytes(calls.video(session_id)):
+                    file.write(data)
+            return part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    async def captions(self, session_id: str) -> str:
+        """The session's captions as WebVTT."""
+        return b"".join([part async for part in self._bytes(calls.captions(session_id))]).decode()
+
+    async def reset(self, session_id: str) -> None:
+        """Start the session afresh."""
+        await self._do(calls.reset(session_id))
+
+    async def delete_session(self, session_id: str) -> bool:
+        """Delete the session with its video; whether there was one."""
+        return await self._do(calls.delete_session(session_id))
+
+    # --- avatars
+
+    async def avatars(self) -> list[Avatar]:
+        return await self._do(calls.avatars())
+
+    async def prepare(
+        self,
+        source: str | Path,
+        avatar_id: str,
+        progress: Callable[[Progress], None] | None = None,
+        **options: Any,
+    ) -> Prepared:
+        """Prepare an avatar from a video or a picture. options: force, fps, bbox_shift, extra_margin."""
+        call = calls.prepare(await asyncio.to_thread(Path(source).read_bytes), avatar_id, **options)
+        async with self._answer(call) as answer:
+            async for line in answer.aiter_lines():
+                event = calls.progress_of(line, avatar_id)
+                if isinstance(event, Prepared):
+                    return event
+                if progress:
+                    progress(event)
+        raise ServerError("broken_off", "The preparation broke off.", "Send it again.")
+
+    async def healthy(self) -> bool:
+        """Whether the server is there and its graph answers."""
+        try:
+            return await self._do(calls.healthz())
+        except ServerError:
+            return False
+
+    # --- how a call is carried out
+
+    async def _do(self, call: Call[T]) -> T:
+        async with self._answer(call) as answer:
+            return call.read(parsed_json(await answer.aread(), answer.status_code))
+
+    async def _bytes(self, call: Call[Any]) -> AsyncGenerator[bytes, None]:
+        async with self._answer(call) as answer:
+            async for part in answer.aiter_bytes():
+                yield part
+
+    @asynccontextmanager
+    async def _answer(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
+        """An answer of 2xx whose body is still to come. Raises ServerError."""
+        request = self._http.build_request(
+            call.method, call.path, timeout=timeouts(call.timeout_s or self._timeout_s), **call.arguments()
+        )
+        answer = await self._sent(call, request)
+        try:
+            yield answer
+        except httpx.TransportError as error:
+            raise Unreachable("broken_off", f"The answer broke off: {error}.", "Try again.") from error
+        finally:
+            await answer.aclose()
+
+    async def _sent(self, call: Call[Any], request: httpx.Request) -> httpx.Response:
+        for attempt in range(self._tries):
+            last = attempt == self._tries - 1 or not replayable(call)
+            try:
+                answer = await self._http.send(request, stream=True)
+            except httpx.TransportError as error:
+                if last or not (call.repeatable or isinstance(error, httpx.ConnectError)):
+                    raise unreachable(error) from error
+                await asyncio.sleep(BACKOFF_S * 2**attempt)
+                continue
+            if answer.is_success:
+                return answer
+            failure = error_of(answer.status_code, await answer.aread())
+            if last or not call.may_repeat(answer.status_code):
+                raise failure
+            await asyncio.sleep(wait_s(answer, attempt))
+        raise AssertionError("tries is at least 1")

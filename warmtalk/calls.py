@@ -1,0 +1,181 @@
+"""Each call of the server as data: what is sent, whether it may be sent twice, and what its answer means.
+
+Both clients carry out the same calls; here is no connection and no waiting.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+from warmtalk.errors import ChatFailed, ServerError, error_of
+from warmtalk.results import Avatar, ChatJob, Interruption, Message, Prepared, Progress, Session, Speech, parsed
+
+T = TypeVar("T")
+
+PASSING = (429, 502, 503, 504)  # statuses that a second try may not meet
+LONG_S = 600.0  # an answer that comes when a long text has been spoken
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request. `repeatable`: it may be sent again even where the first may have arrived."""
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    query: dict[str, Any] = field(default_factory=dict)
+    body: Any = None  # JSON
+    content: Any = None  # bytes, or an open file
+    repeatable: bool = True
+    timeout_s: float | None = None  # None: the client's
+
+    def arguments(self) -> dict[str, Any]:
+        """For httpx's `build_request`."""
+        said: dict[str, Any] = {"params": _given(self.query)} if self.query else {}
+        if self.body is not None:
+            said["json"] = _given(self.body)
+        if self.content is not None:
+            said["content"] = self.content
+        return said
+
+    def may_repeat(self, status: int) -> bool:
+        """429 and 503 are told before any work is done; after other failures only harmless calls go again."""
+        return status in (429, 503) or (self.repeatable and status in PASSING)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _spoken(answer: Any) -> Speech:
+    return parsed(Speech, answer)
+
+
+def _same(answer: Any) -> Any:
+    return answer
+
+
+def speak(text: str, **options: Any) -> Call[Speech]:
+    return Call("POST", "speak", _spoken, body={"text": text, **options}, repeatable=False, timeout_s=LONG_S)
+
+
+def speak_audio(audio: bytes, **options: Any) -> Call[Speech]:
+    return Call("POST", "speak/audio", _spoken, query=options, content=audio, repeatable=False, timeout_s=LONG_S)
+
+
+def stream(text: str | None, audio: bytes | None, **options: Any) -> Call[Any]:
+    """An answer of fragmented MP4. Raises ValueError unless exactly one of text and audio is given."""
+    if (text is None) == (audio is None):
+        raise ValueError("give a text or audio, and only one of them")
+    if text is not None:
+        body = {"text": text, "stream": True, **options}
+        return Call("POST", "speak", _same, body=body, repeatable=False, timeout_s=LONG_S)
+    query = {"stream": True, **options}
+    return Call("POST", "speak/audio", _same, query=query, content=audio, repeatable=False, timeout_s=LONG_S)
+
+
+def session_path(session_id: str, rest: str = "") -> str:
+    return f"sessions/{quote(session_id, safe='')}{rest}"
+
+
+def live(session_id: str) -> Call[Any]:
+    return Call("GET", session_path(session_id, "/live.mp4"), _same)
+
+
+def video(session_id: str) -> Call[Any]:
+    return Call("GET", session_path(session_id, "/video.mp4"), _same)
+
+
+def captions(session_id: str) -> Call[Any]:
+    return Call("GET", session_path(session_id, "/captions.vtt"), _same)
+
+
+def open_session(session_id: str | None, avatar_id: str | None) -> Call[Session]:
+    body = {"session_id": session_id, "avatar_id": avatar_id}
+    return Call(
+        "POST", "sessions", lambda answer: parsed(Session, answer), body=body, repeatable=session_id is not None
+    )
+
+
+def interrupt(session_id: str) -> Call[Interruption]:
+    return Call("POST", session_path(session_id, "/interrupt"), lambda answer: parsed(Interruption, answer))
+
+
+def sessions() -> Call[list[str]]:
+    return Call("GET", "sessions", _same)
+
+
+def session(session_id: str) -> Call[Session]:
+    return Call("GET", session_path(session_id), lambda answer: parsed(Session, answer))
+
+
+def reset(session_id: str) -> Call[Any]:
+    return Call("GET", "reset", _same, query={"session_id": session_id})
+
+
+def delete_session(session_id: str) -> Call[bool]:
+    return Call("DELETE", session_path(session_id), lambda answer: bool(answer["removed"]))
+
+
+def avatars() -> Call[list[Avatar]]:
+    return Call("GET", "avatars", lambda answer: [parsed(Avatar, entry) for entry in answer])
+
+
+def prepare(source: Any, avatar_id: str, **options: Any) -> Call[Any]:
+    """source: an open file or bytes of a video or a picture. The answer is JSON lines: see `progress_of`."""
+    query = {"avatar_id": avatar_id, **options}
+    return Call("POST", "avatars", _same, query=query, content=source, repeatable=False, timeout_s=LONG_S)
+
+
+def progress_of(line: str, avatar_id: str) -> Progress | Prepared:
+    """One line of a preparation's answer. Raises ServerError for one that says that it failed."""
+    event = json.loads(line)
+    if "error" in event:
+        raise error_of(422, line.encode())
+    return Prepared(avatar_id, event["report"]) if "report" in event else parsed(Progress, event)
+
+
+def voices() -> Call[list[str]]:
+    return Call("GET", "voices", _same)
+
+
+def healthz() -> Call[bool]:
+    return Call("GET", "healthz", lambda answer: bool(answer["status"] == "ok"))
+
+
+def chat(message: str, **options: Any) -> Call[ChatJob]:
+    body = {"message": message, **options}
+    return Call("POST", "chat", lambda answer: parsed(ChatJob, answer), body=body, repeatable=False)
+
+
+def status(job_id: str) -> Call[ChatJob]:
+    return Call("GET", f"status/{quote(job_id, safe='')}", lambda answer: parsed(ChatJob, answer))
+
+
+def messages(session_id: str) -> Call[list[Message]]:
+    path = f"chat/{quote(session_id, safe='')}"
+    return Call("GET", path, lambda answer: [parsed(Message, entry) for entry in answer])
+
+
+def answered(job: ChatJob) -> ChatJob:
+    """The job, if it was answered. Raises ChatFailed."""
+    if job.status == "failed":
+        error = job.error or {}
+        raise ChatFailed(
+            error.get("code", "failed"), error.get("message", "The chat failed."), error.get("remedy", ""), 200
+        )
+    return job
+
+
+def late(job: ChatJob, timeout_s: float) -> ServerError:
+    return ChatFailed("timeout", f"The answer was not there after {timeout_s:g} s.", f"It is {job.status}: wait on.")
+
+
+def bytes_of(audio: bytes | str | Path) -> bytes:
+    """Sound as bytes; a path is read. Raises OSError."""
+    return audio if isinstance(audio, bytes) else Path(audio).read_bytes()

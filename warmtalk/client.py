@@ -1,0 +1,263 @@
+"""The client for programs that wait for each answer. Knows httpx; what is said stands in calls.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+
+from warmtalk import calls
+from warmtalk.calls import Call
+from warmtalk.errors import ServerError, Unreachable, error_of
+from warmtalk.results import Avatar, ChatJob, Interruption, Message, Prepared, Progress, Session, Speech
+
+T = TypeVar("T")
+
+URL = "http://127.0.0.1:8000"
+BACKOFF_S = 0.5  # doubled at each try
+LONGEST_WAIT_S = 10.0  # whatever Retry-After says
+POLL_S = 0.5
+
+
+class Client:
+    """A connection pool to one server; to be closed, or used in a `with`.
+
+    timeout_s: without a byte; what speaks has a longer one of its own. tries: of a call that meets a full queue, or
+    that may be repeated without harm. transport: of httpx, for proxies of one's own. Every method raises a ServerError
+    of warmtalk.errors.
+    """
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        timeout_s: float = 60.0,
+        tries: int = 3,
+        headers: dict[str, str] | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        if tries < 1:
+            raise ValueError("tries is at least 1")
+        self._tries = tries
+        self._timeout_s = timeout_s
+        self._http = httpx.Client(
+            base_url=url.rstrip("/") + "/", headers=headers, timeout=timeouts(timeout_s), transport=transport
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- speaking
+
+    def speak(self, text: str, session_id: str | None = None, **options: Any) -> Speech:
+        """Say a text; return when it is whole. options: avatar_id, enhance, strength, voice, speed."""
+        return self._do(calls.speak(text, session_id=session_id, **options))
+
+    def speak_audio(self, audio: bytes | str | Path, session_id: str | None = None, **options: Any) -> Speech:
+        """Say a recording: bytes, or the path, of a WAV, FLAC, MP3 or OGG. options: avatar_id, enhance, strength."""
+        return self._do(calls.speak_audio(calls.bytes_of(audio), session_id=session_id, **options))
+
+    def stream(
+        self,
+        text: str | None = None,
+        audio: bytes | str | Path | None = None,
+        session_id: str | None = None,
+        **options: Any,
+    ) -> Iterator[bytes]:
+        """Say a text or a recording; yield fragmented MP4 as it is made. Closing it ends the speech."""
+        sound = None if audio is None else calls.bytes_of(audio)
+        yield from self._bytes(calls.stream(text, sound, session_id=session_id, **options))
+
+    def interrupt(self, session_id: str) -> Interruption:
+        """Stop what the session says and is going to say."""
+        return self._do(calls.interrupt(session_id))
+
+    def voices(self) -> list[str]:
+        """Voices of the server's engine, the default first."""
+        return self._do(calls.voices())
+
+    # --- chat
+
+    def chat(self, message: str, session_id: str | None = None, **options: Any) -> ChatJob:
+        """Have a message answered in speech; return at once. options: avatar_id, enhance, voice, speed."""
+        return self._do(calls.chat(message, session_id=session_id, **options))
+
+    def status(self, job_id: str) -> ChatJob:
+        return self._do(calls.status(job_id))
+
+    def wait(
+        self, job: ChatJob | str, timeout_s: float = 300.0, progress: Callable[[ChatJob], None] | None = None
+    ) -> ChatJob:
+        """Poll a job until it is done; progress is told of each state. Raises ChatFailed, also after timeout_s."""
+        end_s = time.monotonic() + timeout_s
+        while True:
+            known = self.status(job if isinstance(job, str) else job.job_id)
+            if progress:
+                progress(known)
+            if known.finished:
+                return calls.answered(known)
+            if time.monotonic() > end_s:
+                raise calls.late(known, timeout_s)
+            time.sleep(POLL_S)
+
+    def ask(self, message: str, session_id: str | None = None, timeout_s: float = 300.0, **options: Any) -> ChatJob:
+        """`chat` and `wait`: the answer, when it has been spoken."""
+        return self.wait(self.chat(message, session_id, **options), timeout_s)
+
+    def messages(self, session_id: str) -> list[Message]:
+        """The conversation of a session, the oldest message first."""
+        return self._do(calls.messages(session_id))
+
+    # --- sessions
+
+    def open_session(self, session_id: str | None = None, avatar_id: str | None = None) -> Session:
+        """Open a session, so that it can be watched before anything is said."""
+        return self._do(calls.open_session(session_id, avatar_id))
+
+    def sessions(self) -> list[str]:
+        return self._do(calls.sessions())
+
+    def session(self, session_id: str) -> Session:
+        return self._do(calls.session(session_id))
+
+    def live(self, session_id: str) -> Iterator[bytes]:
+        """The session live, as fragmented MP4 without end."""
+        yield from self._bytes(calls.live(session_id))
+
+    def download(self, session_id: str, path: str | Path) -> Path:
+        """Write the session's whole video to `path`; nothing is there where it breaks off. Raises OSError, too."""
+        path, part = Path(path), Path(f"{path}.part")
+        try:
+            with part.open("wb") as file:
+                for data in self._bytes(calls.video(session_id)):
+                    file.write(data)
+            return part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def captions(self, session_id: str) -> str:
+        """The session's captions as WebVTT."""
+        return b"".join(self._bytes(calls.captions(session_id))).decode()
+
+    def reset(self, session_id: str) -> None:
+        """Start the session afresh."""
+        self._do(calls.reset(session_id))
+
+    def delete_session(self, session_id: str) -> bool:
+        """Delete the session with its video; whether there was one."""
+        return self._do(calls.delete_session(session_id))
+
+    # --- avatars
+
+    def avatars(self) -> list[Avatar]:
+        return self._do(calls.avatars())
+
+    def prepare(
+        self,
+        source: str | Path,
+        avatar_id: str,
+        progress: Callable[[Progress], None] | None = None,
+        **options: Any,
+    ) -> Prepared:
+        """Prepare an avatar from a video or a picture. options: force, fps, bbox_shift, extra_margin."""
+        with Path(source).open("rb") as file, self._answer(calls.prepare(file, avatar_id, **options)) as answer:
+            for line in answer.iter_lines():
+                event = calls.progress_of(line, avatar_id)
+                if isinstance(event, Prepared):
+                    return event
+                if progress:
+                    progress(event)
+        raise ServerError("broken_off", "The preparation broke off.", "Send it again.")
+
+    def healthy(self) -> bool:
+        """Whether the server is there and its graph answers."""
+        try:
+            return self._do(calls.healthz())
+        except ServerError:
+            return False
+
+    # --- how a call is carried out
+
+    def _do(self, call: Call[T]) -> T:
+        with self._answer(call) as answer:
+            return call.read(parsed_json(answer.read(), answer.status_code))
+
+    def _bytes(self, call: Call[Any]) -> Iterator[bytes]:
+        with self._answer(call) as answer:
+            yield from answer.iter_bytes()
+
+    @contextmanager
+    def _answer(self, call: Call[Any]) -> Iterator[httpx.Response]:
+        """An answer of 2xx whose body is still to come. Raises ServerError."""
+        request = self._http.build_request(
+            call.method, call.path, timeout=timeouts(call.timeout_s or self._timeout_s), **call.arguments()
+        )
+        answer = self._sent(call, request)
+        try:
+            yield answer
+        except httpx.TransportError as error:
+            raise Unreachable("broken_off", f"The answer broke off: {error}.", "Try again.") from error
+        finally:
+            answer.close()
+
+    def _sent(self, call: Call[Any], request: httpx.Request) -> httpx.Response:
+        for attempt in range(self._tries):
+            last = attempt == self._tries - 1 or not replayable(call)
+            try:
+                answer = self._http.send(request, stream=True)
+            except httpx.TransportError as error:
+                if last or not (call.repeatable or isinstance(error, httpx.ConnectError)):
+                    raise unreachable(error) from error
+                time.sleep(BACKOFF_S * 2**attempt)
+                continue
+            if answer.is_success:
+                return answer
+            failure = error_of(answer.status_code, answer.read())
+            if last or not call.may_repeat(answer.status_code):
+                raise failure
+            time.sleep(wait_s(answer, attempt))
+        raise AssertionError("tries is at least 1")
+
+
+def timeouts(timeout_s: float) -> httpx.Timeout:
+    return httpx.Timeout(timeout_s, connect=min(timeout_s, 5.0))
+
+
+def replayable(call: Call[Any]) -> bool:
+    """Whether its content can be sent again: an open file has been read."""
+    return call.content is None or isinstance(call.content, bytes)
+
+
+def wait_s(answer: httpx.Response, attempt: int) -> float:
+    """Before the next try: what the server asks for, within reason."""
+    try:
+        asked_s = float(answer.headers["retry-after"])
+    except (KeyError, ValueError):
+        asked_s = BACKOFF_S * 2**attempt
+    return min(max(asked_s, 0.0), LONGEST_WAIT_S)
+
+
+def unreachable(error: httpx.TransportError) -> Unreachable:
+    if isinstance(error, httpx.TimeoutException):
+        return Unreachable("timeout", "The server did not answer in time.", "Raise timeout_s, or look at its log.")
+    return Unreachable("unreachable", f"The server cannot be reached: {error}.", "Start it with `warmtalk serve`.")
+
+
+def parsed_json(data: bytes, status: int) -> Any:
+    try:
+        return httpx.Response(200, content=data).json()
+    except ValueError as error:
+        raise ServerError("bad_answer", "The answer is not JSON.", "Check the address.", status) from error

@@ -1,0 +1,108 @@
+"""What the server answers, typed. Fields that a newer server adds are passed over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def parsed(kind: type[T], answer: dict[str, Any]) -> T:
+    """`answer` as a dataclass of results, without what that does not know."""
+    names = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in answer.items() if key in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """An utterance that was spoken. `stages`: per stage calls, frames and milliseconds of queue, transfer, compute."""
+
+    session_id: str
+    avatar_id: str
+    video_url: str
+    frames: int
+    duration_s: float
+    ttff_ms: float
+    rtf: float
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Facts of a session; `utterances` is its transcript."""
+
+    session_id: str
+    avatar_id: str = ""
+    frames: int = 0
+    duration_s: float = 0.0
+    size: int = 0
+    video_url: str = ""
+    utterances: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """What an interruption met; which of it was cut the transcript says."""
+
+    session_id: str
+    interrupted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Avatar:
+    """A prepared avatar."""
+
+    avatar_id: str
+    version: str
+    fps: int
+    width: int
+    height: int
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a preparation has come; `total` is 0 where it is not known."""
+
+    step: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A preparation that succeeded, with the server's report."""
+
+    avatar_id: str
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatJob:
+    """How far a message has come. `reply` and `pieces` grow while it is thinking and speaking."""
+
+    job_id: str
+    session_id: str
+    status: Literal["queued", "thinking", "speaking", "done", "failed"] = "queued"
+    progress: float = 0.0
+    reply: str = ""
+    saying: str | None = None
+    video_url: str | None = None
+    start_s: float = 0.0
+    interrupted: bool = False
+    pieces: list[dict[str, Any]] = field(default_factory=list)
+    latency: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, str] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in ("done", "failed")
