@@ -72,6 +72,8 @@ _VAE = "stabilityai/sd-vae-ft-mse"
 _VAE_REVISION = "31f26fdeee1355a5c34592e401dd41e45d25a493"
 _WHISPER = "openai/whisper-tiny"
 _WHISPER_REVISION = "169d4a4341b33bc18d8881c4b69c2e104e1cc0af"
+_TAESD = "madebyollin/taesd"
+_TAESD_REVISION = "614f76814bbe30edbe2e627ace1c2234c81a2c0e"
 _UNET_CONFIG_SHA256 = "5b6923aee04d71692e0e9846c471e0a4ea07a4f686d39545e472bd4ba17e1b47"  # v1.0 and v1.5 share it
 
 SETS = (
@@ -230,10 +232,12 @@ SETS = (
         "LipSync (decoder: tiny)",
         "MIT",
         (
-            WeightFile("taesd/config.json", HubFile("madebyollin/taesd", "config.json")),
+            WeightFile("taesd/config.json", HubFile(_TAESD, "config.json", _TAESD_REVISION)),
             WeightFile(
                 "taesd/diffusion_pytorch_model.safetensors",
-                HubFile("madebyollin/taesd", "diffusion_pytorch_model.safetensors"),
+                HubFile(_TAESD, "diffusion_pytorch_model.safetensors", _TAESD_REVISION),
+                9_793_292,
+                "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
             ),
         ),
     ),
