@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -20,6 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from models.checkpoints import build_module, find_weights, load_state_dict, read_json
 from models.errors import AudioError
 from models.mel import HOP_SAMPLES, log_mel
+from models.tensors import as_tensor
 from models.types import WHISPER_HZ, WINDOW_STEPS
 
 STEP_SAMPLES = 2 * HOP_SAMPLES  # the encoder's second convolution halves 100 mel frames a second: 320 samples a step
@@ -177,7 +177,7 @@ class WhisperFeatures:
 
     def log_mel(self, samples: Samples) -> torch.Tensor:
         """Speech `(n,)` or `(b, n)`, padded to its context → float32 `(b, 80, n / 160)` on the model's device."""
-        batch = torch.atleast_2d(torch.as_tensor(samples)).to(self.device, torch.float32)
+        batch = torch.atleast_2d(as_tensor(samples)).to(self.device, torch.float32)
         return log_mel(batch, self.mel_bins)
 
     def encode(self, mel: Any) -> torch.Tensor:
@@ -185,7 +185,7 @@ class WhisperFeatures:
 
         The states of whisper-tiny: embedding output (position code added), the first three layers, final layer norm.
         """
-        mel = torch.as_tensor(mel).to(self.device, self.dtype)
+        mel = as_tensor(mel).to(self.device, self.dtype)
         assert mel.ndim == 3 and mel.shape[1] == self.mel_bins and mel.shape[2] % 2 == 0, mel.shape
         encoder = self._encoder_of(mel.shape[2] // 2)
         with torch.no_grad():
@@ -215,9 +215,7 @@ def _encoder_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _check_samples(samples: Samples) -> torch.Tensor:
     """Speech as a float tensor `(n,)`. Raises AudioError."""
-    if isinstance(samples, np.ndarray) and not samples.flags.writeable:
-        samples = samples.copy()  # torch cannot wrap the read-only views that come from another process
-    tensor = torch.as_tensor(samples)
+    tensor = as_tensor(samples)
     if not tensor.is_floating_point():
         raise AudioError(f"The samples are {tensor.dtype}, not floats.", "Scale them to float32 in [-1, 1].")
     if tensor.ndim != 1:

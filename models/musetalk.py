@@ -18,6 +18,7 @@ from torch import nn
 from models.checkpoints import build_module, load_state_dict, read_json
 from models.errors import InputError, WeightsError
 from models.recorded import Recorded, check_compile, sizes_of
+from models.tensors import as_tensor
 from models.types import CROP_PX, LATENT_PX, WINDOW_TOKENS, UInt8
 from models.vae_files import modern_vae_keys, vae_files, vae_fingerprint
 
@@ -241,9 +242,7 @@ def load_vae(folder: Path, device: Any = "cpu", dtype: torch.dtype = torch.float
 
 def _tensor(value: Array, tail: tuple[int, ...], what: str) -> torch.Tensor:
     """`value` as a tensor `(n, *tail)`. Raises InputError for another shape."""
-    if isinstance(value, np.ndarray) and not value.flags.writeable:
-        value = value.copy()  # torch cannot wrap the read-only views that come from another process
-    tensor = torch.as_tensor(value)
+    tensor = as_tensor(value)
     if tuple(tensor.shape[1:]) != tail or not len(tensor):
         wanted = ", ".join(["n ≥ 1", *map(str, tail)])
         raise InputError(f"The {what} have shape {tuple(tensor.shape)}.", f"Send ({wanted}).")

@@ -19,6 +19,7 @@ from models.recorded import Recorded, check_compile
 from models.restore.align import restore_aligned
 from models.restore.align_device import aligned_pass, enlarges, restore_on_device
 from models.restore.gfpgan_net import GFPGANNet, channels_last
+from models.tensors import as_tensor
 from models.types import RESTORED_PX, UInt8
 
 MAX_FACES = 4  # a pass: working memory is 0.7 GB for one face and 0.43 GB for each more, in fp32 on a CPU
@@ -67,7 +68,7 @@ class GFPGAN:
         x: array or tensor of any float type; the result lies on the network's device, in its dtype.
         """
         weight = self.module.final_linear.weight
-        x = torch.as_tensor(x)
+        x = as_tensor(x)
         if x.ndim != 4 or x.shape[1:] != (3, RESTORED_PX, RESTORED_PX):
             raise InputError(f"A batch of shape {tuple(x.shape)}.", f"Give (n, 3, {RESTORED_PX}, {RESTORED_PX}).")
         with torch.inference_mode():

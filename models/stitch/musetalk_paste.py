@@ -6,6 +6,9 @@ which does it with Pillow; equal to it to the last bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +23,15 @@ UPPER_SHARE = 0.5  # of the square's rows that are never pasted
 BLUR_SHARE = 0.1  # the blur's kernel over the square's side; get_image, for whole files, takes 0.05
 
 
+def whole(box: Iterable[Any]) -> Box:
+    """Four edges of any whole-number type, an array's too, as Python's ints."""
+    x1, y1, x2, y2 = (int(edge) for edge in box)
+    return x1, y1, x2, y2
+
+
 def crop_box_of(box: Box, expand: float = EXPAND) -> Box:
     """The square around a box's middle, `expand` times its longer side, halves cut; may reach outside the frame."""
-    x1, y1, x2, y2 = (int(edge) for edge in box)
+    x1, y1, x2, y2 = whole(box)
     x, y = (x1 + x2) // 2, (y1 + y2) // 2
     half = int(max(x2 - x1, y2 - y1) // 2 * expand)
     return x - half, y - half, x + half, y + half
@@ -51,6 +60,7 @@ def musetalk_material(
     `paste_region`. Raises ConfigError for a mode that does not exist.
     """
     assert frame_rgb.ndim == 3, frame_rgb.shape  # its content plays no part: labels stand for it
+    box = whole(box)
     crop_box = crop_box_of(box)
     return region_mask(paste_region(labels, mode, cheek_width), box, crop_box, blur), crop_box
 
@@ -74,9 +84,9 @@ def musetalk_blend(frame_rgb: UInt8, face_rgb: UInt8, box: Box, mask: UInt8, cro
     face_rgb: RGB uint8 of the box's size; one of another size is resized linearly, as MuseTalk's scripts do before.
     What lies outside the frame is left out.
     """
-    mask = np.asarray(mask)
+    mask, box, crop_box = np.asarray(mask), whole(box), whole(crop_box)
     assert mask.shape == (crop_box[3] - crop_box[1], crop_box[2] - crop_box[0]), (mask.shape, crop_box)
-    out = np.array(frame_rgb, np.uint8)
+    out = np.array(np.asarray(frame_rgb), np.uint8)
     paste_box(out, np.asarray(face_rgb), box, alpha_of(mask, crop_box, out.shape[:2]))
     return out
 

@@ -46,8 +46,9 @@ def paste(frame: UInt8, face: UInt8, transform: Float32, mask: UInt8, mode: str 
     transform. mode: `feather` weighs by the mask as it is. Raises ConfigError for a mode that does not exist.
     """
     blend = find_blend(mode)
-    out = frame.copy()
-    _paste_into(out, face, transform, warp_alpha(transform, mask, (frame.shape[0], frame.shape[1])), blend)
+    out = np.array(np.asarray(frame), order="C")
+    face, transform, mask = np.asarray(face), np.asarray(transform), np.asarray(mask)
+    _paste_into(out, face, transform, warp_alpha(transform, mask, (out.shape[0], out.shape[1])), blend)
     return out
 
 
