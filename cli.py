@@ -173,6 +173,28 @@ def fetch_weights(
         raise typer.Exit(status)
 
 
+@app.command(epilog="Example: `warmtalk quality out/demo.mp4 -o report.html`")
+def quality(
+    video: Annotated[Path, typer.Argument(help="A talking-head video.")],
+    avatar_id: Annotated[str | None, typer.Option(help="Whose source it shows, where no sidecar says.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Another video, judged beside it.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The page to write, .html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as the last line.")] = False,
+    seconds: Annotated[float, typer.Option(min=1, help="So much of the video is judged.")] = 60.0,
+) -> None:
+    """Measure how real a video looks, against its avatar's source; exit 1 if a gate is broken, 2 if it cannot be."""
+    from judging.command import Question, run
+
+    with _errors(2), _bar() as bar:
+        task = bar.add_task("reading", total=None, note="")
+
+        def show(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total or None)
+
+        holds = run(Question(video, avatar_id, reference, seconds), output, as_json, show)
+    raise typer.Exit(0 if holds else 1)
+
+
 @app.command(epilog="Example: `warmtalk doctor --json`")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
@@ -187,28 +209,28 @@ def doctor(
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
-    """An error is a sentence and a remedy on stderr and exit status 1, never a stack trace."""
+def _errors(status: int = 1) -> Iterator[None]:
+    """An error is a sentence and a remedy on stderr and an exit status, never a stack trace."""
     try:
         yield
     except WarmTalkError as error:
-        raise _told(error.code, error.message, error.remedy) from None
+        raise _told(error.code, error.message, error.remedy, status) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         remedy = "Check --server, or leave it out to start one here."
         raise _told("unreachable", f"The server does not answer: {error}.", remedy) from None
     except OSError as error:
         message = f"{error.filename or 'A file'}: {error.strerror or error}."
-        raise _told("file", message, "Check the path, its permissions, and the space on the disk.") from None
+        raise _told("file", message, "Check the path, its permissions, and the space on the disk.", status) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
 
-def _told(code: str, message: str, remedy: str) -> typer.Exit:
+def _told(code: str, message: str, remedy: str, status: int = 1) -> typer.Exit:
     """Print the error, whatever brackets stand in it; return the exit that ends the command."""
     console.print(f"[bold red]{escape(code)}[/] {escape(message)}", highlight=False)
     if remedy:
         console.print(f"[bold]→[/] {escape(remedy)}", highlight=False)
-    return typer.Exit(1)
+    return typer.Exit(status)
 
 
 def _bar() -> Progress:
@@ -266,6 +288,8 @@ def _say(
     url: str, text: str, audio: Path | None, avatar_id: str | None, enhance: bool | None, output: Path
 ) -> dict[str, Any]:
     """Stream the utterance into `output`, written whole or not at all; return its summary."""
+    from models.stitch.sidecar import replace_with_sidecar
+
     session_id = f"say-{os.getpid()}-{int(time.time())}"
     chosen = {"session_id": session_id, "stream": True, "avatar_id": avatar_id, "enhance": enhance}
     options = {key: value for key, value in chosen.items() if value is not None}
@@ -290,21 +314,10 @@ def _say(
             summary = facts["last"]
             if summary is None or facts["utterances"][-1]["end_s"] is None:
                 raise StageError("The utterance broke off.", "Look at the server's log and try again.")
-            _replace_with_sidecar(partial, output, sidecar.content if sidecar.status_code == 200 else b"")
+            replace_with_sidecar(partial, output, sidecar.content if sidecar.status_code == 200 else b"")
         finally:
             partial.unlink(missing_ok=True)
     return dict(summary)
-
-
-def _replace_with_sidecar(partial: Path, output: Path, sidecar: bytes) -> None:
-    """Put the video in its place with its sidecar beside it: never beside the sidecar of another video."""
-    from models.stitch.sidecar import sidecar_path
-
-    beside = sidecar_path(output)
-    beside.unlink(missing_ok=True)
-    partial.replace(output)
-    if sidecar:
-        _write_whole(beside, sidecar)
 
 
 def _server_error(answer: httpx.Response) -> WarmTalkError:
@@ -379,13 +392,10 @@ def _print_report(report: dict[str, Any]) -> None:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
+    from models.stitch.disk import replace_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, data, sync=False)
 
 
 def _partial(path: Path) -> Path:

@@ -10,8 +10,9 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
-SAME_LEVELS = 0.03  # mean grey levels under which two coded frames are one: H.264 skips what does not change
-SAME_SHARE = 0.03  # of the clip's median change: grain keeps a repeated frame from being quite equal
+SAME_LEVELS = 0.03  # mean grey levels under which two frames are one, whatever the clip: coded noise is more
+SAME_SHARE = 0.1  # of the clip's median change: H.264 goes on refining a picture that stands still
+OWN_SHARE = 0.6  # of the change that the source itself has there, where that is known
 FROZEN_S = 0.12  # repeats that last so long are seen as a freeze
 
 
@@ -25,12 +26,20 @@ class Stills:
     at: int
 
 
-def stills(change: Float64, planned: Bool, fps: float, lasting: npt.NDArray[np.int64] | None = None) -> Stills:
+def stills(
+    change: Float64,
+    planned: Bool,
+    fps: float,
+    lasting: npt.NDArray[np.int64] | None = None,
+    own: Float64 | None = None,
+) -> Stills:
     """change: mean grey levels from each frame to the next, `(n - 1,)`. planned: bool `(n,)`, frames that are meant to
     repeat the one before. lasting: how many frames' time each frame is on the screen, `(n,)`; one each by default.
+    own: the change of the source's own frames, coded alike, `(n - 1,)`.
     """
     n = len(change) + 1
-    same = change < max(SAME_LEVELS, SAME_SHARE * float(np.median(change)) if len(change) else 0.0)
+    expected = np.full(n - 1, np.median(change) * SAME_SHARE) if own is None else OWN_SHARE * own
+    same = change < np.maximum(SAME_LEVELS, expected)
     repeats = np.concatenate([[False], same]) & ~planned
     held = np.zeros(n, np.int64) if lasting is None else lasting - 1
     longest, at, run = 0, 0, 0

@@ -18,7 +18,7 @@ FLOOR_DB = -80.0  # digital silence
 QUIET_DB = -55.0  # below full scale; nothing is said where no frame exceeds it
 BELOW_SPEECH_DB = 30.0  # under the loud frames of the clip: breath and room, but no speech
 LOUD_PERCENTILE = 90.0
-AFTER_S, BEFORE_S = 0.2, 0.12  # a mouth may take so long to close after speech, and to open before it
+AFTER_S, BEFORE_S = 0.24, 0.2  # a mouth may take so long to close after speech, and to open before it
 FEWEST_FRAMES = 5  # of silence, for a number to mean anything
 
 

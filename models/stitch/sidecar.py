@@ -163,6 +163,15 @@ def committed_lines(path: Path) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
+def replace_with_sidecar(part: Path, video: Path, lines: bytes) -> None:
+    """Put `part` in the place of `video`, with these lines beside it, if any: never beside another video's sidecar."""
+    beside = sidecar_path(video)
+    beside.unlink(missing_ok=True)
+    part.replace(video)
+    if lines:
+        replace_file(beside, lines, sync=False)
+
+
 def _records(file: io.BufferedReader) -> Iterator[Record]:
     for line in file:
         record = decode_record(line)

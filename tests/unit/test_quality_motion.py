@@ -107,7 +107,7 @@ def test_silence_is_heard_in_the_sound() -> None:
     quiet = quiet_frames(levels_db(speech, RATE, FPS, 100))
     assert quiet.nonzero()[0].tolist() == list(range(26, 49))
     rest = rest_frames(quiet, FPS)
-    assert rest.nonzero()[0].tolist() == list(range(31, 46))  # 200 ms after speech, 120 ms before
+    assert rest.nonzero()[0].tolist() == list(range(32, 44))  # 240 ms after speech, 200 ms before
     assert quiet_frames(levels_db(np.zeros(RATE, np.float32), RATE, FPS, 25)).all()
 
 
@@ -136,6 +136,15 @@ def test_planned_repeats_are_no_fault() -> None:
     planned = np.zeros(100, bool)
     planned[50:53] = True
     assert not stills(change, planned, FPS).repeats.any()
+
+
+def test_a_still_picture_that_is_refined_is_told_by_the_sources_own_change() -> None:
+    change = np.full(99, 0.3)
+    change[30:40] = np.geomspace(0.15, 0.05, 10)  # as x264 does to a picture that stands still
+    nobody = np.zeros(100, bool)
+    found = stills(change, nobody, FPS, own=np.full(99, 0.3))
+    assert (found.longest, found.at) == (10, 30)
+    assert not stills(change, nobody, FPS, own=0.9 * change).repeats.any()  # the source moves as little
 
 
 def test_a_frame_that_stays_too_long_is_a_freeze() -> None:

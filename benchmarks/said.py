@@ -1,0 +1,108 @@
+"""Says a text through the product's own parts in one process: voice, features, LipSync, paste, encoder, session.
+
+Without Ray: chunks are made one after another, and go into a session as Stitch puts them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.embedded import BATCH, EMBEDDED
+from configs.schema import StitchConfig
+from deployments.line import Chunk
+from deployments.requests import SpeakRequest
+from deployments.sessions import OpenSessions
+from deployments.utterance import LoadedAvatar, Utterance
+from models.audio import pad_to_frames, resample
+from models.avatar.playback import ping_pong
+from models.avatar.store import AvatarStore
+from models.features import WhisperFeatures
+from models.openvino_engine import OpenVINOMuseTalk
+from models.stitch.encode import MediaSpec
+from models.stitch.mouth import Mouth
+from models.stitch.paste import Paster
+from models.stitch.rest import RestSettings, own_mouth_rests
+from models.tts.hibari import HibariTTS
+from models.types import WHISPER_HZ, FaceCrops, Float16, PreparedAvatar, Speech, UInt8
+
+ENGINES = {"TTS": "hibari", "AudioFeatures": "whisper", "LipSync": "openvino"}
+
+
+class Speaker:
+    """The embedded models, loaded once, and sessions under `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.voice, self.features = HibariTTS.load(), WhisperFeatures.load(EMBEDDED / "whisper")
+        files = (EMBEDDED / "musetalk/musetalk.json", EMBEDDED / "musetalk/unet.safetensors", EMBEDDED / "vae")
+        self.engine = OpenVINOMuseTalk.load(*files, threads=2)
+        self.sessions = OpenSessions(folder, 8)
+
+    def say(self, avatar: PreparedAvatar, session_id: str, text: str, pause_s: float = 0.0) -> Path:
+        """Add an utterance to a session, each sentence with so much more silence behind it; returns its video."""
+        config, session = StitchConfig(), self.sessions.find(session_id)
+        spec = MediaSpec.for_source(
+            avatar.width, avatar.height, avatar.fps, sample_rate_hz=config.sample_rate_hz, crf=config.crf,
+            preset=config.preset, first_fragment_frames=config.first_chunk_frames, fragment_frames=config.chunk_frames,
+        )  # fmt: skip
+        rests = own_mouth_rests(avatar)
+        rest = RestSettings(config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, source_rests=rests)
+        loaded = LoadedAvatar(avatar, Paster(avatar, mode=config.blend_mode), rests)
+        position = session.frames if session else 0
+        said = Utterance(
+            SpeakRequest(session_id, text), self.sessions, loaded, spec, position, Mouth(spec.fps, rest),
+            engines=dict(ENGINES),
+        )  # fmt: skip
+        speeches = [paused(speech, pause_s) for speech in self.voice.speak(text)]
+        for chunk in self._chunks(avatar, speeches, position):
+            said.add(chunk)
+        said.end()
+        assert said.session is not None
+        return said.session.path
+
+    def _chunks(self, avatar: PreparedAvatar, speeches: list[Speech], position: int) -> Iterator[Chunk]:
+        """Chunks of BATCH frames, segment after segment, padded as deployments.line pads them."""
+        padded, first, added_s = list[tuple[Speech, int]](), 0, 0.0
+        for speech in speeches:
+            whole = pad_to_frames(speech, avatar.fps, added_s)
+            added_s += whole.duration_s - speech.duration_s
+            padded.append((whole, first))
+            first += round(whole.duration_s * avatar.fps)
+        for number, (speech, begin) in enumerate(padded):
+            count = round(speech.duration_s * avatar.fps)
+            faces = self.faces(avatar, speech, position + begin, count)
+            following = padded[number + 1] if number + 1 < len(padded) else None
+            for start in range(0, count, BATCH):
+                crops = FaceCrops(faces[start : start + BATCH], begin + start, avatar.avatar_id)
+                last = speech.last and start + BATCH >= count
+                yield Chunk(crops, speech if start == 0 else None, last, following)
+
+    def faces(self, avatar: PreparedAvatar, speech: Speech, position: int, count: int) -> UInt8:
+        """The generated crops of a segment, `(count, 256, 256, 3)`."""
+        assert avatar.latents is not None
+        shown = ping_pong(position, count, len(avatar))
+        return self.generate(avatar.latents[shown], speech, avatar.fps)
+
+    def generate(self, latents: Float16, speech: Speech, fps: int) -> UInt8:
+        """Crops for reference latents `(n, 8, 32, 32)` and the first n frames of a speech."""
+        samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
+        padded = np.pad(samples, (0, WHISPER_HZ // fps // 2))
+        windows = self.features.windows_in_context(padded, fps)[: len(latents)].numpy().astype(np.float16)
+        parts = [
+            self.engine.generate(latents[k : k + BATCH], windows[k : k + BATCH]) for k in range(0, len(latents), BATCH)
+        ]
+        return np.concatenate(parts)
+
+
+def paused(speech: Speech, pause_s: float) -> Speech:
+    """The speech with silence behind it."""
+    silence = np.zeros(round(pause_s * speech.sample_rate_hz), np.float32)
+    return replace(speech, samples=np.concatenate([speech.samples, silence]))
+
+
+def presenter(avatars: Path = EMBEDDED / "avatars") -> PreparedAvatar:
+    """The default avatar."""
+    return AvatarStore(avatars).load("presenter")
