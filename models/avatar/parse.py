@@ -67,12 +67,17 @@ def lower_face_mask(landmarks: npt.NDArray[np.floating], shape: MaskShape | None
         CROP_PX - 1 - shape.border - shape.chin_fade,
     )
     inside, beyond = _fill(outer), 255 - _fill(inner)
-    from_outer = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    to_inner = cv2.distanceTransform(beyond, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    from_outer, to_inner = _distances(inside), _distances(beyond)
     t = from_outer / np.maximum(from_outer + to_inner, 1e-6)
     weight = cv2.resize(t * t * (3 - 2 * t), (CROP_PX, CROP_PX), interpolation=cv2.INTER_AREA)
     weight[:HALF] = 0
     return cast(UInt8, np.rint(255 * weight).astype(np.uint8))
+
+
+def _distances(inside: UInt8) -> Float32:
+    """Of each pixel to the nearest zero, px: roots of whole numbers, which OpenCV rounds otherwise on more threads."""
+    squares = np.rint(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float64) ** 2)
+    return cast(Float32, np.sqrt(squares).astype(np.float32))
 
 
 def masks_of(

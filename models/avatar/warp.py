@@ -12,18 +12,19 @@ import numpy.typing as npt
 from models.types import CROP_PX, Float32, UInt8
 
 MAX_SUPERSAMPLING = 8  # beyond it a face is eight times larger than its crop
+SLACK = 0.15  # a face larger than its crop by this share loses nothing yet that averaging would save
 
 
 def warp(frame: UInt8, transform: Float32 | npt.NDArray[np.float64], size: int = CROP_PX, fine: bool = True) -> UInt8:
     """The `size`² picture that `transform` (2, 3), frame px → crop px, centres at whole numbers, maps out of `frame`.
 
-    A face larger than its crop is sampled `ceil(1 / scale)` times as densely and averaged, so that nothing aliases; a
-    smaller one is interpolated by Lanczos-4 (`fine`) or linearly. Outside the frame its border is repeated.
+    A face larger than its crop is sampled `ceil(1 / scale - SLACK)` times as densely and averaged, so that nothing
+    aliases; a smaller one is interpolated by Lanczos-4 (`fine`) or linearly. Outside the frame its border is repeated.
     """
     matrix = np.asarray(transform, np.float64)
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     assert scale > 0, transform
-    dense = min(MAX_SUPERSAMPLING, math.ceil(1 / scale - 1e-6)) if scale < 1 else 1
+    dense = min(MAX_SUPERSAMPLING, math.ceil(1 / scale - SLACK)) if scale < 1 else 1
     matrix = dense * matrix
     matrix[:, 2] += (
         dense - 1
