@@ -281,7 +281,12 @@ def _facts(survey: Survey, track: Track, source: Source) -> dict[str, Any]:
     face_px, crop_px = _spread(sizes), _spread(track.side_px)
     warnings = list(source.warnings)
     if missing:
-        warnings.append(f"{missing} of {n} frames show no face and are played as they are.")
+        warnings.append(
+            f"{missing} of {n} frames show no face, or a covered or averted one, and are played as they are."
+        )
+    cut_off = _cut_off(survey, source)
+    if cut_off:
+        warnings.append(f"The face reaches beyond the picture in {cut_off} frames: what lies there is made up.")
     if survey.most_faces > 1:
         warnings.append(f"{survey.most_faces} faces were seen; the largest of the first frame was followed.")
     if face_px[1] > CROP_PX:
@@ -309,6 +314,13 @@ def _facts(survey: Survey, track: Track, source: Source) -> dict[str, Any]:
         "video_copied": survey.copied,
         "warnings": warnings,
     }
+
+
+def _cut_off(survey: Survey, source: Source) -> int:
+    """In how many frames the face does not lie in the picture as a whole."""
+    points = survey.landmarks[survey.has_face]
+    inside = (points >= 0) & (points <= (source.width - 1, source.height - 1))
+    return int((~inside.all(axis=(1, 2))).sum())
 
 
 def _spread(values: npt.NDArray[np.float32]) -> tuple[int, int, int]:

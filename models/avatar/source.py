@@ -21,6 +21,7 @@ from models.types import UInt8
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 8192
 PICTURE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM")
 LONGEST_COPIED_GOP = 2 * GOP_FRAMES
+TRANSPARENT = "The picture is partly transparent: there it shows whatever colours are stored underneath."
 READABLE = "Use a video (MP4, MOV, WebM, MKV …) or a picture (PNG, JPEG, WebP, BMP)."
 
 
@@ -49,6 +50,8 @@ class Source:
         Raises VideoError when nothing can be decoded or the video is longer than `max_frames`.
         """
         if self.kind == "picture":
+            if _has_clear_parts(self.path):
+                self.warnings.append(TRANSPARENT)
             yield _even(_read_picture(self.path))
             return
         count = 0
@@ -129,6 +132,8 @@ def _decode(source: Source) -> Iterator[tuple[float, UInt8, float]]:
                     break
                 continue
             for frame in decoded:
+                if first is None and _is_clear(frame):
+                    source.warnings.append(TRANSPARENT)
                 time_s = last + spacing if frame.time is None else frame.time
                 first = time_s if first is None else first
                 last = max(time_s, last)
@@ -136,6 +141,13 @@ def _decode(source: Source) -> Iterator[tuple[float, UInt8, float]]:
                 yield time_s - first, _upright(frame, stream), duration
     if damaged:
         source.warnings.append(f"{damaged} damaged pieces of the video were skipped.")
+
+
+def _is_clear(frame: av.VideoFrame) -> bool:
+    """Whether a decoded frame has transparent parts."""
+    if not any(component.is_alpha for component in frame.format.components):
+        return False
+    return bool(frame.to_ndarray(format="rgba")[..., 3].min() < 255)
 
 
 def _upright(frame: av.VideoFrame, stream: Any) -> UInt8:
@@ -174,6 +186,11 @@ def _read_picture(path: Path) -> UInt8:
     return cast(UInt8, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
 
 
+def _has_clear_parts(path: Path) -> bool:
+    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    return picture is not None and picture.ndim == 3 and picture.shape[2] == 4 and picture[..., 3].min() < 255
+
+
 def _even(frame: UInt8) -> UInt8:
     """Without the last row or column of an odd side: H.264's colour is halved. Coordinates stay as they are."""
     height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
@@ -193,12 +210,19 @@ def _too_long(source: Source) -> VideoError:
     return VideoError(f"{source.path.name} is longer than {seconds:g} s.", "Cut it, or raise max_seconds.")
 
 
+def _is_turned(path: Path) -> bool:
+    """Whether the file says that its frames are to be turned, be it by half a turn, which leaves their size."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(_video_stream(container)), None)
+        return frame is not None and round(frame.rotation / 90) % 4 != 0
+
+
 def _copy(source: Source, target: Path) -> bool:
     with av.open(str(source.path)) as container:
         stream = _video_stream(container)
         packets = [p for p in container.demux(stream) if p.pts is not None]
         fits = stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
-        fits = fits and (stream.width, stream.height) == (source.width, source.height)
+        fits = fits and (stream.width, stream.height) == (source.width, source.height) and not _is_turned(source.path)
         step = 1 / (Fraction(source.target_fps) * stream.time_base)
         even = step.denominator == 1 and all(
             p.pts - packets[0].pts == k * step and p.dts == p.pts for k, p in enumerate(packets)

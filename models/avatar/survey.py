@@ -22,6 +22,8 @@ from models.types import UInt8
 COUNT_EVERY = 25  # frames between two counts of all faces; between them only one is followed
 LEAP = 0.1  # of the face's size in one frame: what is followed so far may be read off-centre, and is looked for anew
 
+PATIENCE_S = 3.0  # how long a face that is hidden or away is waited for, within a shot, before another is taken for it
+
 Counted = Callable[[int, int], None]  # frames done, frames expected
 DetectedBox = tuple[float, float, float, float]
 
@@ -49,7 +51,7 @@ def survey_video(
     """
     copied = copy_video and source.copy_stream(target)
     writer = None if copied else FrameWriter(target, source.width, source.height, source.target_fps, crf)
-    follower = _Follower(detector)
+    follower = _Follower(detector, round(PATIENCE_S * source.target_fps))
     for k, frame in enumerate(source.frames()):
         if writer is not None:
             writer.write(frame)
@@ -63,19 +65,23 @@ def survey_video(
 class _Follower:
     """Sees the frames one after the other."""
 
-    def __init__(self, detector: FaceDetector) -> None:
+    def __init__(self, detector: FaceDetector, patience: int) -> None:
+        self._patience = patience  # frames
         self._detector, self._flow, self._watch = detector, FaceFlow(), CutWatch()
         self._faces: list[Face | None] = []
         self._motions: list[Motion | None] = []
         self._signs: list[Sign | None] = []
         self._last: Face | None = None
+        self._wanted = patience  # frames until any face will do
         self._most = 0
 
     def take(self, frame: UInt8) -> None:
         before = self._faces[-1] if self._faces else None
         if self._watch.new_picture(frame):
-            before = None  # nothing to follow: it is another shot, or a flash
-        face, count = _find(self._detector, frame, before, self._last, len(self._faces) % COUNT_EVERY == 0)
+            before, self._wanted = None, 0  # nothing to follow: it is another shot, or a flash
+        count_all = len(self._faces) % COUNT_EVERY == 0
+        face, count = _find(self._detector, frame, before, self._last, count_all, self._wanted <= 0)
+        self._wanted = self._wanted - 1 if face is None else self._patience
         landmarks = None if face is None else face.landmarks
         motion = self._flow.step(frame, landmarks)
         self._signs.append(self._watch.sign(landmarks, motion))
@@ -99,26 +105,26 @@ class _Follower:
 
 
 def _find(
-    detector: FaceDetector, frame: UInt8, before: Face | None, last: Face | None, count: bool
+    detector: FaceDetector, frame: UInt8, before: Face | None, last: Face | None, count: bool, anyone: bool
 ) -> tuple[Face | None, int]:
     """The face in a frame, and how many there are (1 where they were not counted).
 
-    The face of the frame before is followed. Lost, or found far away, it is looked for anew: the one nearest to where
-    it was last seen, or the largest.
+    The face of the frame before is followed. Lost, or found far away, it is looked for anew: the one that looks like
+    it, with nothing before its mouth, nearest to where it was last seen. Where `anyone` will do, it may look different.
     """
     followed = detector.detect(frame, before)[:1] if before is not None else []
     leapt = bool(followed) and before is not None and _leap(before, followed[0]) > LEAP
     if followed and not count and not leapt:
         return followed[0], 1
     found = detector.detect(frame)
-    if followed and not (leapt and found):
-        return followed[0], max(1, len(found))
-    if not found:
-        return None, 0
     if last is None:
-        return found[0], len(found)
+        return (found[0] if found else None), len(found)
+    known = [face for face in map(last.recognised, found) if face is not None]
+    if followed and not (leapt and known):
+        return followed[0], max(1, len(found))
     here = np.mean(last.mesh, axis=0)
-    return min(found, key=lambda face: float(np.linalg.norm(np.mean(face.mesh, axis=0) - here))), len(found)
+    near = sorted(known or (found if anyone else []), key=lambda face: float(np.linalg.norm(face.mesh.mean(0) - here)))
+    return (near[0] if near else None), len(found)
 
 
 def _leap(before: Face, now: Face) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ class LipReader:
     def place(self, index: int, source: UInt8) -> Face:
         """The face in the avatar's frame `index`."""
         if index not in self._places:
-            self._places[index] = self._mesh.detect(source)[0]
+            # without its look: what is shown there in a result is to be read, however different it looks
+            self._places[index] = replace(self._mesh.detect(source)[0], look=None)
         return self._places[index]
 
     def read(self, frames: UInt8, places: Sequence[Face]) -> Mouth:

@@ -81,6 +81,7 @@ def bearded(picture: UInt8, face: Face) -> UInt8:
     return (picture * (1 - soft) + hair * soft).astype(np.uint8)
 
 
+@cache
 def turned(yaw_deg: float, size: int = 300, zoom: float = 1.2) -> UInt8:
     """Grace Hopper's face as FaceMesh knows it in space, turned to the left, before an ellipse for the head."""
     crop, points, triangles = _model()
