@@ -7,7 +7,6 @@ without its seams at each 30 s. Whisper's encoder is transformers' own class. A 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ CPU_BATCH, CUDA_BATCH = 1, 16  # contexts encoded at once: bounds the memory of 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 Samples = Any  # float numpy array or torch tensor `(n,)`
+Seconds = Any  # the same, or a sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,7 @@ def plan_contexts(sample_count: int, context_steps: int, margin_steps: int) -> l
     return contexts
 
 
-def cut_windows(
-    states: torch.Tensor, seconds: float, fps: int = 25, ahead_s: Sequence[float] | None = None
-) -> torch.Tensor:
+def cut_windows(states: torch.Tensor, seconds: float, fps: int = 25, ahead_s: Seconds | None = None) -> torch.Tensor:
     """Encoder states `(steps, s, d)` of speech that lasts `seconds` → `(n, 10 · s, d)`, n = floor(seconds · fps).
 
     States are trimmed to floor(50 · seconds) steps and padded with zeros, 2 · ceil(50 / fps) steps before and
@@ -122,7 +120,7 @@ class WhisperFeatures:
     def dtype(self) -> torch.dtype:
         return self.encoder.conv1.weight.dtype
 
-    def windows(self, samples_16khz: Samples, fps: int = 25, ahead_s: Sequence[float] | None = None) -> torch.Tensor:
+    def windows(self, samples_16khz: Samples, fps: int = 25, ahead_s: Seconds | None = None) -> torch.Tensor:
         """Full-context windows, as MuseTalk's released networks expect them.
 
         samples_16khz: float mono `(n,)` in [-1, 1]. Returns `(floor(n · fps / 16000), 50, 384)` for whisper-tiny. One
@@ -137,7 +135,7 @@ class WhisperFeatures:
         fps: int = 25,
         context_s: float = EMBEDDED_CONTEXT_S,
         margin_s: float = EMBEDDED_MARGIN_S,
-        ahead_s: Sequence[float] | None = None,
+        ahead_s: Seconds | None = None,
     ) -> torch.Tensor:
         """The same windows from a shorter encoder context, for networks trained on it: a fraction of the time.
 
@@ -153,7 +151,7 @@ class WhisperFeatures:
         fps: int,
         context_steps: int,
         margin_steps: int,
-        ahead_s: Sequence[float] | None,
+        ahead_s: Seconds | None,
     ) -> torch.Tensor:
         samples = _check_samples(samples_16khz).to(self.device, torch.float32)  # (n,)
         plan = plan_contexts(len(samples), context_steps, margin_steps)
