@@ -289,7 +289,9 @@ def make_app(state: State, film: Film) -> FastAPI:
         state.uploads.append((session_id, await http.body()))
         if failed := failing("speak"):
             return failed
-        return JSONResponse(spoken(session_id, say(state.session(session_id), "a recording of some words")))
+        length_s = say(state.session(session_id), "a recording of some words")
+        await asyncio.sleep(length_s)
+        return JSONResponse(spoken(session_id, length_s))
 
     def spoken(session_id: str, length_s: float) -> dict[str, Any]:
         facts = {"session_id": session_id, "frames": round(length_s * FPS), "duration_s": length_s, "ttff_ms": 480.0}

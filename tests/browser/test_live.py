@@ -1,0 +1,147 @@
+"""The page, the Python client and the whole graph on a real local Ray: started once, and looked at in Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from launch import LocalGraph
+from tests.browser.conftest import Tab
+from tests.graph.conftest import decode, free_port
+from tests.graph.test_failures import kill, replica_pids
+from warmtalk import AsyncClient, ChatFailed, Client, NotFound, Refused
+
+pytestmark = [pytest.mark.browser, pytest.mark.ray]
+
+TEXT = "This is a test of the page with the whole graph behind it."
+
+
+@pytest.fixture(scope="module")
+def graph(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalGraph]:
+    with LocalGraph("demo", port=free_port(), home=tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(graph: LocalGraph) -> Iterator[Client]:
+    with Client(graph.url) as client:
+        yield client
+
+
+@pytest.fixture
+def chat(graph: LocalGraph, tab: Any) -> Tab:
+    opened: Tab = tab(graph.url + "/")
+    opened.page.goto(opened.url)
+    opened.until("document.querySelector('#screen').dataset.state === 'live'", 60)  # idle motion is coded once, first
+    return opened
+
+
+def session_of(chat: Tab) -> str:
+    return str(chat.page.evaluate("sessionStorage.getItem('warmtalk-session')"))
+
+
+def test_idle_then_an_answer_that_is_seen_heard_and_kept(chat: Tab, client: Client) -> None:
+    idle = chat.watch(2.0)
+    assert idle["played"] == pytest.approx(2.1, abs=0.5) and idle["loudness"] < 2e-3
+    chat.shot("real-idle")
+    chat.send("Hello!")
+    chat.until("document.querySelector('#caption').checkVisibility()")
+    chat.page.wait_for_timeout(1000)
+    spoken = chat.watch(3.0)
+    chat.shot("real-speaking")
+    assert spoken["motion"] > 1.5 * idle["motion"], (spoken, idle)
+    assert spoken["loudness"] > 0.01 and spoken["loudness"] > 10 * idle["loudness"]
+    chat.state("live", 60)
+    question, answer = (message.content for message in client.messages(session_of(chat)))
+    assert chat.texts(".bubble") == [question, answer] and "built-in responder" in answer
+    assert {"TTS", "LipSync", "Stitch"} <= set(
+        chat.page.evaluate("[...document.querySelectorAll('#bars li')].map((e) => e.title)")
+    )
+    assert chat.page.inner_text("#figure-first") != "–"
+    assert chat.complaints == []
+
+
+def test_an_interruption_stops_the_voice_and_the_job(chat: Tab, client: Client) -> None:
+    chat.send("How do you work?")
+    chat.until("document.querySelector('#caption').checkVisibility()")
+    chat.page.wait_for_timeout(1500)
+    chat.page.click("#interrupt")
+    chat.state("live", 10)
+    chat.page.wait_for_timeout(800)
+    assert chat.watch(1.5)["loudness"] < 2e-3
+    assert "interrupted" in chat.texts(".bubble.presenter")[0]
+    frames = client.session(session_of(chat)).frames
+    time.sleep(1.0)
+    assert client.session(session_of(chat)).frames == frames  # nothing is made of it any more
+
+
+def test_two_tabs_do_not_mix(chat: Tab, tab: Any, client: Client) -> None:
+    other = tab(chat.url, context=chat.page.context).open()
+    assert session_of(other) != session_of(chat)
+    chat.send("Say: only the first tab may hear this.")
+    chat.until("document.querySelector('#caption').checkVisibility()")
+    assert other.watch(2.0)["loudness"] < 2e-3 and other.texts(".bubble") == []
+    chat.state("live", 60)
+    assert client.messages(session_of(other)) == []
+
+
+def test_a_killed_ingress_costs_the_picture_a_moment_and_the_job_nothing(chat: Tab, client: Client) -> None:
+    session = session_of(chat)
+    job = client.chat("Hello!", session_id=session)
+    while client.status(job.job_id).status != "speaking":
+        time.sleep(0.1)
+    killed = kill("Ingress")
+    chat.until("document.querySelector('#screen').dataset.state === 'lost'", 30)
+    chat.until("document.querySelector('#screen').dataset.state === 'live'", 60)
+    assert replica_pids()["Ingress"] != killed
+    assert chat.watch(1.0)["played"] > 0.6
+    done = client.wait(job, timeout_s=90)
+    assert done.reply and done.video_url == f"/sessions/{session}/video.mp4" and done.error is None
+
+
+def test_a_killed_chat_fails_in_words_what_it_was_saying(client: Client) -> None:
+    job = client.chat("Hello!", session_id="killed-chat")
+    while client.status(job.job_id).status != "speaking":
+        time.sleep(0.1)
+    kill("Chat")
+    with pytest.raises(ChatFailed, match="The server stopped while it gave this answer"):
+        client.wait(job, timeout_s=60)
+    assert client.ask("Thanks!", session_id="killed-chat").reply == "You are welcome."
+
+
+def test_the_client_speaks_streams_and_downloads(client: Client, tmp_path: Any) -> None:
+    speech = client.speak(TEXT, session_id="client")
+    assert speech.frames == pytest.approx(25 * speech.duration_s) and "LipSync" in speech.stages
+    streamed = decode(b"".join(client.stream("And again.", session_id="client")))
+    video = decode(client.download("client", tmp_path / "client.mp4").read_bytes())
+    assert len(video.frames) == speech.frames + len(streamed.frames) == client.session("client").frames
+    assert "client" in client.sessions() and "presenter" in [a.avatar_id for a in client.avatars()]
+    assert client.delete_session("client") and "client" not in client.sessions()
+    with pytest.raises(NotFound):
+        client.session("client")
+    with pytest.raises(Refused, match="nothing to say|nothing to speak"):
+        client.speak("…")
+
+
+def test_the_async_client_asks_several_at_once_and_watches(graph: LocalGraph) -> None:
+    async def several() -> tuple[list[str], bytes]:
+        async with AsyncClient(graph.url) as client:
+            jobs = await asyncio.gather(*(client.ask("Thanks!", session_id=f"async-{k}") for k in range(3)))
+            video = b""
+            async with aclosing(client.live("async-0")) as live:
+                async for part in live:
+                    video += part
+                    if len(video) > 60_000:
+                        break
+            return [job.reply for job in jobs], video
+
+    with ThreadPoolExecutor(1) as thread:  # in this one runs Playwright's loop
+        replies, video = thread.submit(asyncio.run, several()).result(120)
+    assert replies == ["You are welcome."] * 3
+    assert video[4:8] == b"ftyp" and b"moof" in video

@@ -1,0 +1,347 @@
+"""The chat page in Chromium, over a server of canned media: what it shows, says, sends, survives, and how it looks."""
+
+from __future__ import annotations
+
+import io
+import re
+import wave
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import ROOT, Tab
+from tests.browser.fake_server import Film, State, fake_server
+
+pytestmark = pytest.mark.browser
+
+MOUTH_BOTTOM = 352  # px of 512
+LIVE_AGAIN = "document.querySelector('#screen').dataset.state === 'live'"
+BUSY = {"code": "busy", "message": "All replicas are busy.", "remedy": "Try again in a few seconds."}
+
+
+@pytest.fixture(scope="module")
+def film(chromium: Any) -> Film:  # after chromium: where that is missing, nothing is decoded
+    return Film()
+
+
+@pytest.fixture
+def served(film: Film) -> Iterator[tuple[str, State]]:
+    with fake_server(film) as (url, state):
+        yield url, state
+
+
+@pytest.fixture
+def state(served: tuple[str, State]) -> State:
+    return served[1]
+
+
+@pytest.fixture
+def chat(served: tuple[str, State], tab: Any) -> Tab:
+    opened: Tab = tab(served[0]).open()
+    return opened
+
+
+# --- the picture
+
+
+def test_the_presenter_idles_without_a_sound_and_the_page_complains_of_nothing(chat: Tab) -> None:
+    seen = chat.watch(2.0)
+    assert seen["played"] == pytest.approx(2.1, abs=0.4) and seen["loudness"] < 1e-4
+    assert chat.page.inner_text("#pill-text") == "Live"
+    chat.shot("idle")
+    assert chat.complaints == []
+
+
+def test_it_plays_close_to_the_live_edge_where_a_plain_video_does_not(chat: Tab) -> None:
+    """Seconds between how long a stream has run and what is seen of it, three seconds after it was asked for."""
+    plain = chat.page.evaluate("""async () => {
+      const video = Object.assign(document.createElement('video'), { muted: true, autoplay: true });
+      document.body.append(video);
+      const began = performance.now();
+      video.src = '/sessions/plain/live.mp4';
+      await new Promise((resolve) => setTimeout(resolve, 3000));
+      const behind = (performance.now() - began) / 1000 - video.currentTime;
+      video.remove();
+      return behind;
+    }""")
+    chat.page.add_init_script("""const real = fetch;
+      fetch = (...all) => (String(all[0]).endsWith('live.mp4') && (window.asked = performance.now()), real(...all))""")
+    chat.page.reload()
+    chat.until("window.asked && performance.now() - window.asked > 3000")
+    ours = chat.page.evaluate("(performance.now() - asked) / 1000 - document.querySelector('video').currentTime")
+    assert ours < 0.8 and ours < plain - 1, (ours, plain)
+
+
+def test_it_starts_muted_and_one_click_gives_the_sound(chat: Tab) -> None:
+    assert chat.page.evaluate("document.querySelector('video').muted")
+    chat.page.click("#unmute")
+    assert not chat.page.evaluate("document.querySelector('video').muted")
+    assert not chat.page.is_visible("#unmute")
+    assert chat.page.get_attribute("#mute", "aria-label") == "Sound is on: turn it off"
+
+
+# --- talking
+
+
+def test_a_message_leads_to_speech_that_is_seen_heard_and_read(chat: Tab, state: State) -> None:
+    idle = chat.watch(1.0)
+    chat.send("Hello, who are you?")
+    chat.state("speaking")
+    spoken = chat.watch(2.0)
+    assert spoken["motion"] > 2 * idle["motion"] + 0.5, (spoken, idle)
+    assert spoken["loudness"] > 0.05 > 100 * idle["loudness"]
+    assert chat.page.inner_text("#caption") in state.reply
+    chat.shot("speaking")
+    chat.state("live")
+    assert chat.texts(".bubble") == ["Hello, who are you?", state.reply]
+    assert chat.page.inner_text("#figure-first") == "571 ms"
+    values = chat.texts("#bars .value")
+    assert values == ["92 ms", "140 ms", "1.32 s", "640 ms", "410 ms"]
+    shares = chat.page.evaluate(
+        "[...document.querySelectorAll('.fill')].map((bar) => +bar.style.getPropertyValue('--share'))"
+    )
+    assert shares == pytest.approx([92 / 1320, 140 / 1320, 1.0, 640 / 1320, 410 / 1320], abs=1e-3)
+    assert chat.complaints == []
+
+
+def test_what_is_to_be_said_is_said_as_it_is(chat: Tab, state: State) -> None:
+    chat.page.check("[name=mode][value=say]", force=True)
+    chat.send("Exactly these words.")
+    chat.state("speaking")
+    assert next(iter(state.sessions.values())).caption == "Exactly these words." and state.jobs == {}
+    chat.state("live")
+
+
+@pytest.mark.parametrize("how", ["button", "Escape"])
+def test_an_interruption_ends_speech_at_once(chat: Tab, state: State, how: str) -> None:
+    state.reply = "This is a long sentence that goes on and on, and on, and on, for the sake of an interruption."
+    chat.send("Talk!")
+    chat.state("speaking")
+    assert chat.watch(1.0)["loudness"] > 0.05
+    if how == "button":
+        chat.page.click("#interrupt")
+    else:
+        chat.page.press("#message", "Escape")
+    assert chat.state("live") < 1.5
+    chat.page.wait_for_timeout(500)  # what had come before is still played
+    assert chat.watch(0.8)["loudness"] < 1e-3
+    assert "interrupted" in chat.texts(".bubble.presenter")[0]
+    assert not chat.page.is_visible("#caption")
+
+
+def test_a_recording_moves_the_face(chat: Tab, state: State) -> None:
+    chat.page.click("#mic")
+    chat.until("document.querySelector('#level').value > 0.3")  # the fake microphone beeps
+    chat.shot("recording")
+    chat.page.wait_for_timeout(1000)
+    chat.page.click("#send")
+    chat.state("speaking")
+    session, data = state.uploads[0]
+    assert session in state.sessions
+    with wave.open(io.BytesIO(data)) as recording:
+        seconds = recording.getnframes() / recording.getframerate()
+        assert (recording.getnchannels(), recording.getsampwidth()) == (1, 2) and 0.9 < seconds < 5
+        frames = recording.readframes(recording.getnframes())
+    assert max(frames[1::2]) > 0  # not silent
+    assert re.match(r"Recording, \d+\.\d s", chat.texts(".bubble.user")[0])
+
+
+def test_right_to_left_text_and_markup_are_shown_as_they_are(chat: Tab) -> None:
+    for text in ("שלום עולם 👋", "<b>bold</b> & <script>alert(1)</script>"):
+        chat.send(text)
+    assert chat.texts(".bubble.user") == ["שלום עולם 👋", "<b>bold</b> & <script>alert(1)</script>"]
+    assert chat.page.evaluate("getComputedStyle(document.querySelector('.bubble.user')).direction") == "rtl"
+
+
+# --- two tabs
+
+
+def test_two_tabs_do_not_mix(chat: Tab, state: State, tab: Any) -> None:
+    other = tab(chat.url, context=chat.page.context).open()
+    chat.send("Only here.")
+    chat.state("speaking")
+    assert other.watch(1.0)["loudness"] < 1e-3 and other.texts(".bubble") == []
+    assert len(state.sessions) == 2
+
+
+def test_a_duplicated_tab_gets_a_session_of_its_own(chat: Tab, state: State, tab: Any) -> None:
+    session = chat.page.evaluate("sessionStorage.getItem('warmtalk-session')")
+    other = tab(chat.url, context=chat.page.context)
+    other.page.add_init_script(f"sessionStorage.setItem('warmtalk-session', '{session}')")
+    other.open()
+    assert other.page.evaluate("sessionStorage.getItem('warmtalk-session')") != session
+    assert set(state.sessions) > {session}
+
+
+def test_a_reload_keeps_the_conversation(chat: Tab, state: State) -> None:
+    state.reply = "Yes."
+    chat.send("Still there?")
+    chat.state("speaking")
+    chat.state("live")
+    chat.page.reload()
+    chat.until("document.querySelectorAll('.bubble').length === 2")
+    assert chat.texts(".bubble") == ["Still there?", "Yes."] and len(state.sessions) == 1
+
+
+# --- what goes wrong
+
+
+def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Tab, state: State) -> None:
+    chat.send("Hello?")
+    state.down = True
+    chat.until("document.querySelector('#screen').dataset.state === 'lost'")
+    assert chat.page.inner_text("#pill-text") == "Reconnecting"
+    chat.until("document.querySelector('#veil-title').textContent === 'The server restarts.'")
+    assert "Next try in" in chat.page.inner_text("#veil-text")
+    chat.shot("reconnecting")
+    before = chat.page.evaluate("document.querySelector('video').currentTime")
+    state.down = False
+    chat.page.click("#retry")
+    assert chat.until(LIVE_AGAIN) < 5
+    assert chat.watch(1.0)["played"] > 0.7
+    assert chat.page.evaluate("document.querySelector('video').currentTime") > before
+
+
+def test_errors_are_the_servers_words_and_can_be_tried_again(chat: Tab, state: State) -> None:
+    state.fail["chat"] = (429, BUSY)
+    chat.send("Hello?")
+    chat.page.wait_for_selector(".bubble.failed")
+    assert "All replicas are busy." in chat.texts(".bubble.failed")[0]
+    assert "Try again in a few seconds." in chat.texts(".bubble.failed")[0]
+    chat.shot("error")
+    del state.fail["chat"]
+    chat.page.click(".bubble.failed button")
+    chat.state("speaking")
+    assert chat.texts(".bubble.failed") == []
+
+
+def test_a_job_that_fails_shows_its_error(chat: Tab, state: State) -> None:
+    error = {"code": "stage_failed", "message": "The language model did not answer in time.", "remedy": "Raise it."}
+    state.fail["answer"] = (502, error)
+    chat.send("Hello?")
+    chat.page.wait_for_selector(".bubble.failed")
+    assert "did not answer in time." in chat.texts(".bubble.failed")[0]
+    assert chat.state("live") < 2
+
+
+# --- settings
+
+
+def test_an_avatar_is_uploaded_with_progress_and_a_refusal_is_told(chat: Tab, state: State) -> None:
+    chat.page.click("#open-settings")
+    chat.page.wait_for_selector(".avatar img")
+    chat.shot("settings")
+    chat.page.click("#upload summary")
+    clip = {"name": "My Face.mp4", "mimeType": "video/mp4", "buffer": b"v" * 100_000}
+    chat.page.set_input_files("#upload-file", clip)
+    assert chat.page.input_value("#upload-name") == "my-face"
+    chat.page.click("#upload-go")
+    chat.until("document.querySelector('#upload-step').textContent.startsWith('Finding faces, ')")
+    chat.until("document.querySelector('#upload-step').textContent === 'my-face is ready.'")
+    assert state.uploads == [("my-face", b"v" * 100_000)]
+    error = {"code": "no_face", "message": "No face was found.", "remedy": "Use another video."}
+    state.fail["avatars"] = (422, error)
+    chat.page.set_input_files("#upload-file", clip)
+    chat.page.click("#upload-go")
+    chat.page.wait_for_selector("#upload-error:not([hidden])")
+    assert chat.page.inner_text("#upload-error") == "No face was found. Use another video."
+
+
+def test_choices_are_sent_and_kept(chat: Tab, state: State) -> None:
+    sent: list[dict[str, Any]] = []
+    chat.page.on("request", lambda r: r.url.endswith("/chat") and r.method == "POST" and sent.append(r.post_data_json))
+    chat.page.click("#open-settings")
+    chat.page.select_option("#voice", "emma")
+    chat.page.check("#enhance")
+    chat.page.keyboard.press("Escape")
+    chat.send("Hello.")
+    chat.state("speaking")
+    assert {key: sent[0].get(key) for key in ("voice", "enhance", "speed")} == {
+        "voice": "emma",
+        "enhance": True,
+        "speed": None,
+    }
+    chat.page.reload()
+    chat.page.click("#open-settings")
+    chat.until("document.querySelector('#voice').value === 'emma'")
+    assert chat.page.is_checked("#enhance")
+
+
+# --- for everybody
+
+
+def test_every_control_has_a_name(chat: Tab) -> None:
+    chat.page.click("#open-settings")
+    nameless = chat.page.evaluate("""() => [
+      ...document.querySelectorAll('button, a, input, select, textarea, meter, progress'),
+    ].filter((e) => !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.textContent.trim() ||
+                       [...(e.labels ?? [])].some((label) => label.textContent.trim())))
+      .map((e) => e.outerHTML)""")
+    assert nameless == []
+
+
+def test_the_keyboard_reaches_everything_and_focus_is_seen(chat: Tab) -> None:
+    reached = []
+    for _ in range(24):
+        chat.page.keyboard.press("Tab")
+        reached.append(chat.page.evaluate("document.activeElement.id || document.activeElement.value"))
+    assert {"fresh", "open-settings", "theme", "captions-toggle", "mute", "message", "mic", "send"} <= set(reached)
+    chat.page.focus("#theme")
+    chat.page.keyboard.press("Shift+Tab")
+    style = "getComputedStyle(document.activeElement)"
+    assert (
+        chat.page.evaluate(f"{style}.outlineStyle") == "solid" and chat.page.evaluate(f"{style}.outlineWidth") == "3px"
+    )
+
+
+def luminance(colour: str) -> float:
+    """Of `#rrggbb`, by WCAG 2.2."""
+    parts = (int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("ink", "paper"),
+    [
+        *(("ink", "paper"), ("ink", "raised"), ("ink", "sunken"), ("soft", "paper"), ("soft", "raised")),
+        *(("soft", "sunken"), ("accent-ink", "accent"), ("wrong", "raised"), ("ink", "wrong-wash")),
+        *(("wrong", "wrong-wash"), ("accent", "raised"), ("ink", "accent-wash")),
+    ],
+)
+def test_text_stands_out_from_what_it_stands_on(theme: str, ink: str, paper: str) -> None:
+    """WCAG 2.2 AA: at least 4.5 to 1."""
+    light, dark = (ROOT / "web" / "style.css").read_text().split(':root[data-theme="dark"]')
+    tokens = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", light if theme == "light" else dark.split("}")[0]))
+    one, other = sorted((luminance(tokens[ink]), luminance(tokens[paper])))
+    assert (other + 0.05) / (one + 0.05) >= 4.5
+
+
+def test_motion_is_reduced_for_those_who_ask(served: tuple[str, State], tab: Any) -> None:
+    page = tab(served[0], reduced_motion="reduce").open().page
+    duration = "parseFloat(getComputedStyle(element).transitionDuration)"
+    longest = page.evaluate(f"Math.max(...[...document.querySelectorAll('*')].map((element) => {duration}))")
+    assert longest < 0.001
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_on_a_phone_nothing_overflows_and_thumbs_hit(served: tuple[str, State], tab: Any, theme: str) -> None:
+    phone = tab(served[0], viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, color_scheme=theme)
+    phone.open()
+    served[1].reply = "Hello, nice to meet you. Here is a sentence that is long enough to need two lines of captions."
+    phone.send("Hello")
+    phone.until("document.querySelector('#caption').textContent.startsWith('Here')")
+    phone.shot(f"phone-{theme}")
+    assert phone.page.evaluate("document.documentElement.scrollWidth") == 390
+    small = phone.page.evaluate("""() => [...document.querySelectorAll('button, textarea')]
+      .filter((e) => e.checkVisibility())
+      .map((e) => [e.id, e.getBoundingClientRect()])
+      .filter(([, { width, height }]) => Math.min(width, height) < 34)
+      .map(([id]) => id)""")
+    assert small == []
+    screen = phone.page.locator("#screen").bounding_box()
+    caption = phone.page.locator("#caption").bounding_box()
+    mouth_bottom = screen["y"] + screen["height"] * (MOUTH_BOTTOM / 512)
+    assert caption["y"] > mouth_bottom  # the words never cover the lips
