@@ -74,7 +74,7 @@ function show() {
   if ($("pill-text").textContent !== words[state]) $("pill-text").textContent = words[state];
   $("interrupt").hidden = !(state === "speaking" || state === "thinking");
   $("caption").hidden = !(page.captions && page.saying && page.live);
-  $("caption").textContent = page.saying ?? "";
+  $("caption-text").textContent = page.saying ?? "";
   $("unmute").hidden = !(video.muted && page.live && !page.chose);
   $("mute").setAttribute("aria-pressed", String(video.muted));
   $("mute").setAttribute("aria-label", video.muted ? "Sound is off: turn it on" : "Sound is on: turn it off");
