@@ -109,7 +109,10 @@ class StitchConfig(Strict):
     sample_rate_hz: Literal[16000, 22050, 24000, 32000, 44100, 48000] = 24000  # of the session's sound
     crf: int = Field(20, ge=0, le=40)  # H.264 quality: lower is better and larger
     preset: str = "veryfast"  # x264's
-    blend_mode: Literal["feather"] = "feather"
+    blend_mode: Literal["feather", "poisson", "multiband"] = "feather"
+    color_match: bool = True  # of the generated face to the frame around it, where the mask fades
+    sharpness_match: bool = True  # likewise, within bounds
+    jaw_follow: bool = True  # mask and chin go down with a jaw that opens wider than the source's
     av_offset_ms: float = Field(
         0.0, ge=-200, le=200
     )  # how much later than their sound lips are shown; below 0: earlier

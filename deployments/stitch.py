@@ -36,6 +36,7 @@ from models.stitch.steady import CropSteadier, pasted_box
 from models.text import check_text
 from models.types import Fragment, PreparedAvatar, Speech
 
+PASTE_KEYS = {"blend_mode", "color_match", "sharpness_match", "jaw_follow"}  # a paster is made for them
 LONGEST_TEXT = 100_000  # characters; the TTS stage has a lower limit of its own
 
 
@@ -57,10 +58,10 @@ class Stitch(Stage[StitchConfig]):
         )
         if changed is None or changed & {"sessions_dir", "cached_sessions"}:
             self._sessions = OpenSessions(output_path(config.sessions_dir), config.cached_sessions)
-        if changed is None or "blend_mode" in changed:
+        if changed is None or changed & PASTE_KEYS:
             self._avatars.clear()
         if changed is None and self._store.exists(config.avatar_id):
-            self._load_avatar(config.avatar_id, config.blend_mode)  # warm: the first utterance must not wait for it
+            self._load_avatar(config.avatar_id)  # warm: the first utterance must not wait for it
 
     async def speak(self, request: SpeakRequest) -> AsyncIterator[SpeakEvent]:
         """Yield the video as it is made (from time 0), then the summary. Raises WarmTalkError.
@@ -142,7 +143,7 @@ class Stitch(Stage[StitchConfig]):
 
         def find() -> Show:
             session = self._sessions.find(session_id) or self._sessions.store.open(session_id)
-            return Show(self._load_avatar(session.avatar_id, self.config.blend_mode), session.spec, session.position)
+            return Show(self._load_avatar(session.avatar_id), session.spec, session.position)
 
         check_id(session_id, "session id")
         async with aclosing(self._on_air.watch(session_id, find, self.worker, root, position)) as events:
@@ -175,7 +176,7 @@ class Stitch(Stage[StitchConfig]):
         return {"session_id": session_id, "removed": done.value}
 
     def _create(self, session_id: str, avatar_id: str | None) -> dict[str, Any]:
-        prepared = self._load_avatar(avatar_id or self.config.avatar_id, self.config.blend_mode).prepared
+        prepared = self._load_avatar(avatar_id or self.config.avatar_id).prepared
         self._sessions.store.create(session_id, self._spec(prepared), prepared.avatar_id, prepared.version)
         return self._sessions.describe(session_id)
 
@@ -191,11 +192,11 @@ class Stitch(Stage[StitchConfig]):
         refuse_other_avatar(session, request.avatar_id)
         continues = session is not None and session.frames > 0
         known = session.avatar_id if session is not None and continues else self.config.avatar_id
-        avatar = self._load_avatar(request.avatar_id or known, self.config.blend_mode)
+        avatar = self._load_avatar(request.avatar_id or known)
         spec = session.spec if session is not None and continues else self._spec(avatar.prepared)
         mouth = self._mouth(avatar, spec.fps)
         position = session.position if session else 0
-        return Utterance(request, self._sessions, avatar, spec, position, mouth, blend_mode=self.config.blend_mode)
+        return Utterance(request, self._sessions, avatar, spec, position, mouth)
 
     def _mouth(self, avatar: LoadedAvatar, fps: int) -> Mouth:
         config = self.config
@@ -204,17 +205,27 @@ class Stitch(Stage[StitchConfig]):
         rest = RestSettings(*times_s, source_rests=source_rests)
         return Mouth(fps, rest, CropSteadier(avatar.pasted) if config.steady_crops else None)
 
-    def _load_avatar(self, avatar_id: str, blend_mode: str) -> LoadedAvatar:
+    def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
         key = (avatar_id, self._store.version(avatar_id))
         if key not in self._avatars:
             prepared = self._store.load(avatar_id, latents=False)
             self._avatars[key] = LoadedAvatar(
-                prepared, Paster(prepared, mode=blend_mode), own_mouth_rests(prepared), pasted_box(prepared)
+                prepared, self._paster(prepared), own_mouth_rests(prepared), pasted_box(prepared)
             )
             while len(self._avatars) > self.config.cached_avatars:
                 self._avatars.popitem(last=False)
         self._avatars.move_to_end(key)
         return self._avatars[key]
+
+    def _paster(self, avatar: PreparedAvatar) -> Paster:
+        config = self.config
+        return Paster(
+            avatar,
+            config.blend_mode,
+            color_match=config.color_match,
+            sharpness_match=config.sharpness_match,
+            jaw_follow=config.jaw_follow,
+        )
 
     def _spec(self, avatar: PreparedAvatar) -> MediaSpec:
         config = self.config

@@ -6,6 +6,7 @@ Nothing is written before its first frame is there, so a refused or failed reque
 from __future__ import annotations
 
 from collections import deque
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,7 @@ from models.avatar.playback import ping_pong
 from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
 from models.stitch.live import LIVE_FRAMES, encode_closed, fading
 from models.stitch.mouth import Mouth
-from models.stitch.paste import Paster
+from models.stitch.paste import PasteMemory, Paster
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import Record, frames_record, speech_record, utterance_record
 from models.stitch.steady import WHOLE
@@ -53,7 +54,7 @@ class Utterance:
     position: int
     mouth: Mouth
     speech: tuple[Speech, ...] = ()
-    blend_mode: str = "feather"
+    pasting: PasteMemory = field(default_factory=PasteMemory)
     frames: int = 0
     on_air: bool = False  # somebody watches: the mouth may have to come to rest at any frame
     complete: bool = False  # all that was to be said is made
@@ -116,11 +117,11 @@ class Utterance:
         start = max(0, position - 1) if hold else position
         indices = ping_pong(start, count, len(avatar)) if not hold else ping_pong(start, 1, len(avatar)).repeat(count)
         frames = np.stack([avatar.frames[int(index)] for index in indices])
-        paster = Paster(avatar, self.blend_mode)  # the utterance's own may be at work
+        paster, memory = self.avatar.paster.twin(), deepcopy(self.pasting)  # the utterance's own may be at work
         level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
         for frame, index, weight in zip(frames, indices.tolist(), fading(count), strict=True):
             if crop is not None:
-                paster.paste_into(frame, crop, index, level * weight)
+                paster.paste_into(frame, crop, index, level * weight, memory)
         height, width = self.spec.height, self.spec.width
         return encode_closed(frames[:, :height, :width], self.spec)
 
@@ -192,7 +193,7 @@ class Utterance:
         for k, (frame, index, weight) in enumerate(zip(frames, indices.tolist(), weights.tolist(), strict=True)):
             frame[:] = avatar.frames[index]
             crop = self.mouth.crop(crops.images[k], weight)
-            self.avatar.paster.paste_into(frame, crop, index, weight)
+            self.avatar.paster.paste_into(frame, crop, index, weight, self.pasting)
             if self.on_air and (k + 1 == len(crops) or (k + 1) % LIVE_FRAMES == 0):
                 self._crops[crops.first_frame + k] = crop
         for old in sorted(self._crops)[:-KEPT_CROPS]:

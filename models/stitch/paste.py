@@ -6,15 +6,17 @@ resampling. Only the frame's pixels under the paste mask are touched.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from models.errors import ConfigError
 from models.stitch.alpha import Alpha
+from models.stitch.blends import find_blend
+from models.stitch.jaw import JawDrop, JawLine
 from models.stitch.musetalk_paste import (
     alpha_of,
     crop_box_of,
@@ -24,18 +26,13 @@ from models.stitch.musetalk_paste import (
     region_mask,
     soft_alpha,
 )
+from models.stitch.resample import warp_face, warp_part
+from models.stitch.tone import Tone, detail_sigma
 from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
 
-__all__ = ["Alpha", "Paster", "find_blend", "musetalk_blend", "musetalk_material", "paste", "warp_alpha"]
+__all__ = ["Alpha", "PasteMemory", "Paster", "find_blend", "musetalk_blend", "musetalk_material", "paste", "warp_alpha"]
 
-MINIFY_ABOVE = 1.1  # crop px per frame px from which the crop is smoothed before it is warped, against aliasing
-MINIFY_BLUR = (
-    0.4  # sigma in crop px, times √(scale² − 1): damps noise at scale 2 as area averaging does, keeps more detail
-)
 CACHE_BYTES = 64 << 20  # warped alphas of about 1000 frames with a 256 px face
-
-
-Blend = Callable[[UInt8, UInt8, UInt8], UInt8]
 
 
 def paste(frame: UInt8, face: UInt8, transform: Float32, mask: UInt8, mode: str = "feather") -> UInt8:
@@ -43,13 +40,24 @@ def paste(frame: UInt8, face: UInt8, transform: Float32, mask: UInt8, mode: str 
 
     frame: RGB `(h, w, 3)`. face: RGB `(s, s, 3)`, s = 256, or 512 after enhancement. transform: `(2, 3)`, frame px →
     256 px crop in pixel-centre coordinates. mask: paste weight `(256, 256)`, 255 is all face. All uint8 but the
-    transform. mode: `feather` weighs by the mask as it is. Raises ConfigError for a mode that does not exist.
+    transform. mode: `feather`, `poisson` or `multiband`, see `models.stitch.blends`. Raises ConfigError for another.
     """
     blend = find_blend(mode)
     out = np.array(np.asarray(frame), order="C")
     face, transform, mask = np.asarray(face), np.asarray(transform), np.asarray(mask)
-    _paste_into(out, face, transform, warp_alpha(transform, mask, (out.shape[0], out.shape[1])), blend)
+    alpha = warp_alpha(transform, mask, (out.shape[0], out.shape[1]))
+    if alpha.weights.size:
+        region = out[alpha.region]
+        region[...] = blend(region, _face_on(face, transform, alpha), alpha.weights)
     return out
+
+
+@dataclass(slots=True)
+class PasteMemory:
+    """What a paste has learnt of one utterance: colour, sharpness, jaw. A new one knows nothing and needs nothing."""
+
+    tone: Tone = field(default_factory=Tone)
+    jaw: JawDrop = field(default_factory=JawDrop)
 
 
 class Paster:
@@ -60,30 +68,86 @@ class Paster:
     mode that does not exist.
     """
 
-    def __init__(self, avatar: PreparedAvatar, mode: str = "feather", cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        avatar: PreparedAvatar,
+        mode: str = "feather",
+        cache_bytes: int = CACHE_BYTES,
+        color_match: bool = True,
+        sharpness_match: bool = True,
+        jaw_follow: bool = True,
+    ) -> None:
+        """color_match, sharpness_match, jaw_follow: what a paste with a memory does besides."""
         self._avatar = avatar
         self._blend = find_blend(mode)
+        self._again = partial(Paster, avatar, mode, cache_bytes, color_match, sharpness_match, jaw_follow)
         self._cache: OrderedDict[int, Alpha] = OrderedDict()
         self._cache_bytes = cache_bytes
         self.cached_bytes = 0
+        self._color, self._sharp = color_match, sharpness_match
+        line = JawLine(avatar) if jaw_follow and avatar.boxes is None else None
+        self._jaw = line if line is not None and line.usable else None
 
-    def paste_into(self, frame: UInt8, face: UInt8, index: int, weight: float = 1.0) -> None:
+    def twin(self) -> Paster:
+        """Another for the same avatar that pastes alike, with caches of its own: safe beside this one."""
+        return self._again()
+
+    def paste_into(
+        self, frame: UInt8, face: UInt8, index: int, weight: float = 1.0, memory: PasteMemory | None = None
+    ) -> None:
         """Write `face` into `frame`, a writable copy of the avatar's frame `index`; a frame without a face stays.
 
-        weight: from the source's own mouth (0: the frame stays, bit for bit) to the generated one (1).
+        weight: from the source's own mouth (0: the frame stays, bit for bit) to the generated one (1). memory: of the
+        utterance, whose frames come in order; it matches colour and sharpness and follows the jaw. Without one the
+        face is pasted as it is.
         """
         assert 0 <= weight <= 1, weight
         avatar = self._avatar
         if not avatar.has_face[index] or weight == 0:
             return
-        alpha = self._alpha(index)
-        own = frame[alpha.region].copy() if weight < 1 else None
         if avatar.boxes is not None:
+            alpha = self._alpha(index)
+            own = frame[alpha.region].copy()
             paste_box(frame, face, avatar.box(index), alpha)
         else:
-            _paste_into(frame, face, avatar.transforms[index], alpha, self._blend)
-        if own is not None and own.size:
+            alpha, over = self._fitted(frame, face, index, weight, memory)
+            if not alpha.weights.size:
+                return
+            own = frame[alpha.region].copy() if weight < 1 else frame[alpha.region]
+            frame[alpha.region] = self._blend(own, over, alpha.weights)
+        if weight < 1 and own.size:
             frame[alpha.region] = cv2.addWeighted(frame[alpha.region], weight, own, 1 - weight, 0)
+
+    def _fitted(
+        self, frame: UInt8, face: UInt8, index: int, weight: float, memory: PasteMemory | None
+    ) -> tuple[Alpha, UInt8]:
+        """The mask of a frame and the face on its region, as the memory would have them; the frame's chin follows."""
+        transform, fps = self._avatar.transforms[index], float(self._avatar.fps)
+        assert face.ndim == 3 and face.shape[0] == face.shape[1] and face.dtype == np.uint8, (face.shape, face.dtype)
+        alpha, drop = self._alpha(index), 0.0
+        if memory is None or not alpha.weights.size:
+            return alpha, _face_on(face, transform, alpha)
+        if self._jaw is not None:
+            drop = memory.jaw(self._jaw.drop(frame, face, transform, index), fps)
+        if self._jaw is not None and drop > 0:
+            lowered = self._jaw.lowered(self._avatar.masks[index], drop)
+            alpha = warp_alpha(transform, lowered, (self._avatar.height, self._avatar.width))
+        over = self._toned(frame[alpha.region], _face_on(face, transform, alpha), transform, alpha, memory.tone)
+        if self._jaw is not None and drop > 0:
+            self._jaw.draw_down(frame, transform, drop * weight)
+        return alpha, over
+
+    def _toned(self, own: UInt8, over: UInt8, transform: Float32, alpha: Alpha, tone: Tone) -> UInt8:
+        """The face `over` the frame's own region, in its colour and as sharp."""
+        fps = float(self._avatar.fps)
+        if self._color:
+            tone.see_color(own, over, alpha.weights, fps)
+            over = tone.colored(over)
+        if self._sharp:
+            sigma = detail_sigma(math.sqrt(abs(float(np.linalg.det(transform[:, :2].astype(np.float64))))))
+            tone.see_detail(own, over, alpha.weights, sigma, fps)
+            over = tone.sharpened(over, sigma)
+        return over
 
     def _alpha(self, index: int) -> Alpha:
         if index in self._cache:
@@ -119,55 +183,17 @@ def warp_alpha(transform: Float32, mask: UInt8, frame_size: tuple[int, int]) -> 
     if right <= left or bottom <= top:
         return Alpha(0, 0, np.zeros((0, 0), np.uint8))
     # 2. the mask there, cut to where it is not zero
-    weights = _warp(mask, transform.astype(np.float64), left, top, right - left, bottom - top, cv2.BORDER_CONSTANT)
+    kernel = cv2.INTER_LINEAR  # a sharper one would overshoot at the mask's edge
+    place = int(left), int(top), int(right - left), int(bottom - top)
+    weights = warp_part(mask, transform.astype(np.float64), *place, kernel, cv2.BORDER_CONSTANT)
     x, y, width, height = cv2.boundingRect(weights)
     weights = np.ascontiguousarray(weights[y : y + height, x : x + width])
     return Alpha(int(top) + y, int(left) + x, weights)
 
 
-def find_blend(mode: str) -> Blend:
-    """The blend behind a mode's name. Raises ConfigError, which names the modes."""
-    if mode not in BLENDS:
-        raise ConfigError(f"There is no paste mode {mode!r}.", f"Use one of {', '.join(sorted(BLENDS))}.")
-    return BLENDS[mode]
-
-
-def _paste_into(frame: UInt8, face: UInt8, transform: Float32, alpha: Alpha, blend: Blend) -> None:
-    assert face.ndim == 3 and face.shape[0] == face.shape[1] and face.dtype == np.uint8, (face.shape, face.dtype)
+def _face_on(face: UInt8, transform: Float32, alpha: Alpha) -> UInt8:
+    """The face on the region of a mask, `(h, w, 3)`."""
     height, width = alpha.weights.shape
     if not alpha.weights.size:
-        return
-    matrix = _scaled(transform.astype(np.float64), face.shape[0] / CROP_PX)
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))  # face px per frame px
-    if scale > MINIFY_ABOVE:
-        face = cv2.GaussianBlur(face, (0, 0), MINIFY_BLUR * float(np.sqrt(scale**2 - 1)))
-    warped = _warp(face, matrix, alpha.left, alpha.top, width, height, cv2.BORDER_REPLICATE)
-    region = frame[alpha.region]
-    region[...] = blend(region, warped, alpha.weights)
-
-
-def _warp(
-    image: UInt8, matrix: npt.NDArray[np.float64], left: int, top: int, width: int, height: int, border: int
-) -> UInt8:
-    """The part of the frame at (left, top) as `matrix` (frame px → image px) finds it in `image`: linear for a mask."""
-    shifted = matrix.copy()
-    shifted[:, 2] += matrix[:, :2] @ (left, top)
-    kernel = cv2.INTER_CUBIC if image.ndim == 3 else cv2.INTER_LINEAR  # cubic would overshoot at a mask's edge
-    flags = kernel | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, shifted, (int(width), int(height)), flags=flags, borderMode=border)  # type: ignore[no-any-return]
-
-
-def _scaled(matrix: npt.NDArray[np.float64], factor: float) -> npt.NDArray[np.float64]:
-    """`matrix` onto a crop `factor` times as large: pixel centres map as (x + 0.5) · factor − 0.5."""
-    scaled = matrix * factor
-    scaled[:, 2] += (factor - 1) / 2
-    return scaled
-
-
-def _feather(under: UInt8, over: UInt8, weights: UInt8) -> UInt8:
-    """`over` weighed by `weights` / 255, `under` by the rest; within half a level of exact."""
-    share = cv2.multiply(weights, 1 / 255, dtype=cv2.CV_32F)
-    return cv2.blendLinear(over, under, share, 1 - share)  # type: ignore[no-any-return]
-
-
-BLENDS: dict[str, Blend] = {"feather": _feather}
+        return np.zeros((0, 0, 3), np.uint8)
+    return warp_face(face, transform, alpha.left, alpha.top, width, height)

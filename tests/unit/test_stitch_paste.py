@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from skimage import data
 
+from models.avatar.warp import warp
 from models.errors import ConfigError
 from models.stitch.paste import Paster, paste
 from models.types import CROP_PX, PreparedAvatar
@@ -32,36 +33,36 @@ def feathered_mask() -> np.ndarray:
 
 
 def cut(transform: np.ndarray, side: int = CROP_PX) -> np.ndarray:
-    """The crop, as preparation cuts it: one cubic warp."""
+    """The crop, as preparation cuts it."""
     factor = side / CROP_PX
     matrix = transform.astype(np.float64) * factor
     matrix[:, 2] += (factor - 1) / 2
-    return cv2.warpAffine(FRAME, matrix, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return warp(FRAME, matrix, side)
 
 
 def slow_paste(frame: np.ndarray, face: np.ndarray, transform: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The twin: every frame pixel by itself in float64, cubic (a = −0.75) for the face, linear for the mask."""
+    """The twin: every frame pixel by itself in float64, Lanczos-4 for the face, linear for the mask."""
 
-    def cubic(d: np.ndarray, a: float = -0.75) -> np.ndarray:
-        d = np.abs(d)
-        near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
-        return np.where(d <= 1, near, np.where(d < 2, far, 0))
+    def lanczos(d: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(d) < 4, np.sinc(d) * np.sinc(d / 4), 0)
 
     def sample(image: np.ndarray, x: np.ndarray, y: np.ndarray, kernel: object, reach: int, edge: bool) -> np.ndarray:
-        side, out = len(image), np.zeros((*x.shape, image.shape[2]))
+        side, out, total = len(image), np.zeros((*x.shape, image.shape[2])), np.zeros((*x.shape, 1))
         for j in range(1 - reach, reach + 1):
             for i in range(1 - reach, reach + 1):
                 px, py = np.floor(x).astype(int) + i, np.floor(y).astype(int) + j
                 inside = (px >= 0) & (px < side) & (py >= 0) & (py < side) | edge
                 weight = kernel(x - px) * kernel(y - py) * inside  # type: ignore[operator]
                 out += weight[..., None] * image[np.clip(py, 0, side - 1), np.clip(px, 0, side - 1)]
-        return np.clip(np.rint(out), 0, 255)
+                total += weight[..., None]
+        return np.clip(np.rint(out / total if edge else out), 0, 255)
 
     y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(np.float64)
     (a, b, c), (d, e, f) = transform.astype(np.float64)
     cx, cy = a * x + b * y + c, d * x + e * y + f
     factor = len(face) / CROP_PX
-    over = sample(face, (cx + 0.5) * factor - 0.5, (cy + 0.5) * factor - 0.5, cubic, 2, edge=True)
+    at = [np.rint(((c + 0.5) * factor - 0.5) * 32) / 32 for c in (cx, cy)]  # OpenCV's grid of positions
+    over = sample(face, *at, lanczos, 4, edge=True)
     alpha = sample(mask[..., None], cx, cy, lambda t: np.maximum(0, 1 - np.abs(t)), 1, edge=False) / 255
     return np.rint(over * alpha + frame * (1 - alpha)).astype(np.uint8)
 
@@ -87,17 +88,19 @@ def test_the_fast_paste_agrees_with_the_slow_one(scale: float, angle: float, cen
     transform, mask = similarity(scale, angle, centre), feathered_mask()
     face = np.ascontiguousarray(cut(transform, side)[..., ::-1])  # other colours than the frame's
     fast, slow = paste(FRAME, face, transform, mask), slow_paste(FRAME, face, transform, mask)
-    assert np.abs(fast.astype(int) - slow).max() <= 1
+    difference = np.abs(fast.astype(int) - slow)
+    assert difference.max() <= 6 and (difference > 1).mean() < 1e-3  # positions on the rim of two of OpenCV's
     assert np.abs(fast.astype(int) - FRAME).max() > 50  # and something was pasted
 
 
 @pytest.mark.parametrize(
-    ("scale", "side", "limit"), [(1.0, 256, 2.4), (1.2, 256, 1.6), (1.6, 256, 1.8), (1.0, 512, 2.5)]
+    ("scale", "side", "limit"),  # face px = 256 / scale
+    [(1.0, 256, 1.8), (1.2, 256, 1.0), (1.6, 256, 0.5), (2.0, 256, 0.5), (3.0, 256, 0.5), (1.0, 512, 0.5)],
 )
 def test_the_untouched_crop_leaves_the_frame_nearly_as_it_was(scale: float, side: int, limit: float) -> None:
     transform = similarity(scale, 4, (221.37, 117.81))
     out = paste(FRAME, cut(transform, side), transform, np.full((256, 256), 255, np.uint8))
-    region = slow_paste(np.zeros_like(FRAME), np.full((256, 256, 3), 255, np.uint8), transform, feathered_mask()) > 128
+    region = paste(np.zeros_like(FRAME), np.full((256, 256, 3), 255, np.uint8), transform, feathered_mask()) > 128
     difference = (out.astype(float) - FRAME)[region]
     assert np.sqrt(np.mean(difference**2)) < limit  # grey levels rms
     assert abs(difference.mean()) < 0.1  # no shift of brightness
@@ -115,12 +118,12 @@ def test_a_crop_pasted_by_a_whole_pixel_transform_is_exact() -> None:
 def test_a_512_crop_lands_where_the_256_crop_does() -> None:
     """A dot's centre of mass, pasted from either crop, stands at the same place: pixel-centre coordinates."""
     transform, full = similarity(1.1, 10, (250, 250)), np.full((256, 256), 255, np.uint8)
-    small = cv2.GaussianBlur(np.eye(256, dtype=np.uint8)[..., None].repeat(3, -1) * 0, (3, 3), 0)
-    small[100:104, 150:154] = 255
+    small = np.full((256, 256, 3), 60, np.uint8)
+    small[100:104, 150:154] = 200
     large = np.kron(small, np.ones((2, 2, 1), np.uint8))
     centres = []
     for face in (small, large):
-        grey = paste(np.zeros_like(FRAME), face, transform, full)[..., 0].astype(float)
+        grey = paste(np.full_like(FRAME, 60), face, transform, full)[..., 0].astype(float) - 60  # room for overshoot
         y, x = np.mgrid[:512, :512]
         centres.append(((grey * x).sum() / grey.sum(), (grey * y).sum() / grey.sum()))
     expected = cv2.invertAffineTransform(transform.astype(np.float64)) @ (151.5, 101.5, 1)

@@ -1,0 +1,106 @@
+"""Colour and sharpness of a pasted face follow the frame's: bounded, smooth in time, deaf to moving lips."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+
+from models.stitch.tone import MOST_GAIN, SHARPEN, Tone, color_gain, detail_amount, gain_field
+
+OWN = np.ascontiguousarray(data.astronaut()[100:224, 140:308])  # (124, 168, 3)
+FPS = 25.0
+
+
+def weights() -> np.ndarray:
+    out = np.zeros((124, 168), np.uint8)
+    cv2.ellipse(out, (84, 55), (62, 50), 0, 0, 360, 255, -1)
+    return cv2.GaussianBlur(out, (31, 31), 0)
+
+
+def tinted(gain: tuple[float, float, float]) -> np.ndarray:
+    return np.clip(np.rint(OWN * np.array(gain)), 0, 255).astype(np.uint8)
+
+
+def test_a_tint_is_found_and_undone() -> None:
+    over = tinted((0.95, 1.0, 1.05))
+    tone = Tone()
+    tone.see_color(OWN, over, weights(), FPS)
+    ring = (weights() > 8) & (weights() < 247)
+    before = np.abs(over[ring].astype(float) - OWN[ring]).mean(0)
+    after = np.abs(tone.colored(over)[ring].astype(float) - OWN[ring]).mean(0)
+    assert before[0] > 3 and before[2] > 2
+    assert after.max() < 1.2
+
+
+def test_a_tint_that_changes_across_the_face_is_followed() -> None:
+    slope = (1 + 0.05 * np.linspace(-1, 1, 168))[None, :, None]
+    gain = color_gain(OWN, np.clip(np.rint(OWN / slope), 0, 255).astype(np.uint8), weights())
+    assert gain is not None
+    assert gain[:, 1] == pytest.approx([0.05] * 3, abs=0.02)
+
+
+def test_a_lip_or_jaw_in_the_ring_does_not_move_the_colour() -> None:
+    over = OWN.copy()
+    over[90:105, 60:110] = 30  # dark, across the ring's lower part
+    gain = color_gain(OWN, over, weights())
+    assert gain is not None
+    assert np.abs(gain).max() < 0.02
+
+
+def test_black_stays_black_and_the_gain_is_bounded() -> None:
+    gain = color_gain(OWN, tinted((0.4, 0.4, 0.4)), weights())
+    assert gain is not None
+    field = gain_field(gain, (124, 168))
+    assert field.min() >= 1 - MOST_GAIN - 1e-6 and field.max() <= 1 + MOST_GAIN + 1e-6
+    assert not Tone(gain=gain).colored(np.zeros_like(OWN)).any()
+
+
+def test_colour_starts_at_once_and_then_moves_slowly() -> None:
+    tone = Tone()
+    tone.see_color(OWN, tinted((0.95, 0.95, 0.95)), weights(), FPS)
+    first = tone.gain.copy()
+    assert first[0, 0] > 0.03  # nothing is known before: the first frame is believed
+    tone.see_color(OWN, OWN, weights(), FPS)
+    assert 0.85 * first[0, 0] < tone.gain[0, 0] < first[0, 0]  # one frame of 40 ms against half a second
+    for _ in range(50):
+        tone.see_color(OWN, OWN, weights(), FPS)
+    assert abs(tone.gain[0, 0]) < 0.003
+
+
+def test_a_soft_face_is_sharpened_towards_the_frame_and_a_sharp_one_softened() -> None:
+    soft, sharp = (
+        cv2.GaussianBlur(OWN, (0, 0), 0.8),
+        cv2.addWeighted(OWN, 1.4, cv2.GaussianBlur(OWN, (0, 0), 1.5), -0.4, 0),
+    )
+    for over in (soft, sharp):
+        tone = Tone()
+        tone.see_detail(OWN, over, weights(), 1.5, FPS)
+        before, after = (detail_amount(OWN, image, weights(), 1.5) for image in (over, tone.sharpened(over, 1.5)))
+        assert abs(before) > 0.12 and abs(after) < 0.35 * abs(before)
+
+
+def test_sharpening_is_bounded_and_an_equal_face_is_left_alone() -> None:
+    tone = Tone()
+    tone.see_detail(OWN, cv2.GaussianBlur(OWN, (0, 0), 6), weights(), 1.5, FPS)
+    assert tone.sharp == SHARPEN[1]
+    same = Tone()
+    same.see_detail(OWN, OWN, weights(), 1.5, FPS)
+    assert same.sharpened(OWN, 1.5) is OWN
+    assert Tone().sharpened(OWN, 1.5) is OWN and Tone().colored(OWN) is OWN
+
+
+def test_a_ring_too_small_to_judge_by_changes_nothing() -> None:
+    tone, nothing = Tone(), np.full((124, 168), 255, np.uint8)
+    tone.see_color(OWN, tinted((0.9, 1, 1)), nothing, FPS)
+    assert tone.gain is None
+
+
+def test_noise_in_the_source_alone_does_not_make_the_gain_flicker() -> None:
+    random, tone, gains = np.random.default_rng(1), Tone(), []
+    for _ in range(12):
+        own = np.clip(OWN + random.normal(0, 4, OWN.shape), 0, 255).astype(np.uint8)
+        tone.see_color(own, OWN, weights(), FPS)
+        gains.append(tone.gain[0, 0])
+    assert np.abs(np.diff(gains)).max() * 200 < 0.1  # grey levels a frame
