@@ -21,7 +21,7 @@ Levels = npt.NDArray[np.float64]  # dB below full scale, a value each HOP_S
 Runs = list[tuple[int, int]]  # first and one past the last of each, in hops
 
 SILENCE = "_"  # the phoneme of silence
-HOP_S, FRAME_S = 0.010, 0.030  # three periods of a voice at 100 Hz
+HOP_S, FRAME_S = 0.010, 0.030  # three periods of a voice at 100 Hz; a hop hears 10 ms beyond either of its ends
 VOICE_HZ = (90.0, 1000.0)  # where voiced sounds have most of their energy, and breath and hiss have little of theirs
 SOUND_HZ = (90.0, 8000.0)  # hum is below; nothing that lips do is above
 QUIETEST_VOICE_DB, QUIETEST_SOUND_DB = -55.0, -60.0  # below full scale: nobody speaks so softly
@@ -31,7 +31,6 @@ LOUD, QUIET = 95, 5  # percentiles of a segment's levels: its speech, its backgr
 LEAST_RANGE_DB = 20.0  # between them: a segment may be without a pause, and then its quietest hops are no background
 CORE_S = 0.03  # a shorter voiced stretch is a click
 NEAR_S = 0.15  # a sound so close to a core belongs to it: what a stop consonant lets out after its closure
-GUARD_S = 0.02  # around what was found: a frame's half width, in which its edge is uncertain
 
 
 class Activity:
@@ -65,7 +64,6 @@ class Activity:
             _floor(sound, loudest[1]) + ABOVE_SOUND_FLOOR_DB, loudest[1] - SOUND_RANGE_DB, QUIETEST_SOUND_DB
         )
         spans = np.array(_grown(_runs(voiced), _runs(heard | voiced)), np.float64).reshape(-1, 2) * HOP_S
-        spans += (-GUARD_S, GUARD_S)
         return joined(np.clip(spans, 0.0, len(samples) / sample_rate_hz))
 
 

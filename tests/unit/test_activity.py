@@ -8,7 +8,7 @@ from models.tts.hibari import HibariTTS
 from models.types import Phoneme, Speech
 
 RATE = 16_000
-TOLERANCE_S = 0.05  # a frame's half width, the guard and the hop
+TOLERANCE_S = 0.05  # a frame's half width, and the hop
 
 
 def silence(seconds: float) -> np.ndarray:

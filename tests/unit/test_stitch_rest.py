@@ -1,14 +1,22 @@
 """Rest: the source's mouth in silences, the generated one wherever anything sounds, and soft fades between them."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from configs.schema import StitchConfig
+from deployments.stitch import Stitch
+from deployments.utterance import LoadedAvatar
 from models.activity import Activity
+from models.avatar.store import AvatarStore
 from models.stitch.mouth import Mouth
 from models.stitch.rest import Rest, RestSettings, own_mouth_rests
 from models.types import PreparedAvatar, Speech
 
 FPS = 25
+EMBEDDED_AVATARS = Path(__file__).parents[2] / "models" / "embedded" / "avatars"
 
 
 def said(spans, duration_s, fps=FPS, chunk=8, **settings) -> np.ndarray:
@@ -155,6 +163,26 @@ def test_a_still_mouth_is_told_from_a_talking_one():
     yawning_once = np.where(np.arange(200) < 6, 0.3, still)
     assert own_mouth_rests(avatar(still)) and own_mouth_rests(avatar(yawning_once))
     assert not own_mouth_rests(avatar(talking))
+
+
+def test_the_embedded_presenters_mouth_rests():
+    assert own_mouth_rests(AvatarStore(EMBEDDED_AVATARS).load("presenter", latents=False, frames=False))
+
+
+@pytest.mark.parametrize(
+    "rest_mouth, moves, rests",
+    [("auto", False, True), ("auto", True, False), ("source", True, True), ("generated", False, False)],
+)
+def test_the_config_says_whose_mouth_rests(rest_mouth, moves, rests):
+    gaps = 0.05 + 0.05 * np.abs(np.sin(np.arange(50) * 0.9)) * moves
+    config = StitchConfig(rest_mouth=rest_mouth, av_offset_ms=80)
+    loaded = LoadedAvatar(avatar(gaps), None, own_mouth_rests(avatar(gaps)))
+    mouth = Stitch._mouth(SimpleNamespace(config=config), loaded, FPS)
+    tone = np.sin(np.arange(16_000) * 2 * np.pi * 200 / 16_000).astype(np.float32) * 0.2
+    mouth.hear(Speech(np.pad(tone, (16_000, 16_000)), 16_000, last=True), 0)
+    weights = mouth.weights(0, 75)
+    assert (weights[:20].max() == 0) == (weights[-5:].max() == 0) == rests and np.all(weights[27:51] == 1)
+    assert not rests or weights[22] < 1  # 80 ms later than the sound, whose margin begins at frame 22
 
 
 def test_an_avatar_without_a_face_has_no_mouth_to_rest():
