@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.look import SAME_TURN, adapted, is_covered, is_same, look_at
+from models.avatar.look import SAME_BOW, SAME_TURN, adapted, is_covered, is_same, look_at
 from models.avatar.warp import apply, invert, warp
 from models.errors import ConfigError, WeightsError
 from models.types import Float32, UInt8
@@ -89,13 +89,21 @@ class Face:
         across = left - right
         return float((tip - right) @ across / max(float(across @ across), 1e-6))
 
+    @property
+    def bow(self) -> float:
+        """Where the nose's tip lies on the way from the eyes down to the chin: 0.3 upright, 0.5 bowed by 20°."""
+        eyes, tip, chin = (self.landmarks[[36, 45]].astype(np.float64), self.landmarks[30], self.landmarks[8])
+        down = np.array([eyes[0, 1] - eyes[1, 1], eyes[1, 0] - eyes[0, 0]])
+        return float((tip - eyes.mean(0)) @ down / max(float((chin - eyes.mean(0)) @ down), 1e-6))
+
     def recognised(self, seen: Face) -> Face | None:
         """`seen` with the memory of this face, if it is the same one and nothing covers its mouth; else None."""
         if self.look is None or seen.look is None:
             return seen
         if not is_same(self.look, seen.look):
             return None
-        if abs(self.turn - seen.turn) < SAME_TURN and is_covered(self.look, seen.look, self.mesh):
+        same_pose = abs(self.turn - seen.turn) < SAME_TURN and seen.bow - self.bow < SAME_BOW
+        if same_pose and is_covered(self.look, seen.look, self.mesh):
             return None
         return replace(seen, look=adapted(self.look, seen.look))
 

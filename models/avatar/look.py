@@ -20,6 +20,7 @@ BLUR = 0.013  # standard deviation over the side of the mesh's input: smaller th
 SAME = 0.6  # correlation of the whole face from which it is the same
 COVERED = 0.7  # correlation of cheeks and chin below which something is in front of them, where the rest is the same
 SAME_TURN = 0.1  # of Face.turn, about 12°: cheeks of a head that turns further look different for that alone
+SAME_BOW = 0.1  # of Face.bow, about 12°, for the same reason; a raised chin changes little
 ADAPT = 0.1  # how fast the memory of a face follows what is seen: ten frames
 LEAST_POINTS = 0.5  # share of the points that must be seen for a judgement
 RIGHT_EYE, LEFT_EYE, NOSE_TIP = 33, 263, 4  # of the mesh

@@ -82,13 +82,14 @@ def bearded(picture: UInt8, face: Face) -> UInt8:
 
 
 @cache
-def turned(yaw_deg: float, size: int = 300, zoom: float = 1.2) -> UInt8:
-    """Grace Hopper's face as FaceMesh knows it in space, turned to the left, before an ellipse for the head."""
+def turned(yaw_deg: float, bow_deg: float = 0, size: int = 300, zoom: float = 1.2) -> UInt8:
+    """Grace Hopper's face as FaceMesh knows it in space, turned to the left and bowed, before an ellipse."""
     crop, points, triangles = _model()
-    angle = np.radians(yaw_deg)
+    angle, bow = np.radians(yaw_deg), np.radians(bow_deg)
     back = np.array([points[:, 0].mean(), points[:, 1].mean(), points[:, 2].max()])
     turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
-    placed = (points - back) @ turn.T
+    nod = np.array([[1, 0, 0], [0, np.cos(bow), -np.sin(bow)], [0, np.sin(bow), np.cos(bow)]])
+    placed = (points - back) @ turn.T @ nod.T
     flat = placed[:, :2] * zoom + size / 2
     canvas = on_ground(size, size)
     cv2.ellipse(canvas, (size // 2, size // 2 - 8), (round(62 * zoom), round(85 * zoom)), 0, 0, 360, (120, 80, 60), -1)

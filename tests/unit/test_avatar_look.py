@@ -48,6 +48,13 @@ def test_a_head_that_turns_stays_the_same(yaw):
     assert front.recognised(aside) is not None
 
 
+@pytest.mark.parametrize("bow", [-30, -20, -10, 10, 20, 30])
+def test_a_head_that_nods_stays_the_same(bow):
+    upright, nodding = face_of(turned(0)), face_of(turned(0, bow))
+    assert np.sign(nodding.bow - upright.bow) == np.sign(bow)
+    assert upright.recognised(nodding) is not None
+
+
 def test_a_profile_is_no_face():
     assert 0.45 < face_of(turned(0)).turn < 0.55
     assert [detector().detect(turned(yaw)) for yaw in (65, 75, 90)] == [[], [], []]
