@@ -4,17 +4,25 @@ The embedded engines on the CPU are swapped in; resources, replicas and limits s
 """
 
 import copy
+import itertools
 import time
 from typing import Any
 
+import av
+import numpy as np
 import psutil
 import pytest
 
 from configs.serve_file import deployment_of, load_serve_config
+from enhancing import ClusterBackend, LocalBackend, enhance_video
 from launch import LocalGraph
-from tests.graph.conftest import free_port
+from models.restore.video import VideoOptions
+from tests.graph.conftest import EMBEDDED, free_port
+from tests.unit.video_material import picture_of, sound_of, uneven, write_video
 
 pytestmark = pytest.mark.ray
+
+FRAMES = 24  # of the video that is enhanced
 
 ON_CPU: dict[str, dict[str, Any]] = {
     "AudioFeatures": {"context_s": 8.0},
@@ -83,6 +91,47 @@ def test_more_replicas_of_enhance_change_enhance_alone(graph):
     after = replicas()
     assert len(after["Enhance"]) == 2 and before["Enhance"] < after["Enhance"]
     assert {s: p for s, p in after.items() if s != "Enhance"} == {s: p for s, p in before.items() if s != "Enhance"}
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def test_both_replicas_enhance_a_video_and_a_rerun_goes_on(graph, tmp_path):
+    """`warmtalk enhance --address`, with what it does here: the same picture, times and sound."""
+    import ray
+
+    frames = [frame.to_ndarray(format="rgb24") for frame in presenter(FRAMES)]
+    source, output = write_video(tmp_path / "in.mp4", frames, uneven(FRAMES)), tmp_path / "out.mp4"
+    backend = ClusterBackend.connect(ray.get_runtime_context().gcs_address)
+    assert not backend.template  # the small restorer's
+    workers = [psutil.Process(pid) for pid in replicas()["Enhance"]]
+    assert len(workers) == 2
+    before = [worker.cpu_times().user for worker in workers]
+
+    def progress(done: int, of: int) -> None:
+        if done == FRAMES - 6:
+            raise Killed
+
+    how = {"options": VideoOptions(batch=2), "piece_s": 0.32, "crf": 3.0}
+    with pytest.raises(Killed):
+        enhance_video(source, output, backend, **how, progress=progress)
+    assert not output.exists()
+    report = enhance_video(source, output, backend, **how)
+    assert (report.frames, report.resumed) == (FRAMES, 16)  # two pieces of eight frames were there
+    assert all(worker.cpu_times().user - begun > 0.1 for worker, begun in zip(workers, before, strict=True))
+
+    (times, enhanced), (wanted_times, shown) = picture_of(output), picture_of(source)
+    assert times == wanted_times and sound_of(output) == sound_of(source)
+    enhance_video(source, tmp_path / "here.mp4", LocalBackend.load("small"), **how)
+    here = picture_of(tmp_path / "here.mp4")[1]
+    assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(enhanced, here, strict=True)) < 0.5
+    assert min(np.abs(a.astype(int) - b).max() for a, b in zip(enhanced, shown, strict=True)) > 10
+
+
+def presenter(count: int) -> list[av.VideoFrame]:
+    with av.open(str(EMBEDDED / "presenter" / "presenter.mp4")) as container:
+        return list(itertools.islice(container.decode(video=0), count))
 
 
 def test_a_tunable_of_one_stage_is_applied_without_any_restart(graph):
