@@ -31,7 +31,7 @@ from models.restore.align import FFHQ_512
 from models.types import Speech
 from models.vae_files import modern_vae_keys
 
-NEEDED_GB = 9  # of free memory: a UNet in single precision, and its file's content beside it while it is loaded
+NEEDED_GB = 10  # of free memory: a UNet in single precision, and its file's content beside it while it is loaded
 RELEASED = 2e-3  # what a container and its key names may add to the tensors
 
 
