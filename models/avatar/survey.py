@@ -51,7 +51,7 @@ def survey_video(
     """
     copied = copy_video and source.copy_stream(target)
     writer = None if copied else FrameWriter(target, source.width, source.height, source.target_fps, crf)
-    follower = _Follower(detector, round(PATIENCE_S * source.target_fps))
+    follower = Follower(detector, round(PATIENCE_S * source.target_fps))
     for k, frame in enumerate(source.frames()):
         if writer is not None:
             writer.write(frame)
@@ -62,11 +62,14 @@ def survey_video(
     return follower.survey(copied)
 
 
-class _Follower:
-    """Sees the frames one after the other."""
+class Follower:
+    """Follows the face through frames, one after the other; holds the last. Not thread-safe.
 
-    def __init__(self, detector: FaceDetector, patience: int) -> None:
-        self._patience = patience  # frames
+    patience: frames that a hidden face is waited for.
+    """
+
+    def __init__(self, detector: FaceDetector, patience: int = round(PATIENCE_S * 25)) -> None:
+        self._patience = patience
         self._detector, self._flow, self._watch = detector, FaceFlow(), CutWatch()
         self._faces: list[Face | None] = []
         self._motions: list[Motion | None] = []

@@ -8,7 +8,7 @@ from avatar_material import astronaut, hopper, moved, similarity, swaying
 from benchmarks.known_motion import known_motion
 from models.avatar.cuts import Sign, colours, distance, find_cuts, scenes_of
 from models.avatar.detect import BlazeMesh
-from models.avatar.survey import _Follower
+from models.avatar.survey import Follower
 from models.types import UInt8
 
 DETECTOR = BlazeMesh()
@@ -16,7 +16,7 @@ STILL = Sign(picture=0.03, jump=0.005, share=1.0)
 
 
 def cuts_in(frames: list[UInt8]) -> list[int]:
-    follower = _Follower(DETECTOR)
+    follower = Follower(DETECTOR)
     for frame in frames:
         follower.take(frame)
     return follower.survey(copied=False).cuts

@@ -18,7 +18,7 @@ from models.avatar.detect import BlazeMesh
 from models.avatar.parse import masks_of
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
-from models.avatar.survey import Survey, _Follower
+from models.avatar.survey import Follower, Survey
 from models.avatar.track import Track, TrackOptions, crop_transforms, in_crop
 from models.avatar.warp import warp
 from models.stitch.paste import paste, warp_alpha
@@ -35,7 +35,7 @@ def clip(face_px: int) -> KnownMotion:
 @cache
 def survey(face_px: int) -> Survey:
     """The first pass over the frames as they are drawn."""
-    follower = _Follower(BlazeMesh())
+    follower = Follower(BlazeMesh())
     for frame in clip(face_px).frames():
         follower.take(frame)
     return follower.survey(copied=False)

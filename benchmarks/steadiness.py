@@ -1,0 +1,116 @@
+"""How steadily crops follow a head of known motion, and what a paste is off by: `python -m benchmarks.steadiness`.
+
+Prints a table a face size: landmarks alone, landmarks joined with tracked motion, each smoothing, and 1 px of noise on
+every landmark. Lengths are in frame px, a coordinate, rms, against the truth. Writes results/steadiness.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from benchmarks.known_motion import KnownMotion, following, known_motion, level_rms, misplacement
+from models.avatar.detect import BlazeMesh
+from models.avatar.frames import VideoFrames
+from models.avatar.parse import masks_of
+from models.avatar.survey import Follower, Survey
+from models.avatar.track import Track, TrackOptions, crop_transforms, in_crop
+from models.avatar.warp import warp
+from models.stitch.paste import paste, warp_alpha
+from models.types import UInt8
+
+FACES_PX = (160, 256)
+FRAMES, FPS = 100, 25
+CODED_CRF = 18.0  # x264's, of the coded clip
+WAYS: dict[str, dict[str, Any]] = {
+    "landmarks alone, unsmoothed": {"affine_tracking_enabled": False, "smoothing": "none"},
+    "landmarks alone, zero_phase": {"affine_tracking_enabled": False},
+    "tracked, none": {"smoothing": "none"},
+    "tracked, zero_phase": {},
+    "tracked, kalman": {"smoothing": "kalman"},
+    "tracked, one_euro": {"smoothing": "one_euro"},
+    "tracked, whole pixels": {"subpixel_enabled": False},
+}
+
+
+def surveyed(frames: list[UInt8]) -> Survey:
+    """The first pass over frames."""
+    follower = Follower(BlazeMesh())
+    for frame in frames:
+        follower.take(frame)
+    return follower.survey(copied=False)
+
+
+def measure(clip: KnownMotion, frames: list[UInt8]) -> dict[str, dict[str, float]]:
+    """Each way of following the head, against the truth."""
+    seen = surveyed(frames)
+    noise = np.random.default_rng(0).normal(size=(len(clip), 68, 2))
+    found: dict[str, dict[str, float]] = {}
+    for name, options in WAYS.items():
+        found[name] = asdict(following(clip, _track(seen, seen.landmarks, **options).transforms))
+    for name in ("landmarks alone, zero_phase", "tracked, zero_phase"):
+        track = _track(seen, clip.true_landmarks() + noise, **WAYS[name])
+        found[f"1 px noise: {name}"] = asdict(following(clip, track.transforms))
+    return found
+
+
+def pasted(clip: KnownMotion, frames: list[UInt8]) -> dict[str, float]:
+    """An untouched crop, pasted back: how far it is off, and grey levels rms, where the mask weighs a half or more."""
+    seen = surveyed(frames)
+    track = _track(seen, seen.landmarks)
+    masks, index = masks_of(in_crop(track), FPS, scenes=track.scenes)
+    shifts, levels = [], []
+    for k in range(0, len(clip), 7):
+        frame, transform, mask = frames[k], track.transforms[k], masks[index[k]]
+        back = paste(frame, warp(frame, transform), transform, mask)
+        alpha, core = warp_alpha(transform, mask, frame.shape[:2]), np.zeros(frame.shape[:2], bool)
+        core[alpha.region] = alpha.weights >= 128
+        shifts.append(misplacement(frame, back, core))
+        levels.append(level_rms(frame, back, core))
+    return {
+        "off_px": float(np.sqrt((np.array(shifts) ** 2).sum(1).mean())),
+        "levels": float(np.sqrt(np.mean(np.square(levels)))),
+    }
+
+
+def _track(seen: Survey, landmarks: Any, **options: Any) -> Track:
+    return crop_transforms(landmarks, seen.has_face, FPS, TrackOptions(**options), seen.motions, seen.cuts)
+
+
+def _coded(clip: KnownMotion, folder: Path) -> list[UInt8]:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = clip.write(folder / f"known_motion_{clip.face_px:g}.mp4", CODED_CRF)
+    with path.open("rb") as file:
+        video = VideoFrames(file)
+        return [video[k].copy() for k in range(len(video))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steadiness", description="Crops against known motion.")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    out = parser.parse_args().out
+    cv2.setNumThreads(1)
+    results: dict[str, Any] = {}
+    for face_px in FACES_PX:
+        clip = known_motion(face_px, FRAMES, FPS, talking=True)
+        drawn = list(clip.frames())
+        for kind, frames in (("drawn", drawn), (f"H.264 crf {CODED_CRF:g}", _coded(clip, out))):
+            name = f"{face_px} px face, {kind}"
+            results[name] = measure(clip, frames)
+            print(f"\n{name}\n{'':44}   place  jitter  roll °     lag")
+            for way, found in results[name].items():
+                numbers = (found["place_rms"], found["jitter_rms"], found["roll_rms_deg"], found["lag_frames"])
+                print(f"{way:44} {numbers[0]:7.3f} {numbers[1]:7.4f} {numbers[2]:7.3f} {numbers[3]:+7.2f}")
+        results[f"{face_px} px face, pasted"] = untouched = pasted(clip, drawn)
+        print(f"untouched crop pasted back: {untouched['off_px']:.3f} px off, {untouched['levels']:.2f} grey levels")
+    (out / "steadiness.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
