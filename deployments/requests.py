@@ -10,7 +10,10 @@ DEFAULT_SESSION = "default"
 
 @dataclass(frozen=True, slots=True)
 class SpeakRequest:
-    """What one call of /speak asks for: `text`, or `audio` as the bytes of a sound file. None means the config's."""
+    """What one call of /speak asks for: `text`, or `audio` as the bytes of a sound file. None means the config's.
+
+    growing: in their place, the key of a text that is still being written (deployments/growing.py).
+    """
 
     session_id: str = DEFAULT_SESSION
     text: str = ""
@@ -21,6 +24,7 @@ class SpeakRequest:
     voice: str | None = None
     speed: float | None = None
     deliver: bool = True  # False: only the summary is wanted, not the fragments
+    growing: str = ""
     calls: bool = False  # the summary lists every call of every stage, for a profile
 
 

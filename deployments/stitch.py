@@ -15,6 +15,7 @@ from typing import Any
 
 from configs.schema import StitchConfig
 from deployments.broadcast import LiveEvent
+from deployments.growing import GrowingTexts
 from deployments.interruption import Cut, Cuts
 from deployments.line import Call, Chunk, Job, Line, LineSettings, summarise
 from deployments.onair import OnAir, OnStage, Show
@@ -49,6 +50,7 @@ class Stitch(Stage[StitchConfig]):
         self._handles = (tts.options(stream=True, _by_reference=False), features, lipsync, enhance)
         self._turns = Turns()
         self._cuts = Cuts()
+        self._growing = GrowingTexts()
         self._on_air = OnAir()
         self._avatars: OrderedDict[tuple[str, str], LoadedAvatar] = OrderedDict()
 
@@ -136,6 +138,10 @@ class Stitch(Stage[StitchConfig]):
         async with self._turns.of(session_id):  # what was cut has left
             return {"session_id": session_id, "interrupted": count}
 
+    async def feed(self, session_id: str, key: str, parts: list[str], last: bool) -> None:
+        """Add parts to a text that is being spoken, or is going to be. Raises TextError."""
+        self._growing.feed(key, parts, last)
+
     async def live(self, session_id: str, position: int | None = None) -> AsyncGenerator[LiveEvent, None]:
         """What the session shows from now on, for an ingress. Raises SessionNotFound, IdError, AvatarNotFound."""
         await self.ready()
@@ -184,7 +190,7 @@ class Stitch(Stage[StitchConfig]):
 
     def _plan(self, request: SpeakRequest) -> Utterance:
         """Check all that can be checked before anything is made. Raises InputError, AvatarNotFound."""
-        if bool(request.text.strip()) == bool(request.audio):
+        if [bool(request.text.strip()), bool(request.audio), bool(request.growing)].count(True) != 1:
             raise InputError("There is nothing to say.", "Send a text or a sound file, and only one of them.")
         if request.text:
             check_text(request.text, LONGEST_TEXT, language="")  # which scripts can be read is for the voice to say
@@ -253,6 +259,7 @@ class Stitch(Stage[StitchConfig]):
             avatar_version=utterance.avatar.prepared.version,
             session_id=request.session_id,
             text=request.text,
+            parts=self._noted(utterance) if request.growing else None,
             place=stage.performance.place if stage is not None else None,
             speech=utterance.speech,
             voice=request.voice,
@@ -260,6 +267,15 @@ class Stitch(Stage[StitchConfig]):
             enhance=self.config.enhance if request.enhance is None else request.enhance,
             strength=request.strength,
         )
+
+    async def _noted(self, utterance: Utterance) -> AsyncIterator[str]:
+        """The parts of a growing text, each noted as said."""
+        said: list[str] = []
+        async with aclosing(self._growing.read(utterance.request.growing)) as parts:
+            async for part in parts:
+                said.append(part.strip())
+                utterance.said = " ".join(said)
+                yield part
 
     def _settings(self, fps: int) -> LineSettings:
         config = self.config

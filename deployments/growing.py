@@ -1,0 +1,105 @@
+"""Texts that are spoken while they are still being written: what Stitch holds of them, and how a caller feeds one.
+
+Knows no stage; a handle of Stitch is given to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deployments.requests import SpeakEvent, SpeakRequest
+from models.errors import TextError
+from models.text import normalise
+
+MAX_CHARS = 100_000  # of one growing text
+PAUSE_S = 60.0  # a writer that is silent for so long is gone, and its text has ended
+MAX_TEXTS = 1024  # begun and not spoken yet
+
+
+@dataclass(slots=True)
+class _Text:
+    parts: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
+    chars: int = 0
+
+
+class GrowingTexts:
+    """Parts of texts by key: whoever comes first, reader or writer, begins one. One event loop."""
+
+    def __init__(self, pause_s: float = PAUSE_S) -> None:
+        self._texts: dict[str, _Text] = {}
+        self._pause_s = pause_s
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def feed(self, key: str, parts: list[str], last: bool) -> None:
+        """Add parts, each fit to be spoken by itself. Raises TextError for a text that grows too long."""
+        if key not in self._texts and len(self._texts) >= MAX_TEXTS:
+            raise TextError("Too many texts are being written at once.", "Try again later.")
+        text = self._texts.setdefault(key, _Text())
+        for part in parts:
+            text.chars += len(part)
+            if text.chars > MAX_CHARS:
+                text.parts.put_nowait(None)
+                raise TextError(f"The text exceeds {MAX_CHARS} characters.", "Send it in parts.")
+            if any(c.isalnum() for c in normalise(part)):  # an emoji by itself is no sentence
+                text.parts.put_nowait(part)
+        if last:
+            text.parts.put_nowait(None)
+
+    def drop(self, key: str) -> None:
+        """Forget a text that nobody is going to read."""
+        self._texts.pop(key, None)
+
+    async def read(self, key: str) -> AsyncGenerator[str, None]:
+        """The parts as they come; ends with the text, or when its writer is silent for too long."""
+        text = self._texts.setdefault(key, _Text())
+        try:
+            while True:
+                try:
+                    part = await asyncio.wait_for(text.parts.get(), self._pause_s)
+                except asyncio.TimeoutError:
+                    return
+                if part is None:
+                    return
+                yield part
+        finally:
+            self._texts.pop(key, None)
+
+
+async def speak_growing(
+    stitch: Any, request: SpeakRequest, parts: AsyncIterator[str]
+) -> AsyncGenerator[SpeakEvent, None]:
+    """Have Stitch speak the parts while they come: sentences or clauses (models/llm/pieces.py cuts tokens into them).
+
+    stitch: its handle. Yields as Stitch.speak does; ends the speech when closed. Raises what it raises, and then what
+    `parts` raise: what came before is spoken.
+    """
+    key = uuid.uuid4().hex
+    plain = stitch.options(session_id=request.session_id)
+    events = stitch.options(stream=True, _by_reference=False, session_id=request.session_id).speak.remote(
+        replace(request, growing=key)
+    )
+
+    async def feed() -> None:
+        try:
+            async for part in parts:
+                await plain.feed.remote(request.session_id, key, [part], False)
+        finally:
+            await plain.feed.remote(request.session_id, key, [], True)
+
+    feeder = asyncio.create_task(feed())
+    try:
+        async for event in events:
+            yield event
+        await feeder
+    finally:
+        events.cancel()
+        feeder.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await feeder
