@@ -77,6 +77,9 @@ class Broadcast:
     def watched(self) -> bool:
         return bool(self._listeners)
 
+    def shows(self, avatar_id: str, spec: MediaSpec) -> bool:
+        return (self.start.avatar_id, self.start.spec) == (avatar_id, spec)
+
     def position(self) -> int:
         """The position that is due now."""
         return self.clock.position(time.time())

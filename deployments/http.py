@@ -5,12 +5,13 @@ Belongs to the ingress; knows no stage and no media.
 
 # no `from __future__ import annotations`: FastAPI must see the real types
 
+import codecs
 import contextlib
 import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +30,7 @@ from deployments.failures import known_error
 from models.errors import InputError, WarmTalkError
 
 READ_CHUNK = 2**18  # bytes
+NO_CACHE = {"Cache-Control": "no-cache"}
 UPLOADS = ("/speak/audio", "/avatars")  # their bodies are files, and have a limit of their own
 ABANDONED_S = 24 * 3600.0  # an upload this old belongs to an ingress that died over it
 REMEDIES = {404: "See /docs for what there is.", 405: "See /docs for what there is.", 413: "Send a shorter text."}
@@ -192,6 +194,30 @@ async def live_parts(viewer: Any) -> AsyncIterator[bytes]:
             yield data
     finally:
         viewer.close()
+
+
+async def written(parts: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
+    """The text of a body of UTF-8 while it comes; bytes that are none become �."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    async for part in parts:
+        if text := decoder.decode(part):
+            yield text
+    if text := decoder.decode(b"", final=True):
+        yield text
+
+
+def whole_file(path: Path, name: str) -> Response:
+    """A file to be saved under a name; removed when it has been sent, or the client has gone."""
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(path.stat().st_size)}
+    file = path.open("rb")
+    path.unlink()  # it lives as long as it is open
+    return StreamingResponse(_parts(file), headers=headers, media_type="video/mp4")
+
+
+def _parts(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while part := file.read(READ_CHUNK):
+            yield part
 
 
 async def sound_parts(first: bytes, parts: Any) -> AsyncIterator[bytes]:

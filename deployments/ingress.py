@@ -8,16 +8,19 @@ Knows the stages as handles only, and no media.
 import asyncio
 import contextlib
 import uuid
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import Body, Query, Request
+from fastapi import Body, Query, Request, WebSocket
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from configs.schema import IngressConfig
+from deployments.bodies import SOUND_TYPES, ChatBody, SessionBody, SpeakBody, SpeechBody
+from deployments.growing import speak_growing
 from deployments.http import (
+    NO_CACHE,
     BoundedJson,
     Cancel,
     api,
@@ -28,14 +31,19 @@ from deployments.http import (
     remove_abandoned,
     sound_parts,
     video_parts,
+    whole_file,
+    written,
 )
 from deployments.live import Live
 from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
 from deployments.stage import parse_config
+from deployments.talk import Talk, schema
+from deployments.views import captions, faststart, playlist
 from deployments.web import serve_page
 from models.errors import BusyError, InputError, StageError
 from models.ids import check_id
+from models.llm.pieces import pieces
 from models.stitch.sidecar import committed_lines, sidecar_path
 
 # --- routes
@@ -43,70 +51,6 @@ from models.stitch.sidecar import committed_lines, sidecar_path
 OPEN_TRIES = 3  # of a video that is reset in the moment of being opened
 
 SessionId = Annotated[str, Query(description="1 to 64 of a-z, 0-9, _ and -", examples=["alice"])]
-
-
-class SpeakBody(BaseModel):
-    """The JSON of POST /speak."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"text": "Hello, nice to meet you."},
-                {"text": "And again.", "session_id": "alice", "stream": True},
-            ]
-        },
-    )
-    text: str = Field(description="What is to be said.")
-    session_id: str = Field(DEFAULT_SESSION, description="One viewer's growing conversation.")
-    avatar_id: str | None = Field(None, description="A prepared avatar; the configured one by default.")
-    enhance: bool | None = Field(None, description="Face restoration; the configured choice by default.")
-    strength: float | None = Field(None, ge=0, le=1, description="Of the restoration.")
-    voice: str | None = Field(None, description="A voice of the TTS engine.")
-    speed: float | None = Field(None, ge=0.5, le=2.0, description="1 is the voice's own pace.")
-    stream: bool = Field(False, description="Answer with fragmented MP4 as it is made.")
-
-
-SOUND_TYPES = {
-    "mp3": "audio/mpeg",
-    "opus": "audio/ogg",
-    "aac": "audio/aac",
-    "flac": "audio/flac",
-    "wav": "audio/wav",
-    "pcm": "audio/pcm",
-}
-
-
-class SpeechBody(BaseModel):
-    """The JSON of POST /v1/audio/speech, as OpenAI's clients send it; what is not named here is passed over."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"input": "Hello.", "response_format": "wav"}]})
-    input: str = Field(description="What is to be said.")
-    model: str = Field("", description="Any: the engine is the one in the config.")
-    voice: str = Field("default", description="A voice of the TTS engine, or `default`.")
-    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
-    speed: float | None = Field(None, ge=0.5, le=2.0, description="1 is the voice's own pace.")
-    stream_format: Literal["audio"] = "audio"
-
-
-class ChatBody(BaseModel):
-    """The JSON of POST /chat."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"message": "Hello, who are you?"}]})
-    message: str = Field(description="What the viewer says.")
-    session_id: str = Field(DEFAULT_SESSION, description="One viewer's growing conversation.")
-    avatar_id: str | None = Field(None, description="A prepared avatar; the configured one by default.")
-    enhance: bool | None = Field(None, description="Face restoration; the configured choice by default.")
-    voice: str | None = Field(None, description="A voice of the TTS engine.")
-    speed: float | None = Field(None, ge=0.5, le=2.0, description="1 is the voice's own pace.")
-
-
-class SessionBody(BaseModel):
-    """The JSON of POST /sessions."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}, {"session_id": "alice"}]})
-    session_id: str | None = Field(None, description="One is made up where none is given.")
-    avatar_id: str | None = Field(None, description="A prepared avatar; the configured one by default.")
 
 
 serve_page(api)
@@ -296,6 +240,59 @@ class Ingress:
         viewer = await self._live.view(session_id, client)
         headers = {"Cache-Control": "no-store", "X-WarmTalk-Session": session_id}
         return StreamingResponse(live_parts(viewer), media_type="video/mp4", headers=headers)
+
+    @api.post("/sessions/{session_id}/close", summary="End a session: it can still be seen, and nothing more is said")
+    async def close(self, session_id: str) -> dict[str, Any]:
+        check_id(session_id, "session id")
+        facts: dict[str, Any] = await self._stitch.options(session_id=session_id).close.remote(session_id)
+        return facts
+
+    @api.get("/sessions/{session_id}/captions.vtt", summary="What was said, and when, as WebVTT")
+    async def captions(self, session_id: str) -> Response:
+        facts = await self.session(session_id)
+        return Response(await asyncio.to_thread(captions, facts), media_type="text/vtt", headers=NO_CACHE)
+
+    @api.get("/sessions/{session_id}/index.m3u8", summary="The growing video as an HLS playlist")
+    async def playlist(self, session_id: str) -> Response:
+        facts = await self.session(session_id)
+        text = await asyncio.to_thread(playlist, facts)
+        return Response(text, media_type="application/vnd.apple.mpegurl", headers=NO_CACHE)
+
+    @api.get("/sessions/{session_id}/download.mp4", summary="The session so far as one MP4 that plays while it loads")
+    async def download(self, session_id: str) -> Response:
+        facts = await self.session(session_id)
+        path = await asyncio.to_thread(faststart, facts, output_path("results/uploads"))
+        return whole_file(path, f"{session_id}.mp4")
+
+    @api.post("/sessions/{session_id}/say", summary="Say a text while it is still being written: a body of plain text")
+    async def say(
+        self,
+        http: Request,
+        session_id: str,
+        avatar_id: str | None = None,
+        enhance: bool | None = None,
+        voice: str | None = None,
+        speed: Annotated[float | None, Query(ge=0.5, le=2.0)] = None,
+    ) -> Response:
+        check_id(session_id, "session id")
+        if avatar_id is not None:
+            check_id(avatar_id, "avatar id")
+        request = SpeakRequest(
+            session_id, avatar_id=avatar_id, enhance=enhance, voice=voice, speed=speed, deliver=False
+        )
+        async with aclosing(speak_growing(self._stitch, request, pieces(written(http.stream())))) as events:
+            async for event in events:
+                if event.summary is not None:
+                    return JSONResponse(event.summary)
+        raise StageError("The utterance ended without a summary.", "Look at the log of Stitch.")
+
+    @api.get("/ws.json", summary="Schemas of the messages of /sessions/{session_id}/ws")
+    async def messages_schema(self) -> dict[str, Any]:
+        return schema()
+
+    @api.websocket("/sessions/{session_id}/ws")
+    async def socket(self, socket: WebSocket, session_id: str) -> None:
+        await Talk(socket, session_id, self._stitch, self._chat, self._live).run()
 
     @api.post("/sessions/{session_id}/interrupt", summary="Stop what the session says and is going to say")
     async def interrupt(self, session_id: str) -> dict[str, Any]:

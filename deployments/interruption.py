@@ -63,6 +63,10 @@ class Cuts:
             if not self._of[session_id]:
                 del self._of[session_id]
 
+    def speaking(self) -> list[str]:
+        """Sessions that say something, or are going to."""
+        return list(self._of)
+
     def make(self, session_id: str) -> int:
         """Cut everything that the session says now; what is asked for later is not concerned. Returns how much."""
         cuts = self._of.get(session_id, set())

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Viewer:
         self._ended = True
         self._ready.set()
 
-    async def pieces(self) -> AsyncIterator[tuple[Piece, bytes]]:
+    async def pieces(self) -> AsyncGenerator[tuple[Piece, bytes], None]:
         """Each piece with its bytes for this viewer; ends when the session does, or the viewer is stuck."""
         while True:
             while self._queue:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from models.errors import FencedError, InputError
+from models.errors import ClosedError, FencedError, InputError
 from models.stitch.encode import MediaSpec
 from models.stitch.session import SessionFile
 from models.stitch.store import SessionStore
@@ -77,6 +77,13 @@ class OpenSessions:
             self.store.remove(session_id)
         return existed
 
+    def finish(self, session_id: str) -> dict[str, Any]:
+        """Close the session for good, and return its facts. Raises SessionNotFound, IdError."""
+        session = self.find(session_id) or self.store.open(session_id)
+        session.acquire()
+        session.finish()
+        return self.describe(session_id)
+
     def remember(self, session_id: str, summary: dict[str, Any]) -> None:
         """Keep the summary of a session's latest utterance for as long as the session is open here."""
         if session_id in self._open:
@@ -90,6 +97,7 @@ class OpenSessions:
             "avatar_id": session.avatar_id,
             "frames": session.frames,
             "duration_s": round(session.duration_s, 3),
+            "closed": session.closed,
             "size": session.size,
             "video_path": str(session.path),
             "video_tag": session.video_tag,
@@ -118,3 +126,14 @@ def refuse_other_avatar(session: SessionFile | None, avatar_id: str | None) -> N
             f"The session {session.session_id!r} shows the avatar {session.avatar_id!r}, not {avatar_id!r}.",
             f"Use another session_id, or GET /reset?session_id={session.session_id} first.",
         )
+
+
+def refuse_closed(session: SessionFile | None, longest_minutes: float = float("inf")) -> None:
+    """Nothing more is said in a closed session, or in one that is as long as it may get. Raises ClosedError."""
+    if session is None or not (session.closed or session.duration_s >= longest_minutes * 60):
+        return
+    why = "is closed" if session.closed else f"is {longest_minutes:g} minutes long, and may not get longer"
+    raise ClosedError(
+        f"The session {session.session_id!r} {why}.",
+        f"Open another one, or start it afresh: GET /reset?session_id={session.session_id}.",
+    )

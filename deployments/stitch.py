@@ -6,6 +6,8 @@ Knows the other stages as handles only.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -21,7 +23,8 @@ from deployments.line import Call, Chunk, Job, Line, LineSettings, summarise
 from deployments.onair import OnAir, OnStage, Show
 from deployments.paths import builtin_avatars, output_path
 from deployments.requests import SpeakEvent, SpeakRequest
-from deployments.sessions import OpenSessions, refuse_other_avatar
+from deployments.retention import Limits, Retention
+from deployments.sessions import OpenSessions, refuse_closed, refuse_other_avatar
 from deployments.stage import Stage
 from deployments.turns import Turns
 from deployments.utterance import LoadedAvatar, Utterance
@@ -37,6 +40,9 @@ from models.stitch.steady import CropSteadier, pasted_box
 from models.text import check_text
 from models.types import Fragment, PreparedAvatar, Speech
 
+log = logging.getLogger("ray.serve")
+
+SURVEY_S, SURVEYS_AN_EXPIRY = 30.0, 10  # how often sessions are counted, and looked through for old ones
 PASTE_KEYS = {"blend_mode", "color_match", "sharpness_match", "jaw_follow"}  # a paster is made for them
 LONGEST_TEXT = 100_000  # characters; the TTS stage has a lower limit of its own
 
@@ -51,6 +57,7 @@ class Stitch(Stage[StitchConfig]):
         self._turns = Turns()
         self._cuts = Cuts()
         self._growing = GrowingTexts()
+        self._keeper: asyncio.Task[None] | None = None
         self._on_air = OnAir()
         self._avatars: OrderedDict[tuple[str, str], LoadedAvatar] = OrderedDict()
 
@@ -60,10 +67,17 @@ class Stitch(Stage[StitchConfig]):
         )
         if changed is None or changed & {"sessions_dir", "cached_sessions"}:
             self._sessions = OpenSessions(output_path(config.sessions_dir), config.cached_sessions)
+        limits = Limits(config.max_sessions, config.max_sessions_gb * 2**30, config.session_idle_hours * 3600)
+        self._retention = Retention(self._sessions.store, limits)
         if changed is None or changed & PASTE_KEYS:
             self._avatars.clear()
         if changed is None and self._store.exists(config.avatar_id):
             self._load_avatar(config.avatar_id)  # warm: the first utterance must not wait for it
+
+    async def _change(self, config: StitchConfig) -> None:
+        await super()._change(config)
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._expire())
 
     async def speak(self, request: SpeakRequest) -> AsyncIterator[SpeakEvent]:
         """Yield the video as it is made (from time 0), then the summary. Raises WarmTalkError.
@@ -149,6 +163,7 @@ class Stitch(Stage[StitchConfig]):
 
         def find() -> Show:
             session = self._sessions.find(session_id) or self._sessions.store.open(session_id)
+            refuse_closed(session)
             return Show(self._load_avatar(session.avatar_id), session.spec, session.position)
 
         check_id(session_id, "session id")
@@ -178,13 +193,37 @@ class Stitch(Stage[StitchConfig]):
         """Delete a session and its video, after the utterance that is being made. Raises IdError."""
         await self.ready()
         async with self._turns.of(check_id(session_id, "session id")):
+            self._on_air.close(session_id)
             done = await self.worker.run(self._sessions.remove, session_id)
         return {"session_id": session_id, "removed": done.value}
 
     def _create(self, session_id: str, avatar_id: str | None) -> dict[str, Any]:
+        self._retention.check(new=True)
         prepared = self._load_avatar(avatar_id or self.config.avatar_id).prepared
         self._sessions.store.create(session_id, self._spec(prepared), prepared.avatar_id, prepared.version)
+        self._retention.opened()
         return self._sessions.describe(session_id)
+
+    async def close(self, session_id: str) -> dict[str, Any]:
+        """End a session behind the utterance that is being made; it can still be seen. Raises SessionNotFound."""
+        await self.ready()
+        async with self._turns.of(check_id(session_id, "session id")):
+            self._on_air.close(session_id)
+            return (await self.worker.run(self._sessions.finish, session_id)).value
+
+    async def _expire(self) -> None:
+        """Count sessions, and remove those in which nothing was said for long, now and then, for ever."""
+        for look in itertools.count(1):
+            await asyncio.sleep(SURVEY_S)
+            try:
+                await asyncio.to_thread(self._retention.survey)
+                if look % SURVEYS_AN_EXPIRY:
+                    continue
+                kept = {*self._on_air.watched(), *self._cuts.speaking()}
+                for session_id in set(await asyncio.to_thread(self._retention.expired)) - kept:
+                    await self.remove(session_id)
+            except Exception:
+                log.exception("removing old sessions")
 
     # --- steps of an utterance
 
@@ -195,6 +234,8 @@ class Stitch(Stage[StitchConfig]):
         if request.text:
             check_text(request.text, LONGEST_TEXT, language="")  # which scripts can be read is for the voice to say
         session = self._sessions.find(request.session_id)
+        self._retention.check(new=session is None)
+        refuse_closed(session, self.config.session_max_minutes)
         refuse_other_avatar(session, request.avatar_id)
         continues = session is not None and session.frames > 0
         known = session.avatar_id if session is not None and continues else self.config.avatar_id
@@ -293,6 +334,9 @@ class Stitch(Stage[StitchConfig]):
         """Where the utterance is shown live, if somebody watches its session."""
         broadcast = self._on_air.of(utterance.request.session_id)
         if broadcast is None:
+            return None
+        if not broadcast.shows(utterance.avatar.prepared.avatar_id, utterance.spec):
+            self._on_air.close(utterance.request.session_id)  # an empty session may take another avatar
             return None
         return self._on_air.perform(utterance, broadcast, self.worker, self.config.live_ahead_s)
 

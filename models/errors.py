@@ -13,6 +13,8 @@ WarmTalkError                    500  internal
 ├── ExistsError                  409  exists                an avatar of that id is there already
 ├── FencedError                  409  fenced                another replica has taken the session over
 ├── InterruptedSpeech            409  interrupted           the utterance was cut before its first frame
+├── ClosedError                  409  session_closed        the session was closed, or is as long as it may get
+├── QuotaError                   507  quota                 as many sessions, or bytes, as this server allows
 ├── WeightsError                 503  weights_missing       a checkpoint is missing, partial or of another shape
 ├── CorruptError                 500  corrupt               a stored file fails its checksum
 ├── ConfigError                  400  bad_config
@@ -90,6 +92,14 @@ class FencedError(WarmTalkError):
 
 class InterruptedSpeech(WarmTalkError):
     code, status = "interrupted", 409
+
+
+class ClosedError(WarmTalkError):
+    code, status = "session_closed", 409
+
+
+class QuotaError(WarmTalkError):
+    code, status = "quota", 507
 
 
 class WeightsError(WarmTalkError):

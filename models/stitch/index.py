@@ -59,13 +59,16 @@ class Totals:
     fragments: int = 0
     utterances: int = 0
     position: int = 0
+    closed: bool = False
 
     def after(self, record: Record, line_bytes: int) -> Totals | None:
         """The totals behind `record`, or None where it does not follow on these."""
         end = self.index_bytes + line_bytes
         try:
+            if record["type"] == "close":
+                return replace(self, index_bytes=end, closed=True)
             if record["type"] == "start":
-                follows = record["utterance"] == self.utterances + 1
+                follows = record["utterance"] == self.utterances + 1 and not self.closed
                 return replace(self, index_bytes=end, utterances=record["utterance"]) if follows else None
             if record["type"] in ("end", "say"):
                 return replace(self, index_bytes=end) if record["utterance"] == self.utterances else None
@@ -166,6 +169,8 @@ def transcript(records: Iterable[Record]) -> list[Utterance]:
     lines: dict[int, Utterance] = {}
     said: dict[int, list[Sentence]] = {}
     for record in records:
+        if record["type"] == "close":
+            continue
         number = record["utterance"]
         if record["type"] == "start":
             lines[number] = Utterance(number, record["text"], record["tick"] / VIDEO_TIMESCALE, None)

@@ -128,6 +128,11 @@ class SessionFile:
         return self._totals.position
 
     @property
+    def closed(self) -> bool:
+        """Whether nothing more may be said in it, until it is reset."""
+        return self._totals.closed
+
+    @property
     def duration_s(self) -> float:
         return self._totals.clock.video_ticks / VIDEO_TIMESCALE
 
@@ -224,6 +229,12 @@ class SessionFile:
             if self._synced:
                 os.fsync(self._index.fileno())
 
+    def finish(self) -> None:
+        """Close the session: it can be watched, and nothing more is said in it. Raises FencedError."""
+        with self._writing():
+            if not self.closed:
+                self._commit({"type": "close"})
+
     def acquire(self) -> int:
         """Become the session's writer, before each utterance: free for who still is. Returns the epoch."""
         with self._lock():
@@ -266,15 +277,13 @@ class SessionFile:
         self.refresh()
         if not self.frames:
             raise NotFoundError(f"The session {self.session_id!r} has no video yet.", "Speak in it first.")
-        export.remux_faststart(io.BytesIO(self.read_committed()), Path(path_out))
-
-    def read_committed(self) -> bytes:
         with self.path.open("rb") as file:
-            return file.read(self.size)
+            export.remux_faststart(export.Head(file, self.size), Path(path_out))
 
     def hls_playlist(self, url: str) -> str:
         """An HLS playlist over the byte ranges of the video, which stands at `url`."""
-        return export.hls_playlist(self.records(), len(self.init_segment), url)
+        longest_s = self.spec.fragment_frames / self.spec.fps
+        return export.hls_playlist(self.records(), len(self.init_segment), url, longest_s)
 
     # --- inside
 

@@ -1,0 +1,314 @@
+"""One WebSocket of a session: commands in as JSON, the live stream and what happens out. Belongs to the ingress.
+
+In, a JSON object a message; its `type` is one of `Command`:
+
+    {"type": "speak", "text": "Hello.", "voice"?, "speed"?, "enhance"?, "id"?}     say a text
+    {"type": "text", "text": "Hel", "last"?: false, "id"?}    say a text that is still being written, bit by bit
+    {"type": "audio", "last"?: false, "id"?}       the next binary message is a recording, or a part of one; with `last`
+                                                   it is said: WAV, FLAC, MP3, or OGG (Opus)
+    {"type": "chat", "message": "Who are you?", "id"?}        have a message answered, in speech
+    {"type": "interrupt"}                          stop what is said, and what waits
+    {"type": "watch", "on": true}                  send the live stream, or no longer
+    {"type": "played", "pieces": 12}               how many pieces were taken: beyond UNPLAYED none are sent
+
+Out, binary: an init segment (ftyp + moov), then fragments (moof + mdat), behind each other a stream as live.mp4 is.
+Out, JSON, `Event`: {"type": "ready" | "started" | "speaking" | "done" | "failed" | "interrupted" | "status", "id", …}.
+What is under way ends with the socket.
+"""
+
+# no `from __future__ import annotations`: part of what serve.ingress looks at
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from fastapi import WebSocket, WebSocketDisconnect
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from deployments.failures import known_error
+from deployments.growing import speak_growing
+from deployments.live import Live, Viewer
+from deployments.requests import ChatRequest, SpeakRequest
+from models.errors import BusyError, InputError, WarmTalkError
+from models.ids import check_id
+from models.llm.pieces import pieces
+
+UNPLAYED = 16  # pieces that may be on their way to a client that says what it has played: 2.5 s
+MAX_AUDIO_BYTES = 32 * 2**20
+MAX_UNDER_WAY = 16  # commands of one socket that are being carried out
+CHAT_POLL_S = 0.25
+
+
+class _Command(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    id: str | None = Field(None, max_length=64, description="Comes back with every event of this command.")
+
+
+class Speak(_Command):
+    type: Literal["speak"]
+    text: str
+    voice: str | None = None
+    speed: float | None = Field(None, ge=0.5, le=2.0)
+    enhance: bool | None = None
+
+
+class Text(_Command):
+    type: Literal["text"]
+    text: str = ""
+    last: bool = False
+
+
+class Audio(_Command):
+    type: Literal["audio"]
+    last: bool = True
+
+
+class Chat(_Command):
+    type: Literal["chat"]
+    message: str
+
+
+class Interrupt(_Command):
+    type: Literal["interrupt"]
+
+
+class Watch(_Command):
+    type: Literal["watch"]
+    on: bool = True
+
+
+class Played(_Command):
+    type: Literal["played"]
+    pieces: int = Field(ge=0)
+
+
+Command = Annotated[Speak | Text | Audio | Chat | Interrupt | Watch | Played, Field(discriminator="type")]
+COMMANDS: TypeAdapter[Any] = TypeAdapter(Command)
+
+
+class Event(BaseModel):
+    """What the server says. Only what belongs to the type is there."""
+
+    type: Literal["ready", "started", "speaking", "done", "failed", "interrupted", "status"]
+    id: str | None = None
+    session_id: str | None = None
+    summary: dict[str, Any] | None = Field(None, description="done: as POST /speak answers.")
+    job: dict[str, Any] | None = Field(None, description="status, done: as GET /status answers.")
+    error: dict[str, str] | None = Field(None, description="failed: code, message, remedy.")
+
+
+def schema() -> dict[str, Any]:
+    """JSON schemas of what may be sent, and of what comes back."""
+    return {"send": COMMANDS.json_schema(), "receive": Event.model_json_schema()}
+
+
+class Talk:
+    """One socket. `run` returns when it is closed, and everything that it began has ended."""
+
+    def __init__(self, socket: WebSocket, session_id: str, stitch: Any, chat: Any, live: Live) -> None:
+        self._socket, self._session_id = socket, session_id
+        self._stitch, self._chat, self._live = stitch, chat, live
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sending = asyncio.Lock()
+        self._text: asyncio.Queue[str | None] | None = None  # of a text that is being written
+        self._audio: list[bytes] = []
+        self._expects: Audio | None = None  # the next binary message belongs to it
+        self._watching: asyncio.Task[None] | None = None
+        self._sent = self._played = 0
+        self._counts = False  # whether the client says what it has played
+        self._room = asyncio.Event()
+
+    async def run(self) -> None:
+        await self._socket.accept()
+        try:
+            check_id(self._session_id, "session id")
+            await self._stitch.options(session_id=self._session_id).session.remote(self._session_id)
+        except (WarmTalkError, RayError, RayServeException) as error:
+            known = known_error(error)
+            await self._tell("failed", error=known.to_dict())
+            await self._socket.close(4000 + known.status, known.message[:100])
+            return
+        try:
+            await self._tell("ready", session_id=self._session_id)
+            while True:
+                message = await self._socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                await self._take(message)
+        except WebSocketDisconnect:
+            return
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        """A socket that is gone takes along what it has begun."""
+        tasks = [*self._tasks, *([self._watching] if self._watching else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5)
+
+    # --- what comes in
+
+    async def _take(self, message: Any) -> None:
+        command = None
+        try:
+            if (data := message.get("bytes")) is not None:
+                self._take_audio(data)
+                return
+            command = COMMANDS.validate_json(message.get("text") or "")
+            await self._obey(command)
+        except ValidationError as error:
+            found = error.errors()[0]
+            place = ".".join(map(str, found["loc"])) or "message"
+            await self._failed(InputError(f"{place}: {found['msg']}.", "GET /ws.json says what may be sent."), None)
+        except (WarmTalkError, RayError, RayServeException) as error:
+            await self._failed(error, command)
+
+    async def _obey(self, command: Any) -> None:
+        request = SpeakRequest(self._session_id, deliver=False)
+        if isinstance(command, Speak):
+            voice, speed, enhance = command.voice, command.speed, command.enhance
+            self._begin(
+                self._speak(command, replace(request, text=command.text, voice=voice, speed=speed, enhance=enhance))
+            )
+        elif isinstance(command, Text):
+            if self._text is None:
+                self._text = asyncio.Queue()
+                self._begin(self._speak(command, request, self._text))
+            self._text.put_nowait(command.text)
+            if command.last:
+                self._text.put_nowait(None)
+                self._text = None
+        elif isinstance(command, Audio):
+            self._expects = command
+        elif isinstance(command, Chat):
+            self._begin(self._answer(command))
+        elif isinstance(command, Interrupt):
+            await self._chat.interrupt.remote(self._session_id)
+            await self._stitch.options(session_id=self._session_id).interrupt.remote(self._session_id)
+            await self._tell("interrupted", command)
+        elif isinstance(command, Watch):
+            await self._watch(command)
+        else:
+            self._counts, self._played = True, command.pieces
+            self._room.set()
+
+    def _take_audio(self, data: bytes) -> None:
+        """A part of a recording; with its last one it is said. Raises InputError."""
+        if self._expects is None:
+            raise InputError("A binary message came without being announced.", 'Send {"type": "audio"} before it.')
+        command, self._expects = self._expects, None
+        self._audio.append(data)
+        if sum(map(len, self._audio)) > MAX_AUDIO_BYTES:
+            self._audio.clear()
+            raise InputError(f"The recording exceeds {MAX_AUDIO_BYTES // 2**20} MB.", "Send a shorter one.")
+        if command.last:
+            audio, self._audio = b"".join(self._audio), []
+            self._begin(self._speak(command, SpeakRequest(self._session_id, audio=audio, deliver=False)))
+
+    # --- what is done
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        if len(self._tasks) >= MAX_UNDER_WAY:
+            work.close()
+            raise BusyError("Too many commands of this socket are under way.", "Wait for some of them to end.")
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _speak(
+        self, command: Any, request: SpeakRequest, text: "asyncio.Queue[str | None] | None" = None
+    ) -> None:
+        """Have something said, and tell how it went."""
+        await self._tell("started", command)
+        try:
+            if text is None:
+                by_reference = bool(request.audio)  # a message by value holds 4 MB at most
+                handle = self._stitch.options(
+                    stream=True, _by_reference=by_reference, session_id=self._session_id
+                ).speak.remote(request)
+                events = _until_closed(handle)
+            else:
+                events = speak_growing(self._stitch, request, pieces(_taken(text)))
+            async with aclosing(events):
+                async for event in events:
+                    if event.summary is not None:
+                        await self._tell("done", command, summary=event.summary)
+        except (WarmTalkError, RayError, RayServeException) as error:
+            await self._failed(error, command)
+
+    async def _answer(self, command: Chat) -> None:
+        """Have a message answered; tell each change of the job."""
+        try:
+            started = await self._chat.start.remote(ChatRequest(command.message, self._session_id))
+            await self._tell("started", command, job=started)
+            told: dict[str, Any] = {}
+            while told.get("status") not in ("done", "failed"):
+                job = await self._chat.status.remote(started["job_id"])
+                if job != told:
+                    await self._tell("done" if job["status"] == "done" else "status", command, job=job)
+                told = job
+                await asyncio.sleep(CHAT_POLL_S)
+        except (WarmTalkError, RayError, RayServeException) as error:
+            await self._failed(error, command)
+
+    async def _watch(self, command: Watch) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+            self._watching = None
+        if command.on:
+            client = (self._socket.client.host, self._socket.client.port) if self._socket.client else None
+            viewer = await self._live.view(self._session_id, client)
+            self._sent = self._played = 0
+            self._watching = asyncio.create_task(self._show(viewer))
+
+    async def _show(self, viewer: Viewer) -> None:
+        """Send the live stream, no faster than it is played where the client says how far it is."""
+        try:
+            await self._send_bytes(viewer.timeline.init)
+            async with aclosing(viewer.pieces()) as shown:
+                async for _, data in shown:
+                    await self._send_bytes(data)
+                    self._sent += 1
+                    while self._counts and self._sent - self._played >= UNPLAYED:
+                        self._room.clear()
+                        await self._room.wait()
+        finally:
+            viewer.close()
+
+    # --- what goes out
+
+    async def _send_bytes(self, data: bytes) -> None:
+        async with self._sending:
+            await self._socket.send_bytes(data)
+
+    async def _tell(self, kind: Any, command: Any = None, **fields: Any) -> None:
+        event = Event(type=kind, id=command.id if command is not None else None, **fields)
+        async with self._sending:
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it has gone meanwhile
+                await self._socket.send_text(json.dumps(event.model_dump(exclude_none=True)))
+
+    async def _failed(self, error: Exception, command: Any) -> None:
+        await self._tell("failed", command, error=known_error(error).to_dict())
+
+
+async def _until_closed(events: Any) -> AsyncGenerator[Any, None]:
+    """The items of a streaming call, which is cancelled when the caller stops."""
+    try:
+        async for event in events:
+            yield event
+    finally:
+        events.cancel()
+
+
+async def _taken(queue: "asyncio.Queue[str | None]") -> AsyncGenerator[str, None]:
+    while (text := await queue.get()) is not None:
+        yield text
