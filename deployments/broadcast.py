@@ -37,11 +37,15 @@ class LiveStart:
 
 @dataclass(frozen=True, slots=True)
 class LiveEvent:
-    """The session's clock as it is now, and what is new: its start, a piece, or nothing (a sign of life)."""
+    """The session's clock as it is now, and what is new: its start, a piece, or nothing (a sign of life).
+
+    expect: speech is going to begin at this position, and is to be waited for should it be late; -1: it is not.
+    """
 
     clock: LiveClock
     start: LiveStart | None = None
     piece: Piece | None = None
+    expect: int | None = None
 
 
 @dataclass(slots=True)
@@ -85,12 +89,19 @@ class Broadcast:
         return self.clock.position(time.time())
 
     def send(self, piece: Piece) -> None:
+        self._tell(LiveEvent(self.clock, piece=piece))
+
+    def expect(self, position: int) -> None:
+        """Tell that speech is going to begin at a position; -1: that it is not."""
+        self._tell(LiveEvent(self.clock, expect=position))
+
+    def _tell(self, event: LiveEvent) -> None:
         for listener in list(self._listeners):
             if listener.qsize() >= LISTENER_PIECES:
                 self._listeners.discard(listener)  # its stream ends, and it may ask again
                 listener.put_nowait(None)
             else:
-                listener.put_nowait(LiveEvent(self.clock, piece=piece))
+                listener.put_nowait(event)
 
     async def listen(self) -> AsyncGenerator[LiveEvent, None]:
         """The start, then pieces as they are released; a sign of life when there are none."""
@@ -186,6 +197,7 @@ class Performance:
             position = line.grid.ceil(max(soonest, line.taken, 0 if resting else end + REST_FRAMES))
         self._places.append(_Place(first_frame, position, frames, now_s))
         line.taken = position + frames
+        line.expect(position)
         self._changed.set()
         return position
 
@@ -262,6 +274,8 @@ class Performance:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
         self._keep_what_was_shown()
+        if self._started < len(self._places):
+            self.broadcast.expect(-1)
         self.broadcast.taken = 0  # what was placed and is not shown leaves its place to others
         await self._come_to_rest()
 

@@ -281,10 +281,10 @@ class Ingress:
             session_id, avatar_id=avatar_id, enhance=enhance, voice=voice, speed=speed, deliver=False
         )
         async with aclosing(speak_growing(self._stitch, request, pieces(written(http.stream())))) as events:
-            async for event in events:
-                if event.summary is not None:
-                    return JSONResponse(event.summary)
-        raise StageError("The utterance ended without a summary.", "Look at the log of Stitch.")
+            summaries = [event.summary async for event in events if event.summary is not None]
+        if not summaries:
+            raise StageError("The utterance ended without a summary.", "Look at the log of Stitch.")
+        return JSONResponse(summaries[-1])
 
     @api.get("/ws.json", summary="Schemas of the messages of /sessions/{session_id}/ws")
     async def messages_schema(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ log = logging.getLogger("ray.serve")
 JOIN_PIECES = 2  # that a viewer is given at once: 320 ms at 25 fps, its buffer from then on
 KEPT_PIECES = 4  # behind the live edge: one in two begins with a key frame
 VIEWER_PIECES = 8  # 1.3 s: a viewer who lags further drops to the live edge
-GRACE_S = 0.1  # speech may come so late without the viewers' buffers running dry
+GRACE_S = 0.25  # speech may come so late without the viewers' buffers, JOIN_PIECES, running dry
 LINGER_S = 10.0  # a hub stays so long after its last viewer
 RETRY_S = 1.0  # before a lost stream from Stitch is asked for again
 CONGESTED_BYTES = 512 * 2**10  # unsent on a viewer's connection: three seconds
@@ -101,6 +101,7 @@ class Hub:
         self._arrived = asyncio.Event()
         self._position = 0
         self._speaking = False
+        self._expected: set[int] = set()  # where speech is going to begin
         self._events: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self._left_s = time.monotonic()
@@ -119,8 +120,9 @@ class Hub:
         self._loop = await self._loops.load(Path(event.start.idle_path))
         self._clock: LiveClock = event.clock
         self._position = self._loop.grid.ceil(max(0, self._clock.position(time.time())))
-        for k in range(JOIN_PIECES):  # as if it had been watched already
-            start = self._loop.grid.floor(max(0, self._position - 1 - LIVE_FRAMES * k))
+        start = self._position
+        for _ in range(JOIN_PIECES):  # as if it had been watched already
+            start = self._loop.grid.floor(start - 1)
             self._recent.appendleft(self._loop.piece(start))
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._play())]
 
@@ -161,6 +163,9 @@ class Hub:
         while True:
             try:
                 async for event in self._events:
+                    if event.expect is not None:
+                        ahead = {position for position in self._expected if position > self._position}
+                        self._expected = set() if event.expect < 0 else {*ahead, event.expect}
                     if event.piece is not None:
                         self._speech.append((event.clock, event.piece))
                         self._arrived.set()
@@ -168,6 +173,7 @@ class Hub:
                 log.warning("live: the stream of session %s broke off: %s", self.session_id, type(error).__name__)
             self._events.cancel()
             self._speech.clear()
+            self._expected.clear()
             await asyncio.sleep(RETRY_S)
             if not await self._resume():
                 self.ended = True
@@ -183,7 +189,7 @@ class Hub:
                 event = await anext(self._events)
             except Exception as error:  # noqa: BLE001 - as above
                 self._events.cancel()
-                if getattr(getattr(error, "cause", error), "status", 503) == 404:
+                if getattr(getattr(error, "cause", error), "status", 503) in (404, 409):  # removed, closed
                     return False
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -199,7 +205,7 @@ class Hub:
         """Give all viewers a piece when it is due, for ever."""
         while True:
             wait_s = self._clock.time_of(self._position) - time.time()
-            if wait_s > 2 * GRACE_S + LIVE_FRAMES / self.spec.fps or wait_s < -5.0:  # a clock that was set anew
+            if wait_s > 4 * GRACE_S + LIVE_FRAMES / self.spec.fps or wait_s < -5.0:  # a clock that was set anew
                 self._position = self._loop.grid.ceil(max(0, self._clock.position(time.time())))
                 continue
             await asyncio.sleep(max(0.0, wait_s))
@@ -212,7 +218,7 @@ class Hub:
 
     async def _next(self) -> Piece:
         """What stands at the position: speech where there is any, else idle motion."""
-        if not self._speech and self._speaking:  # it has not come to rest: what follows is on its way
+        if not self._speech and (self._speaking or self._position in self._expected):  # it is on its way
             self._arrived.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), GRACE_S)

@@ -198,7 +198,7 @@ class Stitch(Stage[StitchConfig]):
         return {"session_id": session_id, "removed": done.value}
 
     def _create(self, session_id: str, avatar_id: str | None) -> dict[str, Any]:
-        self._retention.check(new=True)
+        self._retention.check(new=not self._sessions.store.exists(session_id))
         prepared = self._load_avatar(avatar_id or self.config.avatar_id).prepared
         self._sessions.store.create(session_id, self._spec(prepared), prepared.avatar_id, prepared.version)
         self._retention.opened()

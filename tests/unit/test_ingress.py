@@ -17,7 +17,9 @@ from deployments.ingress import Ingress
 from deployments.requests import SpeakEvent
 from models import errors
 from models.errors import AvatarNotFound, BusyError, StageError, TextError
+from models.stitch.session import SessionFile
 from models.stitch.sidecar import sidecar_path
+from tests.unit.live_material import SPEC, fragments, levels, shown
 
 
 class Events:
@@ -487,3 +489,50 @@ def test_an_interruption_reaches_the_chat_and_the_speech(serve):
     answer = serve(stitch, chat=chat).post("/sessions/alice/interrupt")
     assert answer.json() == {"session_id": "alice", "interrupted": 1}
     assert chat.asked == [("interrupt", ("alice",))] and stitch.asked[-1] == ("interrupt", ("alice",))
+
+
+@pytest.fixture
+def filmed(tmp_path) -> SessionFile:
+    """The session `alice` with 30 frames."""
+    session = SessionFile(tmp_path / "results" / "sessions" / "alice", SPEC)
+    session.start_utterance("Words.")
+    session.say("Words.", 0)
+    for fragment in fragments(levels(30)):
+        session.append(fragment)
+    session.end_utterance()
+    return session
+
+
+def test_a_session_has_captions_a_playlist_and_a_download(serve, filmed, tmp_path):
+    client = serve(Handle(session={"video_path": str(filmed.path)}))
+    vtt = client.get("/sessions/alice/captions.vtt")
+    assert vtt.headers["content-type"].startswith("text/vtt") and "00:00:01.200\nWords." in vtt.text
+    playlist = client.get("/sessions/alice/index.m3u8")
+    assert playlist.headers["content-type"] == "application/vnd.apple.mpegurl" and "#EXTINF:1.20000," in playlist.text
+    whole = client.get("/sessions/alice/download.mp4")
+    assert whole.headers["content-disposition"] == 'attachment; filename="alice.mp4"'
+    assert len(whole.content) == int(whole.headers["content-length"]) and whole.content[4:8] == b"ftyp"
+    assert shown(whole.content)[1] == pytest.approx([20 + 4 * k for k in range(30)], abs=2)
+    assert list((tmp_path / "results" / "uploads").iterdir()) == []
+
+
+def test_a_session_is_closed_for_good(serve):
+    stitch = Handle(close={"session_id": "alice", "closed": True})
+    assert serve(stitch).post("/sessions/alice/close").json() == {"session_id": "alice", "closed": True}
+    gone = Handle(close=errors.SessionNotFound("There is none.", "Open it."))
+    assert serve(gone).post("/sessions/alice/close").status_code == 404
+
+
+def test_a_text_that_is_being_written_is_spoken_as_it_comes(serve):
+    stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)], feed=None)
+    written = "Hello there. It is é fine".encode()
+    body = (written[k : k + 3] for k in range(0, len(written), 3))  # cuts a letter in two
+    answer = serve(stitch).post("/sessions/alice/say?voice=nova", content=body)
+    assert answer.json() == SUMMARY
+    assert [a[2:] for name, a in stitch.asked if name == "feed"] == [
+        (["Hello there."], False),
+        (["It is é fine"], False),
+        ([], True),
+    ]
+    (request,) = next(arguments for name, arguments in stitch.asked if name == "speak")
+    assert (request.session_id, request.voice, request.text) == ("alice", "nova", "") and request.growing

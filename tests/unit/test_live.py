@@ -225,7 +225,7 @@ async def _drain(viewer) -> None:
         pass
 
 
-async def test_nothing_is_left_of_a_thousand_viewers(air, monkeypatch):
+async def test_nothing_is_left_of_hundreds_of_sessions_that_were_watched(air, monkeypatch):
     monkeypatch.setattr(live, "LINGER_S", 0.3)
     stitch = air[0]
     on_air = Live(stitch.subscribe, lambda: 2000)
@@ -234,8 +234,8 @@ async def test_nothing_is_left_of_a_thousand_viewers(air, monkeypatch):
         (await on_air.view(f"warm-{k}")).close()
     tracemalloc.start()
     before = tracemalloc.take_snapshot()
-    viewers = [await on_air.view(f"s{k}") for k in range(1000)]
-    assert on_air.viewers() == 1000 and len(on_air._hubs) >= 1000
+    viewers = [await on_air.view(f"s{k}") for k in range(300)]
+    assert on_air.viewers() == 300 and len(on_air._hubs) >= 300
     for viewer in viewers:
         viewer.close()
     del viewers, viewer

@@ -1,0 +1,262 @@
+"""The WebSocket: commands in words that are checked, the live stream out, and nothing left when it is gone."""
+
+import asyncio
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+from starlette.testclient import TestClient
+
+from deployments import talk
+from deployments.http import api
+from deployments.ingress import Ingress
+from deployments.requests import SpeakEvent
+from models.errors import SessionNotFound, TextError
+from tests.unit.test_ingress import Handle
+
+SUMMARY = {"session_id": "alice", "frames": 25}
+
+
+class Viewer:
+    """Pieces without end; counts what was taken."""
+
+    def __init__(self) -> None:
+        self.timeline = SimpleNamespace(init=b"init")
+        self.taken, self.closed = 0, False
+
+    async def pieces(self):
+        while True:
+            self.taken += 1
+            yield None, b"piece"
+            await asyncio.sleep(0.001)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Speaking:
+    """A speech that lasts until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await asyncio.sleep(60)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """serve(stitch=…, chat=…) → (client, ingress)."""
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+
+    def start(stitch=None, chat=None):
+        plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))
+        ingress = plain(stitch or Handle(session={}), Handle(), Handle(), chat or Handle(interrupt=0))
+        monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+        return TestClient(api, raise_server_exceptions=False), ingress
+
+    return start
+
+
+def events_of(socket, count: int) -> list[dict]:
+    return [socket.receive_json() for _ in range(count)]
+
+
+def test_an_unknown_session_is_told_and_the_socket_closed(serve):
+    client, _ = serve(Handle(session=SessionNotFound("There is none.", "Open it.")))
+    with client.websocket_connect("/sessions/nobody/ws") as socket:
+        failed = socket.receive_json()
+        assert (failed["type"], failed["error"]["code"]) == ("failed", "session_not_found")
+        assert socket.receive()["code"] == 4404
+    with client.websocket_connect("/sessions/A/ws") as socket:
+        assert socket.receive_json()["error"]["code"] == "bad_id"
+        assert socket.receive()["code"] == 4422
+
+
+def test_a_text_is_said_and_its_summary_comes_back_with_its_id(serve):
+    stitch = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)])
+    client, _ = serve(stitch)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        assert socket.receive_json() == {"type": "ready", "session_id": "alice"}
+        socket.send_json({"type": "speak", "text": "Hello.", "speed": 1.2, "id": "a"})
+        assert events_of(socket, 2) == [
+            {"type": "started", "id": "a"},
+            {"type": "done", "id": "a", "summary": SUMMARY},
+        ]
+    (request,) = next(arguments for name, arguments in stitch.asked if name == "speak")
+    assert (request.session_id, request.text, request.speed, request.deliver) == ("alice", "Hello.", 1.2, False)
+
+
+def test_a_text_that_is_being_written_goes_on_as_it_comes(serve):
+    stitch = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)], feed=None)
+    client, _ = serve(stitch)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        for text in ("Hel", "lo there. ", "And "):
+            socket.send_json({"type": "text", "text": text, "id": "t"})
+        assert socket.receive_json()["type"] == "started"
+        socket.send_json({"type": "text", "text": "more.", "last": True, "id": "t"})
+        done = socket.receive_json()
+        assert (done["type"], done["id"]) == ("done", "t")
+    fed = [arguments[2:] for name, arguments in stitch.asked if name == "feed"]
+    assert fed == [(["Hello there."], False), (["And more."], False), ([], True)]
+
+
+def test_a_recording_comes_in_parts(serve):
+    stitch = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)])
+    client, _ = serve(stitch)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_bytes(b"unannounced")
+        assert socket.receive_json()["error"]["code"] == "bad_input"
+        for part, last in ((b"RIFF", False), (b"more", True)):
+            socket.send_json({"type": "audio", "last": last})
+            socket.send_bytes(part)
+        assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
+    (request,) = next(arguments for name, arguments in stitch.asked if name == "speak")
+    assert request.audio == b"RIFFmore" and request.text == ""
+
+
+def test_a_recording_beyond_its_limit_is_refused(serve, monkeypatch):
+    monkeypatch.setattr(talk, "MAX_AUDIO_BYTES", 10)
+    client, _ = serve()
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "audio", "last": False})
+        socket.send_bytes(b"x" * 11)
+        assert "exceeds" in socket.receive_json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "{not json",
+        "",
+        "[]",
+        '{"type": "dance"}',
+        '{"type": "speak"}',
+        '{"type": "speak", "text": 5}',
+        '{"type": "speak", "text": "a", "colour": "red"}',
+        '{"type": "speak", "text": "a", "speed": 9}',
+        '{"type": "played", "pieces": -1}',
+        '{"text": "no type"}',
+    ],
+)
+def test_a_message_that_makes_no_sense_is_refused_in_words_and_the_socket_lives(serve, message):
+    client, _ = serve(Handle(session={}, interrupt={}))
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_text(message)
+        failed = socket.receive_json()
+        assert (failed["type"], failed["error"]["code"]) == ("failed", "bad_input")
+        assert failed["error"]["remedy"] == "GET /ws.json says what may be sent."
+        socket.send_json({"type": "interrupt"})
+        assert socket.receive_json()["type"] == "interrupted"
+
+
+def test_an_error_of_speech_is_told_with_its_code(serve):
+    client, _ = serve(Handle(session={}, speak=[TextError("No words.", "Send some.")]))
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "speak", "text": "🎉", "id": "x"})
+        started, failed = events_of(socket, 2)
+        assert (started["id"], failed["id"], failed["error"]["code"]) == ("x", "x", "bad_text")
+
+
+def test_an_interruption_reaches_chat_and_speech(serve):
+    stitch, chat = Handle(session={}, interrupt={}), Handle(interrupt=0)
+    client, _ = serve(stitch, chat)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "interrupt", "id": "i"})
+        assert socket.receive_json() == {"type": "interrupted", "id": "i"}
+    assert ("interrupt", ("alice",)) in stitch.asked and chat.asked == [("interrupt", ("alice",))]
+
+
+def test_a_chat_is_told_until_it_is_done(serve):
+    jobs = iter([{"status": "thinking"}, {"status": "speaking"}, {"status": "speaking"}, {"status": "done"}])
+    chat = Handle(start={"job_id": "j"}, interrupt=0)
+    plain = chat._call
+
+    def call(name, arguments):
+        if name == "status":
+            chat.answers["status"] = next(jobs)
+        return plain(name, arguments)
+
+    chat._call = call
+    client, _ = serve(chat=chat)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "chat", "message": "Who are you?", "id": "c"})
+        told = events_of(socket, 4)
+    assert [event["type"] for event in told] == ["started", "status", "status", "done"]
+    assert told[-1]["job"] == {"status": "done"}
+
+
+def test_the_live_stream_waits_for_a_client_that_says_what_it_has_played(serve, monkeypatch):
+    client, ingress = serve()
+    viewer = Viewer()
+    monkeypatch.setattr(ingress._live, "view", lambda *_: _give(viewer))
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "played", "pieces": 0})
+        socket.send_json({"type": "watch"})
+        assert socket.receive_bytes() == b"init"
+        assert [socket.receive_bytes() for _ in range(talk.UNPLAYED)] == [b"piece"] * talk.UNPLAYED
+        time.sleep(0.1)
+        assert viewer.taken == talk.UNPLAYED  # no more before it has played some
+        socket.send_json({"type": "played", "pieces": 3})
+        assert [socket.receive_bytes() for _ in range(3)] == [b"piece"] * 3
+    _wait(lambda: viewer.closed)
+
+
+def test_what_is_under_way_ends_with_the_socket(serve):
+    speaking = Speaking()
+    stitch = Handle(session={})
+    plain = stitch._call
+    stitch._call = lambda name, arguments: speaking if name == "speak" else plain(name, arguments)
+    client, _ = serve(stitch)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "speak", "text": "A long story."})
+        assert socket.receive_json()["type"] == "started"
+    _wait(lambda: speaking.cancelled)
+
+
+def test_a_socket_cannot_begin_without_end(serve, monkeypatch):
+    monkeypatch.setattr(talk, "MAX_UNDER_WAY", 2)
+    stitch = Handle(session={})
+    plain = stitch._call
+    stitch._call = lambda name, arguments: Speaking() if name == "speak" else plain(name, arguments)
+    client, _ = serve(stitch)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        for k in range(3):
+            socket.send_json({"type": "speak", "text": "Hm.", "id": str(k)})
+        told = {(event["id"], event["type"]) for event in events_of(socket, 3)}
+    assert told == {("0", "started"), ("1", "started"), ("2", "failed")}
+
+
+def test_the_schema_names_every_message(serve):
+    schema = serve()[0].get("/ws.json").json()
+    kinds = {"speak", "text", "audio", "chat", "interrupt", "watch", "played"}
+    assert set(schema["send"]["discriminator"]["mapping"]) == kinds
+    assert "summary" in schema["receive"]["properties"] and json.dumps(schema)
+
+
+async def _give(value):
+    return value
+
+
+def _wait(true, seconds: float = 3.0) -> None:
+    end_s = time.time() + seconds
+    while not true():
+        assert time.time() < end_s
+        time.sleep(0.01)
