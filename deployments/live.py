@@ -222,11 +222,12 @@ class Hub:
             self._arrived.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), GRACE_S)
-        if self._speech and self._speech[0][1].position <= self._position:
-            clock, piece = self._speech.popleft()
-            self.late += piece.position < self._position
-            self._clock = clock
-            return piece
+        while self._speech and self._speech[0][1].position <= self._position:
+            self._clock, piece = self._speech.popleft()
+            late = piece.position < self._position
+            self.late += late
+            if piece.utterance or not late:  # a way to rest that idle motion has overtaken is of no use any more
+                return piece
         grid = self._loop.grid
         return self._loop.piece(grid.floor(self._position))
 

@@ -125,6 +125,8 @@ class Stitch(Stage[StitchConfig]):
             interrupted = stage is not None
             raise
         finally:
+            if stage is not None:
+                stage.performance.cut()
             await chunks.aclose()
             if stage is not None:
                 await self._leave_stage(stage, request.session_id)

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from deployments import live as hubs
 from deployments import stitch as module
 from deployments.growing import GrowingTexts, speak_growing
 from deployments.live import Live
@@ -125,6 +126,7 @@ class Direct:
 async def air(monkeypatch, tmp_path):
     """make(**config) → (stitch, live, stages): a session `alice` is open."""
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    monkeypatch.setattr(hubs, "GRACE_S", 2.0)  # Stitch, hub and viewers share one busy event loop here
     avatar, made = ann(), []
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id, mode: avatar)
 
