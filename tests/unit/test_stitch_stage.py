@@ -128,7 +128,7 @@ async def air(monkeypatch, tmp_path):
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     monkeypatch.setattr(hubs, "GRACE_S", 2.0)  # Stitch, hub and viewers share one busy event loop here
     avatar, made = ann(), []
-    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id, mode: avatar)
+    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
 
     async def make(delay_s: float = 0.02, **config):
         stages = Stages(delay_s)
