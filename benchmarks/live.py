@@ -1,0 +1,308 @@
+"""Live sessions on the whole graph, over HTTP: `make bench-live`, or `python -m benchmarks.live`.
+
+Starts configs/demo.yaml, watches /sessions/{id}/live.mp4 as a viewer does, speaks, interrupts, and looks at what came:
+when, and which frames. Exit status 1 when a bar is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import struct
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+import psutil
+
+from benchmarks.graph import machine
+from launch import LocalGraph
+from models.avatar.playback import period, ping_pong
+from models.avatar.store import AvatarStore
+from models.stitch import boxes
+from models.tts.pieces import LEAD_S
+
+TEXT = "Good morning, and welcome to the programme."
+LONG = "This is a rather long sentence, which somebody is going to interrupt in its middle, long before it has ended."
+TOGETHER = {"alice": "Alice says a short sentence here.", "bob": "Bob talks about something else, and for longer."}
+BARS = {"ttff_s": 1.0, "written_ttff_s": 1.0, "off_line_frames": 0, "interrupt_s": 0.3, "mixed": 0, "viewer_cores": 1.0}
+LOUD = 0.02
+WINDOW = 20  # frames over which the place on the line is told
+
+
+@dataclass
+class Recording:
+    """What a viewer received: bytes, and when each of its frames came."""
+
+    began_s: float = 0.0
+    data: bytes = b""
+    came_s: list[float] = field(default_factory=list)  # of each video frame, wall clock
+
+    def take(self, part: bytes) -> None:
+        self.data += part
+        self.came_s += [time.time()] * frames_in(part)
+
+    def frames(self) -> Any:
+        """Upper halves of the frames, `(n, h, w)` grey: head and background, which speech leaves alone."""
+        with av.open(io.BytesIO(self.data)) as file:
+            return np.stack([upper(frame.to_ndarray(format="gray")) for frame in file.decode(video=0)])
+
+    def times(self) -> Any:
+        with av.open(io.BytesIO(self.data)) as file:
+            return np.array([frame.time for frame in file.decode(video=0)])
+
+    def loud_s(self) -> list[tuple[float, float]]:
+        """Stretches with sound, apart by half a second at least: first and last loud moment, stream time."""
+        with av.open(io.BytesIO(self.data)) as file:
+            rate = file.streams.audio[0].rate
+            sound = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
+        loud = np.flatnonzero(np.abs(sound) > LOUD) / rate
+        if not len(loud):
+            return []
+        breaks = np.flatnonzero(np.diff(loud) > 0.5)
+        return list(zip([loud[0], *loud[breaks + 1]], [*loud[breaks], loud[-1]], strict=True))
+
+    def first_frame_s(self, sound_s: float) -> float:
+        """Wall clock at which the frame came that begins LEAD_S before a sound: where its utterance begins."""
+        fps = 25
+        return self.came_s[max(0, round((sound_s - LEAD_S) * fps))]
+
+
+def upper(grey: Any) -> Any:
+    return grey[: grey.shape[0] * 35 // 100 : 3, ::3].astype(np.int16)
+
+
+def frames_in(data: bytes) -> int:
+    """Video frames of the whole fragments in `data`."""
+    count = 0
+    for kind, start, end in boxes.children(data, 0, len(data)):
+        if kind == b"moof":
+            for traf in ((s, e) for k, s, e in boxes.children(data, start, end) if k == b"traf"):
+                at = {k: s for k, s, _ in boxes.children(data, *traf)}
+                (track,) = struct.unpack_from(">I", data, at[b"tfhd"] + 4)
+                (samples,) = struct.unpack_from(">I", data, at[b"trun"] + 4)
+                count += samples if track == boxes.VIDEO_TRACK else 0
+    return count
+
+
+class Viewer:
+    """Watches a session live until it is stopped."""
+
+    def __init__(self, client: httpx.AsyncClient, session_id: str, keep: bool = True) -> None:
+        self.recording, self._keep = Recording(), keep
+        self._client, self._url = client, f"/sessions/{session_id}/live.mp4"
+        self.started = asyncio.Event()
+        self.task = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        held = b""
+        async with self._client.stream("GET", self._url) as answer:
+            answer.raise_for_status()
+            async for part in answer.aiter_raw():
+                self.started.set()
+                if self._keep:
+                    held = self._whole(held + part)
+
+    def _whole(self, data: bytes) -> bytes:
+        """Note the whole boxes; a network may cut a fragment in two."""
+        end = 0
+        while end + 8 <= len(data):
+            size = int.from_bytes(data[end : end + 4], "big")
+            if end + size > len(data):
+                break
+            end += size
+        if end:
+            self.recording.take(data[:end])
+        return data[end:]
+
+    async def stop(self) -> Recording:
+        self.task.cancel()
+        await asyncio.wait({self.task})
+        return self.recording
+
+
+def off_line(recording: Recording, joins_s: list[float]) -> int:
+    """Frames repeated or dropped at the joins: how far the place on the avatar's line shifts across each."""
+    avatar = AvatarStore(Path("/nonexistent"), Path(__file__).parents[1] / "models" / "embedded" / "avatars")
+    frames = avatar.load("presenter", latents=False).frames
+    assert frames is not None
+    grey = np.array([0.299, 0.587, 0.114])
+    source = np.stack([upper((frames[k] @ grey).astype(np.int16)) for k in range(len(frames))])
+    line = ping_pong(0, 3 * period(len(source)), len(source))
+    seen = recording.frames()
+    shifts = 0
+    for join_s in joins_s:
+        join = round(join_s * 25)
+        before, after = seen[max(0, join - WINDOW) : join], seen[join : join + WINDOW]
+        place = place_of(before, source, line, range(period(len(source))))
+        near = range(max(0, place - 12), place + 13)
+        shifts += abs(place_of(after, source, line, [p + len(before) for p in near]) - place - len(before))
+    return shifts
+
+
+def place_of(frames: Any, source: Any, line: Any, places: Any) -> int:
+    """The place on the line at which the frames fit best."""
+    errors = {p: float(np.mean([np.abs(f - source[line[p + k]]).mean() for k, f in enumerate(frames)])) for p in places}
+    return int(min(errors, key=lambda p: errors[p]))
+
+
+async def measure(url: str, repeats: int) -> dict[str, float]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        await client.post("/speak", json={"text": TEXT, "session_id": "warm"})
+        result = await speaking(client, repeats)
+        result |= await together(client)
+        result |= await idle_viewers(client)
+    return result
+
+
+async def speaking(client: httpx.AsyncClient, repeats: int) -> dict[str, float]:
+    """One viewer: time to the first frame of speech, the joins, and an interruption."""
+    (await client.post("/sessions", json={"session_id": "one"})).raise_for_status()
+    begin_s = time.perf_counter()
+    viewer = Viewer(client, "one")
+    await viewer.started.wait()
+    first_picture_s = time.perf_counter() - begin_s
+    await asyncio.sleep(1.5)
+    asked_s, holds = [], 0
+    for k in range(2 * repeats):
+        asked_s.append(time.time())
+        if k % 2:
+            answer = await client.post("/sessions/one/say", content=written(TEXT))
+        else:
+            answer = await client.post("/speak", json={"text": TEXT, "session_id": "one"})
+        holds += answer.raise_for_status().json()["live"]["holds"]
+        await asyncio.sleep(1.5)
+    task = asyncio.create_task(client.post("/speak", json={"text": LONG, "session_id": "one"}))
+    await asyncio.sleep(2.5)
+    edge = len(viewer.recording.came_s)
+    await client.post("/sessions/one/interrupt")
+    cut = (await task).json()
+    await asyncio.sleep(1.5)
+    recording = await viewer.stop()
+    stretches = recording.loud_s()
+    said, shown = stretches[: 2 * repeats], len(recording.came_s)
+    waits = [recording.first_frame_s(start) - asked for (start, _), asked in zip(said, asked_s, strict=True)]
+    joins_s = [start - LEAD_S for start, _ in said] + [end + 0.4 for _, end in said]
+    facts = (await client.get("/sessions/one")).json()
+    assert facts["utterances"][-1]["interrupted"] and cut["interrupted"], facts["utterances"][-1]
+    steps = np.diff(recording.times())
+    np.testing.assert_allclose(steps, 0.04, atol=1e-3)
+    return {
+        "first_picture_s": first_picture_s,
+        "ttff_s": float(np.median(waits[::2])),
+        "written_ttff_s": float(np.median(waits[1::2])),
+        "off_line_frames": float(off_line(recording, joins_s)),
+        "interrupt_s": max(0.0, stretches[-1][1] - edge / 25),
+        "holds": float(holds),
+        "frames": float(shown),
+    }
+
+
+async def written(text: str) -> Any:
+    """A text as a language model writes it: a word at a time, forty a second."""
+    for word in text.split(" "):
+        yield (word + " ").encode()
+        await asyncio.sleep(0.025)
+
+
+async def together(client: httpx.AsyncClient) -> dict[str, float]:
+    """Two sessions that are watched and speak at once: each must sound as it does alone."""
+    viewers = {}
+    for name in TOGETHER:
+        (await client.post("/sessions", json={"session_id": name})).raise_for_status()
+        alone = {"text": TOGETHER[name], "session_id": f"{name}-alone"}
+        (await client.post("/speak", json=alone)).raise_for_status()
+        viewers[name] = Viewer(client, name, keep=False)
+        await viewers[name].started.wait()
+    posts = [client.post("/speak", json={"text": text, "session_id": name}) for name, text in TOGETHER.items()]
+    holds = sum(answer.json()["live"]["holds"] for answer in await asyncio.gather(*posts))
+    mixed = 0
+    for name, viewer in viewers.items():
+        await viewer.stop()
+        both, alone_video = [(await client.get(f"/sessions/{s}/video.mp4")).content for s in (name, f"{name}-alone")]
+        one, two = sound_of(both), sound_of(alone_video)
+        mixed += len(one) != len(two) or float(np.abs(one - two).max()) > 1e-3
+    return {"mixed": float(mixed), "holds_together": float(holds)}
+
+
+def sound_of(data: bytes) -> Any:
+    with av.open(io.BytesIO(data)) as file:
+        return np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
+
+
+async def idle_viewers(client: httpx.AsyncClient, count: int = 30, seconds: float = 10.0) -> dict[str, float]:
+    """CPU of all processes of the graph with many idle viewers of one avatar, over what it takes without any."""
+    for k in range(count):
+        (await client.post("/sessions", json={"session_id": f"idle-{k}"})).raise_for_status()
+    await asyncio.sleep(12)  # hubs of those who watched before are gone
+    resting = await cores(seconds)
+    viewers = [Viewer(client, f"idle-{k}", keep=False) for k in range(count)]
+    await asyncio.gather(*(viewer.started.wait() for viewer in viewers))
+    await asyncio.sleep(2)
+    watched = await cores(seconds)
+    for viewer in viewers:
+        await viewer.stop()
+    return {"viewer_cores": watched, "resting_cores": resting}
+
+
+async def cores(seconds: float) -> float:
+    """Cores that the processes below this one keep busy."""
+    before, begin_s = cpu_s(), time.perf_counter()
+    await asyncio.sleep(seconds)
+    after, wall_s = cpu_s(), time.perf_counter() - begin_s
+    return sum(after[pid] - before.get(pid, 0.0) for pid in after) / wall_s
+
+
+def cpu_s() -> dict[int, float]:
+    spent = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+            spent[process.pid] = times.user + times.system
+        except psutil.Error:
+            continue
+    return spent
+
+
+def table(result: dict[str, float]) -> str:
+    """Markdown: figure, measured, bar."""
+    names = {
+        "ttff_s": "from `POST /speak` to the first frame of speech in live.mp4, s",
+        "written_ttff_s": "the same for a text that is being written, a word every 25 ms, s",
+        "off_line_frames": "frames repeated or dropped at the joins of idle motion and speech",
+        "interrupt_s": "speech after an interruption, s of stream time",
+        "mixed": "of two sessions that speak at once, how many sound unlike alone",
+        "viewer_cores": "cores of all processes with 30 idle viewers of 30 sessions",
+    }
+    lines = [f"`make bench-live` on {machine()}, warm:", "", "| figure | measured | bar |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {result[key]:.2f} | ≤ {BARS[key]:g} |" for key, name in names.items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--port", type=int, default=8018)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home, LocalGraph("demo", arguments.port, home=Path(home)) as graph:
+        result = asyncio.run(measure(graph.url, arguments.repeats))
+    print(table(result))
+    print({key: round(value, 3) for key, value in result.items()})
+    Path("out").mkdir(exist_ok=True)
+    Path("out/bench-live.json").write_text(json.dumps({"machine": machine(), **result, "bars": BARS}, indent=1))
+    broken = [key for key, bar in BARS.items() if result[key] > bar]
+    print(f"bars broken: {', '.join(broken)}" if broken else "all bars hold")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
