@@ -33,7 +33,7 @@ from models.features import WhisperFeatures
 from models.openvino_engine import OpenVINOMuseTalk
 from models.quality.seam import seam_delta_e
 from models.stitch.encode import MediaSpec, UtteranceEncoder
-from models.stitch.paste import Paster, warp_alpha
+from models.stitch.paste import PasteMemory, Paster, warp_alpha
 from models.types import CROP_PX, WHISPER_HZ, Float32, PreparedAvatar, UInt8
 from models.visemes import Track, track_of
 from training import presenter, voices
@@ -123,9 +123,9 @@ class Product:
 
     def pasted(self, faces: UInt8) -> UInt8:
         """Face crops in the avatar's frames, from its first on: `(n, h, w, 3)`."""
-        out = np.stack([self.frames[index] for index in self.shown(len(faces))])
+        out, memory = np.stack([self.frames[index] for index in self.shown(len(faces))]), PasteMemory()
         for frame, face, index in zip(out, faces, self.shown(len(faces)), strict=True):
-            self.paster.paste_into(frame, face, index)
+            self.paster.paste_into(frame, face, index, memory=memory)
         return out
 
 

@@ -16,8 +16,10 @@ import cv2
 import numpy as np
 from skimage import data
 
+from models.avatar.warp import apply, invert
+from models.stitch.blends import BLENDS
 from models.stitch.encode import MediaSpec, UtteranceEncoder
-from models.stitch.paste import Paster
+from models.stitch.paste import PasteMemory, Paster
 from models.stitch.session import SessionFile
 from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
 
@@ -37,19 +39,24 @@ def avatar(width: int, height: int, face_px: int) -> PreparedAvatar:
     cv2.ellipse(mask, (128, 140), (88, 96), 0, 0, 360, 255, -1)
     masks = np.repeat(cv2.GaussianBlur(mask, (31, 31), 0)[None], AVATAR_FRAMES, 0)
     landmarks = np.zeros((AVATAR_FRAMES, 68, 2), np.float32)
+    angles = np.linspace(np.pi, 0, 17)  # a jaw line in the crop, ear to ear
+    jaw = np.stack([128 + 90 * np.cos(angles), 150 + 90 * np.sin(angles)], 1)
+    landmarks[:, :17] = np.stack([apply(invert(transform), jaw) for transform in transforms])
     has_face = np.ones(AVATAR_FRAMES, bool)
     return PreparedAvatar("bench", "0", 25, width, height, transforms, landmarks, masks, has_face)
 
 
-def paste_ms(frame: UInt8, given: PreparedAvatar, face: UInt8) -> tuple[float, list[UInt8]]:
-    """Median over warm frames, the copy of the frame among it; and the pasted frames."""
-    paster, times, pasted = Paster(given), [], []
+def paste_ms(
+    frame: UInt8, given: PreparedAvatar, face: UInt8, memory: PasteMemory | None = None, mode: str = "feather"
+) -> tuple[float, list[UInt8]]:
+    """Median over warm frames, the copy of the frame among it; and the pasted frames. memory: as the line pastes."""
+    paster, times, pasted = Paster(given, mode), [], []
     for lap in range(2):  # the first warms the cache of masks
         for k in range(AVATAR_FRAMES):
             moved = np.roll(face, k, axis=1)
             begun = time.process_time()
             out = frame.copy()
-            paster.paste_into(out, moved, k)
+            paster.paste_into(out, moved, k, memory=memory)
             times += [time.process_time() - begun] if lap else []
             pasted += [out] if lap else []
     return 1e3 * statistics.median(times), pasted
@@ -82,6 +89,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             encode, append, rate = encode_ms(frames, MediaSpec(width, height, 25), speech, Path(folder) / "bench")
         rows.append({"frame": f"{width}×{height}", "crop_px": side, "paste_ms": paste, "encode_ms": encode})
+        given = avatar(width, height, face_px)
+        for mode in sorted(BLENDS):  # with colour, sharpness and jaw followed, as the line does
+            rows[-1][f"fitted_{mode}_ms"] = paste_ms(frame, given, face, PasteMemory(), mode)[0]
         rows[-1] |= {"append_ms": append, "kbit_s": rate}
         print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
     print(json.dumps(rows))

@@ -89,7 +89,7 @@ def test_the_fast_paste_agrees_with_the_slow_one(scale: float, angle: float, cen
     face = np.ascontiguousarray(cut(transform, side)[..., ::-1])  # other colours than the frame's
     fast, slow = paste(FRAME, face, transform, mask), slow_paste(FRAME, face, transform, mask)
     difference = np.abs(fast.astype(int) - slow)
-    assert difference.max() <= 6 and (difference > 1).mean() < 1e-3  # positions on the rim of two of OpenCV's
+    assert difference.max() <= 1
     assert np.abs(fast.astype(int) - FRAME).max() > 50  # and something was pasted
 
 
