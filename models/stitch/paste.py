@@ -139,13 +139,15 @@ class Paster:
 
     def _toned(self, own: UInt8, over: UInt8, transform: Float32, alpha: Alpha, tone: Tone) -> UInt8:
         """The face `over` the frame's own region, in its colour and as sharp."""
-        fps = float(self._avatar.fps)
+        fps, due = float(self._avatar.fps), tone.due()
         if self._color:
-            tone.see_color(own, over, alpha.weights, fps)
+            if due:
+                tone.see_color(own, over, alpha.weights, fps)
             over = tone.colored(over)
         if self._sharp:
             sigma = detail_sigma(math.sqrt(abs(float(np.linalg.det(transform[:, :2].astype(np.float64))))))
-            tone.see_detail(own, over, alpha.weights, sigma, fps)
+            if due:
+                tone.see_detail(own, over, alpha.weights, sigma, fps)
             over = tone.sharpened(over, sigma)
         return over
 

@@ -1,7 +1,8 @@
 """Brings a face crop, or its mask, onto the frame's pixels, sub-pixel and without aliasing. Knows no blends.
 
-A crop that was cut out and comes back untouched should be the frame again: Lanczos-4 both ways, and where the crop has
-more pixels than the frame, a low-pass that is flat up to what the frame can show.
+A crop that was cut out and comes back untouched should be the frame again. Where the crop has more pixels than the
+frame it comes back by Lanczos-4, behind a low-pass that is flat up to what the frame can show. A larger face comes back
+by cubic interpolation: Lanczos costs four times as much there, and gains a third of a grey level.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def warp_face(face: UInt8, transform: npt.NDArray[np.floating], left: int, top: 
         kernel = low_pass(round(min(scale, MOST_MINIFIED), 2))
         face, matrix = _filtered(face, matrix, kernel, (left, top, width, height))
     x, y = positions(matrix, left, top, width, height)
-    return cast(UInt8, cv2.remap(face, x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE))
+    kernel_of = cv2.INTER_LANCZOS4 if scale > CUTOFF else cv2.INTER_CUBIC
+    return cast(UInt8, cv2.remap(face, x, y, kernel_of, borderMode=cv2.BORDER_REPLICATE))
 
 
 def positions(matrix: Float64, left: int, top: int, width: int, height: int) -> tuple[Float32, Float32]:
@@ -46,9 +48,11 @@ def positions(matrix: Float64, left: int, top: int, width: int, height: int) -> 
     OpenCV rounds so, too; done here it does not depend on where the part begins, so any other path can do the same.
     """
     x, y = np.arange(left, left + width, dtype=np.float64), np.arange(top, top + height, dtype=np.float64)[:, None]
-    at = (row[0] * x + (row[1] * y + row[2]) for row in matrix)
-    across, down = ((np.rint(place * STEPS) / STEPS).astype(np.float32) for place in at)
-    return across, down
+    maps = []
+    for row in matrix * STEPS:  # a power of two: exact
+        place = row[0] * x + (row[1] * y + row[2])
+        maps.append(np.rint(place, out=place).astype(np.float32) * np.float32(1 / STEPS))
+    return maps[0], maps[1]
 
 
 def warp_part(

@@ -31,6 +31,7 @@ DETAIL_FLOOR = 0.1  # grey levels, far below what H.264 leaves
 UPPER, CHEEKS = 0.3, 0.6  # of the region's height: above the lips all skin counts, then the ring, below nothing
 SHARPEN = (-0.6, 0.5)  # share of its own fine detail that a face loses or gains at most: more would lift noise, too
 COLOR_S, SHARP_S = 0.5, 1.0  # time constants
+SEE_EVERY = 4  # frames: both change slowly, and looking takes a third of a millisecond each
 STILL_GAIN, STILL_SHARP = 0.002, 0.03  # below these nothing is done
 
 
@@ -44,6 +45,12 @@ class Tone:
 
     gain: Float64 | None = None
     sharp: float | None = None
+    frames: int = 0
+
+    def due(self) -> bool:
+        """Whether the next frame is to be looked at: every fourth, from the first on."""
+        self.frames += 1
+        return (self.frames - 1) % SEE_EVERY == 0
 
     def see_color(self, own: UInt8, over: UInt8, weights: UInt8, fps: float) -> None:
         """Learn from one more frame: its region `own`, the face `over` it, both `(h, w, 3)`, and paste weights."""
@@ -134,5 +141,5 @@ def _level(fine: Float32, ring: UInt8) -> float:
 
 
 def _share(time_s: float, fps: float) -> float:
-    """How much a new frame counts in a running mean of that time constant."""
-    return 1 - math.exp(-1 / (time_s * fps))
+    """How much a frame that is looked at counts in a running mean of that time constant."""
+    return 1 - math.exp(-SEE_EVERY / (time_s * fps))

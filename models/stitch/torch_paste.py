@@ -7,6 +7,7 @@ agree within 2 grey levels. Torch is imported when it is called. Knows no avatar
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODES = ("feather",)
-TAPS = 8  # of Lanczos-4
+CUBIC = -0.75  # OpenCV's
 
 
 def paste_batch(
@@ -41,8 +42,10 @@ def paste_batch(
     )
     out = frames.clone()
     masks = masks.expand(len(frames), -1, -1)
-    for matrix, rows in _by_scale(np.asarray(transforms, np.float64), faces.shape[1] / CROP_PX).items():
-        _paste_some(out, _filtered(faces[rows], matrix), np.asarray(transforms, np.float64)[rows], masks[rows], rows)
+    for scale, rows in _by_scale(np.asarray(transforms, np.float64), faces.shape[1] / CROP_PX).items():
+        _paste_some(
+            out, _filtered(faces[rows], scale), scale > 0, np.asarray(transforms, np.float64)[rows], masks[rows], rows
+        )
     return out
 
 
@@ -71,9 +74,9 @@ def _filtered(faces: Tensor, scale: float) -> Tensor:
 
 
 def _paste_some(
-    out: Tensor, planes: Tensor, transforms: npt.NDArray[np.float64], masks: Tensor, rows: list[int]
+    out: Tensor, planes: Tensor, fine: bool, transforms: npt.NDArray[np.float64], masks: Tensor, rows: list[int]
 ) -> None:
-    """Paste faces `(m, 3, s, s)` into the frames `rows` of `out`."""
+    """Paste faces `(m, 3, s, s)` into the frames `rows` of `out`. fine: by Lanczos, else by cubic interpolation."""
     import torch
 
     # 1. one size of region for all, each where its crop lies
@@ -85,7 +88,7 @@ def _paste_some(
     y = torch.from_numpy(tops).to(device)[:, None] + torch.arange(height, device=device)  # (m, h)
     onto_face = np.stack([scaled(t, planes.shape[3] / CROP_PX) for t in transforms])
     # 2. face and mask there
-    over = _lanczos(planes, *_places(onto_face, x, y))  # (m, 3, h, w)
+    over = _sampled(planes, *_places(onto_face, x, y), _lanczos if fine else _cubic)  # (m, 3, h, w)
     share = (_linear(masks.float(), *_places(transforms, x, y)).round() / 255)[..., None]  # (m, h, w, 1)
     # 3. weighed
     item = torch.tensor(rows, device=device)[:, None, None]
@@ -114,23 +117,40 @@ def _places(matrices: npt.NDArray[np.float64], x: Tensor, y: Tensor) -> tuple[Te
     return across, down
 
 
-def _lanczos(planes: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """`(m, 3, s, s)` at `(m, h, w)` by Lanczos-4, positions to 1 / 32 px, borders repeated: uint8's range, rounded."""
+def _lanczos(place: Tensor) -> tuple[Tensor, list[int]]:
+    """Weights `(…, 8)` of the pixels −3 … 4 beside the one that a position `(…)`, from 0 to 1, lies behind."""
+    import torch
+
+    steps = list(range(-3, 5))
+    d = place[..., None] - torch.tensor(steps, device=place.device)
+    return torch.sinc(d) * torch.sinc(d / 4), steps
+
+
+def _cubic(place: Tensor) -> tuple[Tensor, list[int]]:
+    """As `_lanczos`, of the pixels −1 … 2 (Keys 1981)."""
+    import torch
+
+    steps = list(range(-1, 3))
+    d = (place[..., None] - torch.tensor(steps, device=place.device)).abs()
+    near, far = (CUBIC + 2) * d**3 - (CUBIC + 3) * d**2 + 1, CUBIC * (d**3 - 5 * d**2 + 8 * d - 4)
+    return torch.where(d <= 1, near, far), steps
+
+
+def _sampled(planes: Tensor, x: Tensor, y: Tensor, kernel_of: Callable[[Tensor], tuple[Tensor, list[int]]]) -> Tensor:
+    """`(m, 3, s, s)` at `(m, h, w)`, positions to 1 / 32 px, borders repeated: uint8's range, rounded."""
     import torch
 
     side, count = planes.shape[3], len(planes)
     x, y = ((place * STEPS).round() / STEPS for place in (x, y))
     left, top = x.floor(), y.floor()
-    steps = torch.arange(TAPS, device=planes.device) - (TAPS // 2 - 1)  # −3 … 4
     weights = []
     for place, low in ((x, left), (y, top)):
-        d = (place - low)[..., None] - steps  # (m, h, w, 8)
-        kernel = torch.sinc(d) * torch.sinc(d / (TAPS / 2))
+        kernel, steps = kernel_of(place - low)  # (m, h, w, taps)
         weights.append((kernel / kernel.sum(-1, keepdim=True)).float())
     flat = planes.reshape(count, 3, -1)
     out = torch.zeros((count, 3, *x.shape[1:]), device=planes.device)
-    columns = [(left.long() + int(step)).clamp(0, side - 1) for step in steps]
-    for j, down in enumerate(steps.tolist()):
+    columns = [(left.long() + step).clamp(0, side - 1) for step in steps]
+    for j, down in enumerate(steps):
         row = (top.long() + down).clamp(0, side - 1) * side
         for i, column in enumerate(columns):
             index = (row + column).reshape(count, 1, -1).expand(-1, 3, -1)

@@ -63,8 +63,8 @@ def test_colour_starts_at_once_and_then_moves_slowly() -> None:
     first = tone.gain.copy()
     assert first[0, 0] > 0.03  # nothing is known before: the first frame is believed
     tone.see_color(OWN, OWN, weights(), FPS)
-    assert 0.85 * first[0, 0] < tone.gain[0, 0] < first[0, 0]  # one frame of 40 ms against half a second
-    for _ in range(50):
+    assert 0.65 * first[0, 0] < tone.gain[0, 0] < first[0, 0]  # four frames of 40 ms against half a second
+    for _ in range(13):
         tone.see_color(OWN, OWN, weights(), FPS)
     assert abs(tone.gain[0, 0]) < 0.003
 
@@ -78,7 +78,7 @@ def test_a_soft_face_is_sharpened_towards_the_frame_and_a_sharp_one_softened() -
         tone = Tone()
         tone.see_detail(OWN, over, weights(), 1.5, FPS)
         before, after = (detail_amount(OWN, image, weights(), 1.5) for image in (over, tone.sharpened(over, 1.5)))
-        assert abs(before) > 0.12 and abs(after) < 0.5 * abs(before)
+        assert abs(before) > 0.12 and abs(after) < 0.7 * abs(before)
 
 
 def test_sharpening_is_bounded_and_an_equal_face_is_left_alone() -> None:
@@ -95,6 +95,11 @@ def test_a_ring_too_small_to_judge_by_changes_nothing() -> None:
     tone, nothing = Tone(), np.full((124, 168), 255, np.uint8)
     tone.see_color(OWN, tinted((0.9, 1, 1)), nothing, FPS)
     assert tone.gain is None
+
+
+def test_every_fourth_frame_is_looked_at_from_the_first_on() -> None:
+    tone = Tone()
+    assert [tone.due() for _ in range(9)] == [True, False, False, False] * 2 + [True]
 
 
 def test_noise_in_the_source_alone_does_not_make_the_gain_flicker() -> None:
