@@ -5,7 +5,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --progress-bar on
 TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by five small models, each in its own process.
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup demo serve test test-all check format bench bench-embedded bench-live profile doctor clean
+.PHONY: help setup demo serve test test-all check format bench bench-embedded bench-quality bench-live profile doctor clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' $(MAKEFILE_LIST) | sed -E 's/:.*# /\t/' | expand -t 18
@@ -53,6 +53,8 @@ bench-embedded: setup # lip sync, closures, seams of the embedded default, from 
 
 bench-live: setup # live sessions: first frame, joins, interruption, idle viewers
 	$(PY) -m benchmarks.live
+bench-quality: setup # how real the mouth looks: the embedded default, and a clip whose motion is known
+	$(PY) -m benchmarks.quality
 
 profile: setup # p50/p95 of every stage, batch throughput, memory
 	.venv/bin/warmtalk profile --json out/profile.json

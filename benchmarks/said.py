@@ -26,6 +26,7 @@ from models.stitch.encode import MediaSpec
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.stitch.rest import RestSettings, own_mouth_rests
+from models.stitch.steady import CropSteadier, pasted_box
 from models.tts.hibari import HibariTTS
 from models.types import WHISPER_HZ, FaceCrops, Float16, PreparedAvatar, Speech, UInt8
 
@@ -48,14 +49,14 @@ class Speaker:
             avatar.width, avatar.height, avatar.fps, sample_rate_hz=config.sample_rate_hz, crf=config.crf,
             preset=config.preset, first_fragment_frames=config.first_chunk_frames, fragment_frames=config.chunk_frames,
         )  # fmt: skip
-        rests = own_mouth_rests(avatar)
-        rest = RestSettings(config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, source_rests=rests)
-        loaded = LoadedAvatar(avatar, Paster(avatar, mode=config.blend_mode), rests)
-        position = session.frames if session else 0
+        loaded = LoadedAvatar(
+            avatar, Paster(avatar, mode=config.blend_mode), own_mouth_rests(avatar), pasted_box(avatar)
+        )
+        position = session.position if session else 0
+        mouth = mouth_of(loaded, config)
         said = Utterance(
-            SpeakRequest(session_id, text), self.sessions, loaded, spec, position, Mouth(spec.fps, rest),
-            engines=dict(ENGINES),
-        )  # fmt: skip
+            SpeakRequest(session_id, text), self.sessions, loaded, spec, position, mouth, engines=dict(ENGINES)
+        )
         speeches = [paused(speech, pause_s) for speech in self.voice.speak(text)]
         for chunk in self._chunks(avatar, speeches, position):
             said.add(chunk)
@@ -95,6 +96,14 @@ class Speaker:
             self.engine.generate(latents[k : k + BATCH], windows[k : k + BATCH]) for k in range(0, len(latents), BATCH)
         ]
         return np.concatenate(parts)
+
+
+def mouth_of(avatar: LoadedAvatar, config: StitchConfig) -> Mouth:
+    """The mouth as Stitch sets it up by default."""
+    source_rests = avatar.rests if config.rest_mouth == "auto" else config.rest_mouth == "source"
+    times_s = (config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, config.av_offset_ms / 1e3)
+    rest = RestSettings(*times_s, source_rests=source_rests)
+    return Mouth(avatar.prepared.fps, rest, CropSteadier(avatar.pasted) if config.steady_crops else None)
 
 
 def paused(speech: Speech, pause_s: float) -> Speech:

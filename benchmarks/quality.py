@@ -1,0 +1,167 @@
+"""Measures mouths and pastes against their bars: `make bench-quality`.
+
+    python -m benchmarks.quality            # writes out/quality.html and out/quality.json
+
+1. The embedded default says three sentences with pauses, through the product's own parts; `warmtalk quality`'s own
+   reading and gates judge the video.
+2. On a clip whose motion is known: how exactly a crop is put back, how steady transforms are, whether they come late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.embedded import EMBEDDED
+from benchmarks.known_motion import Following, KnownMotion, following, known_motion, level_rms, misplacement
+from benchmarks.said import Speaker, presenter
+from judging.command import write_page
+from judging.judge import judge
+from judging.page import Judged
+from judging.reading import read_video
+from models.avatar.flow import FaceFlow, Motion
+from models.avatar.parse import masks_of
+from models.avatar.store import AvatarStore
+from models.avatar.track import TrackOptions, crop_transforms, in_crop
+from models.avatar.warp import warp
+from models.stitch.paste import paste, warp_alpha
+from models.types import Float32
+
+TEXT = "Hello! I am a talking head, made by five small models. Please bring me a big map of Bombay, and some apples."
+PAUSE_S = 0.8
+NOISE_PX = 1.0  # of each landmark's coordinates
+FACES_PX = (160.0, 256.0)
+PASTED_FRAMES = 12  # of a clip, for what each frame shows alike
+# name, bar, whether a larger value is better
+BARS: tuple[tuple[str, float, bool], ...] = (
+    ("lips_r", 0.85, True),
+    ("closed_at_pbm", 0.95, True),
+    ("jitter_times_source", 1.05, False),
+    ("silence_times_source", 1.1, False),
+    ("seam_delta_e", 1.0, False),
+    ("broken_gates", 0.0, False),
+    ("paste_error_px_160", 0.10, False),
+    ("paste_error_px_256", 0.10, False),
+    ("paste_levels_160", 0.5, False),
+    ("paste_levels_256", 3.0, False),
+    ("transform_error_px", 0.15, False),
+    ("transform_jitter_px", 0.15, False),
+    ("zero_phase_lag_frames", 0.05, False),
+    ("zero_phase_lag_frames", -0.05, True),
+)
+
+
+def embedded(folder: Path, page: Path | None) -> dict[str, float]:
+    """What the gates read of the default avatar's video."""
+    video = Speaker(folder).say(presenter(), "bench", TEXT, PAUSE_S)
+    reading = read_video(video, AvatarStore(EMBEDDED / "avatars"))
+    judged = Judged(reading, judge(reading))
+    if page is not None:
+        write_page(judged, None, page)
+    gates = {gate.name: gate for gate in judged.gates}
+    wanted = {"lips_r": "lips", "closed_at_pbm": "closures", "jitter_times_source": "jitter", "seam_delta_e": "seam"}
+    wanted |= {
+        "silence_times_source": "silence",
+        "seam_flicker_times_source": "seam_flicker",
+        "av_offset_ms": "av_offset",
+    }
+    wanted |= {"sharpness_times_source": "sharpness"}
+    numbers = {name: gates[gate].value for name, gate in wanted.items()}
+    assert all(value is not None for value in numbers.values()), numbers
+    return {name: float(value or 0) for name, value in numbers.items()} | {"broken_gates": float(len(judged.broken))}
+
+
+def put_back(face_px: float) -> dict[str, float]:
+    """How far, and by how many grey levels, an untouched crop is from where it was cut: rms over frames."""
+    clip = known_motion(face_px, 4 * PASTED_FRAMES, cut=None)
+    track = crop_transforms(clip.true_landmarks(), np.ones(len(clip), bool), clip.fps)
+    mask = masks_of(in_crop(track), clip.fps)[0][0]
+    away, levels = [], []
+    for k in range(0, len(clip), 4):
+        frame, transform = clip.frame(k), track.transforms[k]
+        pasted = paste(frame, warp(frame, transform), transform, mask)
+        alpha, weights = warp_alpha(transform, mask, frame.shape[:2]), np.zeros(frame.shape[:2], np.uint8)
+        weights[alpha.region] = alpha.weights
+        away.append(np.hypot(*misplacement(frame, pasted, weights)))
+        levels.append(level_rms(frame, pasted, weights))
+    suffix = f"{face_px:.0f}"
+    return {f"paste_error_px_{suffix}": _rms(away), f"paste_levels_{suffix}": _rms(levels)}
+
+
+def noisy(clip: KnownMotion) -> Float32:
+    """The head's landmarks, each off by white noise."""
+    noise = np.random.default_rng(0).normal(scale=NOISE_PX, size=(len(clip), 68, 2))
+    return (clip.true_landmarks() + noise).astype(np.float32)
+
+
+def tracked(clip: KnownMotion, landmarks: Float32) -> list[Motion | None]:
+    """The motion from frame to frame, as preparation tracks it: from the same landmarks, never across a cut."""
+    flow = FaceFlow()
+    motions = [flow.step(clip.frame(k), landmarks[k]) for k in range(len(clip))]
+    return [None if k in clip.cuts else motion for k, motion in enumerate(motions)]
+
+
+def known() -> dict[str, float]:
+    """Bars on the clip with translation, roll, zoom and a cut: by preparation's default, and by other settings."""
+    numbers = {name: value for face_px in FACES_PX for name, value in put_back(face_px).items()}
+    clip = known_motion(160.0, 120)
+    landmarks = noisy(clip)
+    motions = tracked(clip, landmarks)
+
+    def follow(smoothing: str, used: list[Motion | None]) -> Following:
+        options, seen = TrackOptions(smoothing=smoothing), np.ones(len(clip), bool)
+        return following(clip, crop_transforms(landmarks, seen, clip.fps, options, used, clip.cuts).transforms)
+
+    default, alone, one_euro = follow("zero_phase", motions), follow("zero_phase", []), follow("one_euro", motions)
+    return numbers | {
+        "transform_error_px": default.place_rms,
+        "transform_jitter_px": default.jitter_rms,
+        "zero_phase_lag_frames": default.lag_frames,
+        "landmarks_alone_error_px": alone.place_rms,
+        "landmarks_alone_jitter_px": alone.jitter_rms,
+        "one_euro_lag_frames": one_euro.lag_frames,
+        "one_euro_jitter_px": one_euro.jitter_rms,
+    }
+
+
+def table(numbers: dict[str, float]) -> tuple[str, bool]:
+    """A line a bar, then what has none; and whether all bars hold."""
+    lines, good = [], True
+    for name, bar, larger in BARS:
+        holds = numbers[name] >= bar if larger else numbers[name] <= bar
+        good &= holds
+        lines.append(
+            f"{name:26} {numbers[name]:8.3f}  {'≥' if larger else '≤'} {bar:<6g} {'ok' if holds else 'MISSED'}"
+        )
+    told = [f"{name:26} {value:8.3f}" for name, value in numbers.items() if name not in {bar[0] for bar in BARS}]
+    return "\n".join([*lines, *told]), good
+
+
+def _rms(values: list[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("out/quality.html"))
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    print("the embedded default speaks …", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = embedded(Path(folder), arguments.output)
+    print("the known motion is followed …", file=sys.stderr, flush=True)
+    numbers |= known()
+    text, good = table(numbers)
+    arguments.output.with_suffix(".json").write_text(json.dumps(numbers, indent=2) + "\n")
+    print(f"{text}\n{arguments.output}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
