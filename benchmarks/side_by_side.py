@@ -215,7 +215,7 @@ def picture(measured: dict[str, Measured], fps: int, path: Path) -> None:
     left.spines[["top", "right"]].set_visible(False)
     _table(right, measured)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=95)
 
 
 def _open_mouths(crops: UInt8) -> list[int]:

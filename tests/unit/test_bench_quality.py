@@ -70,7 +70,7 @@ def test_the_measures_tell_a_trembling_paste_from_a_steady_one() -> None:
     assert loose.numbers()["jitter_rms_px"] == pytest.approx(2 / np.sqrt(6), rel=0.25)  # ±1 px: second difference 2
     assert loose.flicker > 2
     text = text_table(dict.fromkeys((name for name, _ in ROWS), loose))
-    assert len(text.splitlines()) == 5 and text.count(f"{loose.numbers()['jitter_rms_px']:.3f}") == 3
+    assert len(text.splitlines()) == 5 and text.count(f"{loose.numbers()['jitter_rms_px']:.3f} (") == 3
 
 
 def test_an_untouched_crop_goes_back_to_its_place() -> None:
