@@ -98,30 +98,19 @@ def test_each_smoothing_is_steady_enough(smoothing: str) -> None:
     assert found.jitter_rms < 0.06 and found.place_rms < 0.5
 
 
-@pytest.mark.parametrize("face_px", FACES)
-def test_an_untouched_crop_is_pasted_where_it_was(face_px: int) -> None:
-    """Cut out and pasted back by the product's own functions: at most 0.10 px off; here, 0.02."""
+@pytest.mark.parametrize(("face_px", "levels"), [(120, 0.5), (160, 0.5), (256, 3.0)])
+def test_an_untouched_crop_is_pasted_where_it_was(face_px: int, levels: float) -> None:
+    """Cut out and pasted back by the product's own functions, Lanczos-4 both ways: at most 0.10 px off (here, 0.01) and
+    so many grey levels rms under the mask."""
     masks, index = masks_of(in_crop(track(face_px)), FPS, scenes=track(face_px).scenes)
-    shifts = []
+    shifts, errors = [], []
     for k in range(3, N, 9):
         frame, transform, mask = clip(face_px).frame(k), track(face_px).transforms[k], masks[index[k]]
         pasted = paste(frame, warp(frame, transform), transform, mask)
-        shifts.append(misplacement(frame, pasted, _core(transform, mask, frame.shape)))
-    assert np.sqrt((np.array(shifts) ** 2).sum(1).mean()) < 0.02
-
-
-@pytest.mark.parametrize(("face_px", "levels"), [(120, 0.5), (160, 0.5), (256, 3.0)])
-def test_warps_there_and_back_lose_next_to_nothing(face_px: int, levels: float) -> None:
-    """By Lanczos-4 into the crop and out of it: grey levels rms under the mask."""
-    known = known_motion(face_px, N, cut=CUT)
-    found = crop_transforms(known.true_landmarks(), np.ones(N, bool), FPS, cuts=known.cuts)
-    mask = masks_of(in_crop(found), FPS)[0][0]
-    errors = []
-    for k in range(3, N, 9):
-        frame, transform = known.frame(k), found.transforms[k].astype(np.float64)
-        flags = cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP
-        back = cv2.warpAffine(warp(frame, transform), transform, frame.shape[1::-1], flags=flags)
-        errors.append(level_rms(frame, back, _core(found.transforms[k], mask, frame.shape)))
+        core = _core(transform, mask, frame.shape)
+        shifts.append(misplacement(frame, pasted, core))
+        errors.append(level_rms(frame, pasted, core))
+    assert np.sqrt((np.array(shifts) ** 2).sum(1).mean()) < 0.01
     assert np.sqrt(np.mean(np.square(errors))) < levels
 
 
