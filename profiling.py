@@ -16,7 +16,7 @@ import psutil
 from rich import box
 from rich.table import Table
 
-from deployments.line import PARTS
+from deployments.calls import PARTS
 from deployments.requests import SpeakRequest
 from deployments.stage import Stamped
 from models.types import FaceCrops, FeatureWindows, Speech

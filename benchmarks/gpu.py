@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.serve_file import deployment_of
-from deployments.line import PARTS
+from deployments.calls import PARTS
 from launch import LocalGraph
 from models.avatar.detect import Face
 from models.avatar.prepare import PrepareOptions, prepare_avatar

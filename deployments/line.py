@@ -16,6 +16,7 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from deployments.calls import Call
 from deployments.stage import StageTiming, Stamped
 from models.audio import pad_to_frames
 from models.errors import BusyError, StageError, WarmTalkError
@@ -59,19 +60,6 @@ class Job:
     speed: float | None = None
     enhance: bool = False
     strength: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a stage, milliseconds. `wall_ms` runs from its inputs being ready to its result being at hand."""
-
-    stage: str
-    frames: int
-    queue_ms: float
-    transfer_ms: float
-    compute_ms: float
-    wall_ms: float
-    busy_ms: float  # the call's own share of compute_ms, where a batch served several calls
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -312,18 +300,7 @@ class Line:
 
     def _count(self, timing: StageTiming, ready_s: float, end_s: float) -> None:
         self.engines[timing.stage] = timing.engine
-        transfer_s = max(0.0, timing.received_s - ready_s) + max(0.0, end_s - timing.done_s)
-        self.calls.append(
-            Call(
-                timing.stage,
-                timing.frames,
-                timing.queue_s * 1e3,
-                transfer_s * 1e3,
-                timing.compute_s * 1e3,
-                (end_s - ready_s) * 1e3,
-                timing.busy_s * 1e3,
-            )
-        )
+        self.calls.append(Call.between(timing, ready_s, end_s))
 
     async def _before_retry(self, error: BaseException, attempt: int, stage: str) -> None:
         """Raise what must not be retried; otherwise wait a little longer each time."""
@@ -405,18 +382,3 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
     """Mark a chunk's error as seen: it is raised where the chunk is taken, or dropped with the utterance."""
     if not task.cancelled():
         task.exception()
-
-
-def summarise(calls: list[Call]) -> dict[str, dict[str, float]]:
-    """Per stage: calls, frames, and summed milliseconds of queue, transfer, compute and wall."""
-    stages: dict[str, dict[str, float]] = {}
-    for call in calls:
-        row = stages.setdefault(call.stage, dict.fromkeys(("calls", "frames", *PARTS), 0.0))
-        row["calls"] += 1
-        row["frames"] += call.frames
-        for part in PARTS:
-            row[part] += getattr(call, part)
-    return {stage: {key: round(float(value), 2) for key, value in row.items()} for stage, row in stages.items()}
-
-
-PARTS = ("queue_ms", "transfer_ms", "compute_ms", "wall_ms", "busy_ms")

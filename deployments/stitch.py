@@ -17,9 +17,10 @@ from typing import Any
 
 from configs.schema import StitchConfig
 from deployments.broadcast import LiveEvent
+from deployments.calls import Call, summarise
 from deployments.growing import GrowingTexts
 from deployments.interruption import Cut, Cuts
-from deployments.line import Call, Chunk, Job, Line, LineSettings, summarise
+from deployments.line import Chunk, Job, Line, LineSettings
 from deployments.onair import OnAir, OnStage, Show
 from deployments.paths import builtin_avatars, output_path
 from deployments.requests import SpeakEvent, SpeakRequest

@@ -8,7 +8,8 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.line import Call, Job, Line, LineSettings, _Entry, _next_or_error, _Segment, summarise
+from deployments.calls import summarise
+from deployments.line import Job, Line, LineSettings, _Entry, _next_or_error, _Segment
 from deployments.stage import StageTiming, Stamped
 from models.errors import BusyError, StageError, TextError
 from models.types import FaceCrops, FeatureWindows, Phoneme, Speech
@@ -279,14 +280,6 @@ async def test_given_speech_needs_no_voice():
     chunks = await collect(line(stages), job)
     assert sum(len(chunk.crops) for chunk in chunks) == 30
     assert stages.speak.made == [] and chunks[-1].last
-
-
-def test_a_summary_adds_up_calls_of_a_stage():
-    calls = [Call("LipSync", 4, 1, 2, 3, 6, 2), Call("LipSync", 8, 1, 2, 3, 6, 3), Call("TTS", 0, 0, 1, 1, 2, 1)]
-    rows = summarise(calls)
-    assert rows["LipSync"] == {
-        "calls": 2, "frames": 12, "queue_ms": 2, "transfer_ms": 4, "compute_ms": 6, "wall_ms": 12, "busy_ms": 5
-    }  # fmt: skip
 
 
 async def test_a_sentence_that_waits_for_its_turn_was_not_in_transfer():
