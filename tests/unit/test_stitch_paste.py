@@ -12,7 +12,7 @@ from skimage import data
 
 from models.avatar.warp import warp
 from models.errors import ConfigError
-from models.stitch.paste import Paster, paste
+from models.stitch.paste import PasteMemory, Paster, paste
 from models.types import CROP_PX, PreparedAvatar
 
 FRAME = data.astronaut()  # (512, 512, 3), a photograph of a face
@@ -189,6 +189,32 @@ def test_a_weight_fades_between_the_frames_own_mouth_and_the_face(boxed: bool) -
     for weight in (0.25, 0.5, 0.9):
         between = FRAME + weight * (whole.astype(float) - FRAME)
         assert np.abs(faded(weight, avatar) - between).max() <= 0.51
+
+
+def utterance(paster: Paster, faces: list[np.ndarray], memory: PasteMemory | None) -> np.ndarray:
+    frames = np.stack([FRAME] * len(faces))
+    for frame, face in zip(frames, faces, strict=True):
+        paster.paste_into(frame, face, 0, memory=memory)
+    return frames
+
+
+def test_what_a_paste_learns_belongs_to_one_utterance_and_starts_from_nothing() -> None:
+    """Two utterances on one paster, interleaved or alone, before and after another: each comes out the same."""
+    transform = similarity(1.0, 3, (222, 128))
+    paster = Paster(avatar_of(transform[None], feathered_mask()[None]))
+    crop = cut(transform).astype(float)
+    red = [np.clip(crop * (1.07, 1, 1), 0, 255).astype(np.uint8)] * 6
+    blue = [np.clip(crop * (1, 1, 1.07), 0, 255).astype(np.uint8)] * 6
+    alone = utterance(paster, red, PasteMemory())
+    frames, memories = np.stack([FRAME] * 12), (PasteMemory(), PasteMemory())
+    for k, face in enumerate(face for pair in zip(red, blue, strict=True) for face in pair):
+        paster.paste_into(frames[k], face, 0, memory=memories[k % 2])
+    assert np.array_equal(frames[::2], alone)
+    assert np.array_equal(utterance(paster.twin(), red, PasteMemory()), alone)
+    plain = utterance(paster, red, None)
+    middle = (slice(110, 160), slice(200, 250), 0)
+    excess = [float((images[0][middle].astype(int) - FRAME[middle]).mean()) for images in (plain, alone)]
+    assert excess[0] > 7 and abs(excess[1]) < 0.25 * excess[0]  # the tint is gone from the first frame on
 
 
 def test_an_unknown_mode_names_the_known_ones() -> None:
