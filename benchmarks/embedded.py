@@ -33,8 +33,11 @@ from models.features import WhisperFeatures
 from models.openvino_engine import OpenVINOMuseTalk
 from models.quality.seam import seam_delta_e
 from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.stitch.mouth import Mouth
 from models.stitch.paste import PasteMemory, Paster, warp_alpha
-from models.types import CROP_PX, WHISPER_HZ, Float32, PreparedAvatar, UInt8
+from models.stitch.rest import RestSettings
+from models.stitch.steady import CropSteadier, pasted_box
+from models.types import CROP_PX, WHISPER_HZ, Float32, PreparedAvatar, Speech, UInt8
 from models.visemes import Track, track_of
 from training import presenter, voices
 from training.make_presenter import idle_poses
@@ -121,11 +124,15 @@ class Product:
         parts = [self.engine.generate(latents[k : k + BATCH], windows[k : k + BATCH]) for k in range(0, count, BATCH)]
         return np.concatenate(parts)
 
-    def pasted(self, faces: UInt8) -> UInt8:
-        """Face crops in the avatar's frames, from its first on: `(n, h, w, 3)`."""
-        out, memory = np.stack([self.frames[index] for index in self.shown(len(faces))]), PasteMemory()
-        for frame, face, index in zip(out, faces, self.shown(len(faces)), strict=True):
-            self.paster.paste_into(frame, face, index, memory=memory)
+    def pasted(self, faces: UInt8, spoken: Spoken | None = None) -> UInt8:
+        """Face crops in the avatar's frames, from its first on: `(n, h, w, 3)`. What was spoken steadies and rests."""
+        shown, memory = self.shown(len(faces)), PasteMemory()
+        mouth = Mouth(FPS, RestSettings(source_rests=spoken is not None), CropSteadier(pasted_box(self.avatar)))
+        if spoken is not None:
+            mouth.hear(Speech(spoken.samples, WHISPER_HZ, last=True, phonemes=tuple(spoken.phonemes)), 0)
+        out = np.stack([self.frames[index] for index in shown])
+        for frame, face, index, weight in zip(out, faces, shown, mouth.weights(0, len(faces)).tolist(), strict=True):
+            self.paster.paste_into(frame, mouth.crop(face, weight) if spoken else face, index, weight, memory)
         return out
 
 
@@ -198,7 +205,7 @@ class Bench:
         truth = self.truth_crops(uttered.track)
         latents = None if reference is None else self.product.engine.encode_reference(reference[:count])
         made = self.product.faces(uttered.spoken.samples, count, latents)
-        frames = {name: self.product.pasted(crops) for name, crops in (("truth", truth), ("made", made))}
+        frames = {"truth": self.product.pasted(truth), "made": self.product.pasted(made, uttered.spoken)}
         if reference is None:
             self.seams += [
                 seam(self.product.avatar, self.product.frames[index], frames["made"][k], index)
