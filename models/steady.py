@@ -28,12 +28,19 @@ def coarse(face: UInt8, size: Size = (COARSE_PX, COARSE_PX)) -> Float32:
     return cast(Float32, cv2.blur(small, (BLUR_PX, BLUR_PX)))
 
 
-def rest(a: Float32, b: Float32, size: Size = (RESTORED_PX, RESTORED_PX), wary: bool = False) -> Float32:
+def rest(
+    a: Float32,
+    b: Float32,
+    size: Size = (RESTORED_PX, RESTORED_PX),
+    levels: float = CHANGE_LEVELS,
+    wary: bool = False,
+) -> Float32:
     """How much two `coarse` faces show the same: 1 at rest, 0 where they differ, `(height, width)` of `size`.
 
-    wary: what lies beside a change counts as changed, so that a closing mouth's corners leave no trace.
+    levels: as CHANGE_LEVELS. wary: what lies beside a change counts as changed, so that a closing mouth's corners leave
+    no trace.
     """
-    change = np.abs(a - b).max(2) / CHANGE_LEVELS
+    change = np.abs(a - b).max(2) / levels
     change = cv2.dilate(change, BESIDE) if wary else change
     same = np.exp(-change * change)
     return cast(Float32, cv2.resize(same, size, interpolation=cv2.INTER_LINEAR))
@@ -42,8 +49,9 @@ def rest(a: Float32, b: Float32, size: Size = (RESTORED_PX, RESTORED_PX), wary: 
 class Steadier:
     """One face's memory, or that of a part of it. `reset` at a cut. size: of what change is measured on."""
 
-    def __init__(self, size: Size = (COARSE_PX, COARSE_PX)) -> None:
-        self._size = size
+    def __init__(self, size: Size = (COARSE_PX, COARSE_PX), levels: float = CHANGE_LEVELS) -> None:
+        """levels: as CHANGE_LEVELS; fewer let less noise count as rest, and keep slow motion closer."""
+        self._size, self._levels = size, levels
         self._face: Float32 | None = None  # (h, w, 3)
         self._coarse: Float32 | None = None
 
@@ -57,7 +65,8 @@ class Steadier:
         if self._face is None or self._coarse is None:
             self._face, self._coarse = made.astype(np.float32), seen
             return made
-        share = 1 - (1 - SHARE_AT_REST) * rest(seen, self._coarse, (made.shape[1], made.shape[0]), True)  # (h, w)
+        shown: Size = (made.shape[1], made.shape[0])
+        share = 1 - (1 - SHARE_AT_REST) * rest(seen, self._coarse, shown, self._levels, wary=True)  # (h, w)
         self._face = cast(Float32, cv2.blendLinear(made.astype(np.float32), self._face, share, 1 - share))
         small = cv2.resize(share, self._size, interpolation=cv2.INTER_AREA)
         self._coarse = cast(Float32, cv2.blendLinear(seen, self._coarse, small, 1 - small))
