@@ -53,6 +53,7 @@ bench-embedded: setup # lip sync, closures, seams of the embedded default, from 
 
 bench-live: setup # live sessions: first frame, joins, interruption, idle viewers
 	$(PY) -m benchmarks.live
+
 bench-quality: setup # how real the mouth looks: the embedded default, and a clip whose motion is known
 	$(PY) -m benchmarks.quality
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -185,12 +185,7 @@ def quality(
     """Measure how real a video looks, against its avatar's source; exit 1 if a gate is broken, 2 if it cannot be."""
     from judging.command import Question, run
 
-    with _errors(2), _bar() as bar:
-        task = bar.add_task("reading", total=None, note="")
-
-        def show(step: str, done: int, total: int) -> None:
-            bar.update(task, description=step, completed=done, total=total or None)
-
+    with _errors(2), _steps("reading") as show:
         holds = run(Question(video, avatar_id, reference, seconds), output, as_json, show)
     raise typer.Exit(0 if holds else 1)
 
@@ -238,6 +233,16 @@ def _bar() -> Progress:
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(), console=console, transient=True,
     )  # fmt: skip
+
+
+@contextmanager
+def _steps(first: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for work of several steps; it is told the step's name, how much of it is done, and how much there is."""
+    with _bar() as bar:
+        task = bar.add_task(first, total=None, note="")
+        yield lambda step, done, total: bar.update(
+            task, description=step, completed=done, total=total or None, note=f"{done} / {total or '?'}"
+        )
 
 
 @contextmanager
@@ -345,13 +350,8 @@ def _prepare_here(config: str, video: Path, avatar_id: str, force: bool, options
         raise ConfigError(str(error)) from error
     store = AvatarStore(output_path(stage.avatars_dir), builtin_avatars())
     store.refuse_existing(avatar_id, force)
-    with _bar() as bar:
-        task = bar.add_task("loading the VAE", total=None, note="")
+    with _steps("loading the VAE") as show:
         model = load_model(stage)
-
-        def show(step: str, done: int, total: int) -> None:
-            bar.update(task, description=step, completed=done, total=total or None, note=f"{done} / {total or '?'}")
-
         chosen = prepare_options(stage, options)
         report = prepare_avatar(
             video, avatar_id, store, model.encode_reference, model.vae_fingerprint, chosen, force=force, progress=show
@@ -380,13 +380,9 @@ def _prepare_remote(url: str, video: Path, avatar_id: str, force: bool, options:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich.table import Table
+    from profiling import report_table
 
-    table = Table(title=f"avatar {report.get('avatar_id', '')}", show_header=False)
-    for key, value in report.items():
-        if key != "warnings":
-            table.add_row(key.replace("_", " "), json.dumps(value) if isinstance(value, (dict, list)) else str(value))
-    Console().print(table)
+    Console().print(report_table(report))
     for warning in report.get("warnings", []):
         Console().print(f"[yellow]warning[/] {escape(warning)}")
 

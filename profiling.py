@@ -6,6 +6,7 @@ Knows the stages as handles; knows nothing of how they are started.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -107,6 +108,15 @@ def _table(title: str, *columns: str) -> Table:
     table.add_column("stage", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def report_table(report: dict[str, Any]) -> Table:
+    """What preparation says of an avatar, its warnings left out."""
+    table = Table(title=f"avatar {report.get('avatar_id', '')}", show_header=False)
+    for key, value in report.items():
+        if key != "warnings":
+            table.add_row(key.replace("_", " "), json.dumps(value) if isinstance(value, (dict, list)) else str(value))
     return table
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from judging.gates import Curve, Gate, skipped
 from judging.sight import Sight
-from models.errors import InputError
+from models.errors import InputError, WeightsError
 from models.quality.closures import closed_at, closed_below
 from models.visemes import opening_of
 
@@ -85,7 +85,7 @@ def syncnet(sight: Sight, weights: Path | None) -> Gate:
     reading = sight.reading
     try:
         score = SyncNet.load(weights).offset_and_confidence(reading.made.crops, reading.samples, reading.fps)
-    except InputError as error:
+    except (InputError, WeightsError) as error:
         return skipped(name, title, about, error.message)
     numbers = {"offset_frames": float(score.offset_frames), "similarity": score.similarity, "windows": score.windows}
     return Gate(name, title, about, score.confidence, "", numbers=numbers)

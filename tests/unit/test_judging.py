@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from test_syncnet import NARROW_AUDIO, NARROW_VISUAL
 from typer.testing import CliRunner
 
 import cli
@@ -33,6 +35,8 @@ from models.quality.lips import Mouth
 from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import frames_record, sidecar_path, speech_record, utterance_record
+from models.syncnet import SyncNet
+from models.syncnet_net import StableSyncNet
 from models.types import Phoneme, PreparedAvatar, Speech, UInt8
 from models.visemes import opening_of, shaped, track_of
 
@@ -224,6 +228,19 @@ def test_sound_that_is_80_ms_late_and_a_picture_that_freezes_are_told(faulty_vid
     assert found["frozen"].broken and found["frozen"].worst == pytest.approx(21, abs=2)  # x264 refines the first ones
     assert found["frozen"].numbers["frames"] == pytest.approx(8, abs=2)
     assert found["repeated"].broken and found["repeated"].numbers["frames"] == pytest.approx(8, abs=2)
+
+
+def test_syncnet_is_asked_where_its_weights_are_there(reading, tmp_path):
+    """Random weights under LatentSync's names, of narrow layers, saved as its training saves them."""
+    torch.manual_seed(0)
+    state = StableSyncNet(NARROW_VISUAL, NARROW_AUDIO).state_dict()
+    torch.save({"state_dict": state, "global_step": 2}, tmp_path / "syncnet.pt")
+    gate = {gate.name: gate for gate in judge(reading, tmp_path / "syncnet.pt")}["syncnet"]
+    score = SyncNet.load(tmp_path / "syncnet.pt").offset_and_confidence(reading.made.crops, reading.samples, FPS)
+    assert gate.verdict == "told" and gate.value == pytest.approx(score.confidence) and gate.numbers["windows"] > 5
+    (tmp_path / "broken.pt").write_bytes(b"half a download")
+    gate = {gate.name: gate for gate in judge(reading, tmp_path / "broken.pt")}["syncnet"]
+    assert gate.value is None and "broken.pt" in gate.why
 
 
 def test_a_video_without_sound_is_judged_by_its_picture(reading):
