@@ -91,6 +91,8 @@ def prepare(
     server: ServerOption = None,
 ) -> None:
     """Prepare an avatar from a video, once, before it speaks."""
+    from profiling import report_table
+
     with _errors():
         if not video.is_file():
             raise InputError(f"Input video not found: {video}.", "Check the path.")
@@ -101,7 +103,9 @@ def prepare(
             report = _prepare_remote(server, video, avatar_id, force, options)
         else:
             report = _prepare_here(config, video, avatar_id, force, options)
-        _print_report(report)
+        Console().print(report_table(report))
+        for warning in report.get("warnings", []):
+            Console().print(f"[yellow]warning[/] {escape(warning)}")
 
 
 @app.command(epilog="Example: `warmtalk enhance session.mp4 -o better.mp4`")
@@ -377,14 +381,6 @@ def _prepare_remote(url: str, video: Path, avatar_id: str, force: bool, options:
                     raise StageError(event["error"]["message"], event["error"]["remedy"])
                 bar.update(task, description=event["step"], completed=event["done"], total=event["total"] or None)
     raise StageError("The server closed the answer without a report.", "Look at its log.")
-
-
-def _print_report(report: dict[str, Any]) -> None:
-    from profiling import report_table
-
-    Console().print(report_table(report))
-    for warning in report.get("warnings", []):
-        Console().print(f"[yellow]warning[/] {escape(warning)}")
 
 
 def _write_whole(path: Path, data: bytes) -> None:
