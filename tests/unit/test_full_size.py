@@ -204,3 +204,33 @@ def test_preparation_finds_landmarks_with_a_pose_net_of_dwposes_size(tmp_path: P
     path.write_bytes(path.read_bytes()[:-1_000_000])
     with pytest.raises(WeightsError, match=re.escape(str(path))):
         open_detector("dwpose", path)
+
+
+MISSING: list[tuple[Any, dict[str, Any], str, str]] = [
+    (AudioFeatures, {"weights": "weights/whisper"}, "whisper", "AudioFeatures"),
+    (
+        LipSync,
+        {
+            "engine": "torch",
+            "unet_config": "weights/musetalkV15/musetalk.json",
+            "unet_weights": "weights/musetalkV15/unet.pth",
+            "vae_dir": "weights/sd-vae",
+        },
+        "musetalkV15",
+        "LipSync",
+    ),
+    (LipSync, {"engine": "torch", "vae_dir": "weights/sd-vae"}, "sd-vae", "LipSync"),
+    (LipSync, {"engine": "torch", "decoder": "tiny"}, "taesd", "LipSync"),
+    (Enhance, {"engine": "gfpgan"}, "GFPGANv1.4", "Enhance"),
+]
+
+
+@pytest.mark.parametrize(("stage", "config", "name", "needs"), MISSING, ids=[row[2] for row in MISSING])
+async def test_a_start_without_weights_names_file_stage_and_command(
+    stage: Any, config: dict[str, Any], name: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    with pytest.raises(WeightsError) as caught:
+        await stage().reconfigure(config)
+    assert f"/weights/{name}" in caught.value.message and f"for {needs}" in caught.value.message
+    assert caught.value.remedy == f"Run `warmtalk fetch-weights --only {name}`."
