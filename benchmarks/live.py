@@ -35,6 +35,7 @@ LONG = "This is a rather long sentence, which somebody is going to interrupt in 
 TOGETHER = {"alice": "Alice says a short sentence here.", "bob": "Bob talks about something else, and for longer."}
 BARS = {"ttff_s": 1.0, "written_ttff_s": 1.0, "off_line_frames": 0, "interrupt_s": 0.3, "mixed": 0, "viewer_cores": 1.0}
 LOUD = 0.02
+APART_S = 1.2  # of silence between two utterances here
 WINDOW = 20  # frames over which the place on the line is told
 
 
@@ -60,14 +61,14 @@ class Recording:
             return np.array([frame.time for frame in file.decode(video=0)])
 
     def loud_s(self) -> list[tuple[float, float]]:
-        """Stretches with sound, apart by half a second at least: first and last loud moment, stream time."""
+        """Stretches with sound, apart by APART_S at least: first and last loud moment, stream time."""
         with av.open(io.BytesIO(self.data)) as file:
             rate = file.streams.audio[0].rate
             sound = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
         loud = np.flatnonzero(np.abs(sound) > LOUD) / rate
         if not len(loud):
             return []
-        breaks = np.flatnonzero(np.diff(loud) > 0.5)
+        breaks = np.flatnonzero(np.diff(loud) > APART_S)
         return list(zip([loud[0], *loud[breaks + 1]], [*loud[breaks], loud[-1]], strict=True))
 
     def first_frame_s(self, sound_s: float) -> float:

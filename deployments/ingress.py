@@ -41,6 +41,7 @@ from deployments.stage import parse_config
 from deployments.talk import Talk, schema
 from deployments.views import captions, faststart, playlist
 from deployments.web import serve_page
+from deployments.webrtc import Peers
 from models.errors import BusyError, InputError, StageError
 from models.ids import check_id
 from models.llm.pieces import pieces
@@ -70,6 +71,7 @@ class Ingress:
         self._chat = chat
         self.config = IngressConfig()
         self._watch = stitch.options(stream=True, _by_reference=False)
+        self._peers = Peers()
         self._live = Live(self._subscribe, lambda: self.config.max_viewers)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -285,6 +287,23 @@ class Ingress:
         if not summaries:
             raise StageError("The utterance ended without a summary.", "Look at the log of Stitch.")
         return JSONResponse(summaries[-1])
+
+    @api.post(
+        "/sessions/{session_id}/whep",
+        summary="The session live over WebRTC, as WHEP does: the body is an SDP offer, the answer is in the response",
+        status_code=201,
+    )
+    async def whep(self, http: Request, session_id: str) -> Response:
+        check_id(session_id, "session id")
+        sdp = (await http.body()).decode("utf-8", "replace")
+        peer_id, answer = await self._peers.offer(sdp, lambda: self._live.view(session_id))
+        headers = {"Location": f"/sessions/{session_id}/whep/{peer_id}"}
+        return Response(answer, 201, headers, "application/sdp")
+
+    @api.delete("/sessions/{session_id}/whep/{peer_id}", summary="End a WebRTC connection")
+    async def whep_end(self, session_id: str, peer_id: str) -> dict[str, Any]:
+        await self._peers.end(check_id(peer_id, "connection id"))
+        return {"session_id": session_id, "ended": peer_id}
 
     @api.get("/ws.json", summary="Schemas of the messages of /sessions/{session_id}/ws")
     async def messages_schema(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,17 @@ class Viewer:
 
     async def pieces(self) -> AsyncGenerator[tuple[Piece, bytes], None]:
         """Each piece with its bytes for this viewer; ends when the session does, or the viewer is stuck."""
+        async with aclosing(self.taken()) as taken:
+            async for piece, begins in taken:
+                yield piece, self.timeline.put(piece, begins)
+
+    async def taken(self) -> AsyncGenerator[tuple[Piece, bool], None]:
+        """The pieces as they come, and whether some were left out before one: for `timeline`, to put or to lay."""
         while True:
             while self._queue:
                 piece = self._queue.popleft()
                 begins, self._skipping = self._skipping, False
-                yield piece, self.timeline.put(piece, begins)
+                yield piece, begins
             if self._ended:
                 return
             self._ready.clear()

@@ -94,6 +94,12 @@ def init_segment(spec: MediaSpec) -> bytes:
 
 
 @lru_cache(maxsize=64)
+def codec_headers(spec: MediaSpec) -> tuple[bytes, bytes]:
+    """What decoders need before the first sample: SPS and PPS (Annex B), and the AudioSpecificConfig."""
+    return _VideoTrack(spec).extradata, _AudioTrack(spec, Clock()).extradata
+
+
+@lru_cache(maxsize=64)
 def silent_packet(spec: MediaSpec) -> bytes:
     """An AAC packet of silence between silence: the same bytes wherever it stands in a session of this spec."""
     track = _AudioTrack(spec, Clock())

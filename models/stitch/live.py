@@ -229,13 +229,18 @@ class ViewerTimeline:
 
     def put(self, piece: Piece, begins: bool = False) -> bytes:
         """moof + mdat of the piece, behind all that was put before. begins: pieces before it were left out."""
+        video, audio = self.lay(piece, begins)
+        return boxes.fragment(next(self._sequence), video, audio, piece.key)
+
+    def lay(self, piece: Piece, begins: bool = False) -> tuple[boxes.Run, boxes.Run]:
+        """The piece's pictures and sound with their times for this viewer; in place of `put`."""
         ticks = len(piece.video) * self.spec.frame_ticks
         start = self.clock.audio_samples
         packets = self._packets(piece, begins or piece.begins, self.clock.video_ticks + ticks)
         video = boxes.Run(piece.video, self.clock.video_ticks, self.spec.frame_ticks)
         audio = boxes.Run(packets, start, AAC_FRAME)
         self.clock = Clock(video.start + video.ticks, audio.start + audio.ticks)
-        return boxes.fragment(next(self._sequence), video, audio, piece.key)
+        return video, audio
 
     def _packets(self, piece: Piece, begins: bool, end_ticks: int) -> list[bytes]:
         """The piece's own packets, shifted by whole slots to where they belong; silence up to its end without any."""
