@@ -28,12 +28,15 @@ from launch import LocalGraph
 from models.avatar.playback import period, ping_pong
 from models.avatar.store import AvatarStore
 from models.stitch import boxes
+from models.stitch.encode import VIDEO_TIMESCALE, MediaSpec, UtteranceEncoder
+from models.stitch.session import SessionFile
 from models.tts.pieces import LEAD_S
 
 TEXT = "Good morning, and welcome to the programme."
 LONG = "This is a rather long sentence, which somebody is going to interrupt in its middle, long before it has ended."
 TOGETHER = {"alice": "Alice says a short sentence here.", "bob": "Bob talks about something else, and for longer."}
 BARS = {"ttff_s": 1.0, "written_ttff_s": 1.0, "off_line_frames": 0, "interrupt_s": 0.3, "mixed": 0, "viewer_cores": 1.0}
+BARS |= {"append_growth": 2.0, "tracks_apart_s": 0.04}
 LOUD = 0.02
 APART_S = 1.2  # of silence between two utterances here
 WINDOW = 20  # frames over which the place on the line is told
@@ -274,6 +277,31 @@ def cpu_s() -> dict[int, float]:
     return spent
 
 
+def long_session(utterances: int = 200) -> dict[str, float]:
+    """A session of many utterances: what appending costs at its start and end, and how far its tracks part."""
+    spec = MediaSpec(128, 128, 25, crf=28)
+    pictures = np.random.default_rng(0).integers(0, 255, (50, 8, 8, 3), np.uint8).repeat(16, 1).repeat(16, 2)
+    sound = (0.3 * np.sin(np.arange(48_000) / 20)).astype(np.float32)
+    spent_ms: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        session = SessionFile(Path(folder) / "long", spec)
+        for k in range(utterances):
+            made = UtteranceEncoder(spec, session.clock).push(pictures, sound[: 48_000 - 37 * k], last=True)
+            begin_s = time.perf_counter()
+            session.start_utterance(f"Utterance {k}.")
+            for fragment in made:
+                session.append(fragment)
+            session.end_utterance()
+            spent_ms.append((time.perf_counter() - begin_s) * 1e3 / len(made))
+        clock = session.clock
+        apart_s = abs(clock.audio_samples / spec.sample_rate_hz - clock.video_ticks / VIDEO_TIMESCALE)
+        with av.open(str(session.path)) as file:
+            file.seek(399 * 1_000_000)
+            assert abs(next(file.decode(video=0)).time - 399) < 0.5
+    first, last = float(np.median(spent_ms[:20])), float(np.median(spent_ms[-20:]))
+    return {"append_growth": last / first, "append_ms": last, "tracks_apart_s": apart_s}
+
+
 def table(result: dict[str, float]) -> str:
     """Markdown: figure, measured, bar."""
     names = {
@@ -283,6 +311,8 @@ def table(result: dict[str, float]) -> str:
         "interrupt_s": "speech after an interruption, s of stream time",
         "mixed": "of two sessions that speak at once, how many sound unlike alone",
         "viewer_cores": "cores of all processes with 30 idle viewers of 30 sessions",
+        "append_growth": "cost of appending a fragment, the last 20 of 200 utterances over the first 20",
+        "tracks_apart_s": "ends of picture and sound apart, after 200 utterances, s",
     }
     lines = [f"`make bench-live` on {machine()}, warm:", "", "| figure | measured | bar |", "| --- | --- | --- |"]
     lines += [f"| {name} | {result[key]:.2f} | ≤ {BARS[key]:g} |" for key, name in names.items()]
@@ -296,6 +326,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as home, LocalGraph("demo", arguments.port, home=Path(home)) as graph:
         result = asyncio.run(measure(graph.url, arguments.repeats))
+    result |= long_session()
     print(table(result))
     print({key: round(value, 3) for key, value in result.items()})
     Path("out").mkdir(exist_ok=True)

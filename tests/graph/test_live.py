@@ -1,0 +1,125 @@
+"""A session live on a real Ray: an endless stream, speech in it, an interruption that reaches the UNet, one socket."""
+
+import json
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from benchmarks.live import Recording
+from tests.graph.conftest import decode
+
+pytestmark = pytest.mark.ray
+
+LONG = "This is a rather long sentence, which somebody is going to interrupt in its middle, long before it has ended."
+
+
+class Viewer(threading.Thread):
+    """Watches a session live until `stop`."""
+
+    def __init__(self, client: httpx.Client, session_id: str) -> None:
+        super().__init__(daemon=True)
+        self._client, self._url = client, f"/sessions/{session_id}/live.mp4"
+        self._stopped, self.begun, self.data = False, threading.Event(), b""
+        self.start()
+        assert self.begun.wait(30)
+
+    def run(self) -> None:
+        with self._client.stream("GET", self._url) as answer:
+            for part in answer.iter_raw():
+                self.data += part
+                self.begun.set()
+                if self._stopped:
+                    return
+
+    def stop(self) -> Recording:
+        self._stopped = True
+        self.join(5)
+        whole = Recording()
+        end = 0
+        while end + 8 <= len(self.data) and end + (size := int.from_bytes(self.data[end : end + 4])) <= len(self.data):
+            end += size
+        whole.take(self.data[:end])
+        return whole
+
+
+@pytest.fixture(scope="module")
+def warm(client: httpx.Client) -> httpx.Client:
+    client.post("/speak", json={"text": "Warm up.", "session_id": "warm"}).raise_for_status()
+    return client
+
+
+def test_a_viewer_sees_idle_motion_and_hears_speech_without_a_gap(warm):
+    assert warm.post("/sessions", json={"session_id": "alice"}).status_code == 201
+    viewer = Viewer(warm, "alice")
+    time.sleep(1)
+    answer = warm.post("/speak", json={"text": "Hello there, this is live.", "session_id": "alice"}).json()
+    time.sleep(1)
+    recording = viewer.stop()
+    np.testing.assert_allclose(np.diff(recording.times()), 0.04, atol=1e-3)
+    ((start_s, end_s),) = recording.loud_s()
+    assert start_s > 0.5 and end_s - start_s == pytest.approx(answer["duration_s"], abs=0.8)
+    assert answer["live"]["shown_frames"] == answer["frames"]
+    facts = warm.get("/sessions/alice").json()
+    assert facts["frames"] == answer["frames"]  # idle motion is not in the file
+    vtt = warm.get("/sessions/alice/captions.vtt").text
+    assert "Hello there, this is live." in vtt
+    assert "#EXT-X-MAP" in warm.get("/sessions/alice/index.m3u8").text
+    assert len(decode(warm.get("/sessions/alice/download.mp4").content).frames) == answer["frames"]
+
+
+def test_an_interruption_ends_the_unets_work_for_it(warm):
+    from ray import serve
+
+    def rendered() -> int:
+        return int(serve.get_deployment_handle("LipSync", "warmtalk").stats.remote().result()["batched_frames"])
+
+    warm.post("/sessions", json={"session_id": "cut"}).raise_for_status()
+    viewer, said = Viewer(warm, "cut"), {}
+    thread = threading.Thread(
+        target=lambda: said.update(warm.post("/speak", json={"text": LONG, "session_id": "cut"}).json())
+    )
+    thread.start()
+    time.sleep(2.5)
+    assert warm.post("/sessions/cut/interrupt").json()["interrupted"] == 1
+    after = rendered()
+    thread.join(10)
+    time.sleep(1.0)
+    assert rendered() - after <= 8  # at most the batch that was under way
+    viewer.stop()
+    (line,) = warm.get("/sessions/cut").json()["utterances"]
+    assert said["interrupted"] and line["interrupted"] and line["end_s"] < 4
+    assert len(decode(warm.get("/sessions/cut/video.mp4").content).frames) == said["live"]["shown_frames"]
+
+
+def test_a_client_that_leaves_is_forgotten_and_errors_are_in_words(warm):
+    for path in ("/sessions/nobody/live.mp4", "/sessions/nobody/captions.vtt", "/sessions/nobody/index.m3u8"):
+        answer = warm.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
+    assert warm.post("/sessions/nobody/close").status_code == 404
+    assert warm.post("/sessions", json={"session_id": "alice"}).json()["error"]["code"] == "exists"
+    assert warm.post("/sessions/alice/close").json()["closed"]
+    late = warm.post("/speak", json={"text": "Too late.", "session_id": "alice"})
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "session_closed")
+    assert warm.get("/sessions/alice/index.m3u8").text.endswith("#EXT-X-ENDLIST\n")
+
+
+def test_one_socket_speaks_and_shows(warm, graph):
+    from websockets.sync.client import connect
+
+    warm.post("/sessions", json={"session_id": "socket"}).raise_for_status()
+    with connect(f"{graph.url.replace('http', 'ws')}/sessions/socket/ws", max_size=None) as socket:
+        assert json.loads(socket.recv(10))["type"] == "ready"
+        socket.send(json.dumps({"type": "watch"}))
+        assert socket.recv(20)[4:8] == b"ftyp"
+        for word in ("Hello ", "over ", "a ", "socket."):
+            socket.send(json.dumps({"type": "text", "text": word, "last": word == "socket.", "id": "1"}))
+        pieces, events, end_s = 0, [], time.time() + 30
+        while "done" not in [event["type"] for event in events] and time.time() < end_s:
+            message = socket.recv(20)
+            pieces += isinstance(message, bytes)
+            events += [] if isinstance(message, bytes) else [json.loads(message)]
+        assert [event["type"] for event in events] == ["started", "done"] and pieces > 5
+        assert events[-1]["summary"]["frames"] > 10
