@@ -121,6 +121,8 @@ class StitchConfig(Strict):
     rest_fade_ms: float = Field(120.0, ge=80, le=160)  # from one mouth to the other, within the silence
     rest_pause_ms: float = Field(300.0, ge=250, le=5000)  # silences between words from which the mouth rests
     max_audio_s: float = Field(600.0, gt=0)
+    max_utterances: int = Field(32, ge=1)  # made, or shown live, at a time in one replica
+    max_waiting: int = Field(32, ge=0)  # further ones that may wait for that; more get 429
     max_sessions: int = Field(10_000, ge=1)  # in all; more are refused
     max_sessions_gb: float = Field(100.0, gt=0)  # of all sessions together; then nothing more is said
     session_max_minutes: float = Field(240.0, gt=0)  # of video; a longer session is closed

@@ -63,6 +63,10 @@ class Cuts:
             if not self._of[session_id]:
                 del self._of[session_id]
 
+    def __len__(self) -> int:
+        """All that is being said or waits."""
+        return sum(map(len, self._of.values()))
+
     def speaking(self) -> list[str]:
         """Sessions that say something, or are going to."""
         return list(self._of)

@@ -31,7 +31,7 @@ from deployments.turns import Turns
 from deployments.utterance import LoadedAvatar, Utterance
 from models.audio import decode_audio, resample, segments
 from models.avatar.store import AvatarStore
-from models.errors import InputError, InterruptedSpeech, StageError
+from models.errors import BusyError, InputError, InterruptedSpeech, StageError
 from models.ids import check_id
 from models.stitch.encode import MediaSpec
 from models.stitch.mouth import Mouth
@@ -69,6 +69,8 @@ class Stitch(Stage[StitchConfig]):
         if changed is None or changed & {"sessions_dir", "cached_sessions"}:
             self._sessions = OpenSessions(output_path(config.sessions_dir), config.cached_sessions)
         limits = Limits(config.max_sessions, config.max_sessions_gb * 2**30, config.session_idle_hours * 3600)
+        if changed is None or "max_utterances" in changed:
+            self._room = asyncio.Semaphore(config.max_utterances)
         self._retention = Retention(self._sessions.store, limits)
         if changed is None or changed & PASTE_KEYS:
             self._avatars.clear()
@@ -89,8 +91,12 @@ class Stitch(Stage[StitchConfig]):
         await self.ready()
         asked_s = time.perf_counter()
         session_id = check_id(request.session_id, "session id")
+        if len(self._cuts) >= self.config.max_utterances + self.config.max_waiting:
+            raise BusyError(
+                "As many utterances are made and wait as this server allows.", "Try again in a few seconds."
+            )
         with self._cuts.of(session_id) as cut:
-            async with self._turns.of(session_id):
+            async with self._turns.of(session_id), self._room:
                 cut.check()
                 async for event in self._say(request, cut, asked_s):
                     yield event

@@ -20,7 +20,7 @@ from deployments.stage import StageTiming, Stamped
 from deployments.stitch import Stitch
 from deployments.utterance import LoadedAvatar
 from models.avatar.playback import ping_pong
-from models.errors import ClosedError, ExistsError, InterruptedSpeech, QuotaError, SessionNotFound, TextError
+from models.errors import BusyError, ClosedError, ExistsError, InterruptedSpeech, QuotaError, SessionNotFound, TextError
 from models.stitch.paste import Paster
 from models.types import FaceCrops, FeatureWindows, PreparedAvatar, Speech
 
@@ -451,3 +451,13 @@ async def test_an_error_of_the_writer_reaches_the_caller_behind_what_was_said(ai
     assert (await stitch.session("alice"))["frames"] > 0
     with pytest.raises(TextError):
         await summary_of(stitch.speak(replace(SpeakRequest("alice"), text="bad")))
+
+
+async def test_there_is_a_most_of_utterances_and_of_those_that_wait(air):
+    stitch, _, _ = await air(delay_s=0.2, max_utterances=1, max_waiting=1)
+    running = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest(name, "words")))) for name in ("a", "b")]
+    await asyncio.sleep(0.05)
+    with pytest.raises(BusyError):
+        await summary_of(stitch.speak(SpeakRequest("c", "words")))
+    assert [summary["frames"] > 0 for summary in await asyncio.gather(*running)] == [True, True]
+    assert (await summary_of(stitch.speak(SpeakRequest("c", "words"))))["frames"] > 0
