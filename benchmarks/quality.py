@@ -3,7 +3,7 @@
     python -m benchmarks.quality            # writes out/quality.html and out/quality.json
 
 1. The embedded default says three sentences with pauses, through the product's own parts; `warmtalk quality`'s own
-   reading and gates judge the video.
+   reading and gates judge the video. So they do with a moving head that is prepared from a video.
 2. On a clip whose motion is known: how exactly a crop is put back, how steady transforms are, whether they come late.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.embedded import EMBEDDED
 from benchmarks.known_motion import Following, KnownMotion, following, known_motion, level_rms, misplacement
 from benchmarks.said import Speaker, presenter
+from benchmarks.side_by_side import prepared
 from judging.command import write_page
 from judging.judge import judge
 from judging.page import Judged
@@ -35,6 +36,17 @@ from models.types import Float32
 
 TEXT = "Hello! I am a talking head, made by five small models. Please bring me a big map of Bombay, and some apples."
 PAUSE_S = 0.8
+MOVING_FACE_PX, MOVING_FRAMES = 200.0, 120
+GATES = {
+    "lips_r": "lips",
+    "closed_at_pbm": "closures",
+    "jitter_times_source": "jitter",
+    "silence_times_source": "silence",
+    "seam_delta_e": "seam",
+    "seam_flicker_times_source": "seam_flicker",
+    "sharpness_times_source": "sharpness",
+    "av_offset_ms": "av_offset",
+}
 NOISE_PX = 1.0  # of each landmark's coordinates
 FACES_PX = (160.0, 256.0)
 PASTED_FRAMES = 12  # of a clip, for what each frame shows alike
@@ -46,6 +58,9 @@ BARS: tuple[tuple[str, float, bool], ...] = (
     ("silence_times_source", 1.1, False),
     ("seam_delta_e", 1.0, False),
     ("broken_gates", 0.0, False),
+    ("moving_silence_times_source", 1.1, False),
+    ("moving_seam_delta_e", 1.0, False),
+    ("moving_broken_gates", 0.0, False),
     ("paste_error_px_160", 0.10, False),
     ("paste_error_px_256", 0.10, False),
     ("paste_levels_160", 0.5, False),
@@ -57,22 +72,26 @@ BARS: tuple[tuple[str, float, bool], ...] = (
 )
 
 
-def embedded(folder: Path, page: Path | None) -> dict[str, float]:
+def embedded(speaker: Speaker, page: Path) -> dict[str, float]:
     """What the gates read of the default avatar's video."""
-    video = Speaker(folder).say(presenter(), "bench", TEXT, PAUSE_S)
-    reading = read_video(video, AvatarStore(EMBEDDED / "avatars"))
+    video = speaker.say(presenter(), "bench", TEXT, PAUSE_S)
+    return gates_of(video, AvatarStore(EMBEDDED / "avatars"), page)
+
+
+def moving(speaker: Speaker, folder: Path, page: Path) -> dict[str, float]:
+    """The same of a head that moves, rolls, comes nearer and is cut to elsewhere: prepared, and spoken with."""
+    avatar = prepared(known_motion(MOVING_FACE_PX, MOVING_FRAMES, cut=MOVING_FRAMES // 2), folder, speaker)
+    numbers = gates_of(speaker.say(avatar, "moving", TEXT, PAUSE_S), AvatarStore(folder / "avatars"), page)
+    return {f"moving_{name}": value for name, value in numbers.items()}
+
+
+def gates_of(video: Path, store: AvatarStore, page: Path) -> dict[str, float]:
+    """The gates' values, and how many are broken; writes the page."""
+    reading = read_video(video, store)
     judged = Judged(reading, judge(reading))
-    if page is not None:
-        write_page(judged, None, page)
-    gates = {gate.name: gate for gate in judged.gates}
-    wanted = {"lips_r": "lips", "closed_at_pbm": "closures", "jitter_times_source": "jitter", "seam_delta_e": "seam"}
-    wanted |= {
-        "silence_times_source": "silence",
-        "seam_flicker_times_source": "seam_flicker",
-        "av_offset_ms": "av_offset",
-    }
-    wanted |= {"sharpness_times_source": "sharpness"}
-    numbers = {name: gates[gate].value for name, gate in wanted.items()}
+    write_page(judged, None, page)
+    values = {gate.name: gate.value for gate in judged.gates}
+    numbers = {name: values[gate] for name, gate in GATES.items()}
     assert all(value is not None for value in numbers.values()), numbers
     return {name: float(value or 0) for name, value in numbers.items()} | {"broken_gates": float(len(judged.broken))}
 
@@ -152,9 +171,13 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("out/quality.html"))
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    print("the embedded default speaks …", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = embedded(Path(folder), arguments.output)
+    with tempfile.TemporaryDirectory() as name:
+        folder, page = Path(name), arguments.output
+        speaker = Speaker(folder / "sessions")
+        print("the embedded default speaks …", file=sys.stderr, flush=True)
+        numbers = embedded(speaker, page)
+        print("a moving head is prepared and speaks …", file=sys.stderr, flush=True)
+        numbers |= moving(speaker, folder, page.with_stem(f"{page.stem}-moving"))
     print("the known motion is followed …", file=sys.stderr, flush=True)
     numbers |= known()
     text, good = table(numbers)

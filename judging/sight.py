@@ -19,6 +19,9 @@ Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 
+CUT_LEVELS, CUT_TIMES = 8.0, 5.0  # mean grey levels, and times the median change, above which a picture is another
+
+
 class Sight:
     """Frames are counted from the video's first; `(n,)` is a value a frame."""
 
@@ -55,9 +58,10 @@ class Sight:
 
     @cached_property
     def pairs(self) -> Bool:
-        """`(n - 1,)`: a face in a frame and in the next."""
-        face = self.reading.face
-        return face[1:] & face[:-1]
+        """`(n - 1,)`: a face in a frame and in the next, and no cut between them."""
+        face, change = self.reading.face, self.reading.change
+        cut = change > max(CUT_LEVELS, CUT_TIMES * float(np.median(change)))
+        return face[1:] & face[:-1] & ~cut
 
     @cached_property
     def middles(self) -> npt.NDArray[np.int64]:
