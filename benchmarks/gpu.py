@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.weights import make_weights
 from configs.serve_file import deployment_of
 from deployments.calls import PARTS
 from launch import LocalGraph
@@ -36,26 +37,6 @@ from profiling import Profile, profile_graph, profile_tables, run
 BATCH = 4  # frames and faces a call
 CODE = Path(__file__).resolve().parents[1]
 EMBEDDED = CODE / "models" / "embedded"
-UNET = {  # musetalkV15/musetalk.json
-    "in_channels": 8,
-    "out_channels": 4,
-    "sample_size": 64,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "cross_attention_dim": 384,
-    "attention_head_dim": 8,
-    "layers_per_block": 2,
-}
-VAE = {  # sd-vae-ft-mse's config.json
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 256,
-}
-WHISPER = {"d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
-SMALL_UNET = {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "norm_num_groups": 8}
-SMALL_VAE = {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4}
 
 
 class Replay:
@@ -69,35 +50,6 @@ class Replay:
         self._frame += 1
         (x1, y1), (x2, y2) = points.min(0), points.max(0)
         return [Face((float(x1), float(y1), float(x2), float(y2)), 1.0, 1.0, points, points)]
-
-
-def make_weights(folder: Path, device: str, small: bool) -> None:
-    """Random weights in the real formats and the manual's layout. Kept when they are there already."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import WhisperConfig, WhisperModel
-
-    from models.restore.gfpgan_net import GFPGANNet
-
-    if (folder / "GFPGANv1.4.pth").exists():
-        return
-    torch.manual_seed(0)
-    unet, vae = UNET | (SMALL_UNET if small else {}), VAE | (SMALL_VAE if small else {})
-    for name in ("musetalkV15", "sd-vae", "whisper"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    with torch.device(device):  # initialised where it is quick
-        networks = {
-            "musetalkV15/unet.pth": UNet2DConditionModel.from_config(unet),
-            "sd-vae/diffusion_pytorch_model.bin": AutoencoderKL.from_config(vae),
-            "whisper/pytorch_model.bin": WhisperModel(WhisperConfig(**WHISPER, vocab_size=51865, decoder_layers=1)),
-        }
-        gfpgan = GFPGANNet()
-    (folder / "musetalkV15/musetalk.json").write_text(json.dumps(unet))
-    (folder / "sd-vae/config.json").write_text(json.dumps({**vae, "_class_name": "AutoencoderKL"}))
-    (folder / "whisper/config.json").write_text(networks["whisper/pytorch_model.bin"].config.to_json_string())
-    for name, network in networks.items():
-        torch.save({key: value.half().cpu() for key, value in network.state_dict().items()}, folder / name)
-    torch.save({"params_ema": {k: v.float().cpu() for k, v in gfpgan.state_dict().items()}}, folder / "GFPGANv1.4.pth")
 
 
 def prepare(weights: Path, avatars: Path, device: str) -> float:

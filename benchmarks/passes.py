@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.gpu import make_weights
+from benchmarks.weights import make_weights
 from models.musetalk import MuseTalk
 from models.recorded import COMPILE_MODES
 from models.restore.align import FFHQ_512
