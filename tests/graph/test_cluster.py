@@ -5,6 +5,7 @@ The embedded engines on the CPU are swapped in; resources, replicas and limits s
 
 import copy
 import itertools
+import re
 import time
 from typing import Any
 
@@ -51,8 +52,8 @@ def replicas() -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     for process in psutil.Process().children(recursive=True):
         title = " ".join(process.cmdline())
-        if "ServeReplica:warmtalk:" in title:
-            found.setdefault(title.split("ServeReplica:warmtalk:")[1].split(":")[0].strip(), set()).add(process.pid)
+        if stage := re.search(r"ServeReplica:warmtalk:(\w+)", title):  # behind it, the method that is being run
+            found.setdefault(stage.group(1), set()).add(process.pid)
     return found
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -28,8 +29,8 @@ def replica_pids() -> dict[str, int]:
     pids = {}
     for process in psutil.Process().children(recursive=True):
         title = " ".join(process.cmdline())
-        if "ServeReplica:warmtalk:" in title:
-            pids[title.split("ServeReplica:warmtalk:")[1].split(":")[0].split("#")[0].strip()] = process.pid
+        if stage := re.search(r"ServeReplica:warmtalk:(\w+)", title):  # behind it, the method that is being run
+            pids[stage.group(1)] = process.pid
     return pids
 
 
