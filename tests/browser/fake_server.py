@@ -306,8 +306,9 @@ def make_app(state: State, film: Film) -> FastAPI:
 
     @app.post("/sessions", status_code=201)
     async def create(body: dict[str, Any]) -> dict[str, Any]:
-        state.session(body["session_id"])
-        return {"session_id": body["session_id"], "avatar_id": body.get("avatar_id", "presenter")}
+        session_id = body.get("session_id") or uuid.uuid4().hex
+        state.session(session_id)
+        return {"session_id": session_id, "avatar_id": body.get("avatar_id") or "presenter"}
 
     @app.delete("/sessions/{session_id}")
     async def remove(session_id: str) -> dict[str, Any]:

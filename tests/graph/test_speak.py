@@ -3,6 +3,8 @@
 import concurrent.futures
 import io
 import json
+import socket
+import time
 
 import av
 import httpx
@@ -314,6 +316,9 @@ def test_docs_and_health(client):
         ({"text": "   "}, 422, "bad_input"),
         ({"text": "🎉🎉"}, 422, "bad_text"),
         ({"text": "word " * 1000}, 422, "bad_text"),
+        ({"text": "a" * 10_000_000}, 413, "http_413"),
+        ({"text": "\x00\x07\x1b"}, 422, "bad_text"),
+        ({"text": "مرحبا بالعالم"}, 422, "bad_text"),
         ({"text": "Hello.", "session_id": "../etc"}, 422, "bad_id"),
         ({"text": "Hello.", "avatar_id": "nobody"}, 404, "avatar_not_found"),
         ({"text": "Hello.", "colour": "red"}, 422, "bad_input"),
@@ -336,11 +341,39 @@ def test_a_bad_request_leaves_no_session_behind(client):
 
 
 @pytest.mark.parametrize(
-    ("data", "code"), [(b"", "bad_input"), (b"not a sound file", "bad_audio"), (wav(1.0)[:60], "bad_audio")]
+    ("data", "code"),
+    [
+        (b"", "bad_input"),
+        (b"not a sound file", "bad_audio"),
+        (wav(1.0)[:60], "bad_audio"),
+        (wav(0.0), "bad_audio"),
+        (wav(3600.0, 8000), "bad_audio"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(1000), "bad_audio"),
+    ],
+    ids=["none", "text", "cut", "zero", "hour", "picture"],
 )
 def test_a_bad_recording_is_refused_in_words(client, data, code):
     answer = client.post("/speak/audio", params={"session_id": "bad"}, content=data)
     assert (answer.status_code, error_of(answer)["code"]) == (422, code)
+
+
+def test_odd_characters_among_words_are_spoken_around(client):
+    said = speak(client, "Hello \u202e\x07 world 🎉 שלום!", session_id="odd")
+    assert said["frames"] > 15
+    assert speak(client, "Hello \ud800 world!", session_id="odd")["frames"] > 15  # half a surrogate pair
+
+
+@pytest.mark.parametrize("path", ["/speak/audio?session_id=half", "/avatars?avatar_id=half"])
+def test_an_upload_that_breaks_off_leaves_nothing(client, graph, path):
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    with socket.create_connection((graph.host, graph.port), 10) as connection:
+        connection.sendall(head.encode() + b"RIFF" + bytes(1000))
+        time.sleep(0.3)
+    time.sleep(0.5)
+    uploads = graph.home / "results" / "uploads"
+    assert not uploads.exists() or list(uploads.iterdir()) == []
+    assert "half" not in client.get("/sessions").json()
+    assert "half" not in [facts["avatar_id"] for facts in client.get("/avatars").json()]
 
 
 def test_malformed_json_is_refused_in_words(client):
