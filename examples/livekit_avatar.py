@@ -1,6 +1,6 @@
 """A WarmTalk presenter as the face of a LiveKit agent: what the agent says is said by her, with her lips.
 
-`WarmTalkVideo` is a `livekit.agents.voice.avatar.VideoGenerator` (livekit-agents 1.8): LiveKit's own `AvatarRunner` pushes the
+`WarmTalkVideo` is a `livekit.agents.voice.avatar.VideoGenerator` (livekit-agents 1.8): LiveKit's `AvatarRunner` pushes the
 agent's speech into it, and publishes the pictures and the sound that come out. Needs `pip install livekit-agents av`.
 
     client = AsyncClient("http://127.0.0.1:8000")
@@ -28,6 +28,7 @@ from warmtalk import AsyncClient, ServerError
 RATE_HZ = 24_000
 PART_S = 4.0  # of a long segment that is sent at once: the face begins before the agent has finished
 SILENCE = 1e-3  # idle sound is below this
+BEHIND_S = 0.5  # a viewer sees what was said so long after the server has shown it
 
 
 class WarmTalkVideo(VideoGenerator):
@@ -40,11 +41,13 @@ class WarmTalkVideo(VideoGenerator):
         self._heard: list[rtc.AudioFrame] = []
         self._parts: asyncio.Queue[tuple[bytes, bool]] = asyncio.Queue()  # a WAV file, and whether its segment ends
         self._events: asyncio.Queue[AudioSegmentEnd] = asyncio.Queue()
-        self._speaking = False
+        self._speaking = self._sounding = False
         self._speaker = asyncio.create_task(self._speak())
 
     @classmethod
-    async def open(cls, client: AsyncClient, avatar_id: str = "presenter", session_id: str | None = None) -> WarmTalkVideo:
+    async def open(
+        cls, client: AsyncClient, avatar_id: str = "presenter", session_id: str | None = None
+    ) -> WarmTalkVideo:
         """Open a session with the avatar. Raises warmtalk.ServerError."""
         session = await client.open_session(session_id, avatar_id)
         avatar = next(avatar for avatar in await client.avatars() if avatar.avatar_id == session.avatar_id)
@@ -64,6 +67,7 @@ class WarmTalkVideo(VideoGenerator):
     async def clear_buffer(self) -> None:
         """The viewer has interrupted: say nothing more of what was pushed."""
         self._heard = []
+        self._speaking = self._sounding = False
         while not self._parts.empty():
             self._parts.get_nowait()
         await self._client.interrupt(self._session_id)
@@ -74,18 +78,17 @@ class WarmTalkVideo(VideoGenerator):
 
     async def __aiter__(self) -> AsyncIterator[rtc.VideoFrame | rtc.AudioFrame | AudioSegmentEnd]:
         """Pictures without end; sound from the first word of a segment to its last."""
-        sounding = False
         async with aclosing(self._client.live(self._session_id)) as live:
             async for frame in decoded(live):
                 while not self._events.empty():
-                    sounding = False
+                    self._sounding = False
                     yield self._events.get_nowait()
                 if isinstance(frame, av.VideoFrame):
                     yield picture(frame)
                     continue
                 samples = frame.to_ndarray().mean(axis=0)
-                sounding |= self._speaking and float(np.abs(samples).max()) > SILENCE
-                if sounding:
+                self._sounding |= self._speaking and float(np.abs(samples).max()) > SILENCE
+                if self._sounding:
                     yield rtc.AudioFrame((samples * 32767).astype(np.int16).tobytes(), frame.rate, 1, len(samples))
 
     async def _speak(self) -> None:
@@ -98,7 +101,8 @@ class WarmTalkVideo(VideoGenerator):
                     await self._client.speak_audio(data, session_id=self._session_id)
             except ServerError as error:
                 print(f"a part was not said: {error}")
-            if ends:
+            if ends and self._speaking:  # else it was interrupted
+                await asyncio.sleep(BEHIND_S)
                 self._speaking = False
                 await self._events.put(AudioSegmentEnd())
 

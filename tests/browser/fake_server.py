@@ -294,7 +294,13 @@ def make_app(state: State, film: Film) -> FastAPI:
         return JSONResponse(spoken(session_id, length_s))
 
     def spoken(session_id: str, length_s: float) -> dict[str, Any]:
-        facts = {"session_id": session_id, "frames": round(length_s * FPS), "duration_s": length_s, "ttff_ms": 480.0}
+        facts = {
+            "session_id": session_id,
+            "avatar_id": "presenter",
+            "frames": round(length_s * FPS),
+            "duration_s": length_s,
+            "ttff_ms": 480.0,
+        }
         return {**facts, "rtf": 0.6, "video_url": f"/sessions/{session_id}/video.mp4", "stages": {}}
 
     @app.post("/sessions/{session_id}/interrupt")
