@@ -1,7 +1,8 @@
 """A WarmTalk presenter as the face of a LiveKit agent: what the agent says is said by her, with her lips.
 
-`WarmTalkVideo` is a `livekit.agents.voice.avatar.VideoGenerator` (livekit-agents 1.8): LiveKit's `AvatarRunner` pushes the
-agent's speech into it, and publishes the pictures and the sound that come out. Needs `pip install livekit-agents av`.
+`WarmTalkVideo` is a `livekit.agents.voice.avatar.VideoGenerator` (livekit-agents 1.8): LiveKit's `AvatarRunner` pushes
+the agent's speech into it, and publishes the pictures and the sound that come out.
+Needs `pip install livekit-agents av httpx`.
 
     client = AsyncClient("http://127.0.0.1:8000")
     video = await WarmTalkVideo.open(client, avatar_id="presenter")
