@@ -6,6 +6,7 @@ Jobs are on disk, so they outlive the ingress and this replica: the next one tak
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import time
@@ -20,9 +21,10 @@ from ray.serve.exceptions import RayServeException
 
 from configs.schema import ChatConfig
 from deployments.failures import known_error
+from deployments.growing import speak_growing
 from deployments.jobs import Conversations, Job, JobStore
 from deployments.paths import output_path
-from deployments.requests import ChatRequest, SpeakRequest
+from deployments.requests import ChatRequest, SpeakEvent, SpeakRequest
 from deployments.stage import Stage
 from deployments.turns import Turns
 from models.engines import find_engine
@@ -36,11 +38,11 @@ from models.text import normalise, split_sentences
 log = logging.getLogger("ray.serve")
 
 HEARTBEAT_S = 2.0
-LEASE_S = 3 * HEARTBEAT_S  # a job that was not touched for this long has lost its replica
+LEASE_S = 3 * HEARTBEAT_S  # a job that was not written for this long has lost its replica
 EXPIRY_S = 300.0  # between two looks for what is too old
 MAX_ATTEMPTS = 3  # a job that takes its replica down with it must end
-CHARS_A_S = 15.0  # of speech
-UTTERANCE_CHARS = 600  # pieces that wait are spoken as one utterance up to this: within one there is no pause
+CHARS_A_S = 15.0  # of speech, and
+FPS = 25  # of video: how far an answer has come is told by about these
 
 
 @dataclass(slots=True)
@@ -57,8 +59,8 @@ class Chat(Stage[ChatConfig]):
     def __init__(self, stitch: Any) -> None:
         super().__init__()
         self._stitch = stitch
-        self._speak = stitch.options(stream=True, _by_reference=False)
         self._turns = Turns()
+        self._writing = asyncio.Lock()
         self._running: dict[str, _Running] = {}
         self._keeper: asyncio.Task[None] | None = None
 
@@ -173,55 +175,47 @@ class Chat(Stage[ChatConfig]):
         await self._save(job)
 
     async def _answer(self, job: Job) -> None:
-        """1. Read the conversation. 2. Have the model answer. 3. Speak each piece while it goes on. 4. Remember."""
+        """1. Read the conversation. 2. Have the model answer. 3. Speak it as it comes. 4. Remember."""
         began_s = time.perf_counter()
         job.status = "thinking"
         await self._save(job)
         session = await self._session(job.session_id)
         job.start_s = float(session.get("duration_s", 0.0))
         messages = await self._prompt(job, job.avatar_id or session.get("avatar_id", ""))
-        failure: Exception | None = None
-        said: list[str] = []
-        asked_s = began_s
+        tokens = _noted(job, without_thoughts(self.responder.stream(messages)), began_s)
+        reading = _Reading(pieces(tokens))
         try:
-            tokens = _noted(job, without_thoughts(self.responder.stream(messages)), began_s)
-            async with aclosing(_ahead(pieces(tokens))) as ready:
-                async for text in ready:
-                    if failure is None and any(c.isalnum() for c in normalise(text)):
-                        said.append(text)
-                        asked_s = time.perf_counter()
-                        failure = await self._say(job, text, began_s)
+            failure = await self._say(job, reading, began_s) if await reading.begun() else None
+            await reading.finish()  # an answer that cannot be spoken is shown whole
             if failure is not None:
                 raise failure
         finally:
+            await reading.close()
             if job.reply:
-                heard = _heard(said, time.perf_counter() - asked_s) if job.interrupted else job.reply
+                seen_s = time.perf_counter() - began_s - job.latency.get("first_frame_ms", 0.0) / 1e3
+                heard = _heard(job, seen_s) if job.interrupted else job.reply
                 await asyncio.to_thread(self._talks.add, job.session_id, job.message, heard.strip())
 
-    async def _say(self, job: Job, piece: str, began_s: float) -> Exception | None:
-        """Have a piece spoken into the session. An error is returned: the rest of the answer is still to be read."""
-        job.status, job.progress, job.saying = "speaking", max(job.progress, 0.2), piece
+    async def _say(self, job: Job, reading: _Reading, began_s: float) -> Exception | None:
+        """Have the answer spoken into the session while it is read. An error is returned: the rest is still to come."""
+        job.status, job.progress = "speaking", 0.1
         await self._save(job)
-        asked_s = time.perf_counter()
         request = SpeakRequest(
             session_id=job.session_id,
-            text=piece,
             avatar_id=job.avatar_id,
             enhance=job.enhance,
             voice=job.voice,
             speed=job.speed,
-            deliver=False,
         )
-        events = self._speak.options(session_id=job.session_id).speak.remote(request)
         try:
-            async for event in events:
-                if event.summary is not None:
-                    _note(job, piece, event.summary, (asked_s - began_s) * 1e3)
+            async with aclosing(speak_growing(self._stitch, request, _given(job, reading))) as events:
+                async for event in events:
+                    first = event.frames and not job.frames
+                    _note(job, event, (time.perf_counter() - began_s) * 1e3)
+                    if first:
+                        await self._save(job)
         except (WarmTalkError, RayError, RayServeException) as error:
             return known_error(error)
-        finally:
-            events.cancel()
-        await self._save(job)
         return None
 
     async def _prompt(self, job: Job, avatar_id: str) -> list[Message]:
@@ -243,11 +237,12 @@ class Chat(Stage[ChatConfig]):
             return {}
 
     async def _save(self, job: Job) -> None:
-        """A full disk must not end an answer that can still be heard."""
-        try:
-            await asyncio.to_thread(self._jobs.write, job)
-        except OSError:
-            log.exception("chat job %s cannot be written", job.job_id)
+        """Write the job as it is now. A full disk must not end an answer that can still be heard."""
+        async with self._writing:  # so that a later state is never written over by an earlier one
+            try:
+                await asyncio.to_thread(self._jobs.write, copy.deepcopy(job))
+            except OSError:
+                log.exception("chat job %s cannot be written", job.job_id)
 
     # --- what outlives a replica
 
@@ -256,8 +251,8 @@ class Chat(Stage[ChatConfig]):
         expired_s = float("-inf")
         while True:
             try:
-                for job_id in list(self._running):
-                    await asyncio.to_thread(self._jobs.touch, job_id)
+                for running in list(self._running.values()):
+                    await self._save(running.job)
                 for job in await asyncio.to_thread(lambda: list(self._jobs.abandoned(LEASE_S))):
                     await self._take_up(job)
                 if time.monotonic() - expired_s > EXPIRY_S:
@@ -273,8 +268,7 @@ class Chat(Stage[ChatConfig]):
         if job.job_id in self._running:
             return
         if job.status == "speaking" or job.attempt >= MAX_ATTEMPTS:
-            count = len(job.pieces)
-            heard = f" {count} of its sentences are in the video." if count else ""
+            heard = " What was said of it is in the video." if job.frames else ""
             _fail(job, StageError(f"The server stopped while it gave this answer.{heard}", "Send the message again."))
             await self._save(job)
             return
@@ -292,28 +286,37 @@ def _responder(config: ChatConfig) -> Responder:
     return responder
 
 
-def _heard(said: list[str], seconds: float) -> str:
-    """What a viewer has heard of `said` when its last text was begun so long ago: whole sentences, by their length."""
-    *before, last = said or [""]
-    begun, passed = [], 0
-    for sentence in split_sentences(last):
-        if passed <= seconds * CHARS_A_S:
-            begun.append(sentence)
+def _heard(job: Job, seen_s: float) -> str:
+    """What a viewer has heard of an answer that was cut: whole sentences, by the frames that could be seen so far."""
+    heard, passed = [], 0
+    for sentence in split_sentences(job.saying or "") if job.frames else ():
+        if passed <= min(job.frames / FPS, seen_s) * CHARS_A_S:
+            heard.append(sentence)
         passed += len(sentence)
-    return " ".join([*before, *begun])
+    return " ".join(heard)
 
 
 def _fail(job: Job, error: WarmTalkError) -> None:
     job.status, job.error = "failed", error.to_dict()
 
 
-def _note(job: Job, piece: str, summary: dict[str, Any], waited_ms: float) -> None:
-    """Write down a piece that was spoken, and where its time went."""
-    job.pieces.append({"text": piece, "frames": summary["frames"], "duration_s": summary["duration_s"]})
-    job.video_url = summary["video_url"]
-    job.progress = max(job.progress, min(0.95, sum(len(p["text"]) for p in job.pieces) / max(len(job.reply), 1)))
-    job.latency.setdefault("first_frame_ms", round(waited_ms + summary["ttff_ms"], 1))
-    job.latency |= {key: summary[key] for key in ("ttff_ms", "rtf", "duration_s", "stages")}
+def _note(job: Job, event: SpeakEvent, passed_ms: float) -> None:
+    """Write down what was made, and where its time went."""
+    if event.frames:
+        job.frames += event.frames
+        job.latency.setdefault("first_frame_ms", round(passed_ms, 1))
+        job.video_url = f"/sessions/{job.session_id}/video.mp4"
+        spoken = job.frames / FPS * CHARS_A_S / max(len(job.reply), 1)
+        job.progress = max(job.progress, round(min(0.95, spoken), 3))
+    if event.summary is not None:
+        job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "duration_s", "stages")}
+
+
+async def _given(job: Job, reading: _Reading) -> AsyncGenerator[str, None]:
+    """The pieces as they are given to the voice."""
+    async for piece in reading.pieces():
+        job.saying = f"{job.saying or ''} {piece}".strip()
+        yield piece
 
 
 async def _noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) -> AsyncGenerator[str, None]:
@@ -326,33 +329,42 @@ async def _noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) ->
             yield token
 
 
-async def _ahead(source: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """The items of `source`, read while the caller is busy with the ones before. Closing it ends the reading.
+class _Reading:
+    """Reads an answer to its end, however slowly it is spoken. What breaks it off is raised by `finish` alone."""
 
-    Those that wait are given out together, up to UTTERANCE_CHARS.
-    """
-    waiting: list[str] = []
-    changed = asyncio.Event()
+    def __init__(self, source: AsyncGenerator[str, None]) -> None:
+        self._pieces: list[str] = []
+        self._changed = asyncio.Event()
+        self._task = asyncio.create_task(self._read(source))
+        self._task.add_done_callback(lambda _: self._changed.set())
 
-    async def read() -> None:
+    async def _read(self, source: AsyncGenerator[str, None]) -> None:
         async with aclosing(source):
-            async for item in source:
-                waiting.append(item)
-                changed.set()
+            async for piece in source:
+                if any(c.isalnum() for c in normalise(piece)):  # the rest is shown, but there is nothing to say of it
+                    self._pieces.append(piece)
+                    self._changed.set()
 
-    reader = asyncio.create_task(read())
-    reader.add_done_callback(lambda _: changed.set())
-    try:
-        while waiting or not reader.done():
-            if not waiting:
-                changed.clear()
-                await changed.wait()
-                continue
-            text = waiting.pop(0)
-            while waiting and len(text) + len(waiting[0]) < UTTERANCE_CHARS:
-                text = f"{text} {waiting.pop(0)}"
-            yield text
-        await reader  # raises what broke it off
-    finally:
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
+    async def begun(self) -> bool:
+        """Whether there is something to say, once that is known."""
+        async with aclosing(self.pieces()) as pieces:
+            return await anext(pieces, None) is not None
+
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """All pieces from the first, as they come."""
+        given = 0
+        while given < len(self._pieces) or not self._task.done():
+            if given < len(self._pieces):
+                given += 1
+                yield self._pieces[given - 1]
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def finish(self) -> None:
+        """Wait for the end. Raises what broke it off."""
+        await self._task
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

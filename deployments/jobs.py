@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -39,8 +38,8 @@ class Job:
     enhance: bool | None = None
     voice: str | None = None
     speed: float | None = None
-    saying: str | None = None  # the piece that is being spoken
-    pieces: list[dict[str, Any]] = field(default_factory=list)  # of the answer: text, frames, duration_s
+    saying: str | None = None  # as much of the reply as the voice was given, while it speaks
+    frames: int = 0  # that were made of it
     latency: dict[str, Any] = field(
         default_factory=dict
     )  # first_token_ms, first_frame_ms; of the latest text: ttff_ms, rtf, duration_s, stages
@@ -83,13 +82,8 @@ class JobStore:
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptError(f"The file of the job {job_id!r} is damaged.", "Send the message again.") from error
 
-    def touch(self, job_id: str) -> None:
-        """Say that the job's owner lives."""
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self._path(job_id))
-
     def abandoned(self, lease_s: float) -> Iterator[Job]:
-        """Unfinished jobs that nobody has touched for `lease_s`; each is given to one caller only, ever, an attempt."""
+        """Unfinished jobs that nobody has written for `lease_s`; each is given to one caller only, ever, an attempt."""
         for path in self.root.glob("*.json"):
             with contextlib.suppress(OSError, NotFoundError, CorruptError):
                 if time.time() - path.stat().st_mtime < lease_s:
@@ -99,7 +93,7 @@ class JobStore:
                     yield job
 
     def expire(self) -> int:
-        """Remove jobs, and claims of them, that were last touched more than `keep_s` ago; how many there were."""
+        """Remove jobs, and claims of them, that were last written more than `keep_s` ago; how many there were."""
         old = [path for path in self.root.iterdir() if self._age_s(path) > self._keep_s]
         for path in old:
             path.unlink(missing_ok=True)

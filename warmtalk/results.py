@@ -88,7 +88,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatJob:
-    """How far a message has come. `reply` and `pieces` grow while it is thinking and speaking."""
+    """How far a message has come. `reply` grows while it is thinking, `saying` and `frames` while it is speaking."""
 
     job_id: str
     session_id: str
@@ -99,7 +99,7 @@ class ChatJob:
     video_url: str | None = None
     start_s: float = 0.0
     interrupted: bool = False
-    pieces: list[dict[str, Any]] = field(default_factory=list)
+    frames: int = 0
     latency: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str] | None = None
 

@@ -4,8 +4,8 @@ import { Backoff, Failure, getJson, pause, postJson } from "./api.js";
 
 const POLL_MS = 500;
 const CHARS_A_S = 15; // of speech at pace 1: the next sentence's caption comes after so long
-const LEAD_MS = 350; // from a piece being sent to the voice to its first picture
-const SENTENCE = /[^.!?…]+[.!?…]*["'”’)]*\s*/g;
+const LEAD_MS = 450; // from a text being sent to the voice to its first picture
+const SENTENCE = /[^.!?…]+[.!?…]*["'”’)]*\s*/; // the first of a text
 const $ = (id) => document.getElementById(id);
 
 const element = (tag, name = "", text = "") => Object.assign(document.createElement(tag), { className: name, textContent: text });
@@ -26,7 +26,7 @@ export class Conversation extends EventTarget {
   #log = $("log");
   #session = "";
   #jobs = new Map(); // bubble → the latest that is known of its job
-  #saying = { piece: "", timer: 0, sentence: null };
+  #saying = { text: "", shown: 0, timer: 0, sentence: null }; // shown: characters of the text
 
   /** Show another session's messages. */
   async open(session) {
@@ -170,24 +170,34 @@ export class Conversation extends EventTarget {
     if (bubble) this.#jobs.set(bubble, job);
     const jobs = [...this.#jobs.values()];
     const furthest = jobs.find(({ status }) => status === "speaking") ?? jobs[0] ?? { status: "done" };
-    if (furthest.status !== "speaking" || furthest.saying !== this.#saying.piece) this.#say(furthest.status === "speaking" ? furthest.saying : "");
+    const text = (furthest.status === "speaking" && furthest.saying) || "";
+    if (text !== this.#saying.text) this.#say(text);
     for (const [shown, known] of this.#jobs) if (known.reply) this.#show(shown, known);
     this.dispatchEvent(new CustomEvent("job", { detail: { status: furthest.status, saying: this.#saying.sentence, latency: job?.latency } }));
   }
 
-  /** Show the sentences of a piece one after another, at the pace of speech. */
-  #say(piece) {
-    clearTimeout(this.#saying.timer);
-    const sentences = (piece ?? "").match(SENTENCE) ?? [];
-    this.#saying = { piece, timer: 0, sentence: null };
-    const next = () => {
-      const sentence = sentences.shift();
-      if (!sentence) return;
-      this.#saying.sentence = sentence.trim();
-      this.#saying.timer = setTimeout(next, (1000 * sentence.length) / CHARS_A_S);
-      this.#changed();
-    };
-    if (sentences.length) this.#saying.timer = setTimeout(next, LEAD_MS);
+  /** Show the sentences of a text that may still grow, one after another, at the pace of speech. */
+  #say(text) {
+    const said = this.#saying;
+    if (text && said.text && text.startsWith(said.text)) {
+      said.text = text;
+      if (!said.timer) this.#next();
+      return;
+    }
+    clearTimeout(said.timer);
+    this.#saying = { text, shown: 0, timer: 0, sentence: null };
+    if (text) this.#saying.timer = setTimeout(() => this.#next(), LEAD_MS);
+  }
+
+  #next() {
+    const said = this.#saying;
+    said.timer = 0;
+    const [sentence] = said.text.slice(said.shown).match(SENTENCE) ?? [];
+    if (!sentence) return; // the voice is still being given the rest
+    said.shown += sentence.length;
+    said.sentence = sentence.trim();
+    said.timer = setTimeout(() => this.#next(), (1000 * sentence.length) / CHARS_A_S);
+    this.#changed();
   }
 }
 

@@ -224,7 +224,7 @@ def make_app(state: State, film: Film) -> FastAPI:
         session = state.session(body["session_id"])
         job: dict[str, Any] = {"job_id": uuid.uuid4().hex, "session_id": body["session_id"], "message": body["message"]}
         job |= {"status": "queued", "progress": 0.0, "reply": "", "error": None, "interrupted": False, "latency": {}}
-        job |= {"video_url": None, "start_s": 0.0, "pieces": [], "saying": None}
+        job |= {"video_url": None, "start_s": 0.0, "frames": 0, "saying": None}
         state.jobs[job["job_id"]] = job
         asyncio.get_running_loop().create_task(answer(job, session))
         return JSONResponse({"job_id": job["job_id"], "session_id": body["session_id"]})
@@ -239,7 +239,7 @@ def make_app(state: State, film: Film) -> FastAPI:
         stages = {"TTS": 92, "AudioFeatures": 140, "LipSync": 1320, "Enhance": 640, "Stitch": 410}
         for piece in state.reply.replace("? ", "?|").replace(". ", ".|").split("|"):
             job["reply"] = f"{job['reply']} {piece}".strip()
-            job |= {"status": "speaking", "saying": piece}
+            job |= {"status": "speaking", "saying": job["reply"]}
             length_s = say(session, piece)
             while time.monotonic() < session.until_s and session.interrupts == interrupts:
                 await asyncio.sleep(0.02)
@@ -247,7 +247,7 @@ def make_app(state: State, film: Film) -> FastAPI:
                 job["interrupted"] = True
                 break
             frames = round(length_s * FPS)
-            job["pieces"].append({"text": piece, "frames": frames, "duration_s": length_s})
+            job["frames"] += frames
             job["progress"] = min(0.95, len(job["reply"]) / len(state.reply))
             rows = {s: {"calls": 9, "frames": frames, "busy_ms": ms, "compute_ms": ms} for s, ms in stages.items()}
             job["latency"] = {

@@ -22,28 +22,32 @@ from tests.unit.llm_server import LLMServer, broken_off, llm_server, refused, st
 
 
 class Events:
-    """A streaming call of Stitch that takes `pause_s` and ends with a summary or an error."""
+    """A streaming call of Stitch: speaks the parts of its growing text as they come, `pause_s` each."""
 
     def __init__(self, stitch: Stitch, request: Any) -> None:
-        self.stitch, self.request, self.cancelled, self.given = stitch, request, False, False
+        self.stitch, self.request, self.ended, self.cancelled = stitch, request, False, False
 
     def __aiter__(self) -> Events:
         return self
 
     async def __anext__(self) -> SpeakEvent:
-        if self.given:
+        if self.ended:
             raise StopAsyncIteration
-        self.given = True
-        self.stitch.began.append(time.monotonic())
-        await asyncio.sleep(self.stitch.pause_s)
-        if error := self.stitch.errors.get(self.request.text):
+        part = await self.stitch.text(self.request.growing).get()
+        if part is None:
+            self.ended = True
+            return SpeakEvent(
+                summary={"duration_s": 2.0, "ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"wall_ms": 9.0}}}
+            )
+        self.stitch.began.append((self.request.session_id, part, time.monotonic()))
+        if error := self.stitch.errors.get(part):
             raise error
-        self.stitch.spoken.append((self.request.session_id, self.request.text))
-        summary = {"frames": 25, "duration_s": 1.0, "ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"wall_ms": 9.0}}}
-        return SpeakEvent(summary={**summary, "video_url": f"/sessions/{self.request.session_id}/video.mp4"})
+        await asyncio.sleep(self.stitch.pause_s)
+        self.stitch.spoken.append((self.request.session_id, part))
+        return SpeakEvent(b"moof", round(25 * len(part) / module.CHARS_A_S))
 
     def cancel(self) -> None:
-        self.cancelled = (self.request.session_id, self.request.text) not in self.stitch.spoken
+        self.cancelled = not self.ended
 
 
 class Stitch:
@@ -51,20 +55,29 @@ class Stitch:
 
     def __init__(self) -> None:
         self.spoken: list[tuple[str, str]] = []
-        self.began: list[float] = []
+        self.began: list[tuple[str, str, float]] = []
         self.calls: list[Events] = []
         self.errors: dict[str, Exception] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.pause_s = 0.0
+        self.texts_by_key: dict[str, asyncio.Queue[str | None]] = {}
         self.speak = SimpleNamespace(remote=self._speak)
         self.session = SimpleNamespace(remote=self._session)
+        self.feed = SimpleNamespace(remote=self._feed)
 
     def options(self, **options: Any) -> Stitch:
         return self
 
+    def text(self, key: str) -> asyncio.Queue[str | None]:
+        return self.texts_by_key.setdefault(key, asyncio.Queue())
+
     def _speak(self, request: Any) -> Events:
         self.calls.append(Events(self, request))
         return self.calls[-1]
+
+    async def _feed(self, session_id: str, key: str, parts: list[str], last: bool) -> None:
+        for part in [*parts, *([None] if last else [])]:
+            self.text(key).put_nowait(part)
 
     async def _session(self, session_id: str) -> dict[str, Any]:
         if session_id not in self.facts:
@@ -121,9 +134,10 @@ async def test_an_answer_is_spoken_sentence_by_sentence_into_its_session(llm: LL
     assert (job["status"], job["progress"], job["reply"]) == ("done", 1.0, "I am fine. And you?")
     assert stitch.spoken == [("alice", "I am fine."), ("alice", "And you?")]
     assert job["video_url"] == "/sessions/alice/video.mp4" and job["error"] is None
-    assert [(p["text"], p["frames"]) for p in job["pieces"]] == [("I am fine.", 25), ("And you?", 25)]
-    asked = stitch.calls[0].request
-    assert (asked.enhance, asked.voice, asked.speed, asked.deliver) == (True, "nova", 1.5, False)
+    (call,) = stitch.calls  # one utterance: no pause between its sentences but the voice's own
+    asked = call.request
+    assert (asked.enhance, asked.voice, asked.speed, asked.text) == (True, "nova", 1.5, "")
+    assert job["frames"] == sum(round(25 * len(text) / module.CHARS_A_S) for text in stitch.texts())
 
 
 async def test_speech_begins_while_the_model_still_talks(llm: LLMServer) -> None:
@@ -133,7 +147,7 @@ async def test_speech_begins_while_the_model_still_talks(llm: LLMServer) -> None
     await answered(await stage(llm, stitch))
     end = time.monotonic()
     assert stitch.texts() == ["First one.", "Second one is slow."]
-    assert stitch.began[0] - begin < 0.5 * (end - begin)
+    assert stitch.began[0][2] - begin < 0.5 * (end - begin)
 
 
 async def test_the_model_goes_on_while_a_piece_is_spoken(llm: LLMServer) -> None:
@@ -147,23 +161,6 @@ async def test_the_model_goes_on_while_a_piece_is_spoken(llm: LLMServer) -> None
         await asyncio.sleep(0.01)
     assert reply == "One is here. Two is. Three is."  # while the first piece was still being spoken
     await chat.interrupt("default")
-
-
-async def test_what_came_while_a_piece_was_spoken_is_spoken_as_one_utterance(llm: LLMServer) -> None:
-    llm.answers[:] = [streamed("One is here. ", "Two is. ", "Three is. ", "Four ", "is.")]
-    stitch = Stitch()
-    stitch.pause_s = 0.3
-    job = await answered(await stage(llm, stitch))
-    assert stitch.texts()[0] == "One is here." and len(stitch.texts()) == 2
-    assert " ".join(stitch.texts()) == job["reply"]
-
-
-async def test_an_utterance_is_of_a_length_that_can_be_interrupted_and_told_of(llm: LLMServer) -> None:
-    llm.answers[:] = [streamed(*["This is a sentence of forty characters. "] * 40)]
-    stitch = Stitch()
-    stitch.pause_s = 0.1
-    await answered(await stage(llm, stitch))
-    assert all(len(text) <= module.UTTERANCE_CHARS for text in stitch.texts()) and len(stitch.texts()) in (4, 5)
 
 
 async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer) -> None:
@@ -186,7 +183,7 @@ async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer
     )
     assert progress == sorted(progress) and progress[-1] == 1.0 and len(set(progress)) >= 4
     latency = status["latency"]
-    assert latency["first_frame_ms"] == pytest.approx(latency["first_token_ms"] + 500 + 50, abs=60)
+    assert latency["first_frame_ms"] == pytest.approx(latency["first_token_ms"] + 50 + 150, abs=80)
     assert (latency["rtf"], latency["stages"]) == (0.5, {"TTS": {"wall_ms": 9.0}})
 
 
@@ -199,7 +196,7 @@ async def test_messages_of_one_session_wait_for_each_other_and_others_do_not(llm
     jobs = [await chat.start(ChatRequest("Hi", session_id=name)) for name in ("alice", "alice", "bob")]
     assert time.monotonic() - begin < 0.15  # the ids come at once
     await asyncio.gather(*(finished(chat, job["job_id"]) for job in jobs))
-    first, second, third = sorted(stitch.began)
+    first, second, third = sorted(began_s for _, _, began_s in stitch.began)
     assert second - first < 0.1 and third - first > 0.19
     assert sorted(stitch.spoken) == [("alice", "Well."), ("alice", "Well."), ("bob", "Well.")]
 
@@ -275,18 +272,17 @@ async def test_an_interruption_ends_speech_and_model_and_remembers_what_was_hear
     chat = await stage(llm, stitch)
     job_id = (await chat.start(ChatRequest("Talk", session_id="alice")))["job_id"]
     other = await chat.start(ChatRequest("Talk", session_id="bob"))
-    while len(stitch.texts()) < 2:
+    while len(stitch.texts()) < 4:
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
     assert await chat.interrupt("alice") == 1
     job = await chat.status(job_id)
     assert (job["status"], job["interrupted"], job["error"]) == ("done", True, None)
-    assert stitch.calls[2].cancelled or stitch.calls[3].cancelled
-    calls = len([c for c in stitch.calls if c.request.session_id == "alice"])
+    assert [call.cancelled for call in stitch.calls] == [True, False]
+    said = stitch.spoken.copy()
     await asyncio.sleep(0.3)
-    assert len([c for c in stitch.calls if c.request.session_id == "alice"]) == calls == 2
+    assert [text for text in stitch.spoken if text[0] == "alice"] == [text for text in said if text[0] == "alice"]
     asked, heard = [m["content"] for m in await chat.messages("alice")]
-    assert asked == "Talk" and heard.startswith("One is said. Two is being said.")
+    assert asked == "Talk" and heard.startswith("One is said.")
     assert heard.count("More.") <= 1  # of a long text only what there was time for
     assert llm.hung_up == 1  # the model is not left talking
     assert (await chat.status(other["job_id"]))["status"] == "speaking"
@@ -385,7 +381,7 @@ async def test_unknown_and_wrong_ids_are_told() -> None:
 
 
 async def dies(chat: Chat) -> None:
-    """End a replica as a kill would: its tasks go, its files stay, and nobody touches them any more."""
+    """End a replica as a kill would: its tasks go, its files stay, and nobody writes them any more."""
     assert chat._keeper is not None
     for task in [chat._keeper, *(running.task for running in chat._running.values())]:
         task.cancel()
@@ -422,7 +418,7 @@ async def test_a_job_that_broke_off_in_the_middle_fails_in_words(llm: LLMServer)
     await dies(first)
     job = await finished(await stage(llm), job_id)
     assert job["status"] == "failed" and job["error"]["code"] == "stage_failed"
-    assert job["error"]["message"].startswith("The server stopped while it gave this answer. 2 of its")
+    assert job["error"]["message"].startswith("The server stopped while it gave this answer. What was")
 
 
 async def test_a_living_replicas_job_is_left_alone(llm: LLMServer) -> None:
