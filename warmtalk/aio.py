@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +79,10 @@ class AsyncClient:
         async with aclosing(self._bytes(calls.stream(text, sound, session_id=session_id, **options))) as parts:
             async for part in parts:
                 yield part
+
+    async def say(self, parts: AsyncIterable[str], session_id: str, **options: Any) -> Speech:
+        """Say a text while it is still being written, such as a language model's tokens. options: as of `speak`."""
+        return await self._do(calls.say((part.encode() async for part in parts), session_id, **options))
 
     async def interrupt(self, session_id: str) -> Interruption:
         """Stop what the session says and is going to say."""
@@ -158,6 +162,10 @@ class AsyncClient:
     async def reset(self, session_id: str) -> None:
         """Start the session afresh."""
         await self._do(calls.reset(session_id))
+
+    async def close_session(self, session_id: str) -> None:
+        """End the session: it can still be seen, and nothing more is said."""
+        await self._do(calls.close_session(session_id))
 
     async def delete_session(self, session_id: str) -> bool:
         """Delete the session with its video; whether there was one."""

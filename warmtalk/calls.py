@@ -79,6 +79,12 @@ def stream(text: str | None, audio: bytes | None, **options: Any) -> Call[Any]:
     return Call("POST", "speak/audio", _same, query=query, content=audio, repeatable=False, timeout_s=LONG_S)
 
 
+def say(parts: Any, session_id: str, **options: Any) -> Call[Speech]:
+    """parts: an iterator of bytes, asynchronous for the asynchronous client."""
+    path = session_path(session_id, "/say")
+    return Call("POST", path, _spoken, query=options, content=parts, repeatable=False, timeout_s=LONG_S)
+
+
 def session_path(session_id: str, rest: str = "") -> str:
     return f"sessions/{quote(session_id, safe='')}{rest}"
 
@@ -116,6 +122,10 @@ def session(session_id: str) -> Call[Session]:
 
 def reset(session_id: str) -> Call[Any]:
     return Call("GET", "reset", _same, query={"session_id": session_id})
+
+
+def close_session(session_id: str) -> Call[Any]:
+    return Call("POST", session_path(session_id, "/close"), _same)
 
 
 def delete_session(session_id: str) -> Call[bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +81,10 @@ class Client:
         sound = None if audio is None else calls.bytes_of(audio)
         yield from self._bytes(calls.stream(text, sound, session_id=session_id, **options))
 
+    def say(self, parts: Iterable[str], session_id: str, **options: Any) -> Speech:
+        """Say a text while it is still being written, such as a language model's tokens. options: as of `speak`."""
+        return self._do(calls.say((part.encode() for part in parts), session_id, **options))
+
     def interrupt(self, session_id: str) -> Interruption:
         """Stop what the session says and is going to say."""
         return self._do(calls.interrupt(session_id))
@@ -155,6 +159,10 @@ class Client:
     def reset(self, session_id: str) -> None:
         """Start the session afresh."""
         self._do(calls.reset(session_id))
+
+    def close_session(self, session_id: str) -> None:
+        """End the session: it can still be seen, and nothing more is said."""
+        self._do(calls.close_session(session_id))
 
     def delete_session(self, session_id: str) -> bool:
         """Delete the session with its video; whether there was one."""

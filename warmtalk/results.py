@@ -43,10 +43,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Interruption:
-    """What an interruption met; which of it was cut the transcript says."""
+    """How many utterances were cut or dropped; the transcript says where."""
 
     session_id: str
-    interrupted: bool = True
+    interrupted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

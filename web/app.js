@@ -40,7 +40,7 @@ async function openSession(id) {
   sessionStorage.setItem("warmtalk-session", session);
   $("conversation-name").textContent = named ? `Session ${session}` : "";
   $("conversation-name").hidden = !named;
-  $("download").href = address(`sessions/${session}/video.mp4`);
+  $("download").href = address(`sessions/${session}/download.mp4`);
   $("download").download = `${session}.mp4`;
   $("download-captions").href = address(`sessions/${session}/captions.vtt`);
   $("download-captions").download = `${session}.vtt`;

@@ -94,6 +94,7 @@ export class Conversation extends EventTarget {
     const dots = element("span", "typing");
     dots.append(element("i"), element("i"), element("i"), element("span", "visually-hidden", "The presenter is thinking"));
     bubble.append(dots);
+    bubble.setAttribute("aria-busy", "true"); // read aloud once, when it is whole
     this.#changed(bubble, { status: "thinking" });
     this.dispatchEvent(new Event("sent"));
     return bubble;
@@ -101,6 +102,7 @@ export class Conversation extends EventTarget {
 
   #end(bubble) {
     this.#jobs.delete(bubble);
+    bubble.removeAttribute("aria-busy");
     this.#changed();
   }
 

@@ -99,8 +99,8 @@ def failed(status: int, code: str = "bad_input", retry_after: str | None = None)
 
 
 def test_both_clients_have_the_same_methods_and_arguments() -> None:
-    names = {name for name in vars(Client) if not name.startswith("_")}
-    assert names == {name for name in vars(AsyncClient) if not name.startswith("_")} and "speak" in names
+    names = {name for name in vars(Client) if not name.startswith("_") and name != "say"}
+    assert names | {"say"} == {name for name in vars(AsyncClient) if not name.startswith("_")} and "speak" in names
     for name in names:
         one, other = inspect.signature(getattr(Client, name)), inspect.signature(getattr(AsyncClient, name))
         assert list(one.parameters.values()) == list(other.parameters.values()), name
@@ -130,6 +130,30 @@ def test_a_stream_is_bytes(call: Any, server: Server) -> None:
     assert server.requests[1].url.raw_path == b"/base/sessions/a%2Fb/live.mp4"
 
 
+def test_a_text_is_sent_while_it_is_written(server: Server) -> None:
+    server.answers[:] = [ok(SPOKEN)]
+    with Client("http://x/base", transport=httpx.MockTransport(server)) as asked:
+        assert asked.say(iter(["Hel", "lo ", "wörld."]), "a", voice="nova").frames == 25
+
+    async def awaited() -> None:
+        async def tokens() -> Any:
+            for token in ("Hel", "lo ", "wörld."):
+                yield token
+
+        async def read(request: httpx.Request) -> httpx.Response:
+            await request.aread()
+            server.requests.append(request)
+            return ok(SPOKEN)
+
+        async with AsyncClient("http://x/base", transport=httpx.MockTransport(read)) as asked:
+            assert (await asked.say(tokens(), "a", voice="nova")).frames == 25
+
+    asyncio.run(awaited())
+    for request in server.requests:
+        assert request.content == "Hello wörld.".encode() and request.url.raw_path == b"/base/sessions/a/say?voice=nova"
+    assert len(server.requests) == 2
+
+
 @pytest.mark.parametrize("arguments", [{}, {"text": "Hi", "audio": b"RIFF"}])
 def test_a_stream_is_of_one_thing(call: Any, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="only one"):
@@ -141,6 +165,7 @@ def test_a_stream_is_of_one_thing(call: Any, arguments: dict[str, Any]) -> None:
     [
         ("voices", (), ["nova"], "GET /base/voices", ["nova"]),
         ("sessions", (), ["a"], "GET /base/sessions", ["a"]),
+        ("close_session", ("a",), {"session_id": "a"}, "POST /base/sessions/a/close", None),
         ("reset", ("a",), {"reset": True}, "GET /base/reset?session_id=a", None),
         ("delete_session", ("a",), {"removed": True}, "DELETE /base/sessions/a", True),
         ("healthy", (), {"status": "ok"}, "GET /base/healthz", True),
@@ -157,7 +182,7 @@ def test_sessions_and_avatars_are_typed(call: Any, server: Server) -> None:
     assert call(ok({"session_id": "a", "frames": 3, "size": 9}), "session", "a").frames == 3
     assert call(httpx.Response(201, json={"session_id": "a"}), "open_session", "a", "p").session_id == "a"
     assert json.loads(server.requests[-1].content) == {"session_id": "a", "avatar_id": "p"}
-    assert call(ok({"session_id": "a", "interrupted": False}), "interrupt", "a").interrupted is False
+    assert call(ok({"session_id": "a", "interrupted": 2}), "interrupt", "a").interrupted == 2
     facts = {"avatar_id": "p", "version": "1", "fps": 25, "width": 512, "height": 512, "frames": 9}
     assert [avatar.width for avatar in call(ok([facts]), "avatars")] == [512]
     assert call(ok([{"role": "user", "content": "Hi"}]), "messages", "a")[0].content == "Hi"
