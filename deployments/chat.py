@@ -21,7 +21,6 @@ from ray.serve.exceptions import RayServeException
 
 from configs.schema import ChatConfig
 from deployments.failures import known_error
-from deployments.growing import speak_growing
 from deployments.jobs import Conversations, Job, JobStore
 from deployments.paths import output_path
 from deployments.requests import ChatRequest, SpeakEvent, SpeakRequest
@@ -41,6 +40,7 @@ HEARTBEAT_S = 2.0
 LEASE_S = 3 * HEARTBEAT_S  # a job that was not written for this long has lost its replica
 EXPIRY_S = 300.0  # between two looks for what is too old
 MAX_ATTEMPTS = 3  # a job that takes its replica down with it must end
+UTTERANCE_CHARS = 600  # of what waits, spoken as one utterance: within one there is no pause
 CHARS_A_S = 15.0  # of speech, and
 FPS = 25  # of video: how far an answer has come is told by about these
 
@@ -59,6 +59,7 @@ class Chat(Stage[ChatConfig]):
     def __init__(self, stitch: Any) -> None:
         super().__init__()
         self._stitch = stitch
+        self._speak = stitch.options(stream=True, _by_reference=False)
         self._turns = Turns()
         self._writing = asyncio.Lock()
         self._running: dict[str, _Running] = {}
@@ -200,23 +201,34 @@ class Chat(Stage[ChatConfig]):
         """Have the answer spoken into the session while it is read. An error is returned: the rest is still to come."""
         job.status, job.progress = "speaking", 0.1
         await self._save(job)
+        try:
+            async with aclosing(reading.texts()) as texts:
+                async for text in texts:
+                    job.saying = f"{job.saying or ''} {text}".strip()
+                    await self._utter(job, text, began_s)
+        except (WarmTalkError, RayError, RayServeException) as error:
+            return known_error(error)
+        return None
+
+    async def _utter(self, job: Job, text: str, began_s: float) -> None:
+        """One utterance of the answer. Closing it ends the speech. Raises what Stitch raises."""
         request = SpeakRequest(
             session_id=job.session_id,
+            text=text,
             avatar_id=job.avatar_id,
             enhance=job.enhance,
             voice=job.voice,
             speed=job.speed,
         )
+        events = self._speak.options(session_id=job.session_id).speak.remote(request)
         try:
-            async with aclosing(speak_growing(self._stitch, request, _given(job, reading))) as events:
-                async for event in events:
-                    first = event.frames and not job.frames
-                    _note(job, event, (time.perf_counter() - began_s) * 1e3)
-                    if first:
-                        await self._save(job)
-        except (WarmTalkError, RayError, RayServeException) as error:
-            return known_error(error)
-        return None
+            async for event in events:
+                first = event.frames and not job.frames
+                _note(job, event, (time.perf_counter() - began_s) * 1e3)
+                if first:
+                    await self._save(job)
+        finally:
+            events.cancel()
 
     async def _prompt(self, job: Job, avatar_id: str) -> list[Message]:
         """The avatar's system prompt, what was said before, and the message."""
@@ -312,13 +324,6 @@ def _note(job: Job, event: SpeakEvent, passed_ms: float) -> None:
         job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "duration_s", "stages")}
 
 
-async def _given(job: Job, reading: _Reading) -> AsyncGenerator[str, None]:
-    """The pieces as they are given to the voice."""
-    async for piece in reading.pieces():
-        job.saying = f"{job.saying or ''} {piece}".strip()
-        yield piece
-
-
 async def _noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) -> AsyncGenerator[str, None]:
     """The tokens, each added to the job's reply as it comes."""
     async with aclosing(tokens):
@@ -347,19 +352,24 @@ class _Reading:
 
     async def begun(self) -> bool:
         """Whether there is something to say, once that is known."""
-        async with aclosing(self.pieces()) as pieces:
-            return await anext(pieces, None) is not None
+        while not self._pieces and not self._task.done():
+            await self._change()
+        return bool(self._pieces)
 
-    async def pieces(self) -> AsyncGenerator[str, None]:
-        """All pieces from the first, as they come."""
-        given = 0
-        while given < len(self._pieces) or not self._task.done():
-            if given < len(self._pieces):
-                given += 1
-                yield self._pieces[given - 1]
-            else:
-                self._changed.clear()
-                await self._changed.wait()
+    async def texts(self) -> AsyncGenerator[str, None]:
+        """All that is to be said: what has come while the caller was busy together, up to UTTERANCE_CHARS."""
+        while self._pieces or not self._task.done():
+            if not self._pieces:
+                await self._change()
+                continue
+            text = self._pieces.pop(0)
+            while self._pieces and len(text) + len(self._pieces[0]) < UTTERANCE_CHARS:
+                text = f"{text} {self._pieces.pop(0)}"
+            yield text
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
     async def finish(self) -> None:
         """Wait for the end. Raises what broke it off."""

@@ -121,7 +121,7 @@ def fragment_record(fragment: Fragment, totals: Totals, epoch: int, position: in
 
 
 def encode_record(record: Record) -> bytes:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
 
 
 def decode_record(line: bytes) -> Record | None:

@@ -22,10 +22,11 @@ from tests.unit.llm_server import LLMServer, broken_off, llm_server, refused, st
 
 
 class Events:
-    """A streaming call of Stitch: speaks the parts of its growing text as they come, `pause_s` each."""
+    """A streaming call of Stitch: speaks its text in `pause_s`, and ends with a summary or an error."""
 
     def __init__(self, stitch: Stitch, request: Any) -> None:
         self.stitch, self.request, self.ended, self.cancelled = stitch, request, False, False
+        self.spoke = False
 
     def __aiter__(self) -> Events:
         return self
@@ -33,8 +34,8 @@ class Events:
     async def __anext__(self) -> SpeakEvent:
         if self.ended:
             raise StopAsyncIteration
-        part = await self.stitch.text(self.request.growing).get()
-        if part is None:
+        part = self.request.text
+        if self.spoke:
             self.ended = True
             return SpeakEvent(
                 summary={"duration_s": 2.0, "ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"wall_ms": 9.0}}}
@@ -43,6 +44,7 @@ class Events:
         if error := self.stitch.errors.get(part):
             raise error
         await asyncio.sleep(self.stitch.pause_s)
+        self.spoke = True
         self.stitch.spoken.append((self.request.session_id, part))
         return SpeakEvent(b"moof", round(25 * len(part) / module.CHARS_A_S))
 
@@ -60,24 +62,15 @@ class Stitch:
         self.errors: dict[str, Exception] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.pause_s = 0.0
-        self.texts_by_key: dict[str, asyncio.Queue[str | None]] = {}
         self.speak = SimpleNamespace(remote=self._speak)
         self.session = SimpleNamespace(remote=self._session)
-        self.feed = SimpleNamespace(remote=self._feed)
 
     def options(self, **options: Any) -> Stitch:
         return self
 
-    def text(self, key: str) -> asyncio.Queue[str | None]:
-        return self.texts_by_key.setdefault(key, asyncio.Queue())
-
     def _speak(self, request: Any) -> Events:
         self.calls.append(Events(self, request))
         return self.calls[-1]
-
-    async def _feed(self, session_id: str, key: str, parts: list[str], last: bool) -> None:
-        for part in [*parts, *([None] if last else [])]:
-            self.text(key).put_nowait(part)
 
     async def _session(self, session_id: str) -> dict[str, Any]:
         if session_id not in self.facts:
@@ -134,9 +127,8 @@ async def test_an_answer_is_spoken_sentence_by_sentence_into_its_session(llm: LL
     assert (job["status"], job["progress"], job["reply"]) == ("done", 1.0, "I am fine. And you?")
     assert stitch.spoken == [("alice", "I am fine."), ("alice", "And you?")]
     assert job["video_url"] == "/sessions/alice/video.mp4" and job["error"] is None
-    (call,) = stitch.calls  # one utterance: no pause between its sentences but the voice's own
-    asked = call.request
-    assert (asked.enhance, asked.voice, asked.speed, asked.text) == (True, "nova", 1.5, "")
+    asked = stitch.calls[0].request
+    assert (asked.enhance, asked.voice, asked.speed) == (True, "nova", 1.5)
     assert job["frames"] == sum(round(25 * len(text) / module.CHARS_A_S) for text in stitch.texts())
 
 
@@ -161,6 +153,23 @@ async def test_the_model_goes_on_while_a_piece_is_spoken(llm: LLMServer) -> None
         await asyncio.sleep(0.01)
     assert reply == "One is here. Two is. Three is."  # while the first piece was still being spoken
     await chat.interrupt("default")
+
+
+async def test_what_came_while_a_piece_was_spoken_is_spoken_as_one_utterance(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("One is here. ", "Two is. ", "Three is. ", "Four ", "is.", pause_s=0.05)]
+    stitch = Stitch()
+    stitch.pause_s = 0.4
+    job = await answered(await stage(llm, stitch))
+    assert stitch.texts()[0].startswith("One is here.") and len(stitch.texts()) == 2
+    assert " ".join(stitch.texts()) == job["reply"]
+
+
+async def test_an_utterance_is_of_a_length_that_can_be_told_of(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed(*["This is a sentence of forty characters. "] * 40)]
+    stitch = Stitch()
+    stitch.pause_s = 0.1
+    await answered(await stage(llm, stitch))
+    assert all(len(text) <= module.UTTERANCE_CHARS for text in stitch.texts()) and len(stitch.texts()) in (4, 5)
 
 
 async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer) -> None:
@@ -272,12 +281,13 @@ async def test_an_interruption_ends_speech_and_model_and_remembers_what_was_hear
     chat = await stage(llm, stitch)
     job_id = (await chat.start(ChatRequest("Talk", session_id="alice")))["job_id"]
     other = await chat.start(ChatRequest("Talk", session_id="bob"))
-    while len(stitch.texts()) < 4:
+    while len(stitch.texts()) < 3:
         await asyncio.sleep(0.01)
     assert await chat.interrupt("alice") == 1
     job = await chat.status(job_id)
     assert (job["status"], job["interrupted"], job["error"]) == ("done", True, None)
-    assert [call.cancelled for call in stitch.calls] == [True, False]
+    last = {call.request.session_id: call for call in stitch.calls}
+    assert (last["alice"].cancelled, last["bob"].cancelled) == (True, False)
     said = stitch.spoken.copy()
     await asyncio.sleep(0.3)
     assert [text for text in stitch.spoken if text[0] == "alice"] == [text for text in said if text[0] == "alice"]
