@@ -56,6 +56,7 @@ bench-live: setup # live sessions: first frame, joins, interruption, idle viewer
 
 bench-quality: setup # how real the mouth looks: the embedded default, and a clip whose motion is known
 	$(PY) -m benchmarks.quality
+	$(PY) -m benchmarks.side_by_side -o out/manual_vs_ours.png
 
 profile: setup # p50/p95 of every stage, batch throughput, memory
 	.venv/bin/warmtalk profile --json out/profile.json
