@@ -98,10 +98,11 @@ class Stitch(Stage[StitchConfig]):
         with self._cuts.of(session_id) as cut:
             async with self._turns.of(session_id), self._room:
                 cut.check()
-                async for event in self._say(request, cut, asked_s):
-                    yield event
+                async with aclosing(self._say(request, cut, asked_s)) as events:
+                    async for event in events:
+                        yield event
 
-    async def _say(self, request: SpeakRequest, cut: Cut, asked_s: float) -> AsyncIterator[SpeakEvent]:
+    async def _say(self, request: SpeakRequest, cut: Cut, asked_s: float) -> AsyncGenerator[SpeakEvent, None]:
         began_s = time.perf_counter()
         utterance = (await self.worker.run(self._plan, request)).value
         if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
@@ -113,13 +114,15 @@ class Stitch(Stage[StitchConfig]):
         ttff_ms, interrupted = 0.0, False
         chunks = line.run(self._job(utterance, stage))
         try:
-            async for fragment in self._fragments(utterance, chunks, stage, cut, stitched):
-                if not ttff_ms:
-                    ttff_ms = (time.perf_counter() - asked_s) * 1e3
+            made = self._fragments(utterance, chunks, stage, cut, stitched)
+            async with aclosing(made):
+                async for fragment in made:
+                    if not ttff_ms:
+                        ttff_ms = (time.perf_counter() - asked_s) * 1e3
+                        if request.deliver:
+                            yield SpeakEvent(fragment.init)
                     if request.deliver:
-                        yield SpeakEvent(fragment.init)
-                if request.deliver:
-                    yield SpeakEvent(utterance.live(fragment), fragment.frames)
+                        yield SpeakEvent(utterance.live(fragment), fragment.frames)
             if stage is not None:
                 await cut.unless(stage.finish())
             if not utterance.frames:
@@ -362,7 +365,7 @@ class Stitch(Stage[StitchConfig]):
         stage: OnStage | None,
         cut: Cut,
         calls: list[Call],
-    ) -> AsyncIterator[Fragment]:
+    ) -> AsyncGenerator[Fragment, None]:
         """The utterance's fragments as they are made: written at once, or shown. Raises InterruptedSpeech."""
         while (chunk := await cut.unless(anext(chunks, None))) is not None:
             close = chunk.last if stage is None else chunk.closes and not stage.follows(chunk)

@@ -461,3 +461,16 @@ async def test_there_is_a_most_of_utterances_and_of_those_that_wait(air):
         await summary_of(stitch.speak(SpeakRequest("c", "words")))
     assert [summary["frames"] > 0 for summary in await asyncio.gather(*running)] == [True, True]
     assert (await summary_of(stitch.speak(SpeakRequest("c", "words"))))["frames"] > 0
+
+
+async def test_a_caller_that_closes_its_stream_leaves_the_session_to_the_next_at_once(air):
+    stitch, _, stages = await air(delay_s=0.1)
+    events = stitch.speak(SpeakRequest("alice", "x" * 60))
+    for _ in range(3):
+        await anext(events)
+    await events.aclose()
+    calls = len(stages.rendered)
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "four")))
+    assert summary["frames"] == 13 and len(stages.rendered) - calls == 3
+    facts = await stitch.session("alice")
+    assert [line["end_s"] is None for line in facts["utterances"]] == [True, False]
