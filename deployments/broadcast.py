@@ -54,18 +54,24 @@ class Pace:
 
     first_s: float = 0.35  # from a segment's place being chosen to its first fragment
     deviation_s: float = 0.1
-    frame_s: float = 0.025  # to make a frame, once it runs
+    frame_s: float = 0.02  # to make a frame, once it runs and nobody else speaks
+    speaking: int = 1  # who share the machine now
 
     def took(self, first_s: float) -> None:
         self.deviation_s += 0.25 * (abs(first_s - self.first_s) - self.deviation_s)
         self.first_s += 0.25 * (first_s - self.first_s)
 
     def made(self, frames: int, seconds: float) -> None:
-        self.frame_s += 0.2 * (seconds / frames - self.frame_s)
+        self.frame_s += 0.2 * (seconds / frames / max(self.speaking, 1) - self.frame_s)
+
+    @property
+    def own_frame_s(self) -> float:
+        """To make a frame among all who speak."""
+        return self.frame_s * max(self.speaking, 1)
 
     def lead_s(self, frames: int, fps: int) -> float:
         """How far ahead a segment must be placed so that it is there in time, and is not overtaken by its playing."""
-        slower = max(0.0, self.frame_s - 1 / fps) * frames
+        slower = max(0.0, self.own_frame_s - 1 / fps) * frames
         return self.first_s + 2 * self.deviation_s + RELEASE_S + min(slower, LONGEST_WAIT_S)
 
 
@@ -187,7 +193,7 @@ class Performance:
         """Choose the position of a segment: behind the one before where there is time, else ahead of the clock."""
         now_s, line = time.time(), self.broadcast
         waiting = sum(place.frames for place in self._places) - self._pushed  # of earlier segments, still being made
-        lead_s = self.pace.lead_s(frames, line.clock.fps) + waiting * self.pace.frame_s
+        lead_s = self.pace.lead_s(frames, line.clock.fps) + waiting * self.pace.own_frame_s
         soonest = line.clock.position(now_s + lead_s) + 1
         end = self._places[-1].end if self._places else -1
         resting = self._cursor is None and self._started == len(self._places)

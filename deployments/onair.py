@@ -73,11 +73,13 @@ class OnAir:
 
     def perform(self, utterance: Utterance, broadcast: Broadcast, worker: Worker, ahead_s: float) -> OnStage:
         self._performing.add(broadcast.start.session_id)
+        self.pace.speaking = len(self._performing)
         utterance.on_air = True
         return OnStage(utterance, broadcast, worker, self.pace, ahead_s)
 
     def performed(self, session_id: str) -> None:
         self._performing.discard(session_id)
+        self.pace.speaking = len(self._performing)
         self._forget_unwatched(session_id)
 
     def close(self, session_id: str) -> None:

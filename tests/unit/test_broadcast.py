@@ -73,6 +73,16 @@ def test_a_machine_slower_than_its_video_begins_later_so_that_it_need_not_stop()
     assert slow - fast == pytest.approx(25, abs=LIVE_FRAMES)
 
 
+def test_who_share_a_machine_begin_later_than_who_has_it_alone():
+    alone = Stage(0, Pace(0.3, 0.05, 0.03)).performance.place(0, 100)
+    shared = Stage(0, Pace(0.3, 0.05, 0.03, speaking=2)).performance.place(0, 100)  # 60 ms a frame: 2 s too slow
+    assert shared - alone == pytest.approx(50, abs=LIVE_FRAMES)
+    pace = Pace(frame_s=0.03, speaking=2)
+    for _ in range(40):
+        pace.made(8, 8 * 0.08)
+    assert pace.frame_s == pytest.approx(0.04, abs=0.001)
+
+
 def test_segments_follow_on_each_other_where_there_is_time():
     stage = Stage(0)
     first = stage.performance.place(0, 50)
