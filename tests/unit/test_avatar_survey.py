@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.avatar.detect import Face, landmarks_68
-from models.avatar.survey import _Follower
+from models.avatar.survey import Follower
 from models.types import UInt8
 
 PATIENCE = 5  # frames
@@ -34,7 +34,7 @@ class Scene:
 def taken(*script: str, frames: dict[int, UInt8] | None = None) -> str:
     """Who is taken in each frame: a letter, or `.` for nobody. script: who is there, in order of size."""
     scene, out = Scene(), ""
-    follower = _Follower(scene, PATIENCE)
+    follower = Follower(scene, PATIENCE)
     for k, names in enumerate(script):
         scene.faces = [face(name, 50 + 60 * (name == "B")) for name in names]
         follower.take((frames or {}).get(k, GREY))
