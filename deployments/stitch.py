@@ -17,7 +17,7 @@ from typing import Any
 
 from configs.schema import StitchConfig
 from deployments.broadcast import LiveEvent
-from deployments.calls import Call, summarise
+from deployments.calls import Call
 from deployments.growing import GrowingTexts
 from deployments.interruption import Cut, Cuts
 from deployments.line import Chunk, Job, Line, LineSettings
@@ -27,6 +27,7 @@ from deployments.requests import SpeakEvent, SpeakRequest
 from deployments.retention import Limits, Retention
 from deployments.sessions import OpenSessions, refuse_closed, refuse_other_avatar
 from deployments.stage import Stage
+from deployments.summary import summary_of
 from deployments.turns import Turns
 from deployments.utterance import LoadedAvatar, Utterance
 from models.audio import decode_audio, resample, segments
@@ -144,7 +145,7 @@ class Stitch(Stage[StitchConfig]):
                 await self.worker.run(utterance.end, interrupted)
             self._count_transfers(line.calls)
         calls = [*line.calls, *stitched]
-        summary = _summary(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
+        summary = summary_of(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
         summary |= {"interrupted": interrupted}
         summary |= {"live": stage.facts()} if stage is not None else {}
         self.meter.utterance(ttff_ms, summary["rtf"])
@@ -403,21 +404,3 @@ class Stitch(Stage[StitchConfig]):
     def _count_transfers(self, calls: list[Call]) -> None:
         for call in calls:
             self.meter.transferred(call.stage, call.transfer_ms / 1e3)
-
-
-def _summary(utterance: Utterance, calls: list[Call], retries: int, ttff_ms: float, wall_s: float) -> dict[str, Any]:
-    assert utterance.session is not None
-    duration_s = utterance.frames / utterance.spec.fps
-    session_id = utterance.request.session_id
-    return {
-        "session_id": session_id,
-        "avatar_id": utterance.avatar.prepared.avatar_id,
-        "video_path": str(utterance.session.path),
-        "video_url": f"/sessions/{session_id}/video.mp4",
-        "frames": utterance.frames,
-        "duration_s": round(duration_s, 3),
-        "ttff_ms": round(ttff_ms, 1),
-        "rtf": round(wall_s / duration_s, 3),
-        "retries": retries,
-        "stages": summarise(calls),
-    }

@@ -1,0 +1,27 @@
+"""What the answer of an utterance says of it: lengths, times, and where they went. Knows no stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.calls import Call, summarise
+from deployments.utterance import Utterance
+
+
+def summary_of(utterance: Utterance, calls: list[Call], retries: int, ttff_ms: float, wall_s: float) -> dict[str, Any]:
+    """The summary of an utterance that has a frame: `ttff_ms` from its request, `wall_s` of its making."""
+    assert utterance.session is not None
+    duration_s = utterance.frames / utterance.spec.fps
+    session_id = utterance.request.session_id
+    return {
+        "session_id": session_id,
+        "avatar_id": utterance.avatar.prepared.avatar_id,
+        "video_path": str(utterance.session.path),
+        "video_url": f"/sessions/{session_id}/video.mp4",
+        "frames": utterance.frames,
+        "duration_s": round(duration_s, 3),
+        "ttff_ms": round(ttff_ms, 1),
+        "rtf": round(wall_s / duration_s, 3),
+        "retries": retries,
+        "stages": summarise(calls),
+    }
