@@ -474,3 +474,26 @@ async def test_a_caller_that_closes_its_stream_leaves_the_session_to_the_next_at
     assert summary["frames"] == 13 and len(stages.rendered) - calls == 3
     facts = await stitch.session("alice")
     assert [line["end_s"] is None for line in facts["utterances"]] == [True, False]
+
+
+async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restarted(air):
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    await asyncio.sleep(0.4)
+    await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
+    place = stitch._sessions.find("alice").position
+    watcher.task.cancel()
+    await live.stop()
+    again = Stitch(*[Stages()] * 3)
+    await again.reconfigure(stitch.config.model_dump())
+    after = Live(lambda session_id, position: Direct(again).live.remote(session_id, position), lambda: 100)
+    facts = await again.session("alice")
+    assert (facts["frames"], facts["utterances"][0]["sentences"][0]["text"]) == (33, "twelve chars") and place > 33
+    late = Watcher(await after.view("alice"))
+    await asyncio.sleep(0.4)
+    summary = await summary_of(again.speak(SpeakRequest("alice", "four", deliver=False)))
+    _, edges, _ = late.seen()
+    assert min(np.abs(edges[:8] - (20.0 + 4 * LINE)[p : p + 8]).max() for p in range(place - 12, place + 4)) < 2.5
+    assert summary["live"]["shown_frames"] == 13 and (await again.session("alice"))["frames"] == 46
+    await after.stop()
+    again._keeper.cancel()
