@@ -42,7 +42,8 @@ class Amplitude:
         new = [k for k, key in enumerate(keys) if key not in self._rests and key not in keys[:k]]
         both = np.concatenate([latents, latents[new]]), np.concatenate([windows, np.repeat(rest[None], len(new), 0)])
         faces = _numpy(self._engine.predict(*both))  # (n + new, 4, 32, 32)
-        known = dict(zip((keys[k] for k in new), faces[len(latents) :], strict=True))
+        # copies: a view would keep the whole call's faces
+        known = {keys[k]: face.copy() for k, face in zip(new, faces[len(latents) :], strict=True)}
         for key in keys:
             self._rests[key] = known[key] if key in known else self._rests[key]
             self._rests.move_to_end(key)

@@ -40,7 +40,8 @@ def rest(
     levels: as CHANGE_LEVELS. wary: what lies beside a change counts as changed, so that a closing mouth's corners leave
     no trace.
     """
-    change = np.abs(a - b).max(2) / levels
+    apart = cv2.absdiff(a, b)
+    change = np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2]) / np.float32(levels)  # (h, w)
     change = cv2.dilate(change, BESIDE) if wary else change
     same = np.exp(-change * change)
     return cast(Float32, cv2.resize(same, size, interpolation=cv2.INTER_LINEAR))

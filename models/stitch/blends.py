@@ -54,7 +54,7 @@ def poisson(under: UInt8, over: UInt8, weights: UInt8) -> UInt8:
     correction = solve(correction_source(difference, share), weights > 0)
     mixed = cv2.blendLinear(over.astype(np.float32), under.astype(np.float32), share, 1 - share) + correction
     out = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-    cv2.copyTo(under, cv2.compare(weights, 0, cv2.CMP_EQ), out)
+    cv2.copyTo(under, cv2.inRange(weights, 0, 0), out)
     return cast(UInt8, out)
 
 

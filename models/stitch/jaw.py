@@ -66,7 +66,8 @@ class JawLine:
         self.usable = bool(np.ptp(self._x) > 40 and self._y.min() > CROP_PX / 3)
         if not self.usable:
             return
-        columns = np.arange(math.ceil(self._x[0]) + 4, self._x[-1] - 4, COLUMN_STEP_PX)
+        first, last = max(math.ceil(self._x[0]) + 4, 0), min(self._x[-1] - 4, CROP_PX - 1)  # a rolled jaw may leave it
+        columns = np.arange(first, last, COLUMN_STEP_PX)
         offsets = np.arange(-ABOVE_PX, BELOW_PX + 1, ROW_STEP_PX)
         jaw = np.interp(columns, self._x, self._y)
         self._columns = np.rint(columns).astype(int)[None]  # (1, m)

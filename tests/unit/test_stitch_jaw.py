@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -131,3 +132,16 @@ def test_an_avatar_without_a_jaw_line_is_pasted_without() -> None:
     masks, landmarks = np.full((2, 256, 256), 255, np.uint8), np.zeros((2, 68, 2), np.float32)
     for faces in (np.ones(2, bool), np.zeros(2, bool)):
         assert not JawLine(PreparedAvatar("a", "1", 25, 256, 256, transforms, landmarks, masks, faces)).usable
+
+
+def test_a_jaw_that_reaches_beyond_the_crops_sides_is_read_within_it(avatar: PreparedAvatar) -> None:
+    """Upright crops of a rolled head: part of its jaw lies outside, and the rest tells the drop."""
+    turn = np.float32([[1.5, 0, 60], [0, 1, 0]])  # of crop px: the line runs from the middle to beyond the right side
+    moved = [np.vstack([turn, [0, 0, 1]]) @ np.vstack([one, [0, 0, 1]]) for one in avatar.transforms]
+    wide = dataclasses.replace(avatar, transforms=np.stack(moved)[:, :2].astype(np.float32))
+    line = JawLine(wide)
+    assert line.usable
+    assert apply(wide.transforms[0], wide.landmarks[0])[4:13, 0].max() > 256
+    for drop in (0.0, 8.0):
+        face = opened(wide, line, drop)
+        assert line.drop(wide.frames[0], face, wide.transforms[0], 0) == pytest.approx(drop, abs=1.5)

@@ -57,6 +57,26 @@ def test_black_stays_black_and_the_gain_is_bounded() -> None:
     assert not Tone(gain=gain).colored(np.zeros_like(OWN)).any()
 
 
+@pytest.mark.parametrize("black", [(0, 1, 1), (1, 1, 0), (0, 0, 0)])
+def test_a_face_without_light_in_a_channel_gets_no_gain_there_and_its_own_elsewhere(
+    black: tuple[int, int, int],
+) -> None:
+    """A red stage lamp, or a face that was generated black: a dark ring must not end the utterance."""
+    gain = color_gain(OWN, tinted((0.95, 0.95, 0.95)) * np.uint8(black), weights())
+    assert gain is not None
+    assert not gain[np.equal(black, 0)].any()
+    assert gain[np.equal(black, 1), 0] == pytest.approx([0.05] * sum(black), abs=0.02)
+
+
+def test_the_gain_of_a_pixel_is_linear_in_its_place() -> None:
+    gain = np.array([[0.05, 0.02, -0.01], [0, 0.03, 0.01], [-0.1, 0, 0.04]])
+    field = gain_field(gain, (3, 5))
+    assert field.shape == (3, 5, 3)
+    for row, y in enumerate((-2 / 3, 0, 2 / 3)):
+        for column, x in enumerate((-0.8, -0.4, 0, 0.4, 0.8)):
+            assert field[row, column] == pytest.approx(1 + gain @ (1, x, y), abs=1e-6)
+
+
 def test_colour_starts_at_once_and_then_moves_slowly() -> None:
     tone = Tone()
     tone.see_color(OWN, tinted((0.95, 0.95, 0.95)), weights(), FPS)
