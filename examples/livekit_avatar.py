@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import queue
 import wave
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -126,16 +127,16 @@ def picture(frame: av.VideoFrame) -> rtc.VideoFrame:
 async def decoded(parts: Any) -> AsyncIterator[av.VideoFrame | av.AudioFrame]:
     """Frames of a fragmented MP4 as its bytes come; a thread decodes, since a demuxer waits for bytes."""
     pipe = Pipe()
-    queue: asyncio.Queue[Any] = asyncio.Queue(8)
+    frames: asyncio.Queue[Any] = asyncio.Queue(8)
     loop = asyncio.get_running_loop()
 
     def decode() -> None:
         try:
             with av.open(pipe, format="mp4") as container:
                 for frame in container.decode(*container.streams):
-                    asyncio.run_coroutine_threadsafe(queue.put(frame), loop).result()
+                    asyncio.run_coroutine_threadsafe(frames.put(frame), loop).result()
         finally:
-            asyncio.run_coroutine_threadsafe(queue.put(None), loop)
+            asyncio.run_coroutine_threadsafe(frames.put(None), loop)
 
     async def feed() -> None:
         try:
@@ -146,13 +147,13 @@ async def decoded(parts: Any) -> AsyncIterator[av.VideoFrame | av.AudioFrame]:
 
     tasks = [asyncio.create_task(feed()), asyncio.create_task(asyncio.to_thread(decode))]
     try:
-        while (frame := await queue.get()) is not None:
+        while (frame := await frames.get()) is not None:
             yield frame
     finally:
         tasks[0].cancel()
         while not tasks[1].done():
-            while not queue.empty():
-                queue.get_nowait()
+            while not frames.empty():
+                frames.get_nowait()
             await asyncio.sleep(0.01)
 
 
@@ -160,10 +161,9 @@ class Pipe(io.RawIOBase):
     """Bytes from an event loop to a thread that reads them; an empty part is the end."""
 
     def __init__(self) -> None:
-        import queue
-
         self._parts: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._rest = b""
+        self._ended = False
 
     def feed(self, part: bytes) -> None:
         self._parts.put(part)
@@ -175,6 +175,8 @@ class Pipe(io.RawIOBase):
         return False
 
     def read(self, size: int = -1) -> bytes:
-        self._rest = self._rest or self._parts.get()
+        if not self._rest and not self._ended:
+            self._rest = self._parts.get()
+            self._ended = not self._rest  # a demuxer asks again behind the end
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
