@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deployments.requests import SpeakEvent, SpeakRequest
-from models.errors import TextError
+from models.errors import BusyError, TextError
 from models.text import normalise
 
 MAX_CHARS = 100_000  # of one growing text
 PAUSE_S = 60.0  # a writer that is silent for so long is gone, and its text has ended
 MAX_TEXTS = 1024  # begun and not spoken yet
+UNREAD_S = 900.0  # a text that nobody has begun to speak for so long is nobody's: its request never came here
+TOLD_S = 2.0  # what went wrong with the writer is known so long after the speech has ended, or is of no interest
 
 
 @dataclass(slots=True)
 class _Text:
     parts: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
     chars: int = 0
+    fed_s: float = field(default_factory=time.monotonic)
 
 
 class GrowingTexts:
@@ -32,16 +38,23 @@ class GrowingTexts:
 
     def __init__(self, pause_s: float = PAUSE_S) -> None:
         self._texts: dict[str, _Text] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()  # keys of the latest that are spoken, or never will be
+        self._read: set[str] = set()  # that somebody speaks, or is going to
         self._pause_s = pause_s
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def feed(self, key: str, parts: list[str], last: bool) -> None:
-        """Add parts, each fit to be spoken by itself. Raises TextError for a text that grows too long."""
+        """Add parts, each fit to be spoken by itself; nothing where the text is over. Raises TextError, BusyError."""
+        if key in self._over:
+            return
         if key not in self._texts and len(self._texts) >= MAX_TEXTS:
-            raise TextError("Too many texts are being written at once.", "Try again later.")
+            self._drop_unread()
+            if len(self._texts) >= MAX_TEXTS:
+                raise BusyError("Too many texts are being written at once.", "Try again later.")
         text = self._texts.setdefault(key, _Text())
+        text.fed_s = time.monotonic()
         for part in parts:
             text.chars += len(part)
             if text.chars > MAX_CHARS:
@@ -52,9 +65,23 @@ class GrowingTexts:
         if last:
             text.parts.put_nowait(None)
 
-    def drop(self, key: str) -> None:
-        """Forget a text that nobody is going to read."""
-        self._texts.pop(key, None)
+    @contextmanager
+    def spoken(self, key: str) -> Iterator[None]:
+        """While somebody speaks a text, or waits to: behind it the text is over, whatever is still written of it."""
+        self._read.add(key)
+        try:
+            yield
+        finally:
+            self._read.discard(key)
+            self._texts.pop(key, None)
+            self._over[key] = None
+            while len(self._over) > 4 * MAX_TEXTS:
+                self._over.popitem(last=False)
+
+    def _drop_unread(self) -> None:
+        before_s = time.monotonic() - UNREAD_S
+        for key in [key for key, text in self._texts.items() if key not in self._read and text.fed_s < before_s]:
+            del self._texts[key]
 
     async def read(self, key: str) -> AsyncGenerator[str, None]:
         """The parts as they come; ends with the text, or when its writer is silent for too long."""
@@ -97,7 +124,9 @@ async def speak_growing(
     try:
         async for event in events:
             yield event
-        await feeder
+        done, _ = await asyncio.wait({feeder}, timeout=TOLD_S)  # a speech that was cut does not wait for its writer
+        if done:
+            feeder.result()
     finally:
         events.cancel()
         feeder.cancel()

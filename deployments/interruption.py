@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 from models.errors import InterruptedSpeech
@@ -44,6 +44,21 @@ class Cut:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+
+    @asynccontextmanager
+    async def within(self, room: asyncio.Semaphore) -> AsyncIterator[None]:
+        """A place in `room`, waited for no longer than the cut is not made. Raises InterruptedSpeech."""
+        place = asyncio.ensure_future(room.acquire())
+        try:
+            await self.unless(place)
+        except BaseException:
+            if place.done() and not place.cancelled():
+                room.release()  # it was given in the moment of leaving
+            raise
+        try:
+            yield
+        finally:
+            room.release()
 
 
 class Cuts:

@@ -9,6 +9,7 @@ HTTP; codes no pictures.
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections import OrderedDict, deque
@@ -44,6 +45,7 @@ class Viewer:
         self.timeline = ViewerTimeline(hub.spec)
         self.dropped = 0  # pieces that were left out because the viewer is slow
         self.congested_since_s: float | None = None
+        self.joined_s, self.begun = time.monotonic(), False  # when it was given out, whether anything was taken
         self._queue: deque[Piece] = deque()
         self._ready = asyncio.Event()
         self._skipping = True  # until a piece that begins with a key frame
@@ -73,6 +75,7 @@ class Viewer:
 
     async def taken(self) -> AsyncGenerator[tuple[Piece, bool], None]:
         """The pieces as they come, and whether some were left out before one: for `timeline`, to put or to lay."""
+        self.begun = True
         while True:
             while self._queue:
                 piece = self._queue.popleft()
@@ -119,12 +122,12 @@ class Hub:
         self._events = self._subscribe(self.session_id, None)
         try:
             event = await anext(self._events)
+            assert event.start is not None, event
+            self.spec, self.avatar_id = event.start.spec, event.start.avatar_id
+            self._loop = await self._loops.load(Path(event.start.idle_path))
         except BaseException:
             self._events.cancel()
             raise
-        assert event.start is not None, event
-        self.spec, self.avatar_id = event.start.spec, event.start.avatar_id
-        self._loop = await self._loops.load(Path(event.start.idle_path))
         self._clock: LiveClock = event.clock
         self._position = self._loop.grid.ceil(max(0, self._clock.position(time.time())))
         start = self._position
@@ -209,8 +212,8 @@ class Hub:
     # --- what viewers see
 
     async def _play(self) -> None:
-        """Give all viewers a piece when it is due, for ever."""
-        while True:
+        """Give all viewers a piece when it is due, until the session ends."""
+        while not self.ended:
             wait_s = self._clock.time_of(self._position) - time.time()
             if wait_s > 4 * GRACE_S + LIVE_FRAMES / self.spec.fps or wait_s < -5.0:  # a clock that was set anew
                 self._position = self._loop.grid.ceil(max(0, self._clock.position(time.time())))
@@ -269,23 +272,29 @@ class Live:
         self._hubs: dict[str, asyncio.Task[Hub]] = {}
         self._loops = Loops()
         self._queues = SendQueues()
+        self._joining = 0  # viewers whose hub is being started
         self._keeper: asyncio.Task[None] | None = None
 
     async def view(self, session_id: str, client: Client | None = None) -> Viewer:
         """A viewer of the session, at its live edge. Raises SessionNotFound and what else Stitch raises, BusyError."""
-        if self.viewers() >= self._max_viewers():
+        if self.viewers() + self._joining >= self._max_viewers():
             raise BusyError("As many viewers watch as this server allows.", "Try again later.")
         if self._keeper is None or self._keeper.done():
             self._keeper = asyncio.create_task(self._keep())
         task = self._hubs.get(session_id)
         if task is None or (task.done() and (task.cancelled() or task.exception() or task.result().ended)):
-            task = self._hubs[session_id] = asyncio.create_task(self._started(session_id))
+            # in a context of its own: what is called in a request's ends with it, and a hub has other viewers, too
+            task = contextvars.Context().run(asyncio.create_task, self._started(session_id))
+            self._hubs[session_id] = task
+        self._joining += 1
         try:
             return (await asyncio.shield(task)).join(client)
         except Exception:
             if self._hubs.get(session_id) is task:
                 del self._hubs[session_id]
             raise
+        finally:
+            self._joining -= 1
 
     def viewers(self) -> int:
         return sum(len(hub.viewers) for hub in self._running())
@@ -319,6 +328,8 @@ class Live:
             unsent = await self._queues.unsent({v.client for v in viewers if v.client is not None})
             now_s = time.monotonic()
             for viewer in viewers:
+                if not viewer.begun and now_s - viewer.joined_s > STUCK_S:
+                    viewer.close()  # whoever asked for it had gone before the answer
                 if viewer.client is None or unsent.get(viewer.client, 0) < CONGESTED_BYTES:
                     viewer.congested_since_s = None
                 elif viewer.congested_since_s is None:
@@ -327,5 +338,6 @@ class Live:
                     viewer.close()
             for hub in self._running():
                 if hub.ended or hub.forgotten():
-                    self._hubs.pop(hub.session_id, None)
+                    if hub in self._running():  # else somebody has asked for the session anew
+                        del self._hubs[hub.session_id]
                     await hub.stop()

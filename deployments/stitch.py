@@ -92,12 +92,12 @@ class Stitch(Stage[StitchConfig]):
         await self.ready()
         asked_s = time.perf_counter()
         session_id = check_id(request.session_id, "session id")
-        if len(self._cuts) >= self.config.max_utterances + self.config.max_waiting:
-            raise BusyError(
-                "As many utterances are made and wait as this server allows.", "Try again in a few seconds."
-            )
-        with self._cuts.of(session_id) as cut:
-            async with self._turns.of(session_id), self._room:
+        with self._growing.spoken(request.growing), self._cuts.of(session_id) as cut:
+            if len(self._cuts) > self.config.max_utterances + self.config.max_waiting:
+                raise BusyError(
+                    "As many utterances are made and wait as this server allows.", "Try again in a few seconds."
+                )
+            async with self._turns.of(session_id), cut.within(self._room):
                 cut.check()
                 async with aclosing(self._say(request, cut, asked_s)) as events:
                     async for event in events:
@@ -155,7 +155,8 @@ class Stitch(Stage[StitchConfig]):
     async def create(self, session_id: str, avatar_id: str | None = None) -> dict[str, Any]:
         """Open a session without video, and return its facts. Raises ExistsError, IdError, AvatarNotFound."""
         await self.ready()
-        async with self._turns.of(check_id(session_id, "session id")):
+        await asyncio.to_thread(self._sessions.store.refuse_existing, session_id)  # at once, and not behind its speech
+        async with self._turns.of(session_id):
             return (await self.worker.run(self._create, session_id, avatar_id)).value
 
     async def interrupt(self, session_id: str) -> dict[str, Any]:

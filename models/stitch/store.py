@@ -29,9 +29,13 @@ class SessionStore:
 
     def create(self, session_id: str, spec: MediaSpec, avatar_id: str = "", avatar_version: str = "") -> SessionFile:
         """A new session, whole or not at all. Raises ExistsError, IdError."""
+        self.refuse_existing(session_id)
+        return self.open_or_create(session_id, spec, avatar_id, avatar_version)
+
+    def refuse_existing(self, session_id: str) -> None:
+        """Raises ExistsError where there is a session of that id, IdError."""
         if self.exists(session_id):
             raise ExistsError(f"There is a session {session_id!r} already.", "Open or reset it.")
-        return self.open_or_create(session_id, spec, avatar_id, avatar_version)
 
     def open_or_create(
         self, session_id: str, spec: MediaSpec, avatar_id: str = "", avatar_version: str = ""

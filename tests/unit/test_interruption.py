@@ -63,3 +63,35 @@ def test_a_cut_concerns_one_session_and_only_what_was_asked_before_it():
     with pytest.raises(InterruptedSpeech) as raised:
         said.check()
     assert (raised.value.status, raised.value.code) == (409, "interrupted") and raised.value.remedy
+
+
+async def test_a_cut_does_not_wait_for_room_and_takes_none():
+    room, cut = asyncio.Semaphore(1), Cut()
+    await room.acquire()
+    asyncio.get_running_loop().call_later(0.01, cut.make)
+    with pytest.raises(InterruptedSpeech):
+        async with cut.within(room):
+            pass
+    room.release()
+    async with Cut().within(room):
+        assert room.locked()
+    assert not room.locked()
+
+
+async def test_room_that_is_given_in_the_moment_of_leaving_is_given_back():
+    room = asyncio.Semaphore(1)
+    await room.acquire()
+
+    async def enter() -> None:
+        async with Cut().within(room):
+            await asyncio.sleep(60)
+
+    for steps in range(8):
+        task = asyncio.create_task(enter())
+        await asyncio.sleep(0.01)
+        room.release()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        await asyncio.wait_for(room.acquire(), 1)

@@ -1,6 +1,7 @@
 """A hub: all viewers see the same frames at the clock's pace, from 0 on; the slow and the lost harm nobody."""
 
 import asyncio
+import contextvars
 import gc
 import time
 import tracemalloc
@@ -13,7 +14,7 @@ from deployments import live
 from deployments.broadcast import LiveEvent, LiveStart
 from deployments.live import Live
 from models.avatar.playback import ping_pong
-from models.errors import BusyError, SessionNotFound
+from models.errors import BusyError, SessionNotFound, StageError
 from models.stitch.live import LiveClock, encode_idle, split
 from tests.unit.live_material import SPEC, fragments, levels, shown
 
@@ -193,6 +194,62 @@ async def test_there_is_a_most_of_viewers(idle_path):
     with pytest.raises(BusyError):
         await on_air.view("alice")
     await on_air.stop()
+
+
+async def test_viewers_whose_session_is_still_being_opened_count_too(idle_path):
+    stitch = Stitch(idle_path)
+    on_air = Live(stitch.subscribe, lambda: 5)
+    answers = await asyncio.gather(*(on_air.view(f"s{k}") for k in range(50)), return_exceptions=True)
+    assert sum(isinstance(answer, BusyError) for answer in answers) == 45 and len(stitch.streams) == 5
+    await on_air.stop()
+
+
+async def test_a_viewer_that_had_gone_before_its_first_byte_is_forgotten(air, monkeypatch):
+    """An answer whose client leaves before it begins is never iterated, and never told to close."""
+    monkeypatch.setattr(live, "STUCK_S", 0.3)
+    _, on_air = air
+    watching = asyncio.create_task(_drain(await on_air.view("alice")))
+    await on_air.view("alice")
+    assert on_air.viewers() == 2
+    await asyncio.sleep(1.2)
+    assert on_air.viewers() == 1
+    watching.cancel()
+
+
+async def test_idle_motion_that_cannot_be_read_is_an_error_and_ends_the_stream(tmp_path):
+    stitch = Stitch(tmp_path / "none.mp4")
+    on_air = Live(stitch.subscribe, lambda: 100)
+    with pytest.raises(StageError, match="cannot be read"):
+        await on_air.view("alice")
+    assert stitch.streams[0].cancelled and on_air._hubs == {}
+    await on_air.stop()
+
+
+async def test_a_hub_outlives_the_request_that_began_it(air):
+    """Serve and Ray cancel what was called in a request's context together with the request."""
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    stitch, on_air = air
+    begun_in = []
+    plain = stitch.subscribe
+    on_air._subscribe = lambda session_id, position: begun_in.append(request.get()) or plain(session_id, position)
+    request.set("the first viewer's")
+    await on_air.view("alice")
+    assert begun_in == ["none"]
+
+
+async def test_a_session_that_is_asked_for_anew_leaves_no_player_of_the_old_one(air, monkeypatch):
+    monkeypatch.setattr(live, "RETRY_S", 0.01)
+    stitch, on_air = air
+    tasks = len(asyncio.all_tasks())
+    for _ in range(5):
+        viewer = await on_air.view("alice")
+        stitch.fails = [SessionNotFound("There is none.", "Open it.")]
+        stitch.streams[-1].queue.put_nowait(RuntimeError("closed"))
+        await asyncio.wait_for(_drain(viewer), 2)
+        viewer.close()
+    await on_air.view("alice")
+    await asyncio.sleep(0.5)
+    assert len(asyncio.all_tasks()) - tasks <= 3  # the keeper, and one hub's two
 
 
 async def test_a_replica_that_dies_is_asked_anew_and_viewers_notice_nothing(air, monkeypatch):

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from deployments import growing
 from deployments import live as hubs
 from deployments import stitch as module
 from deployments.growing import GrowingTexts, speak_growing
@@ -435,6 +436,57 @@ async def test_a_silent_writer_is_given_up_and_a_long_text_refused():
     assert [part async for part in texts.read("a")] == ["One."] and len(texts) == 0
     with pytest.raises(TextError, match="100000 characters"):
         texts.feed("b", ["x" * 60_000, "y" * 60_000], False)
+
+
+async def test_a_text_that_is_over_takes_no_more_and_leaves_nothing(air):
+    """Refused, or cut: whoever still writes it is not waited for, and what is written then is nobody's."""
+    stitch, _, _ = await air(delay_s=0.05)
+    texts, written = stitch._growing, []
+
+    async def writing():
+        for k in range(400):
+            written.append(k)
+            yield f"Sentence {k}."
+            await asyncio.sleep(0.05)
+
+    await stitch.close("alice")
+    with pytest.raises(ClosedError):
+        await summary_of(speak_growing(Direct(stitch), SpeakRequest("alice", deliver=False), writing()))
+    speaking = asyncio.create_task(summary_of(speak_growing(Direct(stitch), SpeakRequest("bob"), writing())))
+    await asyncio.sleep(0.8)
+    await stitch.interrupt("bob")
+    assert (await asyncio.wait_for(speaking, 3))["interrupted"]
+    await asyncio.sleep(0.1)
+    assert len(texts) == 0 and len(written) < 100
+    texts.feed("late", ["One."], False)
+    with texts.spoken("late"):
+        pass
+    texts.feed("late", ["Two."], True)
+    assert len(texts) == 0
+
+
+async def test_texts_that_nobody_ever_speaks_make_room_in_the_end(monkeypatch):
+    monkeypatch.setattr(growing, "MAX_TEXTS", 2)
+    texts = GrowingTexts()
+    for key in "ab":
+        texts.feed(key, ["One."], False)
+    with pytest.raises(BusyError):
+        texts.feed("c", ["One."], False)
+    monkeypatch.setattr(growing, "UNREAD_S", 0.0)
+    with texts.spoken("b"):
+        texts.feed("c", ["One."], False)
+        assert len(texts) == 2 and "b" in texts._texts
+
+
+async def test_a_session_that_is_there_is_told_at_once_even_while_it_speaks(air):
+    stitch, _, _ = await air(delay_s=0.3)
+    speaking = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 40))))
+    await asyncio.sleep(0.1)
+    asked_s = time.monotonic()
+    with pytest.raises(ExistsError):
+        await stitch.create("alice")
+    assert time.monotonic() - asked_s < 1.0 and not speaking.done()
+    speaking.cancel()
 
 
 async def test_an_error_of_the_writer_reaches_the_caller_behind_what_was_said(air):
