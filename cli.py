@@ -56,7 +56,7 @@ def say(
         Console().print(summary_table(summary))
         size = f"{summary['duration_s']:.1f} s, {output.stat().st_size / 1e6:.1f} MB"
         Console().print(f"[bold green]{escape(str(output))}[/] ({size})")
-        Console().print('Try next: make demo TEXT="What you want to hear."   or: make serve, then open /docs')
+        Console().print('Try next: make demo TEXT="What you want to hear."   or: make serve, and talk with it in a browser')
 
 
 @app.command(epilog="Example: `warmtalk serve --port 8080`")
@@ -66,7 +66,7 @@ def serve(config: ConfigOption = "demo", port: PortOption = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with _errors(), _local(config, port, stop) as graph:
-        console.print(f"[bold green]Serving on {graph.url}[/]  (API: {graph.url}/docs, stop: Ctrl-C)")
+        console.print(f"[bold green]Open {graph.url} and talk[/]  (API: {graph.url}/docs, stop: Ctrl-C)")
         console.print(
             f"""  curl -X POST {graph.url}/speak -H 'Content-Type: application/json' -d '{{"text": "Hello."}}'"""
         )
