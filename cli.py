@@ -56,9 +56,7 @@ def say(
         Console().print(summary_table(summary))
         size = f"{summary['duration_s']:.1f} s, {output.stat().st_size / 1e6:.1f} MB"
         Console().print(f"[bold green]{escape(str(output))}[/] ({size})")
-        Console().print(
-            'Try next: make demo TEXT="What you want to hear."   or: make serve, and talk with it in a browser'
-        )
+        Console().print('Try next: make demo TEXT="What you want to hear."   or: make serve, and open its page')
 
 
 @app.command(epilog="Example: `warmtalk serve --port 8080`")

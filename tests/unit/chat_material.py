@@ -1,0 +1,115 @@
+"""A stand-in for Stitch, and the Chat stage over it, for the tests of both its ways and its survival."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deployments import chat as module
+from deployments.chat import Chat
+from deployments.requests import ChatRequest, SpeakEvent
+from models.errors import SessionNotFound
+from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV
+from tests.unit.llm_server import LLMServer, llm_server
+
+
+class Events:
+    """A streaming call of Stitch: speaks its text in `pause_s`, and ends with a summary or an error."""
+
+    def __init__(self, stitch: Stitch, request: Any) -> None:
+        self.stitch, self.request, self.ended, self.cancelled = stitch, request, False, False
+        self.spoke = False
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> SpeakEvent:
+        if self.ended:
+            raise StopAsyncIteration
+        part = self.request.text
+        if self.spoke:
+            self.ended = True
+            return SpeakEvent(
+                summary={"duration_s": 2.0, "ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"wall_ms": 9.0}}}
+            )
+        self.stitch.began.append((self.request.session_id, part, time.monotonic()))
+        if error := self.stitch.errors.get(part):
+            raise error
+        await asyncio.sleep(self.stitch.pause_s)
+        self.spoke = True
+        self.stitch.spoken.append((self.request.session_id, part))
+        return SpeakEvent(b"moof", round(25 * len(part) / module.CHARS_A_S))
+
+    def cancel(self) -> None:
+        self.cancelled = not self.ended
+
+
+class Stitch:
+    """The handle of Stitch: remembers what it was asked to speak, and what of it was cancelled."""
+
+    def __init__(self) -> None:
+        self.spoken: list[tuple[str, str]] = []
+        self.began: list[tuple[str, str, float]] = []
+        self.calls: list[Events] = []
+        self.errors: dict[str, Exception] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.pause_s = 0.0
+        self.speak = SimpleNamespace(remote=self._speak)
+        self.session = SimpleNamespace(remote=self._session)
+
+    def options(self, **options: Any) -> Stitch:
+        return self
+
+    def _speak(self, request: Any) -> Events:
+        self.calls.append(Events(self, request))
+        return self.calls[-1]
+
+    async def _session(self, session_id: str) -> dict[str, Any]:
+        if session_id not in self.facts:
+            raise SessionNotFound("There is none.", "Speak first.")
+        return self.facts[session_id]
+
+    def texts(self) -> list[str]:
+        return [text for _, text in self.spoken]
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    for name in (URL_ENV, MODEL_ENV, KEY_ENV):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def llm() -> Iterator[LLMServer]:
+    with llm_server() as running:
+        yield running
+
+
+async def stage(llm: LLMServer | None = None, stitch: Stitch | None = None, **config: Any) -> Chat:
+    chat = Chat(stitch or Stitch())
+    engine: dict[str, Any] = {"engine": "offline", "options": {"tokens_per_s": 1e5}}
+    if llm is not None:
+        engine = {"engine": "openai", "options": {"base_url": llm.url, "model": "tiny", "tries": 1, "timeout_s": 2}}
+    await chat.reconfigure({**engine, **config})
+    return chat
+
+
+async def finished(chat: Chat, job_id: str) -> dict[str, Any]:
+    for _ in range(500):
+        status = await chat.status(job_id)
+        if status["status"] in ("done", "failed"):
+            return status
+        await asyncio.sleep(0.01)
+    raise AssertionError(status)
+
+
+async def answered(chat: Chat, message: str = "Hello.", **options: Any) -> dict[str, Any]:
+    return await finished(chat, (await chat.start(ChatRequest(message, **options)))["job_id"])
