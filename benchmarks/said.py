@@ -14,19 +14,15 @@ import numpy as np
 from benchmarks.embedded import BATCH, EMBEDDED
 from configs.schema import StitchConfig
 from deployments.line import Chunk
+from deployments.pasting import loaded, mouth_of, spec_of
 from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions
-from deployments.utterance import LoadedAvatar, Utterance
+from deployments.utterance import Utterance
 from models.audio import pad_to_frames, resample
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.features import WhisperFeatures
 from models.openvino_engine import OpenVINOMuseTalk
-from models.stitch.encode import MediaSpec
-from models.stitch.mouth import Mouth
-from models.stitch.paste import Paster
-from models.stitch.rest import RestSettings, own_mouth_rests
-from models.stitch.steady import CropSteadier, pasted_box
 from models.tts.hibari import HibariTTS
 from models.types import WHISPER_HZ, FaceCrops, Float16, PreparedAvatar, Speech, UInt8
 
@@ -45,17 +41,11 @@ class Speaker:
     def say(self, avatar: PreparedAvatar, session_id: str, text: str, pause_s: float = 0.0) -> Path:
         """Add an utterance to a session, each sentence with so much more silence behind it; returns its video."""
         config, session = StitchConfig(), self.sessions.find(session_id)
-        spec = MediaSpec.for_source(
-            avatar.width, avatar.height, avatar.fps, sample_rate_hz=config.sample_rate_hz, crf=config.crf,
-            preset=config.preset, first_fragment_frames=config.first_chunk_frames, fragment_frames=config.chunk_frames,
-        )  # fmt: skip
-        loaded = LoadedAvatar(
-            avatar, Paster(avatar, mode=config.blend_mode), own_mouth_rests(avatar), pasted_box(avatar)
-        )
+        spec, shown = spec_of(avatar, config), loaded(avatar, config)
         position = session.position if session else 0
-        mouth = mouth_of(loaded, config)
+        mouth = mouth_of(shown, config, avatar.fps)
         said = Utterance(
-            SpeakRequest(session_id, text), self.sessions, loaded, spec, position, mouth, engines=dict(ENGINES)
+            SpeakRequest(session_id, text), self.sessions, shown, spec, position, mouth, engines=dict(ENGINES)
         )
         speeches = [paused(speech, pause_s) for speech in self.voice.speak(text)]
         for chunk in self._chunks(avatar, speeches, position):
@@ -96,14 +86,6 @@ class Speaker:
             self.engine.generate(latents[k : k + BATCH], windows[k : k + BATCH]) for k in range(0, len(latents), BATCH)
         ]
         return np.concatenate(parts)
-
-
-def mouth_of(avatar: LoadedAvatar, config: StitchConfig) -> Mouth:
-    """The mouth as Stitch sets it up by default."""
-    source_rests = avatar.rests if config.rest_mouth == "auto" else config.rest_mouth == "source"
-    times_s = (config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, config.av_offset_ms / 1e3)
-    rest = RestSettings(*times_s, source_rests=source_rests)
-    return Mouth(avatar.prepared.fps, rest, CropSteadier(avatar.pasted) if config.steady_crops else None)
 
 
 def paused(speech: Speech, pause_s: float) -> Speech:

@@ -22,6 +22,7 @@ from deployments.growing import GrowingTexts
 from deployments.interruption import Cut, Cuts
 from deployments.line import Chunk, Job, Line, LineSettings
 from deployments.onair import OnAir, OnStage, Show
+from deployments.pasting import PASTE_KEYS, loaded, mouth_of, spec_of
 from deployments.paths import builtin_avatars, output_path
 from deployments.requests import SpeakEvent, SpeakRequest
 from deployments.retention import Limits, Retention
@@ -35,17 +36,12 @@ from models.avatar.store import AvatarStore
 from models.errors import BusyError, InputError, InterruptedSpeech, StageError
 from models.ids import check_id
 from models.stitch.encode import MediaSpec
-from models.stitch.mouth import Mouth
-from models.stitch.paste import Paster
-from models.stitch.rest import RestSettings, own_mouth_rests
-from models.stitch.steady import CropSteadier, pasted_box
 from models.text import check_text
-from models.types import Fragment, PreparedAvatar, Speech
+from models.types import Fragment, Speech
 
 log = logging.getLogger("ray.serve")
 
 SURVEY_S, SURVEYS_AN_EXPIRY = 30.0, 10  # how often sessions are counted, and looked through for old ones
-PASTE_KEYS = {"blend_mode", "color_match", "sharpness_match", "jaw_follow"}  # a paster is made for them
 LONGEST_TEXT = 100_000  # characters; the TTS stage has a lower limit of its own
 
 
@@ -64,6 +60,7 @@ class Stitch(Stage[StitchConfig]):
         self._avatars: OrderedDict[tuple[str, str], LoadedAvatar] = OrderedDict()
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
+        self._given = config  # for this thread: `self.config` is the one before until all of this one is applied
         self._store = AvatarStore(
             output_path(config.avatars_dir), builtin_avatars(), cache_bytes=config.frame_cache_mb * 2**20
         )
@@ -214,7 +211,8 @@ class Stitch(Stage[StitchConfig]):
     def _create(self, session_id: str, avatar_id: str | None) -> dict[str, Any]:
         self._retention.check(new=not self._sessions.store.exists(session_id))
         prepared = self._load_avatar(avatar_id or self.config.avatar_id).prepared
-        self._sessions.store.create(session_id, self._spec(prepared), prepared.avatar_id, prepared.version)
+        spec = spec_of(prepared, self.config)
+        self._sessions.store.create(session_id, spec, prepared.avatar_id, prepared.version)
         self._retention.opened()
         return self._sessions.describe(session_id)
 
@@ -254,52 +252,20 @@ class Stitch(Stage[StitchConfig]):
         continues = session is not None and session.frames > 0
         known = session.avatar_id if session is not None and continues else self.config.avatar_id
         avatar = self._load_avatar(request.avatar_id or known)
-        spec = session.spec if session is not None and continues else self._spec(avatar.prepared)
-        mouth = self._mouth(avatar, spec.fps)
+        spec = session.spec if session is not None and continues else spec_of(avatar.prepared, self.config)
+        mouth = mouth_of(avatar, self.config, spec.fps)
         position = session.position if session else 0
         return Utterance(request, self._sessions, avatar, spec, position, mouth)
-
-    def _mouth(self, avatar: LoadedAvatar, fps: int) -> Mouth:
-        config = self.config
-        source_rests = avatar.rests if config.rest_mouth == "auto" else config.rest_mouth == "source"
-        times_s = (config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, config.av_offset_ms / 1e3)
-        rest = RestSettings(*times_s, source_rests=source_rests)
-        return Mouth(fps, rest, CropSteadier(avatar.pasted) if config.steady_crops else None)
 
     def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
         key = (avatar_id, self._store.version(avatar_id))
         if key not in self._avatars:
             prepared = self._store.load(avatar_id, latents=False)
-            self._avatars[key] = LoadedAvatar(
-                prepared, self._paster(prepared), own_mouth_rests(prepared), pasted_box(prepared)
-            )
-            while len(self._avatars) > self.config.cached_avatars:
+            self._avatars[key] = loaded(prepared, self._given)
+            while len(self._avatars) > self._given.cached_avatars:
                 self._avatars.popitem(last=False)
         self._avatars.move_to_end(key)
         return self._avatars[key]
-
-    def _paster(self, avatar: PreparedAvatar) -> Paster:
-        config = self.config
-        return Paster(
-            avatar,
-            config.blend_mode,
-            color_match=config.color_match,
-            sharpness_match=config.sharpness_match,
-            jaw_follow=config.jaw_follow,
-        )
-
-    def _spec(self, avatar: PreparedAvatar) -> MediaSpec:
-        config = self.config
-        return MediaSpec.for_source(
-            avatar.width,
-            avatar.height,
-            avatar.fps,
-            sample_rate_hz=config.sample_rate_hz,
-            crf=config.crf,
-            preset=config.preset,
-            first_fragment_frames=config.first_chunk_frames,
-            fragment_frames=config.chunk_frames,
-        )
 
     def _given_speech(self, audio: bytes, spec: MediaSpec) -> tuple[Speech, ...]:
         """An uploaded recording at the session's rate, cut at quiet places. Raises AudioError."""

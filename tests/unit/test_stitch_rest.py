@@ -1,13 +1,12 @@
 """Rest: the source's mouth in silences, the generated one wherever anything sounds, and soft fades between them."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from configs.schema import StitchConfig
-from deployments.stitch import Stitch
+from deployments.pasting import mouth_of
 from deployments.utterance import LoadedAvatar
 from models.activity import Activity
 from models.avatar.store import AvatarStore
@@ -177,7 +176,7 @@ def test_the_config_says_whose_mouth_rests(rest_mouth, moves, rests):
     gaps = 0.05 + 0.05 * np.abs(np.sin(np.arange(50) * 0.9)) * moves
     config = StitchConfig(rest_mouth=rest_mouth, av_offset_ms=80)
     loaded = LoadedAvatar(avatar(gaps), None, own_mouth_rests(avatar(gaps)))
-    mouth = Stitch._mouth(SimpleNamespace(config=config), loaded, FPS)
+    mouth = mouth_of(loaded, config, FPS)
     tone = np.sin(np.arange(16_000) * 2 * np.pi * 200 / 16_000).astype(np.float32) * 0.2
     mouth.hear(Speech(np.pad(tone, (16_000, 16_000)), 16_000, last=True), 0)
     weights = mouth.weights(0, 75)

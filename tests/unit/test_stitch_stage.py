@@ -22,7 +22,7 @@ from deployments.stitch import Stitch
 from deployments.utterance import LoadedAvatar
 from models.avatar.playback import ping_pong
 from models.errors import BusyError, ClosedError, ExistsError, InterruptedSpeech, QuotaError, SessionNotFound, TextError
-from models.stitch.paste import Paster
+from models.stitch.paste import PasteMemory, Paster
 from models.types import FaceCrops, FeatureWindows, PreparedAvatar, Speech
 
 SIDE, COUNT, RATE = 64, 40, 24_000
@@ -144,6 +144,27 @@ async def air(monkeypatch, tmp_path):
     for stitch, live in made:
         await live.stop()
         stitch._keeper.cancel()
+
+
+async def test_the_first_config_and_every_later_one_says_how_the_default_avatar_is_pasted(monkeypatch, tmp_path):
+    """It is loaded while its config is applied: the paster must be of that config, not of the one before."""
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+
+    def pasted(paster: Paster, prepared: PreparedAvatar) -> np.ndarray:
+        frame = np.array(prepared.frames[0])
+        paster.paste_into(frame, noise, 0, memory=PasteMemory())
+        return frame
+
+    stitch = Stitch(*[Stages()] * 3)
+    plain = {"color_match": False, "sharpness_match": False, "jaw_follow": False}
+    for options in ({"blend_mode": "multiband", **plain}, {"blend_mode": "multiband"}, {}):
+        await stitch.reconfigure(options)
+        avatar = stitch._load_avatar("presenter")
+        keys = {**options}
+        expected = Paster(avatar.prepared, keys.pop("blend_mode", "feather"), **keys)
+        assert np.array_equal(pasted(avatar.paster, avatar.prepared), pasted(expected, avatar.prepared))
+    stitch._keeper.cancel()
 
 
 class Watcher:
