@@ -5,12 +5,11 @@ Belongs to the ingress; knows no stage and no media.
 
 # no `from __future__ import annotations`: FastAPI must see the real types
 
+import asyncio
 import codecs
-import contextlib
 import json
 import os
 import re
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,13 +26,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import IngressConfig
 from deployments.failures import known_error
+from deployments.origins import SameOrigin
 from models.errors import InputError, WarmTalkError
 
 READ_CHUNK = 2**18  # bytes
 NO_CACHE = {"Cache-Control": "no-cache"}
 UPLOADS = ("/speak/audio", "/avatars")  # their bodies are files, and have a limit of their own
-ABANDONED_S = 24 * 3600.0  # an upload this old belongs to an ingress that died over it
-REMEDIES = {404: "See /docs for what there is.", 405: "See /docs for what there is.", 413: "Send a shorter text."}
+PAUSE_S = 60.0  # a body of which nothing has come for so long has been given up
+REMEDIES = {
+    400: "See /docs for its form.",
+    404: "See /docs for what there is.",
+    405: "See /docs for what there is.",
+    408: "Send it again, without a pause.",
+    413: "Send less at a time.",
+}
 
 api = FastAPI(
     title="WarmTalk",
@@ -95,7 +101,10 @@ async def _on_bug(http: Request, error: Exception) -> JSONResponse:
 
 
 class BoundedJson:
-    """Refuses a body of JSON beyond `max_bytes` while it comes, so that it never fills the memory."""
+    """Refuses a body of JSON beyond `max_bytes` while it comes, so that it never fills the memory, and any that stops.
+
+    A body that is half sent and then held open would keep its place, and its file, for as long as the client likes.
+    """
 
     max_bytes = int(IngressConfig().max_json_kb * 2**10)  # the replica's: Ingress.reconfigure sets it
 
@@ -103,15 +112,19 @@ class BoundedJson:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].endswith(UPLOADS):
+        if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        size = 0
+        size, more = 0, True
+        limit = float("inf") if scope["path"].endswith(UPLOADS) else self.max_bytes
 
         async def bounded() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self.max_bytes:
+            nonlocal size, more
+            try:
+                message = await asyncio.wait_for(receive(), PAUSE_S if more else None)
+            except asyncio.TimeoutError:
+                raise HTTPError(408, f"Nothing more of the request came for {PAUSE_S:g} s.") from None
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+            if size > limit:
                 raise HTTPError(413, f"The request exceeds {self.max_bytes / 2**10:g} KB.")
             return message
 
@@ -119,6 +132,7 @@ class BoundedJson:
 
 
 api.add_middleware(BoundedJson)
+api.add_middleware(SameOrigin)
 
 # --- answers that come in pieces
 
@@ -141,7 +155,7 @@ def file_range(file: BinaryIO, size: int, tag: str, asked: Mapping[str, str], he
     """
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache", "ETag": f'"{tag}"'}
     wanted = asked.get("range", "") if asked.get("if-range", headers["ETag"]) == headers["ETag"] else ""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", wanted.strip())
     status, begin, end = 200, 0, size
     if match and match.group(0) != "bytes=-":  # else no range, or several: the whole is a valid answer
         first, last = match.groups()
@@ -214,6 +228,12 @@ def whole_file(path: Path, name: str) -> Response:
     return StreamingResponse(_parts(file), headers=headers, media_type="video/mp4")
 
 
+def unlink_result(made: "asyncio.Task[Path]") -> None:
+    """Remove the file that a task has made for somebody who has gone."""
+    if not made.cancelled() and made.exception() is None:
+        made.result().unlink(missing_ok=True)
+
+
 def _parts(file: BinaryIO) -> Iterator[bytes]:
     with file:
         while part := file.read(READ_CHUNK):
@@ -240,10 +260,3 @@ async def progress_lines(first: dict[str, Any], events: Any, upload: Path) -> As
     finally:
         events.cancel()
         upload.unlink(missing_ok=True)
-
-
-def remove_abandoned(folder: Path) -> None:
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
-                path.unlink()

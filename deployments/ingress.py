@@ -28,17 +28,19 @@ from deployments.http import (
     live_parts,
     open_tagged,
     progress_lines,
-    remove_abandoned,
     sound_parts,
+    unlink_result,
     video_parts,
     whole_file,
     written,
 )
 from deployments.live import Live
+from deployments.origins import SameOrigin
 from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
 from deployments.stage import parse_config
 from deployments.talk import Talk, schema
+from deployments.uploads import FOLDER, Uploads
 from deployments.views import captions, faststart, playlist
 from deployments.web import serve_page
 from deployments.webrtc import Peers
@@ -70,13 +72,16 @@ class Ingress:
         self._voices = tts
         self._chat = chat
         self.config = IngressConfig()
+        self._uploads = Uploads(self.config)
         self._watch = stitch.options(stream=True, _by_reference=False)
         self._peers = Peers()
         self._live = Live(self._subscribe, lambda: self.config.max_viewers)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.config = parse_config("Ingress", user_config)
+        self._uploads.config = self.config
         BoundedJson.max_bytes = int(self.config.max_json_kb * 2**10)
+        SameOrigin.allowed = frozenset(self.config.allowed_origins)
 
     # --- speaking
 
@@ -104,7 +109,7 @@ class Ingress:
         strength: Annotated[float | None, Query(ge=0, le=1)] = None,
         stream: bool = False,
     ) -> Response:
-        audio = await self._body(http)
+        audio = await self._uploads.received(http)
         if not audio:
             raise InputError("The request has no body.", "Send a WAV, FLAC, MP3 or OGG file as the request's body.")
         return await self._answer(SpeakRequest(session_id, "", audio, avatar_id, enhance, strength, deliver=stream))
@@ -140,16 +145,6 @@ class Ingress:
             raise
         headers = {"X-WarmTalk-Session": request.session_id, "Cache-Control": "no-store"}
         return StreamingResponse(video_parts(first, events), media_type="video/mp4", headers=headers)
-
-    async def _body(self, http: Request) -> bytes:
-        limit = int(self.config.max_upload_mb * 2**20)
-        parts, size = [], 0
-        async for part in http.stream():
-            size += len(part)
-            if size > limit:
-                raise InputError(f"The upload exceeds {self.config.max_upload_mb:g} MB.", "Send a smaller file.")
-            parts.append(part)
-        return b"".join(parts)
 
     @api.get("/voices", summary="Voices of the TTS engine; the first is the default")
     async def voices(self) -> list[str]:
@@ -263,7 +258,12 @@ class Ingress:
     @api.get("/sessions/{session_id}/download.mp4", summary="The session so far as one MP4 that plays while it loads")
     async def download(self, session_id: str) -> Response:
         facts = await self.session(session_id)
-        path = await asyncio.to_thread(faststart, facts, output_path("results/uploads"))
+        made = asyncio.create_task(asyncio.to_thread(faststart, facts, output_path(FOLDER)))
+        try:
+            path = await asyncio.shield(made)
+        except asyncio.CancelledError:
+            made.add_done_callback(unlink_result)  # the thread goes on
+            raise
         return whole_file(path, f"{session_id}.mp4")
 
     @api.post("/sessions/{session_id}/say", summary="Say a text while it is still being written: a body of plain text")
@@ -358,7 +358,7 @@ class Ingress:
         options |= {"extra_margin": extra_margin}
         options |= {"geometry": geometry, "smoothing": smoothing, "affine_tracking_enabled": affine_tracking_enabled}
         options |= {"scale_lock_enabled": scale_lock_enabled, "subpixel_enabled": subpixel_enabled}
-        upload = await self._store_upload(http)
+        upload = await self._uploads.stored(http)
         prepare = self._avatars.options(stream=True, _by_reference=False).prepare
         events = prepare.remote(str(upload), avatar_id, force, options)
         try:
@@ -368,28 +368,6 @@ class Ingress:
             upload.unlink(missing_ok=True)
             raise
         return StreamingResponse(progress_lines(first, events, upload), media_type="application/x-ndjson")
-
-    async def _store_upload(self, http: Request) -> Path:
-        """The request's body as a file of a name that the caller cannot choose; removed if the upload breaks off."""
-        folder = output_path("results/uploads")
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder)
-        path, size, limit = folder / uuid.uuid4().hex, 0, int(self.config.max_upload_mb * 2**20)
-        try:
-            with path.open("wb") as file:
-                async for part in http.stream():
-                    size += len(part)
-                    if size > limit:
-                        raise InputError(
-                            f"The upload exceeds {self.config.max_upload_mb:g} MB.", "Send a smaller file."
-                        )
-                    await asyncio.to_thread(file.write, part)
-            if not size:
-                raise InputError("The request has no body.", "Send a video or a picture as the request's body.")
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return path
 
     # --- the rest
 

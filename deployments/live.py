@@ -179,7 +179,9 @@ class Hub:
                     if event.piece is not None:
                         self._speech.append((event.clock, event.piece))
                         self._arrived.set()
-            except Exception as error:  # noqa: BLE001 - a replica died, or is being replaced: viewers must not notice
+            except (Exception, asyncio.CancelledError) as error:  # a replica died, or is being replaced: not to be seen
+                if isinstance(error, asyncio.CancelledError) and _cancelled():
+                    raise
                 log.warning("live: the stream of session %s broke off: %s", self.session_id, type(error).__name__)
             self._events.cancel()
             self._speech.clear()
@@ -240,6 +242,12 @@ class Hub:
                 return piece
         grid = self._loop.grid
         return self._loop.piece(grid.floor(self._position))
+
+
+def _cancelled() -> bool:
+    """Whether the running task itself is to end, and not only what it waits for (told apart from Python 3.11 on)."""
+    task: Any = asyncio.current_task()
+    return bool(task.cancelling()) if hasattr(task, "cancelling") else True
 
 
 class Loops:

@@ -1,7 +1,10 @@
 """The ingress without Ray: ranges of a growing file, limits of bodies, what errors become, what is cancelled."""
 
 import asyncio
+import contextlib
+import json
 import os
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +14,12 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.testclient import TestClient
 
+from deployments import http, ingress
 from deployments.failures import known_error
 from deployments.http import BoundedJson, api, file_range
 from deployments.ingress import Ingress
 from deployments.requests import SpeakEvent
+from deployments.views import faststart
 from models import errors
 from models.errors import AvatarNotFound, BusyError, StageError, TextError
 from models.stitch.session import SessionFile
@@ -88,9 +93,9 @@ def serve(monkeypatch, tmp_path):
 
     def start(stitch=None, avatars=None, config=None, tts=None, chat=None) -> TestClient:
         plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
-        ingress = plain(stitch or Handle(), avatars or Handle(), tts or Handle(), chat or Handle())
-        asyncio.run(ingress.reconfigure(config or {}))
-        monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+        served = plain(stitch or Handle(), avatars or Handle(), tts or Handle(), chat or Handle())
+        asyncio.run(served.reconfigure(config or {}))
+        monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=served))
         return TestClient(api, raise_server_exceptions=False)
 
     return start
@@ -143,7 +148,7 @@ async def test_a_range_holds_whole_fragments_bytes_and_no_others(grown, wanted, 
     assert await body_of(answer) == grown.read_bytes()[begin:end]
 
 
-@pytest.mark.parametrize("wanted", ["", "bytes=-", "bytes=0-1,5-6", "frames=0-9", "bytes=a-b"])
+@pytest.mark.parametrize("wanted", ["", "bytes=-", "bytes=0-1,5-6", "frames=0-9", "bytes=a-b", f"bytes={'9' * 5000}-"])
 async def test_what_is_no_single_range_gets_the_whole(grown, wanted):
     answer = ranged(grown, wanted)
     assert (answer.status_code, answer.headers["content-length"]) == (200, "1000")
@@ -268,7 +273,7 @@ def test_an_upload_beyond_its_limit_is_refused(serve, tmp_path):
     client = serve(stitch, avatars, {"max_upload_mb": 0.5})
     for path, query in (("/speak/audio", {}), ("/avatars", {"avatar_id": "me"})):
         answer = client.post(path, params=query, content=b"x" * (2**19 + 1))
-        assert (answer.status_code, error_of(answer)["message"]) == (422, "The upload exceeds 0.5 MB.")
+        assert (answer.status_code, error_of(answer)["message"]) == (413, "The upload exceeds 0.5 MB.")
     assert stitch.asked == avatars.asked == []
     assert list((tmp_path / "results" / "uploads").iterdir()) == []
 
@@ -277,6 +282,56 @@ def test_an_upload_of_the_limit_is_taken(serve):
     stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)])
     answer = serve(stitch, config={"max_upload_mb": 0.5}).post("/speak/audio", content=b"x" * 2**19)
     assert answer.status_code == 200 and len(stitch.asked[0][1][0].audio) == 2**19
+
+
+@pytest.mark.parametrize("path", ["/speak", "/speak/audio", "/avatars?avatar_id=me", "/sessions/alice/say"])
+def test_a_request_that_is_half_sent_and_held_open_is_given_up(serve, monkeypatch, tmp_path, path):
+    monkeypatch.setattr(http, "PAUSE_S", 0.1)
+    stitch, avatars = Handle(speak=[], feed=None), Handle()
+    serve(stitch, avatars)
+    status, body = asyncio.run(half_sent(path, b'{"text": "Hel'))
+    assert status == 408 and json.loads(body)["error"]["message"] == "Nothing more of the request came for 0.1 s."
+    assert avatars.asked == [] and all(stream.cancelled for stream in stitch.made)
+    assert not list((tmp_path / "results" / "uploads").glob("*"))
+
+
+def test_a_client_that_leaves_half_way_leaves_no_file(serve, tmp_path):
+    avatars = Handle()
+    serve(avatars=avatars)
+    asyncio.run(half_sent("/avatars?avatar_id=me", b"RIFF", leaves=True))
+    assert avatars.asked == [] and list((tmp_path / "results" / "uploads").iterdir()) == []
+
+
+def test_so_many_files_are_received_at_a_time(serve, monkeypatch):
+    monkeypatch.setattr(http, "PAUSE_S", 0.5)
+    serve(Handle(), config={"max_uploads": 2})
+
+    async def several():
+        return await asyncio.gather(*(half_sent("/speak/audio", b"RIFF") for _ in range(5)))
+
+    assert sorted(status for status, _ in asyncio.run(several())) == [408, 408, 429, 429, 429]
+    assert [status for status, _ in asyncio.run(several())].count(408) == 2  # the places are free again
+
+
+async def half_sent(path: str, data: bytes, leaves: bool = False, method: str = "POST") -> tuple[int, bytes]:
+    """(status, body) of a request whose body breaks off: the client leaves, or says nothing more."""
+    path, _, query = path.partition("?")
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()}
+    scope |= {"headers": headers, "http_version": "1.1", "scheme": "http", "server": ("here", 80), "client": None}
+    coming = [{"type": "http.request", "body": data, "more_body": True}]
+    coming += [{"type": "http.disconnect"}] if leaves else []
+    sent: list[dict] = []
+
+    async def receive():
+        return coming.pop(0) if coming else await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    with contextlib.suppress(Exception):  # of a client that has left, nobody is told
+        await api(scope, receive, send)
+    return sent[0]["status"] if sent else 0, b"".join(message.get("body", b"") for message in sent)
 
 
 def test_json_beyond_its_limit_is_refused_while_it_comes(serve):
@@ -513,6 +568,28 @@ def test_a_session_has_captions_a_playlist_and_a_download(serve, filmed, tmp_pat
     assert whole.headers["content-disposition"] == 'attachment; filename="alice.mp4"'
     assert len(whole.content) == int(whole.headers["content-length"]) and whole.content[4:8] == b"ftyp"
     assert shown(whole.content)[1] == pytest.approx([20 + 4 * k for k in range(30)], abs=2)
+    assert list((tmp_path / "results" / "uploads").iterdir()) == []
+
+
+def test_a_download_that_nobody_waits_for_leaves_no_file(serve, filmed, tmp_path, monkeypatch):
+    begun = threading.Event()
+
+    def slowly(facts, folder):
+        begun.set()
+        time.sleep(0.2)
+        return faststart(facts, folder)
+
+    monkeypatch.setattr(ingress, "faststart", slowly)
+
+    async def leave():
+        task = asyncio.create_task(half_sent("/sessions/alice/download.mp4", b"", method="GET"))
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        await asyncio.wait({task})
+        await asyncio.sleep(0.5)
+
+    serve(Handle(session={"video_path": str(filmed.path)}))
+    asyncio.run(leave())
     assert list((tmp_path / "results" / "uploads").iterdir()) == []
 
 

@@ -59,7 +59,7 @@ class Stream:
             self.begun = True
             return self.start
         item = await self.queue.get()
-        if isinstance(item, Exception):
+        if isinstance(item, BaseException):
             raise item
         return item
 
@@ -252,14 +252,15 @@ async def test_a_session_that_is_asked_for_anew_leaves_no_player_of_the_old_one(
     assert len(asyncio.all_tasks()) - tasks <= 3  # the keeper, and one hub's two
 
 
-async def test_a_replica_that_dies_is_asked_anew_and_viewers_notice_nothing(air, monkeypatch):
+@pytest.mark.parametrize("died", [RuntimeError("died"), asyncio.CancelledError()])
+async def test_a_replica_that_dies_is_asked_anew_and_viewers_notice_nothing(air, monkeypatch, died):
     monkeypatch.setattr(live, "RETRY_S", 0.1)
     stitch, on_air = air
     viewer = await on_air.view("alice")
     reading = asyncio.create_task(watch(viewer, 1.2))
     await asyncio.sleep(0.3)
     stitch.fails = [RuntimeError("still starting")]
-    stitch.streams[-1].queue.put_nowait(RuntimeError("died"))
+    stitch.streams[-1].queue.put_nowait(died)
     data, _ = await reading
     times, seen = shown(data)
     np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)

@@ -1,0 +1,83 @@
+"""Bodies that are files: so many at a time, each of a limited size. Belongs to the ingress; knows no stage."""
+
+# no `from __future__ import annotations`: part of what serve.ingress looks at
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+
+from fastapi import HTTPException, Request
+
+from configs.schema import IngressConfig
+from deployments.paths import output_path
+from models.errors import BusyError, InputError
+
+FOLDER = "results/uploads"
+ABANDONED_S = 24 * 3600.0  # an upload this old belongs to an ingress that died over it
+
+
+class Uploads:
+    """What an ingress replica receives of files."""
+
+    def __init__(self, config: IngressConfig) -> None:
+        self.config = config
+        self.under_way = 0
+
+    async def received(self, http: Request) -> bytes:
+        """A request's body. Raises BusyError, HTTPException 413."""
+        with self._place():
+            async with aclosing(self._parts(http)) as parts:
+                return b"".join([part async for part in parts])
+
+    async def stored(self, http: Request) -> Path:
+        """The body as a file of a name that the caller cannot choose; none is left where it breaks off.
+
+        Raises BusyError, InputError, HTTPException 413.
+        """
+        folder = output_path(FOLDER)
+        with self._place():
+            await asyncio.to_thread(_prepare, folder)
+            path, size = folder / uuid.uuid4().hex, 0
+            try:
+                with path.open("wb") as file:
+                    async with aclosing(self._parts(http)) as parts:
+                        async for part in parts:
+                            size += len(part)
+                            await asyncio.to_thread(file.write, part)
+                if not size:
+                    raise InputError("The request has no body.", "Send a video or a picture as the request's body.")
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+            return path
+
+    async def _parts(self, http: Request) -> AsyncGenerator[bytes, None]:
+        size, limit_mb = 0, self.config.max_upload_mb
+        async for part in http.stream():
+            size += len(part)
+            if size > limit_mb * 2**20:
+                raise HTTPException(413, f"The upload exceeds {limit_mb:g} MB.")
+            yield part
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self.under_way >= self.config.max_uploads:
+            raise BusyError("As many files are being received as this server allows.", "Try again in a few seconds.")
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder, and remove from it what nobody is going to read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
