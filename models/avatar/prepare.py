@@ -186,16 +186,7 @@ def prepare_avatar(
         facts = _facts(survey, track, video)
         if geometry.boxes is not None and parser is None:
             facts["warnings"].append("No face parser was given: the mask follows the landmarks, not MuseTalk's region.")
-        draft.meta |= {
-            "fps": options.fps,
-            "width": video.width,
-            "height": video.height,
-            "frames": len(survey.has_face),
-            "vae_fingerprint": vae_fingerprint,
-            "source": {"name": video.path.name, "sha256": video.sha256, "kind": video.kind, "fps": video.fps},
-            "settings": options.settings,
-            "facts": facts,
-        }
+        draft.meta |= _meta(video, options, facts) | {"vae_fingerprint": vae_fingerprint}
     folder = store.folder(avatar_id)
     return PrepareReport(
         avatar_id=avatar_id,
@@ -273,6 +264,19 @@ def _to_float16(latents: Any, n: int) -> Float16:
     if array.shape != (n, 8, 32, 32):
         raise ConfigError(f"The VAE returns latents of shape {array.shape}, not {(n, 8, 32, 32)}.", "Check its folder.")
     return array.astype(np.float16)
+
+
+def _meta(video: Source, options: PrepareOptions, facts: dict[str, Any]) -> dict[str, Any]:
+    """What avatar.json says of the video and of how it was prepared."""
+    return {
+        "fps": options.fps,
+        "width": video.width,
+        "height": video.height,
+        "frames": facts["frames"],
+        "source": {"name": video.path.name, "sha256": video.sha256, "kind": video.kind, "fps": video.fps},
+        "settings": options.settings,
+        "facts": facts,
+    }
 
 
 def _facts(survey: Survey, track: Track, source: Source) -> dict[str, Any]:

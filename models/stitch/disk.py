@@ -19,6 +19,15 @@ FORMAT = 1  # of session.json and index.jsonl
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Recovery:
+    """What recovering a session found: its frames, and the debris that was cut off, in bytes."""
+
+    frames: int
+    video_cut: int
+    index_cut: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class SessionMeta:
     """session.json: what is fixed from a session's start to its reset."""
 

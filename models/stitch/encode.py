@@ -79,6 +79,11 @@ class MediaSpec:
         return cls(width - width % 2, height - height % 2, fps, **options)  # type: ignore[arg-type]
 
     @property
+    def format(self) -> str:
+        """In words, what must stay the same for the life of a session; how well it is coded may change."""
+        return f"{self.width}×{self.height} px at {self.fps} fps with sound at {self.sample_rate_hz} Hz"
+
+    @property
     def frame_ticks(self) -> int:
         return VIDEO_TIMESCALE // self.fps
 

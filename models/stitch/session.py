@@ -23,7 +23,6 @@ needs one that honours it between hosts (NFS 4, CephFS, EFS, Lustre with `-o flo
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import io
 import os
@@ -32,22 +31,14 @@ from pathlib import Path
 from typing import Literal
 
 from models.errors import ConfigError, CorruptError, FencedError, NotFoundError, SessionNotFound
+from models.files import replace_file
 from models.stitch import export, index
-from models.stitch.disk import EPOCH, INDEX, LOCK, META, VIDEO, SessionMeta, replace_file, starts_with, write_at
+from models.stitch.disk import EPOCH, INDEX, LOCK, META, VIDEO, Recovery, SessionMeta, starts_with, write_at
 from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec
 from models.stitch.sidecar import Record, SidecarWriter, header, sidecar_path
 from models.types import Fragment
 
 Sync = Literal["never", "utterance", "fragment"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Recovery:
-    """What `recover` found: the session's frames, and the debris that it cut off, in bytes."""
-
-    frames: int
-    video_cut: int
-    index_cut: int
 
 
 class SessionFile:
@@ -80,9 +71,9 @@ class SessionFile:
                 )
             self._create(SessionMeta.new(self.folder.name, avatar_id, avatar_version, spec))
         self._meta = self._read_meta()
-        if spec is not None and _describe(spec) != _describe(self.spec):
+        if spec is not None and spec.format != self.spec.format:
             raise ConfigError(
-                f"The session is {_describe(self.spec)}, not {_describe(spec)}.",
+                f"The session is {self.spec.format}, not {spec.format}.",
                 "Reset the session, or use another id.",
             )
         self._totals = self._empty()
@@ -401,7 +392,3 @@ class SessionFile:
         assert after is not None, record
         write_at(self._index, self._totals.index_bytes, line)
         self._totals = after
-
-
-def _describe(spec: MediaSpec) -> str:
-    return f"{spec.width}×{spec.height} px at {spec.fps} fps with sound at {spec.sample_rate_hz} Hz"
