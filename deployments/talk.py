@@ -3,7 +3,9 @@
 In, a JSON object a message; its `type` is one of `Command`:
 
     {"type": "speak", "text": "Hello.", "voice"?, "speed"?, "enhance"?, "id"?}     say a text
-    {"type": "text", "text": "Hel", "last"?: false, "id"?}    say a text that is still being written, bit by bit
+    {"type": "text", "text": "Hel", "last"?: false, "id"?}    say a text that is still being written, bit by bit; an `id`
+                                                   of its own begins another. One that was cut, or failed, takes no more:
+                                                   what comes of it, up to its `last` or another `id`, is dropped
     {"type": "audio", "last"?: false, "id"?}       the next binary message is a recording, or a part of one; with `last`
                                                    it is said: WAV, FLAC, MP3, or OGG (Opus)
     {"type": "chat", "message": "Who are you?", "id"?}        have a message answered, in speech
@@ -23,7 +25,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -40,6 +42,7 @@ from models.ids import check_id
 from models.llm.pieces import pieces
 
 UNPLAYED = 16  # pieces that may be on their way to a client that says what it has played: 2.5 s
+MAX_MESSAGE_CHARS = 256 * 2**10  # of JSON
 MAX_AUDIO_BYTES = 32 * 2**20
 MAX_UNDER_WAY = 16  # commands of one socket that are being carried out
 CHAT_POLL_S = 0.25
@@ -108,6 +111,15 @@ def schema() -> dict[str, Any]:
     return {"send": COMMANDS.json_schema(), "receive": Event.model_json_schema()}
 
 
+@dataclass(slots=True)
+class _Written:
+    """A text that is being written."""
+
+    id: str | None
+    parts: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
+    over: bool = False  # it is said no more
+
+
 class Talk:
     """One socket. `run` returns when it is closed, and everything that it began has ended."""
 
@@ -116,7 +128,7 @@ class Talk:
         self._stitch, self._chat, self._live = stitch, chat, live
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
-        self._text: asyncio.Queue[str | None] | None = None  # of a text that is being written
+        self._text: _Written | None = None
         self._audio: list[bytes] = []
         self._expects: Audio | None = None  # the next binary message belongs to it
         self._watching: asyncio.Task[None] | None = None
@@ -132,7 +144,8 @@ class Talk:
         except (WarmTalkError, RayError, RayServeException) as error:
             known = known_error(error)
             await self._tell("failed", error=known.to_dict())
-            await self._socket.close(4000 + known.status, known.message[:100])
+            reason = known.message.encode()[:120].decode("utf-8", "ignore")  # RFC 6455 leaves 123 bytes
+            await self._socket.close(4000 + known.status, reason)
             return
         try:
             await self._tell("ready", session_id=self._session_id)
@@ -162,7 +175,10 @@ class Talk:
             if (data := message.get("bytes")) is not None:
                 self._take_audio(data)
                 return
-            command = COMMANDS.validate_json(message.get("text") or "")
+            text = message.get("text") or ""
+            if len(text) > MAX_MESSAGE_CHARS:
+                raise InputError(f"The message exceeds {MAX_MESSAGE_CHARS // 2**10} KB.", "Send less at a time.")
+            command = COMMANDS.validate_json(text)
             await self._obey(command)
         except ValidationError as error:
             found = error.errors()[0]
@@ -179,13 +195,7 @@ class Talk:
                 self._speak(command, replace(request, text=command.text, voice=voice, speed=speed, enhance=enhance))
             )
         elif isinstance(command, Text):
-            if self._text is None:
-                self._text = asyncio.Queue()
-                self._begin(self._speak(command, request, self._text))
-            self._text.put_nowait(command.text)
-            if command.last:
-                self._text.put_nowait(None)
-                self._text = None
+            self._write(command, request)
         elif isinstance(command, Audio):
             self._expects = command
         elif isinstance(command, Chat):
@@ -199,6 +209,21 @@ class Talk:
         else:
             self._counts, self._played = True, command.pieces
             self._room.set()
+
+    def _write(self, command: Text, request: SpeakRequest) -> None:
+        """Add to the text that is being written, or begin one. Raises BusyError."""
+        if self._text is not None and command.id not in (None, self._text.id):
+            self._text.parts.put_nowait(None)
+            self._text = None
+        if self._text is None:
+            text = _Written(command.id)
+            self._begin(self._speak(command, request, text))
+            self._text = text
+        if not self._text.over:
+            self._text.parts.put_nowait(command.text)
+        if command.last:
+            self._text.parts.put_nowait(None)
+            self._text = None
 
     def _take_audio(self, data: bytes) -> None:
         """A part of a recording; with its last one it is said. Raises InputError."""
@@ -223,9 +248,7 @@ class Talk:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _speak(
-        self, command: Any, request: SpeakRequest, text: "asyncio.Queue[str | None] | None" = None
-    ) -> None:
+    async def _speak(self, command: Any, request: SpeakRequest, text: "_Written | None" = None) -> None:
         """Have something said, and tell how it went."""
         await self._tell("started", command)
         try:
@@ -236,13 +259,16 @@ class Talk:
                 ).speak.remote(request)
                 events = _until_closed(handle)
             else:
-                events = speak_growing(self._stitch, request, pieces(_taken(text)))
+                events = speak_growing(self._stitch, request, pieces(_taken(text.parts)))
             async with aclosing(events):
                 async for event in events:
                     if event.summary is not None:
                         await self._tell("done", command, summary=event.summary)
         except (WarmTalkError, RayError, RayServeException) as error:
             await self._failed(error, command)
+        finally:
+            if text is not None:
+                text.over = True
 
     async def _answer(self, command: Chat) -> None:
         """Have a message answered; tell each change of the job."""

@@ -20,7 +20,7 @@ import av
 import numpy as np
 
 from deployments.live import Viewer
-from models.errors import ConfigError, InputError, NotFoundError
+from models.errors import BusyError, ConfigError, InputError, NotFoundError
 from models.stitch.boxes import Run
 from models.stitch.encode import VIDEO_TIMESCALE, MediaSpec, codec_headers
 
@@ -49,7 +49,7 @@ class Peers:
             remedy = "pip install 'warmtalk[webrtc]', or use live.mp4."
             raise ConfigError("WebRTC is not installed here.", remedy) from error
         if len(self._peers) >= MAX_PEERS:
-            raise InputError("As many WebRTC viewers watch as this server allows.", "Use live.mp4.")
+            raise BusyError("As many WebRTC viewers watch as this server allows.", "Use live.mp4.")
         if "video" not in (kinds := re.findall(r"^m=(audio|video) ", sdp, re.MULTILINE)):
             raise InputError("The body is no SDP offer with video.", "Offer to receive H.264.")
         connection = RTCPeerConnection()

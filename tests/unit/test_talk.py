@@ -4,16 +4,18 @@ import asyncio
 import json
 import time
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from deployments import talk
 from deployments.http import api
 from deployments.ingress import Ingress
 from deployments.requests import SpeakEvent
 from models.errors import SessionNotFound, TextError
-from tests.unit.test_ingress import Handle
+from tests.unit.test_ingress import Handle, Turns
 
 SUMMARY = {"session_id": "alice", "frames": 25}
 
@@ -107,6 +109,45 @@ def test_a_text_that_is_being_written_goes_on_as_it_comes(serve):
         assert (done["type"], done["id"]) == ("done", "t")
     fed = [arguments[2:] for name, arguments in stitch.asked if name == "feed"]
     assert fed == [(["Hello there."], False), (["And more."], False), ([], True)]
+
+
+def test_a_text_that_was_cut_takes_no_more_and_the_next_is_said(serve):
+    summaries = Turns([[SpeakEvent(summary={"interrupted": True})], [SpeakEvent(summary=SUMMARY)]])
+    stitch = Handle(session={}, speak=summaries, feed=None)
+    client, _ = serve(stitch)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "text", "text": "Once upon ", "id": "one"})
+        assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
+        time.sleep(2.2)  # its writer is not waited for longer than TOLD_S
+        for text in ("a time. ", "There was. "):
+            socket.send_json({"type": "text", "text": text, "id": "one"})
+        socket.send_json({"type": "text", "text": "Hello.", "id": "two"})
+        socket.send_json({"type": "text", "last": True})
+        events = events_of(socket, 2)
+        assert [(event["type"], event["id"]) for event in events] == [("started", "two"), ("done", "two")]
+    assert sum(name == "speak" for name, _ in stitch.asked) == 2
+    fed = [arguments[2] for name, arguments in stitch.asked if name == "feed"]
+    assert ["Hello."] in fed and not any("time" in part for parts in fed for part in parts)
+
+
+def test_a_message_beyond_its_limit_is_refused(serve):
+    stitch = Handle(session={})
+    client, _ = serve(stitch)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "text", "text": "word " * 100_000})
+        assert socket.receive_json()["error"]["message"] == "The message exceeds 256 KB."
+        assert [name for name, _ in stitch.asked] == ["session"]
+
+
+def test_the_reason_of_a_closed_socket_fits_its_frame(serve):
+    client, _ = serve()
+    with client.websocket_connect(f"/sessions/{quote('💥' * 60)}/ws") as socket:
+        assert socket.receive_json()["error"]["code"] == "bad_id"
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+    assert closed.value.code == 4422 and 60 < len(closed.value.reason.encode()) <= 123
 
 
 def test_a_recording_comes_in_parts(serve):
