@@ -3,9 +3,9 @@
 In, a JSON object a message; its `type` is one of `Command`:
 
     {"type": "speak", "text": "Hello.", "voice"?, "speed"?, "enhance"?, "id"?}     say a text
-    {"type": "text", "text": "Hel", "last"?: false, "id"?}    say a text that is still being written, bit by bit; an `id`
-                                                   of its own begins another. One that was cut, or failed, takes no more:
-                                                   what comes of it, up to its `last` or another `id`, is dropped
+    {"type": "text", "text": "Hel", "last"?: false, "id"?}    say a text that is still being written, bit by bit; one
+                                                   of another `id` is another text. What was cut, or failed, takes no
+                                                   more: the rest is dropped, up to its `last` or another `id`
     {"type": "audio", "last"?: false, "id"?}       the next binary message is a recording, or a part of one; with `last`
                                                    it is said: WAV, FLAC, MP3, or OGG (Opus)
     {"type": "chat", "message": "Who are you?", "id"?}        have a message answered, in speech
