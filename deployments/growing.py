@@ -118,7 +118,11 @@ async def speak_growing(
             async for part in parts:
                 await plain.feed.remote(request.session_id, key, [part], False)
         finally:
-            await plain.feed.remote(request.session_id, key, [], True)
+            try:
+                await plain.feed.remote(request.session_id, key, [], True)
+            except BaseException:
+                events.cancel()  # it would wait for a text that can no more be ended
+                raise
 
     feeder = asyncio.create_task(feed())
     try:
