@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +41,7 @@ class Events:
         self.stitch.began.append((self.request.session_id, part, time.monotonic()))
         if error := self.stitch.errors.get(part):
             raise error
+        await self.stitch.may_speak.wait()
         await asyncio.sleep(self.stitch.pause_s)
         self.spoke = True
         self.stitch.spoken.append((self.request.session_id, part))
@@ -60,6 +61,8 @@ class Stitch:
         self.errors: dict[str, Exception] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.pause_s = 0.0
+        self.may_speak = asyncio.Event()  # cleared: what is being spoken does not end
+        self.may_speak.set()
         self.speak = SimpleNamespace(remote=self._speak)
         self.session = SimpleNamespace(remote=self._session)
 
@@ -102,13 +105,24 @@ async def stage(llm: LLMServer | None = None, stitch: Stitch | None = None, **co
     return chat
 
 
-async def finished(chat: Chat, job_id: str) -> dict[str, Any]:
-    for _ in range(500):
-        status = await chat.status(job_id)
-        if status["status"] in ("done", "failed"):
-            return status
+async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "it has not come"
         await asyncio.sleep(0.01)
-    raise AssertionError(status)
+
+
+async def known(chat: Chat, job_id: str, condition: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """The first status of a job for which the condition holds."""
+    end_s = time.monotonic() + 30.0
+    while not condition(status := await chat.status(job_id)):
+        assert time.monotonic() < end_s, status
+        await asyncio.sleep(0.01)
+    return status
+
+
+async def finished(chat: Chat, job_id: str) -> dict[str, Any]:
+    return await known(chat, job_id, lambda job: job["status"] in ("done", "failed"))
 
 
 async def answered(chat: Chat, message: str = "Hello.", **options: Any) -> dict[str, Any]:

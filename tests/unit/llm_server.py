@@ -73,11 +73,16 @@ def llm_server() -> Iterator[LLMServer]:
         http.server_close()
 
 
-def streamed(*tokens: str, pause_s: float = 0.0) -> Answer:
+def streamed(*tokens: str | threading.Event, pause_s: float = 0.0) -> Answer:
+    """Tokens one after another; an event among them is waited for."""
+
     def answer(http: Handler) -> None:
         http.begin()
         http.event({"choices": [{"index": 0, "delta": {"role": "assistant"}}]})
         for token in tokens:
+            if isinstance(token, threading.Event):
+                token.wait(30)
+                continue
             http.token(token)
             time.sleep(pause_s)
         http.token(None, "stop")
