@@ -117,8 +117,10 @@ class Chat(Stage[ChatConfig]):
         check_id(session_id, "session id")
         mine = [running for running in self._running.values() if running.job.session_id == session_id]
         for running in mine:
-            running.job.interrupted = True
-            running.task.cancel()
+            await running.written.wait()  # a task that is cancelled before it begins tells nobody
+            if not running.job.interrupted:  # else it is being written down, and must not be cut in that
+                running.job.interrupted = True
+                running.task.cancel()
         await asyncio.gather(*(running.task for running in mine), return_exceptions=True)
         return len(mine)
 

@@ -17,6 +17,7 @@ const page = { session: "", live: false, job: "done", saying: null, captions: tr
 
 // --- the session: one a tab
 
+const ID = /^[a-z0-9_-]{1,64}$/;
 const newId = () => `web-${crypto.getRandomValues(new Uint32Array(2)).reduce((text, n) => text + n.toString(36), "")}`.slice(0, 24);
 
 /** Hold the id for as long as the tab lives: a duplicated tab has the same sessionStorage, and must not share it. */
@@ -30,7 +31,7 @@ const hold = (id) =>
   });
 
 async function openSession(id) {
-  const named = new URLSearchParams(location.search).get("session");
+  const named = ID.exec(new URLSearchParams(location.search).get("session") ?? "")?.[0]; // it becomes part of addresses
   let session = id ?? named ?? sessionStorage.getItem("warmtalk-session") ?? newId();
   if (session !== named && !(await hold(session))) {
     session = newId();

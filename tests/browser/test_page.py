@@ -154,6 +154,15 @@ def test_right_to_left_text_and_markup_are_shown_as_they_are(chat: Tab) -> None:
     assert chat.page.evaluate("getComputedStyle(document.querySelector('.bubble.user')).direction") == "rtl"
 
 
+def test_a_link_cannot_make_the_page_ask_for_something_else(served: tuple[str, State], tab: Any) -> None:
+    """Of `?session=…` an address is made: `../reset?session_id=alice` would reset alice's session."""
+    asked: list[str] = []
+    other = tab(served[0])
+    other.page.on("request", lambda request: asked.append(request.url))
+    other.open("?session=../reset%3Fsession_id%3Dalice%26x%3D")
+    assert len(asked) > 5 and not [url for url in asked[1:] if "reset" in url]
+
+
 # --- two tabs
 
 

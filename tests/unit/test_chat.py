@@ -236,6 +236,18 @@ async def test_waiting_messages_of_an_interrupted_session_are_dropped(llm: LLMSe
     assert await chat.interrupt("default") == 0
 
 
+async def test_an_interruption_in_the_moment_of_beginning_is_told_of_like_any_other(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Well.")]
+    stitch = Stitch()
+    stitch.pause_s = 5
+    chat = await stage(llm, stitch)
+    starting, *counts = await asyncio.wait_for(
+        asyncio.gather(chat.start(ChatRequest("Hi")), *(chat.interrupt("default") for _ in range(3))), 3
+    )
+    assert counts == [1, 1, 1]
+    assert (await chat.status(starting["job_id"]))["status"] == "done"
+
+
 # --- what goes wrong
 
 
