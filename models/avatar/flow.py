@@ -32,7 +32,6 @@ RANSAC_PX = 0.5
 EXPOSURE = 0.08  # change of brightness from which it is taken out first
 EYES = (slice(36, 42), slice(42, 48))
 BROWS = (slice(17, 22), slice(22, 27))
-TEMPLES = (0, 1, 16, 15)  # iBUG: right pair, left pair
 OUTLINE = (1, 0, 17, 19, 24, 26, 16, 15, 35, 33, 31)  # iBUG, around the rigid region
 INSIDE = 0.9  # the region is drawn in towards its middle, away from hair and background
 LID = 0.25  # of an eye's width: how far around eye and brow skin moves

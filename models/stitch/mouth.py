@@ -25,10 +25,6 @@ class Mouth:
         """Weights `(count,)` of the generated mouth, 0 to 1, of the next frames; ask for each once, in order."""
         return self._rest.weights(first_frame, count)
 
-    def fade_out(self, count: int) -> Float32:
-        """Weights `(count,)` from the last frame's down to 0, whatever sounds: for an utterance that is interrupted."""
-        return self._rest.fade_out(count)
-
     def crop(self, crop: UInt8, weight: float) -> UInt8:
         """The next frame's crop `(s, s, 3)` as it is to be pasted with that weight; one that is not seen is skipped."""
         if self._steadier is None:

@@ -106,12 +106,6 @@ class Rest:
             levels.append(self._level)
         return _eased(levels)
 
-    def fade_out(self, count: int) -> Float32:
-        """Weights `(count,)` from the last frame's down to the source's own mouth, whatever sounds: an interruption."""
-        levels = np.linspace(self._level, 0.0, count + 1)[1:].tolist()
-        self._level = 0.0
-        return _eased(levels)
-
     def _silence(self, frame: int) -> _Silence | None:
         """The silence around a frame; None where it is not wholly silent."""
         starts, ends = self._active[:, 0], self._active[:, 1]

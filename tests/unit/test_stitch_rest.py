@@ -122,14 +122,6 @@ def test_short_silences_make_a_pause_together():
     assert weights[28:38].min() == 0 and falls(weights[3:50]) == 1
 
 
-def test_an_interruption_leads_to_rest_from_wherever_the_mouth_is():
-    rest = Rest(FPS)
-    rest.add(0, 2.0, np.array([[0.0, 2.0]]), last=True)
-    assert np.all(rest.weights(0, 8) == 1)
-    assert rest.fade_out(4) == pytest.approx([0.844, 0.5, 0.156, 0], abs=1e-3)
-    assert np.all(rest.fade_out(2) == 0)
-
-
 def test_the_mouth_hears_a_segment_once_however_often_it_is_told():
     voice = np.sin(np.arange(16_000) * 2 * np.pi * 200 / 16_000).astype(np.float32) * 0.2
     speech = Speech(np.concatenate([np.zeros(8000, np.float32), voice, np.zeros(8000, np.float32)]), 16_000, last=True)
