@@ -23,6 +23,8 @@ import numpy.typing as npt
 from benchmarks.known_motion import KnownMotion, known_motion
 from benchmarks.manual_way import cut_face, followed_boxes, hard_mask, paste_hard, prepared_box
 from benchmarks.said import Speaker
+from configs.schema import StitchConfig
+from deployments.pasting import loaded, mouth_of
 from models.avatar.detect import BlazeMesh
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
@@ -31,7 +33,7 @@ from models.quality.flicker import flicker, greys, ratio
 from models.quality.jitter import jitter, percentile_95, rms, shifts
 from models.quality.regions import regions_of
 from models.quality.seam import seam_delta_e
-from models.stitch.paste import Paster, warp_alpha
+from models.stitch.paste import PasteMemory, warp_alpha
 from models.types import CROP_PX, Float32, PreparedAvatar, Speech, UInt8
 
 Float64 = npt.NDArray[np.float64]
@@ -89,14 +91,16 @@ def spoken(speaker: Speaker, fps: int, frames: int) -> Speech:
 
 
 def our_way(avatar: PreparedAvatar, speaker: Speaker, speech: Speech) -> Way:
-    """Crops along the avatar's transforms, pasted by the product's own paster."""
+    """Crops along the avatar's transforms, steadied and pasted by the product's own parts, as the config has them."""
     assert avatar.frames is not None and avatar.latents is not None
     faces = speaker.generate(avatar.latents[: len(avatar)], speech, avatar.fps)
-    paster, size = Paster(avatar), (avatar.height, avatar.width)
+    config, size = StitchConfig(rest_mouth="generated"), (avatar.height, avatar.width)  # the manual's never rests
+    shown, memory = loaded(avatar, config), PasteMemory()
+    mouth = mouth_of(shown, config, avatar.fps)
     frames = np.stack([avatar.frames[k] for k in range(len(avatar))])
     weights = np.zeros((len(avatar), *size), np.uint8)
     for k, face in enumerate(faces):
-        paster.paste_into(frames[k], face, k)
+        shown.paster.paste_into(frames[k], mouth.crop(face, 1.0), k, memory=memory)
         alpha = warp_alpha(avatar.transforms[k], avatar.masks[k], size)
         weights[k][alpha.region] = alpha.weights
     return Way(frames, weights)
