@@ -51,6 +51,7 @@ class Retention:
     def survey(self) -> None:
         """Count sessions and their bytes; it takes a few microseconds a file."""
         sessions = size = 0
+        before = self.sessions
         for folder in os.scandir(self.store.root):
             if folder.name.startswith(".") or not folder.is_dir():
                 continue
@@ -59,7 +60,10 @@ class Retention:
                 sessions += 1
             except FileNotFoundError:  # removed meanwhile
                 continue
-        self.sessions, self.bytes = sessions, size
+        self.sessions, self.bytes = (
+            sessions + self.sessions - before,
+            size,
+        )  # those that were opened meanwhile count, too
         self._surveyed = True
 
     def expired(self) -> list[str]:
