@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar.frames import rgb_array
+from models.errors import CorruptError
 from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.paste import warp_alpha
 from models.stitch.sidecar import Sidecar
@@ -40,12 +41,15 @@ class Shown:
 
 
 def shown_by(sidecar: Sidecar, avatar: PreparedAvatar) -> Shown:
-    """As the sidecar tells. Raises IndexError where it names frames that the avatar does not have."""
+    """As the sidecar tells. Raises CorruptError where it names frames that the avatar does not have."""
     known = sidecar.known
     indices = np.maximum.accumulate(np.where(known, np.arange(len(known)), 0))  # where not known, the last that was
     frames = np.maximum(sidecar.avatar_frames[indices], 0)
     if len(frames) and frames.max() >= len(avatar):
-        raise IndexError(int(frames.max()))
+        raise CorruptError(
+            f"The sidecar names frame {int(frames.max())} of {avatar.avatar_id!r}, which has {len(avatar)}.",
+            "Remove the sidecar, and name the avatar with --avatar-id.",
+        )
     edges = tuple(sorted({0, *(said.first_frame for said in sidecar.said), len(known)}))
     return Shown(frames, known, edges, sidecar.spec, True)
 

@@ -7,6 +7,7 @@ itself is the best that a video can be.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -30,7 +31,7 @@ from judging.source import recognised
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.avatar.warp import apply, invert
-from models.errors import NoFaceError
+from models.errors import CorruptError, NoFaceError
 from models.quality.lips import Mouth
 from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
@@ -286,6 +287,14 @@ def test_the_sidecar_of_another_video_is_left_out(tmp_path):
     beside.write_text(beside.read_text().replace('"width":512', '"width":256'))
     reading = read_video(path, STORE)
     assert reading.sidecar is None and "belongs to another video" in reading.warnings[0]
+
+
+def test_a_sidecar_that_names_frames_which_the_avatar_does_not_have_is_refused_in_words(tmp_path):
+    path = write(tmp_path, talking()[:30])
+    beside = sidecar_path(path)
+    beside.write_text(re.sub(r'"avatar_frames":\[\d+', '"avatar_frames":[900', beside.read_text(), count=1))
+    with pytest.raises(CorruptError, match="names frame 900 of 'presenter', which has 150"):
+        read_video(path, STORE)
 
 
 def test_a_long_video_is_judged_as_far_as_asked_and_says_so(good_video):
