@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -165,30 +164,41 @@ def verified(records: list[tuple[Record, Totals]], video: BinaryIO) -> int:
     return len(records)
 
 
-def transcript(records: Iterable[Record]) -> list[Utterance]:
-    lines: dict[int, Utterance] = {}
-    said: dict[int, list[Sentence]] = {}
-    for record in records:
+class Transcript:
+    """What was said, when, as far as the index of a generation has been `read`."""
+
+    def __init__(self, generation: str, read: Totals) -> None:
+        self.generation, self.read = generation, read
+        self._lines: dict[int, Utterance] = {}
+        self._said: dict[int, list[Sentence]] = {}
+
+    def extend(self, records: list[tuple[Record, Totals]]) -> list[Utterance]:
+        """Add the records behind the first, which stands for where they begin; return all that was said."""
+        for record, _ in records[1:]:
+            self._add(record)
+        self.read = records[-1][1]
+        return [replace(line, sentences=tuple(self._said[number])) for number, line in self._lines.items()]
+
+    def _add(self, record: Record) -> None:
         if record["type"] == "close":
-            continue
+            return
         number = record["utterance"]
         if record["type"] == "start":
-            lines[number] = Utterance(number, record["text"], record["tick"] / VIDEO_TIMESCALE, None)
-            said[number] = []
+            self._lines[number] = Utterance(number, record["text"], record["tick"] / VIDEO_TIMESCALE, None)
+            self._said[number] = []
         elif record["type"] == "say":
             start_s = record["tick"] / VIDEO_TIMESCALE
-            _end_last(said[number], start_s)
-            said[number].append(Sentence(record["text"], start_s, start_s))
+            _end_last(self._said[number], start_s)
+            self._said[number].append(Sentence(record["text"], start_s, start_s))
         elif record["type"] == "end":
-            lines[number] = replace(
-                lines[number],
-                text=record.get("text", lines[number].text),
+            self._lines[number] = replace(
+                self._lines[number],
+                text=record.get("text", self._lines[number].text),
                 end_s=record["tick"] / VIDEO_TIMESCALE,
                 interrupted=bool(record.get("interrupted", False)),
             )
         else:
-            _end_last(said.get(number, []), sum(record["video"]) / VIDEO_TIMESCALE)
-    return [replace(line, sentences=tuple(said[number])) for number, line in lines.items()]
+            _end_last(self._said.get(number, []), sum(record["video"]) / VIDEO_TIMESCALE)
 
 
 def _end_last(sentences: list[Sentence], end_s: float) -> None:

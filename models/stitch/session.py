@@ -77,6 +77,7 @@ class SessionFile:
                 "Reset the session, or use another id.",
             )
         self._totals = self._empty()
+        self._script = index.Transcript("", self._totals)
         self.refresh()
 
     @property
@@ -156,8 +157,10 @@ class SessionFile:
             yield record
 
     def transcript(self) -> list[index.Utterance]:
-        """What was said, when."""
-        return index.transcript(self.records())
+        """What was said, when. Its cost is that of what is new."""
+        if self._script.generation != self._meta.generation:
+            self._script = index.Transcript(self._meta.generation, self._empty())
+        return self._script.extend(self._read_records(self._script.read))
 
     # --- writing
 
@@ -358,6 +361,7 @@ class SessionFile:
         records = self._read_records(self._empty())
         with self.path.open("rb") as video:
             self._totals = records[index.verified(records[1:], video)][1]
+        self._script = index.Transcript("", self._totals)  # what goes may have been read
         # 2. the rest goes
         self._open_files(epoch)
         assert self._video is not None and self._index is not None

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from models.errors import ConfigError, CorruptError, FencedError, NotFoundError, SessionNotFound
+from models.stitch import index
 from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
 from models.types import Fragment
@@ -464,3 +465,30 @@ def test_a_transcript_has_sentences_and_says_where_it_was_cut(tmp_path):
     assert (line.text, line.interrupted, line.end_s) == ("One. Two. Three.", True, pytest.approx(0.32))
     assert [(s.text, s.start_s, s.end_s) for s in line.sentences] == [("One.", 0.0, 0.16), ("Two.", 0.16, 0.32)]
     assert again.recover().frames == 8  # a new writer understands every line
+
+
+def test_a_transcript_is_read_on_from_where_it_was_read_before(tmp_path, monkeypatch):
+    session = SessionFile(tmp_path / "alice", SPEC)
+    reader = SessionFile(tmp_path / "alice")
+    sizes = []
+    plain = index.read
+    monkeypatch.setattr(
+        index,
+        "read",
+        lambda path, since, size: sizes.append(path.stat().st_size - since.index_bytes) or plain(path, since, size),
+    )
+    for k in range(20):
+        session.start_utterance(f"Line {k}.")
+        session.say(f"Line {k}.", k)
+        session.end_utterance()
+        sizes.clear()
+        assert [line.text for line in reader.transcript()] == [f"Line {n}." for n in range(k + 1)]
+        assert len(sizes) == 1 and sizes[0] < 400
+        assert reader.transcript() == SessionFile(tmp_path / "alice").transcript()
+    session.reset()
+    reader.refresh()
+    assert reader.transcript() == []
+    session.start_utterance("Anew.")
+    assert [line.text for line in reader.transcript()] == ["Anew."]
+    session.recover()
+    assert [line.text for line in session.transcript()] == ["Anew."]
