@@ -201,9 +201,10 @@ class Stitch(Stage[StitchConfig]):
         return {"session_id": session_id, "reset": done.value}
 
     async def remove(self, session_id: str) -> dict[str, Any]:
-        """Delete a session and its video, after the utterance that is being made. Raises IdError."""
+        """Delete a session and its video; what it says is cut. Raises IdError."""
         await self.ready()
-        async with self._turns.of(check_id(session_id, "session id")):
+        self._cuts.make(check_id(session_id, "session id"))
+        async with self._turns.of(session_id):
             self._on_air.close(session_id)
             done = await self.worker.run(self._sessions.remove, session_id)
         return {"session_id": session_id, "removed": done.value}

@@ -22,6 +22,7 @@ What is under way ends with the socket.
 
 import asyncio
 import contextlib
+import contextvars
 import json
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
@@ -244,7 +245,8 @@ class Talk:
         if len(self._tasks) >= MAX_UNDER_WAY:
             work.close()
             raise BusyError("Too many commands of this socket are under way.", "Wait for some of them to end.")
-        task = asyncio.create_task(work)
+        # in a context of its own: in the socket's, Serve would give all calls at a time the same id
+        task = contextvars.Context().run(asyncio.create_task, work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

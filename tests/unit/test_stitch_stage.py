@@ -499,6 +499,20 @@ async def test_texts_that_nobody_ever_speaks_make_room_in_the_end(monkeypatch):
         assert len(texts) == 2 and "b" in texts._texts
 
 
+async def test_a_session_that_is_deleted_falls_silent_first(air):
+    stitch, live, _ = await air(delay_s=0.05)
+    watcher = Watcher(await live.view("alice"))
+    speaking = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100)))) for _ in range(2)]
+    await asyncio.sleep(1.5)
+    asked_s = time.monotonic()
+    assert (await stitch.remove("alice"))["removed"]
+    assert time.monotonic() - asked_s < 2.0
+    said, waiting = await asyncio.gather(*speaking, return_exceptions=True)
+    assert said["interrupted"] and isinstance(waiting, InterruptedSpeech)
+    assert await stitch.sessions() == []
+    watcher.task.cancel()
+
+
 async def test_a_session_that_is_there_is_told_at_once_even_while_it_speaks(air):
     stitch, _, _ = await air(delay_s=0.3)
     speaking = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 40))))
