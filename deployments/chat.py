@@ -6,6 +6,7 @@ Jobs are on disk, so they outlive the ingress and this replica: the next one tak
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import logging
 import os
@@ -21,6 +22,7 @@ from ray.serve.exceptions import RayServeException
 
 from configs.schema import ChatConfig
 from deployments.failures import known_error
+from deployments.growing import speak_growing
 from deployments.jobs import Conversations, Job, JobStore
 from deployments.paths import output_path
 from deployments.requests import ChatRequest, SpeakEvent, SpeakRequest
@@ -40,7 +42,6 @@ HEARTBEAT_S = 2.0
 LEASE_S = 3 * HEARTBEAT_S  # a job that was not written for this long has lost its replica
 EXPIRY_S = 300.0  # between two looks for what is too old
 MAX_ATTEMPTS = 3  # a job that takes its replica down with it must end
-UTTERANCE_CHARS = 600  # of what waits, spoken as one utterance: within one there is no pause
 CHARS_A_S = 15.0  # of speech, and
 FPS = 25  # of video: how far an answer has come is told by about these
 
@@ -59,7 +60,6 @@ class Chat(Stage[ChatConfig]):
     def __init__(self, stitch: Any) -> None:
         super().__init__()
         self._stitch = stitch
-        self._speak = stitch.options(stream=True, _by_reference=False)
         self._turns = Turns()
         self._writing = asyncio.Lock()
         self._running: dict[str, _Running] = {}
@@ -147,7 +147,8 @@ class Chat(Stage[ChatConfig]):
 
     def _begin(self, job: Job) -> _Running:
         written = asyncio.Event()
-        task = asyncio.create_task(self._run(job, written))
+        # in a context of its own: what is called in a request's ends with it, and a job outlives the request
+        task = contextvars.Context().run(asyncio.create_task, self._run(job, written))
         task.add_done_callback(lambda _: self._running.pop(job.job_id, None))
         self._running[job.job_id] = _Running(job, task, written)
         return self._running[job.job_id]
@@ -200,37 +201,26 @@ class Chat(Stage[ChatConfig]):
                 await asyncio.to_thread(self._talks.add, job.session_id, job.message, heard.strip())
 
     async def _say(self, job: Job, reading: _Reading, began_s: float) -> Exception | None:
-        """Have the answer spoken into the session while it is read. An error is returned: the rest is still to come."""
+        """Have the answer spoken while it is read: one utterance. An error is returned: the rest is still to come."""
         job.status, job.progress = "speaking", 0.1
         await self._save(job)
-        try:
-            async with aclosing(reading.texts()) as texts:
-                async for text in texts:
-                    job.saying = f"{job.saying or ''} {text}".strip()
-                    await self._utter(job, text, began_s)
-        except (WarmTalkError, RayError, RayServeException) as error:
-            return known_error(error)
-        return None
-
-    async def _utter(self, job: Job, text: str, began_s: float) -> None:
-        """One utterance of the answer. Closing it ends the speech. Raises what Stitch raises."""
         request = SpeakRequest(
             session_id=job.session_id,
-            text=text,
             avatar_id=job.avatar_id,
             enhance=job.enhance,
             voice=job.voice,
             speed=job.speed,
         )
-        events = self._speak.options(session_id=job.session_id).speak.remote(request)
         try:
-            async for event in events:
-                first = event.frames and not job.frames
-                _note(job, event, (time.perf_counter() - began_s) * 1e3)
-                if first:
-                    await self._save(job)
-        finally:
-            events.cancel()
+            async with aclosing(speak_growing(self._stitch, request, _told(job, reading.pieces()))) as events:
+                async for event in events:
+                    first = event.frames and not job.frames
+                    _note(job, event, (time.perf_counter() - began_s) * 1e3)
+                    if first:
+                        await self._save(job)
+        except (WarmTalkError, RayError, RayServeException) as error:
+            return known_error(error)
+        return None
 
     async def _prompt(self, job: Job, avatar_id: str) -> list[Message]:
         """The avatar's system prompt, what was said before, and the message."""
@@ -336,6 +326,14 @@ async def _noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) ->
             yield token
 
 
+async def _told(job: Job, parts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """The parts, each noted as given to the voice."""
+    async with aclosing(parts):
+        async for part in parts:
+            job.saying = f"{job.saying or ''} {part}".strip()
+            yield part
+
+
 class _Reading:
     """Reads an answer to its end, however slowly it is spoken. What breaks it off is raised by `finish` alone."""
 
@@ -358,16 +356,13 @@ class _Reading:
             await self._change()
         return bool(self._pieces)
 
-    async def texts(self) -> AsyncGenerator[str, None]:
-        """All that is to be said: what has come while the caller was busy together, up to UTTERANCE_CHARS."""
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """What is to be said, as it comes."""
         while self._pieces or not self._task.done():
-            if not self._pieces:
+            if self._pieces:
+                yield self._pieces.pop(0)
+            else:
                 await self._change()
-                continue
-            text = self._pieces.pop(0)
-            while self._pieces and len(text) + len(self._pieces[0]) < UTTERANCE_CHARS:
-                text = f"{text} {self._pieces.pop(0)}"
-            yield text
 
     async def _change(self) -> None:
         self._changed.clear()

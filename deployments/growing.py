@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 import uuid
 from collections import OrderedDict
@@ -124,7 +125,9 @@ async def speak_growing(
                 events.cancel()  # it would wait for a text that can no more be ended
                 raise
 
-    feeder = asyncio.create_task(feed())
+    # In a context of its own: in one request's, Serve gives both calls the same id, and of two calls of one deployment
+    # that wait for a replica under the same id one may never be sent.
+    feeder = contextvars.Context().run(asyncio.create_task, feed())
     try:
         async for event in events:
             yield event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +21,10 @@ from tests.unit.llm_server import LLMServer, llm_server
 
 
 class Events:
-    """A streaming call of Stitch: speaks its text in `pause_s`, and ends with a summary or an error."""
+    """A streaming call of Stitch: speaks each part of its text in `pause_s`, and ends with a summary or an error."""
 
     def __init__(self, stitch: Stitch, request: Any) -> None:
         self.stitch, self.request, self.ended, self.cancelled = stitch, request, False, False
-        self.spoke = False
 
     def __aiter__(self) -> Events:
         return self
@@ -32,8 +32,8 @@ class Events:
     async def __anext__(self) -> SpeakEvent:
         if self.ended:
             raise StopAsyncIteration
-        part = self.request.text
-        if self.spoke:
+        part = await self.stitch.parts[self.request.growing].get()
+        if part is None:
             self.ended = True
             return SpeakEvent(
                 summary={"duration_s": 2.0, "ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"wall_ms": 9.0}}}
@@ -43,7 +43,6 @@ class Events:
             raise error
         await self.stitch.may_speak.wait()
         await asyncio.sleep(self.stitch.pause_s)
-        self.spoke = True
         self.stitch.spoken.append((self.request.session_id, part))
         return SpeakEvent(b"moof", round(25 * len(part) / module.CHARS_A_S))
 
@@ -63,7 +62,9 @@ class Stitch:
         self.pause_s = 0.0
         self.may_speak = asyncio.Event()  # cleared: what is being spoken does not end
         self.may_speak.set()
+        self.parts: dict[str, asyncio.Queue[str | None]] = defaultdict(asyncio.Queue)  # of the texts that grow, by key
         self.speak = SimpleNamespace(remote=self._speak)
+        self.feed = SimpleNamespace(remote=self._feed)
         self.session = SimpleNamespace(remote=self._session)
 
     def options(self, **options: Any) -> Stitch:
@@ -72,6 +73,10 @@ class Stitch:
     def _speak(self, request: Any) -> Events:
         self.calls.append(Events(self, request))
         return self.calls[-1]
+
+    async def _feed(self, session_id: str, key: str, parts: list[str], last: bool) -> None:
+        for part in [*parts, None] if last else parts:
+            self.parts[key].put_nowait(part)
 
     async def _session(self, session_id: str) -> dict[str, Any]:
         if session_id not in self.facts:

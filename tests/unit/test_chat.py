@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 
 from deployments import chat as module
-from deployments.chat import Chat
 from deployments.requests import ChatRequest
 from models.errors import BusyError, IdError, NotFoundError, TextError
 from models.llm.base import MODEL_ENV, URL_ENV
@@ -61,41 +61,28 @@ async def test_the_model_goes_on_while_a_piece_is_spoken(llm: LLMServer) -> None
     await chat.interrupt("default")
 
 
-async def test_what_came_while_a_piece_was_spoken_is_spoken_as_one_utterance(llm: LLMServer) -> None:
-    began = threading.Event()
-    llm.answers[:] = [streamed("One is here. ", "Two ", began, "is. ", "Three is. ", "Four ", "is.")]
+async def test_an_answer_is_one_utterance_and_another_is_the_next(llm: LLMServer) -> None:
+    """Within an utterance there is no pause but the voice's own."""
+    llm.answers[:] = [streamed("One is here. ", "Two is. ", "Three ", "is.", pause_s=0.02)]
     stitch = Stitch()
-    stitch.may_speak.clear()
     chat = await stage(llm, stitch)
-    job_id = (await chat.start(ChatRequest("Hi")))["job_id"]
-    await until(lambda: stitch.began)
-    began.set()
-    await _read_to_its_end(chat)
-    stitch.may_speak.set()
-    await finished(chat, job_id)
-    assert stitch.texts() == ["One is here.", "Two is. Three is. Four is."]
+    for number in (1, 2):
+        await answered(chat)
+        assert len(stitch.calls) == number
+    assert stitch.texts() == 2 * ["One is here.", "Two is.", "Three is."]
+    assert len({call.request.growing for call in stitch.calls}) == 2
 
 
-async def test_an_utterance_is_of_a_length_that_can_be_told_of(llm: LLMServer) -> None:
-    began = threading.Event()
-    sentence = "This is a sentence of forty characters. "
-    llm.answers[:] = [streamed(sentence, "This ", began, sentence[5:], *[sentence] * 38)]
-    stitch = Stitch()
-    stitch.may_speak.clear()
-    chat = await stage(llm, stitch)
-    job_id = (await chat.start(ChatRequest("Hi")))["job_id"]
-    await until(lambda: stitch.began)
-    began.set()
-    await _read_to_its_end(chat)
-    stitch.may_speak.set()
-    await finished(chat, job_id)
-    assert [len(text) + 1 for text in stitch.texts()] == [40, 600, 600, 360]
-
-
-async def _read_to_its_end(chat: Chat) -> None:
-    """Until the model has said all: what the jobs show of it is whole, and parted into sentences."""
-    reading = [task for task in asyncio.all_tasks() if "_Reading._read" in repr(task.get_coro())]
-    await asyncio.wait(reading, timeout=30)
+async def test_a_job_outlives_the_request_that_began_it(llm: LLMServer) -> None:
+    """Serve cancels what was called in a request's context together with the request."""
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    llm.answers[:] = [streamed("Yes.")]
+    stitch, called_in = Stitch(), []
+    plain = stitch.speak.remote
+    stitch.speak.remote = lambda asked: called_in.append(request.get()) or plain(asked)
+    request.set("the viewer's")
+    await answered(await stage(llm, stitch))
+    assert called_in == ["none"]
 
 
 async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer) -> None:
