@@ -125,8 +125,8 @@ async def speak_growing(
                 events.cancel()  # it would wait for a text that can no more be ended
                 raise
 
-    # In a context of its own: in one request's, Serve gives both calls the same id, and of two calls of one deployment
-    # that wait for a replica under the same id one may never be sent.
+    # In a context of its own: of calls that share a request's context, and so its id within Serve, Ray 2.60 loses some
+    # when that request has ended; a lost part is never spoken.
     feeder = contextvars.Context().run(asyncio.create_task, feed())
     try:
         async for event in events:

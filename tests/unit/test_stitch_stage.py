@@ -1,6 +1,7 @@
 """Stitch on fake stages, watched through a hub, without Ray: what a viewer sees of speech, and of its end."""
 
 import asyncio
+import contextvars
 import io
 import os
 import time
@@ -284,6 +285,29 @@ async def test_a_text_is_spoken_while_it_is_still_being_written(air):
     assert line["text"] == "one one. two two. three."
     assert [s["text"] for s in line["sentences"]] == ["one one.", "two two.", "three."]
     assert len(stitch._growing) == 0
+
+
+async def test_parts_are_sent_outside_the_request_that_began_them(air):
+    """A call in the context of a request that has ended may be lost."""
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    stitch, _, stages = await air()
+    feed, called_in = stitch.feed, []
+
+    async def noted(*parts):
+        called_in.append(request.get())
+        await feed(*parts)
+
+    stitch.feed = noted
+
+    async def writing():
+        yield "one."
+        yield "two."
+
+    request.set("the writer's")
+    for _ in range(2):
+        await summary_of(speak_growing(Direct(stitch), SpeakRequest("alice", deliver=False), writing()))
+    assert called_in == ["none"] * 6  # two parts and the end, twice
+    assert [text for _, text in stages.spoken] == ["one.", "two."] * 2
 
 
 async def test_a_writer_that_pauses_is_waited_for_with_the_mouth_at_rest(air):
