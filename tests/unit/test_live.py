@@ -105,8 +105,8 @@ async def test_an_idle_session_plays_at_its_clocks_pace_from_zero(air):
     data, came = await watch(viewer, 1.0)
     times, seen = shown(data)
     np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
-    passed = 25 * (came[-1] - came[0])  # frames' time
-    assert passed + 4 <= len(seen) + 1 and len(seen) <= passed + 4 * 5  # the second, and the buffer it was given at first
+    passed = 25 * (came[-1] - came[0])  # frames' time; and there is the buffer that it was given at first
+    assert passed > 25 * 0.7 and passed + 3 <= len(seen) <= passed + 4 * 5
     first = next(p for p in range(88, 101) if np.allclose(seen, greys(p, len(seen)), atol=2))
     edge_s = stitch.clock.time_of(first + len(seen)) - came[-1]
     assert -0.5 < edge_s < 0.2  # the live edge is now
