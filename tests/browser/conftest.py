@@ -32,7 +32,7 @@ async ([seconds, [x, y, w, h]]) => {
   analyser.fftSize = 2048;
   audio.createMediaStreamSource(video.captureStream()).connect(analyser);
   await audio.resume();
-  const began = video.currentTime, differences = [], powers = [];
+  const began = video.currentTime, beganMs = performance.now(), differences = [], powers = [];
   let before = null;
   for (const end = performance.now() + 1000 * seconds; performance.now() < end; ) {
     await new Promise((resolve) => setTimeout(resolve, 80));
@@ -43,9 +43,10 @@ async ([seconds, [x, y, w, h]]) => {
     analyser.getFloatTimeDomainData(samples);
     powers.push(samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length);
   }
+  const played = video.currentTime - began, passed = (performance.now() - beganMs) / 1000;
   await audio.close();
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  return { played: video.currentTime - began, motion: mean(differences), loudness: Math.sqrt(mean(powers)) };
+  return { played, passed, motion: mean(differences), loudness: Math.sqrt(mean(powers)) };
 }
 """
 
@@ -96,9 +97,22 @@ class Tab:
         return time.monotonic() - began_s
 
     def watch(self, seconds: float) -> dict[str, float]:
-        """How far the video played, how much the mouth moved, and how loud it was."""
+        """How far the video played in what time, how much the mouth moved, and how loud it was."""
         seen: dict[str, float] = self.page.evaluate(WATCH, [seconds, MOUTH])
         return seen
+
+    def heard(self, within_s: float, above: float) -> None:
+        """The sound begins in time."""
+        end_s = time.monotonic() + within_s
+        while (loudness := self.watch(0.3)["loudness"]) <= above:
+            assert time.monotonic() < end_s, f"only {loudness:.4f} after {within_s:g} s"
+
+    def silent(self, within_s: float, seconds: float, below: float) -> None:
+        """The sound ends in time, and stays away."""
+        end_s = time.monotonic() + within_s
+        while (loudness := self.watch(0.3)["loudness"]) >= below:
+            assert time.monotonic() < end_s, f"still {loudness:.4f} after {within_s:g} s"
+        assert self.watch(seconds)["loudness"] < below
 
     def send(self, text: str) -> None:
         self.page.fill("#message", text)

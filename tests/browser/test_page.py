@@ -47,7 +47,7 @@ def chat(served: tuple[str, State], tab: Any) -> Tab:
 
 def test_the_presenter_idles_without_a_sound_and_the_page_complains_of_nothing(chat: Tab) -> None:
     seen = chat.watch(2.0)
-    assert seen["played"] == pytest.approx(2.1, abs=0.4) and seen["loudness"] < 1e-4
+    assert seen["played"] == pytest.approx(seen["passed"], abs=0.4) and seen["loudness"] < 1e-4
     assert chat.page.inner_text("#pill-text") == "Live"
     chat.shot("idle")
     assert chat.complaints == []
@@ -124,8 +124,7 @@ def test_an_interruption_ends_speech_at_once(chat: Tab, state: State, how: str) 
     else:
         chat.page.press("#message", "Escape")
     assert chat.state("live") < 1.5
-    chat.page.wait_for_timeout(500)  # what had come before is still played
-    assert chat.watch(0.8)["loudness"] < 1e-3
+    chat.silent(within_s=1.5, seconds=0.8, below=1e-3)  # what had come before is still played
     assert "interrupted" in chat.texts(".bubble.presenter")[0]
     assert not chat.page.is_visible("#caption")
 
@@ -208,7 +207,8 @@ def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Ta
     state.down = False
     chat.page.click("#retry")
     assert chat.until(LIVE_AGAIN) < 5
-    assert chat.watch(1.0)["played"] > 0.7
+    again = chat.watch(1.0)
+    assert again["played"] > 0.7 * again["passed"]
     assert chat.page.evaluate("document.querySelector('video').currentTime") > before
 
 

@@ -48,11 +48,11 @@ def session_of(chat: Tab) -> str:
 
 def test_idle_then_an_answer_that_is_seen_heard_and_kept(chat: Tab, client: Client) -> None:
     idle = chat.watch(2.0)
-    assert idle["played"] == pytest.approx(2.1, abs=0.5) and idle["loudness"] < 2e-3
+    assert idle["played"] == pytest.approx(idle["passed"], abs=0.5) and idle["loudness"] < 2e-3
     chat.shot("real-idle")
     chat.send("Hello!")
     chat.until("document.querySelector('#caption').checkVisibility()")
-    chat.page.wait_for_timeout(1000)
+    chat.heard(within_s=10, above=0.01)
     spoken = chat.watch(3.0)
     chat.shot("real-speaking")
     assert spoken["motion"] > 1.5 * idle["motion"], (spoken, idle)
@@ -70,11 +70,10 @@ def test_idle_then_an_answer_that_is_seen_heard_and_kept(chat: Tab, client: Clie
 def test_an_interruption_stops_the_voice_and_the_job(chat: Tab, client: Client) -> None:
     chat.send("How do you work?")
     chat.until("document.querySelector('#caption').checkVisibility()")
-    chat.page.wait_for_timeout(1500)
+    chat.heard(within_s=10, above=0.01)
     chat.page.click("#interrupt")
     chat.state("live", 10)
-    chat.page.wait_for_timeout(800)
-    assert chat.watch(1.5)["loudness"] < 2e-3
+    chat.silent(within_s=2.0, seconds=1.5, below=2e-3)  # what had come before is still played
     assert "interrupted" in chat.texts(".bubble.presenter")[0]
     frames = client.session(session_of(chat)).frames
     time.sleep(1.0)
@@ -100,7 +99,8 @@ def test_a_killed_ingress_costs_the_picture_a_moment_and_the_job_nothing(chat: T
     chat.until("document.querySelector('#screen').dataset.state === 'lost'", 30)
     chat.until("document.querySelector('#screen').dataset.state === 'live'", 60)
     assert replica_pids()["Ingress"] != killed
-    assert chat.watch(1.0)["played"] > 0.6
+    again = chat.watch(1.0)
+    assert again["played"] > 0.6 * again["passed"]
     done = client.wait(job, timeout_s=90)
     assert done.reply and done.video_url == f"/sessions/{session}/video.mp4" and done.error is None
 
