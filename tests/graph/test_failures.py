@@ -28,7 +28,10 @@ def replica_pids() -> dict[str, int]:
 
     pids = {}
     for process in psutil.Process().children(recursive=True):
-        title = " ".join(process.cmdline())
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:  # it has ended meanwhile
+            continue
         if stage := re.search(r"ServeReplica:warmtalk:(\w+)", title):  # behind it, the method that is being run
             pids[stage.group(1)] = process.pid
     return pids
