@@ -25,6 +25,7 @@ from models.offset import Offset
 from models.quality.flicker import flicker, greys
 from models.quality.lips import LipReader, follow, pearson
 from models.stitch.mouth import Mouth
+from models.stitch.paste import PasteMemory
 from models.stitch.steady import CropSteadier, pasted_box
 from models.tts.hibari import HibariTTS
 from models.types import CROP_PX, RESTORED_PX, WHISPER_HZ, Float16, Speech, UInt8
@@ -73,11 +74,11 @@ class Line:
 
     def frames(self, crops: UInt8, mouth: Mouth | None = None) -> UInt8:
         """Crops in the avatar's frames; with a mouth steadied and weighed as in Stitch."""
-        shown, product = self.product.shown(len(crops)), self.product
+        shown, product, memory = self.product.shown(len(crops)), self.product, PasteMemory()
         weights = np.ones(len(crops)) if mouth is None else mouth.weights(0, len(crops))
         out = np.stack([product.frames[index] for index in shown])
         for frame, crop, index, weight in zip(out, crops, shown, weights.tolist(), strict=True):
-            product.paster.paste_into(frame, mouth.crop(crop, weight) if mouth else crop, index, weight)
+            product.paster.paste_into(frame, mouth.crop(crop, weight) if mouth else crop, index, weight, memory)
         return out
 
     def gap(self, frames: UInt8) -> Float64:

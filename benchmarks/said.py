@@ -12,19 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.embedded import BATCH, EMBEDDED
-from configs.schema import StitchConfig
+from configs.schema import AudioFeaturesConfig, StitchConfig
+from deployments.features import resting_window, segment_windows
 from deployments.line import Chunk
 from deployments.pasting import loaded, mouth_of, spec_of
 from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions
 from deployments.utterance import Utterance
-from models.audio import pad_to_frames, resample
+from models.audio import pad_to_frames
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.features import WhisperFeatures
 from models.openvino_engine import OpenVINOMuseTalk
 from models.tts.hibari import HibariTTS
-from models.types import WHISPER_HZ, FaceCrops, Float16, PreparedAvatar, Speech, UInt8
+from models.types import FaceCrops, Float16, PreparedAvatar, Speech, UInt8
 
 ENGINES = {"TTS": "hibari", "AudioFeatures": "whisper", "LipSync": "openvino"}
 
@@ -36,6 +37,8 @@ class Speaker:
         self.voice, self.features = HibariTTS.load(), WhisperFeatures.load(EMBEDDED / "whisper")
         files = (EMBEDDED / "musetalk/musetalk.json", EMBEDDED / "musetalk/unet.safetensors", EMBEDDED / "vae")
         self.engine = OpenVINOMuseTalk.load(*files, threads=2)
+        self.config = AudioFeaturesConfig()
+        self.rest = resting_window(self.features, self.config)
         self.sessions = OpenSessions(folder, 8)
 
     def say(self, avatar: PreparedAvatar, session_id: str, text: str, pause_s: float = 0.0) -> Path:
@@ -79,9 +82,7 @@ class Speaker:
 
     def generate(self, latents: Float16, speech: Speech, fps: int) -> UInt8:
         """Crops for reference latents `(n, 8, 32, 32)` and the first n frames of a speech."""
-        samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
-        padded = np.pad(samples, (0, WHISPER_HZ // fps // 2))
-        windows = self.features.windows_in_context(padded, fps)[: len(latents)].numpy().astype(np.float16)
+        windows = segment_windows(self.features, self.rest, self.config, speech, fps)[: len(latents)]
         parts = [
             self.engine.generate(latents[k : k + BATCH], windows[k : k + BATCH]) for k in range(0, len(latents), BATCH)
         ]

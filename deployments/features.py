@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from models.activity import Activity
 from models.audio import resample
 from models.types import WHISPER_HZ, FeatureWindows, Float16, Float32, Speech
 from models.windows import plosive_shifts, rest_window, rested
+
+if TYPE_CHECKING:
+    from models.features import WhisperFeatures
 
 ROUNDING_FRAMES = 0.01  # a whole number of frames is one even where frames are not whole samples
 
@@ -32,7 +35,7 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
                 input_path(config.weights), device=config.device, dtype=getattr(torch, config.dtype)
             )
         if changed is None or changed & {"weights", "device", "dtype", "context_s", "margin_s"}:  # warms up, too
-            self._rest = rest_window(lambda samples: self._encoded(config, samples, 25, None))
+            self._rest = resting_window(self.model, config)
 
     async def windows(self, speech: Speech, fps: int) -> Stamped[FeatureWindows]:
         """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps). Raises AudioError."""
@@ -43,21 +46,32 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
         return Stamped(done.value, (timing,))
 
     def _windows(self, config: AudioFeaturesConfig, speech: Speech, fps: int) -> FeatureWindows:
-        count = int(speech.duration_s * fps + ROUNDING_FRAMES)
-        samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
-        samples = np.pad(samples, (0, WHISPER_HZ // fps // 2))  # so that rounding to 16 kHz cannot cost a frame
-        lead_s = config.plosive_lead_ms / 1e3
-        ahead_s = plosive_shifts(speech.phonemes, count, fps, lead_s) if lead_s else None
-        windows = self._encoded(config, samples, fps, ahead_s)[:count]
-        if config.rest_in_silence:
-            windows = rested(windows, self._rest, Activity()(speech), fps, speech.last)
-        return FeatureWindows(windows, fps, self._rest)
+        return FeatureWindows(segment_windows(self.model, self._rest, config, speech, fps), fps, self._rest)
 
-    def _encoded(self, config: AudioFeaturesConfig, samples: Float32, fps: int, ahead_s: Any) -> Float16:
-        """Windows `(n, 50, 384)` of 16 kHz."""
-        if config.context_s is None:
-            windows = self.model.windows(samples, fps, ahead_s)
-        else:
-            windows = self.model.windows_in_context(samples, fps, config.context_s, config.margin_s, ahead_s)
-        encoded: Float16 = windows.cpu().numpy().astype(np.float16)
-        return encoded
+
+def segment_windows(
+    model: WhisperFeatures, rest: Float16, config: AudioFeaturesConfig, speech: Speech, fps: int
+) -> Float16:
+    """The windows `(n, 50, 384)` of one segment. Each segment's background is judged by itself. Raises AudioError."""
+    count = int(speech.duration_s * fps + ROUNDING_FRAMES)
+    samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
+    samples = np.pad(samples, (0, WHISPER_HZ // fps // 2))  # so that rounding to 16 kHz cannot cost a frame
+    lead_s = config.plosive_lead_ms / 1e3
+    ahead_s = plosive_shifts(speech.phonemes, count, fps, lead_s) if lead_s else None
+    windows = _encoded(model, config, samples, fps, ahead_s)[:count]
+    return rested(windows, rest, Activity()(speech), fps, speech.last) if config.rest_in_silence else windows
+
+
+def resting_window(model: WhisperFeatures, config: AudioFeaturesConfig) -> Float16:
+    """The window `(50, 384)` of a mouth at rest, as this encoder hears it in the config's context."""
+    return rest_window(lambda samples: _encoded(model, config, samples, 25, None))
+
+
+def _encoded(model: WhisperFeatures, config: AudioFeaturesConfig, samples: Float32, fps: int, ahead_s: Any) -> Float16:
+    """Windows `(n, 50, 384)` of 16 kHz."""
+    if config.context_s is None:
+        windows = model.windows(samples, fps, ahead_s)
+    else:
+        windows = model.windows_in_context(samples, fps, config.context_s, config.margin_s, ahead_s)
+    encoded: Float16 = windows.cpu().numpy().astype(np.float16)
+    return encoded
