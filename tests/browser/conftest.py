@@ -96,6 +96,13 @@ class Tab:
             self.page.wait_for_timeout(50)
         return time.monotonic() - began_s
 
+    def until_served(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
+        """Wait for the server to have what the page has said that it sends."""
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end_s, f"the server has not got it; {self.complaints}"
+            self.page.wait_for_timeout(20)
+
     def watch(self, seconds: float) -> dict[str, float]:
         """How far the video played in what time, how much the mouth moved, and how loud it was."""
         seen: dict[str, float] = self.page.evaluate(WATCH, [seconds, MOUTH])

@@ -109,7 +109,9 @@ def test_what_is_to_be_said_is_said_as_it_is(chat: Tab, state: State) -> None:
     chat.page.check("[name=mode][value=say]", force=True)
     chat.send("Exactly these words.")
     chat.state("speaking")
-    assert next(iter(state.sessions.values())).caption == "Exactly these words." and state.jobs == {}
+    (session,) = state.sessions.values()
+    chat.until_served(lambda: session.caption)
+    assert session.caption == "Exactly these words." and state.jobs == {}
     chat.state("live")
 
 
@@ -136,6 +138,7 @@ def test_a_recording_moves_the_face(chat: Tab, state: State) -> None:
     chat.page.wait_for_timeout(1000)
     chat.page.click("#send")
     chat.state("speaking")
+    chat.until_served(lambda: state.uploads)
     session, data = state.uploads[0]
     assert session in state.sessions
     with wave.open(io.BytesIO(data)) as recording:

@@ -58,9 +58,10 @@ def kill(stage: str) -> int:
     pid = replica_pids()[stage]
     os.kill(pid, signal.SIGKILL)
     end_s = time.monotonic() + 10
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < end_s, f"{stage} ({pid}) outlived its SIGKILL"
-        time.sleep(0.02)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end_s, f"{stage} ({pid}) outlived its SIGKILL"
+            time.sleep(0.02)
     return pid
 
 
