@@ -248,9 +248,15 @@ def test_an_avatar_is_uploaded_with_progress_and_a_refusal_is_told(chat: Tab, st
     clip = {"name": "My Face.mp4", "mimeType": "video/mp4", "buffer": b"v" * 100_000}
     chat.page.set_input_files("#upload-file", clip)
     assert chat.page.input_value("#upload-name") == "my-face"
+    chat.page.evaluate("""() => {
+      const step = document.querySelector('#upload-step');
+      window.steps = [];
+      const changed = new MutationObserver(() => steps.push(step.textContent));
+      changed.observe(step, { childList: true, characterData: true, subtree: true });
+    }""")
     chat.page.click("#upload-go")
-    chat.until("document.querySelector('#upload-step').textContent.startsWith('Finding faces, ')")
     chat.until("document.querySelector('#upload-step').textContent === 'my-face is ready.'")
+    assert chat.page.evaluate("steps.some((text) => text.startsWith('Finding faces, '))")
     assert state.uploads == [("my-face", b"v" * 100_000)]
     error = {"code": "no_face", "message": "No face was found.", "remedy": "Use another video."}
     state.fail["avatars"] = (422, error)
