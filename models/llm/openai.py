@@ -15,8 +15,9 @@ from typing import Any
 
 import httpx
 
-from models.errors import BusyError, ConfigError, InputError, StageError, WarmTalkError
+from models.errors import BusyError, ConfigError, InputError, StageError
 from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV, Message
+from models.remote import Retry, authorization, retry_after_s
 
 CONNECT_TIMEOUT_S = 5.0
 BACKOFF_S = 0.5  # doubled at each try
@@ -63,9 +64,10 @@ class OpenAIResponder:
             raise ConfigError("No language model is named.", f"Set model of Chat's options, or {MODEL_ENV}.")
         if tries < 1 or timeout_s <= 0 or max_chars < 1:
             raise ConfigError("tries, timeout_s and max_chars must be above 0.", "Mend Chat's options.")
+        given = KEY_ENV if os.environ.get(KEY_ENV, "").strip() else None  # a local server wants no key
         client = httpx.AsyncClient(
             base_url=base_url.rstrip("/") + "/",
-            headers=_authorization(api_key_env),
+            headers=authorization(api_key_env or given, "language model"),
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
         )
         chosen = {"temperature": temperature, "max_tokens": max_tokens}
@@ -89,9 +91,9 @@ class OpenAIResponder:
                         if given >= self._max_chars:
                             return
                 if not given:
-                    raise _Retry(StageError("The language model's answer is empty.", "Look at its log."))
+                    raise Retry(StageError("The language model's answer is empty.", "Look at its log."))
                 return
-            except _Retry as retry:
+            except Retry as retry:
                 if given or attempt == self._tries - 1:
                     raise retry.error from retry.__cause__
                 await asyncio.sleep(min(retry.wait_s or BACKOFF_S * 2**attempt, LONGEST_WAIT_S))
@@ -113,11 +115,11 @@ class OpenAIResponder:
                 if token:
                     yield token
             if not finished:
-                raise _Retry(StageError("The language model's answer broke off.", "Look at its log."))
+                raise Retry(StageError("The language model's answer broke off.", "Look at its log."))
 
     @asynccontextmanager
     async def _answer(self, body: dict[str, Any]) -> AsyncGenerator[httpx.Response, None]:
-        """An answer of status 200 whose body is still to come. Raises _Retry and WarmTalkError."""
+        """An answer of status 200 whose body is still to come. Raises Retry and WarmTalkError."""
         try:
             async with self._client.stream("POST", "chat/completions", json=body) as answer:
                 if answer.status_code != 200:
@@ -127,33 +129,14 @@ class OpenAIResponder:
                     raise StageError(f"The language model's server answered with {kind or 'no type'}.", CHECK_URL)
                 yield answer
         except httpx.TimeoutException as error:
-            raise _Retry(StageError("The language model did not answer in time.", "Raise timeout_s.")) from error
+            raise Retry(StageError("The language model did not answer in time.", "Raise timeout_s.")) from error
         except httpx.TransportError as error:
-            raise _Retry(
+            raise Retry(
                 StageError(f"The connection to the language model failed: {error}.", "Check its address and server.")
             ) from error
 
 
 CHECK_URL = "Check the address: it usually ends with /v1."
-
-
-class _Retry(Exception):
-    """What may be gone at the next try; `error` is what to raise where it is not."""
-
-    def __init__(self, error: WarmTalkError, wait_s: float | None = None) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.wait_s = wait_s
-
-
-def _authorization(api_key_env: str | None) -> dict[str, str]:
-    key = os.environ.get(api_key_env or KEY_ENV, "").strip()
-    if not key and api_key_env is not None:
-        raise ConfigError(
-            f"The environment variable {api_key_env} is not set.",
-            "Set it to the language model's key, where Ray starts.",
-        )
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _token(data: str) -> tuple[str, bool]:
@@ -180,14 +163,12 @@ def _whole(data: bytes) -> str:
 
 
 async def _refusal(answer: httpx.Response) -> Exception:
-    """An answer's status as an error: _Retry for 429 and 5xx, which may pass; InputError or StageError for the rest."""
+    """An answer's status as an error: Retry for 429 and 5xx, which may pass; InputError or StageError for the rest."""
     said, status = await _said(answer), answer.status_code
     if status == 429:
-        return _Retry(
-            BusyError(f"The language model is overloaded: {said}", "Try again later."), _retry_after_s(answer)
-        )
+        return Retry(BusyError(f"The language model is overloaded: {said}", "Try again later."), retry_after_s(answer))
     if status >= 500:
-        return _Retry(StageError(f"The language model failed with {status}: {said}", "Look at its log."))
+        return Retry(StageError(f"The language model failed with {status}: {said}", "Look at its log."))
     if status in (401, 403):
         return StageError(f"The language model refused the key ({status}).", f"Set {KEY_ENV}, or api_key_env of Chat.")
     if status in (400, 413, 422):
@@ -211,10 +192,3 @@ async def _said(answer: httpx.Response) -> str:
 def _short(said: Any) -> str:
     words = " ".join(str(said).split())[:QUOTE_CHARS] or "no reason given"
     return words if words[-1] in ".!?" else words + "."
-
-
-def _retry_after_s(answer: httpx.Response) -> float | None:
-    try:
-        return max(0.0, float(answer.headers["retry-after"]))
-    except (KeyError, ValueError):  # absent, or a date
-        return None

@@ -7,7 +7,6 @@ The request is `{model, input, voice, response_format, speed}`, one a sentence. 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ import httpx
 import numpy as np
 
 from models.audio import decode_audio, resample
-from models.errors import AudioError, BusyError, ConfigError, InputError, StageError, WarmTalkError
+from models.errors import AudioError, BusyError, ConfigError, InputError, StageError
+from models.remote import Retry, authorization, retry_after_s
 from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
 from models.tts.pieces import pieces
 from models.types import Float32, Speech
@@ -89,7 +89,7 @@ class OpenAITTS:
             raise ConfigError("tries, timeout_s, sample_rate_hz and max_mb must be above 0.", "Mend the TTS options.")
         client = httpx.Client(
             base_url=base_url.rstrip("/") + "/",
-            headers=_authorization(api_key_env),
+            headers=authorization(api_key_env, "speech server"),
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
         )
         names = list(dict.fromkeys([voice, *(voices or [])]))
@@ -129,7 +129,7 @@ class OpenAITTS:
                     given = True
                     yield block
                 return
-            except _Retry as retry:
+            except Retry as retry:
                 if given or attempt == self._tries - 1:
                     raise retry.error from retry.__cause__
                 time.sleep(min(retry.wait_s or BACKOFF_S * 2**attempt, LONGEST_WAIT_S))
@@ -141,7 +141,7 @@ class OpenAITTS:
                 return
             data = b"".join(self._limited(answer))
         if _breaks_off(data):
-            raise _Retry(StageError("The speech server's answer broke off.", "Look at its log."))
+            raise Retry(StageError("The speech server's answer broke off.", "Look at its log."))
         try:
             samples, rate_hz = decode_audio(data)
         except AudioError as error:
@@ -153,7 +153,7 @@ class OpenAITTS:
 
     @contextmanager
     def _answer(self, body: dict[str, Any]) -> Iterator[httpx.Response]:
-        """An answer of status 200 whose body is still to come. Raises _Retry and WarmTalkError."""
+        """An answer of status 200 whose body is still to come. Raises Retry and WarmTalkError."""
         try:
             with self._client.stream("POST", "audio/speech", json=body) as answer:
                 if answer.status_code != 200:
@@ -163,9 +163,9 @@ class OpenAITTS:
                     raise StageError(f"The speech server answered with {kind} instead of sound.", "Check base_url.")
                 yield answer
         except httpx.TimeoutException as error:
-            raise _Retry(StageError("The speech server did not answer in time.", "Raise timeout_s.")) from error
+            raise Retry(StageError("The speech server did not answer in time.", "Raise timeout_s.")) from error
         except httpx.TransportError as error:
-            raise _Retry(
+            raise Retry(
                 StageError(f"The connection to the speech server failed: {error}.", "Check base_url and the server.")
             ) from error
 
@@ -176,27 +176,6 @@ class OpenAITTS:
             if size > self._max_bytes:
                 raise StageError(f"One sentence exceeds {self._max_bytes / 2**20:g} MB of sound.", "Raise max_mb.")
             yield part
-
-
-class _Retry(Exception):
-    """What may be gone at the next try; `error` is what to raise where it is not."""
-
-    def __init__(self, error: WarmTalkError, wait_s: float | None = None) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.wait_s = wait_s
-
-
-def _authorization(api_key_env: str | None) -> dict[str, str]:
-    if api_key_env is None:
-        return {}
-    key = os.environ.get(api_key_env, "").strip()
-    if not key:
-        raise ConfigError(
-            f"The environment variable {api_key_env} is not set.",
-            "Set it to the speech server's key, where Ray starts.",
-        )
-    return {"Authorization": f"Bearer {key}"}
 
 
 def _samples(parts: Iterator[bytes]) -> Iterator[Float32]:
@@ -218,12 +197,12 @@ def _breaks_off(data: bytes) -> bool:
 
 
 def _refusal(answer: httpx.Response) -> Exception:
-    """An answer's status as an error: _Retry for 429 and 5xx, which may pass; InputError or StageError for the rest."""
+    """An answer's status as an error: Retry for 429 and 5xx, which may pass; InputError or StageError for the rest."""
     said, status = _said(answer), answer.status_code
     if status == 429:
-        return _Retry(BusyError(f"The speech server is overloaded: {said}", "Try again later."), _retry_after_s(answer))
+        return Retry(BusyError(f"The speech server is overloaded: {said}", "Try again later."), retry_after_s(answer))
     if status >= 500:
-        return _Retry(StageError(f"The speech server failed with {status}: {said}", "Look at its log."))
+        return Retry(StageError(f"The speech server failed with {status}: {said}", "Look at its log."))
     if status in (401, 403):
         return StageError(
             f"The speech server refused the key ({status}).", "Name its environment variable in options.api_key_env."
@@ -240,10 +219,3 @@ def _said(answer: httpx.Response) -> str:
     except (ValueError, KeyError, TypeError, httpx.HTTPError):
         message = answer.reason_phrase
     return " ".join(str(message).split())[:QUOTE_CHARS] or "no reason given."
-
-
-def _retry_after_s(answer: httpx.Response) -> float | None:
-    try:
-        return max(0.0, float(answer.headers["retry-after"]))
-    except (KeyError, ValueError):  # absent, or a date
-        return None
