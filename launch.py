@@ -23,6 +23,7 @@ from configs.serve_file import ConfigFileError, load_serve_config
 from models.errors import ConfigError, StageError
 
 CODE = Path(__file__).resolve().parent
+RAY_STARTS = 2  # a node now and then fails to come up beside another Ray that is still ending
 START_TIMEOUT_S = 600.0  # a first start may compile models
 OBJECT_STORE_BYTES = 600 * 2**20  # a second of 512 px frames is 20 MB; several sessions fit
 
@@ -118,7 +119,14 @@ class LocalGraph:
             "object_store_memory": OBJECT_STORE_BYTES,
             "_system_config": {"prestart_worker_first_driver": False},  # idle workers cost 100 MB and a second each
         }
-        ray.init(**{**arguments, **self.resources})
+        for attempt in range(RAY_STARTS):
+            try:
+                ray.init(**{**arguments, **self.resources})
+                return
+            except Exception as error:
+                ray.shutdown()
+                if attempt == RAY_STARTS - 1 or "timed out during startup" not in str(error):
+                    raise
 
     def _schema(self) -> Any:
         """The config as Serve reads it. Raises ConfigError for what Serve does not take."""

@@ -148,3 +148,44 @@ def test_the_lasting_errors_are_errors_of_the_tree():
 )
 def test_other_failures_give_their_last_line(failed, reason):
     assert launch._reason(failed) == reason
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(1, 2), (2, 2)])
+def test_a_node_that_does_not_come_up_is_started_once_more(monkeypatch, failures, starts):
+    import ray
+
+    tried = []
+
+    def init(**options):
+        tried.append(options["address"])
+        if len(tried) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for name in ("WARMTALK_HOME", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    graph = LocalGraph("demo")
+    if failures < starts:
+        graph._start_ray()
+    else:
+        with pytest.raises(Exception, match="timed out during startup"):
+            graph._start_ray()
+    assert tried == ["local"] * starts
+
+
+def test_another_failure_of_ray_is_not_tried_again(monkeypatch):
+    import ray
+
+    tried = []
+
+    def init(**options):
+        tried.append(options)
+        raise ValueError("no such option")
+
+    monkeypatch.setattr(ray, "init", init)
+    for name in ("WARMTALK_HOME", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(ValueError):
+        LocalGraph("demo")._start_ray()
+    assert len(tried) == 1
