@@ -8,6 +8,12 @@ import httpx
 
 from models.errors import ConfigError, WarmTalkError
 
+CONNECT_TIMEOUT_S = 5.0
+BACKOFF_S = 0.5  # doubled at each try
+LONGEST_WAIT_S = 10.0  # a server may ask for more with Retry-After; a viewer will not wait that long
+ERROR_BYTES = 2**16  # of an error's body that are read
+QUOTE_CHARS = 200  # of a server's own words in our error
+
 
 class Retry(Exception):
     """What may be gone at the next try; `error` is what to raise where it is not."""

@@ -17,13 +17,16 @@ import httpx
 
 from models.errors import BusyError, ConfigError, InputError, StageError
 from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV, Message
-from models.remote import Retry, authorization, retry_after_s
-
-CONNECT_TIMEOUT_S = 5.0
-BACKOFF_S = 0.5  # doubled at each try
-LONGEST_WAIT_S = 10.0  # a server may ask for more with Retry-After; a viewer will not wait that long
-ERROR_BYTES = 2**16  # of an error's body that are read
-QUOTE_CHARS = 200  # of a server's own words in our error
+from models.remote import (
+    BACKOFF_S,
+    CONNECT_TIMEOUT_S,
+    ERROR_BYTES,
+    LONGEST_WAIT_S,
+    QUOTE_CHARS,
+    Retry,
+    authorization,
+    retry_after_s,
+)
 
 
 class OpenAIResponder:

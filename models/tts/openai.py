@@ -17,7 +17,16 @@ import numpy as np
 
 from models.audio import decode_audio, resample
 from models.errors import AudioError, BusyError, ConfigError, InputError, StageError
-from models.remote import Retry, authorization, retry_after_s
+from models.remote import (
+    BACKOFF_S,
+    CONNECT_TIMEOUT_S,
+    ERROR_BYTES,
+    LONGEST_WAIT_S,
+    QUOTE_CHARS,
+    Retry,
+    authorization,
+    retry_after_s,
+)
 from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
 from models.tts.pieces import pieces
 from models.types import Float32, Speech
@@ -28,11 +37,6 @@ SPEEDS = (0.25, 4.0)  # OpenAI API reference
 ENGINE_MAX_CHARS = 100_000  # the TTS stage's own limit is lower
 FORMATS = ("pcm", "wav", "mp3", "flac", "opus", "aac")
 BLOCK_BYTES = 2**14  # a third of a second of pcm
-CONNECT_TIMEOUT_S = 5.0
-BACKOFF_S = 0.5  # doubled at each try
-LONGEST_WAIT_S = 10.0  # a server may ask for more with Retry-After; a viewer will not wait that long
-ERROR_BYTES = 2**16  # of an error's body that are read
-QUOTE_CHARS = 200  # of a server's own words in our error
 
 
 class OpenAITTS:
