@@ -10,9 +10,7 @@ import pytest
 from deployments.retention import Limits, Retention
 from models.errors import QuotaError
 from models.stitch.store import SessionStore
-from tests.unit.test_stitch_stage import air
 
-assert air  # a fixture
 MANY = 1000
 FILES = Path("/proc/self/fd")
 

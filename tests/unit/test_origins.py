@@ -5,9 +5,8 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from deployments.origins import SameOrigin, same_origin
-from tests.unit.test_ingress import SUMMARY, Handle, SpeakEvent, error_of, serve
+from tests.unit.ingress_material import SUMMARY, Handle, SpeakEvent, error_of
 
-assert serve  # a fixture
 OTHER = {"origin": "https://evil.example"}
 
 

@@ -15,7 +15,7 @@ from deployments.http import api
 from deployments.ingress import Ingress
 from deployments.requests import SpeakEvent
 from models.errors import SessionNotFound, TextError
-from tests.unit.test_ingress import Handle, Turns
+from tests.unit.ingress_material import Handle, Turns
 
 SUMMARY = {"session_id": "alice", "frames": 25}
 

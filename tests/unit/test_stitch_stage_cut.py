@@ -1,0 +1,102 @@
+"""Speech that ends before its time: an interruption, a caller that goes, a session that is deleted."""
+
+import asyncio
+import time
+
+import av
+import numpy as np
+import pytest
+
+from deployments.requests import SpeakRequest
+from models.errors import InterruptedSpeech
+from tests.unit.air_material import (
+    Watcher,
+    on_the_line,
+    summary_of,
+)
+
+
+async def test_an_interruption_ends_speech_for_viewers_file_and_stages(air):
+    stitch, live, stages = await air(delay_s=0.1)
+    watcher = Watcher(await live.view("alice"))
+    await asyncio.sleep(0.3)
+    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
+    waiting = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "never said", deliver=False))))
+    await asyncio.sleep(2.0)
+    live_edge = len(watcher.data)
+    assert await stitch.interrupt("alice") == {"session_id": "alice", "interrupted": 2}
+    calls = len(stages.rendered)
+    summary = await said
+    with pytest.raises(InterruptedSpeech):
+        await waiting
+    await asyncio.sleep(0.8)
+    assert len(stages.rendered) == calls  # nothing more is made for it
+    data, watcher.data = watcher.data, watcher.data[:live_edge]
+    before = len(watcher.seen()[0])
+    watcher.data = data
+    _, edges, mouths = watcher.seen()
+    on_the_line(edges, summary)
+    speaking = np.flatnonzero(mouths > 240)
+    assert (speaking[-1] + 1 - before) / 25 < 0.3  # of stream time
+    assert summary["interrupted"] and summary["live"]["shown_frames"] == len(speaking)
+    facts = await stitch.session("alice")
+    (line,) = facts["utterances"]
+    assert facts["frames"] == len(speaking) and line["interrupted"]
+    assert line["end_s"] == pytest.approx(len(speaking) / 25, abs=1e-3)
+    with av.open(facts["video_path"]) as file:
+        assert sum(1 for _ in file.decode(video=0)) == len(speaking)
+
+
+async def test_what_is_not_watched_can_be_interrupted_too(air):
+    stitch, _, stages = await air(delay_s=0.3)
+    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
+    while len(stages.rendered) < 6:
+        await asyncio.sleep(0.02)
+    await stitch.interrupt("alice")
+    summary = await said
+    facts = await stitch.session("alice")
+    assert summary["interrupted"] and 0 < facts["frames"] < 150 and facts["utterances"][0]["interrupted"]
+    assert (await stitch.interrupt("alice"))["interrupted"] == 0
+
+
+async def test_a_caller_that_goes_takes_its_speech_along(air):
+    stitch, live, stages = await air(delay_s=0.05)
+    watcher = Watcher(await live.view("alice"))
+    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
+    await asyncio.sleep(1.5)
+    said.cancel()
+    await asyncio.sleep(0.8)
+    calls = len(stages.rendered)
+    await asyncio.sleep(0.4)
+    assert len(stages.rendered) == calls
+    _, edges, mouths = watcher.seen()
+    on_the_line(edges)
+    assert 0 < np.sum(mouths > 240) < 40 and mouths[-1] < 200
+    assert (await stitch.session("alice"))["utterances"][0]["interrupted"]
+
+
+async def test_a_caller_that_closes_its_stream_leaves_the_session_to_the_next_at_once(air):
+    stitch, _, stages = await air(delay_s=0.1)
+    events = stitch.speak(SpeakRequest("alice", "x" * 60))
+    for _ in range(3):
+        await anext(events)
+    await events.aclose()
+    calls = len(stages.rendered)
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "four")))
+    assert summary["frames"] == 13 and len(stages.rendered) - calls == 3
+    facts = await stitch.session("alice")
+    assert [line["end_s"] is None for line in facts["utterances"]] == [True, False]
+
+
+async def test_a_session_that_is_deleted_falls_silent_first(air):
+    stitch, live, _ = await air(delay_s=0.05)
+    watcher = Watcher(await live.view("alice"))
+    speaking = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100)))) for _ in range(2)]
+    await asyncio.sleep(1.5)
+    asked_s = time.monotonic()
+    assert (await stitch.remove("alice"))["removed"]
+    assert time.monotonic() - asked_s < 2.0
+    said, waiting = await asyncio.gather(*speaking, return_exceptions=True)
+    assert said["interrupted"] and isinstance(waiting, InterruptedSpeech)
+    assert await stitch.sessions() == []
+    watcher.task.cancel()

@@ -1,0 +1,109 @@
+"""A session's life in Stitch: closed, limited, expired, restarted."""
+
+import asyncio
+import os
+import time
+
+import numpy as np
+import pytest
+
+from deployments import stitch as module
+from deployments.live import Live
+from deployments.requests import SpeakRequest
+from deployments.stitch import Stitch
+from models.errors import ClosedError, ExistsError, QuotaError, SessionNotFound
+from tests.unit.air_material import (
+    LINE,
+    Direct,
+    Stages,
+    Watcher,
+    summary_of,
+)
+
+
+async def test_a_closed_session_stays_to_be_seen_and_says_nothing_more(air):
+    stitch, live, _ = await air()
+    await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
+    watcher = Watcher(await live.view("alice"))
+    facts = await stitch.close("alice")
+    assert facts["closed"] and facts["frames"] > 0
+    with pytest.raises(ClosedError, match="is closed"):
+        await summary_of(stitch.speak(SpeakRequest("alice", "more", deliver=False)))
+    await asyncio.wait_for(watcher.task, 5)  # its live stream ends
+    assert (await stitch.close("alice"))["closed"]
+    await stitch.reset("alice")
+    assert (await summary_of(stitch.speak(SpeakRequest("alice", "more", deliver=False))))["frames"] > 0
+    with pytest.raises(SessionNotFound):
+        await stitch.close("nobody")
+
+
+async def test_a_session_gets_no_longer_than_its_limit(air):
+    stitch, _, _ = await air(session_max_minutes=0.01)
+    await summary_of(stitch.speak(SpeakRequest("alice", "x" * 10, deliver=False)))
+    with pytest.raises(ClosedError, match=r"0\.01 minutes long"):
+        await summary_of(stitch.speak(SpeakRequest("alice", "more", deliver=False)))
+
+
+async def test_there_is_a_most_of_sessions_and_of_bytes(air):
+    stitch, _, _ = await air(max_sessions=3)
+    await stitch.create("two")
+    await stitch.create("three")
+    with pytest.raises(QuotaError, match="3 sessions already"):
+        await stitch.create("four")
+    with pytest.raises(QuotaError):
+        await summary_of(stitch.speak(SpeakRequest("five", "Hello.", deliver=False)))
+    await summary_of(stitch.speak(SpeakRequest("two", "Hello.", deliver=False)))
+    with pytest.raises(ExistsError):
+        await stitch.create("two")
+    small = stitch.config.model_dump() | {"max_sessions_gb": 1e-6}
+    await stitch.reconfigure(small)
+    with pytest.raises(QuotaError, match="GB"):
+        await summary_of(stitch.speak(SpeakRequest("two", "Hello.", deliver=False)))
+
+
+async def test_sessions_in_which_nothing_is_said_for_long_are_removed(air, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "SURVEY_S", 0.1)
+    monkeypatch.setattr(module, "SURVEYS_AN_EXPIRY", 1)
+    stitch, live, _ = await air(session_idle_hours=1)
+    for name in ("old", "watched"):
+        await stitch.create(name)
+    viewer = await live.view("watched")
+    for name in ("old", "watched"):
+        os.utime(tmp_path / "results" / "sessions" / name / "index.jsonl", (time.time() - 3700,) * 2)
+    await asyncio.sleep(0.5)
+    assert await stitch.sessions() == ["alice", "watched"]
+    viewer.close()
+
+
+async def test_a_session_that_is_there_is_told_at_once_even_while_it_speaks(air):
+    stitch, _, _ = await air(delay_s=0.3)
+    speaking = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 40))))
+    await asyncio.sleep(0.1)
+    asked_s = time.monotonic()
+    with pytest.raises(ExistsError):
+        await stitch.create("alice")
+    assert time.monotonic() - asked_s < 1.0 and not speaking.done()
+    speaking.cancel()
+
+
+async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restarted(air):
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    await asyncio.sleep(0.4)
+    await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
+    place = stitch._sessions.find("alice").position
+    watcher.task.cancel()
+    await live.stop()
+    again = Stitch(*[Stages()] * 3)
+    await again.reconfigure(stitch.config.model_dump())
+    after = Live(lambda session_id, position: Direct(again).live.remote(session_id, position), lambda: 100)
+    facts = await again.session("alice")
+    assert (facts["frames"], facts["utterances"][0]["sentences"][0]["text"]) == (33, "twelve chars") and place > 33
+    late = Watcher(await after.view("alice"))
+    await asyncio.sleep(0.4)
+    summary = await summary_of(again.speak(SpeakRequest("alice", "four", deliver=False)))
+    _, edges, _ = late.seen()
+    assert min(np.abs(edges[:8] - (20.0 + 4 * LINE)[p : p + 8]).max() for p in range(place - 12, place + 4)) < 2.5
+    assert summary["live"]["shown_frames"] == 13 and (await again.session("alice"))["frames"] == 46
+    await after.stop()
+    again._keeper.cancel()
