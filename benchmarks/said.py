@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.embedded import BATCH, EMBEDDED
 from configs.schema import AudioFeaturesConfig, StitchConfig
+from deployments.chunks import Chunk
 from deployments.features import resting_window, segment_windows
-from deployments.line import Chunk
 from deployments.pasting import loaded, mouth_of, spec_of
 from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 import unicodedata
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,12 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from configs.schema import ChatConfig
+from deployments.answer import Reading, heard_of, note, noted, told
 from deployments.failures import known_error
 from deployments.growing import speak_growing
 from deployments.jobs import Conversations, Job, JobStore
 from deployments.paths import output_path
-from deployments.requests import ChatRequest, SpeakEvent, SpeakRequest
+from deployments.requests import ChatRequest, SpeakRequest
 from deployments.stage import Stage
 from deployments.turns import Turns
 from models.engines import find_engine
@@ -34,7 +34,6 @@ from models.ids import check_id
 from models.llm import ENGINES
 from models.llm.base import URL_ENV, Message, Responder
 from models.llm.pieces import pieces, without_thoughts
-from models.text import normalise, split_sentences
 
 log = logging.getLogger("ray.serve")
 
@@ -42,8 +41,6 @@ HEARTBEAT_S = 2.0
 LEASE_S = 3 * HEARTBEAT_S  # a job that was not written for this long has lost its replica
 EXPIRY_S = 300.0  # between two looks for what is too old
 MAX_ATTEMPTS = 3  # a job that takes its replica down with it must end
-CHARS_A_S = 15.0  # of speech, and
-FPS = 25  # of video: how far an answer has come is told by about these
 
 
 @dataclass(slots=True)
@@ -186,8 +183,8 @@ class Chat(Stage[ChatConfig]):
         session = await self._session(job.session_id)
         job.start_s = float(session.get("duration_s", 0.0))
         messages = await self._prompt(job, job.avatar_id or session.get("avatar_id", ""))
-        tokens = _noted(job, without_thoughts(self.responder.stream(messages)), began_s)
-        reading = _Reading(pieces(tokens))
+        tokens = noted(job, without_thoughts(self.responder.stream(messages)), began_s)
+        reading = Reading(pieces(tokens))
         try:
             failure = await self._say(job, reading, began_s) if await reading.begun() else None
             await reading.finish()  # an answer that cannot be spoken is shown whole
@@ -197,10 +194,10 @@ class Chat(Stage[ChatConfig]):
             await reading.close()
             if job.reply:
                 seen_s = time.perf_counter() - began_s - job.latency.get("first_frame_ms", 0.0) / 1e3
-                heard = _heard(job, seen_s) if job.interrupted else job.reply
+                heard = heard_of(job, seen_s) if job.interrupted else job.reply
                 await asyncio.to_thread(self._talks.add, job.session_id, job.message, heard.strip())
 
-    async def _say(self, job: Job, reading: _Reading, began_s: float) -> Exception | None:
+    async def _say(self, job: Job, reading: Reading, began_s: float) -> Exception | None:
         """Have the answer spoken while it is read: one utterance. An error is returned: the rest is still to come."""
         job.status, job.progress = "speaking", 0.1
         await self._save(job)
@@ -212,10 +209,10 @@ class Chat(Stage[ChatConfig]):
             speed=job.speed,
         )
         try:
-            async with aclosing(speak_growing(self._stitch, request, _told(job, reading.pieces()))) as events:
+            async with aclosing(speak_growing(self._stitch, request, told(job, reading.pieces()))) as events:
                 async for event in events:
                     first = event.frames and not job.frames
-                    _note(job, event, (time.perf_counter() - began_s) * 1e3)
+                    note(job, event, (time.perf_counter() - began_s) * 1e3)
                     if first:
                         await self._save(job)
         except (WarmTalkError, RayError, RayServeException) as error:
@@ -290,88 +287,5 @@ def _responder(config: ChatConfig) -> Responder:
     return responder
 
 
-def _heard(job: Job, seen_s: float) -> str:
-    """What a viewer has heard of an answer that was cut: whole sentences, by the frames that could be seen so far."""
-    heard, passed = [], 0
-    for sentence in split_sentences(job.saying or "") if job.frames else ():
-        if passed <= min(job.frames / FPS, seen_s) * CHARS_A_S:
-            heard.append(sentence)
-        passed += len(sentence)
-    return " ".join(heard)
-
-
 def _fail(job: Job, error: WarmTalkError) -> None:
     job.status, job.error = "failed", error.to_dict()
-
-
-def _note(job: Job, event: SpeakEvent, passed_ms: float) -> None:
-    """Write down what was made, and where its time went."""
-    if event.frames:
-        job.frames += event.frames
-        job.latency.setdefault("first_frame_ms", round(passed_ms, 1))
-        job.video_url = f"/sessions/{job.session_id}/video.mp4"
-        spoken = job.frames / FPS * CHARS_A_S / max(len(job.reply), 1)
-        job.progress = max(job.progress, round(min(0.95, spoken), 3))
-    if event.summary is not None:
-        job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "duration_s", "stages")}
-
-
-async def _noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) -> AsyncGenerator[str, None]:
-    """The tokens, each added to the job's reply as it comes."""
-    async with aclosing(tokens):
-        async for token in tokens:
-            if not job.reply:
-                job.latency["first_token_ms"] = round((time.perf_counter() - began_s) * 1e3, 1)
-            job.reply += token
-            yield token
-
-
-async def _told(job: Job, parts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """The parts, each noted as given to the voice."""
-    async with aclosing(parts):
-        async for part in parts:
-            job.saying = f"{job.saying or ''} {part}".strip()
-            yield part
-
-
-class _Reading:
-    """Reads an answer to its end, however slowly it is spoken. What breaks it off is raised by `finish` alone."""
-
-    def __init__(self, source: AsyncGenerator[str, None]) -> None:
-        self._pieces: list[str] = []
-        self._changed = asyncio.Event()
-        self._task = asyncio.create_task(self._read(source))
-        self._task.add_done_callback(lambda _: self._changed.set())
-
-    async def _read(self, source: AsyncGenerator[str, None]) -> None:
-        async with aclosing(source):
-            async for piece in source:
-                if any(c.isalnum() for c in normalise(piece)):  # the rest is shown, but there is nothing to say of it
-                    self._pieces.append(piece)
-                    self._changed.set()
-
-    async def begun(self) -> bool:
-        """Whether there is something to say, once that is known."""
-        while not self._pieces and not self._task.done():
-            await self._change()
-        return bool(self._pieces)
-
-    async def pieces(self) -> AsyncGenerator[str, None]:
-        """What is to be said, as it comes."""
-        while self._pieces or not self._task.done():
-            if self._pieces:
-                yield self._pieces.pop(0)
-            else:
-                await self._change()
-
-    async def _change(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
-
-    async def finish(self) -> None:
-        """Wait for the end. Raises what broke it off."""
-        await self._task
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)

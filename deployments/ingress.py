@@ -35,11 +35,12 @@ from deployments.http import (
     written,
 )
 from deployments.live import Live
+from deployments.messages import schema
 from deployments.origins import SameOrigin
 from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
 from deployments.stage import parse_config
-from deployments.talk import Talk, schema
+from deployments.talk import Talk
 from deployments.uploads import FOLDER, Uploads
 from deployments.views import captions, faststart, playlist
 from deployments.web import serve_page

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from deployments.calls import Call
+from deployments.chunks import Chunk, Entry, Job, LineSettings, Segment
 from deployments.stage import StageTiming, Stamped
 from models.audio import pad_to_frames
 from models.errors import BusyError, StageError, WarmTalkError
@@ -25,89 +26,6 @@ from models.types import FaceCrops, Speech
 
 SPEECH_AHEAD = 4  # sentences of a growing text that are spoken before their pictures are made
 RETRY_PAUSE_S = 0.1  # doubled at each try: 0.1, 0.2, 0.4 … while Serve notices the death and starts a new replica
-
-
-@dataclass(frozen=True, slots=True)
-class LineSettings:
-    """How an utterance is cut up and driven."""
-
-    fps: int = 25
-    chunk_frames: int = 8
-    first_chunk_frames: int = 4
-    window_chunks: int = 3
-    tries: int = 4
-    chunk_timeout_s: float = 30.0
-    av_offset_s: float = 0.0  # how much later than their sound the lips are shown
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One utterance: `text` to be spoken, `parts` of a text that is still being written, or `speech` as it is.
-
-    position: the session's. place(first frame, frames) → a segment's own position, where it is shown live: asked when
-    the segment's speech is there, since only then can be said when its pictures will be.
-    """
-
-    avatar_id: str
-    position: int
-    session_id: str = ""
-    avatar_version: str = ""
-    text: str = ""
-    parts: AsyncIterator[str] | None = None
-    place: Callable[[int, int], int] | None = None
-    speech: tuple[Speech, ...] = ()
-    voice: str | None = None
-    speed: float | None = None
-    enhance: bool = False
-    strength: float | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
-    """Crops of some frames. `last` ends the utterance.
-
-    speech: with a segment's first chunk, the whole segment: samples padded to whole frames, phonemes where they are
-    known, times from `crops.first_frame` on, which is the segment's first frame in the utterance. None with its others.
-    following: the next segment and its first frame, where it has come already: nothing waits for it.
-    """
-
-    crops: FaceCrops
-    speech: Speech | None
-    last: bool
-    following: tuple[Speech, int] | None = None
-    position: int | None = None  # of its first frame on the session's line, where the job places segments
-    closes: bool = False  # it ends its segment
-
-
-@dataclass(slots=True, eq=False)
-class _Segment:
-    """A padded Speech, as the lips hear it, its place in the utterance, and the un-awaited response of its features."""
-
-    speech: Speech
-    first_frame: int
-    frames: int
-    heard: Speech
-    position: int = 0  # of its first frame on the session's line
-    opens: bool = True  # it does not follow on the segment before it
-    features: Any = None
-    done: asyncio.Task[float] | None = None  # ends when the features are there: the wall-clock time of that
-    following: _Segment | None = None  # the next one, once it is here
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A chunk under way: `task` gives its crops, from frame `start` of the segment on."""
-
-    segment: _Segment
-    start: int
-    task: asyncio.Task[Stamped[FaceCrops]]
-
-    def cancel(self) -> None:
-        self.task.cancel()
-        if self.segment.done is not None:
-            self.segment.done.cancel()
-        if self.segment.features is not None:
-            self.segment.features.cancel()
 
 
 @dataclass(slots=True)
@@ -125,9 +43,9 @@ class Line:
 
     async def run(self, job: Job) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of an utterance in order. Raises WarmTalkError; cancels what is under way when closed."""
-        queue: asyncio.Queue[_Entry | None] = asyncio.Queue(self.settings.window_chunks)
+        queue: asyncio.Queue[Entry | None] = asyncio.Queue(self.settings.window_chunks)
         pump = asyncio.create_task(self._pump(job, queue))
-        held: _Entry | None = None
+        held: Entry | None = None
         try:
             while (held := await _next_or_error(queue, pump)) is not None:
                 stamped = await held.task
@@ -158,7 +76,7 @@ class Line:
                     due_s = deadline_s + frame / self.settings.fps
                     task = asyncio.create_task(self._render(job, segment, start, count, due_s))
                     task.add_done_callback(_retrieve)
-                    entry = _Entry(segment, start, task)
+                    entry = Entry(segment, start, task)
                     try:
                         await queue.put(entry)
                     except asyncio.CancelledError:
@@ -167,17 +85,17 @@ class Line:
                     start += count
         await queue.put(None)
 
-    async def _segments(self, job: Job) -> AsyncGenerator[_Segment, None]:
+    async def _segments(self, job: Job) -> AsyncGenerator[Segment, None]:
         """The utterance's speech in padded segments, each a whole number of frames."""
         first_frame, added_s = 0, 0.0
         async with aclosing(self._speech(job)) as source:
-            before: _Segment | None = None
+            before: Segment | None = None
             offset = Offset(self.settings.av_offset_s)
             async for speech in source:
                 padded = pad_to_frames(speech, self.settings.fps, added_s)
                 added_s += padded.duration_s - speech.duration_s
                 frames = round(padded.duration_s * self.settings.fps)
-                segment = _Segment(padded, first_frame, frames, offset(padded))
+                segment = Segment(padded, first_frame, frames, offset(padded))
                 if before is not None:
                     before.following = segment
                 before = segment
@@ -238,7 +156,7 @@ class Line:
                 stream.cancel()
                 await sentences.aclose()
 
-    async def _render(self, job: Job, segment: _Segment, start: int, count: int, due_s: float) -> Stamped[FaceCrops]:
+    async def _render(self, job: Job, segment: Segment, start: int, count: int, due_s: float) -> Stamped[FaceCrops]:
         """One chunk through AudioFeatures (once a segment), LipSync and Enhance. Retries the chain as a whole."""
         for attempt in range(self.settings.tries):
             response, features = None, self._features(segment)
@@ -276,7 +194,7 @@ class Line:
                 await self._before_retry(error, attempt, "AudioFeatures, LipSync or Enhance")
         raise StageError("A chunk failed at every try.", "Look at the logs of LipSync and Enhance.")
 
-    def _features(self, segment: _Segment) -> Any:
+    def _features(self, segment: Segment) -> Any:
         """The un-awaited response of the segment's features, asked for once and again after a failure."""
         if segment.features is None:
             sent_s = time.time()
@@ -326,7 +244,7 @@ def _lost_replica(cause: BaseException | None) -> bool:
     return isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
 
 
-def _cut(segment: _Segment, start: int, crops: FaceCrops) -> Chunk:
+def _cut(segment: Segment, start: int, crops: FaceCrops) -> Chunk:
     """A segment's whole speech goes with its first chunk: the sound encoder looks ahead, and must not wait for it."""
     speech, following = segment.speech, segment.following
     closes = start + len(crops) == segment.frames
@@ -362,7 +280,7 @@ async def _given(speech: tuple[Speech, ...]) -> AsyncGenerator[Speech, None]:
         yield segment
 
 
-async def _next_or_error(queue: asyncio.Queue[_Entry | None], pump: asyncio.Task[None]) -> _Entry | None:
+async def _next_or_error(queue: asyncio.Queue[Entry | None], pump: asyncio.Task[None]) -> Entry | None:
     """The queue's next entry; the pump's error once everything before it has been taken."""
     if not queue.empty():
         return queue.get_nowait()

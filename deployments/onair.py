@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.broadcast import Broadcast, LiveEvent, LiveStart, Pace, Performance
-from deployments.line import Chunk
+from deployments.broadcast import Broadcast, LiveEvent, LiveStart
+from deployments.chunks import Chunk
+from deployments.performance import Pace, Performance
 from deployments.stage import Worker
 from deployments.utterance import LoadedAvatar, Utterance
 from models.stitch.disk import replace_file

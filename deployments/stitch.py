@@ -18,9 +18,10 @@ from typing import Any
 from configs.schema import StitchConfig
 from deployments.broadcast import LiveEvent
 from deployments.calls import Call
+from deployments.chunks import Chunk, Job, LineSettings
 from deployments.growing import GrowingTexts
 from deployments.interruption import Cut, Cuts
-from deployments.line import Chunk, Job, Line, LineSettings
+from deployments.line import Line
 from deployments.onair import OnAir, OnStage, Show
 from deployments.pasting import PASTE_KEYS, loaded, mouth_of, spec_of
 from deployments.paths import builtin_avatars, output_path

@@ -1,21 +1,6 @@
 """One WebSocket of a session: commands in as JSON, the live stream and what happens out. Belongs to the ingress.
 
-In, a JSON object a message; its `type` is one of `Command`:
-
-    {"type": "speak", "text": "Hello.", "voice"?, "speed"?, "enhance"?, "id"?}     say a text
-    {"type": "text", "text": "Hel", "last"?: false, "id"?}    say a text that is still being written, bit by bit; one
-                                                   of another `id` is another text. What was cut, or failed, takes no
-                                                   more: the rest is dropped, up to its `last` or another `id`
-    {"type": "audio", "last"?: false, "id"?}       the next binary message is a recording, or a part of one; with `last`
-                                                   it is said: WAV, FLAC, MP3, or OGG (Opus)
-    {"type": "chat", "message": "Who are you?", "id"?}        have a message answered, in speech
-    {"type": "interrupt"}                          stop what is said, and what waits
-    {"type": "watch", "on": true}                  send the live stream, or no longer
-    {"type": "played", "pieces": 12}               how many pieces were taken: beyond UNPLAYED none are sent
-
-Out, binary: an init segment (ftyp + moov), then fragments (moof + mdat), behind each other a stream as live.mp4 is.
-Out, JSON, `Event`: {"type": "ready" | "started" | "speaking" | "done" | "failed" | "interrupted" | "status", "id", …}.
-What is under way ends with the socket.
+messages.py says what is sent. What is under way ends with the socket.
 """
 
 # no `from __future__ import annotations`: part of what serve.ingress looks at
@@ -27,16 +12,18 @@ import json
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.failures import known_error
 from deployments.growing import speak_growing
-from deployments.live import Live, Viewer
+from deployments.hub import Viewer
+from deployments.live import Live
+from deployments.messages import COMMANDS, Audio, Chat, Event, Interrupt, Speak, Text, Watch
 from deployments.requests import ChatRequest, SpeakRequest
 from models.errors import BusyError, InputError, WarmTalkError
 from models.ids import check_id
@@ -47,69 +34,6 @@ MAX_MESSAGE_CHARS = 256 * 2**10  # of JSON
 MAX_AUDIO_BYTES = 32 * 2**20
 MAX_UNDER_WAY = 16  # commands of one socket that are being carried out
 CHAT_POLL_S = 0.25
-
-
-class _Command(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    id: str | None = Field(None, max_length=64, description="Comes back with every event of this command.")
-
-
-class Speak(_Command):
-    type: Literal["speak"]
-    text: str
-    voice: str | None = None
-    speed: float | None = Field(None, ge=0.5, le=2.0)
-    enhance: bool | None = None
-
-
-class Text(_Command):
-    type: Literal["text"]
-    text: str = ""
-    last: bool = False
-
-
-class Audio(_Command):
-    type: Literal["audio"]
-    last: bool = True
-
-
-class Chat(_Command):
-    type: Literal["chat"]
-    message: str
-
-
-class Interrupt(_Command):
-    type: Literal["interrupt"]
-
-
-class Watch(_Command):
-    type: Literal["watch"]
-    on: bool = True
-
-
-class Played(_Command):
-    type: Literal["played"]
-    pieces: int = Field(ge=0)
-
-
-Command = Annotated[Speak | Text | Audio | Chat | Interrupt | Watch | Played, Field(discriminator="type")]
-COMMANDS: TypeAdapter[Any] = TypeAdapter(Command)
-
-
-class Event(BaseModel):
-    """What the server says. Only what belongs to the type is there."""
-
-    type: Literal["ready", "started", "speaking", "done", "failed", "interrupted", "status"]
-    id: str | None = None
-    session_id: str | None = None
-    summary: dict[str, Any] | None = Field(None, description="done: as POST /speak answers.")
-    job: dict[str, Any] | None = Field(None, description="status, done: as GET /status answers.")
-    error: dict[str, str] | None = Field(None, description="failed: code, message, remedy.")
-
-
-def schema() -> dict[str, Any]:
-    """JSON schemas of what may be sent, and of what comes back."""
-    return {"send": COMMANDS.json_schema(), "receive": Event.model_json_schema()}
 
 
 @dataclass(slots=True)

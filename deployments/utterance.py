@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deployments.line import Chunk
+from deployments.chunks import Chunk
 from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions
 from models.audio import resample

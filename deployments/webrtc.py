@@ -19,7 +19,7 @@ from typing import Any
 import av
 import numpy as np
 
-from deployments.live import Viewer
+from deployments.hub import Viewer
 from models.errors import BusyError, ConfigError, InputError, NotFoundError
 from models.stitch.boxes import Run
 from models.stitch.encode import VIDEO_TIMESCALE, MediaSpec, codec_headers

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from deployments import live as hubs
+from deployments import hub
 from deployments.live import Live
 from deployments.stage import StageTiming, Stamped
 from deployments.stitch import Stitch
@@ -121,7 +121,7 @@ class Direct:
 async def air(monkeypatch, tmp_path):
     """make(**config) → (stitch, live, stages): a session `alice` is open."""
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
-    monkeypatch.setattr(hubs, "GRACE_S", 2.0)  # Stitch, hub and viewers share one busy event loop here
+    monkeypatch.setattr(hub, "GRACE_S", 2.0)  # Stitch, hub and viewers share one busy event loop here
     avatar, made = ann(), []
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
 

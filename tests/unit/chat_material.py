@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deployments import chat as module
+from deployments.answer import CHARS_A_S
 from deployments.chat import Chat
 from deployments.requests import ChatRequest, SpeakEvent
 from models.errors import SessionNotFound
@@ -44,7 +44,7 @@ class Events:
         await self.stitch.may_speak.wait()
         await asyncio.sleep(self.stitch.pause_s)
         self.stitch.spoken.append((self.request.session_id, part))
-        return SpeakEvent(b"moof", round(25 * len(part) / module.CHARS_A_S))
+        return SpeakEvent(b"moof", round(25 * len(part) / CHARS_A_S))
 
     def cancel(self) -> None:
         self.cancelled = not self.ended

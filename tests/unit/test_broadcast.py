@@ -7,7 +7,8 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 
-from deployments.broadcast import DECIDE_S, LISTENER_PIECES, Broadcast, LiveStart, Pace, Performance
+from deployments.broadcast import LISTENER_PIECES, Broadcast, LiveStart
+from deployments.performance import DECIDE_S, Pace, Performance
 from models.stitch.encode import UtteranceEncoder
 from models.stitch.live import LIVE_FRAMES, Grid, LiveClock, Piece
 from tests.unit.live_material import RATE, SPEC, levels

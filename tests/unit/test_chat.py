@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deployments import chat as module
+from deployments.answer import CHARS_A_S
 from deployments.requests import ChatRequest
 from models.errors import BusyError, IdError, NotFoundError, TextError
 from models.llm.base import MODEL_ENV, URL_ENV
@@ -33,7 +33,7 @@ async def test_an_answer_is_spoken_sentence_by_sentence_into_its_session(llm: LL
     assert job["video_url"] == "/sessions/alice/video.mp4" and job["error"] is None
     asked = stitch.calls[0].request
     assert (asked.enhance, asked.voice, asked.speed) == (True, "nova", 1.5)
-    assert job["frames"] == sum(round(25 * len(text) / module.CHARS_A_S) for text in stitch.texts())
+    assert job["frames"] == sum(round(25 * len(text) / CHARS_A_S) for text in stitch.texts())
 
 
 async def test_speech_begins_while_the_model_still_talks(llm: LLMServer) -> None:
@@ -205,7 +205,7 @@ async def test_an_interruption_ends_speech_and_model_and_remembers_what_was_hear
     assert [text for text in stitch.spoken if text[0] == "alice"] == [text for text in said if text[0] == "alice"]
     asked, heard = [m["content"] for m in await chat.messages("alice")]
     assert asked == "Talk" and heard.startswith("One is said.")
-    assert len(heard) <= (passed_s + 1) * module.CHARS_A_S + 18  # of a long text only what there was time for
+    assert len(heard) <= (passed_s + 1) * CHARS_A_S + 18  # of a long text only what there was time for
     assert llm.hung_up == 1  # the model is not left talking
     assert (await chat.status(other["job_id"]))["status"] == "speaking"
     await chat.interrupt("bob")

@@ -9,7 +9,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from deployments.calls import summarise
-from deployments.line import Job, Line, LineSettings, _Entry, _next_or_error, _Segment
+from deployments.chunks import Entry, Job, LineSettings, Segment
+from deployments.line import Line, _next_or_error
 from deployments.stage import StageTiming, Stamped
 from models.errors import BusyError, StageError, TextError
 from models.types import FaceCrops, FeatureWindows, Phoneme, Speech
@@ -254,7 +255,7 @@ async def test_a_chunk_that_arrives_while_its_taker_is_cancelled_is_cancelled_to
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     task = asyncio.create_task(asyncio.sleep(60))
-    queue.put_nowait(_Entry(_Segment(speech(1.0), 0, 25, speech(1.0)), 0, task))
+    queue.put_nowait(Entry(Segment(speech(1.0), 0, 25, speech(1.0)), 0, task))
     await asyncio.sleep(0)  # the entry is out of the queue, and the taker does not have it yet
     taker.cancel()
     await asyncio.wait({taker, task}, timeout=1.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayTaskError
 
-from deployments import live
+from deployments import hub, live
 from deployments.broadcast import LiveEvent, LiveStart
 from deployments.live import Live
 from models.avatar.playback import ping_pong
@@ -147,7 +147,7 @@ async def test_speech_is_shown_at_its_place_and_nothing_is_repeated_or_left_out(
 
 
 async def test_a_viewer_that_does_not_read_keeps_little_and_goes_on_at_the_live_edge(air, monkeypatch):
-    monkeypatch.setattr(live, "VIEWER_PIECES", 3)
+    monkeypatch.setattr(hub, "VIEWER_PIECES", 3)
     _, on_air = air
     viewer = await on_air.view("alice")
     before, _ = await watch(viewer, 0.3)
@@ -239,7 +239,7 @@ async def test_a_hub_outlives_the_request_that_began_it(air):
 
 
 async def test_a_session_that_is_asked_for_anew_leaves_no_player_of_the_old_one(air, monkeypatch):
-    monkeypatch.setattr(live, "RETRY_S", 0.01)
+    monkeypatch.setattr(hub, "RETRY_S", 0.01)
     stitch, on_air = air
     tasks = len(asyncio.all_tasks())
     for _ in range(5):
@@ -255,7 +255,7 @@ async def test_a_session_that_is_asked_for_anew_leaves_no_player_of_the_old_one(
 
 @pytest.mark.parametrize("died", [RuntimeError("died"), asyncio.CancelledError()])
 async def test_a_replica_that_dies_is_asked_anew_and_viewers_notice_nothing(air, monkeypatch, died):
-    monkeypatch.setattr(live, "RETRY_S", 0.1)
+    monkeypatch.setattr(hub, "RETRY_S", 0.1)
     stitch, on_air = air
     viewer = await on_air.view("alice")
     reading = asyncio.create_task(watch(viewer, 1.2))
@@ -271,7 +271,7 @@ async def test_a_replica_that_dies_is_asked_anew_and_viewers_notice_nothing(air,
 
 
 async def test_a_session_that_is_removed_ends_its_viewers_streams(air, monkeypatch):
-    monkeypatch.setattr(live, "RETRY_S", 0.05)
+    monkeypatch.setattr(hub, "RETRY_S", 0.05)
     stitch, on_air = air
     viewer = await on_air.view("alice")
     gone = RayTaskError("live", "…", SessionNotFound("There is none.", "Open it."))
@@ -286,7 +286,7 @@ async def _drain(viewer) -> None:
 
 
 async def test_nothing_is_left_of_hundreds_of_sessions_that_were_watched(air, monkeypatch):
-    monkeypatch.setattr(live, "LINGER_S", 0.3)
+    monkeypatch.setattr(hub, "LINGER_S", 0.3)
     stitch = air[0]
     on_air = Live(stitch.subscribe, lambda: 2000)
     tasks = len(asyncio.all_tasks())

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from deployments.line import Chunk
+from deployments.chunks import Chunk
 from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions
 from deployments.utterance import LoadedAvatar, Utterance

@@ -1,0 +1,103 @@
+"""An answer on its way from the language model to the voice: read to its end, noted in its job as it is said.
+
+Belongs to Chat; knows no handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from deployments.jobs import Job
+from deployments.requests import SpeakEvent
+from models.text import normalise, split_sentences
+
+CHARS_A_S = 15.0  # of speech, and
+
+
+FPS = 25  # of video: how far an answer has come is told by about these
+
+
+class Reading:
+    """Reads an answer to its end, however slowly it is spoken. What breaks it off is raised by `finish` alone."""
+
+    def __init__(self, source: AsyncGenerator[str, None]) -> None:
+        self._pieces: list[str] = []
+        self._changed = asyncio.Event()
+        self._task = asyncio.create_task(self._read(source))
+        self._task.add_done_callback(lambda _: self._changed.set())
+
+    async def _read(self, source: AsyncGenerator[str, None]) -> None:
+        async with aclosing(source):
+            async for piece in source:
+                if any(c.isalnum() for c in normalise(piece)):  # the rest is shown, but there is nothing to say of it
+                    self._pieces.append(piece)
+                    self._changed.set()
+
+    async def begun(self) -> bool:
+        """Whether there is something to say, once that is known."""
+        while not self._pieces and not self._task.done():
+            await self._change()
+        return bool(self._pieces)
+
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """What is to be said, as it comes."""
+        while self._pieces or not self._task.done():
+            if self._pieces:
+                yield self._pieces.pop(0)
+            else:
+                await self._change()
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def finish(self) -> None:
+        """Wait for the end. Raises what broke it off."""
+        await self._task
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) -> AsyncGenerator[str, None]:
+    """The tokens, each added to the job's reply as it comes."""
+    async with aclosing(tokens):
+        async for token in tokens:
+            if not job.reply:
+                job.latency["first_token_ms"] = round((time.perf_counter() - began_s) * 1e3, 1)
+            job.reply += token
+            yield token
+
+
+async def told(job: Job, parts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """The parts, each noted as given to the voice."""
+    async with aclosing(parts):
+        async for part in parts:
+            job.saying = f"{job.saying or ''} {part}".strip()
+            yield part
+
+
+def note(job: Job, event: SpeakEvent, passed_ms: float) -> None:
+    """Write down what was made, and where its time went."""
+    if event.frames:
+        job.frames += event.frames
+        job.latency.setdefault("first_frame_ms", round(passed_ms, 1))
+        job.video_url = f"/sessions/{job.session_id}/video.mp4"
+        spoken = job.frames / FPS * CHARS_A_S / max(len(job.reply), 1)
+        job.progress = max(job.progress, round(min(0.95, spoken), 3))
+    if event.summary is not None:
+        job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "duration_s", "stages")}
+
+
+def heard_of(job: Job, seen_s: float) -> str:
+    """What a viewer has heard of an answer that was cut: whole sentences, by the frames that could be seen so far."""
+    heard, passed = [], 0
+    for sentence in split_sentences(job.saying or "") if job.frames else ():
+        if passed <= min(job.frames / FPS, seen_s) * CHARS_A_S:
+            heard.append(sentence)
+        passed += len(sentence)
+    return " ".join(heard)
