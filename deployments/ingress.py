@@ -1,67 +1,43 @@
 """The HTTP face of the graph: thin. Checks requests, hands them to Stitch, Chat, Avatars and TTS; http.py maps errors.
 
-Knows the stages as handles only, and no media.
+What stands below /sessions is in session_routes.py. Knows the stages as handles only, and no media.
 """
 
 # no `from __future__ import annotations`: FastAPI must see the real types after Serve has rebound the routes
 
-import asyncio
 import contextlib
-import uuid
-from contextlib import aclosing
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import Body, Query, Request, WebSocket
+from fastapi import Body, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
 
 from configs.schema import IngressConfig
-from deployments.bodies import SOUND_TYPES, ChatBody, SessionBody, SpeakBody, SpeechBody
-from deployments.growing import speak_growing
+from deployments.bodies import SOUND_TYPES, ChatBody, SpeakBody, SpeechBody
 from deployments.http import (
-    NO_CACHE,
     BoundedJson,
     Cancel,
     api,
-    file_range,
-    live_parts,
-    open_tagged,
     progress_lines,
     sound_parts,
-    unlink_result,
     video_parts,
-    whole_file,
-    written,
 )
 from deployments.live import Live
-from deployments.messages import schema
 from deployments.origins import SameOrigin
-from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
+from deployments.session_routes import SessionId, SessionRoutes
 from deployments.stage import parse_config
-from deployments.talk import Talk
-from deployments.uploads import FOLDER, Uploads
-from deployments.views import captions, faststart, playlist
+from deployments.uploads import Uploads
 from deployments.web import serve_page
 from deployments.webrtc import Peers
-from models.errors import BusyError, InputError, StageError
+from models.errors import InputError, StageError
 from models.ids import check_id
-from models.llm.pieces import pieces
-from models.stitch.sidecar import committed_lines, sidecar_path
-
-# --- routes
-
-OPEN_TRIES = 3  # of a video that is reset in the moment of being opened
-
-SessionId = Annotated[str, Query(description="1 to 64 of a-z, 0-9, _ and -", examples=["alice"])]
-
 
 serve_page(api)
 
 
 @serve.ingress(api)  # here, so that a replica that imports this file has the routes bound, too
-class Ingress:
+class Ingress(SessionRoutes):
     """Routes. Its `max_ongoing_requests` must exceed the number of viewers: an open stream is an ongoing request."""
 
     def __init__(self, stitch: Any, avatars: Any, tts: Any, chat: Any) -> None:
@@ -83,6 +59,9 @@ class Ingress:
         self._uploads.config = self.config
         BoundedJson.max_bytes = int(self.config.max_json_kb * 2**10)
         SameOrigin.allowed = frozenset(self.config.allowed_origins)
+
+    def _subscribe(self, session_id: str, position: int | None) -> Any:
+        return self._watch.options(session_id=session_id).live.remote(session_id, position)
 
     # --- speaking
 
@@ -173,156 +152,6 @@ class Ingress:
         check_id(session_id, "session id")
         said: list[dict[str, str]] = await self._chat.messages.remote(session_id)
         return said
-
-    # --- sessions
-
-    @api.post("/sessions", summary="Open a session, so that it can be watched before anything is said", status_code=201)
-    async def create(self, body: Annotated[SessionBody | None, Body()] = None) -> dict[str, Any]:
-        body = body or SessionBody(session_id=None, avatar_id=None)
-        session_id = uuid.uuid4().hex if body.session_id is None else check_id(body.session_id, "session id")
-        if body.avatar_id is not None:
-            check_id(body.avatar_id, "avatar id")
-        stitch = self._stitch.options(session_id=session_id)
-        facts: dict[str, Any] = await stitch.create.remote(session_id, body.avatar_id)
-        return facts
-
-    @api.get("/reset", summary="Start a session afresh")
-    async def reset(self, session_id: SessionId = DEFAULT_SESSION) -> dict[str, Any]:
-        check_id(session_id, "session id")
-        await self._chat.forget.remote(session_id)
-        answer: dict[str, Any] = await self._stitch.options(session_id=session_id).reset.remote(session_id)
-        return answer
-
-    @api.delete("/sessions/{session_id}", summary="Delete a session and its video")
-    async def remove(self, session_id: str) -> dict[str, Any]:
-        check_id(session_id, "session id")
-        await self._chat.forget.remote(session_id)
-        answer: dict[str, Any] = await self._stitch.options(session_id=session_id).remove.remote(session_id)
-        return answer
-
-    @api.get("/sessions", summary="Ids of all sessions")
-    async def sessions(self) -> list[str]:
-        ids: list[str] = await self._stitch.sessions.remote()
-        return ids
-
-    @api.get("/sessions/{session_id}", summary="Facts of a session, with its transcript")
-    async def session(self, session_id: str) -> dict[str, Any]:
-        check_id(session_id, "session id")
-        facts: dict[str, Any] = await self._stitch.options(session_id=session_id).session.remote(session_id)
-        return facts
-
-    @api.head("/sessions/{session_id}/video.mp4", include_in_schema=False)
-    @api.get("/sessions/{session_id}/video.mp4", summary="The growing video of a session; serves ranges")
-    async def video(self, http: Request, session_id: str) -> Response:
-        for _ in range(OPEN_TRIES):
-            facts = await self.session(session_id)
-            file = open_tagged(Path(facts["video_path"]), facts["video_tag"])
-            if file is not None:
-                return file_range(file, facts["size"], facts["video_tag"], http.headers, http.method == "HEAD")
-        raise BusyError(f"The session {session_id!r} is being reset again and again.", "Try again in a few seconds.")
-
-    @api.get("/sessions/{session_id}/sidecar.jsonl", summary="How each frame of the video came about, JSON lines")
-    async def sidecar(self, session_id: str) -> Response:
-        facts = await self.session(session_id)
-        lines = await asyncio.to_thread(committed_lines, sidecar_path(Path(facts["video_path"])))
-        return Response(lines, media_type="application/x-ndjson")
-
-    @api.get(
-        "/sessions/{session_id}/live.mp4",
-        summary="The session live, without end: idle motion, and speech when there is any",
-        response_class=StreamingResponse,
-    )
-    async def live(self, http: Request, session_id: str) -> Response:
-        check_id(session_id, "session id")
-        client = (http.client.host, http.client.port) if http.client else None
-        viewer = await self._live.view(session_id, client)
-        headers = {"Cache-Control": "no-store", "X-WarmTalk-Session": session_id}
-        return StreamingResponse(live_parts(viewer), media_type="video/mp4", headers=headers)
-
-    @api.post("/sessions/{session_id}/close", summary="End a session: it can still be seen, and nothing more is said")
-    async def close(self, session_id: str) -> dict[str, Any]:
-        check_id(session_id, "session id")
-        facts: dict[str, Any] = await self._stitch.options(session_id=session_id).close.remote(session_id)
-        return facts
-
-    @api.get("/sessions/{session_id}/captions.vtt", summary="What was said, and when, as WebVTT")
-    async def captions(self, session_id: str) -> Response:
-        facts = await self.session(session_id)
-        return Response(await asyncio.to_thread(captions, facts), media_type="text/vtt", headers=NO_CACHE)
-
-    @api.get("/sessions/{session_id}/index.m3u8", summary="The growing video as an HLS playlist")
-    async def playlist(self, session_id: str) -> Response:
-        facts = await self.session(session_id)
-        text = await asyncio.to_thread(playlist, facts)
-        return Response(text, media_type="application/vnd.apple.mpegurl", headers=NO_CACHE)
-
-    @api.get("/sessions/{session_id}/download.mp4", summary="The session so far as one MP4 that plays while it loads")
-    async def download(self, session_id: str) -> Response:
-        facts = await self.session(session_id)
-        made = asyncio.create_task(asyncio.to_thread(faststart, facts, output_path(FOLDER)))
-        try:
-            path = await asyncio.shield(made)
-        except asyncio.CancelledError:
-            made.add_done_callback(unlink_result)  # the thread goes on
-            raise
-        return whole_file(path, f"{session_id}.mp4")
-
-    @api.post("/sessions/{session_id}/say", summary="Say a text while it is still being written: a body of plain text")
-    async def say(
-        self,
-        http: Request,
-        session_id: str,
-        avatar_id: str | None = None,
-        enhance: bool | None = None,
-        voice: str | None = None,
-        speed: Annotated[float | None, Query(ge=0.5, le=2.0)] = None,
-    ) -> Response:
-        check_id(session_id, "session id")
-        if avatar_id is not None:
-            check_id(avatar_id, "avatar id")
-        request = SpeakRequest(
-            session_id, avatar_id=avatar_id, enhance=enhance, voice=voice, speed=speed, deliver=False
-        )
-        async with aclosing(speak_growing(self._stitch, request, pieces(written(http.stream())))) as events:
-            summaries = [event.summary async for event in events if event.summary is not None]
-        if not summaries:
-            raise StageError("The utterance ended without a summary.", "Look at the log of Stitch.")
-        return JSONResponse(summaries[-1])
-
-    @api.post(
-        "/sessions/{session_id}/whep",
-        summary="The session live over WebRTC, as WHEP does: the body is an SDP offer, the answer is in the response",
-        status_code=201,
-    )
-    async def whep(self, http: Request, session_id: str) -> Response:
-        check_id(session_id, "session id")
-        sdp = (await http.body()).decode("utf-8", "replace")
-        peer_id, answer = await self._peers.offer(sdp, lambda: self._live.view(session_id))
-        headers = {"Location": f"/sessions/{session_id}/whep/{peer_id}"}
-        return Response(answer, 201, headers, "application/sdp")
-
-    @api.delete("/sessions/{session_id}/whep/{peer_id}", summary="End a WebRTC connection")
-    async def whep_end(self, session_id: str, peer_id: str) -> dict[str, Any]:
-        await self._peers.end(check_id(peer_id, "connection id"))
-        return {"session_id": session_id, "ended": peer_id}
-
-    @api.get("/ws.json", summary="Schemas of the messages of /sessions/{session_id}/ws")
-    async def messages_schema(self) -> dict[str, Any]:
-        return schema()
-
-    @api.websocket("/sessions/{session_id}/ws")
-    async def socket(self, socket: WebSocket, session_id: str) -> None:
-        await Talk(socket, session_id, self._stitch, self._chat, self._live).run()
-
-    @api.post("/sessions/{session_id}/interrupt", summary="Stop what the session says and is going to say")
-    async def interrupt(self, session_id: str) -> dict[str, Any]:
-        await self.session(session_id)
-        await self._chat.interrupt.remote(session_id)
-        answer: dict[str, Any] = await self._stitch.options(session_id=session_id).interrupt.remote(session_id)
-        return answer
-
-    def _subscribe(self, session_id: str, position: int | None) -> Any:
-        return self._watch.options(session_id=session_id).live.remote(session_id, position)
 
     # --- avatars
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments import ingress
+from deployments import session_routes
 from deployments.http import file_range
 from deployments.views import faststart
 from models.stitch.session import SessionFile
@@ -163,7 +163,7 @@ def test_a_download_that_nobody_waits_for_leaves_no_file(serve, filmed, tmp_path
         time.sleep(0.2)
         return faststart(facts, folder)
 
-    monkeypatch.setattr(ingress, "faststart", slowly)
+    monkeypatch.setattr(session_routes, "faststart", slowly)
 
     async def leave():
         task = asyncio.create_task(half_sent("/sessions/alice/download.mp4", b"", method="GET"))
