@@ -195,6 +195,7 @@ class IngressConfig(Strict):
     max_uploads: int = Field(8, ge=1)  # being received at a time by one ingress replica; more get 429
     max_json_kb: float = Field(256.0, gt=0)  # of a request that is no upload
     max_viewers: int = Field(500, ge=1)  # live viewers of one ingress replica; more get 429
+    max_downloads: int = Field(2, ge=1)  # of sessions, put together at a time by one ingress replica; more wait
     allowed_origins: list[str] = Field(default_factory=list)  # of other sites whose pages may act here; ["*"]: of any
 
 

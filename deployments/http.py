@@ -146,14 +146,22 @@ def open_tagged(path: Path, tag: str) -> BinaryIO | None:
     return None
 
 
-def file_range(file: BinaryIO, size: int, tag: str, asked: Mapping[str, str], head: bool = False) -> Response:
+def length_of(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def file_range(
+    file: BinaryIO, size: int, tag: str, asked: Mapping[str, str], head: bool = False, name: str = ""
+) -> Response:
     """The first `size` bytes of a growing file, or one range of them: what lies behind may be half a fragment.
 
     tag: the file's, the same while it grows, since what is there never changes: so ranges taken at different times fit
     together, and `If-Range` gives the whole where they would not. A known tag is no proof that nothing was added, so
-    `If-None-Match` is passed over. asked: the request's headers. head: only the answer's headers. Closes the file.
+    `If-None-Match` is passed over. asked: the request's headers. head: only the answer's headers. name: to be saved
+    under. Closes the file.
     """
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache", "ETag": f'"{tag}"'}
+    headers |= {"Content-Disposition": f'attachment; filename="{name}"'} if name else {}
     wanted = asked.get("range", "") if asked.get("if-range", headers["ETag"]) == headers["ETag"] else ""
     match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", wanted.strip())
     status, begin, end = 200, 0, size
@@ -218,26 +226,6 @@ async def written(parts: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
             yield text
     if text := decoder.decode(b"", final=True):
         yield text
-
-
-def whole_file(path: Path, name: str) -> Response:
-    """A file to be saved under a name; removed when it has been sent, or the client has gone."""
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(path.stat().st_size)}
-    file = path.open("rb")
-    path.unlink()  # it lives as long as it is open
-    return StreamingResponse(_parts(file), headers=headers, media_type="video/mp4")
-
-
-def unlink_result(made: "asyncio.Task[Path]") -> None:
-    """Remove the file that a task has made for somebody who has gone."""
-    if not made.cancelled() and made.exception() is None:
-        made.result().unlink(missing_ok=True)
-
-
-def _parts(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while part := file.read(READ_CHUNK):
-            yield part
 
 
 async def sound_parts(first: bytes, parts: Any) -> AsyncIterator[bytes]:

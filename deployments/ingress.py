@@ -14,6 +14,7 @@ from ray import serve
 
 from configs.schema import IngressConfig
 from deployments.bodies import SOUND_TYPES, ChatBody, SpeakBody, SpeechBody
+from deployments.downloads import Downloads
 from deployments.http import (
     BoundedJson,
     Cancel,
@@ -24,10 +25,12 @@ from deployments.http import (
 )
 from deployments.live import Live
 from deployments.origins import SameOrigin
+from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
 from deployments.session_routes import SessionId, SessionRoutes
 from deployments.stage import parse_config
-from deployments.uploads import Uploads
+from deployments.uploads import FOLDER, Uploads
+from deployments.views import Views
 from deployments.web import serve_page
 from deployments.webrtc import Peers
 from models.errors import InputError, StageError
@@ -50,6 +53,8 @@ class Ingress(SessionRoutes):
         self._chat = chat
         self.config = IngressConfig()
         self._uploads = Uploads(self.config)
+        self._views = Views()
+        self._downloads = Downloads(output_path(FOLDER), self.config.max_downloads)
         self._watch = stitch.options(stream=True, _by_reference=False)
         self._peers = Peers()
         self._live = Live(self._subscribe, lambda: self.config.max_viewers)
@@ -57,6 +62,8 @@ class Ingress(SessionRoutes):
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.config = parse_config("Ingress", user_config)
         self._uploads.config = self.config
+        self._downloads.close()
+        self._downloads = Downloads(output_path(FOLDER), self.config.max_downloads)
         BoundedJson.max_bytes = int(self.config.max_json_kb * 2**10)
         SameOrigin.allowed = frozenset(self.config.allowed_origins)
 

@@ -15,26 +15,24 @@ from fastapi import Body, Query, Request, WebSocket
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from deployments.bodies import SessionBody
+from deployments.downloads import Downloads
 from deployments.growing import speak_growing
 from deployments.http import (
     NO_CACHE,
     api,
     file_range,
+    length_of,
     live_parts,
     open_tagged,
-    unlink_result,
-    whole_file,
     written,
 )
 from deployments.live import Live
 from deployments.messages import schema
-from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, SpeakRequest
 from deployments.talk import Talk
-from deployments.uploads import FOLDER
-from deployments.views import captions, faststart, playlist
+from deployments.views import Views
 from deployments.webrtc import Peers
-from models.errors import BusyError, StageError
+from models.errors import BusyError, NotFoundError, StageError
 from models.ids import check_id
 from models.llm.pieces import pieces
 from models.stitch.sidecar import committed_lines, sidecar_path
@@ -45,12 +43,14 @@ SessionId = Annotated[str, Query(description="1 to 64 of a-z, 0-9, _ and -", exa
 
 
 class SessionRoutes:
-    """Ingress inherits them; it has the handles, the hubs and the WebRTC connections."""
+    """Ingress inherits them; it has the handles, the hubs, the WebRTC connections and the files made for viewers."""
 
     _stitch: Any
     _chat: Any
     _live: Live
     _peers: Peers
+    _views: Views
+    _downloads: Downloads
 
     @api.post("/sessions", summary="Open a session, so that it can be watched before anything is said", status_code=201)
     async def create(self, body: Annotated[SessionBody | None, Body()] = None) -> dict[str, Any]:
@@ -89,9 +89,11 @@ class SessionRoutes:
 
     @api.head("/sessions/{session_id}/video.mp4", include_in_schema=False)
     @api.get("/sessions/{session_id}/video.mp4", summary="The growing video of a session; serves ranges")
-    async def video(self, http: Request, session_id: str) -> Response:
+    async def video(self, http: Request, session_id: str, tag: str | None = None) -> Response:
         for _ in range(OPEN_TRIES):
             facts = await self.session(session_id)
+            if tag not in (None, facts["video_tag"]):  # a player's ranges must not come from another file
+                raise NotFoundError(f"The session {session_id!r} was reset since.", "Load its playlist anew.")
             file = open_tagged(Path(facts["video_path"]), facts["video_tag"])
             if file is not None:
                 return file_range(file, facts["size"], facts["video_tag"], http.headers, http.method == "HEAD")
@@ -124,24 +126,26 @@ class SessionRoutes:
     @api.get("/sessions/{session_id}/captions.vtt", summary="What was said, and when, as WebVTT")
     async def captions(self, session_id: str) -> Response:
         facts = await self.session(session_id)
-        return Response(await asyncio.to_thread(captions, facts), media_type="text/vtt", headers=NO_CACHE)
+        return Response(await asyncio.to_thread(self._views.captions, facts), media_type="text/vtt", headers=NO_CACHE)
 
     @api.get("/sessions/{session_id}/index.m3u8", summary="The growing video as an HLS playlist")
     async def playlist(self, session_id: str) -> Response:
         facts = await self.session(session_id)
-        text = await asyncio.to_thread(playlist, facts)
+        text = await asyncio.to_thread(self._views.playlist, facts)
         return Response(text, media_type="application/vnd.apple.mpegurl", headers=NO_CACHE)
 
+    @api.head("/sessions/{session_id}/download.mp4", include_in_schema=False)
     @api.get("/sessions/{session_id}/download.mp4", summary="The session so far as one MP4 that plays while it loads")
-    async def download(self, session_id: str) -> Response:
+    async def download(
+        self,
+        http: Request,
+        session_id: str,
+        size: Annotated[int | None, Query(ge=1, description="As it was when its video had so many bytes.")] = None,
+    ) -> Response:
         facts = await self.session(session_id)
-        made = asyncio.create_task(asyncio.to_thread(faststart, facts, output_path(FOLDER)))
-        try:
-            path = await asyncio.shield(made)
-        except asyncio.CancelledError:
-            made.add_done_callback(unlink_result)  # the thread goes on
-            raise
-        return whole_file(path, f"{session_id}.mp4")
+        size = size or facts["size"]
+        file, tag = await self._downloads.open(facts, size), f"{facts['video_tag']}-{size}"
+        return file_range(file, length_of(file), tag, http.headers, http.method == "HEAD", f"{session_id}.mp4")
 
     @api.post("/sessions/{session_id}/say", summary="Say a text while it is still being written: a body of plain text")
     async def say(

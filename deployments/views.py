@@ -2,31 +2,102 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from models.errors import BusyError
 from models.stitch.captions import webvtt
+from models.stitch.export import export_faststart
+from models.stitch.index import Totals
+from models.stitch.playlist import Playlist
 from models.stitch.session import SessionFile
 
-VIDEO_URL = "video.mp4"  # beside the playlist
+VIDEO_URL = "video.mp4?tag={tag}"  # beside the playlist; a session that was reset answers other tags with 404
+KEPT_VIEWS = 256  # sessions
 
 
-def captions(facts: dict[str, Any]) -> str:
-    """WebVTT of a session; `facts` are what Stitch says of it. Raises SessionNotFound, CorruptError."""
-    return webvtt(_session(facts).transcript())
+class Views:
+    """Captions and playlists of sessions, made anew only where something was written since. For any thread.
+
+    `facts` are what Stitch says of a session. A poll costs two looks at the disk; what a session gained, its own cost.
+    Raises SessionNotFound, CorruptError.
+    """
+
+    def __init__(self) -> None:
+        self._views: OrderedDict[str, _View] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def captions(self, facts: dict[str, Any]) -> str:
+        return self._of(facts).text("captions")
+
+    def playlist(self, facts: dict[str, Any]) -> str:
+        return self._of(facts).text("playlist")
+
+    def _of(self, facts: dict[str, Any]) -> _View:
+        path = facts["video_path"]
+        with self._lock:
+            view = self._views.get(path)
+            if view is None or view.tag != facts["video_tag"]:
+                view = self._views[path] = _View(_session(facts), facts["video_tag"])
+            self._views.move_to_end(path)
+            while len(self._views) > KEPT_VIEWS:
+                self._views.popitem(last=False)
+        return view
 
 
-def playlist(facts: dict[str, Any]) -> str:
-    """An HLS playlist of a session. Raises SessionNotFound, CorruptError."""
-    return _session(facts).hls_playlist(VIDEO_URL)
+class _View:
+    """One session's, from its start to its reset."""
+
+    def __init__(self, session: SessionFile, tag: str) -> None:
+        self.tag = tag
+        self._session = session
+        self._lock = threading.Lock()
+        self._mark: tuple[int, int, int] | None = None
+        self._texts: dict[str, str] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._session = SessionFile(self._session.folder)
+        init_bytes = len(self._session.init_segment)
+        self._playlist = Playlist(self._session.spec, init_bytes, VIDEO_URL.format(tag=self.tag))
+        self._read: Totals | None = None
+
+    def text(self, kind: str) -> str:
+        with self._lock:
+            mark = self._session.mark()
+            if mark != self._mark:
+                self._texts.clear()
+                if self._mark is not None and mark[0] != self._mark[0]:
+                    self._begin()  # a new writer may have cut off what was read
+                self._mark = mark
+            if kind not in self._texts:
+                self._texts[kind] = self._captions() if kind == "captions" else self._grown()
+            return self._texts[kind]
+
+    def _captions(self) -> str:
+        return webvtt(self._session.transcript())
+
+    def _grown(self) -> str:
+        records = self._session.read_on(self._read)
+        self._read = records[-1][1]
+        return str(self._playlist.extend(record for record, _ in records[1:]))
 
 
-def faststart(facts: dict[str, Any], folder: Path) -> Path:
-    """A progressive MP4 of the session in `folder`; the caller removes it. Raises NotFoundError where it is empty."""
+def faststart(facts: dict[str, Any], size: int, folder: Path) -> Path:
+    """A progressive MP4 of the session's first `size` bytes in `folder`; the caller removes it.
+
+    Raises NotFoundError where it is empty, InputError where it never was of this size, BusyError for one just reset.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / uuid.uuid4().hex
-    _session(facts).export_faststart(path)
+    session = _session(facts)
+    export_faststart(session, path, size)
+    if session.video_tag != facts["video_tag"]:
+        path.unlink(missing_ok=True)
+        raise BusyError(f"The session {session.session_id!r} was reset meanwhile.", "Ask again.")
     return path
 
 

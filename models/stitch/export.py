@@ -1,17 +1,31 @@
-"""Other forms of a session's video: a progressive MP4, an HLS playlist. Nothing is coded anew."""
+"""A session's video as a progressive MP4. Nothing is coded anew."""
 
 from __future__ import annotations
 
-import math
 import os
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
 
-from models.stitch.encode import VIDEO_TIMESCALE
+from models.errors import InputError, NotFoundError
+from models.stitch.session import SessionFile
+
+
+def export_faststart(session: SessionFile, path_out: Path, size: int | None = None) -> None:
+    """Write a session as a progressive MP4, moov first.
+
+    size: leave out what was added when the video already had so many bytes. Raises NotFoundError if it is empty,
+    InputError where no fragment ends at `size`.
+    """
+    session.refresh()
+    if not session.frames:
+        raise NotFoundError(f"The session {session.session_id!r} has no video yet.", "Speak in it first.")
+    if size not in (None, session.size) and all(r.get("at", 0) + r.get("bytes", 0) != size for r in session.records()):
+        raise InputError(f"The video has never been {size} bytes long.", "Take the `size` that the session tells.")
+    with session.path.open("rb") as file:
+        remux_faststart(Head(file, size or session.size), Path(path_out))
 
 
 def remux_faststart(fragmented: Any, path_out: Path) -> None:
@@ -47,37 +61,3 @@ class Head:
 
     def tell(self) -> int:
         return self._file.tell()
-
-
-SEGMENT_S = 2.0  # fragments are joined up to this: a player asks for every segment by itself
-
-
-def hls_playlist(records: Iterable[dict[str, Any]], init_bytes: int, url: str, longest_fragment_s: float) -> str:
-    """A playlist over the byte ranges of the session's video at `url` (RFC 8216; EVENT: it only grows).
-
-    A segment is several fragments, up to SEGMENT_S, and never more than one utterance; the last one is named when it
-    is whole. A closed session's playlist has its end.
-    """
-    lines = ["#EXTM3U", "#EXT-X-VERSION:7", "#EXT-X-PLAYLIST-TYPE:EVENT", "#EXT-X-INDEPENDENT-SEGMENTS"]
-    lines += [f"#EXT-X-TARGETDURATION:{math.ceil(SEGMENT_S + longest_fragment_s)}"]  # must never change
-    lines += [f'#EXT-X-MAP:URI="{url}",BYTERANGE="{init_bytes}@0"']
-    at = size = ticks = 0
-    closed = False
-
-    def segment() -> None:
-        nonlocal size, ticks
-        if size:
-            lines.extend([f"#EXTINF:{ticks / VIDEO_TIMESCALE:.5f},", f"#EXT-X-BYTERANGE:{size}@{at}", url])
-        size = ticks = 0
-
-    for record in records:
-        closed |= record["type"] == "close"
-        if record["type"] in ("start", "end", "close"):
-            segment()
-        if record["type"] != "fragment":
-            continue
-        at = at if size else record["at"]
-        size, ticks = size + record["bytes"], ticks + record["video"][1]
-        if ticks >= SEGMENT_S * VIDEO_TIMESCALE:
-            segment()
-    return "\n".join([*lines, *(["#EXT-X-ENDLIST"] if closed else [])]) + "\n"

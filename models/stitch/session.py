@@ -30,9 +30,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from models.errors import ConfigError, CorruptError, FencedError, NotFoundError, SessionNotFound
+from models.errors import ConfigError, CorruptError, FencedError, SessionNotFound
 from models.files import replace_file
-from models.stitch import export, index
+from models.stitch import index
 from models.stitch.disk import EPOCH, INDEX, LOCK, META, VIDEO, Recovery, SessionMeta, starts_with, write_at
 from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec
 from models.stitch.sidecar import Record, SidecarWriter, header, sidecar_path
@@ -153,8 +153,17 @@ class SessionFile:
 
     def records(self) -> Iterator[index.Record]:
         """The index: fragments (`at`, `bytes`, `frames`, `video`, `audio` …) and utterance events, oldest first."""
-        for record, _ in self._read_records(self._empty())[1:]:
+        for record, _ in self.read_on(None)[1:]:
             yield record
+
+    def read_on(self, since: index.Totals | None) -> list[tuple[index.Record, index.Totals]]:
+        """({}, since), then each record behind it with its totals; from the start where `since` is None."""
+        return self._read_records(since or self._empty())
+
+    def mark(self) -> tuple[int, int, int]:
+        """Another one whenever something has been written, for the cost of a look; its first part with each writer."""
+        found = (self.folder / INDEX).stat()
+        return self._stored_epoch(), found.st_size, found.st_mtime_ns
 
     def transcript(self) -> list[index.Utterance]:
         """What was said, when. Its cost is that of what is new."""
@@ -265,19 +274,6 @@ class SessionFile:
             if file is not None:
                 file.close()
         self._video = self._index = self._sidecar = self._epoch = None
-
-    def export_faststart(self, path_out: Path) -> None:
-        """Write the session as a progressive MP4, moov first, without coding anew. Raises NotFoundError if empty."""
-        self.refresh()
-        if not self.frames:
-            raise NotFoundError(f"The session {self.session_id!r} has no video yet.", "Speak in it first.")
-        with self.path.open("rb") as file:
-            export.remux_faststart(export.Head(file, self.size), Path(path_out))
-
-    def hls_playlist(self, url: str) -> str:
-        """An HLS playlist over the byte ranges of the video, which stands at `url`."""
-        longest_s = self.spec.fragment_frames / self.spec.fps
-        return export.hls_playlist(self.records(), len(self.init_segment), url, longest_s)
 
     # --- inside
 

@@ -1,18 +1,13 @@
 """The files of a session as the ingress sends them: ranges of a growing video, captions, a playlist, a download."""
 
-import asyncio
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from deployments import session_routes
 from deployments.http import file_range
-from deployments.views import faststart
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import sidecar_path
-from tests.unit.ingress_material import Handle, Turns, error_of, half_sent
+from tests.unit.ingress_material import Handle, Turns, error_of
 from tests.unit.live_material import SPEC, fragments, levels, shown
 
 
@@ -142,8 +137,12 @@ def filmed(tmp_path) -> SessionFile:
     return session
 
 
-def test_a_session_has_captions_a_playlist_and_a_download(serve, filmed, tmp_path):
-    client = serve(Handle(session={"video_path": str(filmed.path)}))
+def facts(session: SessionFile) -> dict:
+    return {"video_path": str(session.path), "video_tag": session.video_tag, "size": session.size}
+
+
+def test_a_session_has_captions_a_playlist_and_a_download(serve, filmed):
+    client = serve(Handle(session=facts(filmed)))
     vtt = client.get("/sessions/alice/captions.vtt")
     assert vtt.headers["content-type"].startswith("text/vtt") and "00:00:01.200\nWords." in vtt.text
     playlist = client.get("/sessions/alice/index.m3u8")
@@ -152,26 +151,26 @@ def test_a_session_has_captions_a_playlist_and_a_download(serve, filmed, tmp_pat
     assert whole.headers["content-disposition"] == 'attachment; filename="alice.mp4"'
     assert len(whole.content) == int(whole.headers["content-length"]) and whole.content[4:8] == b"ftyp"
     assert shown(whole.content)[1] == pytest.approx([20 + 4 * k for k in range(30)], abs=2)
-    assert list((tmp_path / "results" / "uploads").iterdir()) == []
 
 
-def test_a_download_that_nobody_waits_for_leaves_no_file(serve, filmed, tmp_path, monkeypatch):
-    begun = threading.Event()
+def test_a_download_is_a_file_that_a_player_can_seek_in(serve, filmed):
+    client = serve(Handle(session=facts(filmed)))
+    whole = client.get("/sessions/alice/download.mp4")
+    assert whole.headers["accept-ranges"] == "bytes"
+    asked = {"Range": "bytes=100-199", "If-Range": whole.headers["etag"]}
+    part = client.get("/sessions/alice/download.mp4", headers=asked)
+    assert (part.status_code, part.content) == (206, whole.content[100:200])
+    assert client.head("/sessions/alice/download.mp4").headers["content-length"] == str(len(whole.content))
+    then = client.get(f"/sessions/alice/download.mp4?size={filmed.size}")
+    assert (then.content, then.headers["etag"]) == (whole.content, whole.headers["etag"])
+    wrong = client.get(f"/sessions/alice/download.mp4?size={filmed.size - 1}")
+    assert (wrong.status_code, error_of(wrong)["code"]) == (422, "bad_input")
 
-    def slowly(facts, folder):
-        begun.set()
-        time.sleep(0.2)
-        return faststart(facts, folder)
 
-    monkeypatch.setattr(session_routes, "faststart", slowly)
-
-    async def leave():
-        task = asyncio.create_task(half_sent("/sessions/alice/download.mp4", b"", method="GET"))
-        await asyncio.to_thread(begun.wait)
-        task.cancel()
-        await asyncio.wait({task})
-        await asyncio.sleep(0.5)
-
-    serve(Handle(session={"video_path": str(filmed.path)}))
-    asyncio.run(leave())
-    assert list((tmp_path / "results" / "uploads").iterdir()) == []
+def test_ranges_of_a_video_that_was_replaced_are_refused(serve, filmed):
+    client = serve(Handle(session=facts(filmed)))
+    lines = client.get("/sessions/alice/index.m3u8").text.splitlines()
+    named = next(line for line in lines if line.startswith("video.mp4?"))
+    assert client.get(f"/sessions/alice/{named}").content == filmed.path.read_bytes()
+    gone = client.get("/sessions/alice/video.mp4?tag=0-1")
+    assert (gone.status_code, error_of(gone)["code"]) == (404, "not_found")

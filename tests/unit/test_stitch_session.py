@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 
-from models.errors import ConfigError, CorruptError, FencedError, NotFoundError, SessionNotFound
+from models.errors import ConfigError, CorruptError, FencedError, SessionNotFound
 from models.stitch import index
 from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
@@ -347,36 +347,6 @@ def test_a_full_disk_leaves_the_session_as_it_was(tmp_path: Path, monkeypatch: p
     assert session_bytes(tmp_path / "s") == before
     session.append(utterance()[1])
     assert playable_frames(session.path.read_bytes()) == 8
-
-
-def test_a_progressive_mp4_has_all_frames_and_its_index_first(tmp_path: Path) -> None:
-    session, out = SessionFile(tmp_path / "s", SPEC), tmp_path / "out.mp4"
-    with pytest.raises(NotFoundError, match="no video"):
-        session.export_faststart(out)
-    speak(session)
-    speak(session, frames=6)
-    session.export_faststart(out)
-    data = out.read_bytes()
-    assert 0 < data.index(b"moov") < data.index(b"mdat") and b"moof" not in data
-    assert playable_frames(data) == 16
-    with av.open(str(out)) as file:
-        assert file.streams.video[0].frames == 16
-        assert float(file.streams.video[0].duration * file.streams.video[0].time_base) == pytest.approx(0.64, abs=1e-3)
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.mp4"]
-
-
-def test_an_hls_playlist_names_byte_ranges_that_play(tmp_path: Path) -> None:
-    session = SessionFile(tmp_path / "s", SPEC)
-    speak(session)
-    lines, data = session.hls_playlist("video.mp4").splitlines(), session.path.read_bytes()
-    length, at = next(line for line in lines if "EXT-X-MAP" in line).split('"')[3].split("@")
-    played = data[int(at) : int(at) + int(length)]
-    for line in lines:
-        if line.startswith("#EXT-X-BYTERANGE:"):
-            length, at = line.split(":")[1].split("@")
-            played += data[int(at) : int(at) + int(length)]
-    assert played == data
-    assert sum(float(line[8:-1]) for line in lines if line.startswith("#EXTINF")) == pytest.approx(0.4)
 
 
 def test_a_session_of_another_format_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""Sessions whose every frame and utterance can be told apart, and the project's own routes over them, on a socket.
+
+A frame shows its number as sixteen black or white blocks; utterance k is a tone of its own pitch, which begins and ends
+inside the utterance at a known frame. So a test can ask a player what it shows and sounds, and know what it should.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+
+from deployments.http import api
+from deployments.ingress import Ingress
+from deployments.sessions import OpenSessions
+from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.stitch.session import SessionFile
+
+SIDE, BLOCK = 64, 16  # px
+SPEC = MediaSpec(SIDE, SIDE, 25, crf=18, preset="ultrafast")
+RATE, FPS = SPEC.sample_rate_hz, SPEC.fps
+LEAD_FRAMES, TONE_FRAMES, TAIL_FRAMES = 4, 5, 3  # of an utterance: silence, its tone, silence
+FRAMES = LEAD_FRAMES + TONE_FRAMES + TAIL_FRAMES
+
+
+def coded(number: int) -> Any:
+    """The frame of a number below 65536: bit k is white where it is set, in rows of four blocks."""
+    bits = np.array([number >> k & 1 for k in range(16)], np.uint8).reshape(4, 4) * 219 + 16
+    return np.repeat(np.kron(bits, np.ones((BLOCK, BLOCK), np.uint8))[..., None], 3, axis=2)
+
+
+def pitch_hz(utterance: int) -> float:
+    """Of utterance 0, 1, 2 …: 40 Hz apart, so that a window of 50 ms tells neighbours apart."""
+    return 400.0 + 40.0 * (utterance % 200)
+
+
+def say(session: SessionFile, seconds: float | None = None) -> None:
+    """One more utterance: FRAMES long with a short tone, or `seconds` of it."""
+    number = session.start_utterance("") - 1
+    tone_frames = TONE_FRAMES if seconds is None else round(seconds * FPS) - LEAD_FRAMES - TAIL_FRAMES
+    counts = (LEAD_FRAMES, tone_frames, TAIL_FRAMES)
+    lead, tone, tail = (np.zeros(count * RATE // FPS, np.float32) for count in counts)
+    tone += 0.4 * np.sin(2 * np.pi * pitch_hz(number) * np.arange(len(tone)) / RATE, dtype=np.float32)
+    session.say(f"Sentence {number + 1}.", session.clock.video_ticks)
+    frames = np.stack([coded(session.frames + k) for k in range(sum(counts))])
+    encoder = UtteranceEncoder(SPEC, session.clock)
+    for fragment in encoder.push(frames, np.concatenate([lead, tone, tail]), last=True):
+        session.append(fragment)
+    session.end_utterance(text=f"Sentence {number + 1}.")
+
+
+class _Stitch:
+    """What the routes of recorded sessions ask of Stitch, answered by the very code that answers there."""
+
+    def __init__(self, root: Path) -> None:
+        self.sessions = OpenSessions(root, 8)
+        self._lock = threading.Lock()
+
+    def options(self, **options: Any) -> _Stitch:
+        return self
+
+    @property
+    def session(self) -> Any:
+        return SimpleNamespace(remote=self._describe)
+
+    async def _describe(self, session_id: str) -> dict[str, Any]:
+        with self._lock:
+            return self.sessions.describe(session_id)
+
+
+@contextmanager
+def recorded_server(home: Path) -> Iterator[tuple[str, Path]]:
+    """The ingress's own routes on a socket, over the sessions in a folder. Yields (address, folder)."""
+    root = home / "sessions"
+    stitch = _Stitch(root)
+    plain: Any = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WARMTALK_HOME", str(home))
+        served = plain(stitch, stitch, stitch, stitch)
+        asyncio.run(served.reconfigure({}))
+        patch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=served))
+        server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", root
+        finally:
+            server.should_exit = True
+            thread.join(5)
