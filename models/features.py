@@ -153,7 +153,7 @@ class WhisperFeatures:
         margin_steps: int,
         ahead_s: Seconds | None,
     ) -> torch.Tensor:
-        samples = _check_samples(samples_16khz).to(self.device, torch.float32)  # (n,)
+        samples = check_samples(samples_16khz).to(self.device, torch.float32)  # (n,)
         plan = plan_contexts(len(samples), context_steps, margin_steps)
         batch = CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH
         kept = []
@@ -211,7 +211,7 @@ def _encoder_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return inside or bare
 
 
-def _check_samples(samples: Samples) -> torch.Tensor:
+def check_samples(samples: Samples) -> torch.Tensor:
     """Speech as a float tensor `(n,)`. Raises AudioError."""
     tensor = as_tensor(samples)
     if not tensor.is_floating_point():
