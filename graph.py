@@ -14,6 +14,7 @@ from deployments.enhance import Enhance
 from deployments.features import AudioFeatures
 from deployments.ingress import Ingress
 from deployments.lipsync import LipSync
+from deployments.recognize import Recognize
 from deployments.stitch import Stitch
 from deployments.tts import TTS
 from models.errors import ConfigError
@@ -34,8 +35,9 @@ def build_app(args: AppConfig | dict[str, Any] | None = None) -> serve.Applicati
     enhance = serve.deployment(Enhance, name="Enhance").bind() if config.enhance else None
     stitch = serve.deployment(Stitch, name="Stitch").bind(tts, features, lipsync, enhance)
     avatars = serve.deployment(Avatars, name="Avatars").bind()
+    recognize = serve.deployment(Recognize, name="Recognize").bind() if config.recognize else None
     chat = serve.deployment(Chat, name="Chat").bind(stitch)
-    return serve.deployment(Ingress, name="Ingress").bind(stitch, avatars, tts, chat)
+    return serve.deployment(Ingress, name="Ingress").bind(stitch, avatars, tts, chat, recognize)
 
 
 def _app_config(args: AppConfig | dict[str, Any] | None) -> AppConfig:

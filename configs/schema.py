@@ -35,6 +35,7 @@ class AppConfig(Strict):
     """`args` of the application: what rewires the graph. A change restarts every deployment."""
 
     enhance: bool = True  # False leaves the Enhance deployment out of the graph
+    recognize: bool = False  # True puts the Recognize deployment into it: speech that is sent is understood
 
 
 class TTSConfig(Strict):
@@ -168,6 +169,15 @@ class AvatarsConfig(Strict):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
 
+class RecognizeConfig(Strict):
+    """Speech recognition: recordings to text."""
+
+    engine: str = "whisper"  # a short name of models/recognition, or module:Class
+    options: dict[str, Any] = Field(default_factory=dict)  # passed to the engine's load(): weights, device, threads …
+    language: str | None = Field(None, pattern="^[a-z]{2,3}$")  # ISO 639-1, where a request names none; None: found out
+    max_audio_s: float = Field(120.0, gt=0)  # longer recordings are refused
+
+
 class ChatConfig(Strict):
     """Chat jobs and the language model behind them."""
 
@@ -206,6 +216,7 @@ STAGES: dict[str, type[Strict]] = {
     "Enhance": EnhanceConfig,
     "Stitch": StitchConfig,
     "Avatars": AvatarsConfig,
+    "Recognize": RecognizeConfig,
     "Chat": ChatConfig,
     "Ingress": IngressConfig,
 }

@@ -41,7 +41,7 @@ def config_path(name: str) -> Path:
 def load_serve_config(name: str) -> dict[str, Any]:
     """The config as a dictionary, checked: every user_config against its stage's schema. Raises ConfigFileError.
 
-    Where `args` leave Enhance out of the graph its section goes, too: Serve refuses options of what is not there.
+    Where `args` leave a stage out of the graph its section goes, too: Serve refuses options of what is not there.
     """
     path = config_path(name)
     try:
@@ -79,8 +79,9 @@ def _check_application(path: Path, application: dict[str, Any]) -> None:
             STAGES[name].model_validate(deployment.get("user_config") or {})
         except ValidationError as error:
             raise ConfigFileError(f"{path}: {name}.user_config: {_sentence(error)}") from error
-    if not args.enhance:
-        application["deployments"] = [deployment for deployment in deployments if deployment["name"] != "Enhance"]
+    absent = {name for name, there in (("Enhance", args.enhance), ("Recognize", args.recognize)) if not there}
+    if absent:
+        application["deployments"] = [entry for entry in deployments if entry["name"] not in absent]
 
 
 def deployment_of(config: dict[str, Any], stage: str) -> dict[str, Any]:

@@ -31,7 +31,11 @@ from models.errors import InputError, WarmTalkError
 
 READ_CHUNK = 2**18  # bytes
 NO_CACHE = {"Cache-Control": "no-cache"}
-UPLOADS = ("/speak/audio", "/avatars")  # their bodies are files, and have a limit of their own
+UPLOADS = (
+    "/speak/audio",
+    "/avatars",
+    "/v1/audio/transcriptions",
+)  # their bodies are files, and have a limit of their own
 PAUSE_S = 60.0  # a body of which nothing has come for so long has been given up
 REMEDIES = {
     400: "See /docs for its form.",

@@ -23,6 +23,7 @@ from deployments.http import (
     sound_parts,
     video_parts,
 )
+from deployments.listening import FORM, Listening
 from deployments.live import Live
 from deployments.origins import SameOrigin
 from deployments.paths import output_path
@@ -43,7 +44,7 @@ serve_page(api)
 class Ingress(SessionRoutes):
     """Routes. Its `max_ongoing_requests` must exceed the number of viewers: an open stream is an ongoing request."""
 
-    def __init__(self, stitch: Any, avatars: Any, tts: Any, chat: Any) -> None:
+    def __init__(self, stitch: Any, avatars: Any, tts: Any, chat: Any, recognize: Any = None) -> None:
         self._stitch = stitch
         self._speak = stitch.options(stream=True, _by_reference=False)
         self._speak_upload = stitch.options(stream=True)  # a message by value holds 4 MB at most
@@ -55,6 +56,7 @@ class Ingress(SessionRoutes):
         self._uploads = Uploads(self.config)
         self._views = Views()
         self._downloads = Downloads(output_path(FOLDER), self.config.max_downloads)
+        self._listening = Listening(recognize, self._uploads)
         self._watch = stitch.options(stream=True, _by_reference=False)
         self._peers = Peers()
         self._live = Live(self._subscribe, lambda: self.config.max_viewers)
@@ -111,6 +113,15 @@ class Ingress(SessionRoutes):
             parts.cancel()
             raise
         return StreamingResponse(sound_parts(first, parts), media_type=SOUND_TYPES[body.response_format])
+
+    @api.post(
+        "/v1/audio/transcriptions",
+        summary="What is said in a recording; OpenAI's clients can call it",
+        openapi_extra=FORM,
+        response_model=None,
+    )
+    async def transcribe(self, http: Request) -> Response:
+        return await self._listening.answer(http)
 
     async def _answer(self, request: SpeakRequest) -> Response:
         """The summary as JSON, or the fragments as a stream whose first bytes are there before the status is sent."""
@@ -207,6 +218,10 @@ class Ingress(SessionRoutes):
         return StreamingResponse(progress_lines(first, events, upload), media_type="application/x-ndjson")
 
     # --- the rest
+
+    @api.get("/abilities", summary="What this server was set up for beside speech: whether it understands speech")
+    async def abilities(self) -> dict[str, bool]:
+        return {"recognition": self._listening.there}
 
     @api.get("/healthz", summary="Whether the ingress runs and Stitch answers it")
     async def healthz(self) -> dict[str, str]:

@@ -19,6 +19,7 @@ WarmTalkError                    500  internal
 ├── CorruptError                 500  corrupt               a stored file fails its checksum
 ├── ConfigError                  400  bad_config
 ├── BusyError                    429  busy                  queues are full: try again later
+├── NotConfiguredError           501  not_configured        the graph was built without what this needs
 └── StageError                   502  stage_failed          a stage failed or died more often than it is retried
 """
 
@@ -116,6 +117,10 @@ class ConfigError(WarmTalkError):
 
 class BusyError(WarmTalkError):
     code, status = "busy", 429
+
+
+class NotConfiguredError(WarmTalkError):
+    code, status = "not_configured", 501
 
 
 class StageError(WarmTalkError):

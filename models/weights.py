@@ -7,6 +7,7 @@ Data and sentences: no network, no torch; models/weight_files.py looks at the di
     whisper/{config.json,pytorch_model.bin,preprocessor_config.json}
     face-parse-bisent/{79999_iter.pth,resnet18-5c106cde.pth}
     dwpose/dw-ll_ucoco_384.onnx    GFPGANv1.4.pth    syncnet/latentsync_syncnet.pt    taesd/
+    whisper-tiny.en/ and whisper-base/: {config.json,generation_config.json,tokenizer.json,model.safetensors}
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ _VAE = "stabilityai/sd-vae-ft-mse"
 _VAE_REVISION = "31f26fdeee1355a5c34592e401dd41e45d25a493"
 _WHISPER = "openai/whisper-tiny"
 _WHISPER_REVISION = "169d4a4341b33bc18d8881c4b69c2e104e1cc0af"
+_TINY_EN = "openai/whisper-tiny.en"
+_TINY_EN_REVISION = "87c7102498dcde7456f24cfd30239ca606ed9063"
+_BASE = "openai/whisper-base"
+_BASE_REVISION = "e37978b90ca9030d5170a5c07aadb050351a65bb"
 _TAESD = "madebyollin/taesd"
 _TAESD_REVISION = "614f76814bbe30edbe2e627ace1c2234c81a2c0e"
 _UNET_CONFIG_SHA256 = "5b6923aee04d71692e0e9846c471e0a4ea07a4f686d39545e472bd4ba17e1b47"  # v1.0 and v1.5 share it
@@ -159,6 +164,70 @@ SETS = (
                 HubFile(_WHISPER, "preprocessor_config.json", _WHISPER_REVISION),
                 184_990,
                 "9b5cd03a36fbb8a627c64d98a5b5b126ead95a77720723944487311f0110b666",
+            ),
+        ),
+    ),
+    WeightSet(
+        "whisper-tiny.en",
+        "the English Whisper tiny with its decoder",
+        "Recognize",
+        "Apache-2.0",
+        (
+            WeightFile(
+                "whisper-tiny.en/config.json",
+                HubFile(_TINY_EN, "config.json", _TINY_EN_REVISION),
+                1_937,
+                "b5366317df280f79e6cc366f259f379674f81a8721d458acf2e00680ccb10b1d",
+            ),
+            WeightFile(
+                "whisper-tiny.en/generation_config.json",
+                HubFile(_TINY_EN, "generation_config.json", _TINY_EN_REVISION),
+                1_621,
+                "38744c19d5cede6ff4dab5079c6d6ddc02ca726960bbef208fb602ad5a030eab",
+            ),
+            WeightFile(
+                "whisper-tiny.en/tokenizer.json",
+                HubFile(_TINY_EN, "tokenizer.json", _TINY_EN_REVISION),
+                2_405_679,
+                "5eb60cec1e77aeeb6869a2bb5a8e01a84c3fe5d072d75369343021fe6f5310d0",
+            ),
+            WeightFile(
+                "whisper-tiny.en/model.safetensors",
+                HubFile(_TINY_EN, "model.safetensors", _TINY_EN_REVISION),
+                151_060_136,
+                "db59695928ded6043adaef491a53ef4e12da9611184d77c53baa691a60b958ad",
+            ),
+        ),
+    ),
+    WeightSet(
+        "whisper-base",
+        "the multilingual Whisper base with its decoder",
+        "Recognize",
+        "Apache-2.0",
+        (
+            WeightFile(
+                "whisper-base/config.json",
+                HubFile(_BASE, "config.json", _BASE_REVISION),
+                1_983,
+                "a153c53883a6799b6f056b4a8d1a515c9926d03994682ba88a7616618d7da0c1",
+            ),
+            WeightFile(
+                "whisper-base/generation_config.json",
+                HubFile(_BASE, "generation_config.json", _BASE_REVISION),
+                3_807,
+                "444b3f636d2fff89dd9ecf549e2a085b61f7ff0fa0246d4628bac6a3b8cc9ba4",
+            ),
+            WeightFile(
+                "whisper-base/tokenizer.json",
+                HubFile(_BASE, "tokenizer.json", _BASE_REVISION),
+                2_480_466,
+                "27fc476bfe7f17299480be2273fc0608e4d5a99aba2ab5dec5374b4482d1a566",
+            ),
+            WeightFile(
+                "whisper-base/model.safetensors",
+                HubFile(_BASE, "model.safetensors", _BASE_REVISION),
+                290_403_936,
+                "07cadb9f25677c8d50df603e66a98fbd842cce45047139baeb16e6219a1e807b",
             ),
         ),
     ),

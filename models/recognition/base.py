@@ -42,9 +42,7 @@ class Recognizer(Protocol):
     unless it has an attribute `waits = True`: it waits for a server, and several threads may use it at once.
     """
 
-    def transcribe(
-        self, samples_16khz: Float32, language: str | None = None, task: Task = "transcribe"
-    ) -> Transcript:
+    def transcribe(self, samples_16khz: Float32, language: str | None = None, task: Task = "transcribe") -> Transcript:
         """Text of float32 mono `(n,)` in [-1, 1] at 16 kHz, of any length.
 
         language: ISO 639-1; None lets the engine find out. task: `translate` gives English. Raises AudioError for

@@ -1,7 +1,7 @@
 """Whisper's vocabulary: what each token says, and the tokens that say nothing but mean something. Knows no network.
 
 Read from the files of a Hugging Face folder: `tokenizer.json`, or the older `vocab.json` with `added_tokens.json`.
-Nothing is ever tokenised here, so merges are not needed. Tokens are byte-level (GPT-2's alphabet: each byte is a letter).
+Nothing is tokenised here, so merges are not needed. Tokens are byte-level: in GPT-2's alphabet each byte is a letter.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ LEAD_S = 0.2  # of what stands before a sound that a window begins with
 NEAR_S = 0.3  # words this far from any sound are made up: Whisper's times are about that exact
 LEAST_STEP_S = 1.0  # that a window moves on by
 TOKENS_A_S, TOKENS_MORE = 14, 24  # nobody says more: fast speech has some 8 tokens a second, with its times
-DOUBTFUL_LOGPROB, SILENT = -1.0, 0.6  # below, and above, which a window is doubtful, and is silent: Whisper's own bounds
+DOUBTFUL_LOGPROB, SILENT = (
+    -1.0,
+    0.6,
+)  # below, and above, which a window is doubtful, and is silent: Whisper's own bounds
 HOPELESS_LOGPROB, SURELY_SILENT = -1.5, 0.85  # each alone: hum gets 0.9, beeps get -2.6, speech in noise 0.1 and -0.9
 MISSED_S = 0.6  # of sound behind the last words: it is heard again, from there
 MOST_COMPRESSION = 2.4
@@ -91,12 +94,15 @@ class WhisperRecognizer:
         multilingual = hints.get("is_multilingual", config.vocab_size >= MULTILINGUAL_VOCABULARY)
         return cls(model, vocabulary, _rules(vocabulary, hints), bool(multilingual), temperatures)
 
-    @torch.inference_mode()
     def transcribe(self, samples_16khz: Float32, language: str | None = None, task: Task = "transcribe") -> Transcript:
         """See `Recognizer`. An English-only Whisper knows `en` and `transcribe` alone."""
         samples = check_samples(samples_16khz).float().cpu()
-        duration_s = len(samples) / WHISPER_HZ
         self._check(language, task)
+        with torch.inference_mode():
+            return self._transcribe(samples, language, task)
+
+    def _transcribe(self, samples: torch.Tensor, language: str | None, task: str) -> Transcript:
+        duration_s = len(samples) / WHISPER_HZ
         sounds = Activity().from_sound(samples.numpy(), WHISPER_HZ)
         segments: list[Segment] = []
         raw, at_s = "", 0.0
@@ -120,7 +126,9 @@ class WhisperRecognizer:
         if task not in self.vocabulary.tasks:
             raise InputError(f"There is no task {task!r}.", f"Use {' or '.join(self.vocabulary.tasks)}.")
         if not self.multilingual and (language not in (None, "en") or task != "transcribe"):
-            raise InputError("This Whisper knows English alone.", "Leave language and task out, or use another Whisper.")
+            raise InputError(
+                "This Whisper knows English alone.", "Leave language and task out, or use another Whisper."
+            )
         if language is not None and language not in self.vocabulary.languages:
             known = ", ".join(sorted(self.vocabulary.languages))
             raise InputError(f"There is no language {language!r}.", f"Use one of {known}.")
@@ -148,7 +156,7 @@ class WhisperRecognizer:
         return max(self.vocabulary.languages, key=lambda code: float(scores[self.vocabulary.languages[code]]))
 
     def _window(self, states: torch.Tensor, prompt: list[int], sounding_s: float) -> Decoded | None:
-        """What a window says; None where it says nothing. A doubtful answer is tried again, warmer; the best is taken."""
+        """What a window says; None for nothing. A doubtful answer is tried again, warmer, and the best taken."""
         limit = min(self.longest, TOKENS_MORE + int(TOKENS_A_S * sounding_s))
         tries: list[Decoded] = []
         for temperature in self.temperatures:
@@ -165,7 +173,6 @@ class WhisperRecognizer:
 
     def _circles(self, heard: Decoded) -> bool:
         return heard.looped or compression(self.vocabulary.text(heard.tokens)) > MOST_COMPRESSION
-
 
     def _follow(self, pieces: list[Piece], start_s: float, window_s: float, sounds: Spans) -> tuple[float, list[Piece]]:
         """Where to go on, and which pieces stand.

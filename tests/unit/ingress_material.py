@@ -78,9 +78,9 @@ def serve(monkeypatch, tmp_path):
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     monkeypatch.setattr(BoundedJson, "max_bytes", BoundedJson.max_bytes)
 
-    def start(stitch=None, avatars=None, config=None, tts=None, chat=None) -> TestClient:
+    def start(stitch=None, avatars=None, config=None, tts=None, chat=None, recognize=None) -> TestClient:
         plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
-        served = plain(stitch or Handle(), avatars or Handle(), tts or Handle(), chat or Handle())
+        served = plain(stitch or Handle(), avatars or Handle(), tts or Handle(), chat or Handle(), recognize)
         asyncio.run(served.reconfigure(config or {}))
         monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=served))
         return TestClient(api, raise_server_exceptions=False)
@@ -95,12 +95,20 @@ def error_of(answer) -> dict:
     return error
 
 
-async def half_sent(path: str, data: bytes, leaves: bool = False, method: str = "POST") -> tuple[int, bytes]:
+async def half_sent(
+    path: str, data: bytes, leaves: bool = False, method: str = "POST", headers: dict[str, str] | None = None
+) -> tuple[int, bytes]:
     """(status, body) of a request whose body breaks off: the client leaves, or says nothing more."""
     path, _, query = path.partition("?")
-    headers = [(b"content-type", b"application/json")]
+    given = headers or {"content-type": "application/json"}
     scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()}
-    scope |= {"headers": headers, "http_version": "1.1", "scheme": "http", "server": ("here", 80), "client": None}
+    scope |= {
+        "headers": [(k.encode(), v.encode()) for k, v in given.items()],
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("here", 80),
+        "client": None,
+    }
     coming = [{"type": "http.request", "body": data, "more_body": True}]
     coming += [{"type": "http.disconnect"}] if leaves else []
     sent: list[dict] = []

@@ -275,7 +275,9 @@ def test_a_mirror_that_is_no_url_is_refused(server: WeightsServer) -> None:
 def test_help_names_the_sets_and_an_example() -> None:
     text = words(CliRunner().invoke(cli.app, ["fetch-weights", "--help"], env={"COLUMNS": "400"}))
     assert "warmtalk fetch-weights --only production" in text
-    assert "musetalkV15, musetalk, sd-vae, whisper, face-parse-bisent, GFPGANv1.4, dwpose, syncnet, taesd" in text
+    assert (
+        "sd-vae, whisper, whisper-tiny.en, whisper-base, face-parse-bisent, GFPGANv1.4, dwpose, syncnet, taesd" in text
+    )
 
 
 def test_sizes_are_said_as_people_say_them() -> None:

@@ -1,0 +1,62 @@
+"""The Recognize stage: a recording in, what was said in it out. Optional; beside the line. Knows no other stage."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from configs.schema import RecognizeConfig
+from deployments.paths import input_path
+from deployments.stage import Stage, Stamped, Worker
+from models.audio import decode_audio, resample
+from models.engines import find_engine
+from models.recognition import ENGINES
+from models.recognition.base import Recognizer, Task, Transcript
+from models.types import WHISPER_HZ
+
+DEFAULT_WEIGHTS = "weights/whisper-tiny.en"
+WAITING_THREADS = 16  # recordings that wait for a server at a time; more than max_ongoing_requests
+
+
+def load_recognizer(name: str, options: dict[str, Any]) -> Recognizer:
+    """The recogniser behind a name, loaded with a config's options; a relative folder is looked up as everywhere.
+
+    Raises ConfigError, WeightsError.
+    """
+    options = dict(options)
+    if name == "whisper":
+        options.setdefault("weights", DEFAULT_WEIGHTS)
+    if isinstance(options.get("weights"), str):
+        options["weights"] = input_path(options["weights"])
+    engine: Recognizer = find_engine(name, ENGINES).load(**options)
+    return engine
+
+
+class Recognize(Stage[RecognizeConfig]):
+    stage = "Recognize"
+    engine: Recognizer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting = Worker("Recognize-waiting", WAITING_THREADS)
+
+    def apply(self, config: RecognizeConfig, changed: set[str] | None) -> None:
+        if changed is None or changed & {"engine", "options"}:
+            self.engine = load_recognizer(config.engine, config.options)
+
+    async def transcribe(
+        self, audio: bytes, language: str | None = None, task: Task = "transcribe"
+    ) -> Stamped[Transcript]:
+        """What is said in a sound file of any usual kind. language: ISO 639-1; None is the config's.
+
+        Raises AudioError for what is no sound, or longer than max_audio_s; InputError for an unknown language.
+        """
+        received_s = time.time()
+        await self.ready()
+        worker = self._waiting if getattr(self.engine, "waits", False) else self.worker
+        done = await worker.run(self._transcribe, self.config, audio, language, task)
+        return Stamped(done.value, (self.meter.stamp(0, received_s, done.queue_s, done.compute_s),))
+
+    def _transcribe(self, config: RecognizeConfig, audio: bytes, language: str | None, task: Task) -> Transcript:
+        samples, rate_hz = decode_audio(audio, config.max_audio_s)
+        return self.engine.transcribe(resample(samples, rate_hz, WHISPER_HZ), language or config.language, task)
