@@ -124,6 +124,7 @@ class StitchConfig(Strict):
     max_audio_s: float = Field(600.0, gt=0)
     max_utterances: int = Field(32, ge=1)  # made, or shown live, at a time in one replica
     max_waiting: int = Field(32, ge=0)  # further ones that may wait for that; more get 429
+    max_waiting_session: int = Field(8, ge=0)  # utterances of one session that may wait behind what it says
     max_sessions: int = Field(10_000, ge=1)  # in all; more are refused
     max_sessions_gb: float = Field(100.0, gt=0)  # of all sessions together; then nothing more is said
     session_max_minutes: float = Field(240.0, gt=0)  # of video; a longer session is closed

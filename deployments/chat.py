@@ -11,7 +11,6 @@ import copy
 import logging
 import os
 import time
-import unicodedata
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +33,7 @@ from models.ids import check_id
 from models.llm import ENGINES
 from models.llm.base import URL_ENV, Message, Responder
 from models.llm.pieces import pieces, without_thoughts
+from models.text import printable
 
 log = logging.getLogger("ray.serve")
 
@@ -135,7 +135,7 @@ class Chat(Stage[ChatConfig]):
                 f"The message has {len(message)} characters; the limit is {limit}.",
                 "Send it in parts, or raise max_message_chars of Chat.",
             )
-        kept = "".join(c for c in message if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs", "Cn")).strip()
+        kept = printable(message).strip()
         if not kept:
             raise TextError("The message is empty.", "Send at least one word.")
         return kept

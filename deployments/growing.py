@@ -18,7 +18,7 @@ from typing import Any
 
 from deployments.requests import SpeakEvent, SpeakRequest
 from models.errors import BusyError, TextError
-from models.text import normalise
+from models.text import normalise, printable
 
 MAX_CHARS = 100_000  # of one growing text
 PAUSE_S = 60.0  # a writer that is silent for so long is gone, and its text has ended
@@ -56,7 +56,7 @@ class GrowingTexts:
                 raise BusyError("Too many texts are being written at once.", "Try again later.")
         text = self._texts.setdefault(key, _Text())
         text.fed_s = time.monotonic()
-        for part in parts:
+        for part in map(printable, parts):
             text.chars += len(part)
             if text.chars > MAX_CHARS:
                 text.parts.put_nowait(None)
@@ -129,8 +129,13 @@ async def speak_growing(
     # when that request has ended; a lost part is never spoken.
     feeder = contextvars.Context().run(asyncio.create_task, feed())
     try:
-        async for event in events:
-            yield event
+        try:
+            async for event in events:
+                yield event
+        except TextError:  # nothing came that could be spoken: the writer may know why
+            if feeder.done() and not feeder.cancelled() and (why := feeder.exception()) is not None:
+                raise why from None
+            raise
         done, _ = await asyncio.wait({feeder}, timeout=TOLD_S)  # a speech that was cut does not wait for its writer
         if done:
             feeder.result()

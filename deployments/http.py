@@ -27,7 +27,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from configs.schema import IngressConfig
 from deployments.failures import known_error
 from deployments.origins import SameOrigin
+from deployments.uploads import discard
 from models.errors import InputError, WarmTalkError
+from models.ids import QUOTED
 
 READ_CHUNK = 2**18  # bytes
 NO_CACHE = {"Cache-Control": "no-cache"}
@@ -44,6 +46,8 @@ REMEDIES = {
     408: "Send it again, without a pause.",
     413: "Send less at a time.",
 }
+SENTENCES = {404: "There is nothing at this path.", 405: "This path does not take that method."}
+DETAILS = 5  # of what is wrong with a request that its answer tells
 
 api = FastAPI(
     title="WarmTalk",
@@ -85,18 +89,33 @@ async def _on_error(http: Request, error: Exception) -> JSONResponse:
 
 @api.exception_handler(RequestValidationError)
 async def _on_invalid(http: Request, error: RequestValidationError) -> JSONResponse:
-    details = "; ".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}".lstrip(": ") for item in error.errors())
-    return error_response(InputError(f"The request is not valid: {details}.", "See /docs for its form."))
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        place, why = found[0]["loc"][-1], found[0].get("ctx", {}).get("error", "it cannot be read")
+        return error_response(InputError(f"The body is not JSON: {why} at character {place}.", REMEDIES[400]))
+    if found[0]["type"] == "model_attributes_type" and len(found[0]["loc"]) == 1:
+        remedy = f"Send Content-Type: application/json, and an object. {REMEDIES[400]}"
+        return error_response(InputError("The body is no JSON object.", remedy))
+    details = "; ".join(_detail(item) for item in found[:DETAILS])
+    more = f"; and {len(found) - DETAILS} more" if len(found) > DETAILS else ""
+    return error_response(InputError(f"The request is not valid: {details}{more}.", REMEDIES[400]))
+
+
+def _detail(item: dict[str, Any]) -> str:
+    """Where it is wrong, and what is wrong there; a name that the caller made up is cut short."""
+    place = ".".join(map(str, item["loc"][1:]))
+    place = place if len(place) <= QUOTED else f"{place[:QUOTED]}…"
+    return f"{place}: {item['msg']}".lstrip(": ")
 
 
 @api.exception_handler(HTTPException)
 async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
-    remedy = REMEDIES.get(error.status_code, "")
-    return JSONResponse(
-        {"error": {"code": f"http_{error.status_code}", "message": str(error.detail), "remedy": remedy}},
-        error.status_code,
-        error.headers,
-    )
+    status = error.status_code
+    if status == 400:  # FastAPI, of a body that Python's own reader gives up: nested too deep, a number too long
+        return error_response(InputError("The body cannot be read as JSON.", REMEDIES[400]))
+    message = SENTENCES.get(status, str(error.detail))
+    answer = {"code": f"http_{status}", "message": message, "remedy": REMEDIES.get(status, "")}
+    return JSONResponse({"error": answer}, status, error.headers)
 
 
 @api.exception_handler(Exception)
@@ -251,4 +270,4 @@ async def progress_lines(first: dict[str, Any], events: Any, upload: Path) -> As
         yield json.dumps({"error": known_error(error).to_dict()}).encode() + b"\n"
     finally:
         events.cancel()
-        upload.unlink(missing_ok=True)
+        discard(upload)

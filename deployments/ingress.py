@@ -30,7 +30,7 @@ from deployments.paths import output_path
 from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
 from deployments.session_routes import SessionId, SessionRoutes
 from deployments.stage import parse_config
-from deployments.uploads import FOLDER, Uploads
+from deployments.uploads import FOLDER, Uploads, discard
 from deployments.views import Views
 from deployments.web import serve_page
 from deployments.webrtc import Peers
@@ -213,7 +213,7 @@ class Ingress(SessionRoutes):
             first = await anext(events)  # a bad id or an existing avatar is a status, not a broken stream
         except BaseException:
             events.cancel()
-            upload.unlink(missing_ok=True)
+            discard(upload)
             raise
         return StreamingResponse(progress_lines(first, events, upload), media_type="application/x-ndjson")
 

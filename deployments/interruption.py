@@ -82,6 +82,10 @@ class Cuts:
         """All that is being said or waits."""
         return sum(map(len, self._of.values()))
 
+    def count(self, session_id: str) -> int:
+        """What the session says, and what of it waits."""
+        return len(self._of.get(session_id, ()))
+
     def speaking(self) -> list[str]:
         """Sessions that say something, or are going to."""
         return list(self._of)

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from configs.schema import StitchConfig
@@ -34,10 +34,10 @@ from deployments.turns import Turns
 from deployments.utterance import LoadedAvatar, Utterance
 from models.audio import decode_audio, resample, segments
 from models.avatar.store import AvatarStore
-from models.errors import BusyError, InputError, InterruptedSpeech, StageError
+from models.errors import BusyError, InputError, InterruptedSpeech, StageError, TextError, WarmTalkError
 from models.ids import check_id
 from models.stitch.encode import MediaSpec
-from models.text import check_text
+from models.text import check_text, printable
 from models.types import Fragment, Speech
 
 log = logging.getLogger("ray.serve")
@@ -91,15 +91,20 @@ class Stitch(Stage[StitchConfig]):
         asked_s = time.perf_counter()
         session_id = check_id(request.session_id, "session id")
         with self._growing.spoken(request.growing), self._cuts.of(session_id) as cut:
-            if len(self._cuts) > self.config.max_utterances + self.config.max_waiting:
-                raise BusyError(
-                    "As many utterances are made and wait as this server allows.", "Try again in a few seconds."
-                )
+            self._refuse_crowd(session_id)
             async with self._turns.of(session_id), cut.within(self._room):
                 cut.check()
                 async with aclosing(self._say(request, cut, asked_s)) as events:
                     async for event in events:
                         yield event
+
+    def _refuse_crowd(self, session_id: str) -> None:
+        """Raises BusyError where too much waits already, with what has just come."""
+        config, again = self.config, "Try again in a few seconds."
+        if self._cuts.count(session_id) > 1 + config.max_waiting_session:
+            raise BusyError(f"{config.max_waiting_session} utterances of this session wait already.", again)
+        if len(self._cuts) > config.max_utterances + config.max_waiting:
+            raise BusyError("As many utterances are made and wait as this server allows.", again)
 
     async def _say(self, request: SpeakRequest, cut: Cut, asked_s: float) -> AsyncGenerator[SpeakEvent, None]:
         began_s = time.perf_counter()
@@ -125,7 +130,7 @@ class Stitch(Stage[StitchConfig]):
             if stage is not None:
                 await cut.unless(stage.finish())
             if not utterance.frames:
-                raise StageError("The utterance gave no frame.", "Send a longer text or recording.")
+                raise _nothing_said(utterance)
         except InterruptedSpeech:
             interrupted = True
             if not utterance.frames:
@@ -243,6 +248,7 @@ class Stitch(Stage[StitchConfig]):
 
     def _plan(self, request: SpeakRequest) -> Utterance:
         """Check all that can be checked before anything is made. Raises InputError, AvatarNotFound."""
+        request = replace(request, text=printable(request.text))
         if [bool(request.text.strip()), bool(request.audio), bool(request.growing)].count(True) != 1:
             raise InputError("There is nothing to say.", "Send a text or a sound file, and only one of them.")
         if request.text:
@@ -373,3 +379,10 @@ class Stitch(Stage[StitchConfig]):
     def _count_transfers(self, calls: list[Call]) -> None:
         for call in calls:
             self.meter.transferred(call.stage, call.transfer_ms / 1e3)
+
+
+def _nothing_said(utterance: Utterance) -> WarmTalkError:
+    """Why an utterance gave no frame."""
+    if utterance.request.growing and not utterance.said:
+        return TextError("The text has nothing to speak.", "Send at least one word.")
+    return StageError("The utterance gave no frame.", "Send a longer text or recording.")

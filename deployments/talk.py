@@ -31,6 +31,7 @@ from models.llm.pieces import pieces
 
 UNPLAYED = 16  # pieces that may be on their way to a client that says what it has played: 2.5 s
 MAX_MESSAGE_CHARS = 256 * 2**10  # of JSON
+MAX_SENTENCE = 400  # characters of an error that repeats what was sent
 MAX_AUDIO_BYTES = 32 * 2**20
 MAX_UNDER_WAY = 16  # commands of one socket that are being carried out
 CHAT_POLL_S = 0.25
@@ -108,7 +109,9 @@ class Talk:
         except ValidationError as error:
             found = error.errors()[0]
             place = ".".join(map(str, found["loc"])) or "message"
-            await self._failed(InputError(f"{place}: {found['msg']}.", "GET /ws.json says what may be sent."), None)
+            said = f"{place}: {found['msg']}"
+            said = said if len(said) <= MAX_SENTENCE else f"{said[:MAX_SENTENCE]}…"
+            await self._failed(InputError(f"{said}.", "GET /ws.json says what may be sent."), None)
         except (WarmTalkError, RayError, RayServeException) as error:
             await self._failed(error, command)
 

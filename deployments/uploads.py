@@ -4,6 +4,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
@@ -17,6 +18,7 @@ from deployments.paths import output_path
 from models.errors import BusyError, InputError
 
 FOLDER = "results/uploads"
+NAME = "The upload"  # of the file: what is wrong with it is told in sentences that begin with its name
 ABANDONED_S = 24 * 3600.0  # an upload this old belongs to an ingress that died over it
 
 
@@ -34,15 +36,16 @@ class Uploads:
                 return b"".join([part async for part in parts])
 
     async def stored(self, http: Request) -> Path:
-        """The body as a file of a name that the caller cannot choose; none is left where it breaks off.
+        """The body as a file at a path that the caller cannot choose, for `discard`; none is left where it breaks off.
 
         Raises BusyError, InputError, HTTPException 413.
         """
         folder = output_path(FOLDER)
         with self._place():
             await asyncio.to_thread(_prepare, folder)
-            path, size = folder / uuid.uuid4().hex, 0
+            path, size = folder / uuid.uuid4().hex / NAME, 0
             try:
+                path.parent.mkdir()
                 with path.open("wb") as file:
                     async with aclosing(self._parts(http)) as parts:
                         async for part in parts:
@@ -51,7 +54,7 @@ class Uploads:
                 if not size:
                     raise InputError("The request has no body.", "Send a video or a picture as the request's body.")
             except BaseException:
-                path.unlink(missing_ok=True)
+                discard(path)
                 raise
             return path
 
@@ -74,10 +77,15 @@ class Uploads:
             self.under_way -= 1
 
 
+def discard(upload: Path) -> None:
+    """Remove what `stored` gave."""
+    shutil.rmtree(upload.parent, ignore_errors=True)
+
+
 def _prepare(folder: Path) -> None:
     """Make the folder, and remove from it what nobody is going to read."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED_S:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

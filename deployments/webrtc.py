@@ -65,7 +65,8 @@ class Peers:
             try:
                 await connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             except Exception as error:
-                raise InputError(f"The offer cannot be answered: {error}.", "Offer to receive H.264.") from error
+                why = str(error).rstrip(".") or "it is not SDP"
+                raise InputError(f"The offer cannot be answered: {why}.", "Offer to receive H.264.") from error
             answer = await connection.createAnswer()
             if "H264" not in answer.sdp:
                 raise InputError("The offer has no H.264 video.", "Offer to receive H.264, or use live.mp4.")

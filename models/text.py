@@ -48,6 +48,9 @@ _SPOKEN_SYMBOLS = frozenset("°©")  # of Unicode's "other symbols", those that 
 _SILENT_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "So", "Sk", "Me"})
 _SPOKEN_SCRIPTS = ("LATIN", "MICRO", "FEMININE", "MASCULINE", "ANGSTROM", "OHM", "KELVIN", "MODIFIER LETTER")
 
+_UNPRINTED = frozenset({"Cc", "Cs", "Cn"})
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # Unicode's bidi embeddings
+
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>")
 _MARKDOWN_LINK = re.compile(r"!?\[([^\]\n]+)\]\((?!/)[^)\s]*\)")  # `[word](/ipa/)` is a voice's own notation: kept
 _MARKDOWN_LINE = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]+|[-*+•‣◦·][ \t]+)", re.MULTILINE)
@@ -164,6 +167,14 @@ def check_text(text: str, max_chars: int = MAX_TEXT_CHARS, language: str = "en")
         plain = " ".join("".join(c if not c.isalpha() or _is_readable(c) else " " for c in plain).split())
         plain = _SPACE_BEFORE_MARK.sub("", plain).lstrip(",;:.!?… ")
     return plain
+
+
+def printable(text: str) -> str:
+    """The text without what no screen shows and no file should keep: control characters, halves of characters.
+
+    Also without what turns the direction of a line round, which could make a transcript read as what was not said.
+    """
+    return "".join(c for c in text if c in "\n\t" or not (c in _TURNING or unicodedata.category(c) in _UNPRINTED))
 
 
 def split_sentences(text: str, max_chars: int = MAX_SENTENCE_CHARS) -> list[str]:

@@ -181,7 +181,7 @@ def _read_picture(path: Path) -> UInt8:
     data = np.frombuffer(path.read_bytes(), np.uint8)
     bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)  # turned as EXIF says, alpha dropped, 16 bits reduced
     if bgr is None:
-        raise VideoError(f"The picture {path.name} is damaged.", "Save it again.")
+        raise VideoError(f"{path.name} is a damaged picture.", "Save it again.")
     _check_size(bgr.shape[1], bgr.shape[0])
     return cast(UInt8, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
 
