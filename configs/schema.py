@@ -207,6 +207,9 @@ class IngressConfig(Strict):
     max_json_kb: float = Field(256.0, gt=0)  # of a request that is no upload
     max_viewers: int = Field(500, ge=1)  # live viewers of one ingress replica; more get 429
     max_downloads: int = Field(2, ge=1)  # of sessions, put together at a time by one ingress replica; more wait
+    max_viewers: int = Field(500, ge=1)  # of one ingress replica, by live.mp4, WebSocket or WebRTC; more get 429
+    max_sockets: int = Field(500, ge=1)  # WebSockets of one ingress replica, whether they watch or not
+    socket_idle_s: float = Field(900.0, ge=0)  # then a WebSocket that does and watches nothing is closed; 0: never
     allowed_origins: list[str] = Field(default_factory=list)  # of other sites whose pages may act here; ["*"]: of any
 
 

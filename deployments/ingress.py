@@ -27,6 +27,7 @@ from deployments.listening import FORM, Listening
 from deployments.live import Live
 from deployments.origins import SameOrigin
 from deployments.paths import output_path
+from deployments.places import Places
 from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
 from deployments.session_routes import SessionId, SessionRoutes
 from deployments.stage import parse_config
@@ -59,6 +60,7 @@ class Ingress(SessionRoutes):
         self._listening = Listening(recognize, self._uploads)
         self._watch = stitch.options(stream=True, _by_reference=False)
         self._peers = Peers()
+        self._sockets = Places(lambda: self.config.max_sockets, "As many sockets are open as this server allows.")
         self._live = Live(self._subscribe, lambda: self.config.max_viewers)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

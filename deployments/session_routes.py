@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import Body, Query, Request, WebSocket
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from configs.schema import IngressConfig
 from deployments.bodies import SessionBody
 from deployments.downloads import Downloads
 from deployments.growing import speak_growing
@@ -28,6 +29,7 @@ from deployments.http import (
 )
 from deployments.live import Live
 from deployments.messages import schema
+from deployments.places import Places
 from deployments.requests import DEFAULT_SESSION, SpeakRequest
 from deployments.talk import Talk
 from deployments.views import Views
@@ -51,6 +53,8 @@ class SessionRoutes:
     _peers: Peers
     _views: Views
     _downloads: Downloads
+    _sockets: Places
+    config: IngressConfig
 
     @api.post("/sessions", summary="Open a session, so that it can be watched before anything is said", status_code=201)
     async def create(self, body: Annotated[SessionBody | None, Body()] = None) -> dict[str, Any]:
@@ -192,7 +196,8 @@ class SessionRoutes:
 
     @api.websocket("/sessions/{session_id}/ws")
     async def socket(self, socket: WebSocket, session_id: str) -> None:
-        await Talk(socket, session_id, self._stitch, self._chat, self._live).run()
+        talk = Talk(socket, session_id, self._stitch, self._chat, self._live)
+        await talk.run(self._sockets, self.config.socket_idle_s)
 
     @api.post("/sessions/{session_id}/interrupt", summary="Stop what the session says and is going to say")
     async def interrupt(self, session_id: str) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from deployments.growing import speak_growing
 from deployments.hub import Viewer
 from deployments.live import Live
 from deployments.messages import COMMANDS, Audio, Chat, Event, Interrupt, Speak, Text, Watch
+from deployments.places import Places
 from deployments.requests import ChatRequest, SpeakRequest
-from models.errors import BusyError, InputError, WarmTalkError
+from models.errors import BusyError, IdleError, InputError, WarmTalkError
 from models.ids import check_id
 from models.llm.pieces import pieces
 
@@ -62,28 +63,36 @@ class Talk:
         self._counts = False  # whether the client says what it has played
         self._room = asyncio.Event()
 
-    async def run(self) -> None:
+    async def run(self, places: Places, idle_s: float) -> None:
+        """places: of sockets. idle_s: so long nothing may be sent, under way or watched; 0: for ever."""
         await self._socket.accept()
         try:
-            check_id(self._session_id, "session id")
-            await self._stitch.options(session_id=self._session_id).session.remote(self._session_id)
+            with places.taken():
+                check_id(self._session_id, "session id")
+                await self._stitch.options(session_id=self._session_id).session.remote(self._session_id)
+                await self._tell("ready", session_id=self._session_id)
+                while (message := await self._received(idle_s))["type"] != "websocket.disconnect":
+                    await self._take(message)
+        except WebSocketDisconnect:
+            return
         except (WarmTalkError, RayError, RayServeException) as error:
             known = known_error(error)
             await self._tell("failed", error=known.to_dict())
-            reason = known.message.encode()[:120].decode("utf-8", "ignore")  # RFC 6455 leaves 123 bytes
-            await self._socket.close(4000 + known.status, reason)
-            return
-        try:
-            await self._tell("ready", session_id=self._session_id)
-            while True:
-                message = await self._socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                await self._take(message)
-        except WebSocketDisconnect:
-            return
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it has gone meanwhile
+                await self._socket.close(4000 + known.status, close_reason(known.message))
         finally:
             await self._end()
+
+    async def _received(self, idle_s: float) -> Any:
+        """What comes next. Raises IdleError."""
+        coming = asyncio.ensure_future(self._socket.receive())
+        try:
+            while not (await asyncio.wait({coming}, timeout=idle_s or None))[0]:
+                if not self._tasks and (self._watching is None or self._watching.done()):
+                    raise IdleError(f"Nothing was sent or watched for {idle_s:g} s.", "Connect again when there is.")
+            return coming.result()
+        finally:
+            coming.cancel()
 
     async def _end(self) -> None:
         """A socket that is gone takes along what it has begun."""
@@ -224,6 +233,7 @@ class Talk:
             viewer = await self._live.view(self._session_id, client)
             self._sent = self._played = 0
             self._watching = asyncio.create_task(self._show(viewer))
+            self._watching.add_done_callback(lambda task: viewer.close())  # also of one that never came to run
 
     async def _show(self, viewer: Viewer) -> None:
         """Send the live stream, no faster than it is played where the client says how far it is."""
@@ -253,6 +263,11 @@ class Talk:
 
     async def _failed(self, error: Exception, command: Any) -> None:
         await self._tell("failed", command, error=known_error(error).to_dict())
+
+
+def close_reason(message: str) -> str:
+    """As much of a sentence as a close frame holds: RFC 6455 leaves 123 bytes."""
+    return message.encode()[:120].decode("utf-8", "ignore")
 
 
 async def _until_closed(events: Any) -> AsyncGenerator[Any, None]:

@@ -7,15 +7,16 @@ import contextlib
 import shutil
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 from fastapi import HTTPException, Request
 
 from configs.schema import IngressConfig
 from deployments.paths import output_path
-from models.errors import BusyError, InputError
+from deployments.places import Places
+from models.errors import InputError
 
 FOLDER = "results/uploads"
 NAME = "The upload"  # of the file: what is wrong with it is told in sentences that begin with its name
@@ -27,11 +28,12 @@ class Uploads:
 
     def __init__(self, config: IngressConfig) -> None:
         self.config = config
-        self.under_way = 0
+        full = "As many files are being received as this server allows."
+        self._places = Places(lambda: self.config.max_uploads, full)
 
     async def received(self, http: Request) -> bytes:
         """A request's body. Raises BusyError, HTTPException 413."""
-        with self._place():
+        with self._places.taken():
             async with aclosing(self._parts(http)) as parts:
                 return b"".join([part async for part in parts])
 
@@ -41,7 +43,7 @@ class Uploads:
         Raises BusyError, InputError, HTTPException 413.
         """
         folder = output_path(FOLDER)
-        with self._place():
+        with self._places.taken():
             await asyncio.to_thread(_prepare, folder)
             path, size = folder / uuid.uuid4().hex / NAME, 0
             try:
@@ -65,16 +67,6 @@ class Uploads:
             if size > limit_mb * 2**20:
                 raise HTTPException(413, f"The upload exceeds {limit_mb:g} MB.")
             yield part
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self.under_way >= self.config.max_uploads:
-            raise BusyError("As many files are being received as this server allows.", "Try again in a few seconds.")
-        self.under_way += 1
-        try:
-            yield
-        finally:
-            self.under_way -= 1
 
 
 def discard(upload: Path) -> None:

@@ -18,6 +18,7 @@ WarmTalkError                    500  internal
 ├── WeightsError                 503  weights_missing       a checkpoint is missing, partial or of another shape
 ├── CorruptError                 500  corrupt               a stored file fails its checksum
 ├── ConfigError                  400  bad_config
+├── IdleError                    408  idle                  nothing came, and nothing was asked for, for too long
 ├── BusyError                    429  busy                  queues are full: try again later
 ├── NotConfiguredError           501  not_configured        the graph was built without what this needs
 └── StageError                   502  stage_failed          a stage failed or died more often than it is retried
@@ -113,6 +114,10 @@ class CorruptError(WarmTalkError):
 
 class ConfigError(WarmTalkError):
     code, status = "bad_config", 400
+
+
+class IdleError(WarmTalkError):
+    code, status = "idle", 408
 
 
 class BusyError(WarmTalkError):

@@ -22,7 +22,8 @@ def test_a_preparations_progress_comes_a_line_at_a_time_and_its_upload_goes(serv
     chosen = {key: value for key, value in options.items() if value is not None}
     assert (avatar_id, force) == ("me", False)
     assert chosen == {"fps": 30, "bbox_shift": -3, "geometry": "box", "subpixel_enabled": False}
-    assert Path(source).parent == tmp_path / "results" / "uploads" and not Path(source).exists()
+    folder = Path(source).parent
+    assert folder.parent == tmp_path / "results" / "uploads" and not folder.exists()
 
 
 @pytest.mark.parametrize("query", [{"fps": 17}, {"bbox_shift": 99}, {"extra_margin": -1}, {"smoothing": "no"}])

@@ -25,7 +25,7 @@ from deployments.stitch import Stitch
 from deployments.tts import TTS
 from models.text import check_text, split_sentences
 from models.types import Speech
-from tests.unit.test_stitch_stage import RATE, Method, Response, Stages, Stream, ann
+from tests.unit.air_material import RATE, Method, Response, Stages, Stream, ann
 
 PLAIN = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
 
@@ -63,21 +63,18 @@ class Tone:
             yield Speech(tone, RATE, sentence, last=k + 1 == len(sentences))
 
 
-class Faces(Stages):
-    """AudioFeatures and LipSync of test_stitch_stage.py."""
-
-
 @contextmanager
 def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[str, Any]) -> Iterator[TestClient]:
     """A client of it. configs: user_config by stage. `client.stages` are the stages by name."""
     monkeypatch.setenv("WARMTALK_HOME", str(home))
     avatar = ann()
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
-    monkeypatch.setattr("deployments.avatars.load_model", lambda config: SimpleNamespace(encode_reference=None, vae_fingerprint=""))
+    vae = SimpleNamespace(encode_reference=None, vae_fingerprint="")
+    monkeypatch.setattr("deployments.avatars.load_model", lambda config: vae)
     stages: dict[str, Any] = {}
 
     async def build() -> None:
-        tts, faces, avatars = TTS(), Faces(0.0), Avatars()
+        tts, faces, avatars = TTS(), Stages(0.0), Avatars()
         stitch = Stitch(Here(tts), faces, faces)
         chat = Chat(Here(stitch))
         ingress = PLAIN(Here(stitch), Here(avatars), Here(tts), Here(chat))
