@@ -205,7 +205,6 @@ class IngressConfig(Strict):
     max_upload_mb: float = Field(200.0, gt=0)
     max_uploads: int = Field(8, ge=1)  # being received at a time by one ingress replica; more get 429
     max_json_kb: float = Field(256.0, gt=0)  # of a request that is no upload
-    max_viewers: int = Field(500, ge=1)  # live viewers of one ingress replica; more get 429
     max_downloads: int = Field(2, ge=1)  # of sessions, put together at a time by one ingress replica; more wait
     max_viewers: int = Field(500, ge=1)  # of one ingress replica, by live.mp4, WebSocket or WebRTC; more get 429
     max_sockets: int = Field(500, ge=1)  # WebSockets of one ingress replica, whether they watch or not
