@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.live import Recording
+from benchmarks.viewers import Recording
 from tests.graph.conftest import decode
 
 pytestmark = pytest.mark.ray
