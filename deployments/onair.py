@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 
 from deployments.broadcast import Broadcast, LiveEvent, LiveStart
 from deployments.chunks import Chunk
-from deployments.performance import Pace, Performance
+from deployments.performance import Performance
 from deployments.stage import Worker
+from deployments.supply import Pace
 from deployments.utterance import LoadedAvatar, Utterance
+from models.activity import pauses
 from models.stitch.disk import replace_file
 from models.stitch.encode import MediaSpec
 from models.stitch.live import Grid, LiveClock, encode_idle
@@ -121,6 +123,9 @@ class OnStage:
 
     async def show(self, chunk: Chunk, fragments: list[Fragment]) -> None:
         """Take what a chunk has completed; wait where it lies too far ahead of the clock."""
+        if chunk.speech is not None:
+            quiet = await asyncio.to_thread(pauses, chunk.speech, self.performance.supply.fps)
+            self.performance.hear([chunk.crops.first_frame + frame for frame in quiet])
         await self.performance.push(fragments)
 
     async def end(self, fragments: list[Fragment]) -> None:
@@ -139,11 +144,12 @@ class OnStage:
         await asyncio.gather(*self._writes)
 
     def facts(self) -> dict[str, Any]:
-        return {"shown_frames": self.performance.released_frames, "holds": self.performance.holds}
+        performance = self.performance
+        held_s = performance.held_frames / performance.supply.fps
+        return {"shown_frames": performance.released_frames, "holds": performance.holds, "held_s": round(held_s, 2)}
 
-    async def _rest(self, position: int, count: int, hold: bool) -> tuple[bytes, ...]:
-        shown = self.performance.released_frames
-        return await asyncio.to_thread(self.utterance.rest, shown, position, count, hold)
+    async def _rest(self, positions: Sequence[int]) -> tuple[bytes, ...]:
+        return await asyncio.to_thread(self.utterance.rest, self.performance.released_frames, positions)
 
     def _write(self, fragment: Fragment, position: int) -> None:
         self._writes.append(asyncio.create_task(self._worker.run(self.utterance.write, fragment, position)))

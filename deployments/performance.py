@@ -9,56 +9,22 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from deployments.broadcast import Broadcast
+from deployments.supply import LONGEST_WAIT_S, RELEASE_S, Pace, Supply
+from models.avatar.playback import sway
 from models.stitch.live import LIVE_FRAMES, Piece, joined, split
 from models.types import Fragment
 
-RELEASE_S = 0.08  # a piece leaves Stitch this long before it is due: the way to the ingress, and no more
-
-
 DECIDE_S = 0.14  # so long before a position is due, what is not there counts as late: a frame must still be coded
-
-
+SHORTEST_HOLD, LONGEST_HOLD = 8, 48  # frames for which the head waits at a time; then it is looked at again
+PHRASE_S = 0.8  # speech that is not held up for all of its sentence is at least not stopped for so long
 REST_FRAMES = 2  # the mouth's way back to rest takes at least these, and ends on the idle grid
 
-
-LONGEST_WAIT_S = 4.0  # of a segment for its speech to be so far made that it can be played without a stop
-
-
-Rest = Callable[[int, int, bool], Awaitable[tuple[bytes, ...]]]
-
-
+Rest = Callable[[Sequence[int]], Awaitable[tuple[bytes, ...]]]
 Write = Callable[[Fragment, int], None]
-
-
-@dataclass(slots=True)
-class Pace:
-    """How long segments take, learned from those before: mean and deviation as TCP's timer (RFC 6298) keeps them."""
-
-    first_s: float = 0.35  # from a segment's place being chosen to its first fragment
-    deviation_s: float = 0.1
-    frame_s: float = 0.02  # to make a frame, once it runs and nobody else speaks
-    speaking: int = 1  # who share the machine now
-
-    def took(self, first_s: float) -> None:
-        self.deviation_s += 0.25 * (abs(first_s - self.first_s) - self.deviation_s)
-        self.first_s += 0.25 * (first_s - self.first_s)
-
-    def made(self, frames: int, seconds: float) -> None:
-        self.frame_s += 0.2 * (seconds / frames / max(self.speaking, 1) - self.frame_s)
-
-    @property
-    def own_frame_s(self) -> float:
-        """To make a frame among all who speak."""
-        return self.frame_s * max(self.speaking, 1)
-
-    def lead_s(self, frames: int, fps: int) -> float:
-        """How far ahead a segment must be placed so that it is there in time, and is not overtaken by its playing."""
-        slower = max(0.0, self.own_frame_s - 1 / fps) * frames
-        return self.first_s + 2 * self.deviation_s + RELEASE_S + min(slower, LONGEST_WAIT_S)
 
 
 @dataclass(slots=True)
@@ -69,7 +35,6 @@ class _Place:
     position: int
     frames: int
     placed_s: float
-    came: bool = False  # whether its first fragment is there
 
     @property
     def end(self) -> int:
@@ -89,8 +54,11 @@ class _Made:
 class Performance:
     """One utterance on air. `run` releases what `push` brings when it is due, and fills what is late.
 
-    rest(position, frames, hold) → H.264 samples of the mouth coming to rest from `position` on, or, where `hold`, with
-    the head waiting where it was. write(fragment, position) → appends to the session what has been shown.
+    Speech that cannot be played to its sentence's end without a stop waits, with the mouth at rest and the head
+    swaying, rather than stop in a word: before a sentence, and else at its pauses.
+
+    rest(positions) → H.264 samples of the mouth coming to rest while the head goes through `positions`.
+    write(fragment, position) → appends to the session what has been shown.
     """
 
     broadcast: Broadcast
@@ -99,25 +67,34 @@ class Performance:
     write: Write
     number: int
     ahead_s: float  # pieces made further ahead of the clock make `push` wait
-    holds: int = 0  # how often the head had to wait
+    holds: int = 0  # how often speech had to wait
+    held_frames: int = 0
     released_frames: int = 0
+    supply: Supply = field(init=False)
     _places: list[_Place] = field(default_factory=list)
     _made: deque[_Made] = field(default_factory=deque)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _taken_one: asyncio.Event = field(default_factory=asyncio.Event)
     _cursor: int | None = None  # the position that is due next while it speaks; None at rest
     _started: int = 0  # places whose speech has begun to be shown
-    _pushed: int = 0  # frames
     _ended: bool = False
     _cut: bool = False
-    _idle_since_s: float | None = None  # when `push` last returned without having waited
+    _breaks: list[int] = field(default_factory=list)  # frames of the utterance that a pause comes before
+    _passed: int = -1  # the frame whose speech has been found to be played on, or to have waited long enough
+    _waited_s: float = 0.0  # before that frame
+
+    def __post_init__(self) -> None:
+        fps = self.broadcast.clock.fps
+        self.supply = Supply(fps, self.pace.own_frame_s, time.time(), self.broadcast.start.spec.fragment_frames)
 
     # --- where segments go
 
     def place(self, first_frame: int, frames: int) -> int:
         """Choose the position of a segment: behind the one before where there is time, else ahead of the clock."""
         now_s, line = time.time(), self.broadcast
-        waiting = sum(place.frames for place in self._places) - self._pushed  # of earlier segments, still being made
+        if not self._places:
+            self.supply.came_s = now_s
+        waiting = sum(p.frames for p in self._places) - self.supply.made  # of earlier segments, still being made
         lead_s = self.pace.lead_s(frames, line.clock.fps) + waiting * self.pace.own_frame_s
         soonest = line.clock.position(now_s + lead_s) + 1
         end = self._places[-1].end if self._places else -1
@@ -143,27 +120,42 @@ class Performance:
 
     # --- what is made
 
+    def hear(self, breaks: list[int]) -> None:
+        """Take note of the frames before which a segment pauses, before its first fragment is pushed."""
+        self._breaks += breaks
+
     async def push(self, fragments: list[Fragment]) -> None:
         """Take fragments in order; wait while what is made lies too far ahead."""
-        now_s = time.time()
-        for fragment in fragments:
-            place = next(p for p in reversed(self._places) if p.first_frame <= self._pushed)
-            if not self._pushed:
-                self.pace.took(now_s - place.placed_s)
-            elif place.came and self._idle_since_s is not None:  # not while a voice, or a text, was waited for
-                self.pace.made(sum(f.frames for f in fragments), now_s - self._idle_since_s)
-                self._idle_since_s = None
-            place.came = True
-            position = place.position + self._pushed - place.first_frame
-            begins = self._pushed == place.first_frame  # at least there a new encoder may have been opened
-            self._made.append(_Made(fragment, split(fragment, position, self.number, begins)))
-            self._pushed += fragment.frames
+        if fragments:
+            self._take(fragments)
         self._changed.set()
-        self._idle_since_s = time.time()
         while self._made and self._ahead_s() > self.ahead_s and not self._cut:
+            self.supply.full = True
             self._taken_one.clear()
             await self._taken_one.wait()
-            self._idle_since_s = None  # what waits behind is made already, and says nothing about the pace
+        if self.supply.full:
+            self.supply.resumed(time.time())
+
+    def _take(self, fragments: list[Fragment]) -> None:
+        now_s, made = time.time(), self.supply.made
+        frames = sum(fragment.frames for fragment in fragments)
+        begins = made == self._place_of(made).first_frame
+        took_s = self.supply.came(frames, now_s, learn=not begins)
+        if not made:
+            self.pace.took(now_s - self._places[0].placed_s)
+        elif not begins:  # else a voice, or a text, was waited for
+            self.pace.made(frames, took_s)
+        for fragment in fragments:
+            place = self._place_of(made)
+            position = place.position + made - place.first_frame
+            breaks = [place.position + frame - place.first_frame for frame in self._breaks]
+            begins = made == place.first_frame  # at least there a new encoder may have been opened
+            self._made.append(_Made(fragment, split(fragment, position, self.number, begins, breaks)))
+            made += fragment.frames
+
+    def _place_of(self, frame: int) -> _Place:
+        """The segment that a frame of the utterance belongs to."""
+        return next(place for place in reversed(self._places) if place.first_frame <= frame)
 
     def _ahead_s(self) -> float:
         return self.broadcast.clock.time_of(self._made[-1].pieces[-1].next_position) - time.time()
@@ -185,30 +177,99 @@ class Performance:
         """Release pieces when they are due, until the utterance is at rest again. Raises what `write` raises."""
         while not self._cut:
             self._changed.clear()
-            now_s, wait_s = time.time(), None
+            wait_s: float | None
             if self._made:
-                piece = self._made[0].pieces[self._made[0].released]
-                if self._cursor is not None and piece.position != self._cursor:
-                    await self._come_to_rest()
-                    continue
-                wait_s = self.broadcast.clock.time_of(piece.position) - RELEASE_S - now_s
-                if wait_s <= 0:
-                    self._release(piece)
-                    continue
+                wait_s = await self._show_next(self._made[0])
             elif self._ended:
                 break
-            elif (due := self._due()) is not None:
-                wait_s = self.broadcast.clock.time_of(due) - DECIDE_S - now_s
-                if wait_s <= 0:
-                    await self._bridge(due)
-                    continue
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait_s)
+            else:
+                wait_s = await self._look_for_the_late()
+            if wait_s is None or wait_s > 0:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), wait_s)
         self._keep_what_was_shown()
         if self._started < len(self._places):
             self.broadcast.expect(-1)
         self.broadcast.taken = 0  # what was placed and is not shown leaves its place to others
         await self._come_to_rest()
+
+    async def _show_next(self, made: _Made) -> float:
+        """Release the next piece if it is due, or hold it up; else how long to wait for that."""
+        piece = made.pieces[made.released]
+        if self._cursor is not None and piece.position != self._cursor:
+            await self._come_to_rest()
+            return 0.0
+        early_s = self.broadcast.clock.time_of(piece.position) - time.time()
+        frame = self.released_frames
+        if frame > self._passed and (self._waited_s or self._may_wait(frame)):
+            if early_s > DECIDE_S:
+                return early_s - DECIDE_S
+            if (lack_s := self._lack_s(frame)) > 0:
+                await self._hold(piece.position, lack_s)
+                return 0.0
+            self._passed = frame
+        if early_s > RELEASE_S:
+            return early_s - RELEASE_S
+        self._release(piece)
+        return 0.0
+
+    async def _look_for_the_late(self) -> float | None:
+        """Fill the time where speech is due and not there; else how long that may still take, None: no matter."""
+        if (due := self._due()) is None:
+            return None
+        early_s = self.broadcast.clock.time_of(due) - time.time()
+        if early_s > DECIDE_S:
+            return early_s - DECIDE_S
+        if self._rests_at(due):
+            await self._come_to_rest()
+        else:
+            await self._hold(due, self._lack_s(self.released_frames))
+        return 0.0
+
+    def _rests_at(self, due: int) -> bool:
+        """Whether speech ends here for a while, and is not merely late."""
+        if self._cursor is None or not self._started or self._cursor != self._places[self._started - 1].end:
+            return False
+        return self._started == len(self._places) or self._places[self._started].position != due
+
+    def _may_wait(self, frame: int) -> bool:
+        """Whether speech can be held up before a frame without being torn: a sentence begins there, or it pauses."""
+        return frame in self._breaks or any(place.first_frame == frame for place in self._places)
+
+    def _lack_s(self, frame: int) -> float:
+        """How long speech must wait before a frame to be played on: to its sentence's end, or else for a phrase."""
+        now_s, place = time.time(), self._place_of(frame)
+        end = place.first_frame + place.frames
+        far = frame + PHRASE_S * self.supply.fps
+        phrase = min((b for b in self._breaks if far <= b < end), default=end)
+        phrase_s = self.supply.lack_s(frame, phrase, end, now_s)
+        if not phrase_s and frame != place.first_frame and not self._waited_s:
+            return 0.0  # it speaks already: it stops only where it must
+        whole_s = min(self.supply.lack_s(frame, end, end, now_s), LONGEST_WAIT_S - self._waited_s)
+        return max(0.0, phrase_s, whole_s)
+
+    async def _hold(self, due: int, lack_s: float) -> None:
+        """Let speech wait before a position, with the mouth at rest and the head swaying to where it goes on."""
+        frames = self.supply.holds_frames(max(lack_s, 1e-3), LIVE_FRAMES, SHORTEST_HOLD, LONGEST_HOLD)
+        self.holds += not self._waited_s
+        self._waited_s += frames / self.supply.fps
+        path = sway(due, frames)
+        number = self.number if self._cursor is not None else 0
+        for start in range(0, frames, LIVE_FRAMES):
+            await self._until(self.broadcast.clock.time_of(due) - DECIDE_S)
+            if self._cut:
+                return
+            video = await self.rest(path[start : start + LIVE_FRAMES])
+            self.broadcast.clock = self.broadcast.clock.held(len(video))
+            self.held_frames += len(video)
+            self.broadcast.send(Piece(due, due, video, utterance=number))
+
+    async def _until(self, at_s: float) -> None:
+        """Wait for a time, or a cut."""
+        while not self._cut and (wait_s := at_s - time.time()) > 0:
+            self._changed.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), wait_s)
 
     def _due(self) -> int | None:
         """The position for which speech must be there next."""
@@ -216,24 +277,12 @@ class Performance:
             return self._cursor
         return self._places[self._started].position if self._started < len(self._places) else None
 
-    async def _bridge(self, due: int) -> None:
-        """Speech is late: between segments that do not follow on each other the mouth rests, else the head waits."""
-        if self._cursor is not None and self._started and self._cursor == self._places[self._started - 1].end:
-            following = self._places[self._started].position if self._started < len(self._places) else None
-            if following != self._cursor:
-                await self._come_to_rest()
-                return
-        self.holds += 1
-        video = await self.rest(due, LIVE_FRAMES, True)
-        self.broadcast.clock = self.broadcast.clock.held(len(video))
-        number = self.number if self._cursor is not None else 0
-        self.broadcast.send(Piece(due, due, video, utterance=number))
-
     def _release(self, piece: Piece) -> None:
         made = self._made[0]
         self.broadcast.send(piece)
         made.released += 1
         self.released_frames += piece.frames
+        self._waited_s = 0.0
         self._cursor = piece.next_position
         while self._started < len(self._places) and self._places[self._started].position < self._cursor:
             self._started += 1
@@ -258,6 +307,6 @@ class Performance:
         self.broadcast.taken = max(self.broadcast.taken, end)
         while start < end:
             count = end - start if end - start <= LIVE_FRAMES else LIVE_FRAMES - 1  # never a piece of one frame
-            video = await self.rest(start, count, False)
+            video = await self.rest(range(start, start + count))
             self.broadcast.send(Piece(start, start + len(video), video))
             start += len(video)

@@ -6,6 +6,7 @@ Nothing is written before its first frame is there, so a refused or failed reque
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -104,22 +105,21 @@ class Utterance:
         self._end = encoder.clock
         return fragments
 
-    def rest(self, shown: int, position: int, count: int, hold: bool) -> tuple[bytes, ...]:
-        """H.264 samples of `count` frames in which the mouth goes from speech, `shown` frames into it, to rest.
+    def rest(self, shown: int, positions: Sequence[int]) -> tuple[bytes, ...]:
+        """H.264 samples of frames in which the mouth goes from speech, `shown` frames into it, to rest.
 
-        hold: the head waits at the frame before `position`, else it goes on from there. Safe beside `make`.
+        positions: of the head, on the session's line. Safe beside `make`.
         """
         avatar = self.avatar.prepared
         assert avatar.frames is not None
         known = [frame for frame in tuple(self._crops) if frame < shown]
         crop = self._crops.get(max(known)) if known and shown != self._rested else None
         self._rested = shown  # a mouth at rest stays there until more has been shown
-        start = max(0, position - 1) if hold else position
-        indices = ping_pong(start, count, len(avatar)) if not hold else ping_pong(start, 1, len(avatar)).repeat(count)
-        frames = np.stack([avatar.frames[int(index)] for index in indices])
+        indices = [int(ping_pong(position, 1, len(avatar))[0]) for position in positions]
+        frames = np.stack([avatar.frames[index] for index in indices])
         paster, memory = self.avatar.paster.twin(), deepcopy(self.pasting)  # the utterance's own may be at work
         level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
-        for frame, index, weight in zip(frames, indices.tolist(), fading(count), strict=True):
+        for frame, index, weight in zip(frames, indices, fading(len(frames)), strict=True):
             if crop is not None:
                 paster.paste_into(frame, crop, index, level * weight, memory)
         height, width = self.spec.height, self.spec.width

@@ -117,3 +117,17 @@ def joined(spans: Spans) -> Spans:
         else:
             kept.append([start, end])
     return np.array(kept, np.float64).reshape(-1, 2)
+
+
+PAUSE_S = 0.08  # of quiet: shorter ones are closures of stop consonants
+PAUSE_DB = 25.0  # below the loudest speech of the segment
+
+
+def pauses(speech: Speech, fps: int) -> list[int]:
+    """Frames of a segment before which speech may be stopped unheard: the middle of each pause inside it."""
+    levels = levels_db(speech.samples, speech.sample_rate_hz, SOUND_HZ)
+    if not len(levels):
+        return []
+    runs = _runs(levels < max(np.percentile(levels, LOUD) - PAUSE_DB, QUIETEST_SOUND_DB))
+    inside = [run for run in runs if run[0] and run[1] < len(levels) and (run[1] - run[0]) * HOP_S >= PAUSE_S]
+    return sorted({round((first + last) / 2 * HOP_S * fps) for first, last in inside})

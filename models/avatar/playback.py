@@ -28,6 +28,15 @@ def ping_pong(start: int, count: int, length: int) -> npt.NDArray[np.int64]:
     return shown
 
 
+def sway(position: int, count: int) -> list[int]:
+    """Positions of `count` frames in which a head that must wait goes on, comes back and arrives before `position`.
+
+    A sine, as fast as playback at both its ends: what was moving on before and moves on after does so without a jerk.
+    """
+    steps = np.sin(2 * np.pi * np.arange(1, count + 1) / count) * count / (2 * np.pi)
+    return [max(0, position - 1 + step) for step in np.rint(steps).astype(int).tolist()]
+
+
 def period(length: int) -> int:
     """Positions after which playback of `length` frames begins anew: 2 · (length - 1), with two turns' extra time."""
     return max(1, 2 * (length - 1) + _turn_frames(length))

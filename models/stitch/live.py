@@ -14,7 +14,7 @@ grid, so a viewer's sound stands within half an AAC frame (21 ms at 24 kHz) of t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -161,10 +161,11 @@ def _live_spec(spec: MediaSpec) -> MediaSpec:
     return replace(spec, first_fragment_frames=LIVE_FRAMES, fragment_frames=LIVE_FRAMES)
 
 
-def split(fragment: Fragment, position: int, utterance: int, begins: bool) -> list[Piece]:
+def split(fragment: Fragment, position: int, utterance: int, begins: bool, breaks: Collection[int] = ()) -> list[Piece]:
     """The pieces of a file's fragment whose first frame stands at `position` of the line; nothing is coded anew.
 
-    Each gets the AAC packets that start inside it. begins: whether speech begins with it.
+    Each gets the AAC packets that start inside it. begins: whether speech begins with it. breaks: positions at which a
+    piece is to begin, where that leaves two frames to either side.
     """
     runs, key = boxes.read_fragment(fragment.data)
     video = runs[boxes.VIDEO_TRACK]
@@ -172,11 +173,12 @@ def split(fragment: Fragment, position: int, utterance: int, begins: bool) -> li
     rate, scale = fragment.sample_rate_hz, fragment.video_timescale
     pieces: list[Piece] = []
     taken = 0
-    for at in range(0, len(video.samples), LIVE_FRAMES):
-        samples = tuple(video.samples[at : at + LIVE_FRAMES])
+    edges = _edges(len(video.samples), {place - position for place in breaks})
+    for at, behind in itertools.pairwise(edges):
+        samples = tuple(video.samples[at:behind])
         start = round((video.start + at * video.sample_ticks) * rate / scale)
         end = round((video.start + (at + len(samples)) * video.sample_ticks) * rate / scale)
-        last = at + LIVE_FRAMES >= len(video.samples)
+        last = behind == len(video.samples)
         inside = len(audio.samples) - taken
         if not last:
             inside = min(inside, max(0, -(-(end - audio.start - taken * AAC_FRAME) // AAC_FRAME)))
@@ -189,6 +191,16 @@ def split(fragment: Fragment, position: int, utterance: int, begins: bool) -> li
             Piece(here, here + len(samples), samples, packets, offset, key and first, begins and first, utterance)
         )
     return pieces
+
+
+def _edges(count: int, breaks: Collection[int]) -> list[int]:
+    """Where pieces of `count` frames begin, and their end."""
+    edges = [0]
+    while edges[-1] < count:
+        here = edges[-1]
+        wanted = [b for b in breaks if here + 2 <= b <= min(here + LIVE_FRAMES, count - 2)]
+        edges.append(min(wanted, default=min(here + LIVE_FRAMES, count)))
+    return edges
 
 
 def joined(pieces: Sequence[Piece], fragment: Fragment, spec: MediaSpec) -> Fragment:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.activity import Activity, from_phonemes, levels_db
+from models.activity import Activity, from_phonemes, levels_db, pauses
 from models.tts.hibari import HibariTTS
 from models.types import Phoneme, Speech
 
@@ -117,3 +117,16 @@ def test_levels_are_decibels_below_full_scale():
     assert np.median(inside) == pytest.approx(-3.0, abs=0.1)
     assert outside[5:-5].max() < -50
     assert len(inside) == 100
+
+
+def test_pauses_inside_a_segment_are_where_it_may_be_stopped():
+    rate = 24_000
+    word = 0.2 * np.sin(2 * np.pi * 180 * np.arange(rate // 2) / rate).astype(np.float32)  # 0.5 s
+
+    def silence(seconds: float) -> np.ndarray:
+        return np.zeros(round(seconds * rate), np.float32)
+
+    parts = [silence(0.2), word, silence(0.24), word, silence(0.05), word, silence(0.12), word, silence(0.4)]
+    speech = Speech(np.concatenate(parts), rate)
+    assert pauses(speech, 25) == [round(0.82 * 25), round(2.05 * 25)]  # the ends are none, nor is a closure of 50 ms
+    assert pauses(Speech(word, rate), 25) == [] == pauses(Speech(np.zeros(0, np.float32), rate), 25)

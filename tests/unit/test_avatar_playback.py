@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.avatar.playback import TURN_FRAMES, period, ping_pong
+from models.avatar.playback import TURN_FRAMES, period, ping_pong, sway
 
 
 def test_it_runs_forth_and_back_and_slows_down_at_the_ends() -> None:
@@ -53,3 +53,13 @@ def test_velocity_changes_its_sign_evenly() -> None:
     assert np.diff(np.flatnonzero(np.diff(eased))).max() == 5
     steps = np.diff(eased)
     assert (steps[1:] * steps[:-1] >= 0).all()  # never from one way to the other at once
+
+
+@pytest.mark.parametrize("count", [8, 12, 28, 48])
+def test_a_head_that_waits_sways_without_a_jerk_and_arrives_where_it_goes_on(count: int) -> None:
+    path = sway(100, count)
+    assert len(path) == count and path[-1] == 99
+    steps = np.diff([98, 99, *path, 100, 101])  # from what moved before to what moves after
+    assert np.abs(steps).max() <= 1 and np.abs(np.diff(steps)).max() <= 1
+    assert max(path) - 99 == 99 - min(path) == round(count / (2 * np.pi))
+    assert min(sway(2, count)) == 0

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from deployments.broadcast import LISTENER_PIECES, Broadcast, LiveStart
-from deployments.performance import DECIDE_S, Pace, Performance
+from deployments.performance import DECIDE_S, SHORTEST_HOLD, Performance
+from deployments.supply import Pace
+from models.avatar.playback import sway
 from models.stitch.encode import UtteranceEncoder
 from models.stitch.live import LIVE_FRAMES, Grid, LiveClock, Piece
 from tests.unit.live_material import RATE, SPEC, levels
@@ -23,15 +25,15 @@ class Stage:
     def __init__(self, position: int = 0, pace: Pace | None = None, ahead_s: float = 4.0) -> None:
         self.broadcast = Broadcast(START, Grid(100), LiveClock.starting(position, time.time(), 25))
         self.written: list[tuple[int, int]] = []  # position, frames
-        self.rests: list[tuple[int, int, bool]] = []
+        self.rests: list[list[int]] = []  # positions of the head
         self.came: list[tuple[float, Piece]] = []
         self.pace = pace or Pace(**QUICK)
         self.performance = Performance(self.broadcast, self.pace, self.rest, self.write, 1, ahead_s)
         self.encoder = UtteranceEncoder(SPEC)
 
-    async def rest(self, position: int, count: int, hold: bool) -> tuple[bytes, ...]:
-        self.rests.append((position, count, hold))
-        return (b"rest",) * count
+    async def rest(self, positions) -> tuple[bytes, ...]:
+        self.rests.append(list(positions))
+        return (b"rest",) * len(positions)
 
     def write(self, fragment, position: int) -> None:
         self.written.append((position, fragment.frames))
@@ -113,14 +115,14 @@ async def test_pieces_leave_when_they_are_due_and_end_on_the_grid():
     positions = [(piece.position, piece.next_position) for _, piece in stage.came]
     assert positions[:3] == [(place, place + 4), (place + 4, place + 8), (place + 8, place + 11)]
     assert positions[3:] == [(place + 11, place + 14), (place + 14, place + 16)] and (place + 16) % LIVE_FRAMES == 0
-    assert stage.rests == [(place + 11, 3, False), (place + 14, 2, False)]
+    assert stage.rests == [[place + 11, place + 12, place + 13], [place + 14, place + 15]]
     for came_s, piece in stage.came[:3]:
         assert came_s == pytest.approx(stage.broadcast.clock.time_of(piece.position) - 0.08, abs=0.04)
     assert sum(frames for _, frames in stage.written) == 11 and stage.written[0][0] == place
     assert stage.performance.holds == 0 and stage.performance.released_frames == 11
 
 
-async def test_the_head_waits_for_speech_that_is_late_and_no_frame_is_lost():
+async def test_the_head_sways_while_speech_is_late_and_no_frame_is_lost():
     async with Stage(0) as stage:
         place = stage.performance.place(0, 8)
         zero_s = stage.broadcast.clock.zero_s
@@ -130,12 +132,87 @@ async def test_the_head_waits_for_speech_that_is_late_and_no_frame_is_lost():
         stage.performance.end()
         await stage.task
         await asyncio.sleep(0.02)
-    assert stage.rests[0] == (place, LIVE_FRAMES, True) and stage.performance.holds == 1
-    assert stage.broadcast.clock.zero_s - zero_s == pytest.approx(LIVE_FRAMES / 25)
-    hold, first, second = (piece for _, piece in stage.came[:3])
-    assert (hold.position, hold.next_position, hold.utterance) == (place, place, 0)
+    held = SHORTEST_HOLD
+    assert [*stage.rests[0], *stage.rests[1]] == sway(place, held) and stage.performance.holds == 1
+    assert stage.performance.held_frames == held
+    assert stage.broadcast.clock.zero_s - zero_s == pytest.approx(held / 25)
+    *holds, first, second = (piece for _, piece in stage.came[:4])
+    assert {(hold.position, hold.next_position, hold.utterance) for hold in holds} == {(place, place, 0)}
     assert [first.position, second.position] == [place, place + 4]
     assert sum(frames for _, frames in stage.written) == 8
+
+
+class Slow(Stage):
+    """What is said comes a fragment of 12 frames each `burst_s`, and pauses before the frames in `breaks`."""
+
+    async def say(self, fragments: int, burst_s: float, breaks: list[int]) -> int:
+        place = self.performance.place(0, 6 + 12 * fragments)
+        self.performance.hear(breaks)
+        await self.performance.push(self.made(6))
+        for k in range(fragments):
+            await asyncio.sleep(burst_s)
+            await self.performance.push(self.made(12, last=k == fragments - 1))
+        self.performance.end()
+        await self.task
+        await asyncio.sleep(0.02)
+        return place
+
+    def stops(self, place: int) -> list[int]:
+        """Frames of the utterance before which speech was held, one for each hold in a row."""
+        held = [piece.position - place for _, piece in self.came if piece.position == piece.next_position]
+        return [frame for k, frame in enumerate(held) if k == 0 or held[k - 1] != frame]
+
+
+@pytest.mark.parametrize("slower", [1.4, 2.0])
+async def test_a_sentence_that_is_made_too_slowly_waits_before_it_begins_and_is_not_torn(slower):
+    async with Slow(0, Pace(0.1, 0.05, 0.04)) as stage:
+        place = await stage.say(4, slower * 12 / 25, [])
+    assert stage.stops(place) == [0]
+    spoken = [piece for _, piece in stage.came if piece.utterance and piece.next_position > piece.position]
+    assert [p.position for p in spoken[1:]] == [p.next_position for p in spoken[:-1]]
+    assert sum(piece.frames for piece in spoken) == 54
+    least_s = 54 / 25 * (slower - 1) - 12 / 25 * slower
+    assert least_s < stage.performance.held_frames / 25 < 54 / 25 * slower * 1.3
+
+
+async def test_speech_that_slows_down_while_it_is_shown_stops_at_a_pause_and_nowhere_else():
+    async with Slow(0, Pace(0.1, 0.05, 0.02)) as stage:
+        place = stage.performance.place(0, 68)
+        stage.performance.hear([20, 44])
+        for k, burst_s in enumerate([0.0, 0.16, 0.16, 0.16, 0.9, 0.9, 0.9, 0.9, 0.9]):
+            await asyncio.sleep(burst_s)
+            await stage.performance.push(stage.made(8 if k else 4, last=k == 8))
+        stage.performance.end()
+        await stage.task
+        await asyncio.sleep(0.02)
+    assert 20 in stage.stops(place) and set(stage.stops(place)) <= {0, 20, 44}
+    assert stage.performance.released_frames == 68
+
+
+async def test_speech_that_stopped_in_a_word_goes_on_only_when_there_is_enough_of_it():
+    async with Stage(0) as stage:
+        place = stage.performance.place(0, 54)
+        await stage.performance.push(stage.made(18))
+        for k in range(3):
+            await asyncio.sleep(1.2 if k == 0 else 0.6)
+            await stage.performance.push(stage.made(12, last=k == 2))
+        stage.performance.end()
+        await stage.task
+        await asyncio.sleep(0.02)
+    held = [piece.position - place for _, piece in stage.came if piece.position == piece.next_position]
+    assert set(held) == {12}  # once, though the next fragments came late, too
+    assert stage.performance.holds == 1 and stage.performance.released_frames == 54
+
+
+async def test_a_hold_ends_at_once_with_a_cut():
+    async with Stage(0) as stage:
+        stage.performance.place(0, 60)
+        await asyncio.sleep(0.6)
+        assert stage.performance.held_frames > 0
+        cut_s = time.time()
+        stage.performance.cut()
+        await stage.task
+    assert time.time() - cut_s < 0.1 and stage.written == []
 
 
 async def test_a_pause_between_sentences_is_filled_with_rest_and_the_next_begins_anew():
@@ -149,7 +226,7 @@ async def test_a_pause_between_sentences_is_filled_with_rest_and_the_next_begins
         await stage.performance.push(stage.made(4, last=True))
         stage.performance.end()
         await stage.task
-    assert [rest[2] for rest in stage.rests] == [False, False] and stage.rests[0][0] == first + 8
+    assert stage.performance.holds == 0 and stage.rests[0][0] == first + 8
     assert [position for position, _ in stage.written] == [first, first + 4, second]
 
 
@@ -182,7 +259,7 @@ async def test_a_cut_shows_nothing_more_and_writes_what_was_shown():
     assert all(came_s < cut_s + 0.02 for came_s, piece in stage.came if piece.utterance)
     assert sum(frames for _, frames in stage.written) == end - place == stage.performance.released_frames
     assert stage.rests[0][0] == end
-    rest = sum(count for _, count, _ in stage.rests)
+    rest = sum(len(positions) for positions in stage.rests)
     assert 2 <= rest <= 5 and (end + rest) % LIVE_FRAMES == 0
 
 

@@ -126,6 +126,16 @@ def test_the_pieces_of_a_fragment_joined_again_are_the_fragment():
     assert half.audio_duration in (3 * AAC_FRAME, 4 * AAC_FRAME)
 
 
+@pytest.mark.parametrize(
+    ("breaks", "sizes"), [((107,), [3, 4, 1]), ((105,), [4, 4]), ((110,), [4, 2, 2]), ((111,), [4, 4])]
+)
+def test_a_piece_begins_at_each_break_that_leaves_two_frames_to_either_side(breaks, sizes):
+    made = fragments(levels(20))[1]  # of 8 frames
+    pieces = split(made, 104, 1, False, breaks)
+    assert [piece.frames for piece in pieces] == sizes
+    assert joined(pieces, made, SPEC).data == made.data
+
+
 def tone(seconds: float) -> np.ndarray:
     """Silence of 0.1 s, then a loud tone, as a voice begins."""
     samples = 0.5 * np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * 300 / RATE)

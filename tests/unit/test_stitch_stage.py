@@ -12,6 +12,7 @@ from models.errors import BusyError
 from models.stitch.paste import PasteMemory, Paster
 from models.types import PreparedAvatar
 from tests.unit.air_material import (
+    UNHELD,
     Stages,
     Watcher,
     on_the_line,
@@ -76,8 +77,13 @@ async def test_a_slow_machine_makes_the_head_wait_and_loses_no_frame(air):
     await asyncio.sleep(0.3)
     times, edges, mouths = watcher.seen()
     np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
-    assert summary["live"]["holds"] >= 1 and np.sum(mouths > 240) == 33
+    assert summary["live"]["holds"] == 1 and 0.3 < summary["live"]["held_s"] < 2
     on_the_line(edges, summary)
+    speaking = np.flatnonzero(mouths > 240)
+    assert len(speaking) == 33 and np.all(np.diff(speaking) == 1)
+    on_the_line(edges[speaking], UNHELD)
+    still = edges[:-6] == edges[6:]  # it is not frozen while it waits: 0.24 s
+    assert np.abs(edges[6:] - edges[:-6]).max() > 4 and not np.any(np.convolve(still, np.ones(6), "valid") == 6)
 
 
 async def test_without_a_viewer_speech_is_made_as_fast_as_it_can_be(air):
