@@ -27,6 +27,7 @@ from deployments.http import (
     open_tagged,
     written,
 )
+from deployments.listening import Listening
 from deployments.live import Live
 from deployments.messages import schema
 from deployments.places import Places
@@ -50,6 +51,7 @@ class SessionRoutes:
     _stitch: Any
     _chat: Any
     _live: Live
+    _listening: Listening
     _peers: Peers
     _views: Views
     _downloads: Downloads
@@ -196,7 +198,7 @@ class SessionRoutes:
 
     @api.websocket("/sessions/{session_id}/ws")
     async def socket(self, socket: WebSocket, session_id: str) -> None:
-        talk = Talk(socket, session_id, self._stitch, self._chat, self._live)
+        talk = Talk(socket, session_id, self._stitch, self._chat, self._live, self._listening)
         await talk.run(self._sockets, self.config.socket_idle_s)
 
     @api.post("/sessions/{session_id}/interrupt", summary="Stop what the session says and is going to say")

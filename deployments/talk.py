@@ -22,10 +22,12 @@ from ray.serve.exceptions import RayServeException
 from deployments.failures import known_error
 from deployments.growing import speak_growing
 from deployments.hub import Viewer
+from deployments.listening import Listening
 from deployments.live import Live
 from deployments.messages import COMMANDS, Audio, Chat, Event, Interrupt, Speak, Text, Watch
 from deployments.places import Places
 from deployments.requests import ChatRequest, SpeakRequest
+from models.audio import pcm_file
 from models.errors import BusyError, IdleError, InputError, WarmTalkError
 from models.ids import check_id
 from models.llm.pieces import pieces
@@ -50,9 +52,11 @@ class _Written:
 class Talk:
     """One socket. `run` returns when it is closed, and everything that it began has ended."""
 
-    def __init__(self, socket: WebSocket, session_id: str, stitch: Any, chat: Any, live: Live) -> None:
+    def __init__(
+        self, socket: WebSocket, session_id: str, stitch: Any, chat: Any, live: Live, listening: Listening
+    ) -> None:
         self._socket, self._session_id = socket, session_id
-        self._stitch, self._chat, self._live = stitch, chat, live
+        self._stitch, self._chat, self._live, self._listening = stitch, chat, live, listening
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
         self._text: _Written | None = None
@@ -134,7 +138,9 @@ class Talk:
         elif isinstance(command, Text):
             self._write(command, request)
         elif isinstance(command, Audio):
-            self._expects = command
+            self._expects = command  # what it announces comes, even where it is refused
+            if command.mode == "chat":
+                self._listening.require()
         elif isinstance(command, Chat):
             self._begin(self._answer(command))
         elif isinstance(command, Interrupt):
@@ -167,13 +173,17 @@ class Talk:
         if self._expects is None:
             raise InputError("A binary message came without being announced.", 'Send {"type": "audio"} before it.')
         command, self._expects = self._expects, None
+        if command.mode == "chat" and not self._listening.there:
+            return self._audio.clear()  # it has been refused when it was announced
         self._audio.append(data)
         if sum(map(len, self._audio)) > MAX_AUDIO_BYTES:
             self._audio.clear()
             raise InputError(f"The recording exceeds {MAX_AUDIO_BYTES // 2**20} MB.", "Send a shorter one.")
         if command.last:
             audio, self._audio = b"".join(self._audio), []
-            self._begin(self._speak(command, SpeakRequest(self._session_id, audio=audio, deliver=False)))
+            audio = pcm_file(audio, command.pcm_hz) if command.pcm_hz else audio
+            request = SpeakRequest(self._session_id, audio=audio, deliver=False)
+            self._begin(self._speak(command, request) if command.mode == "repeat" else self._hear(command, audio))
 
     # --- what is done
 
@@ -207,6 +217,16 @@ class Talk:
         finally:
             if text is not None:
                 text.over = True
+
+    async def _hear(self, command: Audio, audio: bytes) -> None:
+        """Understand a recording, tell its text, and have it answered where there is any."""
+        try:
+            transcript = await self._listening.heard(audio, command.language)
+        except (WarmTalkError, RayError, RayServeException) as error:
+            return await self._failed(error, command)
+        await self._tell("heard", command, text=transcript.text, language=transcript.language)
+        if transcript.text:
+            await self._answer(Chat(type="chat", message=transcript.text, id=command.id))
 
     async def _answer(self, command: Chat) -> None:
         """Have a message answered; tell each change of the job."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import wave
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -142,6 +143,15 @@ def encode_audio(samples: Float32, sample_rate_hz: int, sound_format: str) -> by
     encoder = AudioEncoder(sound_format, sample_rate_hz, out)
     encoder.push(samples)
     encoder.finish()
+    return out.getvalue()
+
+
+def pcm_file(data: bytes, sample_rate_hz: int) -> bytes:
+    """Raw 16-bit little-endian mono PCM as a WAV file; half a sample at the end is left out."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setparams((1, 2, sample_rate_hz, 0, "NONE", ""))
+        file.writeframes(data[: len(data) // 2 * 2])
     return out.getvalue()
 
 
