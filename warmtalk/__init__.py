@@ -10,7 +10,18 @@ with Client("http://127.0.0.1:8000") as client:
 from warmtalk.aio import AsyncClient
 from warmtalk.client import Client
 from warmtalk.errors import Busy, ChatFailed, NotFound, Refused, ServerError, Unreachable
-from warmtalk.results import Avatar, ChatJob, Interruption, Message, Prepared, Progress, Session, Speech
+from warmtalk.results import (
+    Avatar,
+    ChatJob,
+    Heard,
+    Interruption,
+    Message,
+    Prepared,
+    Progress,
+    Session,
+    Speech,
+    Transcript,
+)
 
 __all__ = [
     "AsyncClient",
@@ -19,6 +30,7 @@ __all__ = [
     "ChatFailed",
     "ChatJob",
     "Client",
+    "Heard",
     "Interruption",
     "Message",
     "NotFound",
@@ -28,5 +40,6 @@ __all__ = [
     "ServerError",
     "Session",
     "Speech",
+    "Transcript",
     "Unreachable",
 ]

@@ -16,7 +16,17 @@ from warmtalk import calls
 from warmtalk.calls import Call
 from warmtalk.client import BACKOFF_S, POLL_S, URL, parsed_json, replayable, timeouts, unreachable, wait_s
 from warmtalk.errors import ServerError, Unreachable, error_of
-from warmtalk.results import Avatar, ChatJob, Interruption, Message, Prepared, Progress, Session, Speech
+from warmtalk.results import (
+    Avatar,
+    ChatJob,
+    Interruption,
+    Message,
+    Prepared,
+    Progress,
+    Session,
+    Speech,
+    Transcript,
+)
 
 T = TypeVar("T")
 
@@ -83,6 +93,10 @@ class AsyncClient:
     async def say(self, parts: AsyncIterable[str], session_id: str, **options: Any) -> Speech:
         """Say a text while it is still being written, such as a language model's tokens. options: as of `speak`."""
         return await self._do(calls.say((part.encode() async for part in parts), session_id, **options))
+
+    async def transcribe(self, audio: bytes | str | Path, language: str | None = None) -> Transcript:
+        """What is said in a recording: bytes, or the path, of a WAV, FLAC, MP3, OGG or WebM. language: ISO 639-1."""
+        return await self._do(calls.transcribe(calls.bytes_of(audio), language))
 
     async def interrupt(self, session_id: str) -> Interruption:
         """Stop what the session says and is going to say."""

@@ -13,7 +13,19 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from warmtalk.errors import ChatFailed, ServerError, error_of
-from warmtalk.results import Avatar, ChatJob, Interruption, Message, Prepared, Progress, Session, Speech, parsed
+from warmtalk.results import (
+    Avatar,
+    ChatJob,
+    Heard,
+    Interruption,
+    Message,
+    Prepared,
+    Progress,
+    Session,
+    Speech,
+    Transcript,
+    parsed,
+)
 
 T = TypeVar("T")
 
@@ -31,13 +43,16 @@ class Call(Generic[T]):
     query: dict[str, Any] = field(default_factory=dict)
     body: Any = None  # JSON
     content: Any = None  # bytes, or an open file
+    file: bytes | None = None  # of a form, whose fields are `body`
     repeatable: bool = True
     timeout_s: float | None = None  # None: the client's
 
     def arguments(self) -> dict[str, Any]:
         """For httpx's `build_request`."""
         said: dict[str, Any] = {"params": _given(self.query)} if self.query else {}
-        if self.body is not None:
+        if self.file is not None:
+            said["files"], said["data"] = {"file": ("recording", self.file)}, _given(self.body)
+        elif self.body is not None:
             said["json"] = _given(self.body)
         if self.content is not None:
             said["content"] = self.content
@@ -77,6 +92,16 @@ def stream(text: str | None, audio: bytes | None, **options: Any) -> Call[Any]:
         return Call("POST", "speak", _same, body=body, repeatable=False, timeout_s=LONG_S)
     query = {"stream": True, **options}
     return Call("POST", "speak/audio", _same, query=query, content=audio, repeatable=False, timeout_s=LONG_S)
+
+
+def transcribe(audio: bytes, language: str | None) -> Call[Transcript]:
+    form = {"response_format": "verbose_json", "language": language}
+    return Call("POST", "v1/audio/transcriptions", _heard, body=form, file=audio, timeout_s=LONG_S)
+
+
+def _heard(answer: Any) -> Transcript:
+    parts = [Heard(part["text"], part["start"], part["end"]) for part in answer.get("segments", [])]
+    return Transcript(answer["text"], answer.get("language", ""), answer.get("duration", 0.0), parts)
 
 
 def say(parts: Any, session_id: str, **options: Any) -> Call[Speech]:

@@ -14,7 +14,17 @@ import httpx
 from warmtalk import calls
 from warmtalk.calls import Call
 from warmtalk.errors import ServerError, Unreachable, error_of
-from warmtalk.results import Avatar, ChatJob, Interruption, Message, Prepared, Progress, Session, Speech
+from warmtalk.results import (
+    Avatar,
+    ChatJob,
+    Interruption,
+    Message,
+    Prepared,
+    Progress,
+    Session,
+    Speech,
+    Transcript,
+)
 
 T = TypeVar("T")
 
@@ -84,6 +94,10 @@ class Client:
     def say(self, parts: Iterable[str], session_id: str, **options: Any) -> Speech:
         """Say a text while it is still being written, such as a language model's tokens. options: as of `speak`."""
         return self._do(calls.say((part.encode() for part in parts), session_id, **options))
+
+    def transcribe(self, audio: bytes | str | Path, language: str | None = None) -> Transcript:
+        """What is said in a recording: bytes, or the path, of a WAV, FLAC, MP3, OGG or WebM. language: ISO 639-1."""
+        return self._do(calls.transcribe(calls.bytes_of(audio), language))
 
     def interrupt(self, session_id: str) -> Interruption:
         """Stop what the session says and is going to say."""

@@ -29,6 +29,25 @@ class Speech:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """A stretch of a recording, seconds from its start."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What is said in a recording; `text` is empty where nothing is."""
+
+    text: str
+    language: str = ""
+    duration_s: float = 0.0
+    segments: list[Heard] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """Facts of a session; `utterances` is its transcript."""
 

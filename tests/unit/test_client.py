@@ -109,6 +109,29 @@ def test_both_clients_have_the_same_methods_and_arguments() -> None:
 # --- what is sent, and what comes back
 
 
+def test_a_recording_is_understood_with_its_times(call: Callable[..., Any], server: Server, tmp_path: Path) -> None:
+    heard = {"task": "transcribe", "language": "de", "duration": 1.5, "text": "Guten Tag."}
+    heard["segments"] = [{"id": 0, "start": 0.2, "end": 1.4, "text": "Guten Tag.", "avg_logprob": -0.2}]
+    (tmp_path / "a.wav").write_bytes(b"RIFF-sound")
+    found = call([failed(503), ok(heard)], "transcribe", tmp_path / "a.wav", language="de")
+    assert (found.text, found.language, found.duration_s) == ("Guten Tag.", "de", 1.5)
+    assert [(part.text, part.start_s, part.end_s) for part in found.segments] == [("Guten Tag.", 0.2, 1.4)]
+    assert len(server.requests) == 2
+    for request in server.requests:
+        assert (request.method, request.url.path) == ("POST", "/base/v1/audio/transcriptions")
+        assert request.headers["content-type"].startswith("multipart/form-data")
+        assert b"RIFF-sound" in request.content and b'name="language"\r\n\r\nde\r\n' in request.content
+        assert b'name="response_format"\r\n\r\nverbose_json\r\n' in request.content
+    assert call(ok({"text": ""}), "transcribe", b"RIFF").segments == []
+    assert b'name="language"' not in server.requests[-1].content
+
+
+def test_a_server_that_understands_no_speech_says_so(call: Callable[..., Any]) -> None:
+    with pytest.raises(ServerError, match="It is wrong") as caught:
+        call(failed(501, "not_configured"), "transcribe", b"RIFF")
+    assert (caught.value.code, caught.value.status) == ("not_configured", 501)
+
+
 def test_speaking_is_typed_and_passes_over_what_it_does_not_know(call: Any, server: Server) -> None:
     speech = call(ok(SPOKEN), "speak", "Hello.", session_id="a", enhance=True, voice=None)
     assert (speech.session_id, speech.frames, speech.ttff_ms, speech.stages) == ("a", 25, 500.0, {"TTS": {"calls": 1}})
