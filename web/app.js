@@ -5,6 +5,7 @@ import { Conversation } from "./conversation.js";
 import { draw } from "./latency.js";
 import { LivePlayer } from "./live.js";
 import { Recorder } from "./microphone.js";
+import { Replay } from "./replay.js";
 import { Settings } from "./settings.js";
 
 const $ = (id) => document.getElementById(id);
@@ -13,6 +14,7 @@ const video = $("video");
 const player = new LivePlayer(video);
 const conversation = new Conversation();
 const settings = new Settings();
+const replay = new Replay(video);
 const page = { session: "", live: false, job: "done", saying: null, captions: true, recorder: null };
 
 // --- the session: one a tab
@@ -50,6 +52,7 @@ async function openSession(id) {
     await ensure(session);
     return address(`sessions/${session}/live.mp4`);
   });
+  replay.forget();
   await conversation.open(session);
 }
 
@@ -97,6 +100,7 @@ function notice(title, text = "") {
 
 player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {
   page.live = state === "live";
+  if (page.live || failure?.code === "session_closed") replay.look(page.session); // else the server may not know it yet
   if (state === "connecting") veil("Waking the presenter", "The first picture is on its way.", false);
   if (state === "lost" && failure) {
     const wait = Math.max(1, Math.round(retryMs / 1000));
@@ -115,6 +119,7 @@ video.addEventListener("timeupdate", () => {
 video.addEventListener("volumechange", show);
 
 conversation.addEventListener("job", ({ detail: job }) => {
+  if (page.job !== job.status && job.status === "done") replay.look(page.session);
   page.job = job.status;
   page.saying = job.saying;
   draw(job.latency);
@@ -186,7 +191,7 @@ for (const radio of document.querySelectorAll("[name=mode]"))
 $("suggestions").addEventListener("click", ({ target }) => target.matches("button") && conversation.ask(target.textContent, settings.speech));
 $("interrupt").addEventListener("click", interrupt);
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || $("settings").open) return;
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
   if (page.recorder) finishRecording(false);
   else interrupt();
 });

@@ -316,6 +316,11 @@ def make_app(state: State, film: Film) -> FastAPI:
         state.session(session_id)
         return {"session_id": session_id, "avatar_id": body.get("avatar_id") or "presenter"}
 
+    @app.get("/sessions/{session_id}")
+    async def facts(session_id: str) -> dict[str, Any]:
+        """Nothing is recorded here: tests/browser/recorded.py has sessions that can be seen once more."""
+        return {"session_id": session_id, "frames": 0, "duration_s": 0.0, "size": 0, "utterances": []}
+
     @app.delete("/sessions/{session_id}")
     async def remove(session_id: str) -> dict[str, Any]:
         return {"session_id": session_id, "removed": state.sessions.pop(session_id, None) is not None}

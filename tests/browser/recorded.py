@@ -22,8 +22,10 @@ import uvicorn
 from deployments.http import api
 from deployments.ingress import Ingress
 from deployments.sessions import OpenSessions
+from models.errors import ClosedError, ExistsError
 from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
+from tests.unit.ingress_material import Handle
 
 SIDE, BLOCK = 64, 16  # px
 SPEC = MediaSpec(SIDE, SIDE, 25, crf=18, preset="ultrafast")
@@ -58,23 +60,19 @@ def say(session: SessionFile, seconds: float | None = None) -> None:
     session.end_utterance(text=f"Sentence {number + 1}.")
 
 
-class _Stitch:
+class _Stitch(Handle):
     """What the routes of recorded sessions ask of Stitch, answered by the very code that answers there."""
 
     def __init__(self, root: Path) -> None:
+        over = ClosedError("The session is closed.", "Open another one.")
+        super().__init__(create=ExistsError("There is one.", "Open it."), live=[over], stats={})
         self.sessions = OpenSessions(root, 8)
-        self._lock = threading.Lock()
 
-    def options(self, **options: Any) -> _Stitch:
-        return self
-
-    @property
-    def session(self) -> Any:
-        return SimpleNamespace(remote=self._describe)
+    def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        return self._describe(*arguments) if name == "session" else super()._call(name, arguments)
 
     async def _describe(self, session_id: str) -> dict[str, Any]:
-        with self._lock:
-            return self.sessions.describe(session_id)
+        return self.sessions.describe(session_id)
 
 
 @contextmanager
@@ -85,7 +83,7 @@ def recorded_server(home: Path) -> Iterator[tuple[str, Path]]:
     plain: Any = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARMTALK_HOME", str(home))
-        served = plain(stitch, stitch, stitch, stitch)
+        served = plain(stitch, Handle(list=()), Handle(voices=()), Handle(messages=()))
         asyncio.run(served.reconfigure({}))
         patch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=served))
         server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning", timeout_graceful_shutdown=1))

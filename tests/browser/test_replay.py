@@ -1,0 +1,158 @@
+"""The replay of a session in the page: offered when there is something to see, seekable, with captions and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.paths import builtin_avatars
+from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.stitch.session import SessionFile
+from tests.browser.conftest import Tab
+from tests.browser.fake_server import read_frames
+from tests.browser.recorded import recorded_server
+
+pytestmark = pytest.mark.browser
+
+SAID = (
+    ("Hello, nice to meet you. I am the presenter of this page.", 55, False),
+    ("Five small models make my voice, my lips and this picture, each in a process of its own.", 70, False),
+    ("", 30, False),  # a recording
+    ("And this sentence was cut before its end, since somebody had heard enough of it", 40, True),
+)
+SECONDS = sum(frames for _, frames, _ in SAID) / 25
+CAPTION = "[...document.querySelector('#replay-video').textTracks[0].activeCues].map((cue) => cue.text).join(' ')"
+CURRENT = "document.querySelector('.line[aria-current] .line-text')?.textContent"
+
+
+def speak(session: SessionFile, text: str, count: int, cut: bool, pictures: Any) -> None:
+    session.start_utterance(text)
+    if text:
+        session.say(text, session.clock.video_ticks)
+    rate, first = session.spec.sample_rate_hz, session.frames % 60
+    samples = 0.2 * np.sin(np.arange(count * rate // 25) * 2 * np.pi * 220 / rate, dtype=np.float32)
+    for fragment in UtteranceEncoder(session.spec, session.clock).push(
+        np.stack([pictures[(first + k) % len(pictures)] for k in range(count)]), samples, last=True
+    ):
+        session.append(fragment)
+    session.end_utterance(interrupted=cut)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Any:
+    return read_frames(builtin_avatars() / "presenter" / "frames.mp4", 60)[0]
+
+
+@pytest.fixture(scope="module")
+def server(pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    with recorded_server(tmp_path_factory.mktemp("home")) as (url, root):
+        spec = MediaSpec(512, 512, 25, crf=26, preset="ultrafast")
+        SessionFile(root / "empty", spec).finish()
+        session = SessionFile(root / "said", spec, sync="never")
+        for said in SAID:
+            speak(session, *said, pictures)
+        session.finish()
+        yield url, root
+
+
+@pytest.fixture
+def over(server: tuple[str, Path], tab: Callable[..., Tab]) -> Callable[..., Tab]:
+    """The page of a session that is over."""
+
+    def opened(session: str = "said", **options: Any) -> Tab:
+        page: Tab = tab(f"{server[0]}/?session={session}", **options).open(live=False)
+        page.until("document.querySelector('#screen').dataset.state === 'lost'")
+        return page
+
+    return opened
+
+
+@pytest.fixture
+def replay(over: Callable[..., Tab]) -> Tab:
+    page = over()
+    page.page.click("#open-replay")
+    page.until("document.querySelector('#replay-video').currentTime > 0.1")
+    return page
+
+
+def test_a_closed_session_is_played_from_its_start_to_its_end(replay: Tab) -> None:
+    video = "document.querySelector('#replay-video')"
+    assert replay.page.evaluate(f"{video}.duration") == pytest.approx(SECONDS, abs=0.05)
+    assert not replay.page.is_visible("#replay-veil") and replay.page.inner_text("#replay-facts") == "0:07"
+    replay.page.evaluate(f"{video}.playbackRate = 4")
+    replay.until(f"{video}.ended", 15)
+    assert replay.page.evaluate(f"{video}.getVideoPlaybackQuality().totalVideoFrames") > 50
+    assert replay.page.evaluate(f"{video}.error") is None
+
+
+def test_captions_and_lines_follow_the_picture(replay: Tab) -> None:
+    texts = [f"{text} —" if cut else text or "A recording" for text, _, cut in SAID]
+    assert replay.texts(".line-text") == texts
+    assert replay.texts(".line-time") == ["0:00", "0:02", "0:05", "0:06"]
+    replay.until(f"{CURRENT} === {texts[0]!r}")
+    replay.until(f"{CAPTION}.startsWith('Hello, nice')")
+    replay.page.click(".line >> nth=1")
+    replay.until(f"{CURRENT} === {texts[1]!r}")
+    assert 2.2 <= replay.page.evaluate("document.querySelector('#replay-video').currentTime") < 4
+    replay.until(f"{CAPTION}.startsWith('Five small models')")
+    replay.shot("replay")
+    replay.page.evaluate("document.querySelector('#replay-video').currentTime = 6.9")
+    replay.until(f"{CURRENT} === {texts[3]!r} && {CAPTION}.includes('heard enough')")
+
+
+def test_a_line_at_the_end_can_be_chosen_with_the_keyboard(replay: Tab) -> None:
+    replay.page.focus(".line >> nth=3")
+    replay.page.keyboard.press("Enter")
+    replay.until("document.querySelector('#replay-video').currentTime >= 6.2")
+    replay.page.keyboard.press("Escape")
+    assert not replay.page.is_visible("#replay")
+    assert replay.page.evaluate("document.activeElement.id") == "open-replay"
+
+
+def test_the_live_picture_is_silent_while_it_is_open_and_goes_on_as_before(over: Callable[..., Tab]) -> None:
+    page = over()
+    page.page.evaluate("document.querySelector('#video').muted = false")
+    page.page.click("#open-replay")
+    assert page.page.evaluate("document.querySelector('#video').muted") is True
+    page.until("document.querySelector('#replay-video').currentTime > 0.1")
+    assert page.page.evaluate("document.querySelector('#replay-video').muted") is False
+    page.page.click("[aria-label='Close the replay']")
+    page.until("document.querySelector('#video').muted === false")
+    assert page.page.evaluate("document.querySelector('#replay-video').hasAttribute('src')") is False
+
+
+def test_it_is_offered_where_a_closed_session_says_so_and_not_where_nothing_was_said(over: Callable[..., Tab]) -> None:
+    page = over()
+    page.page.click(".veil-card [data-replay]")
+    page.until("document.querySelector('#replay-video').currentTime > 0.1")
+    empty = over("empty")
+    empty.page.wait_for_timeout(500)
+    assert not empty.page.is_visible("#open-replay") and not empty.page.is_visible(".veil-card [data-replay]")
+
+
+def test_a_session_that_is_gone_says_so_and_can_be_tried_again(over: Callable[..., Tab], server: Any) -> None:
+    page, folder = over(), server[1] / "said"
+    page.page.route("**/sessions/said", lambda route: route.fulfill(status=404, json={"error": GONE}))
+    page.page.click("#open-replay")
+    page.until("document.querySelector('#replay-title').textContent === 'There is no session.'")
+    page.page.unroute("**/sessions/said")
+    assert folder.is_dir()
+    page.page.click("#replay-again")
+    page.until("document.querySelector('#replay-video').currentTime > 0.1")
+
+
+GONE = {"code": "session_not_found", "message": "There is no session.", "remedy": "Speak in it first."}
+
+
+def test_on_a_phone_the_picture_is_above_and_nothing_runs_over_the_edge(over: Callable[..., Tab]) -> None:
+    page = over(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, color_scheme="dark")
+    page.page.tap("#open-replay")
+    page.until("document.querySelector('#replay-video').currentTime > 0.6")
+    page.shot("replay-phone")
+    boxes = [page.page.locator(place).bounding_box() for place in (".replay-screen", "#replay-lines")]
+    assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"] and boxes[0]["width"] > 340
+    assert page.page.evaluate("document.scrollingElement.scrollWidth") <= 390
