@@ -59,8 +59,9 @@ def test_a_viewer_sees_idle_motion_and_hears_speech_without_a_gap(warm):
     time.sleep(1)
     recording = viewer.stop()
     np.testing.assert_allclose(np.diff(recording.times()), 0.04, atol=1e-3)
-    ((start_s, end_s),) = recording.loud_s()
-    assert start_s > 0.5 and end_s - start_s == pytest.approx(answer["duration_s"], abs=0.8)
+    spans = recording.loud_s()
+    assert len(spans) == 1 or answer["live"]["holds"]  # a busy machine may make the head wait, and says so
+    assert spans[0][0] > 0.5 and sum(e - s for s, e in spans) == pytest.approx(answer["duration_s"], abs=0.8)
     assert answer["live"]["shown_frames"] == answer["frames"]
     facts = warm.get("/sessions/alice").json()
     assert facts["frames"] == answer["frames"]  # idle motion is not in the file
