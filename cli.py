@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from models.errors import ConfigError, InputError, StageError, WarmTalkError
+from models.errors import InputError, StageError, WarmTalkError
 from models.weights import names as weight_names
 
 app = typer.Typer(
@@ -87,6 +87,7 @@ def prepare(
     affine_tracking: Annotated[bool | None, typer.Option(help="Track the rigid face between landmarks.")] = None,
     scale_lock: Annotated[bool | None, typer.Option(help="One size of crop for all frames.")] = None,
     subpixel: Annotated[bool | None, typer.Option(help="Crops between whole pixels.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE: another key of Avatars' config.")] = None,
     config: ConfigOption = "demo",
     server: ServerOption = None,
 ) -> None:
@@ -99,10 +100,12 @@ def prepare(
         options: dict[str, Any] = {"fps": fps, "bbox_shift": bbox_shift, "extra_margin": extra_margin}
         options |= {"geometry": geometry, "smoothing": smoothing, "affine_tracking_enabled": affine_tracking}
         options |= {"scale_lock_enabled": scale_lock, "subpixel_enabled": subpixel}
+        if server and set_:
+            raise InputError("A server prepares by its own config.", "Leave out --set, or --server.")
         if server:
             report = _prepare_remote(server, video, avatar_id, force, options)
         else:
-            report = _prepare_here(config, video, avatar_id, force, options)
+            report = _prepare_here(config, video, avatar_id, force, options, set_ or [])
         Console().print(report_table(report))
         for warning in report.get("warnings", []):
             Console().print(f"[yellow]warning[/] {escape(warning)}")
@@ -339,28 +342,14 @@ def _server_error(answer: httpx.Response) -> WarmTalkError:
         return StageError(f"The server answered {answer.status_code}.", "Look at its log.")
 
 
-def _prepare_here(config: str, video: Path, avatar_id: str, force: bool, options: dict[str, Any]) -> dict[str, Any]:
-    """Prepare in this process, with the Avatars stage's own options: no Ray is needed."""
-    from configs.serve_file import ConfigFileError, deployment_of, load_serve_config
-    from deployments.paths import builtin_avatars, output_path
-    from deployments.preparation import load_model, prepare_options
-    from deployments.stage import parse_config
-    from models.avatar.prepare import prepare_avatar
-    from models.avatar.store import AvatarStore
+def _prepare_here(
+    config: str, video: Path, avatar_id: str, force: bool, options: dict[str, Any], settings: list[str]
+) -> dict[str, Any]:
+    """Prepare in this process, as the Avatars stage would: no Ray is needed."""
+    from preparing import prepare_here, settings_of
 
-    try:
-        stage = parse_config("Avatars", deployment_of(load_serve_config(config), "Avatars").get("user_config") or {})
-    except ConfigFileError as error:
-        raise ConfigError(str(error)) from error
-    store = AvatarStore(output_path(stage.avatars_dir), builtin_avatars())
-    store.refuse_existing(avatar_id, force)
     with _steps("loading the VAE") as show:
-        model = load_model(stage)
-        chosen = prepare_options(stage, options)
-        report = prepare_avatar(
-            video, avatar_id, store, model.encode_reference, model.vae_fingerprint, chosen, force=force, progress=show
-        )
-    return report.to_dict()
+        return prepare_here(config, video, avatar_id, force, options, settings_of(settings), show)
 
 
 def _prepare_remote(url: str, video: Path, avatar_id: str, force: bool, options: dict[str, Any]) -> dict[str, Any]:

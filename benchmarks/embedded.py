@@ -9,6 +9,7 @@ same phonemes, pasted into the same frames, coded alike and read alike. Writes r
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import shutil
@@ -78,6 +79,7 @@ BARS: tuple[tuple[str, float, bool], ...] = (
     ("default.vowels_told_apart", 0.8, True),
     ("seam_delta_e", 1.0, False),
 )
+INSTALLED_BY = {"espeak": ".venv/bin/pip install espeakng-loader", "flite": "apt-get install flite"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -278,15 +280,17 @@ def progress(text: str) -> None:
 
 
 def utterances(clips: int) -> dict[str, list[Spoken]]:
-    """What is said, by kind. Unseen voices say half as many sentences as the default one; flite only if installed."""
+    """What is said, by kind. Unseen voices, where they are installed, say half as many sentences as the default one."""
     half = max(2, clips // 2)
     texts, hibari = HELD_OUT[-half:], voices.hibari()
     variants = [f"en-us+{ESPEAK_HELD_OUT[k % len(ESPEAK_HELD_OUT)]}" for k in range(half)]
     spoken = {
         "default": [hibari.speak(text) for text in HELD_OUT[:clips]],
         "vowels": [hibari.speak(text) for text in VOWEL_SENTENCES[:clips]],
-        "espeak": [voices.espeak().speak(text, variant) for text, variant in zip(texts, variants, strict=True)],
     }
+    if importlib.util.find_spec("espeakng_loader"):
+        espeak = voices.espeak()
+        spoken["espeak"] = [espeak.speak(text, variant) for text, variant in zip(texts, variants, strict=True)]
     if shutil.which("flite"):
         flite = voices.FliteVoice()
         spoken["flite"] = [flite.speak(text, FLITE_VOICES[k % len(FLITE_VOICES)]) for k, text in enumerate(texts)]
@@ -300,7 +304,7 @@ def measure(avatars: Path, folder: Path, clips: int) -> dict[str, Any]:
     spoken = {kind: list(map(Uttered.of, made)) for kind, made in utterances(clips).items()}
     read = bench.clips("default", spoken["default"])
     numbers["default"] = {**follow(read), **closures(read), **vowel_order(bench.clips("vowels", spoken["vowels"]))}
-    half = len(spoken["espeak"])
+    half = max(2, clips // 2)
     talking = follow(bench.clips("talking reference", spoken["default"][:half], talking=True))
     numbers["talking_reference"] = talking
     numbers["talking_reference_loss"] = follow(read[:half])["r"] - talking["r"]
@@ -325,7 +329,8 @@ def table(numbers: dict[str, Any]) -> tuple[str, bool]:
     for name, bar, larger in BARS:
         value = look_up(numbers, name)
         if value is None:
-            lines.append(f"{name:28}     not measured")
+            how = INSTALLED_BY.get(name.partition(".")[0])
+            lines.append(f"{name:28}     not measured" + (f": needs `{how}`" if how else ""))
             continue
         holds = value >= bar if larger else value <= bar
         good &= holds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from configs.schema import AvatarsConfig
 from deployments.paths import builtin_avatars, input_path, output_path
-from deployments.preparation import STEADINESS_KEYS, load_model, prepare_options
+from deployments.preparation import STEADINESS_KEYS, load_model, prepare_command, prepare_options
 from deployments.stage import Stage
 from models.avatar.poster import poster
 from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
@@ -108,13 +107,11 @@ class Avatars(Stage[AvatarsConfig]):
             raise VideoError(f"The input video {config.video_path!r} was not found.", "Check video_path of Avatars.")
         if self._is_current(config, source):
             return
-        options = prepare_options(config, {})
-        command = (
-            f"warmtalk prepare {shlex.quote(config.video_path)} --avatar-id {config.avatar_id} --fps {options.fps} "
-            f"--bbox-shift {options.bbox_shift} --extra-margin {options.extra_margin} {_switches(options)}--force"
-        )
         if not config.preparation:
-            raise AvatarNotFound(f"The avatar {config.avatar_id!r} is missing or not of this video.", f"Run: {command}")
+            raise AvatarNotFound(
+                f"The avatar {config.avatar_id!r} is missing or not of this video.", f"Run: {prepare_command(config)}"
+            )
+        options = prepare_options(config, {})
         self._prepare(config, source, config.avatar_id, options, True, lambda step, done, total: None)
 
     def _is_current(self, config: AvatarsConfig, source: Path) -> bool:
@@ -153,15 +150,3 @@ class Avatars(Stage[AvatarsConfig]):
             force=force,
             progress=progress,
         )
-
-
-def _switches(options: PrepareOptions) -> str:
-    """The command line's words for what differs from the defaults, each with a blank behind it."""
-    usual, words = PrepareOptions(), ""
-    for name in ("geometry", "smoothing"):
-        if getattr(options, name) != getattr(usual, name):
-            words += f"--{name} {getattr(options, name)} "
-    for name in ("affine_tracking", "scale_lock", "subpixel"):
-        if getattr(options, f"{name}_enabled") != getattr(usual, f"{name}_enabled"):
-            words += f"--no-{name.replace('_', '-')} "
-    return words

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from models.errors import ConfigError
 from models.tts.hibari import HibariTTS
 from models.types import WHISPER_HZ, Phoneme
 from models.visemes import SILENCE, viseme_of
@@ -170,7 +171,10 @@ class EspeakVoice:
     """espeak-ng through its C library. One a process: the library keeps global state."""
 
     def __init__(self) -> None:
-        import espeakng_loader  # type: ignore[import-untyped]
+        try:
+            import espeakng_loader  # type: ignore[import-untyped,import-not-found,unused-ignore]
+        except ModuleNotFoundError as error:
+            raise ConfigError("espeak-ng is not installed.", "pip install espeakng-loader (GPL-3.0).") from error
 
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = str(espeakng_loader.get_data_path()).encode()

@@ -19,11 +19,10 @@ from models.avatar.frames import FRAMES_CRF, GOP_BYTES, VideoFrames
 from models.avatar.geometry import GEOMETRIES, Geometry, lay
 from models.avatar.parse import CHEEK_PX, PARSE_PX, REGION_MODES, FaceParser, masks_of, paste_region
 from models.avatar.regions import RegionPacker
-from models.avatar.smoothing import BETA, D_CUTOFF_HZ, MIN_CUTOFF_HZ
 from models.avatar.source import Source, open_source
 from models.avatar.store import CONTACT, FRAMES, AvatarStore, Draft, write_png
 from models.avatar.survey import Survey, survey_video
-from models.avatar.track import MAX_MISSING, Track, TrackOptions, in_crop, shift_range
+from models.avatar.track import Track, TrackOptions, in_crop, shift_range
 from models.errors import ConfigError, CorruptError
 from models.ids import check_id
 from models.stitch.musetalk_paste import crop_box_of, cut, region_mask
@@ -45,13 +44,13 @@ class Parser(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PrepareOptions:
-    """How an avatar is prepared. The manual's names where it has them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions(TrackOptions):
+    """How an avatar is prepared: how its crops are laid (TrackOptions), and the rest. The manual's names where it has
+    them.
 
-    fps: 24, 25 or 30. bbox_shift, extra_margin: frame px, see `musetalk_box`. max_seconds: a longer video is refused.
-    batch_size: crops in one VAE call. shape to max_missing: see TrackOptions. frames_crf: x264's quality of the stored
-    frames. copy_video: keep the source's H.264 stream where it already fits. contact_frames: how
+    fps: 24, 25 or 30. max_seconds: a longer video is refused. batch_size: crops in one VAE call. frames_crf: x264's
+    quality of the stored frames. copy_video: keep the source's H.264 stream where it already fits. contact_frames: how
     many frames the contact sheet shows.
 
     geometry: `similarity`, `box` or `musetalk`, see models/avatar/geometry.py. detector: `blazemesh` or `dwpose`.
@@ -62,21 +61,8 @@ class PrepareOptions:
     """
 
     fps: int = 25
-    bbox_shift: int = 0
-    extra_margin: int = 10
     max_seconds: float = 120.0
     batch_size: int = 4
-    shape: str = "square"
-    scale_lock_enabled: bool = True
-    scale_lock_warmup_frames: int = 0
-    smoothing: str = "zero_phase"
-    smooth_s: float | None = None
-    min_cutoff: float = MIN_CUTOFF_HZ
-    beta: float = BETA
-    d_cutoff: float = D_CUTOFF_HZ
-    affine_tracking_enabled: bool = True
-    subpixel_enabled: bool = True
-    max_missing: float = MAX_MISSING
     frames_crf: float = FRAMES_CRF
     copy_video: bool = True
     contact_frames: int = 8
@@ -89,6 +75,7 @@ class PrepareOptions:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        TrackOptions.__post_init__(self)  # refuses what it does not know
         if self.fps not in SUPPORTED_FPS:
             raise ConfigError(f"fps is {self.fps}.", f"Use one of {', '.join(map(str, SUPPORTED_FPS))}.")
         if (
@@ -101,12 +88,6 @@ class PrepareOptions:
         for name, known in (("geometry", GEOMETRIES), ("detector", DETECTORS), ("parsing_mode", REGION_MODES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"There is no {name} {getattr(self, name)!r}.", f"Use one of {', '.join(known)}.")
-        _ = self.track  # refuses what it does not know
-
-    @property
-    def track(self) -> TrackOptions:
-        names = [item.name for item in dataclasses.fields(TrackOptions)]
-        return TrackOptions(**{name: getattr(self, name) for name in names})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -175,7 +156,7 @@ def prepare_avatar(
         )
         size = (video.height, video.width)
         seen = survey.landmarks, survey.has_face, survey.boxes
-        geometry = lay(options.geometry, *seen, options.fps, size, options.track, survey.motions, survey.cuts)
+        geometry = lay(options.geometry, *seen, options.fps, size, options, survey.motions, survey.cuts)
         track = geometry.track
         masks, mask_index = masks_of(in_crop(track), options.fps, scenes=track.scenes)
         with (draft.folder / FRAMES).open("rb") as file:

@@ -46,7 +46,7 @@ GAP_WEIGHT = 1e-3  # of a frame without a face, beside one with
 LOCK_RANGE = 0.08  # a head that comes closer than this is followed in size, too
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrackOptions:
     """How crops are laid.
 

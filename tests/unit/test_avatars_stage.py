@@ -1,6 +1,8 @@
 """The Avatars stage without Ray: the manual's `preparation` and `video_path`, closing half-way, listing meanwhile."""
 
 import asyncio
+import shlex
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,8 +12,11 @@ import cv2
 import numpy as np
 import pytest
 from avatar_material import astronaut, fake_encoder, moved, swaying, write_clip
+from typer.testing import CliRunner
 
+import cli
 import deployments.avatars
+import preparing
 from deployments.avatars import Avatars
 from deployments.preparation import STEADINESS_KEYS, prepare_options
 from models.avatar.store import AvatarStore
@@ -43,7 +48,8 @@ def encoder(monkeypatch, tmp_path):
         encoder.loads += 1
         return SimpleNamespace(encode_reference=encode, vae_fingerprint=vae_fingerprint(VAE))
 
-    monkeypatch.setattr(deployments.avatars, "load_model", load)
+    for module in (deployments.avatars, preparing):
+        monkeypatch.setattr(module, "load_model", load)
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     return encoder
 
@@ -100,21 +106,43 @@ async def test_another_vae_makes_a_changed_avatar(encoder, clip, monkeypatch):
         await started(avatar_id="me", video_path=str(clip), preparation=False)
 
 
-async def test_without_preparation_the_error_names_a_command_that_makes_what_is_missing(encoder, clip):
+async def refused(clip, **config) -> list[str]:
+    """The words of the command that a stage names which must not prepare by itself."""
     with pytest.raises(AvatarNotFound, match="'me' is missing or not of this video") as caught:
-        await started(avatar_id="me", video_path=str(clip), preparation=False, bbox_shift=-4, fps=30)
-    assert caught.value.remedy == (
-        f"Run: warmtalk prepare '{clip}' --avatar-id me --fps 30 --bbox-shift -4 --extra-margin 10 --force"
-    )
+        await started(avatar_id="me", video_path=str(clip), preparation=False, **config)
+    return shlex.split(caught.value.remedy.removeprefix("Run: "))
+
+
+async def test_without_preparation_the_error_names_a_command_with_all_that_is_not_usual(encoder, clip):
+    words = await refused(clip, bbox_shift=-4, fps=30)
+    expected = ["warmtalk", "prepare", str(clip), "--avatar-id", "me"]
+    assert words == [*expected, "--set", "bbox_shift=-4", "--set", "fps=30", "--force"]
     assert encoder.loads == 0
 
 
-async def test_the_command_names_what_is_not_usual(encoder, clip):
-    chosen = {"geometry": "box", "smoothing": "kalman", "scale_lock_enabled": False, "subpixel_enabled": False}
-    with pytest.raises(AvatarNotFound) as caught:
-        await started(avatar_id="me", video_path=str(clip), preparation=False, **chosen)
-    words = "--geometry box --smoothing kalman --no-scale-lock --no-subpixel --force"
-    assert caught.value.remedy.endswith(f"--extra-margin 10 {words}")
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"geometry": "box", "smoothing": "kalman", "scale_lock_enabled": False, "subpixel_enabled": False},
+        {"smoothing": "one_euro", "min_cutoff": 0.5, "beta": 0.2, "d_cutoff": 2.0, "fps": 24},
+        {"smooth_s": 0.11, "scale_lock_warmup_frames": 5, "affine_tracking_enabled": False},
+        {"geometry": "musetalk", "parsing_mode": "raw", "extra_margin": 0, "parser_weights": None},
+    ],
+)
+async def test_the_command_makes_the_very_avatar_that_the_stage_would(encoder, clip, tmp_path, chosen):
+    def made() -> tuple[dict, dict]:
+        facts = AvatarStore(tmp_path / "results" / "avatars").describe("me")
+        return facts["settings"], facts["sha256"]
+
+    words = await refused(clip, **chosen)
+    done = CliRunner().invoke(cli.app, words[1:])
+    assert done.exit_code == 0, done.output
+    await started(avatar_id="me", video_path=str(clip), preparation=False, **chosen)
+    by_command = made()
+    shutil.rmtree(tmp_path / "results" / "avatars" / "me")
+    await started(avatar_id="me", video_path=str(clip), preparation=True, **chosen)
+    assert made() == by_command and encoder.loads == 2
 
 
 async def test_an_avatar_stored_before_there_was_a_choice_of_smoothing_stays(encoder, clip, monkeypatch):
