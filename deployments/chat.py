@@ -101,6 +101,8 @@ class Chat(Stage[ChatConfig]):
         await self.ready()
         check_id(job_id, "job id")
         if running := self._running.get(job_id):
+            if running.job.status in ("done", "failed"):  # not told before it is written: the next replica must know
+                await asyncio.wait({running.task})
             return running.job.public()
         return (await asyncio.to_thread(self._jobs.read, job_id)).public()
 
