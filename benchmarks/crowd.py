@@ -1,0 +1,163 @@
+"""How many faces one machine speaks with at once in real time: the whole graph, over HTTP.
+
+    python -m benchmarks.crowd --sessions 1 2                          # configs/demo.yaml, on any machine
+    python -m benchmarks.crowd --gpu --out out/gpu --sessions 1 4 8 16 # v1.5's sizes, random weights, on a CUDA machine
+    python -m benchmarks.crowd --gpu --out out/gpu --enhance --replicas LipSync=2 Stitch=6
+
+Each session speaks the same text at the same moment and streams it. Per number of sessions: frames a second of all,
+time to the first fragment, and the longest stall that a player would have seen that began with its first fragment. A
+session keeps up where that is no longer than BUFFER_S.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.gpu import adapt
+from benchmarks.live import frames_in
+from configs.serve_file import deployment_of
+from launch import LocalGraph
+from models.recorded import COMPILE_MODES
+
+TEXT = (
+    "Good morning, and welcome to the programme. Today many of us speak at the same time, each with a face of its own. "
+    "Nobody has to wait for anybody else, as long as the machine is fast enough. Let us see how long that lasts."
+)
+FPS = 25
+BUFFER_S = 0.3  # what a live viewer has in hand
+CPUS = {"num_cpus": 64}  # shares for scheduling: nothing here should wait for a place
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One session's answer: ms to its first fragment, its frames, its longest stall, how long it all took."""
+
+    ttff_ms: float
+    frames: int
+    stall_s: float
+    took_s: float
+
+
+async def speak(client: httpx.AsyncClient, session_id: str, enhance: bool) -> Stream:
+    """Speak TEXT into a new session. Raises httpx.HTTPStatusError where it is refused."""
+    await client.get("/reset", params={"session_id": session_id})
+    body = {"text": TEXT, "session_id": session_id, "stream": True, "enhance": enhance}
+    begin_s, first_s, held, frames, stall_s = time.perf_counter(), 0.0, b"", 0, 0.0
+    async with client.stream("POST", "/speak", json=body) as answer:
+        answer.raise_for_status()
+        async for part in answer.aiter_raw():
+            held, came = _whole(held + part)
+            if not came:
+                continue
+            now_s = time.perf_counter()
+            first_s = first_s or now_s
+            stall_s = max(stall_s, now_s - first_s - frames / FPS)  # when its first frame should have been there
+            frames += came
+    return Stream(1e3 * (first_s - begin_s), frames, stall_s, time.perf_counter() - begin_s)
+
+
+def _whole(data: bytes) -> tuple[bytes, int]:
+    """What is not a whole fragment yet, and the video frames of those that are."""
+    end, last = 0, 0
+    while last + 8 <= len(data) and (size := int.from_bytes(data[last : last + 4], "big")) >= 8:
+        if last + size > len(data):
+            break
+        last += size
+        end = last if data[last - size + 4 : last - size + 8] != b"moof" else end
+    return data[end:], frames_in(data[:end])
+
+
+async def crowd(url: str, count: int, enhance: bool) -> dict[str, float]:
+    """`count` sessions at once."""
+    limits = httpx.Limits(max_connections=2 * count)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        begin_s = time.perf_counter()
+        streams = await asyncio.gather(*(speak(client, f"crowd-{k}", enhance) for k in range(count)))
+        took_s = time.perf_counter() - begin_s
+    return {
+        "sessions": count,
+        "frames_per_s": sum(stream.frames for stream in streams) / took_s,
+        "ttff_ms": statistics.median(stream.ttff_ms for stream in streams),
+        "ttff_max_ms": max(stream.ttff_ms for stream in streams),
+        "rtf_max": max(stream.took_s * FPS / stream.frames for stream in streams),
+        "stall_s": max(stream.stall_s for stream in streams),
+        "keep_up": sum(stream.stall_s <= BUFFER_S for stream in streams),
+    }
+
+
+def change_of(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]:
+    """What the arguments change in the config file: weights, batch sizes, fixed numbers of replicas."""
+    base: Callable[[dict[str, Any]], None] = lambda config: None  # noqa: E731
+    if arguments.gpu:
+        enhance = "gfpgan" if arguments.enhance else None
+        base = adapt(arguments.out.resolve() / "weights", "cuda", enhance, arguments.compile)
+
+    def change(config: dict[str, Any]) -> None:
+        base(config)
+        for stage, count in arguments.replicas:
+            deployment = deployment_of(config, stage)
+            deployment["autoscaling_config"] |= {"min_replicas": count, "max_replicas": count}
+            if "num_gpus" in deployment["ray_actor_options"]:
+                deployment["ray_actor_options"]["num_gpus"] = round(0.4 / count, 3)
+        if arguments.gpu:
+            deployment_of(config, "LipSync")["user_config"]["batch_size"] = arguments.batch
+            deployment_of(config, "Stitch")["user_config"]["chunk_frames"] = arguments.batch
+
+    return change
+
+
+def replicas(text: str) -> tuple[str, int]:
+    """`LipSync=2` → its parts. Raises ValueError."""
+    stage, count = text.split("=")
+    return stage, int(count)
+
+
+def row(result: dict[str, float]) -> str:
+    return (
+        f"{result['sessions']:3.0f} sessions: {result['frames_per_s']:5.0f} frames/s, TTFF {result['ttff_ms']:5.0f} ms "
+        f"(worst {result['ttff_max_ms']:5.0f}), worst RTF {result['rtf_max']:.2f}, longest stall "
+        f"{1e3 * result['stall_s']:5.0f} ms, {result['keep_up']:.0f} keep up"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/crowd"))
+    parser.add_argument("--gpu", action="store_true", help="configs/gpu.yaml with random weights of v1.5's sizes")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--enhance", action="store_true")
+    parser.add_argument("--compile", default="graphs", choices=COMPILE_MODES, help="of LipSync and GFPGAN, with --gpu")
+    parser.add_argument("--batch", type=int, default=16, help="faces a call of LipSync, with --gpu")
+    parser.add_argument("--replicas", type=replicas, nargs="*", default=[], metavar="STAGE=N", help="as many, fixed")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.gpu and not (arguments.out / "made.json").is_file():
+        make = [sys.executable, "-m", "benchmarks.gpu", "--make-only", "--out", str(arguments.out)]
+        subprocess.run(make, check=True)  # in a process that leaves no memory behind
+    results = []
+    with contextlib.ExitStack() as stack:
+        graph = LocalGraph("gpu" if arguments.gpu else "demo", 8024, arguments.out, change_of(arguments), CPUS)
+        stack.enter_context(graph)
+        asyncio.run(crowd(graph.url, max(arguments.sessions), arguments.enhance))  # warm
+        for count in arguments.sessions:
+            results.append(asyncio.run(crowd(graph.url, count, arguments.enhance)))
+            print(row(results[-1]), flush=True)
+    (arguments.out / "crowd.json").write_text(json.dumps(results, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
