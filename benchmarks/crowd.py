@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ray import serve
 
 from benchmarks.gpu import adapt
-from benchmarks.live import frames_in
+from benchmarks.viewers import frames_in
 from configs.serve_file import deployment_of
 from launch import LocalGraph
 from models.recorded import COMPILE_MODES
+from profiling import APP
 
 TEXT = (
     "Good morning, and welcome to the programme. Today many of us speak at the same time, each with a face of its own. "
@@ -84,10 +86,14 @@ async def crowd(url: str, count: int, enhance: bool) -> dict[str, float]:
     """`count` sessions at once."""
     limits = httpx.Limits(max_connections=2 * count)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        before = await _lipsync()
         begin_s = time.perf_counter()
         streams = await asyncio.gather(*(speak(client, f"crowd-{k}", enhance) for k in range(count)))
         took_s = time.perf_counter() - begin_s
+        after = await _lipsync()
+    batches = after["batches"] - before["batches"]
     return {
+        "faces_a_call": (after["batched_frames"] - before["batched_frames"]) / max(1, batches),
         "sessions": count,
         "frames_per_s": sum(stream.frames for stream in streams) / took_s,
         "ttff_ms": statistics.median(stream.ttff_ms for stream in streams),
@@ -96,6 +102,11 @@ async def crowd(url: str, count: int, enhance: bool) -> dict[str, float]:
         "stall_s": max(stream.stall_s for stream in streams),
         "keep_up": sum(stream.stall_s <= BUFFER_S for stream in streams),
     }
+
+
+async def _lipsync() -> dict[str, Any]:
+    """Counters of LipSync: of one of its replicas, where it has several."""
+    return dict(await serve.get_deployment_handle("LipSync", APP).stats.remote())
 
 
 def change_of(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]:
@@ -129,7 +140,7 @@ def row(result: dict[str, float]) -> str:
     return (
         f"{result['sessions']:3.0f} sessions: {result['frames_per_s']:5.0f} frames/s, TTFF {result['ttff_ms']:5.0f} ms "
         f"(worst {result['ttff_max_ms']:5.0f}), worst RTF {result['rtf_max']:.2f}, longest stall "
-        f"{1e3 * result['stall_s']:5.0f} ms, {result['keep_up']:.0f} keep up"
+        f"{1e3 * result['stall_s']:5.0f} ms, {result['keep_up']:.0f} keep up, {result['faces_a_call']:.1f} faces a call"
     )
 
 

@@ -53,7 +53,7 @@ class LipSync(Stage[LipSyncConfig]):
     def __init__(self) -> None:
         super().__init__()
         self._latents: OrderedDict[tuple[str, str], Float16] = OrderedDict()
-        self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(self._compute, 1, 0.0)
+        self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(self._generate, self.worker.run, 1, 0.0)
 
     def apply(self, config: LipSyncConfig, changed: set[str] | None) -> None:
         model_keys = {
@@ -121,10 +121,6 @@ class LipSync(Stage[LipSyncConfig]):
             "shared_batches": batcher.shared_batches,
         }
         return {**await super().stats(), **counts}
-
-    async def _compute(self, frames: list[Frame]) -> list[UInt8]:
-        done = await self.worker.run(self._generate, frames)
-        return done.value
 
     def _generate(self, frames: list[Frame]) -> list[UInt8]:
         latents = np.stack([frame[0] for frame in frames])  # (n, 8, 32, 32)
