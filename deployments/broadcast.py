@@ -10,7 +10,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Any
 
+from deployments.requests import Ending
 from models.stitch.encode import MediaSpec
 from models.stitch.live import Grid, LiveClock, Piece
 
@@ -33,12 +35,15 @@ class LiveEvent:
     """The session's clock as it is now, and what is new: its start, a piece, or nothing (a sign of life).
 
     expect: speech is going to begin at this position, and is to be waited for should it be late; -1: it is not.
+    making: how far what is made has come (summary.py). ended: why the stream ends here.
     """
 
     clock: LiveClock
     start: LiveStart | None = None
     piece: Piece | None = None
     expect: int | None = None
+    making: dict[str, Any] | None = None
+    ended: Ending | None = None
 
 
 class Broadcast:
@@ -67,6 +72,10 @@ class Broadcast:
         """Tell that speech is going to begin at a position; -1: that it is not."""
         self._tell(LiveEvent(self.clock, expect=position))
 
+    def making(self, facts: dict[str, Any]) -> None:
+        """Tell how far what is made has come."""
+        self._tell(LiveEvent(self.clock, making=facts))
+
     def _tell(self, event: LiveEvent) -> None:
         for listener in list(self._listeners):
             if listener.qsize() >= LISTENER_PIECES:
@@ -92,7 +101,8 @@ class Broadcast:
         finally:
             self._listeners.discard(queue)
 
-    def close(self) -> None:
-        """End every listener's stream."""
+    def close(self, why: Ending) -> None:
+        """End every listener's stream, and say why."""
         for listener in self._listeners:
+            listener.put_nowait(LiveEvent(self.clock, ended=why))
             listener.put_nowait(None)

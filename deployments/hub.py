@@ -17,8 +17,10 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from deployments.requests import Ending
 from deployments.sockets import Client
 from models.errors import StageError
+from models.stitch.events import event_box
 from models.stitch.live import LIVE_FRAMES, IdleLoop, LiveClock, Piece, ViewerTimeline
 
 log = logging.getLogger("ray.serve")
@@ -60,7 +62,10 @@ class Viewer:
         self._queue: deque[Piece] = deque()
         self._ready = asyncio.Event()
         self._skipping = True  # until a piece that begins with a key frame
+        self._making: dict[str, Any] | None = None
+        self._events = 0
         self._ended = False
+        self.why: Ending | None = None  # it has ended; None: it goes on, or the viewer has left
 
     def offer(self, piece: Piece) -> None:
         """Give the viewer a piece, or leave it out where the viewer does not keep up."""
@@ -74,9 +79,20 @@ class Viewer:
         else:
             self.dropped += 1
 
-    def end(self) -> None:
+    def make(self, facts: dict[str, Any]) -> None:
+        """Let the viewer know how far what is made has come; of several the latest counts."""
+        self._making = facts
+
+    def end(self, why: Ending | None = None) -> None:
+        self.why = why if not self._ended else self.why
         self._ended = True
         self._ready.set()
+
+    def news(self) -> list[tuple[str, dict[str, Any]]]:
+        """(kind, message) of what became known with the last piece; to be asked once a piece."""
+        making, self._making = self._making, None
+        told = [("caption", caption.told()) for caption in self.timeline.told]
+        return [*told, *([("making", making)] if making is not None else [])]
 
     async def pieces(self) -> AsyncGenerator[tuple[Piece, bytes], None]:
         """Each piece with its bytes for this viewer; ends when the session does, or the viewer is stuck."""
@@ -101,9 +117,17 @@ class Viewer:
         return self._bytes()
 
     async def _bytes(self) -> AsyncIterator[bytes]:
+        """What live.mp4 is: fragments, and between them, as boxes that players pass over, what is to be known."""
         yield self.timeline.init
         async for _, data in self.pieces():
-            yield data
+            yield b"".join([*(self._box(kind, message) for kind, message in self.news()), data])
+        if self.why is not None:
+            yield self._box("ended", {"reason": self.why})
+
+    def _box(self, kind: str, message: dict[str, Any]) -> bytes:
+        self._events += 1
+        start_s = message.get("start_s", self.timeline.duration_s)
+        return event_box(kind, message, self._events, start_s, message.get("end_s", start_s) - start_s)
 
     def close(self) -> None:
         self.hub.leave(self)
@@ -167,15 +191,18 @@ class Hub:
         return not self.viewers and time.monotonic() - self._left_s > LINGER_S
 
     async def stop(self) -> None:
-        self.ended = True
-        for viewer in list(self.viewers):
-            viewer.end()
+        self._end("stopped")
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self._events is not None:
             self._events.cancel()
+
+    def _end(self, why: Ending) -> None:
+        self.ended = True
+        for viewer in self.viewers:
+            viewer.end(why)
 
     # --- what comes from Stitch
 
@@ -190,6 +217,11 @@ class Hub:
                     if event.piece is not None:
                         self._speech.append((event.clock, event.piece))
                         self._arrived.set()
+                    if event.making is not None:
+                        for viewer in self.viewers:
+                            viewer.make(event.making)
+                    if event.ended is not None:
+                        return self._end(event.ended)
             except (Exception, asyncio.CancelledError) as error:  # a replica died, or is being replaced: not to be seen
                 if isinstance(error, asyncio.CancelledError) and _cancelled():
                     raise
@@ -198,29 +230,27 @@ class Hub:
             self._speech.clear()
             self._expected.clear()
             await asyncio.sleep(RETRY_S)
-            if not await self._resume():
-                self.ended = True
-                for viewer in list(self.viewers):
-                    viewer.end()
-                return
+            if why := await self._resume():
+                return self._end(why)
 
-    async def _resume(self) -> bool:
-        """Subscribe again where the head is now; False where the session is gone or shows something else."""
+    async def _resume(self) -> Ending | None:
+        """Subscribe again where the head is now; why not, where the session is gone or shows something else."""
         while True:
             self._events = self._subscribe(self.session_id, self._position)
             try:
                 event = await anext(self._events)
             except Exception as error:  # noqa: BLE001 - as above
                 self._events.cancel()
-                if getattr(getattr(error, "cause", error), "status", 503) in (404, 409):  # removed, closed
-                    return False
+                status = getattr(getattr(error, "cause", error), "status", 503)
+                if status in (404, 409):
+                    return "removed" if status == 404 else "closed"
                 await asyncio.sleep(RETRY_S)
                 continue
             if event.start is None or event.start.spec != self.spec or event.start.avatar_id != self.avatar_id:
                 self._events.cancel()
-                return False
+                return "replaced"
             self._clock = event.clock
-            return True
+            return None
 
     # --- what viewers see
 

@@ -89,6 +89,7 @@ class Live:
                 elif viewer.congested_since_s is None:
                     viewer.congested_since_s = now_s
                 elif now_s - viewer.congested_since_s > STUCK_S:
+                    viewer.end("slow")
                     viewer.close()
             for hub in self._running():
                 if hub.ended or hub.forgotten():

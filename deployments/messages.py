@@ -18,13 +18,16 @@ In, a JSON object a message; its `type` is one of `Command`:
     {"type": "played", "pieces": 12}               how many pieces were taken: see UNPLAYED in talk.py
 
 Out, binary: an init segment (ftyp + moov), then fragments (moof + mdat), behind each other a stream as live.mp4 is.
-Out, JSON, `Event`: {"type": "ready" | "started" | "speaking" | "done" | "failed" | "interrupted" | "status" | "heard",
-"id", …}.
+Out, JSON, `Event`: {"type": "ready" | "started" | "done" | "failed" | "interrupted" | "status" | "heard", "id", …}, and
+beside the live stream "caption": what is heard when, "making": what its making costs, and "ended": the session is
+closed, deleted, reset …; behind that the socket is closed, too, with the code of ENDINGS.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from deployments.requests import Ending
 
 
 class _Command(BaseModel):
@@ -81,10 +84,52 @@ Command = Annotated[Speak | Text | Audio | Chat | Interrupt | Watch | Played, Fi
 COMMANDS: TypeAdapter[Any] = TypeAdapter(Command)
 
 
+# What a socket is closed with when its live stream has ended: RFC 6455's codes where one says it, else 4000 + HTTP's.
+ENDINGS: dict[Ending, tuple[int, str]] = {
+    "closed": (1000, "The session was closed: it can still be seen."),
+    "removed": (4404, "The session was deleted."),
+    "expired": (4410, "The session was removed: nothing was said in it for long."),
+    "reset": (4205, "The session was started afresh: connect again."),
+    "replaced": (4409, "The session shows something else now: connect again."),
+    "stopped": (1001, "The server stops: connect again in a moment."),
+    "slow": (1013, "The stream was not read: connect again."),
+}
+
+
+class WordTimes(BaseModel):
+    """A word, in seconds of this live stream."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+class Caption(BaseModel):
+    """A sentence from its first sound to its last, in seconds of this live stream, whose first piece is at 0."""
+
+    id: int = Field(description="A later caption of the same id replaces the earlier one.")
+    text: str
+    start_s: float
+    end_s: float
+    words: list[WordTimes] = Field(description="As the voice knows them; empty where it does not.")
+    cut: bool = Field(description="It was interrupted at end_s; text and words are those that were heard.")
+
+
+class Making(BaseModel):
+    """How far the utterance that is being made has come, several times a second."""
+
+    frames: int = Field(description="That are made.")
+    shown_frames: int = Field(description="That viewers were given.")
+    duration_s: float = Field(description="Of what is made.")
+    ttff_ms: float | None = Field(description="From its request to its first piece; null before.")
+    spoken: str = Field(description="Its sentences that have begun to be heard.")
+    stages: dict[str, dict[str, float]] = Field(description="As POST /speak answers, so far.")
+
+
 class Event(BaseModel):
     """What the server says. Only what belongs to the type is there."""
 
-    type: Literal["ready", "started", "speaking", "done", "failed", "interrupted", "status", "heard"]
+    type: Literal["ready", "started", "done", "failed", "interrupted", "status", "heard", "caption", "making", "ended"]
     id: str | None = None
     session_id: str | None = None
     summary: dict[str, Any] | None = Field(None, description="done: as POST /speak answers.")
@@ -92,6 +137,9 @@ class Event(BaseModel):
     language: str | None = Field(None, description="heard: of what was said.")
     job: dict[str, Any] | None = Field(None, description="status, done: as GET /status answers.")
     error: dict[str, str] | None = Field(None, description="failed: code, message, remedy.")
+    caption: Caption | None = None
+    making: Making | None = None
+    reason: Ending | None = Field(None, description="ended: why; the socket is closed behind it.")
 
 
 def schema() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from deployments.broadcast import Broadcast, LiveEvent, LiveStart
 from deployments.chunks import Chunk
 from deployments.performance import Performance
+from deployments.requests import Ending
 from deployments.stage import Worker
 from deployments.supply import Pace
 from deployments.utterance import LoadedAvatar, Utterance
@@ -85,10 +86,10 @@ class OnAir:
         self.pace.speaking = len(self._performing)
         self._forget_unwatched(session_id)
 
-    def close(self, session_id: str) -> None:
+    def close(self, session_id: str, why: Ending) -> None:
         """End the session's broadcast: whoever watches must ask anew."""
         if (broadcast := self._broadcasts.pop(session_id, None)) is not None:
-            broadcast.close()
+            broadcast.close(why)
 
     def _forget_unwatched(self, session_id: str) -> None:
         broadcast = self._broadcasts.get(session_id)
@@ -126,11 +127,11 @@ class OnStage:
         if chunk.speech is not None:
             quiet = await asyncio.to_thread(pauses, chunk.speech, self.performance.supply.fps)
             self.performance.hear([chunk.crops.first_frame + frame for frame in quiet])
-        await self.performance.push(fragments)
+        await self.performance.push(fragments, tuple(self.utterance.cues))
 
     async def end(self, fragments: list[Fragment]) -> None:
         """Take the last fragments."""
-        await self.performance.push(fragments)
+        await self.performance.push(fragments, tuple(self.utterance.cues))
         self.performance.end()
 
     async def finish(self) -> None:

@@ -10,11 +10,13 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from deployments.broadcast import Broadcast
 from deployments.supply import LONGEST_WAIT_S, RELEASE_S, Pace, Supply
 from models.avatar.playback import sway
+from models.stitch.cues import Cue, between
 from models.stitch.live import LIVE_FRAMES, Piece, joined, split
 from models.types import Fragment
 
@@ -124,10 +126,13 @@ class Performance:
         """Take note of the frames before which a segment pauses, before its first fragment is pushed."""
         self._breaks += breaks
 
-    async def push(self, fragments: list[Fragment]) -> None:
-        """Take fragments in order; wait while what is made lies too far ahead."""
+    async def push(self, fragments: list[Fragment], cues: Sequence[Cue] = ()) -> None:
+        """Take fragments in order; wait while what is made lies too far ahead.
+
+        cues: what the utterance says as far as it is known, in seconds from its first frame.
+        """
         if fragments:
-            self._take(fragments)
+            self._take(fragments, cues)
         self._changed.set()
         while self._made and self._ahead_s() > self.ahead_s and not self._cut:
             self.supply.full = True
@@ -136,7 +141,7 @@ class Performance:
         if self.supply.full:
             self.supply.resumed(time.time())
 
-    def _take(self, fragments: list[Fragment]) -> None:
+    def _take(self, fragments: list[Fragment], cues: Sequence[Cue]) -> None:
         now_s, made = time.time(), self.supply.made
         frames = sum(fragment.frames for fragment in fragments)
         begins = made == self._place_of(made).first_frame
@@ -150,12 +155,20 @@ class Performance:
             position = place.position + made - place.first_frame
             breaks = [place.position + frame - place.first_frame for frame in self._breaks]
             begins = made == place.first_frame  # at least there a new encoder may have been opened
-            self._made.append(_Made(fragment, split(fragment, position, self.number, begins, breaks)))
+            pieces = split(fragment, position, self.number, begins, breaks)
+            self._made.append(_Made(fragment, self._with_cues(pieces, made, cues)))
             made += fragment.frames
 
     def _place_of(self, frame: int) -> _Place:
         """The segment that a frame of the utterance belongs to."""
         return next(place for place in reversed(self._places) if place.first_frame <= frame)
+
+    def _with_cues(self, pieces: list[Piece], first_frame: int, cues: Sequence[Cue]) -> list[Piece]:
+        """The pieces from a frame of the utterance on, each with what is heard in it."""
+        fps = self.broadcast.clock.fps
+        starts = accumulate((piece.frames for piece in pieces[:-1]), initial=first_frame)
+        spans = [(start / fps, (start + piece.frames) / fps) for start, piece in zip(starts, pieces, strict=True)]
+        return [replace(piece, cues=between(cues, *span)) for piece, span in zip(pieces, spans, strict=True)]
 
     def _ahead_s(self) -> float:
         return self.broadcast.clock.time_of(self._made[-1].pieces[-1].next_position) - time.time()

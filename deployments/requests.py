@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 DEFAULT_SESSION = "default"
+
+# Why a live stream ends: the session was closed, deleted, removed since nothing was said in it for long, or reset; it
+# shows another avatar now; the server stops; the viewer does not read.
+Ending = Literal["closed", "removed", "expired", "reset", "replaced", "stopped", "slow"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from deployments.line import Line
 from deployments.onair import OnAir, OnStage, Show
 from deployments.pasting import PASTE_KEYS, loaded, mouth_of, spec_of
 from deployments.paths import builtin_avatars, output_path
-from deployments.requests import SpeakEvent, SpeakRequest
+from deployments.requests import Ending, SpeakEvent, SpeakRequest
 from deployments.retention import Limits, Retention
 from deployments.sessions import OpenSessions, refuse_closed, refuse_other_avatar
 from deployments.stage import Stage
@@ -203,15 +203,16 @@ class Stitch(Stage[StitchConfig]):
         """Start a session afresh, after the utterance that is being made. Raises IdError."""
         await self.ready()
         async with self._turns.of(check_id(session_id, "session id")):
+            self._on_air.close(session_id, "reset")
             done = await self.worker.run(self._sessions.reset, session_id)
         return {"session_id": session_id, "reset": done.value}
 
-    async def remove(self, session_id: str) -> dict[str, Any]:
-        """Delete a session and its video; what it says is cut. Raises IdError."""
+    async def remove(self, session_id: str, why: Ending = "removed") -> dict[str, Any]:
+        """Delete a session and its video; what it says is cut, and viewers are told why. Raises IdError."""
         await self.ready()
         self._cuts.make(check_id(session_id, "session id"))
         async with self._turns.of(session_id):
-            self._on_air.close(session_id)
+            self._on_air.close(session_id, why)
             done = await self.worker.run(self._sessions.remove, session_id)
         return {"session_id": session_id, "removed": done.value}
 
@@ -227,7 +228,7 @@ class Stitch(Stage[StitchConfig]):
         """End a session behind the utterance that is being made; it can still be seen. Raises SessionNotFound."""
         await self.ready()
         async with self._turns.of(check_id(session_id, "session id")):
-            self._on_air.close(session_id)
+            self._on_air.close(session_id, "closed")
             return (await self.worker.run(self._sessions.finish, session_id)).value
 
     async def _expire(self) -> None:
@@ -240,7 +241,7 @@ class Stitch(Stage[StitchConfig]):
                     continue
                 kept = {*self._on_air.watched(), *self._cuts.speaking()}
                 for session_id in set(await asyncio.to_thread(self._retention.expired)) - kept:
-                    await self.remove(session_id)
+                    await self.remove(session_id, "expired")
             except Exception:
                 log.exception("removing old sessions")
 
@@ -324,7 +325,7 @@ class Stitch(Stage[StitchConfig]):
         if broadcast is None:
             return None
         if not broadcast.shows(utterance.avatar.prepared.avatar_id, utterance.spec):
-            self._on_air.close(utterance.request.session_id)  # an empty session may take another avatar
+            self._on_air.close(utterance.request.session_id, "replaced")  # an empty session may take another avatar
             return None
         return self._on_air.perform(utterance, broadcast, self.worker, self.config.live_ahead_s)
 

@@ -24,7 +24,7 @@ from deployments.growing import speak_growing
 from deployments.hub import Viewer
 from deployments.listening import Listening
 from deployments.live import Live
-from deployments.messages import COMMANDS, Audio, Chat, Event, Interrupt, Speak, Text, Watch
+from deployments.messages import COMMANDS, ENDINGS, Audio, Chat, Event, Interrupt, Speak, Text, Watch
 from deployments.places import Places
 from deployments.requests import ChatRequest, SpeakRequest
 from models.audio import pcm_file
@@ -261,11 +261,17 @@ class Talk:
             await self._send_bytes(viewer.timeline.init)
             async with aclosing(viewer.pieces()) as shown:
                 async for _, data in shown:
+                    for kind, message in viewer.news():
+                        await self._tell(kind, **{kind: message})
                     await self._send_bytes(data)
                     self._sent += 1
                     while self._counts and self._sent - self._played >= UNPLAYED:
                         self._room.clear()
                         await self._room.wait()
+            if viewer.why is not None:
+                await self._tell("ended", session_id=self._session_id, reason=viewer.why)
+                with contextlib.suppress(RuntimeError):  # it has gone meanwhile
+                    await self._socket.close(*ENDINGS[viewer.why])
         finally:
             viewer.close()
 

@@ -5,7 +5,6 @@ Nothing is written before its first frame is there, so a refused or failed reque
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions
 from models.audio import resample
 from models.avatar.playback import ping_pong
-from models.stitch.encode import Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
+from models.stitch.cues import Cue, add_cue
+from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
 from models.stitch.live import LIVE_FRAMES, encode_closed, fading
 from models.stitch.mouth import Mouth
 from models.stitch.paste import PasteMemory, Paster
@@ -70,7 +70,8 @@ class Utterance:
     _zero: Clock | None = None
     _start: Clock | None = None
     _end: Clock | None = None  # where the encoder before has ended
-    _said: deque[tuple[int, str]] = field(default_factory=deque)  # sentences not yet in the transcript, and their ticks
+    cues: list[Cue] = field(default_factory=list)  # what it says, in seconds from its first frame, as far as it is made
+    _told: dict[int, float] = field(default_factory=dict)  # cues in the transcript, by number: where they end
 
     def add(self, chunk: Chunk, close: bool | None = None) -> list[Fragment]:
         """Paste, encode and append a chunk; return the fragments that it completed. Raises FencedError, OSError."""
@@ -83,8 +84,8 @@ class Utterance:
         """Paste and encode a chunk; with `close` everything so far comes out, and what follows has a new encoder."""
         encoder = self._begun()
         assert self.session is not None
-        if chunk.speech is not None and chunk.speech.text:
-            self._said.append((self._tick(chunk.crops.first_frame), chunk.speech.text))
+        if chunk.speech is not None:
+            add_cue(self.cues, chunk.speech, chunk.crops.first_frame / self.spec.fps)
         self._hear(chunk)
         weights = self.mouth.weights(chunk.crops.first_frame, len(chunk.crops))
         frames = self._paste(self._position(chunk), chunk.crops, weights)
@@ -127,10 +128,13 @@ class Utterance:
 
     def write(self, fragment: Fragment, position: int | None = None) -> None:
         """Append a fragment, and to the transcript the sentences that begin in it. Raises FencedError, OSError."""
-        assert self.session is not None
-        while self._said and self._said[0][0] < fragment.video_start + fragment.video_duration:
-            tick, text = self._said.popleft()
-            self.session.say(text, tick)
+        assert self.session is not None and self._start is not None
+        zero_s = self._start.video_ticks / VIDEO_TIMESCALE
+        for cue in tuple(self.cues):
+            here = cue.moved(zero_s)
+            if here.start_s < fragment.start_s + fragment.duration_s and self._told.get(cue.number) != cue.end_s:
+                self.session.say(here)  # again where a voice that streams has gone on with it
+                self._told[cue.number] = cue.end_s
         self.session.append(fragment, position)
 
     def end(self, interrupted: bool = False) -> None:
@@ -155,10 +159,6 @@ class Utterance:
             assert self._end is not None
             self.encoder = UtteranceEncoder(self.session.spec, self._end)
         return self.encoder
-
-    def _tick(self, frame: int) -> int:
-        assert self._start is not None
-        return self._start.video_ticks + frame * self.spec.frame_ticks
 
     def _position(self, chunk: Chunk) -> int:
         """The line's position of a chunk's first frame: as the line chose it, else counted on from the start."""

@@ -38,12 +38,21 @@ class Phoneme:
     end_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word as it is written, with the marks at its ends, and when it is heard, in seconds."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Speech:
     """The sound of one segment (a sentence, or a stretch of given audio).
 
-    samples: float32 mono `(n,)` in [-1, 1]. `last` marks the final segment of an utterance. `phonemes` is empty where
-    the engine does not know them.
+    samples: float32 mono `(n,)` in [-1, 1]. `last` marks the final segment of an utterance. `phonemes`, and `words`
+    with times from the first sample on, are empty where the engine does not know them.
     """
 
     samples: Float32
@@ -51,6 +60,7 @@ class Speech:
     text: str = ""
     last: bool = False
     phonemes: tuple[Phoneme, ...] = ()
+    words: tuple[Word, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.samples.ndim == 1 and self.samples.dtype == np.float32, (self.samples.shape, self.samples.dtype)

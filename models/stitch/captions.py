@@ -2,46 +2,82 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import textwrap
 from collections.abc import Iterable
 
 from models.stitch.index import Sentence, Utterance
+from models.types import Word
 
 LINE_CHARS, CUE_LINES = 42, 2  # the BBC's subtitle guidelines: two lines that the eye takes in at once
 SHORTEST_CUE_S = 0.2  # of what was cut just after it began
 
 
-def webvtt(transcript: Iterable[Utterance]) -> str:
-    """WebVTT (W3C) with a cue for each sentence, long ones in several cues, timed by their share of the letters.
+def webvtt(transcript: Iterable[Utterance], words: bool = False) -> str:
+    """WebVTT (W3C) with a cue for each sentence, from its first sound to its last; long ones in several cues.
 
     An utterance without sentences (a recording, or of an older session) has none. One that was cut ends where it was
-    cut, with a dash.
+    cut, with a dash. words: with a timestamp before each word whose time the voice knows.
     """
     blocks = ["WEBVTT"]
     for utterance in transcript:
         for number, sentence in enumerate(utterance.sentences):
             cut = utterance.interrupted and number == len(utterance.sentences) - 1
-            blocks += [_block(start_s, end_s, text) for start_s, end_s, text in cues(sentence, cut)]
+            for start_s, end_s, text in cues(sentence, cut):
+                inside = [w for w in sentence.words if start_s < w.start_s < end_s] if words else []
+                blocks.append(f"{_time(start_s)} --> {_time(end_s)}\n{_timed(text, inside)}")
     return "\n\n".join(blocks) + "\n"
 
 
 def cues(sentence: Sentence, cut: bool = False) -> list[tuple[float, float, str]]:
-    """(start, end, text) of a sentence's cues, at most CUE_LINES lines each."""
+    """(start, end, text) of a sentence's cues, at most CUE_LINES lines each.
+
+    They change where their words are heard, or else by their share of the letters.
+    """
     lines = textwrap.wrap(sentence.text + (" —" if cut else ""), LINE_CHARS)
     texts = ["\n".join(lines[k : k + CUE_LINES]) for k in range(0, len(lines), CUE_LINES)]
-    letters = sum(map(len, texts))
-    duration_s = max(sentence.end_s - sentence.start_s, SHORTEST_CUE_S)
-    out, begun = [], 0
-    for text in texts:
-        start_s = sentence.start_s + duration_s * begun / letters
-        begun += len(text)
-        out.append((start_s, sentence.start_s + duration_s * begun / letters, text))
-    return out
+    end_s = max(sentence.end_s, sentence.start_s + SHORTEST_CUE_S)
+    starts_s = _heard(sentence, texts) or _shared(sentence.start_s, end_s, texts)
+    return list(zip(starts_s, [*starts_s[1:], end_s], texts, strict=True))
 
 
-def _block(start_s: float, end_s: float, text: str) -> str:
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return f"{_time(start_s)} --> {_time(end_s)}\n{escaped}"
+def _heard(sentence: Sentence, texts: list[str]) -> list[float] | None:
+    """When the first word of each text is heard; None where that is not known."""
+    times = {at: word.start_s for at, word in zip(_places(sentence), sentence.words, strict=True)}
+    firsts = list(itertools.accumulate((len(text.split()) for text in texts), initial=0))[:-1]
+    if not texts or any(at not in times for at in firsts[1:]) or not sentence.words:
+        return None
+    return [sentence.start_s, *(times[at] for at in firsts[1:])]
+
+
+def _places(sentence: Sentence) -> list[int]:
+    """Which token of the text each word begins with: a word may hold marks that stand alone."""
+    return list(itertools.accumulate((len(word.text.split()) for word in sentence.words), initial=0))[:-1]
+
+
+def _shared(start_s: float, end_s: float, texts: list[str]) -> list[float]:
+    letters = list(itertools.accumulate(map(len, texts), initial=0))
+    return [start_s + (end_s - start_s) * begun / letters[-1] for begun in letters[:-1]]
+
+
+def _timed(text: str, inside: list[Word]) -> str:
+    """The text, escaped, with a timestamp before each word of `inside`, the last of them at the text's end."""
+    parts = re.split(r"(\s+)", text)
+    tokens = [k for k in range(0, len(parts), 2) if parts[k]]
+    out = [_escaped(part) for part in parts]
+    at = len(tokens)
+    if inside and text.endswith(" —") and inside[-1].text.split()[-1:] != ["—"]:
+        at -= 1  # the dash of what was cut belongs to no word
+    for word in reversed(inside):
+        at -= len(word.text.split())
+        if at > 0:
+            out[tokens[at]] = f"<{_time(word.start_s)}>{out[tokens[at]]}"
+    return "".join(out)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _time(seconds: float) -> str:

@@ -7,24 +7,30 @@ video file. The first line that does not count ends the index; whatever stands b
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from models.stitch.cues import Cue
 from models.stitch.encode import VIDEO_TIMESCALE, Clock
-from models.types import Fragment
+from models.types import Fragment, Word
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence of an utterance, in seconds of the session's video."""
+    """A sentence of an utterance, from its first sound to its last, in seconds of the session's video.
+
+    words: where the voice knows them. In an index that is older than they are, it lasts up to the next one.
+    """
 
     text: str
     start_s: float
     end_s: float
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,14 @@ def fragment_record(fragment: Fragment, totals: Totals, epoch: int, position: in
     }
 
 
+def say_record(cue: Cue, utterance: int) -> Record:
+    """The line of a sentence, in ticks of the video."""
+    words = [[word.text, _ticks(word.start_s), _ticks(word.end_s)] for word in cue.words]
+    known: Record = {"words": words} if words else {}
+    times = {"tick": _ticks(cue.start_s), "until": _ticks(cue.end_s)}
+    return {"type": "say", "utterance": utterance, "number": cue.number, **times, "text": cue.text, **known}
+
+
 def encode_record(record: Record) -> bytes:
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
 
@@ -170,26 +184,31 @@ class Transcript:
     def __init__(self, generation: str, read: Totals) -> None:
         self.generation, self.read = generation, read
         self._lines: dict[int, Utterance] = {}
-        self._said: dict[int, list[Sentence]] = {}
+        self._said: dict[int, dict[int, Cue]] = {}  # utterance → number → sentence, as it was going to be
+        self._shown_s: dict[int, float] = {}  # utterance → where its video ends so far
 
     def extend(self, records: list[tuple[Record, Totals]]) -> list[Utterance]:
         """Add the records behind the first, which stands for where they begin; return all that was said."""
-        for record, _ in records[1:]:
-            self._add(record)
+        touched = {number for record, _ in records[1:] if (number := self._add(record)) in self._lines}
         self.read = records[-1][1]
-        return [replace(line, sentences=tuple(self._said[number])) for number, line in self._lines.items()]
+        for number in touched:
+            line = self._lines[number]
+            end_s = self._shown_s[number]
+            said = [_sentence(cue, end_s, line.interrupted) for cue in self._said[number].values()]
+            self._lines[number] = replace(line, sentences=tuple(sentence for sentence in said if sentence.text))
+        return list(self._lines.values())
 
-    def _add(self, record: Record) -> None:
+    def _add(self, record: Record) -> int:
+        """The utterance that the record belongs to; 0: none."""
         if record["type"] == "close":
-            return
-        number = record["utterance"]
+            return 0
+        number: int = record["utterance"]
         if record["type"] == "start":
-            self._lines[number] = Utterance(number, record["text"], record["tick"] / VIDEO_TIMESCALE, None)
-            self._said[number] = []
-        elif record["type"] == "say":
             start_s = record["tick"] / VIDEO_TIMESCALE
-            _end_last(self._said[number], start_s)
-            self._said[number].append(Sentence(record["text"], start_s, start_s))
+            self._lines[number] = Utterance(number, record["text"], start_s, None)
+            self._said[number], self._shown_s[number] = {}, start_s
+        elif record["type"] == "say":
+            self._say(record, self._said[number])
         elif record["type"] == "end":
             self._lines[number] = replace(
                 self._lines[number],
@@ -198,12 +217,29 @@ class Transcript:
                 interrupted=bool(record.get("interrupted", False)),
             )
         else:
-            _end_last(self._said.get(number, []), sum(record["video"]) / VIDEO_TIMESCALE)
+            self._shown_s[number] = sum(record["video"]) / VIDEO_TIMESCALE
+        return number
+
+    def _say(self, record: Record, said: dict[int, Cue]) -> None:
+        start_s = record["tick"] / VIDEO_TIMESCALE
+        if "until" in record:
+            words = tuple(Word(t, a / VIDEO_TIMESCALE, b / VIDEO_TIMESCALE) for t, a, b in record.get("words", ()))
+            end_s = record["until"] / VIDEO_TIMESCALE
+            said[record["number"]] = Cue(record["number"], record["text"], start_s, end_s, words)
+            return
+        if said:
+            said[len(said)] = replace(said[len(said)], end_s=start_s)
+        said[len(said) + 1] = Cue(len(said) + 1, record["text"], start_s, math.inf)
 
 
-def _end_last(sentences: list[Sentence], end_s: float) -> None:
-    if sentences:
-        sentences[-1] = replace(sentences[-1], end_s=max(end_s, sentences[-1].start_s))
+def _sentence(cue: Cue, shown_s: float, interrupted: bool) -> Sentence:
+    """A sentence as far as it was shown; where it was cut, what was heard of it."""
+    heard = cue.cut(shown_s) if interrupted else replace(cue, end_s=max(cue.start_s, min(cue.end_s, shown_s)))
+    return Sentence(heard.text, heard.start_s, heard.end_s, heard.words)
+
+
+def _ticks(seconds: float) -> int:
+    return round(seconds * VIDEO_TIMESCALE)
 
 
 def _pair(clock: Clock) -> tuple[int, int]:

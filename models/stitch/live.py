@@ -21,7 +21,16 @@ import numpy as np
 
 from models.avatar.playback import period, ping_pong
 from models.stitch import boxes
-from models.stitch.encode import AAC_FRAME, Clock, MediaSpec, UtteranceEncoder, init_segment, silent_packet
+from models.stitch.cues import Caption, Captions, Cue
+from models.stitch.encode import (
+    AAC_FRAME,
+    VIDEO_TIMESCALE,
+    Clock,
+    MediaSpec,
+    UtteranceEncoder,
+    init_segment,
+    silent_packet,
+)
 from models.types import Fragment, FrameSource, UInt8
 
 LIVE_FRAMES = 4  # of a live piece: 160 ms at 25 fps
@@ -45,6 +54,7 @@ class Piece:
     key: bool = True
     begins: bool = True
     utterance: int = 0  # 0: nobody speaks
+    cues: tuple[Cue, ...] = ()  # sentences that are heard in it, in seconds from its first frame
 
     @property
     def frames(self) -> int:
@@ -228,6 +238,8 @@ class ViewerTimeline:
     def __init__(self, spec: MediaSpec) -> None:
         self.spec = spec
         self.clock = Clock()
+        self.told: tuple[Caption, ...] = ()  # what became known of sentences with the last piece
+        self._captions = Captions()
         self._silence = silent_packet(spec)
         self._sequence = itertools.count(1)
 
@@ -247,6 +259,8 @@ class ViewerTimeline:
     def lay(self, piece: Piece, begins: bool = False) -> tuple[boxes.Run, boxes.Run]:
         """The piece's pictures and sound with their times for this viewer; in place of `put`."""
         ticks = len(piece.video) * self.spec.frame_ticks
+        held_s = ticks / VIDEO_TIMESCALE if piece.next_position == piece.position else 0.0
+        self.told = self._captions.take(piece.cues, piece.utterance, self.duration_s, held_s)
         start = self.clock.audio_samples
         packets = self._packets(piece, begins or piece.begins, self.clock.video_ticks + ticks)
         video = boxes.Run(piece.video, self.clock.video_ticks, self.spec.frame_ticks)

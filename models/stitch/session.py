@@ -33,6 +33,7 @@ from typing import Literal
 from models.errors import ConfigError, CorruptError, FencedError, SessionNotFound
 from models.files import replace_file
 from models.stitch import index
+from models.stitch.cues import Cue
 from models.stitch.disk import EPOCH, INDEX, LOCK, META, VIDEO, Recovery, SessionMeta, starts_with, write_at
 from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec
 from models.stitch.sidecar import Record, SidecarWriter, header, sidecar_path
@@ -210,10 +211,10 @@ class SessionFile:
             self._commit({"type": "start", "utterance": number, "tick": self.clock.video_ticks, "text": text})
             return number
 
-    def say(self, text: str, tick: int) -> None:
-        """Note that a sentence of the utterance is spoken from `tick` on. Raises FencedError."""
+    def say(self, cue: Cue) -> None:
+        """Note a sentence of the utterance, in seconds of the video; again where more is known. Raises FencedError."""
         with self._writing():
-            self._commit({"type": "say", "utterance": self._totals.utterances, "tick": tick, "text": text})
+            self._commit(index.say_record(cue, self._totals.utterances))
 
     def end_utterance(self, *, text: str | None = None, interrupted: bool = False) -> None:
         """Note that the utterance ends here, and sync it to the disk. Raises FencedError.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from models.errors import ConfigError, InputError, TextError, WeightsError
 from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
 from models.tts.pieces import FADE_S, LAST_PAUSE_S, LEAD_S, pause_after, sounding
-from models.types import Float32, Phoneme, Speech
+from models.types import Float32, Phoneme, Speech, Word
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -130,7 +131,8 @@ class HibariTTS:
             samples, times = model.synthesise(phonemes, speed, seed=zlib.crc32(text.encode()))
             pause_s = LAST_PAUSE_S if piece is None else pause_after(text) / speed
             samples, times = trim(samples, times, pause_s if piece is None else max(pause_s - LEAD_S, 0.0))
-            yield Speech(samples, SAMPLE_RATE_HZ, text=text, last=piece is None, phonemes=times)
+            words = word_times(text, phonemes, times, model.phonemise)
+            yield Speech(samples, SAMPLE_RATE_HZ, text=text, last=piece is None, phonemes=times, words=words)
 
     def _voice(self, name: str) -> _Voice:
         with self._lock:
@@ -210,6 +212,45 @@ def phoneme_times(symbols: list[str], durations_s: list[float]) -> tuple[Phoneme
         Phoneme(symbol, max(start - DURATION_LAG_S, 0.0), end if i == last else max(end - DURATION_LAG_S, 0.0))
         for i, (symbol, start, end) in enumerate(spans)
     )
+
+
+def word_times(
+    text: str, phonemes: str, times: tuple[Phoneme, ...], phonemise: Callable[[str], str]
+) -> tuple[Word, ...]:
+    """When each word of the text is heard: from its first phoneme's start to its last one's end.
+
+    phonemes: of the whole text in the voice's alphabet, words apart by spaces. times: theirs, as `trim` has left them.
+    phonemise: gives a word's own, to see how many a word such as `1984` is read as. Marks that stand alone belong to
+    the word before. Empty where the phonemes cannot be told apart by words.
+    """
+    tokens, groups = text.split(), phonemes.split(" ")
+    read_as = [1] * len(tokens)
+    if len(groups) != len(tokens):
+        read_as = [len(phonemise(token).split(" ")) for token in tokens]
+    sounds = [_sounds(group) for group in groups]
+    every = [symbol for group in sounds for symbol in group]
+    heard = [phoneme for phoneme in times if phoneme.symbol != "_"]
+    symbols = [phoneme.symbol for phoneme in heard]
+    lost = next((k for k in range(len(every)) if every[k : k + len(heard)] == symbols), None)  # before the first sound
+    if sum(read_as) != len(groups) or not heard or lost is None:
+        return ()
+    words: list[Word] = []
+    group, at = 0, -lost
+    for token, count in zip(tokens, read_as, strict=True):
+        end = at + sum(len(sounds[k]) for k in range(group, group + count))
+        spoken = heard[max(at, 0) : max(end, 0)]
+        if spoken:
+            words.append(Word(token, spoken[0].start_s, spoken[-1].end_s))
+        elif words:
+            words[-1] = replace(words[-1], text=f"{words[-1].text} {token}")
+        group, at = group + count, end
+    return tuple(words)
+
+
+def _sounds(phonemes: str) -> list[str]:
+    """The symbols that `phoneme_times` makes of some of the voice's letters."""
+    letters = [letter for letter in phonemes if letter.isalpha() and letter not in "ˈˌː"]
+    return [symbol for letter in letters for symbol in DIPHTHONGS.get(letter, LETTERS.get(letter, letter))]
 
 
 def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tuple[Float32, tuple[Phoneme, ...]]:

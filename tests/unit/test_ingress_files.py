@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deployments.http import file_range
+from models.stitch.cues import Cue
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import sidecar_path
 from tests.unit.ingress_material import Handle, Turns, error_of
@@ -130,7 +131,7 @@ def filmed(tmp_path) -> SessionFile:
     """The session `alice` with 30 frames."""
     session = SessionFile(tmp_path / "results" / "sessions" / "alice", SPEC)
     session.start_utterance("Words.")
-    session.say("Words.", 0)
+    session.say(Cue(1, "Words.", 0.1, 1.0))
     for fragment in fragments(levels(30)):
         session.append(fragment)
     session.end_utterance()
@@ -144,7 +145,7 @@ def facts(session: SessionFile) -> dict:
 def test_a_session_has_captions_a_playlist_and_a_download(serve, filmed):
     client = serve(Handle(session=facts(filmed)))
     vtt = client.get("/sessions/alice/captions.vtt")
-    assert vtt.headers["content-type"].startswith("text/vtt") and "00:00:01.200\nWords." in vtt.text
+    assert vtt.headers["content-type"].startswith("text/vtt") and "00:00:00.100 --> 00:00:01.000\nWords." in vtt.text
     playlist = client.get("/sessions/alice/index.m3u8")
     assert playlist.headers["content-type"] == "application/vnd.apple.mpegurl" and "#EXTINF:1.20000," in playlist.text
     whole = client.get("/sessions/alice/download.mp4")

@@ -26,12 +26,18 @@ class Viewer:
     def __init__(self) -> None:
         self.timeline = SimpleNamespace(init=b"init")
         self.taken, self.closed = 0, False
+        self.told: list[tuple[str, dict]] = []  # with the next piece
+        self.why: str | None = None
 
     async def pieces(self):
-        while True:
+        while self.why is None:
             self.taken += 1
             yield None, b"piece"
             await asyncio.sleep(0.001)
+
+    def news(self) -> list[tuple[str, dict]]:
+        told, self.told = self.told, []
+        return told
 
     def close(self) -> None:
         self.closed = True

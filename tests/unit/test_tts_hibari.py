@@ -12,8 +12,8 @@ from models.engines import find_engine
 from models.errors import ConfigError, InputError, TextError
 from models.text import split_sentences
 from models.tts import hibari
-from models.tts.hibari import SAMPLE_RATE_HZ, HibariTTS, phoneme_times, trim
-from models.tts.pieces import LAST_PAUSE_S, LEAD_S, PAUSES_S, SILENCE_LEVEL
+from models.tts.hibari import SAMPLE_RATE_HZ, HibariTTS, phoneme_times, trim, word_times
+from models.tts.pieces import LAST_PAUSE_S, LEAD_S, PAUSES_S, SILENCE_LEVEL, sounding
 from models.types import Float32, Phoneme, Speech
 
 TWO = "Hello there, this is a map. Where does the path go?"
@@ -199,3 +199,27 @@ def test_voices_are_named_and_unknown_ones_are_refused(voice: HibariTTS) -> None
 
 def test_it_is_found_by_module_and_class() -> None:
     assert find_engine("models.tts.hibari:HibariTTS", {}) is HibariTTS
+
+
+def test_the_voice_says_when_each_word_is_heard(voice: HibariTTS) -> None:
+    text = 'Dr. Smith — well-known, in 1984 — paid $5.50 for "no".'
+    (speech,) = voice.speak(text)
+    words = [word.text for word in speech.words]
+    assert words == ["Dr.", "Smith —", "well-known,", "in", "1984 —", "paid", "$5.50", "for", '"no".']
+    lengths = {word.text: word.end_s - word.start_s for word in speech.words}
+    assert lengths["1984 —"] > 2 * lengths["in"] and lengths["$5.50"] > 3 * lengths["for"], "numbers are read out"
+    assert all(a.end_s <= b.start_s + 1e-9 for a, b in zip(speech.words, speech.words[1:], strict=False))
+    begin, end = sounding(speech.samples, SAMPLE_RATE_HZ)
+    assert speech.words[0].start_s == pytest.approx(begin / SAMPLE_RATE_HZ, abs=0.06)
+    assert speech.words[-1].end_s == pytest.approx(end / SAMPLE_RATE_HZ, abs=0.06)
+    for word in speech.words:  # each of them is louder than the silence around the sentence
+        heard = speech.samples[round(word.start_s * SAMPLE_RATE_HZ) : round(word.end_s * SAMPLE_RATE_HZ)]
+        assert np.abs(heard).max() > 0.03, word
+
+
+def test_words_are_not_guessed_where_their_sounds_cannot_be_told_apart() -> None:
+    times = (Phoneme("h", 0.1, 0.2), Phoneme("a", 0.2, 0.3), Phoneme("ɪ", 0.3, 0.4))
+    assert [w.text for w in word_times("hi", "hˈI", times, str)] == ["hi"]
+    assert word_times("hi you", "hˈI", times, lambda token: "h I") == ()
+    assert word_times("hi", "hˈI", (*times, Phoneme("z", 0.4, 0.5)), str) == ()
+    assert word_times("hi", "hˈI", (), str) == ()

@@ -11,6 +11,7 @@ import pytest
 from deployments.views import Views, faststart
 from models.errors import BusyError, NotFoundError
 from models.stitch import index
+from models.stitch.cues import Cue
 from models.stitch.encode import UtteranceEncoder
 from models.stitch.session import SessionFile
 from tests.unit.live_material import RATE, SPEC, levels
@@ -32,7 +33,7 @@ def views() -> Views:
 
 def say(session: SessionFile, frames: int, end: bool = True) -> None:
     session.start_utterance("Words.")
-    session.say("Words.", session.clock.video_ticks)
+    session.say(Cue(1, "Words.", session.duration_s, session.duration_s + frames / 25))
     samples = np.sin(np.arange(frames * RATE // 25) / 10).astype(np.float32) * 0.3
     for fragment in UtteranceEncoder(SPEC, session.clock).push(levels(frames), samples, last=True):
         session.append(fragment)
