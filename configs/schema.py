@@ -209,6 +209,10 @@ class IngressConfig(Strict):
     max_viewers: int = Field(500, ge=1)  # of one ingress replica, by live.mp4, WebSocket or WebRTC; more get 429
     max_sockets: int = Field(500, ge=1)  # WebSockets of one ingress replica, whether they watch or not
     socket_idle_s: float = Field(900.0, ge=0)  # then a WebSocket that does and watches nothing is closed; 0: never
+    api_keys_env: str | None = None  # environment variable with the keys that open the server; None: open to all
+    login_days: float = Field(30.0, gt=0)  # how long a browser is remembered that was given a key
+    allowed_hosts: list[str] = Field(default_factory=list)  # names it answers to, "*.my.site" any below, ["*"] any;
+    # beside addresses, localhost and other names that cannot be public. Where a key is wanted and none is named: any
     allowed_origins: list[str] = Field(default_factory=list)  # of other sites whose pages may act here; ["*"]: of any
 
 

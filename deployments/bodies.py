@@ -71,3 +71,10 @@ class SessionBody(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}, {"session_id": "alice"}]})
     session_id: str | None = Field(None, description="One is made up where none is given.")
     avatar_id: str | None = Field(None, description="A prepared avatar; the configured one by default.")
+
+
+class LoginBody(BaseModel):
+    """The JSON of POST /login."""
+
+    model_config = ConfigDict(extra="forbid")
+    key: str = Field(max_length=1024, description="One of the server's keys.")

@@ -25,7 +25,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import IngressConfig
+from deployments.access import Access
 from deployments.failures import known_error
+from deployments.hosts import KnownHosts
 from deployments.origins import SameOrigin
 from deployments.uploads import discard
 from models.errors import InputError, WarmTalkError
@@ -155,7 +157,9 @@ class BoundedJson:
 
 
 api.add_middleware(BoundedJson)
+api.add_middleware(Access)
 api.add_middleware(SameOrigin)
+api.add_middleware(KnownHosts)  # the last that is added is the first that is asked
 
 # --- answers that come in pieces
 

@@ -13,8 +13,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
 
 from configs.schema import IngressConfig
+from deployments.access import Access, serve_login
 from deployments.bodies import SOUND_TYPES, ChatBody, SpeakBody, SpeechBody
 from deployments.downloads import Downloads
+from deployments.hosts import KnownHosts
 from deployments.http import (
     BoundedJson,
     Cancel,
@@ -23,6 +25,7 @@ from deployments.http import (
     sound_parts,
     video_parts,
 )
+from deployments.keys import Keys
 from deployments.listening import FORM, Listening
 from deployments.live import Live
 from deployments.origins import SameOrigin
@@ -39,6 +42,7 @@ from models.errors import InputError, StageError
 from models.ids import check_id
 
 serve_page(api)
+serve_login(api)
 
 
 @serve.ingress(api)  # here, so that a replica that imports this file has the routes bound, too
@@ -70,6 +74,8 @@ class Ingress(SessionRoutes):
         self._downloads = Downloads(output_path(FOLDER), self.config.max_downloads)
         BoundedJson.max_bytes = int(self.config.max_json_kb * 2**10)
         SameOrigin.allowed = frozenset(self.config.allowed_origins)
+        Access.keys, Access.login_s = Keys.of_environment(self.config.api_keys_env), self.config.login_days * 86400
+        KnownHosts.allowed = self.config.allowed_hosts or (["*"] if Access.keys else [])
 
     def _subscribe(self, session_id: str, position: int | None) -> Any:
         return self._watch.options(session_id=session_id).live.remote(session_id, position)

@@ -33,7 +33,7 @@ from deployments.messages import schema
 from deployments.places import Places
 from deployments.requests import DEFAULT_SESSION, SpeakRequest
 from deployments.talk import Talk
-from deployments.views import Views
+from deployments.views import Views, with_token
 from deployments.webrtc import Peers
 from models.errors import BusyError, NotFoundError, StageError
 from models.ids import check_id
@@ -135,9 +135,11 @@ class SessionRoutes:
         return Response(await asyncio.to_thread(self._views.captions, facts), media_type="text/vtt", headers=NO_CACHE)
 
     @api.get("/sessions/{session_id}/index.m3u8", summary="The growing video as an HLS playlist")
-    async def playlist(self, session_id: str) -> Response:
+    async def playlist(self, http: Request, session_id: str) -> Response:
         facts = await self.session(session_id)
         text = await asyncio.to_thread(self._views.playlist, facts)
+        if token := http.query_params.get("token"):  # players do not carry it on to what a playlist names
+            text = with_token(text, token)
         return Response(text, media_type="application/vnd.apple.mpegurl", headers=NO_CACHE)
 
     @api.head("/sessions/{session_id}/download.mp4", include_in_schema=False)
