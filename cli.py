@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from models.errors import InputError, StageError, WarmTalkError
 from models.weights import names as weight_names
+from warmtalk.calls import authorization
 
 app = typer.Typer(
     name="warmtalk",
@@ -66,10 +67,8 @@ def serve(config: ConfigOption = "demo", port: PortOption = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with _errors(), _local(config, port, stop) as graph:
-        console.print(f"[bold green]Open {graph.url} and talk[/]  (API: {graph.url}/docs, stop: Ctrl-C)")
-        console.print(
-            f"""  curl -X POST {graph.url}/speak -H 'Content-Type: application/json' -d '{{"text": "Hello."}}'"""
-        )
+        for line in graph.greeting():
+            console.print(line, highlight=False)
         stop.wait()
         console.print("Stopping …")
 
@@ -200,11 +199,12 @@ def quality(
 @app.command(epilog="Example: `warmtalk doctor --json`")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+    config: ConfigOption = "demo",
 ) -> None:
     """Check Python, torch, GPU, Ray, ports, weights and disk; say how to mend what is wrong."""
     import doctor as checks
 
-    raise typer.Exit(checks.main(as_json))
+    raise typer.Exit(checks.main(as_json, config=config))
 
 
 # --- steps of the commands
@@ -282,6 +282,7 @@ def _server(config: str, server: str | None, port: int | None) -> Iterator[str]:
         yield server.rstrip("/")
         return
     with _local(config, port) as graph:
+        graph.hand_key()
         yield graph.url
 
 
@@ -310,7 +311,7 @@ def _say(
     else:
         request = {"url": f"{url}/speak", "json": {"text": text, **options}}
     partial = _partial(output)
-    with _bar() as bar, httpx.Client(timeout=600) as client:
+    with _bar() as bar, httpx.Client(timeout=600, headers=authorization()) as client:
         task = bar.add_task("speaking", total=None, note="")
         try:
             with partial.open("wb") as file, client.stream("POST", **request) as answer:
@@ -356,7 +357,7 @@ def _prepare_remote(url: str, video: Path, avatar_id: str, force: bool, options:
     """Upload to a running server and follow its progress."""
     chosen = {"avatar_id": avatar_id, "force": force, **options}
     params = {key: value for key, value in chosen.items() if value is not None}
-    with _bar() as bar, httpx.Client(timeout=None) as client, video.open("rb") as file:
+    with _bar() as bar, httpx.Client(timeout=None, headers=authorization()) as client, video.open("rb") as file:
         task = bar.add_task("uploading", total=None, note="")
         with client.stream("POST", f"{url.rstrip('/')}/avatars", params=params, content=file) as answer:
             if answer.status_code != 200:

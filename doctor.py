@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from configs.exposure import keys_env_of, warning_of
+from configs.serve_file import ConfigFileError, load_serve_config
 from deployments.paths import home
 from machine import (
     existing,
@@ -51,10 +53,11 @@ class Check:
     required: bool = True
 
 
-def run_checks(port: int = 8000, folder: Path | None = None) -> list[Check]:
+def run_checks(port: int = 8000, folder: Path | None = None, config: str = "demo") -> list[Check]:
     """All checks, in the order in which one would mend them.
 
     port: where the HTTP server will listen. folder: where results are written; the working folder by default.
+    config: a Serve config file, or its short name.
     """
     folder = folder or home()
     checks: list[Callable[[], Check]] = [
@@ -70,6 +73,7 @@ def run_checks(port: int = 8000, folder: Path | None = None) -> list[Check]:
         *(lambda entry=entry: check_fetched(entry, folder / weights.FOLDER) for entry in weights.SETS),
         check_ray_running,
         lambda: check_port(port),
+        lambda: check_exposure(config),
         check_cores,
         check_memory,
         check_shared_memory,
@@ -251,6 +255,20 @@ def check_port(port: int) -> Check:
     return Check(f"port {port}", True, "free", required=False)
 
 
+def check_exposure(config: str) -> Check:
+    """Whether a server of this config file stands open to more than this machine."""
+    name = f"config {Path(config).stem}"
+    try:
+        loaded = load_serve_config(config)
+    except ConfigFileError as error:
+        return Check(name, False, str(error), "Mend the file, or name another with --config.", required=False)
+    if warning := warning_of(loaded):
+        found, _, remedy = warning.partition(". ")
+        return Check(name, False, found, remedy or "Export it before `warmtalk serve`.", required=False)
+    wants = "wants a key" if keys_env_of(loaded) else "is reached from this machine only"
+    return Check(name, True, f"its server {wants}", required=False)
+
+
 def check_cores() -> Check:
     cores = usable_cores()
     remedy = "" if cores >= 2 else "Use two cores or more: on one, the video is made slower than it plays."
@@ -295,9 +313,9 @@ def check_writable(folder: Path) -> Check:
 # --- what is shown
 
 
-def main(as_json: bool = False, port: int = 8000) -> int:
+def main(as_json: bool = False, port: int = 8000, config: str = "demo") -> int:
     """Print the checks; returns 1 when one that is required fails, else 0."""
-    checks = run_checks(port)
+    checks = run_checks(port, config=config)
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=1))
     else:

@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from configs.exposure import keys_env_of, warning_of
 from configs.serve_file import ConfigFileError, load_serve_config
 from models.errors import ConfigError, StageError
 
@@ -62,6 +63,21 @@ class LocalGraph:
     def url(self) -> str:
         host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
         return f"http://{host}:{self.port}"
+
+    def greeting(self) -> list[str]:
+        """What to say of it when it runs, in rich's markup: where it is, how it is asked, who else can reach it."""
+        url, key = self.url, keys_env_of(self.config)
+        header = ' -H "Authorization: Bearer $WARMTALK_API_KEY"' if key else ""
+        body = """-H 'Content-Type: application/json' -d '{"text": "Hello."}'"""
+        lines = [f"[bold green]Open {url} and talk[/]  (API: {url}/docs, stop: Ctrl-C)"]
+        lines += [f"  curl -X POST {url}/speak{header} {body}"]
+        warning = warning_of(self.config)
+        return [*lines, f"[bold yellow]{warning}[/]"] if warning else lines
+
+    def hand_key(self) -> None:
+        """Let this process ask its own server: $WARMTALK_API_KEY is its key, where it wants one."""
+        if name := keys_env_of(self.config):
+            os.environ["WARMTALK_API_KEY"] = re.split(r"[\s,]+", os.environ[name].strip())[0]
 
     def start(self, progress: Progress | None = None) -> LocalGraph:
         """Start Ray and the graph; return when every stage runs. Raises ConfigError, StageError, and leaves nothing."""

@@ -9,7 +9,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 from warmtalk.aio import AsyncClient
 from warmtalk.client import Client
-from warmtalk.errors import Busy, ChatFailed, NotFound, Refused, ServerError, Unreachable
+from warmtalk.errors import Busy, ChatFailed, NotFound, Refused, ServerError, Unauthorized, Unreachable
 from warmtalk.results import (
     Avatar,
     ChatJob,
@@ -41,5 +41,6 @@ __all__ = [
     "Session",
     "Speech",
     "Transcript",
+    "Unauthorized",
     "Unreachable",
 ]

@@ -35,8 +35,8 @@ class AsyncClient:
     """A connection pool to one server; to be closed, or used in an `async with`.
 
     timeout_s: without a byte; what speaks has a longer one of its own. tries: of a call that meets a full queue, or
-    that may be repeated without harm. transport: of httpx, for proxies of one's own. Every method raises a ServerError
-    of warmtalk.errors.
+    that may be repeated without harm. api_key: of a server that wants one; $WARMTALK_API_KEY by default.
+    transport: of httpx, for proxies of one's own. Every method raises a ServerError of warmtalk.errors.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class AsyncClient:
         *,
         timeout_s: float = 60.0,
         tries: int = 3,
+        api_key: str | None = None,
         headers: dict[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -53,7 +54,10 @@ class AsyncClient:
         self._tries = tries
         self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
-            base_url=url.rstrip("/") + "/", headers=headers, timeout=timeouts(timeout_s), transport=transport
+            base_url=url.rstrip("/") + "/",
+            headers=calls.authorization(api_key) | (headers or {}),
+            timeout=timeouts(timeout_s),
+            transport=transport,
         )
 
     async def close(self) -> None:

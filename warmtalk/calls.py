@@ -6,6 +6,7 @@ Both clients carry out the same calls; here is no connection and no waiting.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from warmtalk.results import (
 
 T = TypeVar("T")
 
+KEY_ENV = "WARMTALK_API_KEY"
 PASSING = (429, 502, 503, 504)  # statuses that a second try may not meet
 LONG_S = 600.0  # an answer that comes when a long text has been spoken
 
@@ -61,6 +63,12 @@ class Call(Generic[T]):
     def may_repeat(self, status: int) -> bool:
         """429 and 503 are told before any work is done; after other failures only harmless calls go again."""
         return status in (429, 503) or (self.repeatable and status in PASSING)
+
+
+def authorization(api_key: str | None = None) -> dict[str, str]:
+    """The header that opens a server which wants a key: the one given, or $WARMTALK_API_KEY's, where there is one."""
+    key = api_key or os.environ.get(KEY_ENV, "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class Client:
     """A connection pool to one server; to be closed, or used in a `with`.
 
     timeout_s: without a byte; what speaks has a longer one of its own. tries: of a call that meets a full queue, or
-    that may be repeated without harm. transport: of httpx, for proxies of one's own. Every method raises a ServerError
-    of warmtalk.errors.
+    that may be repeated without harm. api_key: of a server that wants one; $WARMTALK_API_KEY by default.
+    transport: of httpx, for proxies of one's own. Every method raises a ServerError of warmtalk.errors.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Client:
         *,
         timeout_s: float = 60.0,
         tries: int = 3,
+        api_key: str | None = None,
         headers: dict[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -56,7 +57,10 @@ class Client:
         self._tries = tries
         self._timeout_s = timeout_s
         self._http = httpx.Client(
-            base_url=url.rstrip("/") + "/", headers=headers, timeout=timeouts(timeout_s), transport=transport
+            base_url=url.rstrip("/") + "/",
+            headers=calls.authorization(api_key) | (headers or {}),
+            timeout=timeouts(timeout_s),
+            transport=transport,
         )
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ ServerError
 ├── Busy           429, 503: queues are full; tried again already
 ├── NotFound       404
 ├── Refused        other 4xx: what was sent cannot be used
+│   └── Unauthorized   401: the server wants a key, or another one: `api_key`, or $WARMTALK_API_KEY
 └── ChatFailed     a chat job that ended without an answer
 """
 
@@ -41,6 +42,10 @@ class Refused(ServerError):
     """What was sent cannot be used."""
 
 
+class Unauthorized(Refused):
+    """The server wants a key, or another one."""
+
+
 class ChatFailed(ServerError):
     """A chat job ended without an answer."""
 
@@ -59,6 +64,8 @@ def error_of(status: int, body: bytes) -> ServerError:
 def _kind(status: int) -> type[ServerError]:
     if status in (429, 503):
         return Busy
+    if status == 401:
+        return Unauthorized
     if status == 404:
         return NotFound
     return Refused if 400 <= status < 500 else ServerError

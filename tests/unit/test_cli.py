@@ -109,6 +109,7 @@ class Server(BaseHTTPRequestHandler):
     parts = (b"first", b"second")
     requests: list[tuple[str, bytes]] = []  # noqa: RUF012
     protocol_version = "HTTP/1.1"
+    wants = ""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -118,6 +119,10 @@ class Server(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
         type(self).requests.append((self.path, body))
+        if self.wants and self.headers.get("Authorization") != f"Bearer {self.wants}":
+            return self.answer(
+                401, {"error": {"code": "unauthorized", "message": "It wants a key.", "remedy": "Set it."}}
+            )
         if self.status != 200:
             return self.answer(self.status, {"error": {"code": "busy", "message": "All busy.", "remedy": "Wait."}})
         if self.path.startswith("/avatars"):
@@ -169,6 +174,16 @@ def test_what_is_said_becomes_a_file(tmp_path):
     assert (tmp_path / "deep" / "[1] out.mp4").read_bytes() == b"firstsecond"
     assert json.loads(requests[0][1]).keys() == {"text", "session_id", "stream"}
     assert "25 frames, TTFF 300 ms" in result.output and "[1] out.mp4" in result.output
+
+
+def test_a_server_that_wants_a_key_is_sent_the_environments(tmp_path, monkeypatch):
+    monkeypatch.delenv("WARMTALK_API_KEY", raising=False)
+    with serving(wants="0123456789abcdef") as (url, _):
+        assert "It wants a key." in refused("say", "Hello.", "-o", "out.mp4", "--server", url)
+        monkeypatch.setenv("WARMTALK_API_KEY", "0123456789abcdef")
+        assert run("say", "Hello.", "-o", "out.mp4", "--server", url).exit_code == 0
+        (tmp_path / "me.mp4").write_bytes(b"video")
+        assert run("prepare", "me.mp4", "--avatar-id", "me", "--server", url).exit_code == 0
 
 
 def test_a_video_has_its_own_sidecar_beside_it_or_none(tmp_path):

@@ -22,6 +22,7 @@ from warmtalk import (
     Progress,
     Refused,
     ServerError,
+    Unauthorized,
     Unreachable,
     aio,
     client,
@@ -130,6 +131,24 @@ def test_a_server_that_understands_no_speech_says_so(call: Callable[..., Any]) -
     with pytest.raises(ServerError, match="It is wrong") as caught:
         call(failed(501, "not_configured"), "transcribe", b"RIFF")
     assert (caught.value.code, caught.value.status) == ("not_configured", 501)
+
+
+def test_a_key_is_sent_with_every_call_and_is_asked_for_in_words(
+    call: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WARMTALK_API_KEY", raising=False)
+    call([ok([])], "sessions")
+    assert "authorization" not in server.requests[-1].headers
+    with pytest.raises(Unauthorized, match="wants a key") as caught:
+        call([httpx.Response(401, json={"error": {"code": "unauthorized", "message": "It wants a key."}})], "sessions")
+    assert (caught.value.status, caught.value.code) == (401, "unauthorized")
+    monkeypatch.setenv("WARMTALK_API_KEY", "of-the-environment")
+    call([ok([])], "sessions")
+    assert server.requests[-1].headers["authorization"] == "Bearer of-the-environment"
+    server.answers = [ok([])]
+    with Client("http://x/base", api_key="given", transport=httpx.MockTransport(server)) as asked:
+        asked.sessions()
+    assert server.requests[-1].headers["authorization"] == "Bearer given"
 
 
 def test_speaking_is_typed_and_passes_over_what_it_does_not_know(call: Any, server: Server) -> None:

@@ -117,6 +117,14 @@ def test_a_port_in_use_is_seen() -> None:
     assert doctor.check_port(port).ok
 
 
+def test_a_server_that_others_can_use_without_a_key_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert doctor.check_exposure("demo").found == "its server is reached from this machine only"
+    cluster = doctor.check_exposure("cluster")
+    assert not cluster.ok and not cluster.required and "0.0.0.0 and wants no key" in cluster.found
+    assert "api_keys_env of Ingress" in cluster.remedy
+    assert "There is no config file" in doctor.check_exposure("nowhere").found
+
+
 def test_few_cores_and_little_memory_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "usable_cores", lambda: 1.5)
     monkeypatch.setattr(doctor, "usable_memory_bytes", lambda: 2 * 10**9)
@@ -244,11 +252,11 @@ def test_main_prints_a_table_or_json_and_tells_by_its_result(
     well = doctor.Check("Python", True, "3.11")
     note = doctor.Check("port 8000", False, "in use", "Stop it.", required=False)
     broken = doctor.Check("torch", False, "not installed", "Install it.")
-    monkeypatch.setattr(doctor, "run_checks", lambda port: [well, note])
+    monkeypatch.setattr(doctor, "run_checks", lambda port, config: [well, note])
     assert doctor.main() == 0
     text = capsys.readouterr().out
     assert re.search(r"note\s+port 8000\s+in use", text) and "→ Stop it." in text and "can run" in text
-    monkeypatch.setattr(doctor, "run_checks", lambda port: [well, note, broken])
+    monkeypatch.setattr(doctor, "run_checks", lambda port, config: [well, note, broken])
     assert doctor.main(as_json=True) == 1
     shown = json.loads(capsys.readouterr().out)
     assert shown[2] == {
