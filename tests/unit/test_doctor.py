@@ -25,7 +25,7 @@ def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
 def test_every_check_says_what_it_found_and_how_to_mend_it(tmp_path: Path) -> None:
     checks = doctor.run_checks(port=0, folder=tmp_path)
     names = [check.name for check in checks]
-    assert len(names) == len(set(names)) == 19 + len(weights.SETS)
+    assert len(names) == len(set(names)) == 20 + len(weights.SETS)
     assert all(check.found for check in checks)
     assert all(bool(check.remedy) != check.ok for check in checks)
 
