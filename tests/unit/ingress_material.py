@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
+from deployments.access import Access
+from deployments.hosts import KnownHosts
 from deployments.http import BoundedJson, api
 from deployments.ingress import Ingress
+from deployments.origins import SameOrigin
 from deployments.requests import SpeakEvent
 
 
@@ -76,7 +79,14 @@ SPOKEN = [SpeakEvent(b"init"), SpeakEvent(b"one", 4), SpeakEvent(b"two", 8), Spe
 def serve(monkeypatch, tmp_path):
     """serve(stitch=…, avatars=…, config=…) → a client of the routes, bound to an ingress over fake handles."""
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
-    monkeypatch.setattr(BoundedJson, "max_bytes", BoundedJson.max_bytes)
+    for kind, name in (
+        (BoundedJson, "max_bytes"),
+        (Access, "keys"),
+        (Access, "login_s"),
+        (KnownHosts, "allowed"),
+        (SameOrigin, "allowed"),
+    ):
+        monkeypatch.setattr(kind, name, getattr(kind, name))  # what a config sets ends with the test
 
     def start(stitch=None, avatars=None, config=None, tts=None, chat=None, recognize=None) -> TestClient:
         plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping

@@ -19,7 +19,6 @@ OPEN = {"/login", "/healthz"}
 def closed(serve, monkeypatch):
     """closed(stitch, …) → a client of a server that wants a key."""
     monkeypatch.setenv("MY_KEYS", f"{KEY} {OTHER}")
-    monkeypatch.setattr(Access, "keys", Access.keys)
     return lambda *stages, **options: serve(*stages, **{"config": {"api_keys_env": "MY_KEYS"}, **options})
 
 
