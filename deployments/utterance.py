@@ -5,10 +5,13 @@ Nothing is written before its first frame is there, so a refused or failed reque
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from deployments.chunks import Chunk
@@ -27,6 +30,8 @@ from models.stitch.steady import WHOLE
 from models.types import Box, FaceCrops, Float32, Fragment, PreparedAvatar, Speech, UInt8
 
 KEPT_CROPS = 32  # every fourth of the frames that may be made ahead of what is shown
+KEPT_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+# as pictures, 32 crops of 512 px are 25 MB an utterance; like this, some 4 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,19 @@ class LoadedAvatar:
     paster: Paster
     rests: bool = True  # the mouth of its own frames keeps still
     pasted: Box = WHOLE  # what of a crop is ever seen
+    _idle: deque[Paster] = field(default_factory=deque, compare=False, repr=False)
+
+    @contextmanager
+    def beside(self) -> Iterator[Paster]:
+        """A paster of its own for work beside `paster`: one that was given back, or a new one. From any thread."""
+        try:
+            paster = self._idle.pop()
+        except IndexError:
+            paster = self.paster.twin()
+        try:
+            yield paster
+        finally:
+            self._idle.append(paster)
 
 
 @dataclass(slots=True)
@@ -65,7 +83,8 @@ class Utterance:
     weights: list[Float32] = field(default_factory=list)
     engines: dict[str, str] = field(default_factory=dict)
     _begins: int = 0  # the video's frame count at its start
-    _crops: dict[int, UInt8] = field(default_factory=dict)  # on air: some of the latest, by frame of the utterance
+    _crops: dict[int, UInt8] = field(default_factory=dict)  # on air: some of the latest as JPEG, by frame of it
+    _written: int = 0  # frames that are in the file; on air, they have been shown
     _rested: int = -1  # frames that had been shown when the mouth was last brought to rest
     _zero: Clock | None = None
     _start: Clock | None = None
@@ -118,11 +137,12 @@ class Utterance:
         self._rested = shown  # a mouth at rest stays there until more has been shown
         indices = [int(ping_pong(position, 1, len(avatar))[0]) for position in positions]
         frames = np.stack([avatar.frames[index] for index in indices])
-        paster, memory = self.avatar.paster.twin(), deepcopy(self.pasting)  # the utterance's own may be at work
-        level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
-        for frame, index, weight in zip(frames, indices, fading(len(frames)), strict=True):
-            if crop is not None:
-                paster.paste_into(frame, crop, index, level * weight, memory)
+        if crop is not None:
+            face, memory = _unpacked(crop), deepcopy(self.pasting)
+            level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
+            with self.avatar.beside() as paster:  # the utterance's own may be at work
+                for frame, index, weight in zip(frames, indices, fading(len(frames)), strict=True):
+                    paster.paste_into(frame, face, index, level * weight, memory)
         height, width = self.spec.height, self.spec.width
         return encode_closed(frames[:, :height, :width], self.spec)
 
@@ -136,6 +156,8 @@ class Utterance:
                 self.session.say(here)  # again where a voice that streams has gone on with it
                 self._told[cue.number] = cue.end_s
         self.session.append(fragment, position)
+        self._written += fragment.frames
+        self._forget_shown(self._written)
 
     def end(self, interrupted: bool = False) -> None:
         """Mark the utterance as complete, or as cut where it is; it has a frame. Raises FencedError."""
@@ -195,7 +217,24 @@ class Utterance:
             crop = self.mouth.crop(crops.images[k], weight)
             self.avatar.paster.paste_into(frame, crop, index, weight, self.pasting)
             if self.on_air and (k + 1 == len(crops) or (k + 1) % LIVE_FRAMES == 0):
-                self._crops[crops.first_frame + k] = crop
+                self._crops[crops.first_frame + k] = _packed(crop)
         for old in sorted(self._crops)[:-KEPT_CROPS]:
             del self._crops[old]
         return frames
+
+    def _forget_shown(self, end: int) -> None:
+        """Of the crops before frame `end`, all shown, a rest wants the last alone."""
+        for old in sorted(frame for frame in self._crops if frame < end)[:-1]:
+            del self._crops[old]
+
+
+def _packed(crop: UInt8) -> UInt8:
+    """RGB `(s, s, 3)` → a JPEG's bytes `(n,)`."""
+    _, data = cv2.imencode(".jpg", crop[..., ::-1], KEPT_QUALITY)
+    return np.asarray(data, np.uint8)
+
+
+def _unpacked(data: UInt8) -> UInt8:
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert image is not None
+    return np.ascontiguousarray(image[..., ::-1], np.uint8)

@@ -4,13 +4,15 @@ import dataclasses
 import io
 
 import av
+import cv2
 import numpy as np
 import pytest
+from avatar_material import astronaut
 
 from deployments.chunks import Chunk
 from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions
-from deployments.utterance import LoadedAvatar, Utterance
+from deployments.utterance import KEPT_CROPS, LoadedAvatar, Utterance, _packed, _unpacked
 from models.avatar.playback import ping_pong
 from models.errors import FencedError
 from models.stitch.encode import MediaSpec
@@ -187,3 +189,49 @@ def test_the_sidecar_says_how_each_frame_came_about(sessions):
         ("Hello.", 0, {"TTS": "hibari"}),
         ("Again.", 8, {}),
     ]
+
+
+# --- on air: the mouth may have to come to rest at any frame
+
+
+def face_512() -> np.ndarray:
+    return cv2.resize(astronaut(), (512, 512))
+
+
+def test_what_a_rest_may_need_is_small_and_goes_when_it_has_been_shown(sessions):
+    """32 crops of 512 px are 25 MB as they are; a server keeps them for every utterance on air."""
+    said = utterance(sessions)
+    said.on_air = True
+    crops = np.repeat(face_512()[None], 8, 0)
+    fragments = []
+    for first in range(0, 160, 8):
+        speech = Speech(np.full(102_400, 0.3, np.float32), 16_000) if not first else None
+        fragments += said.make(Chunk(FaceCrops(crops, first, "ann"), speech, first == 152), first == 152)
+    assert len(said._crops) == KEPT_CROPS and sum(map(len, said._crops.values())) < 5e6
+    for fragment in fragments[: len(fragments) // 2]:
+        said.write(fragment)
+    shown = sum(fragment.frames for fragment in fragments[: len(fragments) // 2])
+    assert sorted(said._crops) == list(range(shown - 1, 160, 4))
+    for fragment in fragments[len(fragments) // 2 :]:
+        said.write(fragment)
+    assert sorted(said._crops) == [159]
+
+
+def test_a_crop_that_is_kept_looks_as_it_did():
+    face = face_512()
+    error = _unpacked(_packed(face)).astype(int) - face
+    assert np.abs(error).mean() < 1.2 and np.abs(error).max() < 24
+
+
+def test_rests_share_what_pastes_beside_the_utterance(sessions, monkeypatch):
+    twins, twin = [], Paster.twin
+    monkeypatch.setattr(Paster, "twin", lambda self: twins.append(twin(self)) or twins[-1])
+    said = utterance(sessions)
+    said.on_air = True
+    said.make(chunk(0, 8, speech_s=0.32), False)
+    for shown in (4, 8):
+        assert len(said.rest(shown, range(shown, shown + 3))) == 3
+    assert len(twins) == 1
+    with said.avatar.beside() as one, said.avatar.beside() as other:
+        assert one is not other and said.avatar.paster not in (one, other)
+    assert len(twins) == 2
