@@ -8,10 +8,12 @@ engine and tunables, applied to running replicas by `reconfigure()` without a re
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+ICE_URL = re.compile(r"stuns?:[^\s?:]+(:\d+)?|turns?:[^\s?:]+(:\d+)?(\?transport=(udp|tcp))?")
 EMBEDDED = "models/embedded"  # relative paths are looked up in the working folder first, then beside the code
 
 
@@ -199,6 +201,25 @@ class ChatConfig(Strict):
     chat_dir: str = "results/chat"
 
 
+class IceServer(Strict):
+    """A STUN or TURN server, as browsers name them (RFC 7064, RFC 7065)."""
+
+    urls: list[str] = Field(min_length=1)  # stun:host:3478, turn:host:3478?transport=udp, turns:host:5349?transport=tcp
+    username: str | None = None  # of turn and turns
+    credential: str | None = None  # its password: every viewer is told it, so let it expire, or allow little
+
+    @model_validator(mode="after")
+    def _complete(self) -> IceServer:
+        for url in self.urls:
+            if not ICE_URL.fullmatch(url):
+                raise ValueError(
+                    f"{url!r} is no stun:, stuns:, turn: or turns: address, such as stun:stun.example:3478"
+                )
+            if url.startswith("turn") and not (self.username and self.credential):
+                raise ValueError(f"{url!r} needs username and credential")
+        return self
+
+
 class IngressConfig(Strict):
     """The HTTP face."""
 
@@ -214,6 +235,10 @@ class IngressConfig(Strict):
     allowed_hosts: list[str] = Field(default_factory=list)  # names it answers to, "*.my.site" any below, ["*"] any;
     # beside addresses, localhost and other names that cannot be public. Where a key is wanted and none is named: any
     allowed_origins: list[str] = Field(default_factory=list)  # of other sites whose pages may act here; ["*"]: of any
+    max_webrtc_viewers: int = Field(100, ge=0)  # of those, over WebRTC; it needs the extra [webrtc]; 0: none
+    ice_servers: list[IceServer] = Field(
+        default_factory=list
+    )  # that WebRTC's two ends use where they cannot meet directly
 
 
 STAGES: dict[str, type[Strict]] = {

@@ -9,6 +9,7 @@ HTTP; codes no pictures.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import OrderedDict, deque
@@ -93,6 +94,11 @@ class Viewer:
         making, self._making = self._making, None
         told = [("caption", caption.told()) for caption in self.timeline.told]
         return [*told, *([("making", making)] if making is not None else [])]
+
+    def to_edge(self) -> None:
+        """Leave out what has come already, but for the last piece that begins with a key frame and what follows it."""
+        while any(piece.key for piece in itertools.islice(self._queue, 1, None)):
+            self._queue.popleft()
 
     async def pieces(self) -> AsyncGenerator[tuple[Piece, bytes], None]:
         """Each piece with its bytes for this viewer; ends when the session does, or the viewer is stuck."""

@@ -37,7 +37,7 @@ from deployments.stage import parse_config
 from deployments.uploads import FOLDER, Uploads, discard
 from deployments.views import Views
 from deployments.web import serve_page
-from deployments.webrtc import Peers
+from deployments.whep import Whep, ended_by_a_replica
 from models.errors import InputError, StageError
 from models.ids import check_id
 
@@ -63,9 +63,9 @@ class Ingress(SessionRoutes):
         self._downloads = Downloads(output_path(FOLDER), self.config.max_downloads)
         self._listening = Listening(recognize, self._uploads)
         self._watch = stitch.options(stream=True, _by_reference=False)
-        self._peers = Peers()
         self._sockets = Places(lambda: self.config.max_sockets, "As many sockets are open as this server allows.")
         self._live = Live(self._subscribe, lambda: self.config.max_viewers)
+        self._whep = Whep(self._live, lambda: self.config, ended_by_a_replica)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.config = parse_config("Ingress", user_config)

@@ -34,7 +34,7 @@ from deployments.places import Places
 from deployments.requests import DEFAULT_SESSION, SpeakRequest
 from deployments.talk import Talk
 from deployments.views import Views, with_token
-from deployments.webrtc import Peers
+from deployments.whep import Whep
 from models.errors import BusyError, NotFoundError, StageError
 from models.ids import check_id
 from models.llm.pieces import pieces
@@ -52,7 +52,7 @@ class SessionRoutes:
     _chat: Any
     _live: Live
     _listening: Listening
-    _peers: Peers
+    _whep: Whep
     _views: Views
     _downloads: Downloads
     _sockets: Places
@@ -183,16 +183,29 @@ class SessionRoutes:
         status_code=201,
     )
     async def whep(self, http: Request, session_id: str) -> Response:
+        return await self._whep.play(http, session_id)
+
+    @api.options("/sessions/{session_id}/whep", summary="Whether there is WebRTC here, and with which ICE servers")
+    async def whep_options(self, session_id: str) -> Response:
         check_id(session_id, "session id")
-        sdp = (await http.body()).decode("utf-8", "replace")
-        peer_id, answer = await self._peers.offer(sdp, lambda: self._live.view(session_id))
-        headers = {"Location": f"/sessions/{session_id}/whep/{peer_id}"}
-        return Response(answer, 201, headers, "application/sdp")
+        return self._whep.options()
 
     @api.delete("/sessions/{session_id}/whep/{peer_id}", summary="End a WebRTC connection")
     async def whep_end(self, session_id: str, peer_id: str) -> dict[str, Any]:
-        await self._peers.end(check_id(peer_id, "connection id"))
+        await self._whep.end(peer_id)
         return {"session_id": session_id, "ended": peer_id}
+
+    @api.patch("/sessions/{session_id}/whep/{peer_id}", include_in_schema=False)
+    async def whep_patch(self, session_id: str, peer_id: str) -> Response:
+        return self._whep.refuse()
+
+    async def ended(self, peer_id: str) -> bool:
+        """Called by another ingress replica: end a WebRTC connection, if it is one of this."""
+        return await self._whep.ended(peer_id)
+
+    async def stats(self) -> dict[str, int]:
+        """Of this replica: hubs, viewers, pieces that slow ones missed, those over WebRTC, and tasks."""
+        return {**self._live.stats(), "webrtc": len(self._whep.peers), "tasks": len(asyncio.all_tasks())}
 
     @api.get("/ws.json", summary="Schemas of the messages of /sessions/{session_id}/ws")
     async def messages_schema(self) -> dict[str, Any]:

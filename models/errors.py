@@ -6,7 +6,8 @@ WarmTalkError                    500  internal
 │   ├── AudioError               422  bad_audio             unreadable, empty or too long
 │   ├── VideoError               422  bad_video             unreadable, empty, audio only, absurd size
 │   ├── NoFaceError              422  no_face               no usable face in the source
-│   └── IdError                  422  bad_id                an id outside its alphabet
+│   ├── IdError                  422  bad_id                an id outside its alphabet
+│   └── MediaTypeError           415  bad_media_type        a body of another Content-Type than the route takes
 ├── NotFoundError                404  not_found
 │   ├── AvatarNotFound           404  avatar_not_found
 │   └── SessionNotFound          404  session_not_found
@@ -20,7 +21,7 @@ WarmTalkError                    500  internal
 ├── ConfigError                  400  bad_config
 ├── IdleError                    408  idle                  nothing came, and nothing was asked for, for too long
 ├── BusyError                    429  busy                  queues are full: try again later
-├── NotConfiguredError           501  not_configured        the graph was built without what this needs
+├── NotConfiguredError           501  not_configured        this server was built, or set up, without what this needs
 └── StageError                   502  stage_failed          a stage failed or died more often than it is retried
 """
 
@@ -70,6 +71,10 @@ class NoFaceError(InputError):
 
 class IdError(InputError):
     code = "bad_id"
+
+
+class MediaTypeError(InputError):
+    code, status = "bad_media_type", 415
 
 
 class NotFoundError(WarmTalkError):

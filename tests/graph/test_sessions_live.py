@@ -1,5 +1,6 @@
 """A session live on a real Ray: an endless stream, speech in it, an interruption that reaches the UNet, one socket."""
 
+import asyncio
 import json
 import threading
 import time
@@ -124,3 +125,48 @@ def test_one_socket_speaks_and_shows(warm, graph):
             events += [] if isinstance(message, bytes) else [json.loads(message)]
         assert [event["type"] for event in events] == ["started", "done"] and pieces > 5
         assert events[-1]["summary"]["frames"] > 10
+
+
+async def test_a_webrtc_player_sees_and_hears_a_session_in_time_and_leaves_nothing(warm, graph):
+    """Idle motion and speech, decoded by aiortc; then it leaves, once by DELETE and once without a word."""
+    pytest.importorskip("aiortc")
+    from benchmarks.live import Viewer as Watcher
+    from benchmarks.webrtc import Player, lateness_s, sound_after_picture_s
+
+    async with httpx.AsyncClient(base_url=graph.url, timeout=60) as client:
+        (await client.post("/sessions", json={"session_id": "rtc"})).raise_for_status()
+        watcher = Watcher(client, "rtc")
+        await watcher.started.wait()
+        before = await counted()
+        player = await Player(client, "rtc").play()
+        await player.seen(25)
+        assert (await counted())["webrtc"] == 1
+        (
+            await client.post("/speak", json={"text": "Hello there, this is WebRTC.", "session_id": "rtc"})
+        ).raise_for_status()
+        await asyncio.sleep(1.5)
+        assert (await client.delete(player.resource)).status_code == 200
+        seen = len((got := player.received).came_s)
+        await asyncio.sleep(0.5)
+        assert seen > 50 and len(got.came_s) - seen <= 3 and player.connection.connectionState == "closed"
+        assert got.loudest() > 2000
+        live = await watcher.stop()
+        late_s = lateness_s(got, live.data, live.came_s)
+        assert len(late_s) > 0.9 * seen and np.median(late_s) < 0.3
+        parts_s = sound_after_picture_s(got, (await client.get("/sessions/rtc/video.mp4")).content)
+        assert abs(parts_s) < 0.06, parts_s
+        again = await Player(client, "rtc").play()
+        await again.seen(10)
+        await again.stop()
+        missing = await client.delete(again.resource)
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+        await asyncio.sleep(0.5)
+        after = await counted()
+        assert after["webrtc"] == 0 and after["viewers"] == before["viewers"] - 1  # the watcher has left, too
+        assert after["tasks"] <= before["tasks"] + 2
+
+
+async def counted() -> dict:
+    from ray import serve
+
+    return await serve.get_deployment_handle("Ingress", "warmtalk").stats.remote()

@@ -292,8 +292,9 @@ def test_a_query_out_of_its_range_is_named(client: TestClient, path: str) -> Non
 @pytest.mark.parametrize("sdp", [b"", b"\xff\xfe" * 100, b"m=video \r\n", b"v=0\r\nm=video 9 UDP/TLS/RTP/SAVPF 96\r\n"])
 def test_an_offer_that_is_none_is_refused(client: TestClient, sdp: bytes) -> None:
     pytest.importorskip("aiortc")
-    sentence(client.post("/sessions/alice/whep", content=sdp), 422, "bad_input")
-    sentence(client.post("/sessions/alice/whep", content=b"m=video " * 10**6), 413, "http_413")
+    headers = {"Content-Type": "application/sdp"}
+    sentence(client.post("/sessions/alice/whep", content=sdp, headers=headers), 422, "bad_input")
+    sentence(client.post("/sessions/alice/whep", content=b"m=video " * 10**6, headers=headers), 413, "http_413")
 
 
 @pytest.mark.parametrize(("wanted", "status"), [("bytes=5-2", 416), ("bytes=x-y", 200), ("bytes=9" * 500, 200)])

@@ -20,6 +20,7 @@ from tests.unit.air_material import summary_of
 from tests.unit.ingress_material import error_of
 from tests.unit.whole_server import whole_server
 
+SDP = {"content-type": "application/sdp"}
 SAID = "As many viewers watch as this server allows."
 
 
@@ -69,7 +70,7 @@ def test_viewers_are_counted_by_whichever_way_they_watch(serve):
         answer = client.get("/sessions/alice/live.mp4")
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
         assert error_of(answer)["message"] == SAID
-        late = client.post("/sessions/alice/whep", content=portal.call(offer).localDescription.sdp.encode())
+        late = client.post("/sessions/alice/whep", content=portal.call(offer).localDescription.sdp, headers=SDP)
         assert (late.status_code, error_of(late)["message"]) == (429, SAID)
         with client.websocket_connect("/sessions/alice/ws") as other:
             assert other.receive_json()["type"] == "ready"  # it may act, and not watch
@@ -94,7 +95,7 @@ async def post_offer(ingress: Any, connection: Any) -> int:
     async def body() -> bytes:
         return str(connection.localDescription.sdp).encode()
 
-    answer = await ingress.whep(SimpleNamespace(body=body), "alice")
+    answer = await ingress.whep(SimpleNamespace(body=body, headers=SDP, scope={}), "alice")
     return int(answer.status_code)
 
 
@@ -107,7 +108,8 @@ async def watch_on_and_off(ingress: Any, times: int) -> None:
         await asyncio.sleep(0)
 
     socket = SimpleNamespace(client=None, send_bytes=nothing, send_text=nothing)
-    talk = Talk(socket, "alice", ingress._stitch, ingress._chat, ingress._live)  # type: ignore[arg-type]
+    listening = ingress._listening
+    talk = Talk(socket, "alice", ingress._stitch, ingress._chat, ingress._live, listening)  # type: ignore[arg-type]
     for _ in range(times):
         await talk._watch(Watch(type="watch", on=True))
         await talk._watch(Watch(type="watch", on=False))
