@@ -16,7 +16,7 @@ from typing import Any
 from configs.schema import IngressConfig
 from deployments.feed import Feed
 from deployments.hub import Viewer
-from models.errors import BusyError, InputError, NotFoundError, NotConfiguredError
+from models.errors import BusyError, InputError, NotConfiguredError, NotFoundError
 
 LOST_STATES = ("failed", "closed", "disconnected")
 CONNECT_S = 20.0  # a client that has not come by then has gone

@@ -79,7 +79,7 @@ def test_viewers_are_counted_by_whichever_way_they_watch(serve):
             assert (event["id"], event["error"]["message"]) == ("late", SAID)
     until(lambda: ingress._live.viewers() == 2)  # the first socket is gone
     portal.call(first.body_iterator.aclose)
-    portal.call(ingress._peers.stop)
+    portal.call(ingress._whep.peers.stop)
     until(lambda: ingress._live.viewers() <= 1)
 
 

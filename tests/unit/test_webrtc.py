@@ -11,7 +11,7 @@ from configs.schema import IngressConfig
 from deployments import webrtc
 from deployments.live import Live
 from deployments.webrtc import Peers, video_codec
-from models.errors import BusyError, InputError, NotFoundError, NotConfiguredError, SessionNotFound
+from models.errors import BusyError, InputError, NotConfiguredError, NotFoundError, SessionNotFound
 from models.stitch.encode import UtteranceEncoder
 from models.stitch.live import encode_idle, split
 from tests.unit.live_material import RATE, SPEC
