@@ -18,7 +18,7 @@ from typing import Any
 from configs.schema import StitchConfig
 from deployments.broadcast import LiveEvent
 from deployments.calls import Call
-from deployments.chunks import Chunk, Job, LineSettings
+from deployments.chunks import Job, LineSettings
 from deployments.growing import GrowingTexts
 from deployments.interruption import Cut, Cuts
 from deployments.line import Line
@@ -29,6 +29,7 @@ from deployments.requests import Ending, SpeakEvent, SpeakRequest
 from deployments.retention import Limits, Retention
 from deployments.sessions import OpenSessions, refuse_closed, refuse_other_avatar
 from deployments.stage import Stage
+from deployments.stitching import Stitching
 from deployments.summary import summary_of
 from deployments.turns import Turns
 from deployments.utterance import LoadedAvatar, Utterance
@@ -38,7 +39,7 @@ from models.errors import BusyError, InputError, InterruptedSpeech, StageError, 
 from models.ids import check_id
 from models.stitch.encode import MediaSpec
 from models.text import check_text, printable
-from models.types import Fragment, Speech
+from models.types import Speech
 
 log = logging.getLogger("ray.serve")
 
@@ -114,12 +115,11 @@ class Stitch(Stage[StitchConfig]):
         stage = self._on_stage(utterance)
         line = Line(*self._handles, settings=self._settings(utterance.spec.fps))
         utterance.engines = line.engines
-        stitched: list[Call] = []
+        stitching = Stitching(utterance, stage, cut, self.worker, self.meter)
         ttff_ms, interrupted = 0.0, False
         chunks = line.run(self._job(utterance, stage))
         try:
-            made = self._fragments(utterance, chunks, stage, cut, stitched)
-            async with aclosing(made):
+            async with aclosing(stitching.fragments(chunks)) as made:
                 async for fragment in made:
                     if not ttff_ms:
                         ttff_ms = (time.perf_counter() - asked_s) * 1e3
@@ -147,7 +147,7 @@ class Stitch(Stage[StitchConfig]):
             if utterance.session is not None and (interrupted or utterance.complete):
                 await self.worker.run(utterance.end, interrupted)
             self._count_transfers(line.calls)
-        calls = [*line.calls, *stitched]
+        calls = [*line.calls, *stitching.calls]
         summary = summary_of(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
         summary |= {"interrupted": interrupted}
         summary |= {"live": stage.facts()} if stage is not None else {}
@@ -334,48 +334,6 @@ class Stitch(Stage[StitchConfig]):
             await stage.leave()
         finally:
             self._on_air.performed(session_id)
-
-    async def _fragments(
-        self,
-        utterance: Utterance,
-        chunks: AsyncGenerator[Chunk, None],
-        stage: OnStage | None,
-        cut: Cut,
-        calls: list[Call],
-    ) -> AsyncGenerator[Fragment, None]:
-        """The utterance's fragments as they are made: written at once, or shown. Raises InterruptedSpeech."""
-        while (chunk := await cut.unless(anext(chunks, None))) is not None:
-            close = chunk.last if stage is None else chunk.closes and not stage.follows(chunk)
-            for fragment in await self._stitch(utterance, chunk, close, stage, cut, calls):
-                yield fragment
-        for fragment in await self._close(utterance, stage, cut):
-            yield fragment
-        utterance.complete = True
-
-    async def _stitch(
-        self, utterance: Utterance, chunk: Chunk, close: bool, stage: OnStage | None, cut: Cut, calls: list[Call]
-    ) -> list[Fragment]:
-        """Paste and encode one chunk on the compute thread; write what it completes, or show it."""
-        received_s = time.time()
-        done = await self.worker.run(utterance.add if stage is None else utterance.make, chunk, close)
-        back_s = time.perf_counter() - done.ended_s  # from the thread to the event loop, which may be busy
-        timing = self.meter.stamp(len(chunk.crops), received_s, done.queue_s, done.compute_s)
-        parts_ms = (done.queue_s * 1e3, back_s * 1e3, done.compute_s * 1e3)
-        wall_ms = (timing.done_s - received_s) * 1e3
-        calls.append(Call(self.stage, len(chunk.crops), *parts_ms, wall_ms, done.compute_s * 1e3))
-        if stage is not None:
-            await cut.unless(stage.show(chunk, done.value))
-        return done.value
-
-    async def _close(self, utterance: Utterance, stage: OnStage | None, cut: Cut) -> list[Fragment]:
-        """The last fragments of an utterance whose end was not known when its last chunk came."""
-        fragments = (await self.worker.run(utterance.flush)).value
-        if stage is not None:
-            await cut.unless(stage.end(fragments))
-            return fragments
-        for fragment in fragments:
-            await self.worker.run(utterance.write, fragment)
-        return fragments
 
     def _count_transfers(self, calls: list[Call]) -> None:
         for call in calls:
