@@ -28,7 +28,10 @@ DROP_STEP_PX = 2
 DROPS = np.arange(-6, 25, DROP_STEP_PX)  # px that are tried; between them a parabola
 LEAST_SEEN = 40  # samples that must stay within the crop
 LEAST_GAIN = 0.01  # of correlation over no drop at all: less is noise
-LEAST_DROP_PX = 1.5  # a smaller drop is left to the mask's own margin
+LEAST_DROP_PX = 0.25  # less is no drop
+# From here on a drop is followed whole, a smaller one less and less: readings of a jaw at rest are now and then a px off.
+# Less than the whole would show: FaceMesh takes a mouth whose chin stays behind for a smaller one.
+WHOLE_DROP_PX = 3.0
 NECK_PX = 60.0  # below the chin the frame is at rest again: at most 24 px of drop compress it to a third
 MOUTH_ROW = 0.62  # of the crop: above, nothing moves
 FIELD_PX = 4  # frame px per cell on which motion is worked out
@@ -47,8 +50,9 @@ class JawDrop:
     def __call__(self, seen_px: float, fps: float) -> float:
         """The drop to use for the next frame, from the one just seen."""
         falling = self.px * math.exp(-1 / (RELEASE_S * fps))
-        self.px = max(seen_px, falling if falling > 0.25 else 0.0)
-        return max(0.0, self.px - LEAST_DROP_PX)
+        self.px = max(seen_px, falling if falling > LEAST_DROP_PX else 0.0)
+        share = min(self.px / WHOLE_DROP_PX, 1.0)
+        return self.px * share * share * (3 - 2 * share)
 
 
 class JawLine:

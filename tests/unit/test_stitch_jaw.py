@@ -12,7 +12,7 @@ import pytest
 
 from models.avatar.store import AvatarStore
 from models.avatar.warp import apply, warp
-from models.stitch.jaw import LEAST_DROP_PX, JawDrop, JawLine
+from models.stitch.jaw import LEAST_DROP_PX, WHOLE_DROP_PX, JawDrop, JawLine
 from models.stitch.paste import PasteMemory, Paster, warp_alpha
 from models.types import PreparedAvatar
 
@@ -58,13 +58,20 @@ def test_a_jaw_as_open_as_the_sources_drops_nothing_and_a_paste_is_the_plain_one
         assert np.array_equal(plain, followed)
 
 
-def test_the_drop_is_followed_at_once_and_released_slowly_and_small_ones_not_at_all() -> None:
+def test_a_drop_is_followed_at_once_and_whole_and_released_slowly() -> None:
     drop = JawDrop()
-    assert drop(1.0, 25) == 0
-    assert drop(12.0, 25) == 12 - LEAST_DROP_PX
+    assert drop(12.0, 25) == 12
     falling = [drop(0.0, 25) for _ in range(8)]
     assert all(a > b for a, b in pairwise(falling) if a > 0)
     assert falling[0] > 4 and falling[-1] == 0
+
+
+def test_a_small_drop_is_followed_less_the_smaller_it_is_without_a_step() -> None:
+    seen = np.arange(0, 2 * WHOLE_DROP_PX, 0.1)
+    used = np.array([JawDrop()(float(px), 25) for px in seen])
+    assert used[0] == 0 and used[10] < 0.3  # a px: hardly
+    assert used[seen >= WHOLE_DROP_PX] == pytest.approx(seen[seen >= WHOLE_DROP_PX])
+    assert np.diff(used).min() >= 0 and np.diff(used).max() < 0.2
 
 
 def test_the_mask_grows_downwards_only_and_ends_within_the_crop(avatar: PreparedAvatar, line: JawLine) -> None:
