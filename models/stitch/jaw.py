@@ -29,7 +29,7 @@ DROPS = np.arange(-6, 25, DROP_STEP_PX)  # px that are tried; between them a par
 LEAST_SEEN = 40  # samples that must stay within the crop
 LEAST_GAIN = 0.01  # of correlation over no drop at all: less is noise
 LEAST_DROP_PX = 0.25  # less is no drop
-# From here on a drop is followed whole, a smaller one less and less: readings of a jaw at rest are now and then a px off.
+# From here on a drop is followed whole, a smaller one less and less: a resting jaw is now and then read a px off.
 # Less than the whole would show: FaceMesh takes a mouth whose chin stays behind for a smaller one.
 WHOLE_DROP_PX = 3.0
 NECK_PX = 60.0  # below the chin the frame is at rest again: at most 24 px of drop compress it to a third
