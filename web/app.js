@@ -7,15 +7,17 @@ import { LivePlayer } from "./live.js";
 import { Recorder } from "./microphone.js";
 import { Replay } from "./replay.js";
 import { Settings } from "./settings.js";
+import { Captions } from "./told.js";
 
 const $ = (id) => document.getElementById(id);
 const LONGEST_RECORDING_S = 120;
 const video = $("video");
 const player = new LivePlayer(video);
+const captions = new Captions(video);
 const conversation = new Conversation();
 const settings = new Settings();
 const replay = new Replay(video);
-const page = { session: "", live: false, job: "done", saying: null, captions: true, recorder: null };
+const page = { session: "", live: false, job: "done", captions: true, recorder: null };
 
 // --- the session: one a tab
 
@@ -77,8 +79,9 @@ function show() {
   $("pill").dataset.state = state;
   if ($("pill-text").textContent !== words[state]) $("pill-text").textContent = words[state];
   $("interrupt").hidden = !(state === "speaking" || state === "thinking");
-  $("caption").hidden = !(page.captions && page.saying && page.live);
-  $("caption-text").textContent = page.saying ?? "";
+  const { text } = captions.now;
+  $("caption").hidden = !(page.captions && text && page.live);
+  $("caption-text").textContent = text;
   $("unmute").hidden = !(video.muted && page.live && !page.chose);
   $("mute").setAttribute("aria-pressed", String(video.muted));
   $("mute").setAttribute("aria-label", video.muted ? "Sound is off: turn it on" : "Sound is on: turn it off");
@@ -121,8 +124,15 @@ video.addEventListener("volumechange", show);
 conversation.addEventListener("job", ({ detail: job }) => {
   if (page.job !== job.status && job.status === "done") replay.look(page.session);
   page.job = job.status;
-  page.saying = job.saying;
   draw(job.latency);
+  show();
+});
+player.addEventListener("told", ({ detail: { kind, message, offset } }) => {
+  if (kind === "caption") captions.tell(message, offset);
+});
+player.addEventListener("anew", () => captions.clear());
+captions.addEventListener("change", () => {
+  conversation.hear(captions.now.sentence);
   show();
 });
 conversation.addEventListener("sent", () => {
@@ -163,7 +173,6 @@ async function interrupt() {
   if ($("interrupt").hidden) return;
   try {
     await request(`sessions/${page.session}/interrupt`, { method: "POST" });
-    conversation.hush();
   } catch (failure) {
     notice(failure.message, failure.remedy);
   }

@@ -3,9 +3,6 @@
 import { Backoff, Failure, getJson, pause, postJson } from "./api.js";
 
 const POLL_MS = 500;
-const CHARS_A_S = 15; // of speech at pace 1: the next sentence's caption comes after so long
-const LEAD_MS = 450; // from a text being sent to the voice to its first picture
-const SENTENCE = /[^.!?…]+[.!?…]*["'”’)]*\s*/; // the first of a text
 const $ = (id) => document.getElementById(id);
 
 const element = (tag, name = "", text = "") => Object.assign(document.createElement(tag), { className: name, textContent: text });
@@ -19,14 +16,14 @@ const icon = (name) => {
 };
 
 /**
- * Events: "job" {status, saying, latency} whenever something changes, "sent" when a message leaves. `status` is that of
- * the message that is furthest, `saying` the sentence that is being said.
+ * Events: "job" {status, latency} whenever something changes, "sent" when a message leaves. `status` is that of the
+ * message that is furthest.
  */
 export class Conversation extends EventTarget {
   #log = $("log");
   #session = "";
   #jobs = new Map(); // bubble → the latest that is known of its job
-  #saying = { text: "", shown: 0, timer: 0, sentence: null }; // shown: characters of the text
+  #heard = ""; // the sentence that is heard now
 
   /** Show another session's messages. */
   async open(session) {
@@ -38,10 +35,11 @@ export class Conversation extends EventTarget {
     for (const { role, content } of messages) this.#bubble(role === "user" ? "user" : "presenter", content);
   }
 
-  /** Nothing is said any more: the server has been told so. */
-  hush() {
-    this.#say("");
-    this.#changed();
+  /** Mark the sentence that is heard now; "" for none. */
+  hear(sentence) {
+    if (sentence === this.#heard) return;
+    this.#heard = sentence;
+    for (const [bubble, job] of this.#jobs) if (job.reply) this.#show(bubble, job);
   }
 
   /** A message to be answered: POST /chat, then GET /status until it is done. */
@@ -59,24 +57,24 @@ export class Conversation extends EventTarget {
 
   /** A text to be said as it is: POST /speak. */
   async say(text, options) {
-    await this.#speak(text, "", (session) => postJson("speak", { text, session_id: session, ...options }, { timeout: 0 }), text);
+    await this.#speak(text, "", (session) => postJson("speak", { text, session_id: session, ...options }, { timeout: 0 }));
   }
 
   /** A recording to be said. send(session) → the summary of POST /speak/audio. */
   async record(seconds, send) {
-    await this.#speak(`Recording, ${seconds.toFixed(1)} s`, "mic", send, "");
+    await this.#speak(`Recording, ${seconds.toFixed(1)} s`, "mic", send);
   }
 
-  async #speak(words, symbol, send, saying) {
+  async #speak(words, symbol, send) {
     const session = this.#session;
     const bubble = this.#begin(words, symbol || "sound");
     try {
-      this.#changed(bubble, { status: "speaking", saying });
+      this.#changed(bubble, { status: "speaking" });
       const summary = await send(session);
       bubble.remove();
       this.#changed(bubble, { status: "done", latency: { ...summary, first_frame_ms: summary.ttff_ms } });
     } catch (failure) {
-      this.#fail(bubble, failure, () => this.#speak(words, symbol, send, saying));
+      this.#fail(bubble, failure, () => this.#speak(words, symbol, send));
     } finally {
       this.#end(bubble);
     }
@@ -129,7 +127,7 @@ export class Conversation extends EventTarget {
   #show(bubble, job) {
     if (!job.reply.trim()) return;
     const stay = this.#atEnd();
-    const [before, now, after] = parted(job.reply.trim(), job.status === "speaking" ? this.#saying.sentence : null);
+    const [before, now, after] = parted(job.reply.trim(), job.status === "speaking" ? this.#heard : "");
     bubble.replaceChildren(before, ...(now ? [element("span", "said now", now)] : []), after);
     if (job.interrupted) {
       const tag = element("span", "tag");
@@ -172,39 +170,13 @@ export class Conversation extends EventTarget {
     if (bubble) this.#jobs.set(bubble, job);
     const jobs = [...this.#jobs.values()];
     const furthest = jobs.find(({ status }) => status === "speaking") ?? jobs[0] ?? { status: "done" };
-    const text = (furthest.status === "speaking" && furthest.saying) || "";
-    if (text !== this.#saying.text) this.#say(text);
     for (const [shown, known] of this.#jobs) if (known.reply) this.#show(shown, known);
-    this.dispatchEvent(new CustomEvent("job", { detail: { status: furthest.status, saying: this.#saying.sentence, latency: job?.latency } }));
-  }
-
-  /** Show the sentences of a text that may still grow, one after another, at the pace of speech. */
-  #say(text) {
-    const said = this.#saying;
-    if (text && said.text && text.startsWith(said.text)) {
-      said.text = text;
-      if (!said.timer) this.#next();
-      return;
-    }
-    clearTimeout(said.timer);
-    this.#saying = { text, shown: 0, timer: 0, sentence: null };
-    if (text) this.#saying.timer = setTimeout(() => this.#next(), LEAD_MS);
-  }
-
-  #next() {
-    const said = this.#saying;
-    said.timer = 0;
-    const [sentence] = said.text.slice(said.shown).match(SENTENCE) ?? [];
-    if (!sentence) return; // the voice is still being given the rest
-    said.shown += sentence.length;
-    said.sentence = sentence.trim();
-    said.timer = setTimeout(() => this.#next(), (1000 * sentence.length) / CHARS_A_S);
-    this.#changed();
+    this.dispatchEvent(new CustomEvent("job", { detail: { status: furthest.status, latency: job?.latency } }));
   }
 }
 
-/** What stands before, in and behind the piece that is being said. */
-function parted(reply, saying) {
-  const at = saying ? reply.lastIndexOf(saying) : -1;
-  return at < 0 ? [reply, "", ""] : [reply.slice(0, at), saying, reply.slice(at + saying.length)];
+/** What stands before, in and behind the sentence that is heard. */
+function parted(reply, heard) {
+  const at = heard ? reply.lastIndexOf(heard) : -1;
+  return at < 0 ? [reply, "", ""] : [reply.slice(0, at), heard, reply.slice(at + heard.length)];
 }

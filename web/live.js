@@ -3,10 +3,12 @@
  *
  * A media source and not `<video src>`: measured in Chromium (tests/browser), a plain element plays about a second
  * behind, cannot be brought back to the edge, and starts from black after each break.
- * Events: "state" {state: connecting|live|lost, failure?, retryMs?}, "first" {ms}.
+ * Events: "state" {state: connecting|live|lost, failure?, retryMs?}, "first" {ms}, "told" {kind, message, offset}: what
+ * the stream says beside its pictures (told.js), and where its 0 stands on the video's clock, "anew" when that begins anew.
  */
 
 import { Backoff, Failure, failureOf, pause } from "./api.js";
+import { EventReader } from "./told.js";
 
 const BEHIND_S = 0.22; // what is buffered ahead of the picture after a jump: less stutters, more is late
 const LATE_S = 0.42; // pieces come 160 ms at a time: if the least of a second stays above this, play a little faster
@@ -83,6 +85,7 @@ export class LivePlayer extends EventTarget {
       const answer = await fetch(await this.#find(), { signal: abort.signal, cache: "no-store" });
       if (!answer.ok) throw await failureOf(answer);
       const reader = answer.body.getReader();
+      const events = new EventReader();
       let head = new Uint8Array();
       for (let first = true; ; ) {
         const { done, value } = await reader.read();
@@ -90,7 +93,7 @@ export class LivePlayer extends EventTarget {
         clearTimeout(timer);
         timer = setTimeout(() => abort.abort(), SILENCE_MS);
         if (!first) {
-          this.#append(value);
+          this.#append(value, events);
           continue;
         }
         head = joined(head, value);
@@ -99,7 +102,7 @@ export class LivePlayer extends EventTarget {
         first = false;
         await this.#open(type);
         if (run !== this.#run) return;
-        this.#append(head);
+        this.#append(head, events);
         begun();
         this.#tell("live");
         this.dispatchEvent(new CustomEvent("first", { detail: { ms: performance.now() - startedMs } }));
@@ -123,6 +126,7 @@ export class LivePlayer extends EventTarget {
       return;
     }
     this.#source = new Source();
+    this.dispatchEvent(new Event("anew"));
     this.#video.src = URL.createObjectURL(this.#source);
     await new Promise((resolve) => this.#source.addEventListener("sourceopen", resolve, { once: true }));
     URL.revokeObjectURL(this.#video.src);
@@ -137,8 +141,10 @@ export class LivePlayer extends EventTarget {
     this.#buffer = this.#source = null;
   }
 
-  #append(bytes) {
+  #append(bytes, events) {
     this.#queue.push(bytes);
+    const offset = this.#buffer?.timestampOffset ?? 0;
+    for (const told of events.push(bytes)) this.dispatchEvent(new CustomEvent("told", { detail: { ...told, offset } }));
     this.#feed();
   }
 

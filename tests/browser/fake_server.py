@@ -28,6 +28,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from deployments.paths import builtin_avatars
 from deployments.web import serve_page
+from models.stitch.events import event_box
 
 FPS, RATE, FRAGMENT_FRAMES = 25, 24_000, 4
 FRAME_SAMPLES = RATE // FPS
@@ -148,13 +149,17 @@ class Viewer:
         self._video = self._out.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "tune": "zerolatency"})
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
         self._video.gop_size = 25
+        self._caption: dict[str, Any] | None = None  # that was told last, and is heard
+        self._told = 0
         self._audio = self._out.add_stream("aac", rate=RATE, layout="mono")
 
     def step(self) -> bytes:
-        """FRAGMENT_FRAMES more frames, as bytes."""
+        """FRAGMENT_FRAMES more frames, as bytes, and what is told with them."""
+        told = b""
         for _ in range(FRAGMENT_FRAMES):
             now_s = time.monotonic()
             speaking = round((now_s - self._session.began_s) * FPS) if self._session.speaks else None
+            told += self._tell(speaking)
             frame = av.VideoFrame.from_ndarray(self._film.frame(self._number, speaking), format="rgb24")
             frame.pts = self._number
             self._out.mux(self._video.encode(frame))
@@ -162,7 +167,27 @@ class Viewer:
             sound.sample_rate, sound.pts = RATE, self._number * FRAME_SAMPLES
             self._out.mux(self._audio.encode(sound))
             self._number += 1
-        return self._sink.take()
+        return told + self._sink.take()
+
+    def _tell(self, speaking: int | None) -> bytes:
+        """The caption that begins, or is cut, with the next frame."""
+        now_s, session, last = self._number / FPS, self._session, self._caption
+        told = b""
+        if last is not None and (speaking is None or session.began_s != last["began_s"]):
+            if last["end_s"] > now_s + 1.5 / FPS:
+                told += self._box(last | {"end_s": now_s, "cut": True})
+            self._caption = None
+        if speaking is not None and self._caption is None:
+            self._told += 1
+            start_s = now_s - speaking / FPS
+            times = {"start_s": max(0.0, start_s), "end_s": start_s + session.until_s - session.began_s}
+            about = {"id": self._told, "text": session.caption, "words": [], "cut": False, "began_s": session.began_s}
+            self._caption = {**about, **times}
+            told += self._box(self._caption)
+        return told
+
+    def _box(self, caption: dict[str, Any]) -> bytes:
+        return event_box("caption", caption, caption["id"], caption["start_s"], caption["end_s"] - caption["start_s"])
 
     def close(self) -> None:
         self._out.close()

@@ -1,0 +1,145 @@
+"""Captions in Chromium: shown while they are heard, as cues of the video itself, in parts that can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from models.stitch.boxes import box
+from models.stitch.events import event_box
+from tests.browser.conftest import Tab
+from tests.browser.fake_server import FPS, Film, State, fake_server
+
+pytestmark = pytest.mark.browser
+
+# When each text was drawn, by the video's clock and by the page's; and what the track has.
+NOTE = """() => {
+  const video = document.querySelector('video'), caption = document.querySelector('#caption');
+  window.drawn = [];
+  new MutationObserver(() => {
+    const text = caption.hidden ? '' : caption.innerText;
+    if (text !== (drawn.at(-1)?.text ?? '')) drawn.push({ text, videoS: video.currentTime, pageS: performance.now() / 1000 });
+  }).observe(caption, { attributes: true, childList: true, characterData: true, subtree: true });
+}"""
+CUES = """() => [...document.querySelector('video').textTracks[0].cues]
+  .map(({ text, startTime, endTime }) => ({ text, startS: startTime, endS: endTime }))"""
+
+# When the sound became loud, by the page's clock: looked at for each block of 128 samples (5 ms).
+LISTEN = """async () => {
+  const audio = new AudioContext(), code = `registerProcessor('ear', class extends AudioWorkletProcessor {
+    process([[samples]]) {
+      if (samples?.some((sample) => Math.abs(sample) > 0.01)) this.port.postMessage(currentTime);
+      return true;
+    }
+  })`;
+  await audio.audioWorklet.addModule(URL.createObjectURL(new Blob([code], { type: 'text/javascript' })));
+  const ear = new AudioWorkletNode(audio, 'ear');
+  window.loud = [];
+  ear.port.onmessage = ({ data }) => loud.push(performance.now() / 1000 - (audio.currentTime - data));
+  audio.createMediaStreamSource(document.querySelector('video').captureStream()).connect(ear);
+  await audio.resume();
+}"""
+
+
+@pytest.fixture(scope="module")
+def film(chromium: Any) -> Film:
+    return Film()
+
+
+@pytest.fixture
+def served(film: Film) -> Iterator[tuple[str, State]]:
+    with fake_server(film) as (url, state):
+        yield url, state
+
+
+@pytest.fixture
+def chat(served: tuple[str, State], tab: Any) -> Tab:
+    opened: Tab = tab(served[0], bypass_csp=True).open()  # the ear is a script of the test's own
+    return opened
+
+
+def test_each_sentence_is_shown_while_it_is_heard(chat: Tab, served: tuple[str, State]) -> None:
+    served[1].reply = "One is short. Two is a little longer than that. Three."
+    chat.page.evaluate(LISTEN)
+    chat.page.evaluate(NOTE)
+    chat.send("Count!")
+    chat.state("speaking")
+    chat.state("live")
+    chat.until("drawn.length && drawn.at(-1).text === ''")
+    drawn, cues = chat.page.evaluate("drawn"), chat.page.evaluate(CUES)
+    assert [cue["text"] for cue in cues] == ["One is short.", "Two is a little longer than that.", "Three."]
+    shown = [one for one in drawn if one["text"]]
+    assert [one["text"] for one in shown] == [cue["text"] for cue in cues]
+    late_s = [one["videoS"] - cue["startS"] for one, cue in zip(shown, cues, strict=True)]
+    assert all(-0.001 <= late <= 1.5 / FPS for late in late_s), late_s
+    assert drawn[-1]["videoS"] - cues[-1]["endS"] == pytest.approx(0, abs=1.5 / FPS)
+    heard_s = chat.page.evaluate("loud[0]")
+    assert shown[0]["pageS"] - heard_s == pytest.approx(0, abs=0.15)
+
+
+def test_a_caption_ends_where_its_speech_is_cut(chat: Tab, served: tuple[str, State]) -> None:
+    served[1].reply = "This is a sentence that goes on and on, and on, for the sake of an interruption."
+    chat.page.evaluate(NOTE)
+    chat.send("Talk!")
+    chat.until("drawn.length === 1")
+    chat.page.wait_for_timeout(600)
+    planned = chat.page.evaluate(CUES)[0]["endS"]
+    chat.page.click("#interrupt")
+    chat.until("drawn.length === 2")
+    (cue,), (begun, ended) = chat.page.evaluate(CUES), chat.page.evaluate("drawn")
+    assert cue["endS"] < planned - 2
+    assert ended["text"] == "" and ended["videoS"] == pytest.approx(cue["endS"], abs=1.5 / FPS)
+    assert 0.5 < cue["endS"] - begun["videoS"] < 2.0
+
+
+def test_a_long_sentence_is_shown_in_parts_of_two_lines(chat: Tab, served: tuple[str, State]) -> None:
+    words = "It has many words, and none of them is long, so that it can be cut where a reader would breathe".split()
+    parts = chat.page.evaluate(
+        """async (words) => (await import('/web/told.js')).parts({
+          text: words.join(' '), start_s: 10, end_s: 14, words: words.map((text, k) => ({ text, start_s: 10 + k / 5 })) })""",
+        words,
+    )
+    assert len(parts) == 2 and " ".join(part["text"] for part in parts) == " ".join(words)
+    assert max(len(part["text"]) for part in parts) <= 84 and min(len(part["text"]) for part in parts) > 30
+    first = len(parts[0]["text"].split())
+    assert (parts[0]["start"], parts[0]["end"]) == (10, pytest.approx(10 + first / 5))
+    assert (parts[1]["start"], parts[1]["end"]) == (pytest.approx(10 + first / 5), 14)
+    guessed = chat.page.evaluate(
+        "async (text) => (await import('/web/told.js')).parts({ text, start_s: 10, end_s: 14 })", " ".join(words)
+    )
+    share = (len(guessed[0]["text"]) + 1) / len(" ".join(words))
+    assert guessed[1]["start"] == pytest.approx(10 + 4 * share) and guessed[1]["end"] == 14
+
+
+def test_events_are_found_however_the_stream_is_cut_up(chat: Tab) -> None:
+    caption = event_box("caption", {"text": "Größe 👋"}, 1, 0.5, 1.0)
+    data = box(b"moof", b"emsg") + caption + box(b"mdat", bytes(16)) + event_box("ended", {"reason": "closed"}, 2, 1.5)
+    found = chat.page.evaluate(
+        """async (bytes) => {
+          const { EventReader } = await import('/web/told.js'), data = Uint8Array.from(bytes);
+          return [1, 5, 64, data.length].map((size) => {
+            const reader = new EventReader(), found = [];
+            for (let at = 0; at < data.length; at += size) found.push(...reader.push(data.subarray(at, at + size)));
+            return found;
+          });
+        }""",
+        list(data),
+    )
+    expected = [
+        {"kind": "caption", "message": {"text": "Größe 👋"}},
+        {"kind": "ended", "message": {"reason": "closed"}},
+    ]
+    assert found == [expected] * 4
+
+
+def test_captions_can_be_turned_off(chat: Tab, served: tuple[str, State]) -> None:
+    chat.page.click("#captions-toggle")
+    chat.send("Hello.")
+    chat.state("speaking")
+    chat.until("document.querySelector('video').textTracks[0].activeCues.length")
+    assert not chat.page.is_visible("#caption")
+    chat.page.click("#captions-toggle")
+    chat.until("document.querySelector('#caption').checkVisibility()")
+    assert chat.page.inner_text("#caption") in served[1].reply
