@@ -14,13 +14,16 @@ from tests.browser.fake_server import FPS, Film, State, fake_server
 
 pytestmark = pytest.mark.browser
 
+LONG = "It has many words, and none of them is long, so that it can be cut where a reader would breathe"
+
 # When each text was drawn, by the video's clock and by the page's; and what the track has.
 NOTE = """() => {
   const video = document.querySelector('video'), caption = document.querySelector('#caption');
   window.drawn = [];
   new MutationObserver(() => {
     const text = caption.hidden ? '' : caption.innerText;
-    if (text !== (drawn.at(-1)?.text ?? '')) drawn.push({ text, videoS: video.currentTime, pageS: performance.now() / 1000 });
+    if (text === (drawn.at(-1)?.text ?? '')) return;
+    drawn.push({ text, videoS: video.currentTime, pageS: performance.now() / 1000 });
   }).observe(caption, { attributes: true, childList: true, characterData: true, subtree: true });
 }"""
 CUES = """() => [...document.querySelector('video').textTracks[0].cues]
@@ -95,10 +98,11 @@ def test_a_caption_ends_where_its_speech_is_cut(chat: Tab, served: tuple[str, St
 
 
 def test_a_long_sentence_is_shown_in_parts_of_two_lines(chat: Tab, served: tuple[str, State]) -> None:
-    words = "It has many words, and none of them is long, so that it can be cut where a reader would breathe".split()
+    words = LONG.split()
     parts = chat.page.evaluate(
         """async (words) => (await import('/web/told.js')).parts({
-          text: words.join(' '), start_s: 10, end_s: 14, words: words.map((text, k) => ({ text, start_s: 10 + k / 5 })) })""",
+          text: words.join(' '), start_s: 10, end_s: 14,
+          words: words.map((text, k) => ({ text, start_s: 10 + k / 5 })) })""",
         words,
     )
     assert len(parts) == 2 and " ".join(part["text"] for part in parts) == " ".join(words)
