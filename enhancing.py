@@ -34,6 +34,7 @@ from models.stitch.rewrite import (
     join,
     piece_signature,
 )
+from models.stitch.sidecar import committed_lines, enhanced_lines, replace_with_sidecar, sidecar_path
 from models.types import FaceCrops, UInt8
 
 FORMAT = 1  # of OUT.part; another one is begun anew
@@ -169,8 +170,8 @@ def enhance_video(
 
     Frames, their times and the sound stay: times to the tick in MP4 and MOV, to the millisecond in MKV; the sound
     packet by packet. (MKV begins at 0 or later: all is moved where the sound starts before.) The picture becomes 8 bit
-    H.264, BT.709. Other streams (subtitles, data) are left out. Raises VideoError, BusyError (another run writes this
-    output), StageError (cluster), WeightsError.
+    H.264, BT.709. Other streams (subtitles, data) are left out. A sidecar goes along, and names the engine. Raises
+    VideoError, BusyError (another run writes this output), StageError (cluster), WeightsError.
     """
     begin_s = time.monotonic()
     source = SourceVideo(video)
@@ -186,7 +187,8 @@ def enhance_video(
             _make_pieces(source, parts, backend, options, crf, detector or BlazeMesh(), progress, piece_s, report)
         joined = folder / f"joined{output.suffix}"
         report.frames = join(parts.pieces, source, joined, CONTAINERS[output.suffix.lower()])
-        joined.replace(output)
+        lines = committed_lines(sidecar_path(video))  # frame by frame, it is still true
+        replace_with_sidecar(joined, output, enhanced_lines(lines, backend.name.partition(":")[0]))
         shutil.rmtree(folder)
     report.seconds = time.monotonic() - begin_s
     return report

@@ -80,7 +80,7 @@ class LipSyncConfig(Strict):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: int = Field(2, ge=1, le=64)
     compile: Literal["off", "graphs", "inductor"] = "off"  # on CUDA: recorded launches; fused kernels, a minute once
-    mouth_amplitude: float = Field(1.0, ge=0.7, le=1.3)  # how wide the mouth opens, of what the network makes
+    mouth_amplitude: float = Field(1.0, ge=0.7, le=1.3)  # how wide the mouth opens; not 1 passes by `compile`
     batch_size: int = Field(8, ge=1, le=64)  # frames of one or several sessions in one UNet call
     batch_wait_ms: float = Field(2.0, ge=0, le=200)  # how long a part-full batch waits for company
     avatars_dir: str = "results/avatars"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from typing import Any
@@ -18,6 +19,8 @@ from models.avatar.store import AvatarStore
 from models.engines import find_engine
 from models.errors import ConfigError, FencedError
 from models.types import FaceCrops, FeatureWindows, Float16, UInt8
+
+log = logging.getLogger("ray.serve")
 
 ENGINES = {
     "openvino": "models.openvino_engine:OpenVINOMuseTalk",
@@ -77,6 +80,8 @@ class LipSync(Stage[LipSyncConfig]):
         if changed is None or changed & (model_keys | {"mouth_amplitude"}):
             gain = config.mouth_amplitude
             self._amplitude = None if gain == 1 else Amplitude(self.model, gain)
+        if self._amplitude is not None and config.compile != "off":
+            log.warning("LipSync: mouth_amplitude %g passes by compile: %s", config.mouth_amplitude, config.compile)
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
         self._batcher.batch_size, self._batcher.wait_s = config.batch_size, config.batch_wait_ms / 1e3
 

@@ -163,6 +163,16 @@ def committed_lines(path: Path) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
+def enhanced_lines(lines: bytes, engine: str) -> bytes:
+    """A sidecar's lines for the same frames, restored by `engine` afterwards: its utterances name it as Enhance's."""
+    out = []
+    for record in _records(io.BytesIO(lines)):
+        if record["type"] == "utterance":
+            record = {**record, "engines": {**record["engines"], "Enhance": engine}}
+        out.append(encode_record(record))
+    return b"".join(out)
+
+
 def replace_with_sidecar(part: Path, video: Path, lines: bytes) -> None:
     """Put `part` in the place of `video`, with these lines beside it, if any: never beside another video's sidecar."""
     beside = sidecar_path(video)
@@ -172,7 +182,7 @@ def replace_with_sidecar(part: Path, video: Path, lines: bytes) -> None:
         replace_file(beside, lines, sync=False)
 
 
-def _records(file: io.BufferedReader) -> Iterator[Record]:
+def _records(file: Iterable[bytes]) -> Iterator[Record]:
     for line in file:
         record = decode_record(line)
         if record is not None:

@@ -21,6 +21,10 @@ from enhancing import ClusterBackend, LocalBackend, Parts, enhance_video
 from models.avatar.detect import BlazeMesh
 from models.errors import BusyError, ConfigError, InputError, StageError, VideoError
 from models.restore.video import VideoOptions
+from models.stitch.disk import SessionMeta
+from models.stitch.encode import MediaSpec
+from models.stitch.index import encode_record
+from models.stitch.sidecar import header, read_sidecar, sidecar_path, utterance_record
 from models.types import FaceCrops
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +74,24 @@ def whole(video: Path, detector: BlazeMesh, tmp_path_factory: pytest.TempPathFac
 def cheek(frames: list[np.ndarray]) -> np.ndarray:
     """Mean level of the middle of the face, a frame."""
     return np.array([frame[90:120, 130:160].mean() for frame in frames])
+
+
+def test_a_sidecar_goes_along_and_names_what_restored_its_frames(detector: BlazeMesh, tmp_path: Path) -> None:
+    video, output = write_video(tmp_path / "in.mp4", [astronaut()] * 4, uneven(4)), tmp_path / "out.mp4"
+    meta = SessionMeta.new("alice", "ann", "1", MediaSpec(256, 256, 25))
+    shown = {"avatar_frames": [3, 4, 5, 6], "transforms": [[1, 0, 2, 0, 1, 3]] * 4, "mouth": [1, 1, 0.5, 0]}
+    said = utterance_record(0, "Hello.", {"TTS": "hibari"})
+    lines = header(meta) + encode_record(said) + encode_record({"type": "frames", "first": 0, **shown})
+    sidecar_path(video).write_bytes(lines + b'{"type":"fra')
+    enhance_video(video, output, LocalBackend("small:/weights/of/mine", Brighter()), detector=detector, **FINE)
+    before, after = (read_sidecar(sidecar_path(path), 4) for path in (video, output))
+    assert before.said[0].engines == {"TTS": "hibari"}
+    assert after.said[0].engines == {"TTS": "hibari", "Enhance": "small"}
+    assert after.avatar_frames.tolist() == [3, 4, 5, 6] and np.array_equal(after.transforms, before.transforms)
+    assert (after.avatar_id, after.session_id, after.mouth.tolist()) == ("ann", "alice", [1, 1, 0.5, 0])
+    sidecar_path(video).unlink()
+    enhance_video(video, output, LocalBackend("test", Brighter()), detector=detector, **FINE)
+    assert not sidecar_path(output).exists()  # it spoke of the video that was here before
 
 
 def test_every_face_is_restored_and_all_else_stays(video: Path, whole: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +117,15 @@ async def test_a_tunable_keeps_the_engine_and_another_model_does_not(stage):
 async def test_an_engine_that_cannot_change_the_amplitude_is_refused_in_words(stage):
     with pytest.raises(ConfigError, match="cannot change the mouth's amplitude"):
         await stage.reconfigure(config(mouth_amplitude=1.2))
+
+
+async def test_an_amplitude_that_passes_by_what_is_compiled_is_told(stage, monkeypatch, caplog):
+    engine = SimpleNamespace(generate=lambda latents, windows: None, predict=None, decode=None)
+    monkeypatch.setattr("deployments.lipsync.load_engine", lambda config: engine)
+    await stage.reconfigure(config(compile="graphs"))
+    assert caplog.messages == []
+    await stage.reconfigure(config(compile="graphs", mouth_amplitude=1.2))
+    assert caplog.messages == ["LipSync: mouth_amplitude 1.2 passes by compile: graphs"]
 
 
 async def test_the_amplitude_is_applied_without_loading_the_engine_anew(stage, monkeypatch):
