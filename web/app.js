@@ -3,21 +3,22 @@
 import { address, getJson, postJson, request } from "./api.js";
 import { Conversation } from "./conversation.js";
 import { draw } from "./latency.js";
+import { Listening } from "./listening.js";
 import { LivePlayer } from "./live.js";
-import { Recorder } from "./microphone.js";
 import { Replay } from "./replay.js";
 import { Settings } from "./settings.js";
 import { Captions } from "./told.js";
 
 const $ = (id) => document.getElementById(id);
-const LONGEST_RECORDING_S = 120;
+const UNDERSTOOD_MS = 60_000; // a recording of two minutes takes a busy CPU that long
 const video = $("video");
 const player = new LivePlayer(video);
 const captions = new Captions(video);
 const conversation = new Conversation();
 const settings = new Settings();
+const listening = new Listening();
 const replay = new Replay(video);
-const page = { session: "", live: false, job: "done", captions: true, recorder: null };
+const page = { session: "", live: false, job: "done", captions: true, hears: false };
 
 // --- the session: one a tab
 
@@ -180,7 +181,7 @@ async function interrupt() {
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (page.recorder) return finishRecording(true);
+  if (listening.on) return listening.finish(true);
   send($("message").value);
   $("message").value = "";
   $("message").focus();
@@ -191,80 +192,58 @@ $("message").addEventListener("keydown", (event) => {
     $("composer").requestSubmit();
   }
 });
-for (const radio of document.querySelectorAll("[name=mode]"))
-  radio.addEventListener("change", () => {
-    const words = mode() === "chat" ? "Message" : "Words to be said as they are";
-    $("message").placeholder = words;
-    $("message-label").textContent = words;
-  });
 $("suggestions").addEventListener("click", ({ target }) => target.matches("button") && conversation.ask(target.textContent, settings.speech));
 $("interrupt").addEventListener("click", interrupt);
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  if (page.recorder) finishRecording(false);
+  if (listening.on) listening.finish(false);
   else interrupt();
 });
 
-// --- recording
+// --- the microphone
 
-const wave = [];
+let turns = Promise.resolve();
 
-function level(value) {
-  $("level").value = value;
-  wave.push(value);
-  const canvas = $("wave");
-  const context = canvas.getContext("2d");
-  const step = 8; // canvas pixels a bar, and half of them its width
-  const bars = Math.floor(canvas.width / step);
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  context.fillStyle = getComputedStyle(canvas).color;
-  const heights = Array.from({ length: bars }, (_, k) => Math.max(...wave.slice(4 * k - 4 * bars, 4 * k - 4 * bars + 4 || undefined), 0));
-  heights.forEach((height, k) => {
-    const tall = Math.max(4, height * canvas.height);
-    context.fillRect(k * step, (canvas.height - tall) / 2, step / 2, tall);
-  });
-  const seconds = page.recorder?.seconds ?? 0;
-  $("recording-time").textContent = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
-  if (seconds > LONGEST_RECORDING_S) finishRecording(true);
-}
-
-function showRecording(on) {
-  $("recording").hidden = !on;
-  $("message").hidden = on;
-  $("mic").hidden = on;
-  $("send").setAttribute("aria-label", on ? "Stop and send the recording" : "Send");
-}
-
-async function startRecording() {
-  wave.length = 0;
-  try {
-    page.recorder = await Recorder.start(level);
-    showRecording(true);
-    Object.assign($("wave"), { width: 2 * $("wave").clientWidth, height: 2 * $("wave").clientHeight });
-    $("send").focus();
-  } catch (error) {
-    const denied = error.name === "NotAllowedError";
-    notice(
-      denied ? "The microphone is not allowed." : "There is no microphone to record from.",
-      denied ? "Allow it in the browser's site settings, then try again." : window.isSecureContext ? "Connect one, then try again." : "Browsers give it to https and localhost pages only.",
-    );
+/** Chat understands a recording where the server can; else, and to be said as it is, it moves the face directly. */
+function recorded({ seconds, body }) {
+  if (mode() === "chat" && page.hears) {
+    turns = turns.then(() => conversation.hear(() => understood(body), settings.speech)).then(heard); // in the order in which they were said
+    return;
   }
-}
-
-function finishRecording(sent) {
-  const { recorder } = page;
-  page.recorder = null;
-  showRecording(false);
-  const { seconds } = recorder;
-  const body = recorder.stop();
-  if (!sent) return;
-  if (seconds < 0.3) return notice("That was too short.", "Record at least a word.");
   const { enhance } = settings.speech;
   conversation.record(seconds, async (session) => (await request("speak/audio", { method: "POST", body, timeout: 0, query: { session_id: session, enhance } })).json());
 }
 
-$("mic").addEventListener("click", startRecording);
-$("recording-cancel").addEventListener("click", () => finishRecording(false));
+async function understood(body) {
+  const form = new FormData();
+  form.append("file", body, "recording.wav");
+  try {
+    return (await (await request("v1/audio/transcriptions", { method: "POST", body: form, timeout: UNDERSTOOD_MS })).json()).text;
+  } catch (failure) {
+    if (failure.code === "not_configured") explain((page.hears = false));
+    throw failure;
+  }
+}
+
+function heard(words) {
+  if (words === "" && !listening.on) notice("No words were heard.", "Speak up a little, closer to the microphone.");
+}
+
+/** Say what becomes of words in this mode. */
+function explain() {
+  const chat = mode() === "chat";
+  const answered = page.hears ? "Answered, typed or spoken." : "Typed words are answered. A recording moves the face as it is: this server understands no speech.";
+  $("mode-hint").textContent = chat ? answered : "Said as it is: what you type in the presenter's voice, what you record in your own.";
+  $("mic").setAttribute("aria-label", `Record your voice: it ${chat && page.hears ? "is understood and answered" : "moves the face"}`);
+  const words = chat ? "Message" : "Words to be said as they are";
+  $("message").placeholder = words;
+  $("message-label").textContent = words;
+}
+
+for (const radio of document.querySelectorAll("[name=mode]")) radio.addEventListener("change", explain);
+listening.addEventListener("recorded", ({ detail }) => recorded(detail));
+listening.addEventListener("begins", () => interrupt());
+listening.addEventListener("trouble", ({ detail: { title, text } }) => notice(title, text));
 
 // --- the rest of the page
 
@@ -306,6 +285,8 @@ $("settings").addEventListener("close", () => $("open-settings").focus());
 
 if (matchMedia("(max-width: 860px)").matches) $("latency").open = false;
 show();
+explain();
 await openSession();
 settings.refresh();
+getJson("abilities").then(({ recognition }) => explain((page.hears = recognition)), () => {});
 getJson("healthz").catch((failure) => failure.status && notice(failure.message, failure.remedy));

@@ -3,6 +3,7 @@
 import { Backoff, Failure, getJson, pause, postJson } from "./api.js";
 
 const POLL_MS = 500;
+const TAGS = { mic: "moves the face", sound: "said as it is", heard: "spoken" }; // by how a message came
 const $ = (id) => document.getElementById(id);
 
 const element = (tag, name = "", text = "") => Object.assign(document.createElement(tag), { className: name, textContent: text });
@@ -13,6 +14,13 @@ const icon = (name) => {
   use.setAttribute("href", `web/icons.svg#${name}`);
   svg.append(use);
   return svg;
+};
+
+/** Three dots that move; read aloud as `words`. */
+const typing = (words) => {
+  const dots = element("span", "typing");
+  dots.append(element("i"), element("i"), element("i"), element("span", "visually-hidden", words));
+  return dots;
 };
 
 /**
@@ -43,13 +51,13 @@ export class Conversation extends EventTarget {
   }
 
   /** A message to be answered: POST /chat, then GET /status until it is done. */
-  async ask(message, options) {
-    const bubble = this.#begin(message);
+  async ask(message, options, symbol = "") {
+    const bubble = this.#begin(message, symbol);
     try {
       const started = await postJson("chat", { message, session_id: this.#session, ...options });
       await this.#follow(started.job_id, bubble);
     } catch (failure) {
-      this.#fail(bubble, failure, () => this.ask(message, options));
+      this.#fail(bubble, failure, () => this.ask(message, options, symbol));
     } finally {
       this.#end(bubble);
     }
@@ -63,6 +71,25 @@ export class Conversation extends EventTarget {
   /** A recording to be said. send(session) → the summary of POST /speak/audio. */
   async record(seconds, send) {
     await this.#speak(`Recording, ${seconds.toFixed(1)} s`, "mic", send);
+  }
+
+  /** A recording to be understood and answered. understood() → its words. Returns them; "" where there are none. */
+  async hear(understood, options) {
+    const mine = this.#bubble("user", "");
+    mine.append(typing("Your words are being understood"));
+    this.#changed(mine, { status: "thinking" });
+    this.dispatchEvent(new Event("sent"));
+    let words = null;
+    try {
+      words = await understood();
+    } catch (failure) {
+      this.#fail(mine, failure, () => this.hear(understood, options));
+    }
+    mine.remove();
+    this.#end(mine);
+    if (words) this.ask(words, options, "heard");
+    else if (!this.#log.querySelector(".bubble")) $("empty").hidden = false;
+    return words;
   }
 
   async #speak(words, symbol, send) {
@@ -85,13 +112,11 @@ export class Conversation extends EventTarget {
     const mine = this.#bubble("user", text);
     if (symbol) {
       const tag = element("span", "tag");
-      tag.append(icon(symbol), symbol === "mic" ? "moves the face" : "said as it is");
+      tag.append(icon(symbol === "sound" ? "sound" : "mic"), TAGS[symbol]);
       mine.append(tag);
     }
     const bubble = this.#bubble("presenter", "");
-    const dots = element("span", "typing");
-    dots.append(element("i"), element("i"), element("i"), element("span", "visually-hidden", "The presenter is thinking"));
-    bubble.append(dots);
+    bubble.append(typing("The presenter is thinking"));
     bubble.setAttribute("aria-busy", "true"); // read aloud once, when it is whole
     this.#changed(bubble, { status: "thinking" });
     this.dispatchEvent(new Event("sent"));

@@ -1,11 +1,23 @@
-/** Records the microphone as a WAV file, with its level while it records. Knows nothing of the page. */
+/** The microphone: sound as WAV files, its level while it records, and where turns begin and end. Knows nothing of the page. */
+
+const BEGIN_S = 0.12; // of sound, for a turn to begin: a click is shorter
+const END_S = 0.7; // of silence, for it to end: longer than the pauses within a sentence
+const BEFORE_S = 0.5; // of what was before a turn goes with it: the first sound may be soft
+const LONGEST_TURN_S = 30;
+const ABOVE_DB = 12; // louder than the background by so much is speech
+const SOFTEST_DB = -50; // below full scale; the browser has taken noise away already
+const FLOOR_DB = [-80, -38]; // the background lies within
+const FLOOR_RISE_DB_S = 4; // how fast it is believed to have become louder; it becomes softer at once
 
 export class Recorder {
   #chunks = [];
   #samples = 0;
 
-  /** level(0 to 1) is called some 90 times a second. Throws where there is no microphone or no permission. */
-  static async start(level) {
+  /**
+   * heard(level from 0 to 1, decibels below full scale, seconds) is called with each block, some 90 times a second.
+   * Throws where there is no microphone or no permission.
+   */
+  static async start(heard) {
     const recorder = new Recorder();
     recorder.stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: true, noiseSuppression: true, channelCount: 1 } });
     recorder.context = new AudioContext();
@@ -14,7 +26,8 @@ export class Recorder {
     recorder.node.port.onmessage = ({ data }) => {
       recorder.#chunks.push(data);
       recorder.#samples += data.length;
-      level(loudness(data));
+      const db = decibels(data);
+      heard(Math.min(1, Math.max(0, 1 + db / 54)), db, data.length / recorder.context.sampleRate);
     };
     recorder.context.createMediaStreamSource(recorder.stream).connect(recorder.node);
     await recorder.context.resume();
@@ -25,19 +38,58 @@ export class Recorder {
     return this.#samples / this.context.sampleRate;
   }
 
-  /** The recording as the bytes of a WAV file. */
+  /** What was recorded since the start, or the last `take`, as the bytes of a WAV file. */
+  take() {
+    const taken = wav(this.#chunks, this.#samples, this.context.sampleRate);
+    this.#chunks = [];
+    this.#samples = 0;
+    return taken;
+  }
+
+  /** Forget all but the last moment. */
+  trim() {
+    while (this.#chunks.length && this.#samples - this.#chunks[0].length >= BEFORE_S * this.context.sampleRate)
+      this.#samples -= this.#chunks.shift().length;
+  }
+
+  /** Let go of the microphone; the recording so far. */
   stop() {
     for (const track of this.stream.getTracks()) track.stop();
+    this.node.port.onmessage = null;
     this.context.close();
-    return wav(this.#chunks, this.#samples, this.context.sampleRate);
+    return this.take();
   }
 }
 
-/** 0 at −54 dB and below, 1 at 0 dB. */
-const loudness = (samples) => {
-  const power = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;
-  return Math.min(1, Math.max(0, 1 + Math.log10(power + 1e-9) / 5.4));
-};
+/** Finds where somebody begins to speak and ends, in the loudness of blocks. The background is learnt while nobody does. */
+export class Turns {
+  #floorDb = FLOOR_DB[1];
+  #loudS = 0;
+  #quietS = 0;
+  #turnS = 0;
+  speaks = false;
+
+  /** The loudness of the next block → "begin", "end", or "" where nothing changes. */
+  push(db, seconds) {
+    const loud = db > Math.max(this.#floorDb + ABOVE_DB, SOFTEST_DB);
+    if (!this.speaks) {
+      this.#floorDb = Math.min(FLOOR_DB[1], Math.max(FLOOR_DB[0], Math.min(db, this.#floorDb + FLOOR_RISE_DB_S * seconds)));
+      this.#loudS = Math.max(0, this.#loudS + (loud ? seconds : -seconds));
+      if (this.#loudS < BEGIN_S) return "";
+      this.speaks = true;
+      this.#quietS = this.#turnS = 0;
+      return "begin";
+    }
+    this.#turnS += seconds;
+    this.#quietS = loud ? 0 : this.#quietS + seconds;
+    if (this.#quietS < END_S && this.#turnS < LONGEST_TURN_S) return "";
+    this.speaks = false;
+    this.#loudS = 0;
+    return "end";
+  }
+}
+
+const decibels = (samples) => 10 * Math.log10(samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length + 1e-9);
 
 /** 16-bit mono PCM behind a 44-byte RIFF header. */
 function wav(chunks, count, rate) {

@@ -63,6 +63,8 @@ class State:
     fail: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
     uploads: list[tuple[str, bytes]] = field(default_factory=list)
     viewers: int = 0
+    recognition: bool = False  # whether it understands speech, and
+    heard: str = "What time is it?"  # what of any recording
     down: bool = False  # every live stream ends, and new ones are refused
 
     def session(self, session_id: str) -> FakeSession:
@@ -317,6 +319,17 @@ def make_app(state: State, film: Film) -> FastAPI:
         length_s = say(state.session(session_id), "a recording of some words")
         await asyncio.sleep(length_s)
         return JSONResponse(spoken(session_id, length_s))
+
+    @app.get("/abilities")
+    async def abilities() -> dict[str, bool]:
+        return {"recognition": state.recognition}
+
+    @app.post("/v1/audio/transcriptions")
+    async def transcribe(http: Request) -> Response:
+        form = await http.form()
+        state.uploads.append(("heard", await form["file"].read()))
+        await asyncio.sleep(state.think_s)
+        return failing("transcribe") or JSONResponse({"text": state.heard})
 
     def spoken(session_id: str, length_s: float) -> dict[str, Any]:
         facts = {
