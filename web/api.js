@@ -32,8 +32,21 @@ export async function failureOf(answer) {
   }
 }
 
-/** An answer whose status is ok. Throws Failure; AbortError where `signal` aborts. */
-export async function request(path, { query, timeout = TIMEOUT_MS, signal, ...init } = {}) {
+/** What to do where the server wants a key: `ask` resolves when it has one. Set by the page. */
+export const door = { ask: null };
+
+/** An answer whose status is ok, after the viewer was let in if need be. Throws Failure; AbortError where `signal` aborts. */
+export async function request(path, options = {}) {
+  try {
+    return await attempt(path, options);
+  } catch (failure) {
+    if (failure.status !== 401 || !door.ask || path === "login") throw failure;
+    await door.ask();
+    return attempt(path, options);
+  }
+}
+
+async function attempt(path, { query, timeout = TIMEOUT_MS, signal, ...init }) {
   const limit = timeout ? AbortSignal.timeout(timeout) : null;
   const signals = [signal, limit].filter(Boolean);
   let answer;

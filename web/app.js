@@ -1,7 +1,8 @@
 /** The chat page: binds the live picture, the conversation, the microphone and the settings to one session. */
 
-import { address, getJson, postJson, request } from "./api.js";
+import { address, door, getJson, postJson, request } from "./api.js";
 import { Conversation } from "./conversation.js";
+import { Key } from "./key.js";
 import { draw } from "./latency.js";
 import { Listening } from "./listening.js";
 import { LivePlayer } from "./live.js";
@@ -18,6 +19,11 @@ const conversation = new Conversation();
 const settings = new Settings();
 const listening = new Listening();
 const replay = new Replay(video);
+const key = new Key({
+  send: (value) => request("login", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ key: value }) }),
+  forget: () => request("login", { method: "DELETE" }),
+});
+door.ask = () => key.ask();
 const page = { session: "", live: false, job: "done", captions: true, hears: false };
 
 // --- the session: one a tab

@@ -26,6 +26,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from deployments.access import Access, serve_login
 from deployments.paths import builtin_avatars
 from deployments.web import serve_page
 from models.stitch.events import event_box
@@ -197,6 +198,8 @@ class Viewer:
 
 def make_app(state: State, film: Film) -> FastAPI:
     app = FastAPI()
+    app.add_middleware(Access)  # the real one: open unless a test gives it keys
+    serve_login(app)
 
     def failing(name: str) -> JSONResponse | None:
         if name not in state.fail:

@@ -1,0 +1,107 @@
+"""The chat page of a server that wants a key: it asks once, says when a key is wrong, and is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from deployments.access import Access
+from deployments.keys import Keys
+from tests.browser.conftest import LIVE, Tab
+from tests.browser.fake_server import Film, State, fake_server
+
+pytestmark = pytest.mark.browser
+KEY = "0123456789abcdef-page"
+ASKS = "document.querySelector('#key').open"
+
+
+@pytest.fixture(scope="module")
+def film(chromium: Any) -> Film:
+    return Film()
+
+
+@pytest.fixture
+def served(film: Film, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, State]]:
+    monkeypatch.setattr(Access, "keys", Keys([KEY]))
+    with fake_server(film) as (url, state):
+        yield url, state
+
+
+def enter(page: Tab, key: str) -> None:
+    page.page.fill("#key-input", key)
+    page.page.press("#key-input", "Enter")
+
+
+def test_it_asks_once_says_what_is_wrong_and_goes_on_where_it_stood(served: tuple[str, State], tab: Any) -> None:
+    url, state = served
+    page: Tab = tab(url).open(live=False)
+    page.until(ASKS)
+    page.shot("key")
+    assert page.page.evaluate("document.activeElement.id") == "key-input" and state.sessions == {}
+    page.page.press("#key-input", "Escape")
+    assert page.page.evaluate(ASKS)
+    enter(page, "not-a-key-of-this-server")
+    page.until("!document.querySelector('#key-error').hidden")
+    assert page.page.inner_text("#key-error") == "That is not a key of this server." and page.page.evaluate(ASKS)
+    page.shot("key-wrong")
+    enter(page, KEY)
+    page.until(LIVE)
+    assert not page.page.evaluate(ASKS) and page.page.input_value("#key-input") == ""
+    page.send("Who are you?")
+    page.state("speaking")
+    assert [c for c in page.complaints if "401" not in c] == []  # Chromium itself notes each refused call
+    page.page.click("#open-settings")
+    page.until("document.querySelectorAll('#avatars .avatar').length > 0")
+    page.shot("key-settings")
+
+
+def test_the_browser_is_remembered_and_no_script_can_read_how(served: tuple[str, State], tab: Any) -> None:
+    page: Tab = tab(served[0]).open(live=False)
+    page.until(ASKS)
+    enter(page, KEY)
+    page.until(LIVE)
+    stored = page.page.evaluate("document.cookie + JSON.stringify(localStorage) + JSON.stringify(sessionStorage)")
+    (cookie,) = page.page.context.cookies()
+    assert KEY not in stored and cookie["value"] not in stored and KEY not in cookie["value"]
+    assert cookie["httpOnly"] and cookie["sameSite"] == "Strict"
+    other: Tab = tab(served[0], context=page.page.context).open()
+    assert not other.page.evaluate(ASKS)
+
+
+def test_signing_out_closes_the_door_again(served: tuple[str, State], tab: Any) -> None:
+    page: Tab = tab(served[0]).open(live=False)
+    page.until(ASKS)
+    enter(page, KEY)
+    page.until(LIVE)
+    page.page.click("#open-settings")
+    page.page.click("#sign-out")
+    page.until(ASKS)
+    assert page.page.context.cookies() == []
+
+
+def test_a_key_that_ends_while_the_page_is_open_is_asked_for_anew(
+    served: tuple[str, State], tab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, state = served
+    page: Tab = tab(url).open(live=False)
+    page.until(ASKS)
+    enter(page, KEY)
+    page.until(LIVE)
+    monkeypatch.setattr(Access, "keys", Keys([KEY + "-new"]))
+    page.send("Are you there?")
+    page.until(ASKS)
+    enter(page, KEY + "-new")
+    page.state("speaking")
+    assert "Are you there?" in page.texts(".user")[0]
+    assert len(state.jobs) == 1  # sent once more, and not twice
+
+
+def test_on_a_phone_the_dialog_fits(served: tuple[str, State], tab: Any) -> None:
+    page: Tab = tab(served[0], viewport={"width": 360, "height": 640}, color_scheme="dark").open(live=False)
+    page.until(ASKS)
+    page.shot("key-phone")
+    box = page.page.locator("#key").bounding_box()
+    assert box["x"] >= 8 and box["x"] + box["width"] <= 352 and box["y"] >= 0 and box["y"] + box["height"] <= 640
+    assert all(page.page.locator(name).bounding_box()["height"] >= 43 for name in ("#key-input", "#key-go"))
