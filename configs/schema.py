@@ -130,7 +130,7 @@ class StitchConfig(Strict):
     max_sessions: int = Field(10_000, ge=1)  # in all; more are refused
     max_sessions_gb: float = Field(100.0, gt=0)  # of all sessions together; then nothing more is said
     session_max_minutes: float = Field(240.0, gt=0)  # of video; a longer session is closed
-    session_idle_hours: float = Field(720.0, ge=0)  # without a word; then the session is removed; 0: never
+    session_idle_hours: float = Field(720.0, ge=0)  # without a word or a viewer; then it is removed; 0: never
     live_ahead_s: float = Field(4.0, gt=0.5, le=60)  # how far ahead of a live session's clock speech is made
     cached_avatars: int = Field(4, ge=1)
     cached_sessions: int = Field(256, ge=1)  # session files kept open

@@ -22,6 +22,8 @@ DEPLOYMENT_KEYS = (
     "gang_scheduling_config", "deployment_actors", "rolling_update_percentage", "max_surge_percent",
 )  # fmt: skip
 
+SINGLE = ("Chat",)  # stages of one replica
+
 
 class ConfigFileError(ValueError):
     """A config file that cannot be used; the message says where and why."""
@@ -79,9 +81,21 @@ def _check_application(path: Path, application: dict[str, Any]) -> None:
             STAGES[name].model_validate(deployment.get("user_config") or {})
         except ValidationError as error:
             raise ConfigFileError(f"{path}: {name}.user_config: {_sentence(error)}") from error
+        _refuse_replicas(path, deployment)
     absent = {name for name, there in (("Enhance", args.enhance), ("Recognize", args.recognize)) if not there}
     if absent:
         application["deployments"] = [entry for entry in deployments if entry["name"] not in absent]
+
+
+def _refuse_replicas(path: Path, deployment: dict[str, Any]) -> None:
+    """Chat is one: a job's replica alone can interrupt it, and nothing leads a session's calls to it."""
+    wanted = deployment.get("num_replicas") or 1
+    most = (deployment.get("autoscaling_config") or {}).get("max_replicas", 100 if wanted == "auto" else 1)
+    if deployment["name"] in SINGLE and (wanted not in (1, "auto") or most != 1):
+        raise ConfigFileError(
+            f"{path}: {deployment['name']}: it has one replica: messages wait for others, and jobs outlive it. "
+            "Set num_replicas: 1, or max_replicas: 1 of its autoscaling_config."
+        )
 
 
 def deployment_of(config: dict[str, Any], stage: str) -> dict[str, Any]:

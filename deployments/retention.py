@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from models.errors import QuotaError
 from models.stitch.disk import INDEX
 from models.stitch.store import SessionStore
 
+SIGN = "in-use"  # in a session's folder: touched while somebody watches it, or it speaks, by whichever replica
+LEASE_S = 90.0  # how long a sign is good: three times the pause between two
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """max_idle_s: a session in which nothing was said for so long is removed; 0: never."""
+    """max_idle_s: a session in which nothing was said, and which nobody watched, for so long is removed; 0: never."""
 
     max_sessions: int
     max_bytes: float
@@ -66,16 +71,34 @@ class Retention:
         )  # those that were opened meanwhile count, too
         self._surveyed = True
 
+    def hold(self, session_ids: Iterable[str]) -> None:
+        """Leave a sign, which every replica sees, that these sessions are in use. To be renewed within LEASE_S."""
+        for session_id in session_ids:
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                (self.store.root / session_id / SIGN).touch()
+
     def expired(self) -> list[str]:
-        """Sessions in which nothing was said for too long, the oldest first."""
+        """Sessions in which nothing was said, and which nobody watched, for too long; the oldest first."""
         if not self.limits.max_idle_s:
             return []
-        found = []
-        for session_id in self.store.list():
-            try:
-                age_s = time.time() - (self.store.root / session_id / INDEX).stat().st_mtime
-            except FileNotFoundError:
-                continue
-            if age_s > self.limits.max_idle_s:
-                found.append((age_s, session_id))
-        return [session_id for _, session_id in sorted(found, reverse=True)]
+        ages = [(self._idle_s(session_id), session_id) for session_id in self.store.list()]
+        return [session_id for idle_s, session_id in sorted(ages, reverse=True) if idle_s > self._longest_s]
+
+    def has_expired(self, session_id: str) -> bool:
+        """Whether it still has: somebody may have come since `expired` looked."""
+        return bool(self.limits.max_idle_s) and self._idle_s(session_id) > self._longest_s
+
+    @property
+    def _longest_s(self) -> float:
+        return max(self.limits.max_idle_s, LEASE_S)
+
+    def _idle_s(self, session_id: str) -> float:
+        """Since the last word or the last sign; 0 where there is no such session."""
+        folder, used_s = self.store.root / session_id, 0.0
+        try:
+            said_s = (folder / INDEX).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+        with contextlib.suppress(FileNotFoundError):
+            used_s = (folder / SIGN).stat().st_mtime
+        return time.time() - max(said_s, used_s)

@@ -181,6 +181,7 @@ class Stitch(Stage[StitchConfig]):
         def find() -> Show:
             session = self._sessions.find(session_id) or self._sessions.store.open(session_id)
             refuse_closed(session)
+            self._retention.hold([session_id])
             return Show(self._load_avatar(session.avatar_id), session.spec, session.position)
 
         check_id(session_id, "session id")
@@ -236,12 +237,13 @@ class Stitch(Stage[StitchConfig]):
         for look in itertools.count(1):
             await asyncio.sleep(SURVEY_S)
             try:
+                await asyncio.to_thread(self._retention.hold, {*self._on_air.watched(), *self._cuts.speaking()})
                 await asyncio.to_thread(self._retention.survey)
                 if look % SURVEYS_AN_EXPIRY:
                     continue
-                kept = {*self._on_air.watched(), *self._cuts.speaking()}
-                for session_id in set(await asyncio.to_thread(self._retention.expired)) - kept:
-                    await self.remove(session_id, "expired")
+                for session_id in await asyncio.to_thread(self._retention.expired):
+                    if await asyncio.to_thread(self._retention.has_expired, session_id):
+                        await self.remove(session_id, "expired")
             except Exception:
                 log.exception("removing old sessions")
 
@@ -256,6 +258,7 @@ class Stitch(Stage[StitchConfig]):
             check_text(request.text, LONGEST_TEXT, language="")  # which scripts can be read is for the voice to say
         session = self._sessions.find(request.session_id)
         self._retention.check(new=session is None)
+        self._retention.hold([request.session_id])
         refuse_closed(session, self.config.session_max_minutes)
         refuse_other_avatar(session, request.avatar_id)
         continues = session is not None and session.frames > 0

@@ -130,3 +130,26 @@ def test_a_file_that_is_no_text_is_a_sentence(tmp_path):
     (tmp_path / "clip.yaml").write_bytes(b"\x00\x00\x00\x20ftypisom\xff\xfe")
     with pytest.raises(ConfigFileError, match="not valid YAML"):
         load_serve_config(str(tmp_path / "clip.yaml"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "num_replicas: 2",
+        "num_replicas: auto",
+        "autoscaling_config: {min_replicas: 1, max_replicas: 2}",
+        "{num_replicas: auto, autoscaling_config: {max_replicas: 3}}",
+    ],
+)
+def test_chat_is_one_replica_and_says_why(tmp_path, options):
+    entry = options if options.startswith("{") else f"{{{options}}}"
+    path = tmp_path / "many.yaml"
+    chat = {"name": "Chat", **yaml.safe_load(entry)}
+    path.write_text(yaml.safe_dump({"applications": [{"name": "warmtalk", "deployments": [chat]}]}))
+    with pytest.raises(
+        ConfigFileError, match="Chat: it has one replica: messages wait for others, and jobs outlive it"
+    ):
+        load_serve_config(str(path))
+    for one in ({"num_replicas": 1}, {"autoscaling_config": {"max_replicas": 1}}, {}):
+        path.write_text(yaml.safe_dump({"applications": [{"deployments": [{"name": "Chat", **one}]}]}))
+        assert load_serve_config(str(path))
