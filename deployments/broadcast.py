@@ -15,6 +15,7 @@ from typing import Any
 from deployments.requests import Ending
 from models.stitch.encode import MediaSpec
 from models.stitch.live import Grid, LiveClock, Piece
+from models.stitch.pause import Rested
 
 LISTENER_PIECES = 256  # a listener that takes none of so many is gone
 HEARTBEAT_S = 5.0
@@ -52,6 +53,7 @@ class Broadcast:
     def __init__(self, start: LiveStart, grid: Grid, clock: LiveClock) -> None:
         self.start, self.grid, self.clock = start, grid, clock
         self.taken = 0  # the line is spoken for up to this position
+        self.rested: dict[int, Rested] = {}  # of the latest utterance, by position
         self._listeners: set[asyncio.Queue[LiveEvent | None]] = set()
 
     @property

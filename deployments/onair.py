@@ -26,6 +26,7 @@ from models.activity import pauses
 from models.stitch.disk import replace_file
 from models.stitch.encode import MediaSpec
 from models.stitch.live import Grid, LiveClock, encode_idle
+from models.stitch.pause import Pause, Rested
 from models.types import Fragment
 
 IDLE_FOLDER = ".idle"  # beside the sessions: every replica and ingress finds it there
@@ -75,10 +76,16 @@ class OnAir:
         finally:
             self._forget_unwatched(session_id)
 
-    def perform(self, utterance: Utterance, broadcast: Broadcast, worker: Worker, ahead_s: float) -> OnStage:
+    def perform(
+        self, utterance: Utterance, broadcast: Broadcast, worker: Worker, ahead_s: float, pause_s: float
+    ) -> OnStage:
+        """pause_s: how much of what was shown before it is kept in the session's file, at either end of that time."""
         self._performing.add(broadcast.start.session_id)
         self.pace.speaking = len(self._performing)
         utterance.on_air = True
+        keep = round(pause_s * utterance.spec.fps)
+        utterance.pause = Pause(Path(broadcast.start.idle_path), keep, broadcast.rested)
+        broadcast.rested = {}
         return OnStage(utterance, broadcast, worker, self.pace, ahead_s)
 
     def performed(self, session_id: str) -> None:
@@ -150,7 +157,9 @@ class OnStage:
         return {"shown_frames": performance.released_frames, "holds": performance.holds, "held_s": round(held_s, 2)}
 
     async def _rest(self, positions: Sequence[int]) -> tuple[bytes, ...]:
-        return await asyncio.to_thread(self.utterance.rest, self.performance.released_frames, positions)
+        video = await asyncio.to_thread(self.utterance.rest, self.performance.released_frames, positions)
+        self.performance.broadcast.rested[positions[0]] = Rested(video, self.utterance.resting)
+        return video
 
     def _write(self, fragment: Fragment, position: int) -> None:
         self._writes.append(asyncio.create_task(self._worker.run(self.utterance.write, fragment, position)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,17 @@ class OpenSessions:
         session.refresh()
         return session
 
-    def begin(self, session_id: str, spec: MediaSpec, avatar: PreparedAvatar, text: str) -> SessionFile:
+    def begin(
+        self,
+        session_id: str,
+        spec: MediaSpec,
+        avatar: PreparedAvatar,
+        text: str,
+        before: Callable[[SessionFile], None] = lambda session: None,
+    ) -> SessionFile:
         """The session as this replica's to write, made if need be, with a line of transcript begun.
+
+        before: adds what belongs in front of that line.
 
         A session without video takes the avatar and the spec; one with video keeps its own. Raises IdError, OSError;
         InputError or FencedError where another replica has given it another avatar or format since it was looked at.
@@ -47,18 +57,26 @@ class OpenSessions:
             session.reset(spec, avatar_id=avatar.avatar_id, avatar_version=avatar.version)
         self._keep(session_id, session)
         try:
-            self._start(session, spec, avatar, text)
+            self._start(session, spec, avatar, text, before)
         except FencedError:  # another replica wrote here in this very moment: take the session over again
-            self._start(session, spec, avatar, text)
+            self._start(session, spec, avatar, text, before)
         return session
 
-    def _start(self, session: SessionFile, spec: MediaSpec, avatar: PreparedAvatar, text: str) -> None:
+    def _start(
+        self,
+        session: SessionFile,
+        spec: MediaSpec,
+        avatar: PreparedAvatar,
+        text: str,
+        before: Callable[[SessionFile], None],
+    ) -> None:
         session.acquire()
         refuse_other_avatar(session, avatar.avatar_id)
         if session.spec != spec:
             raise FencedError(
                 f"The session {session.session_id!r} was given another format meanwhile.", "Send the request again."
             )
+        before(session)
         session.start_utterance(text)
 
     def reset(self, session_id: str) -> bool:

@@ -330,7 +330,10 @@ class Stitch(Stage[StitchConfig]):
         if not broadcast.shows(utterance.avatar.prepared.avatar_id, utterance.spec):
             self._on_air.close(utterance.request.session_id, "replaced")  # an empty session may take another avatar
             return None
-        return self._on_air.perform(utterance, broadcast, self.worker, self.config.live_ahead_s)
+        config = self.config
+        return self._on_air.perform(
+            utterance, broadcast, self.worker, config.live_ahead_s, config.recorded_pause_ms / 1e3
+        )
 
     async def _leave_stage(self, stage: OnStage, session_id: str) -> None:
         try:

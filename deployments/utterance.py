@@ -24,6 +24,7 @@ from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec, UtteranceEnc
 from models.stitch.live import LIVE_FRAMES, encode_closed, fading
 from models.stitch.mouth import Mouth
 from models.stitch.paste import PasteMemory, Paster
+from models.stitch.pause import Pause
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import Record, frames_record, speech_record, utterance_record
 from models.stitch.steady import WHOLE
@@ -76,6 +77,8 @@ class Utterance:
     pasting: PasteMemory = field(default_factory=PasteMemory)
     frames: int = 0
     on_air: bool = False  # somebody watches: the mouth may have to come to rest at any frame
+    pause: Pause | None = None  # on air: what was shown before it, to be kept in the file
+    resting: tuple[float, ...] = ()  # on air: weights of the frames in which the mouth last came to rest
     complete: bool = False  # all that was to be said is made
     said: str | None = None  # all that it says, where the text came bit by bit
     session: SessionFile | None = None
@@ -101,7 +104,7 @@ class Utterance:
 
     def make(self, chunk: Chunk, close: bool) -> list[Fragment]:
         """Paste and encode a chunk; with `close` everything so far comes out, and what follows has a new encoder."""
-        encoder = self._begun()
+        encoder = self._begun(self._position(chunk))
         assert self.session is not None
         if chunk.speech is not None:
             add_cue(self.cues, chunk.speech, chunk.crops.first_frame / self.spec.fps)
@@ -137,12 +140,15 @@ class Utterance:
         self._rested = shown  # a mouth at rest stays there until more has been shown
         indices = [int(ping_pong(position, 1, len(avatar))[0]) for position in positions]
         frames = np.stack([avatar.frames[index] for index in indices])
+        weights = [0.0] * len(frames)
         if crop is not None:
             face, memory = _unpacked(crop), deepcopy(self.pasting)
             level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
+            weights = [level * weight for weight in fading(len(frames))]
             with self.avatar.beside() as paster:  # the utterance's own may be at work
-                for frame, index, weight in zip(frames, indices, fading(len(frames)), strict=True):
-                    paster.paste_into(frame, face, index, level * weight, memory)
+                for frame, index, weight in zip(frames, indices, weights, strict=True):
+                    paster.paste_into(frame, face, index, weight, memory)
+        self.resting = tuple(weights)
         height, width = self.spec.height, self.spec.width
         return encode_closed(frames[:, :height, :width], self.spec)
 
@@ -170,10 +176,12 @@ class Utterance:
             self._zero = live_zero(fragment)
         return rebase(fragment, self._zero.video_ticks, self._zero.audio_samples)
 
-    def _begun(self) -> UtteranceEncoder:
+    def _begun(self, position: int) -> UtteranceEncoder:
         if self.session is None:
             request, prepared = self.request, self.avatar.prepared
-            self.session = self.sessions.begin(request.session_id, self.spec, prepared, request.text)
+            self.session = self.sessions.begin(
+                request.session_id, self.spec, prepared, request.text, lambda session: self._pause(session, position)
+            )
             self._end = self._start = self.session.clock
             self._begins = self.session.frames
             self.session.note(utterance_record(self._begins, request.text, self.engines))
@@ -181,6 +189,16 @@ class Utterance:
             assert self._end is not None
             self.encoder = UtteranceEncoder(self.session.spec, self._end)
         return self.encoder
+
+    def _pause(self, session: SessionFile, position: int) -> None:
+        """Add what was shown since the utterance before this one, which begins at `position` of the line."""
+        if self.pause is None or not session.frames:
+            return
+        avatar = self.avatar.prepared
+        for part in self.pause.parts(session.spec, session.clock, session.position, position):
+            indices = ping_pong(part.position, part.fragment.frames, len(avatar))
+            session.note(frames_record(session.frames, indices, avatar, part.weights))
+            session.append(part.fragment, part.position, pause=True)
 
     def _position(self, chunk: Chunk) -> int:
         """The line's position of a chunk's first frame: as the line chose it, else counted on from the start."""

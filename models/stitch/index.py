@@ -107,9 +107,15 @@ def is_headed(path: Path) -> bool:
         return False
 
 
-def fragment_record(fragment: Fragment, totals: Totals, epoch: int, position: int | None = None) -> Record:
-    """The line of a fragment; `position` of its first frame is written where it does not follow on the one before."""
-    moved = {} if position in (None, totals.position) else {"position": position}
+def fragment_record(
+    fragment: Fragment, totals: Totals, epoch: int, position: int | None = None, pause: bool = False
+) -> Record:
+    """The line of a fragment; `position` of its first frame is written where it does not follow on the one before.
+
+    pause: nothing is said in it; it belongs to no utterance.
+    """
+    moved: Record = {"pause": True} if pause else {}
+    moved |= {} if position in (None, totals.position) else {"position": position}
     return {
         "type": "fragment",
         "at": totals.video_bytes,
@@ -216,7 +222,7 @@ class Transcript:
                 end_s=record["tick"] / VIDEO_TIMESCALE,
                 interrupted=bool(record.get("interrupted", False)),
             )
-        else:
+        elif not record.get("pause"):
             self._shown_s[number] = sum(record["video"]) / VIDEO_TIMESCALE
         return number
 

@@ -174,10 +174,11 @@ class SessionFile:
 
     # --- writing
 
-    def append(self, fragment: Fragment, position: int | None = None) -> None:
+    def append(self, fragment: Fragment, position: int | None = None, pause: bool = False) -> None:
         """Add a fragment that starts at `clock`; constant cost, however long the session is.
 
-        position: of its first frame on the session's line; None where it follows on the last one.
+        position: of its first frame on the session's line; None where it follows on the last one. pause: it belongs
+        to no utterance.
 
         Raises FencedError where another writer, or a reset, has taken the session over or moved its end, ConfigError
         for a fragment of another codec set-up, OSError where the disk is full (the session stays as it was).
@@ -186,7 +187,7 @@ class SessionFile:
             assert self._video is not None
             if fragment.init and fragment.init != self._meta.init:
                 raise ConfigError("The fragment was coded with other settings than its session.", "Reset the session.")
-            record = index.fragment_record(fragment, self._totals, self._epoch or 0, position)
+            record = index.fragment_record(fragment, self._totals, self._epoch or 0, position, pause)
             if self._totals.after(record, 0) is None:
                 raise FencedError(
                     f"The fragment starts at {fragment.video_start, fragment.audio_start}, the session ends at "

@@ -23,6 +23,7 @@ from deployments.http import api
 from deployments.ingress import Ingress
 from deployments.sessions import OpenSessions
 from models.errors import ClosedError, ExistsError
+from models.stitch.cues import Cue
 from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
 from tests.unit.ingress_material import Handle
@@ -52,7 +53,8 @@ def say(session: SessionFile, seconds: float | None = None) -> None:
     counts = (LEAD_FRAMES, tone_frames, TAIL_FRAMES)
     lead, tone, tail = (np.zeros(count * RATE // FPS, np.float32) for count in counts)
     tone += 0.4 * np.sin(2 * np.pi * pitch_hz(number) * np.arange(len(tone)) / RATE, dtype=np.float32)
-    session.say(f"Sentence {number + 1}.", session.clock.video_ticks)
+    start_s = session.duration_s
+    session.say(Cue(1, f"Sentence {number + 1}.", start_s, start_s + sum(counts) / FPS))
     frames = np.stack([coded(session.frames + k) for k in range(sum(counts))])
     encoder = UtteranceEncoder(SPEC, session.clock)
     for fragment in encoder.push(frames, np.concatenate([lead, tone, tail]), last=True):

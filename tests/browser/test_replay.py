@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deployments.paths import builtin_avatars
+from models.stitch.cues import Cue
 from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
 from tests.browser.conftest import Tab
@@ -32,7 +33,7 @@ CURRENT = "document.querySelector('.line[aria-current] .line-text')?.textContent
 def speak(session: SessionFile, text: str, count: int, cut: bool, pictures: Any) -> None:
     session.start_utterance(text)
     if text:
-        session.say(text, session.clock.video_ticks)
+        session.say(Cue(1, text, session.duration_s, session.duration_s + count / 25))
     rate, first = session.spec.sample_rate_hz, session.frames % 60
     samples = 0.2 * np.sin(np.arange(count * rate // 25) * 2 * np.pi * 220 / rate, dtype=np.float32)
     for fragment in UtteranceEncoder(session.spec, session.clock).push(

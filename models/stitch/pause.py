@@ -1,0 +1,124 @@
+"""What a session showed between two utterances, as fragments of its file, so that its replay does not leap.
+
+Nothing is coded anew: idle motion, and the mouth's way back to rest, are taken as they were coded for the live picture.
+Pure; knows no session, no clock of a wall.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from models.stitch import boxes
+from models.stitch.encode import AAC_FRAME, VIDEO_TIMESCALE, Clock, MediaSpec, init_segment, silent_packet
+from models.stitch.live import IdleLoop, Piece
+from models.types import Float32, Fragment
+
+
+@dataclass(frozen=True, slots=True)
+class Rested:
+    """A piece of the mouth's way back to rest: H.264 samples, and how much of the generated mouth each frame has."""
+
+    video: tuple[bytes, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PausePart:
+    """A fragment of silence from `position` of the session's line on. weights: of the generated mouth, `(n,)`."""
+
+    fragment: Fragment
+    position: int
+    weights: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The time since a session's last utterance, as it was shown live.
+
+    idle_path: the avatar's idle motion, as models.stitch.live.encode_idle made it. keep: frames to be kept at each end
+    of it; what lies between them is left out. rested: by position.
+    """
+
+    idle_path: Path
+    keep: int
+    rested: Mapping[int, Rested] = field(default_factory=dict)
+
+    def parts(self, spec: MediaSpec, start: Clock, since: int, until: int) -> Iterator[PausePart]:
+        """From position `since` of the line, where the file's picture ends, to `until`, where it goes on; both tracks
+        from `start` on. Raises OSError, ValueError where the idle motion cannot be read."""
+        if not self.keep or until <= since:
+            return
+        rests = list(self._rests(since, until))
+        loop = _loop(self.idle_path)
+        idle_from = loop.grid.ceil(rests[-1][0].next_position if rests else since)
+        pieces = [*rests, *((piece, (0.0,) * piece.frames) for piece in self._idles(loop, since, idle_from, until))]
+        for group in _groups(pieces, spec.fragment_frames):
+            part = _part(group, spec, start)
+            made = part.fragment
+            start = Clock(made.video_start + made.video_duration, made.audio_start + made.audio_duration)
+            yield part
+
+    def _rests(self, since: int, until: int) -> Iterator[tuple[Piece, tuple[float, ...]]]:
+        while (rested := self.rested.get(since)) is not None and since + len(rested.video) <= until:
+            end = since + len(rested.video)
+            yield Piece(since, end, rested.video), rested.weights
+            since = end
+
+    def _idles(self, loop: IdleLoop, since: int, start: int, until: int) -> Iterator[Piece]:
+        """Whole pieces of the grid; where the pause is longer than twice `keep`, those of its ends."""
+        head_end, tail_start = since + self.keep, loop.grid.ceil(max(start, until - self.keep))
+        while start + loop.grid.frames_at(start) <= until:
+            if head_end <= start < tail_start:
+                start = tail_start
+                continue
+            yield loop.piece(start)
+            start += loop.grid.frames_at(start)
+
+
+@lru_cache(maxsize=4)
+def _loop(path: Path) -> IdleLoop:
+    return IdleLoop(path.read_bytes())
+
+
+Weighed = tuple[Piece, tuple[float, ...]]
+
+
+def _groups(pieces: list[Weighed], longest: int) -> Iterator[list[Weighed]]:
+    """Pieces that follow on each other, at most `longest` frames, and at least one piece, at a time."""
+    group: list[Weighed] = []
+    for piece, weights in pieces:
+        full = sum(other.frames for other, _ in group) + piece.frames > longest
+        if group and (full or group[-1][0].next_position != piece.position):
+            yield group
+            group = []
+        group.append((piece, weights))
+    if group:
+        yield group
+
+
+def _part(group: list[Weighed], spec: MediaSpec, start: Clock) -> PausePart:
+    samples = list(itertools.chain.from_iterable(piece.video for piece, _ in group))
+    video = boxes.Run(samples, start.video_ticks, spec.frame_ticks)
+    # only AAC frames that end inside it: the one across its end is the next utterance's
+    count = max(0, spec.samples_at(start.video_ticks + video.ticks) - start.audio_samples) // AAC_FRAME
+    audio = boxes.Run([silent_packet(spec)] * count, start.audio_samples, AAC_FRAME)
+    fragment = Fragment(
+        data=boxes.fragment(start.video_ticks // spec.frame_ticks + 1, video, audio, key=True),
+        frames=len(samples),
+        video_start=video.start,
+        video_duration=video.ticks,
+        video_timescale=VIDEO_TIMESCALE,
+        audio_start=audio.start,
+        audio_duration=audio.ticks,
+        sample_rate_hz=spec.sample_rate_hz,
+        key=True,
+        init=init_segment(spec),
+    )
+    weights = np.array(list(itertools.chain.from_iterable(found for _, found in group)), np.float32)
+    return PausePart(fragment, group[0][0].position, weights)
