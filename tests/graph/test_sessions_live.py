@@ -65,7 +65,7 @@ def test_a_viewer_sees_idle_motion_and_hears_speech_without_a_gap(warm):
     assert spans[0][0] > 0.5 and sum(e - s for s, e in spans) == pytest.approx(answer["duration_s"], abs=0.8)
     assert answer["live"]["shown_frames"] == answer["frames"]
     facts = warm.get("/sessions/alice").json()
-    assert facts["frames"] == answer["frames"]  # idle motion is not in the file
+    assert facts["frames"] == answer["frames"]  # of idle motion only what lies between utterances is in the file
     vtt = warm.get("/sessions/alice/captions.vtt").text
     assert "Hello there, this is live." in vtt
     assert "#EXT-X-MAP" in warm.get("/sessions/alice/index.m3u8").text
