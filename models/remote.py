@@ -1,12 +1,15 @@
-"""What clients of OpenAI-compatible servers share: a retry with its wait, the key's header. Knows no model."""
+"""What clients of OpenAI-compatible servers share: a retry with its wait, the header of a key, refusals in words."""
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import suppress
+from dataclasses import dataclass
 
 import httpx
 
-from models.errors import ConfigError, WarmTalkError
+from models.errors import BusyError, ConfigError, InputError, StageError, WarmTalkError
 
 CONNECT_TIMEOUT_S = 5.0
 BACKOFF_S = 0.5  # doubled at each try
@@ -22,6 +25,69 @@ class Retry(Exception):
         super().__init__(str(error))
         self.error = error
         self.wait_s = wait_s
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """How errors speak of a server. name: begins a sentence. key: where its key is set. asked, instead: what it may
+    refuse, and what to do then. check: what may be wrong where it answers anything else."""
+
+    name: str
+    key: str
+    asked: str
+    instead: str
+    check: str = "Check base_url and model."
+
+
+def refusal(server: Server, answer: httpx.Response, body: bytes) -> Exception:
+    """An answer's status as an error: Retry for 429 and 5xx, which may pass; InputError or StageError for the rest.
+
+    body: of the answer, its first ERROR_BYTES at the least.
+    """
+    said, status, name = _said(body, answer.reason_phrase), answer.status_code, server.name
+    if status == 429:
+        return Retry(BusyError(f"{name} is overloaded: {said}", "Try again later."), retry_after_s(answer))
+    if status >= 500:
+        return Retry(StageError(f"{name} failed with {status}: {said}", "Look at its log."))
+    if status in (401, 403):
+        return StageError(f"{name} refused the key ({status}).", server.key)
+    if status in (400, 413, 422):
+        return InputError(f"{name} refused {server.asked}: {said}", server.instead)
+    return StageError(f"{name} answered {status}: {said}", server.check)
+
+
+def _said(body: bytes, reason: str) -> str:
+    """The message of an error's body, `{"error": {"message"}}` where it has that form, as a sentence."""
+    try:
+        message = json.loads(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = reason
+    return sentence(message)
+
+
+def sentence(said: object) -> str:
+    """A server's own words, shortened to a sentence that can be quoted."""
+    words = " ".join(str(said).split())[:QUOTE_CHARS] or "no reason given"
+    return words if words[-1] in ".!?" else words + "."
+
+
+def head(answer: httpx.Response) -> bytes:
+    """The first of a streamed answer's body, as much as `refusal` wants; what has come where it breaks off."""
+    try:
+        return next(answer.iter_bytes(ERROR_BYTES), b"")
+    except httpx.HTTPError:
+        return b""
+
+
+async def head_async(answer: httpx.Response) -> bytes:
+    """As `head`, of an asynchronous client."""
+    data = b""
+    with suppress(httpx.HTTPError):
+        async for part in answer.aiter_bytes():
+            data += part
+            if len(data) >= ERROR_BYTES:
+                break
+    return data
 
 
 def authorization(api_key_env: str | None, whose: str) -> dict[str, str]:

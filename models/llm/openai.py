@@ -15,17 +15,26 @@ from typing import Any
 
 import httpx
 
-from models.errors import BusyError, ConfigError, InputError, StageError
+from models.errors import ConfigError, StageError
 from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV, Message
 from models.remote import (
     BACKOFF_S,
     CONNECT_TIMEOUT_S,
-    ERROR_BYTES,
     LONGEST_WAIT_S,
-    QUOTE_CHARS,
     Retry,
+    Server,
     authorization,
-    retry_after_s,
+    head_async,
+    refusal,
+    sentence,
+)
+
+SERVER = Server(
+    "The language model",
+    key=f"Set {KEY_ENV}, or api_key_env of Chat.",
+    asked="the conversation",
+    instead="Shorten it, or start afresh.",
+    check="Check its address and model.",
 )
 
 
@@ -126,7 +135,7 @@ class OpenAIResponder:
         try:
             async with self._client.stream("POST", "chat/completions", json=body) as answer:
                 if answer.status_code != 200:
-                    raise await _refusal(answer)
+                    raise refusal(SERVER, answer, await head_async(answer))
                 kind = answer.headers.get("content-type", "")
                 if not kind.startswith(("text/event-stream", "application/json")):
                     raise StageError(f"The language model's server answered with {kind or 'no type'}.", CHECK_URL)
@@ -148,7 +157,7 @@ def _token(data: str) -> tuple[str, bool]:
         chunk = json.loads(data)
         if error := chunk.get("error"):
             said = error.get("message", error) if isinstance(error, dict) else error
-            raise StageError(f"The language model failed: {_short(said)}", "Look at its log.")
+            raise StageError(f"The language model failed: {sentence(said)}", "Look at its log.")
         choices = chunk.get("choices") or []
         if not choices:
             return "", False  # usage, at the end
@@ -163,35 +172,3 @@ def _whole(data: bytes) -> str:
         return str(json.loads(data)["choices"][0]["message"]["content"] or "")
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise StageError("The language model's answer is not in OpenAI's form.", CHECK_URL) from error
-
-
-async def _refusal(answer: httpx.Response) -> Exception:
-    """An answer's status as an error: Retry for 429 and 5xx, which may pass; InputError or StageError for the rest."""
-    said, status = await _said(answer), answer.status_code
-    if status == 429:
-        return Retry(BusyError(f"The language model is overloaded: {said}", "Try again later."), retry_after_s(answer))
-    if status >= 500:
-        return Retry(StageError(f"The language model failed with {status}: {said}", "Look at its log."))
-    if status in (401, 403):
-        return StageError(f"The language model refused the key ({status}).", f"Set {KEY_ENV}, or api_key_env of Chat.")
-    if status in (400, 413, 422):
-        return InputError(f"The language model refused the conversation: {said}", "Shorten it, or start afresh.")
-    return StageError(f"The language model answered {status}: {said}", "Check its address and model.")
-
-
-async def _said(answer: httpx.Response) -> str:
-    """The message of an error's body, `{"error": {"message"}}` where it has that form, shortened."""
-    data = b""
-    try:
-        async for part in answer.aiter_bytes():
-            data += part
-            if len(data) > ERROR_BYTES:
-                break
-        return _short(json.loads(data)["error"]["message"])
-    except (ValueError, KeyError, TypeError, httpx.HTTPError):
-        return _short(answer.reason_phrase)
-
-
-def _short(said: Any) -> str:
-    words = " ".join(str(said).split())[:QUOTE_CHARS] or "no reason given"
-    return words if words[-1] in ".!?" else words + "."

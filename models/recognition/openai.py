@@ -6,7 +6,6 @@ The request is a form of `file` (WAV), `model`, `language`, `response_format`; t
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -14,17 +13,16 @@ import httpx
 import numpy as np
 
 from models.audio import encode_audio
-from models.errors import AudioError, BusyError, ConfigError, InputError, StageError
+from models.errors import AudioError, ConfigError, InputError, StageError
 from models.recognition.base import Segment, Task, Transcript
 from models.remote import (
     BACKOFF_S,
     CONNECT_TIMEOUT_S,
-    ERROR_BYTES,
     LONGEST_WAIT_S,
-    QUOTE_CHARS,
     Retry,
+    Server,
     authorization,
-    retry_after_s,
+    refusal,
 )
 from models.types import WHISPER_HZ, Float32
 
@@ -32,6 +30,12 @@ OPENAI_URL = "https://api.openai.com/v1"
 FORMATS = ("verbose_json", "json")  # the first has times; newer models of OpenAI's know the second alone
 PATHS: dict[str, str] = {"transcribe": "audio/transcriptions", "translate": "audio/translations"}
 CHECK_URL = "Check base_url: it usually ends with /v1."
+SERVER = Server(
+    "The recognition server",
+    key="Name its variable in options.api_key_env.",
+    asked="the recording",
+    instead="Send another, or a shorter one.",
+)
 
 
 class OpenAIRecognizer:
@@ -106,7 +110,7 @@ class OpenAIRecognizer:
                 StageError(f"The connection to the recognition server failed: {error}.", "Check base_url and server.")
             ) from error
         if answer.status_code != 200:
-            raise _refusal(answer)
+            raise refusal(SERVER, answer, answer.content)
         try:
             return answer.json()
         except ValueError as error:
@@ -131,29 +135,3 @@ def _transcript(answer: Any, duration_s: float, language: str) -> Transcript:
         return Transcript(text, str(answer.get("language") or language), duration_s, segments)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StageError("The recognition server's answer is not in OpenAI's form.", CHECK_URL) from error
-
-
-def _refusal(answer: httpx.Response) -> Exception:
-    """An answer's status as an error: Retry for 429 and 5xx, which may pass; InputError or StageError for the rest."""
-    said, status = _said(answer), answer.status_code
-    if status == 429:
-        error = BusyError(f"The recognition server is overloaded: {said}", "Try again later.")
-        return Retry(error, retry_after_s(answer))
-    if status >= 500:
-        return Retry(StageError(f"The recognition server failed with {status}: {said}", "Look at its log."))
-    if status in (401, 403):
-        return StageError(
-            f"The recognition server refused the key ({status}).", "Name its variable in options.api_key_env."
-        )
-    if status in (400, 413, 422):
-        return InputError(f"The recognition server refused the recording: {said}", "Send another, or a shorter one.")
-    return StageError(f"The recognition server answered {status}: {said}", "Check base_url and model.")
-
-
-def _said(answer: httpx.Response) -> str:
-    """The message of an error's body, `{"error": {"message"}}` where it has that form, shortened."""
-    try:
-        message = json.loads(answer.content[:ERROR_BYTES])["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = answer.reason_phrase
-    return " ".join(str(message).split())[:QUOTE_CHARS] or "no reason given."

@@ -6,7 +6,6 @@ The request is `{model, input, voice, response_format, speed}`, one a sentence. 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +15,16 @@ import httpx
 import numpy as np
 
 from models.audio import decode_audio, resample
-from models.errors import AudioError, BusyError, ConfigError, InputError, StageError
+from models.errors import AudioError, ConfigError, InputError, StageError
 from models.remote import (
     BACKOFF_S,
     CONNECT_TIMEOUT_S,
-    ERROR_BYTES,
     LONGEST_WAIT_S,
-    QUOTE_CHARS,
     Retry,
+    Server,
     authorization,
-    retry_after_s,
+    head,
+    refusal,
 )
 from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
 from models.tts.pieces import pieces
@@ -37,6 +36,14 @@ SPEEDS = (0.25, 4.0)  # OpenAI API reference
 ENGINE_MAX_CHARS = 100_000  # the TTS stage's own limit is lower
 FORMATS = ("pcm", "wav", "mp3", "flac", "opus", "aac")
 BLOCK_BYTES = 2**14  # a third of a second of pcm
+
+
+SERVER = Server(
+    "The speech server",
+    key="Name its environment variable in options.api_key_env.",
+    asked="the text or the voice",
+    instead="Change the text or the voice.",
+)
 
 
 class OpenAITTS:
@@ -161,7 +168,7 @@ class OpenAITTS:
         try:
             with self._client.stream("POST", "audio/speech", json=body) as answer:
                 if answer.status_code != 200:
-                    raise _refusal(answer)
+                    raise refusal(SERVER, answer, head(answer))
                 kind = answer.headers.get("content-type", "")
                 if kind.startswith(("text/", "application/json")):
                     raise StageError(f"The speech server answered with {kind} instead of sound.", "Check base_url.")
@@ -198,28 +205,3 @@ def _breaks_off(data: bytes) -> bool:
     """Whether a WAV is shorter than its header says; a streamed one says 0 or the most that fits."""
     size = int.from_bytes(data[4:8], "little")
     return data[:4] == b"RIFF" and 0 < size < 0x7FFFFFFF and size + 8 > len(data)
-
-
-def _refusal(answer: httpx.Response) -> Exception:
-    """An answer's status as an error: Retry for 429 and 5xx, which may pass; InputError or StageError for the rest."""
-    said, status = _said(answer), answer.status_code
-    if status == 429:
-        return Retry(BusyError(f"The speech server is overloaded: {said}", "Try again later."), retry_after_s(answer))
-    if status >= 500:
-        return Retry(StageError(f"The speech server failed with {status}: {said}", "Look at its log."))
-    if status in (401, 403):
-        return StageError(
-            f"The speech server refused the key ({status}).", "Name its environment variable in options.api_key_env."
-        )
-    if status in (400, 413, 422):
-        return InputError(f"The speech server refused the text or the voice: {said}", "Change the text or the voice.")
-    return StageError(f"The speech server answered {status}: {said}", "Check base_url and model.")
-
-
-def _said(answer: httpx.Response) -> str:
-    """The message of an error's body, `{"error": {"message"}}` where it has that form, shortened."""
-    try:
-        message = json.loads(next(answer.iter_bytes(ERROR_BYTES), b""))["error"]["message"]
-    except (ValueError, KeyError, TypeError, httpx.HTTPError):
-        message = answer.reason_phrase
-    return " ".join(str(message).split())[:QUOTE_CHARS] or "no reason given."
