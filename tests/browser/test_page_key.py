@@ -76,7 +76,8 @@ def test_signing_out_closes_the_door_again(served: tuple[str, State], tab: Any) 
     enter(page, KEY)
     page.until(LIVE)
     page.page.click("#open-settings")
-    page.page.click("#sign-out")
+    with page.page.expect_navigation():
+        page.page.click("#sign-out")
     page.until(ASKS)
     assert page.page.context.cookies() == []
 
