@@ -29,6 +29,7 @@ class LiveStart:
     avatar_id: str
     spec: MediaSpec
     idle_path: str
+    host: str = ""  # whose clock the session's is
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from deployments.clocks import HostClocks
 from deployments.requests import Ending
 from deployments.sockets import Client
 from models.errors import StageError
@@ -142,11 +143,12 @@ class Viewer:
 class Hub:
     """One session, shown to all its viewers. `start` before use; ends by itself when nobody has watched for a while."""
 
-    def __init__(self, session_id: str, subscribe: Subscribe, loops: "Loops") -> None:
+    def __init__(self, session_id: str, subscribe: Subscribe, loops: "Loops", clocks: HostClocks | None = None) -> None:
         self.session_id = session_id
         self.viewers: set[Viewer] = set()
         self.late = 0  # pieces that came too late to be shown when they were due
-        self._subscribe, self._loops = subscribe, loops
+        self._subscribe, self._loops, self._clocks = subscribe, loops, clocks or HostClocks()
+        self.host, self._now = "", time.time  # that has the session, and what time it is there
         self._speech: deque[tuple[LiveClock, Piece]] = deque()
         self._recent: deque[Piece] = deque(maxlen=KEPT_PIECES)
         self._arrived = asyncio.Event()
@@ -166,11 +168,12 @@ class Hub:
             assert event.start is not None, event
             self.spec, self.avatar_id = event.start.spec, event.start.avatar_id
             self._loop = await self._loops.load(Path(event.start.idle_path))
+            await self._follow(event.start.host)
         except BaseException:
             self._events.cancel()
             raise
         self._clock: LiveClock = event.clock
-        self._position = self._loop.grid.ceil(max(0, self._clock.position(time.time())))
+        self._position = self._loop.grid.ceil(max(0, self._clock.position(self._now())))
         start = self._position
         for _ in range(JOIN_PIECES):  # as if it had been watched already
             start = self._loop.grid.floor(start - 1)
@@ -255,17 +258,22 @@ class Hub:
             if event.start is None or event.start.spec != self.spec or event.start.avatar_id != self.avatar_id:
                 self._events.cancel()
                 return "replaced"
+            await self._follow(event.start.host)
             self._clock = event.clock
             return None
+
+    async def _follow(self, host: str) -> None:
+        """Go by the clock of the host that has the session now."""
+        self.host, self._now = host, await self._clocks.at(host, self.session_id)
 
     # --- what viewers see
 
     async def _play(self) -> None:
         """Give all viewers a piece when it is due, until the session ends."""
         while not self.ended:
-            wait_s = self._clock.time_of(self._position) - time.time()
+            wait_s = self._clock.time_of(self._position) - self._now()
             if wait_s > 4 * GRACE_S + LIVE_FRAMES / self.spec.fps or wait_s < -5.0:  # a clock that was set anew
-                self._position = self._loop.grid.ceil(max(0, self._clock.position(time.time())))
+                self._position = self._loop.grid.ceil(max(0, self._clock.position(self._now())))
                 continue
             await asyncio.sleep(max(0.0, wait_s))
             piece = await self._next()

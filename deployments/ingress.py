@@ -64,7 +64,7 @@ class Ingress(SessionRoutes):
         self._listening = Listening(recognize, self._uploads)
         self._watch = stitch.options(stream=True, _by_reference=False)
         self._sockets = Places(lambda: self.config.max_sockets, "As many sockets are open as this server allows.")
-        self._live = Live(self._subscribe, lambda: self.config.max_viewers)
+        self._live = Live(self._subscribe, lambda: self.config.max_viewers, self._clock)
         self._whep = Whep(self._live, lambda: self.config, ended_by_a_replica)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -79,6 +79,10 @@ class Ingress(SessionRoutes):
 
     def _subscribe(self, session_id: str, position: int | None) -> Any:
         return self._watch.options(session_id=session_id).live.remote(session_id, position)
+
+    async def _clock(self, session_id: str) -> tuple[str, float]:
+        answer: tuple[str, float] = await self._stitch.options(session_id=session_id).clock.remote()
+        return answer
 
     # --- speaking
 

@@ -10,6 +10,7 @@ import contextvars
 import time
 from collections.abc import Callable
 
+from deployments.clocks import Ask, HostClocks
 from deployments.hub import Hub, Loops, Subscribe, Viewer
 from deployments.sockets import Client, SendQueues
 from models.errors import BusyError
@@ -21,10 +22,12 @@ STUCK_S = 15.0  # a connection that stays congested is closed
 class Live:
     """All hubs of an ingress replica."""
 
-    def __init__(self, subscribe: Subscribe, max_viewers: Callable[[], int]) -> None:
+    def __init__(self, subscribe: Subscribe, max_viewers: Callable[[], int], ask: Ask | None = None) -> None:
+        """ask: for the time at a session's host; None where all hosts are in step."""
         self._subscribe, self._max_viewers = subscribe, max_viewers
         self._hubs: dict[str, asyncio.Task[Hub]] = {}
         self._loops = Loops()
+        self._clocks = HostClocks(ask)
         self._queues = SendQueues()
         self._joining = 0  # viewers whose hub is being started
         self._keeper: asyncio.Task[None] | None = None
@@ -66,7 +69,7 @@ class Live:
         self._hubs.clear()
 
     async def _started(self, session_id: str) -> Hub:
-        hub = Hub(session_id, self._subscribe, self._loops)
+        hub = Hub(session_id, self._subscribe, self._loops, self._clocks)
         await hub.start()
         return hub
 
@@ -92,6 +95,7 @@ class Live:
                     viewer.end("slow")
                     viewer.close()
             for hub in self._running():
+                self._clocks.refresh(hub.host, hub.session_id)
                 if hub.ended or hub.forgotten():
                     if hub in self._running():  # else somebody has asked for the session anew
                         del self._hubs[hub.session_id]

@@ -17,6 +17,7 @@ from typing import Any
 
 from deployments.broadcast import Broadcast, LiveEvent, LiveStart
 from deployments.chunks import Chunk
+from deployments.clocks import own_host
 from deployments.performance import Performance
 from deployments.requests import Ending
 from deployments.stage import Worker
@@ -169,7 +170,7 @@ def _broadcast(session_id: str, show: Show, path: Path, position: int | None) ->
     prepared, spec = show.avatar.prepared, show.spec
     grid = Grid.of(len(prepared), spec.fps)
     clock = LiveClock.starting(show.position if position is None else position, time.time(), spec.fps)
-    return Broadcast(LiveStart(session_id, prepared.avatar_id, spec, str(path)), grid, clock)
+    return Broadcast(LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host()), grid, clock)
 
 
 def _code_idle(show: Show, path: Path) -> None:

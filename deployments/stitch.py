@@ -19,6 +19,7 @@ from configs.schema import StitchConfig
 from deployments.broadcast import LiveEvent
 from deployments.calls import Call
 from deployments.chunks import Job, LineSettings
+from deployments.clocks import own_host
 from deployments.growing import GrowingTexts
 from deployments.interruption import Cut, Cuts
 from deployments.line import Line
@@ -188,6 +189,10 @@ class Stitch(Stage[StitchConfig]):
         async with aclosing(self._on_air.watch(session_id, find, self.worker, root, position)) as events:
             async for event in events:
                 yield event
+
+    async def clock(self) -> tuple[str, float]:
+        """The host that answers, and what time it is there."""
+        return own_host(), time.time()
 
     async def session(self, session_id: str) -> dict[str, Any]:
         """Facts of a session: frames, duration, path, transcript, latest summary. Raises SessionNotFound, IdError."""
