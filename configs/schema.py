@@ -133,8 +133,8 @@ class StitchConfig(Strict):
     session_idle_hours: float = Field(720.0, ge=0)  # without a word or a viewer; then it is removed; 0: never
     live_ahead_s: float = Field(4.0, gt=0.5, le=60)  # how far ahead of a live session's clock speech is made
     recorded_pause_ms: float = Field(
-        1000.0, ge=0, le=60_000
-    )  # of idle motion behind and before speech that was watched live, kept in the file: a replay leaps less; 0: none
+        1500.0, ge=0, le=60_000
+    )  # at most so much of a pause before and behind speech watched live is kept in the file, 0: nothing (replays leap)
     cached_avatars: int = Field(4, ge=1)
     cached_sessions: int = Field(256, ge=1)  # session files kept open
     frame_cache_mb: int = Field(512, ge=16)  # decoded avatar frames kept in memory

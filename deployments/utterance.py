@@ -31,6 +31,7 @@ from models.stitch.steady import WHOLE
 from models.types import Box, FaceCrops, Float32, Fragment, PreparedAvatar, Speech, UInt8
 
 KEPT_CROPS = 32  # every fourth of the frames that may be made ahead of what is shown
+LOOK_PX = 64  # of a frame's height, to tell how alike two are
 KEPT_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 # as pictures, 32 crops of 512 px are 25 MB an utterance; like this, some 4 MB
 
@@ -195,10 +196,17 @@ class Utterance:
         if self.pause is None or not session.frames:
             return
         avatar = self.avatar.prepared
-        for part in self.pause.parts(session.spec, session.clock, session.position, position):
+        for part in self.pause.parts(session.spec, session.clock, session.position, position, self._look):
             indices = ping_pong(part.position, part.fragment.frames, len(avatar))
             session.note(frames_record(session.frames, indices, avatar, part.weights))
             session.append(part.fragment, part.position, pause=True)
+
+    def _look(self, position: int) -> Float32:
+        """The avatar's frame at a position of the line, in small."""
+        avatar = self.avatar.prepared
+        assert avatar.frames is not None
+        step = max(1, avatar.height // LOOK_PX)
+        return np.asarray(avatar.frames[int(ping_pong(position, 1, len(avatar))[0])][::step, ::step], np.float32)
 
     def _position(self, chunk: Chunk) -> int:
         """The line's position of a chunk's first frame: as the line chose it, else counted on from the start."""

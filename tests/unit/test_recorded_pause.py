@@ -45,7 +45,7 @@ async def test_a_long_pause_is_shortened_with_the_mouth_at_rest_on_both_sides(ai
     _, sidecar, _ = await recorded(air, [2.0], recorded_pause_ms=400)
     indices, mouth = np.array(sidecar.avatar_frames), np.array(sidecar.mouth)
     (cut,) = leaps(indices)
-    assert (mouth[cut - 5 : cut + 5] == 0).all()
+    assert (mouth[cut - 3 : cut + 3] == 0).all()
 
 
 async def test_pauses_are_left_out_where_the_config_says_so(air):

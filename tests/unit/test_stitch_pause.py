@@ -11,7 +11,7 @@ import pytest
 from models.avatar.playback import ping_pong
 from models.stitch.cues import Cue
 from models.stitch.encode import AAC_FRAME, Clock, UtteranceEncoder
-from models.stitch.live import encode_closed, encode_idle
+from models.stitch.live import Grid, encode_closed, encode_idle
 from models.stitch.pause import Pause, PausePart, Rested
 from models.stitch.session import SessionFile
 from tests.unit.live_material import RATE, SPEC, grey, heard, levels, shown
@@ -30,6 +30,10 @@ def greys(start: int, count: int) -> list[int]:
     return [20 + 4 * int(k) for k in ping_pong(start, count, COUNT)]
 
 
+def look(position: int) -> Any:
+    return np.float32([greys(position, 1)[0]])
+
+
 def kept(parts: list[PausePart]) -> list[int]:
     return [part.position + k for part in parts for k in range(part.fragment.frames)]
 
@@ -40,27 +44,38 @@ def rested(start: int, count: int = 3) -> dict[int, Rested]:
 
 
 def test_a_short_pause_is_kept_whole(idle: Path) -> None:
-    parts = list(Pause(idle, 25).parts(SPEC, Clock(), 100, 148))
+    parts = list(Pause(idle, 25).parts(SPEC, Clock(), 100, 148, look))
     assert kept(parts) == list(range(100, 148))
     assert max(part.fragment.frames for part in parts) <= SPEC.fragment_frames
 
 
-def test_of_a_long_pause_both_ends_are_kept(idle: Path) -> None:
-    positions = kept(list(Pause(idle, 25).parts(SPEC, Clock(), 100, 1000)))
-    assert positions == [*range(100, 128), *range(976, 1000)]
+@pytest.mark.parametrize("until", range(204, 700, 44))
+def test_of_a_long_pause_both_ends_are_kept_and_cut_where_the_frames_are_most_alike(idle: Path, until: int) -> None:
+    positions = kept(list(Pause(idle, 25).parts(SPEC, Clock(), 100, until, look)))
+    (cut,) = np.flatnonzero(np.diff(positions) > 1)
+    leave, join = positions[cut] + 1, positions[cut + 1]
+    assert positions == [*range(100, leave), *range(join, until)]
+    assert 8 <= leave - 100 <= 28 and 8 <= until - join <= 25
+    leaps = {(a, b): abs(greys(a, 1)[0] - greys(b, 1)[0]) for a in (108, 112, 116, 120, 124) for b in starts(until)}
+    assert leaps[leave, join] == min(leaps.values())
+
+
+def starts(until: int) -> list[int]:
+    """Of pieces from which `until` is 8 to 25 frames away."""
+    return [position for position in range(until - 25, until - 7) if Grid.of(COUNT, 25).floor(position) == position]
 
 
 @pytest.mark.parametrize(("since", "until", "expected"), [(98, 108, range(100, 108)), (100, 103, ()), (108, 100, ())])
 def test_only_whole_pieces_of_the_grid_are_kept(idle: Path, since: int, until: int, expected: range) -> None:
-    assert kept(list(Pause(idle, 25).parts(SPEC, Clock(), since, until))) == list(expected)
+    assert kept(list(Pause(idle, 25).parts(SPEC, Clock(), since, until, look))) == list(expected)
 
 
 def test_none_is_kept_where_none_is_wanted(idle: Path) -> None:
-    assert list(Pause(idle, 0).parts(SPEC, Clock(), 100, 148)) == []
+    assert list(Pause(idle, 0).parts(SPEC, Clock(), 100, 148, look)) == []
 
 
 def test_the_mouths_way_to_rest_comes_first(idle: Path) -> None:
-    parts = list(Pause(idle, 25, rested(97)).parts(SPEC, Clock(), 97, 112))
+    parts = list(Pause(idle, 25, rested(97)).parts(SPEC, Clock(), 97, 112, look))
     assert kept(parts) == list(range(97, 112))
     weights = np.concatenate([part.weights for part in parts])
     assert weights.tolist() == [0.75, 0.25, 0.0, *[0.0] * 12]
@@ -80,7 +95,7 @@ def test_it_follows_on_the_speech_before_and_the_speech_behind_follows_on_it(idl
         session.end_utterance()
 
     speak(0, tone)
-    for part in Pause(idle, 25, rested(30, 2)).parts(SPEC, session.clock, 30, 72):
+    for part in Pause(idle, 25, rested(30, 2)).parts(SPEC, session.clock, 30, 72, look):
         session.append(part.fragment, part.position, pause=True)
     quiet = session.clock
     silence = np.zeros(RATE // 10, np.float32)
