@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 
-from models.types import Float32, Speech
+from models.types import Float32, Phoneme, Speech
+
+ROUNDING_S = 1e-6  # far below a sample: what is left of a phoneme that ends with its segment is none
 
 
 class Offset:
     """The segments of one utterance as the lips shall hear them: `seconds` later than they sound, earlier if negative.
 
-    A later segment begins with the end of the one before. An earlier one ends in silence: what follows is not known.
+    A later segment begins with the end of the one before, sound and phonemes alike; one that lies across the join is
+    in both. An earlier one ends in silence: what follows is not known.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._before: Float32 = np.zeros(0, np.float32)  # the end of what has been heard
+        self._carried: list[Phoneme] = []  # what it says, from the next segment's start on
 
     def __call__(self, speech: Speech) -> Speech:
         """The next segment, as long as it was."""
@@ -31,9 +35,18 @@ class Offset:
             samples = heard[len(heard) - count - shift : len(heard) - shift]
         else:
             samples = np.concatenate([speech.samples, silence])[shift:]
-        seconds, end_s = shift / speech.sample_rate_hz * np.sign(self._seconds), speech.duration_s
-        moved = (
-            dataclasses.replace(p, start_s=max(p.start_s + seconds, 0.0), end_s=min(p.end_s + seconds, end_s))
-            for p in speech.phonemes
-        )
-        return dataclasses.replace(speech, samples=samples, phonemes=tuple(p for p in moved if p.end_s > p.start_s))
+        seconds = shift / speech.sample_rate_hz * float(np.sign(self._seconds))
+        said = [*self._carried, *(_moved(p, seconds) for p in speech.phonemes)]
+        self._carried = [_moved(p, -speech.duration_s) for p in said if p.end_s > speech.duration_s + ROUNDING_S]
+        inside = (_cut(p, speech.duration_s) for p in said)
+        return replace(speech, samples=samples, phonemes=tuple(p for p in inside if p.end_s > p.start_s + ROUNDING_S))
+
+
+def _moved(phoneme: Phoneme, seconds: float) -> Phoneme:
+    return replace(phoneme, start_s=phoneme.start_s + seconds, end_s=phoneme.end_s + seconds)
+
+
+def _cut(phoneme: Phoneme, end_s: float) -> Phoneme:
+    """The part of a phoneme between 0 and `end_s`; it ends where it starts if there is none."""
+    start_s = min(max(phoneme.start_s, 0.0), end_s)
+    return replace(phoneme, start_s=start_s, end_s=max(min(phoneme.end_s, end_s), start_s))

@@ -42,3 +42,22 @@ def test_phonemes_move_along_and_what_leaves_the_segment_is_cut(offset_s, expect
     moved = Offset(offset_s)(speech).phonemes
     assert [p.symbol for p in moved] == [symbol for symbol, _, _ in expected]
     assert [(p.start_s, p.end_s) for p in moved] == [pytest.approx(times) for _, *times in expected]
+
+
+def test_what_a_later_segment_has_no_room_for_is_said_at_the_start_of_the_next():
+    said = (Phoneme("a", 0.0, 0.2), Phoneme("p", 0.2, 0.36), Phoneme("ɪ", 0.36, 0.4))
+    offset = Offset(0.1)
+    first, second, third = (offset(Speech(np.zeros(6400, np.float32), RATE, phonemes=p)) for p in (said, (), ()))
+    assert [p.symbol for p in first.phonemes] == ["a", "p"]
+    assert [(p.symbol, p.start_s, p.end_s) for p in second.phonemes] == [
+        ("p", 0.0, pytest.approx(0.06)),  # its second part: the join goes through it
+        ("ɪ", pytest.approx(0.06), pytest.approx(0.1)),
+    ]
+    assert third.phonemes == ()
+
+
+def test_an_offset_longer_than_a_segment_carries_its_phonemes_over_several():
+    offset, said = Offset(0.2), (Phoneme("m", 0.01, 0.04),)
+    heard = [offset(Speech(np.zeros(800, np.float32), RATE, phonemes=p)) for p in (said, (), (), (), (), ())]  # 50 ms
+    assert [[p.symbol for p in segment.phonemes] for segment in heard] == [[], [], [], [], ["m"], []]
+    assert heard[4].phonemes[0].start_s == pytest.approx(0.01) and heard[4].phonemes[0].end_s == pytest.approx(0.04)
