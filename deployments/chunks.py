@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.stage import Stamped
+from models.activity import Spans
 from models.types import FaceCrops, Speech
 
 
@@ -71,6 +72,7 @@ class Segment:
     first_frame: int
     frames: int
     heard: Speech
+    active: Spans  # when that sounds, in seconds from its start: as the ear of the whole utterance has it
     position: int = 0  # of its first frame on the session's line
     opens: bool = True  # it does not follow on the segment before it
     features: Any = None

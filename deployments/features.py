@@ -10,7 +10,7 @@ import numpy as np
 from configs.schema import AudioFeaturesConfig
 from deployments.paths import input_path
 from deployments.stage import Stage, Stamped
-from models.activity import Activity
+from models.activity import Activity, Spans
 from models.audio import resample
 from models.types import WHISPER_HZ, FeatureWindows, Float16, Float32, Speech
 from models.windows import plosive_shifts, rest_window, rested
@@ -37,29 +37,41 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
         if changed is None or changed & {"weights", "device", "dtype", "context_s", "margin_s"}:  # warms up, too
             self._rest = resting_window(self.model, config)
 
-    async def windows(self, speech: Speech, fps: int) -> Stamped[FeatureWindows]:
-        """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps). Raises AudioError."""
+    async def windows(self, speech: Speech, fps: int, active: Spans | None = None) -> Stamped[FeatureWindows]:
+        """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps). Raises AudioError.
+
+        active: when it sounds, as the ear of the whole utterance has it; None: as the segment alone tells.
+        """
         received_s = time.time()
         await self.ready()
-        done = await self.worker.run(self._windows, self.config, speech, fps)
+        done = await self.worker.run(self._windows, self.config, speech, fps, active)
         timing = self.meter.stamp(len(done.value), received_s, done.queue_s, done.compute_s)
         return Stamped(done.value, (timing,))
 
-    def _windows(self, config: AudioFeaturesConfig, speech: Speech, fps: int) -> FeatureWindows:
-        return FeatureWindows(segment_windows(self.model, self._rest, config, speech, fps), fps, self._rest)
+    def _windows(
+        self, config: AudioFeaturesConfig, speech: Speech, fps: int, active: Spans | None = None
+    ) -> FeatureWindows:
+        return FeatureWindows(segment_windows(self.model, self._rest, config, speech, fps, active), fps, self._rest)
 
 
 def segment_windows(
-    model: WhisperFeatures, rest: Float16, config: AudioFeaturesConfig, speech: Speech, fps: int
+    model: WhisperFeatures,
+    rest: Float16,
+    config: AudioFeaturesConfig,
+    speech: Speech,
+    fps: int,
+    active: Spans | None = None,
 ) -> Float16:
-    """The windows `(n, 50, 384)` of one segment. Each segment's background is judged by itself. Raises AudioError."""
+    """The windows `(n, 50, 384)` of one segment. active: when it sounds; None: judged by itself. Raises AudioError."""
     count = int(speech.duration_s * fps + ROUNDING_FRAMES)
     samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
     samples = np.pad(samples, (0, WHISPER_HZ // fps // 2))  # so that rounding to 16 kHz cannot cost a frame
     lead_s = config.plosive_lead_ms / 1e3
     ahead_s = plosive_shifts(speech.phonemes, count, fps, lead_s) if lead_s else None
     windows = _encoded(model, config, samples, fps, ahead_s)[:count]
-    return rested(windows, rest, Activity()(speech), fps, speech.last) if config.rest_in_silence else windows
+    if not config.rest_in_silence:
+        return windows
+    return rested(windows, rest, Activity()(speech) if active is None else active, fps, speech.last)
 
 
 def resting_window(model: WhisperFeatures, config: AudioFeaturesConfig) -> Float16:

@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from deployments.calls import Call
 from deployments.chunks import Chunk, Entry, Job, LineSettings, Segment
 from deployments.stage import StageTiming, Stamped
+from models.activity import Activity
 from models.audio import pad_to_frames
 from models.errors import BusyError, StageError, WarmTalkError
 from models.offset import Offset
@@ -90,12 +91,14 @@ class Line:
         first_frame, added_s = 0, 0.0
         async with aclosing(self._speech(job)) as source:
             before: Segment | None = None
-            offset = Offset(self.settings.av_offset_s)
+            offset, ear = Offset(self.settings.av_offset_s), Activity()
             async for speech in source:
                 padded = pad_to_frames(speech, self.settings.fps, added_s)
                 added_s += padded.duration_s - speech.duration_s
                 frames = round(padded.duration_s * self.settings.fps)
-                segment = Segment(padded, first_frame, frames, offset(padded))
+                heard = offset(padded)
+                active = await asyncio.to_thread(ear, heard)  # a millisecond a second: not on the loop of all sessions
+                segment = Segment(padded, first_frame, frames, heard, active)
                 if before is not None:
                     before.following = segment
                 before = segment
@@ -198,7 +201,7 @@ class Line:
         """The un-awaited response of the segment's features, asked for once and again after a failure."""
         if segment.features is None:
             sent_s = time.time()
-            segment.features = self.features.windows.remote(segment.heard, self.settings.fps)
+            segment.features = self.features.windows.remote(segment.heard, self.settings.fps, segment.active)
             segment.done = asyncio.create_task(self._features_done(segment.features, sent_s))
             segment.done.add_done_callback(_retrieve)
         return segment.features

@@ -3,12 +3,14 @@
 Phonemes' edges are some 25 ms uncertain, so a sound that meets one counts as a whole; a sound apart is no speech.
 The sound is judged a whole segment at a time, so hysteresis works both ways in time: a stretch that is surely voiced
 grows forward and back to where the sound sinks into the background. A breath or a click has no such core. The levels
-adapt: to the background of the segment, and to the loudest speech of the utterance so far.
+adapt: to the background and to the loudest speech of the utterance so far, so that a segment that is nothing but
+background, or speech from end to end, is known for what it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -29,15 +31,17 @@ VOICE_RANGE_DB, SOUND_RANGE_DB = 30.0, 40.0  # how far below the loudest speech 
 ABOVE_VOICE_FLOOR_DB, ABOVE_SOUND_FLOOR_DB = 9.0, 6.0  # the second keeps noise out, whose hops vary by 1.5 dB
 LOUD, QUIET = 95, 5  # percentiles of a segment's levels: its speech, its background
 LEAST_RANGE_DB = 20.0  # between them: a segment may be without a pause, and then its quietest hops are no background
+SAME_BACKGROUND_DB = 3.0  # of the utterance's: a background this much louder is the same one still
 CORE_S = 0.03  # a shorter voiced stretch is a click
 NEAR_S = 0.15  # a sound so close to a core belongs to it: what a stop consonant lets out after its closure
 
 
 class Activity:
-    """The ear of one utterance; it remembers how loud the voice is from segment to segment."""
+    """The ear of one utterance; it remembers from segment to segment how loud the voice is, and how loud what is not."""
 
     def __init__(self) -> None:
-        self._loudest_db: tuple[float, float] = (-np.inf, -np.inf)  # voice, sound
+        self._voice = _Band(ABOVE_VOICE_FLOOR_DB, VOICE_RANGE_DB, QUIETEST_VOICE_DB)
+        self._sound = _Band(ABOVE_SOUND_FLOOR_DB, SOUND_RANGE_DB, QUIETEST_SOUND_DB)
 
     def __call__(self, speech: Speech) -> Spans:
         """When the segment sounds, seconds from its first sample."""
@@ -52,19 +56,31 @@ class Activity:
         voice, sound = levels_db(samples, sample_rate_hz, VOICE_HZ), levels_db(samples, sample_rate_hz, SOUND_HZ)
         if not len(voice):
             return np.zeros((0, 2))
-        loudest = [
-            max(known, float(np.percentile(levels, LOUD)))
-            for known, levels in zip(self._loudest_db, (voice, sound), strict=True)
-        ]
-        self._loudest_db = (loudest[0], loudest[1])
-        voiced = voice > max(
-            _floor(voice, loudest[0]) + ABOVE_VOICE_FLOOR_DB, loudest[0] - VOICE_RANGE_DB, QUIETEST_VOICE_DB
-        )
-        heard = sound > max(
-            _floor(sound, loudest[1]) + ABOVE_SOUND_FLOOR_DB, loudest[1] - SOUND_RANGE_DB, QUIETEST_SOUND_DB
-        )
+        voiced, heard = voice > self._voice.threshold_db(voice), sound > self._sound.threshold_db(sound)
         spans = np.array(_grown(_runs(voiced), _runs(heard | voiced)), np.float64).reshape(-1, 2) * HOP_S
         return joined(np.clip(spans, 0.0, len(samples) / sample_rate_hz))
+
+
+@dataclass(slots=True)
+class _Band:
+    """What is known of a band: its loudest speech, and its background once a pause has let it be heard."""
+
+    above_floor_db: float
+    range_db: float
+    quietest_db: float
+    loudest_db: float = -np.inf
+    background_db: float = -np.inf
+
+    def threshold_db(self, levels: Levels) -> float:
+        """What is louder sounds, in a segment with these levels, `(n,)`; they are remembered."""
+        loud, quiet = (float(np.percentile(levels, share)) for share in (LOUD, QUIET))
+        self.loudest_db = max(self.loudest_db, loud)
+        floor = min(quiet, self.loudest_db - LEAST_RANGE_DB)
+        # its quietest hops are background, however near to its speech, where they are as loud as that is known to be
+        floor = max(floor, min(quiet, self.background_db + SAME_BACKGROUND_DB))
+        if loud - quiet >= LEAST_RANGE_DB / 2:
+            self.background_db = quiet
+        return max(floor + self.above_floor_db, self.loudest_db - self.range_db, self.quietest_db)
 
 
 def from_phonemes(phonemes: Sequence[Phoneme]) -> Spans:
@@ -88,11 +104,6 @@ def levels_db(samples: Float32, sample_rate_hz: int, band_hz: tuple[float, float
     first, last = (round(hz * size / sample_rate_hz) for hz in band_hz)
     mean = 2 * power[:, first : last + 1].sum(1) / (size * np.sum(window**2))  # Parseval
     return cast(Levels, 10 * np.log10(np.maximum(mean, 1e-12)))
-
-
-def _floor(levels: Levels, loudest_db: float) -> float:
-    """The background's level."""
-    return min(float(np.percentile(levels, QUIET)), loudest_db - LEAST_RANGE_DB)
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> Runs:

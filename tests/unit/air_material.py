@@ -93,7 +93,7 @@ class Stages:
         samples = np.concatenate([np.zeros(RATE // 10, np.float32), samples])
         yield Stamped(Speech(samples, RATE, text, last=True), (stamp("TTS", 0),))
 
-    async def _windows(self, speech, fps):
+    async def _windows(self, speech, fps, active):
         count = round(speech.duration_s * fps)
         return Stamped(FeatureWindows(np.zeros((count, 50, 384), np.float16), fps), (stamp("AudioFeatures", count),))
 

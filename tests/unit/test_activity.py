@@ -130,3 +130,32 @@ def test_pauses_inside_a_segment_are_where_it_may_be_stopped():
     speech = Speech(np.concatenate(parts), rate)
     assert pauses(speech, 25) == [round(0.82 * 25), round(2.05 * 25)]  # the ends are none, nor is a closure of 50 ms
     assert pauses(Speech(word, rate), 25) == [] == pauses(Speech(np.zeros(0, np.float32), rate), 25)
+
+
+def words_in(noise: np.ndarray) -> np.ndarray:
+    """Two words from 0.4 s and 1.6 s on, in that noise, 2.5 s in all."""
+    spoken = np.concatenate([silence(0.4), voice(0.8), silence(0.4), voice(0.6), silence(0.3)])
+    return spoken + noise[: len(spoken)]
+
+
+def test_a_segment_of_nothing_but_the_utterances_background_is_not_speech():
+    noise = hiss(5.0, -40.0)
+    alone = noise[round(2.5 * RATE) :]
+    assert len(spans(alone)) == 1  # nothing is known: it may be a voice without a pause
+    ear = Activity()
+    assert len(ear.from_sound(words_in(noise), RATE)) == 2
+    assert len(ear.from_sound(alone, RATE)) == 0
+
+
+def test_a_loud_background_is_known_once_a_pause_has_let_it_be_heard():
+    """14 dB below the voice, nearer than a segment by itself takes a background to be."""
+    noise, ear = hiss(5.0, -34.0), Activity()
+    words = np.array([[0.4, 1.2], [1.6, 2.2]])
+    assert len(ear.from_sound(words_in(noise), RATE)) > 2
+    assert ear.from_sound(words_in(noise), RATE) == pytest.approx(words, abs=TOLERANCE_S)
+
+
+def test_speech_without_a_pause_is_still_speech_after_a_pause_has_told_the_background():
+    ear = Activity()
+    ear.from_sound(np.concatenate([voice(0.5), silence(0.5)]) + hiss(1.0, -50.0), RATE)
+    assert ear.from_sound(voice(1.0, -28.0) + hiss(1.0, -50.0), RATE) == pytest.approx(np.array([[0.0, 1.0]]), abs=0.05)

@@ -12,6 +12,7 @@ from deployments.calls import summarise
 from deployments.chunks import Entry, Job, LineSettings, Segment
 from deployments.line import Line, _next_or_error
 from deployments.stage import StageTiming, Stamped
+from models.activity import Activity
 from models.errors import BusyError, StageError, TextError
 from models.types import FaceCrops, FeatureWindows, Phoneme, Speech
 
@@ -80,7 +81,7 @@ class Stages:
                 raise error
             yield Stamped(speech(item, index == len(self.sentences) - 1), (stamp("TTS", 0, time.time()),))
 
-    async def _windows(self, said, fps):
+    async def _windows(self, said, fps, active):
         received_s = time.time()
         await asyncio.sleep(0.005)
         count = round(said.duration_s * fps)
@@ -145,11 +146,25 @@ async def test_the_first_chunk_of_a_segment_knows_its_phonemes_and_all_its_sound
 async def test_lips_hear_the_speech_as_much_later_as_they_are_to_be_shown():
     stages = Stages([0.4, 0.8])
     heard: list[Speech] = []
-    windows, stages.windows = stages._windows, Method(lambda said, fps: heard.append(said) or windows(said, fps))
+    windows, stages.windows = stages._windows, Method(lambda said, *rest: heard.append(said) or windows(said, *rest))
     chunks = await collect(line(stages, av_offset_s=0.08), Job("a", 0, text="Two."))
     assert [len(said.samples) for said in heard] == [round(0.4 * RATE), round(0.8 * RATE)]
     assert heard[0].samples[: round(0.08 * RATE)].max() == 0 and heard[1].samples.min() > 0
     assert chunks[0].speech.samples.min() > 0  # what is heard is left alone
+
+
+async def test_one_ear_hears_the_whole_utterance_so_that_a_later_segments_noise_is_known_for_it():
+    """Speech 17 dB above a noise, which then goes on alone: by itself the second segment would count as speech."""
+    noise = np.random.default_rng(0).normal(size=4 * RATE).astype(np.float32) * 0.02
+    pauses = np.sin(np.pi * np.arange(2 * RATE) / RATE) > 0
+    voice = 0.14 * np.sin(2 * np.pi * 150 * np.arange(2 * RATE) / RATE) * pauses
+    said = Speech((voice + noise[: 2 * RATE]).astype(np.float32), RATE), Speech(noise[2 * RATE :], RATE, last=True)
+    stages, active = Stages([]), []
+    windows = stages._windows
+    stages.windows = Method(lambda *given: active.append(given[2]) or windows(*given))
+    await collect(line(stages), Job("a", 0, speech=said))
+    assert active[0] == pytest.approx(np.array([[0.0, 1.0]]), abs=0.06)
+    assert len(active[1]) == 0 and len(Activity()(said[1])) == 1
 
 
 async def test_the_first_chunk_is_small_and_the_window_bounded():
@@ -255,7 +270,7 @@ async def test_a_chunk_that_arrives_while_its_taker_is_cancelled_is_cancelled_to
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     task = asyncio.create_task(asyncio.sleep(60))
-    queue.put_nowait(Entry(Segment(speech(1.0), 0, 25, speech(1.0)), 0, task))
+    queue.put_nowait(Entry(Segment(speech(1.0), 0, 25, speech(1.0), np.zeros((0, 2))), 0, task))
     await asyncio.sleep(0)  # the entry is out of the queue, and the taker does not have it yet
     taker.cancel()
     await asyncio.wait({taker, task}, timeout=1.0)
