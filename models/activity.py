@@ -37,7 +37,7 @@ NEAR_S = 0.15  # a sound so close to a core belongs to it: what a stop consonant
 
 
 class Activity:
-    """The ear of one utterance; it remembers from segment to segment how loud the voice is, and how loud what is not."""
+    """The ear of one utterance: it remembers from segment to segment how loud the voice is, and how loud the rest."""
 
     def __init__(self) -> None:
         self._voice = _Band(ABOVE_VOICE_FLOOR_DB, VOICE_RANGE_DB, QUIETEST_VOICE_DB)
