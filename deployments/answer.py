@@ -15,9 +15,9 @@ from deployments.requests import SpeakEvent
 from models.text import normalise, split_sentences
 
 CHARS_A_S = 15.0  # of speech, and
-
-
-FPS = 25  # of video: how far an answer has come is told by about these
+FPS = 25  # of video: how much could be heard of an answer that nobody watches is told by about these
+UNWRITTEN = 0.5  # an answer that is still being written has not come further than this: its length is not known
+UNFINISHED = 0.99
 
 
 class Reading:
@@ -71,6 +71,7 @@ async def noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) -> 
                 job.latency["first_token_ms"] = round((time.perf_counter() - began_s) * 1e3, 1)
             job.reply += token
             yield token
+    job.written = True
 
 
 async def told(job: Job, parts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
@@ -81,20 +82,27 @@ async def told(job: Job, parts: AsyncGenerator[str, None]) -> AsyncGenerator[str
             yield part
 
 
-def note(job: Job, event: SpeakEvent, passed_ms: float) -> None:
-    """Write down what was made, and where its time went."""
-    if event.frames:
-        job.frames += event.frames
-        job.latency.setdefault("first_frame_ms", round(passed_ms, 1))
-        job.video_url = f"/sessions/{job.session_id}/video.mp4"
-        spoken = job.frames / FPS * CHARS_A_S / max(len(job.reply), 1)
-        job.progress = max(job.progress, round(min(0.95, spoken), 3))
+def note(job: Job, event: SpeakEvent, asked_ms: float) -> None:
+    """Write down what was made and heard, and where its time went. asked_ms: when the voice was asked for it."""
+    if (making := event.making) is not None:
+        job.frames = making["frames"]
+        if making["ttff_ms"] is not None:
+            job.latency.setdefault("first_frame_ms", round(asked_ms + making["ttff_ms"], 1))
+        job.latency |= {key: making[key] for key in ("ttff_ms", "duration_s", "stages")}
+        job.heard = making["spoken"] if making["watched"] else None
+        if making["shown_frames"]:
+            job.video_url = f"/sessions/{job.session_id}/video.mp4"
+        share = making["spoken_chars"] / max(len(job.reply.strip()), 1)
+        job.progress = max(job.progress, round(min(share, UNFINISHED if job.written else UNWRITTEN), 3))
     if event.summary is not None:
+        job.interrupted = job.interrupted or bool(event.summary.get("interrupted"))
         job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "duration_s", "stages")}
 
 
 def heard_of(job: Job, seen_s: float) -> str:
-    """What a viewer has heard of an answer that was cut: whole sentences, by the frames that could be seen so far."""
+    """What was heard of an answer that was cut: its sentences that had begun; where nobody watches, by time alone."""
+    if job.heard is not None:
+        return job.heard
     heard, passed = [], 0
     for sentence in split_sentences(job.saying or "") if job.frames else ():
         if passed <= min(job.frames / FPS, seen_s) * CHARS_A_S:

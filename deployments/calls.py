@@ -32,13 +32,31 @@ class Call:
         return cls(timing.stage, timing.frames, *(part_s * 1e3 for part_s in parts_s))
 
 
+class Sums:
+    """What calls come to, as they come."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, float]] = {}
+        self._added: dict[int, int] = {}  # calls of each list that were added
+
+    def add_new(self, *lists: list[Call]) -> None:
+        """Add what has been appended to lists since the last time."""
+        for number, calls in enumerate(lists):
+            for call in calls[self._added.get(number, 0) :]:
+                row = self._rows.setdefault(call.stage, dict.fromkeys(("calls", "frames", *PARTS), 0.0))
+                row["calls"] += 1
+                row["frames"] += call.frames
+                for part in PARTS:
+                    row[part] += getattr(call, part)
+            self._added[number] = len(calls)
+
+    def rows(self) -> dict[str, dict[str, float]]:
+        """Per stage: calls, frames, and summed milliseconds of queue, transfer, compute and wall."""
+        return {stage: {key: round(float(v), 2) for key, v in row.items()} for stage, row in self._rows.items()}
+
+
 def summarise(calls: list[Call]) -> dict[str, dict[str, float]]:
     """Per stage: calls, frames, and summed milliseconds of queue, transfer, compute and wall."""
-    stages: dict[str, dict[str, float]] = {}
-    for call in calls:
-        row = stages.setdefault(call.stage, dict.fromkeys(("calls", "frames", *PARTS), 0.0))
-        row["calls"] += 1
-        row["frames"] += call.frames
-        for part in PARTS:
-            row[part] += getattr(call, part)
-    return {stage: {key: round(float(value), 2) for key, value in row.items()} for stage, row in stages.items()}
+    sums = Sums()
+    sums.add_new(calls)
+    return sums.rows()

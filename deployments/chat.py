@@ -28,7 +28,7 @@ from deployments.requests import ChatRequest, SpeakRequest
 from deployments.stage import Stage
 from deployments.turns import Turns
 from models.engines import find_engine
-from models.errors import BusyError, SessionNotFound, StageError, TextError, WarmTalkError
+from models.errors import BusyError, InterruptedSpeech, SessionNotFound, StageError, TextError, WarmTalkError
 from models.ids import check_id
 from models.llm import ENGINES
 from models.llm.base import URL_ENV, Message, Responder
@@ -159,7 +159,8 @@ class Chat(Stage[ChatConfig]):
             written.set()
             async with self._turns.of(job.session_id):
                 await asyncio.wait_for(self._answer(job), self.config.job_timeout_s)
-            job.status, job.progress = "done", 1.0
+            job.status = "done"
+            job.progress = job.progress if job.interrupted else 1.0
         except asyncio.CancelledError:
             if not job.interrupted:
                 raise  # the replica goes: the next one finds the job unfinished
@@ -189,7 +190,8 @@ class Chat(Stage[ChatConfig]):
         reading = Reading(pieces(tokens))
         try:
             failure = await self._say(job, reading, began_s) if await reading.begun() else None
-            await reading.finish()  # an answer that cannot be spoken is shown whole
+            if not job.interrupted:
+                await reading.finish()  # an answer that cannot be spoken is shown whole
             if failure is not None:
                 raise failure
         finally:
@@ -201,7 +203,7 @@ class Chat(Stage[ChatConfig]):
 
     async def _say(self, job: Job, reading: Reading, began_s: float) -> Exception | None:
         """Have the answer spoken while it is read: one utterance. An error is returned: the rest is still to come."""
-        job.status, job.progress = "speaking", 0.1
+        job.status = "speaking"
         await self._save(job)
         request = SpeakRequest(
             session_id=job.session_id,
@@ -209,16 +211,22 @@ class Chat(Stage[ChatConfig]):
             enhance=job.enhance,
             voice=job.voice,
             speed=job.speed,
+            deliver=False,
+            progress=True,
         )
+        asked_ms = (time.perf_counter() - began_s) * 1e3
         try:
             async with aclosing(speak_growing(self._stitch, request, told(job, reading.pieces()))) as events:
                 async for event in events:
-                    first = event.frames and not job.frames
-                    note(job, event, (time.perf_counter() - began_s) * 1e3)
-                    if first:
+                    before = job.frames
+                    note(job, event, asked_ms)
+                    if job.frames and not before:
                         await self._save(job)
         except (WarmTalkError, RayError, RayServeException) as error:
-            return known_error(error)
+            known = known_error(error)
+            if not isinstance(known, InterruptedSpeech):
+                return known
+            job.interrupted = True  # before its first frame, and not by this stage
         return None
 
     async def _prompt(self, job: Job, avatar_id: str) -> list[Message]:
@@ -275,7 +283,7 @@ class Chat(Stage[ChatConfig]):
             _fail(job, StageError(f"The server stopped while it gave this answer.{heard}", "Send the message again."))
             await self._save(job)
             return
-        job.status, job.reply, job.progress = "queued", "", 0.0
+        job.status, job.reply, job.written, job.progress = "queued", "", False, 0.0
         await self._save(job)
         self._begin(job)
 

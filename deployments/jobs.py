@@ -28,8 +28,9 @@ class Job:
     message: str
     created_s: float
     status: Status = "queued"
-    progress: float = 0.0  # 0 to 1
+    progress: float = 0.0  # 0 to 1: how much of the reply was heard, or made where nobody watches; it never goes back
     reply: str = ""  # as far as it has come
+    written: bool = False  # the reply is whole
     video_url: str | None = None  # once the first piece is in the session's video
     start_s: float = 0.0  # where the answer begins in that video
     error: dict[str, str] | None = None
@@ -40,9 +41,9 @@ class Job:
     speed: float | None = None
     saying: str | None = None  # as much of the reply as the voice was given, while it speaks
     frames: int = 0  # that were made of it
-    latency: dict[str, Any] = field(
-        default_factory=dict
-    )  # first_token_ms, first_frame_ms; of the latest text: ttff_ms, rtf, duration_s, stages
+    heard: str | None = None  # its sentences that have begun to be heard by who watches; None: nobody does
+    # first_token_ms, first_frame_ms; of what is made so far: ttff_ms, duration_s, stages; at the end: rtf
+    latency: dict[str, Any] = field(default_factory=dict)
     attempt: int = 0  # how often a Chat replica has taken it up
 
     @property
@@ -50,7 +51,7 @@ class Job:
         return self.status not in UNFINISHED
 
     def public(self) -> dict[str, Any]:
-        hidden = ("attempt", "avatar_id", "enhance", "voice", "speed")
+        hidden = ("attempt", "heard", "avatar_id", "enhance", "voice", "speed")
         return {key: value for key, value in asdict(self).items() if key not in hidden}
 
 

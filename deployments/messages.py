@@ -122,7 +122,7 @@ class Making(BaseModel):
     shown_frames: int = Field(description="That viewers were given.")
     duration_s: float = Field(description="Of what is made.")
     ttff_ms: float | None = Field(description="From its request to its first piece; null before.")
-    spoken: str = Field(description="Its sentences that have begun to be heard.")
+    spoken_chars: int = Field(description="Of its text that were heard.")
     stages: dict[str, dict[str, float]] = Field(description="As POST /speak answers, so far.")
 
 

@@ -29,15 +29,20 @@ class SpeakRequest:
     speed: float | None = None
     deliver: bool = True  # False: only the summary is wanted, not the fragments
     growing: str = ""
+    progress: bool = False  # tell how far it is while it is made
     calls: bool = False  # the summary lists every call of every stage, for a profile
 
 
 @dataclass(frozen=True, slots=True)
 class SpeakEvent:
-    """One item of the answer: bytes of video to deliver, or the summary that ends it."""
+    """One item of the answer: bytes of video to deliver, how far it is, or the summary that ends it.
+
+    making: as messages.Making; and `spoken`: the sentences that have begun to be heard, and whether it is `watched`.
+    """
 
     data: bytes = b""
     frames: int = 0
+    making: dict[str, Any] | None = None
     summary: dict[str, Any] | None = None
 
 

@@ -26,6 +26,7 @@ from deployments.line import Line
 from deployments.onair import OnAir, OnStage, Show
 from deployments.pasting import PASTE_KEYS, loaded, mouth_of, spec_of
 from deployments.paths import builtin_avatars, output_path
+from deployments.progress import Progress, ticked
 from deployments.requests import Ending, SpeakEvent, SpeakRequest
 from deployments.retention import Limits, Retention
 from deployments.sessions import OpenSessions, refuse_closed, refuse_other_avatar
@@ -117,19 +118,21 @@ class Stitch(Stage[StitchConfig]):
         line = Line(*self._handles, settings=self._settings(utterance.spec.fps))
         utterance.engines = line.engines
         stitching = Stitching(utterance, stage, cut, self.worker, self.meter)
-        ttff_ms, interrupted = 0.0, False
+        progress, interrupted = Progress(utterance, stage, (line.calls, stitching.calls)), False
         chunks = line.run(self._job(utterance, stage))
         try:
-            async with aclosing(stitching.fragments(chunks)) as made:
+            async with aclosing(ticked(stitching.fragments(chunks))) as made:
                 async for fragment in made:
-                    if not ttff_ms:
-                        ttff_ms = (time.perf_counter() - asked_s) * 1e3
-                        if request.deliver:
+                    first = fragment is not None and progress.ttff_ms is None
+                    if first:
+                        progress.ttff_ms = (time.perf_counter() - asked_s) * 1e3
+                    if (first or fragment is None) and (facts := progress.report()) and request.progress:
+                        yield SpeakEvent(making=facts | progress.heard())
+                    if fragment is not None and request.deliver:
+                        if first:
                             yield SpeakEvent(fragment.init)
-                    if request.deliver:
                         yield SpeakEvent(utterance.live(fragment), fragment.frames)
-            if stage is not None:
-                await cut.unless(stage.finish())
+            progress.report()
             if not utterance.frames:
                 raise _nothing_said(utterance)
         except InterruptedSpeech:
@@ -148,7 +151,7 @@ class Stitch(Stage[StitchConfig]):
             if utterance.session is not None and (interrupted or utterance.complete):
                 await self.worker.run(utterance.end, interrupted)
             self._count_transfers(line.calls)
-        calls = [*line.calls, *stitching.calls]
+        calls, ttff_ms = [*line.calls, *stitching.calls], progress.ttff_ms or 0.0
         summary = summary_of(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
         summary |= {"interrupted": interrupted}
         summary |= {"live": stage.facts()} if stage is not None else {}

@@ -30,7 +30,9 @@ class Stitching:
     calls: list[Call] = field(default_factory=list)
 
     async def fragments(self, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Fragment, None]:
-        """The fragments as they are made. Raises InterruptedSpeech, and what the chunks, or writing, raise."""
+        """The fragments as they are made; ends when the last is shown. Raises InterruptedSpeech, and what the chunks,
+        or writing, raise.
+        """
         while (chunk := await self.cut.unless(anext(chunks, None))) is not None:
             close = chunk.last if self.stage is None else chunk.closes and not self.stage.follows(chunk)
             for fragment in await self._stitch(chunk, close):
@@ -38,6 +40,8 @@ class Stitching:
         for fragment in await self._close():
             yield fragment
         self.utterance.complete = True
+        if self.stage is not None:
+            await self.cut.unless(self.stage.finish())
 
     async def _stitch(self, chunk: Chunk, close: bool) -> list[Fragment]:
         """Paste and encode one chunk on the compute thread; write what it completes, or show it."""

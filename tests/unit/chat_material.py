@@ -25,6 +25,7 @@ class Events:
 
     def __init__(self, stitch: Stitch, request: Any) -> None:
         self.stitch, self.request, self.ended, self.cancelled = stitch, request, False, False
+        self.asked_s, self.ttff_ms, self.said = time.monotonic(), 0.0, ""
 
     def __aiter__(self) -> Events:
         return self
@@ -35,16 +36,20 @@ class Events:
         part = await self.stitch.parts[self.request.growing].get()
         if part is None:
             self.ended = True
-            return SpeakEvent(
-                summary={"duration_s": 2.0, "ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"wall_ms": 9.0}}}
-            )
+            summary = {"duration_s": 2.0, "ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"wall_ms": 9.0}}}
+            return SpeakEvent(summary=summary | self.stitch.summary)
         self.stitch.began.append((self.request.session_id, part, time.monotonic()))
         if error := self.stitch.errors.get(part):
             raise error
         await self.stitch.may_speak.wait()
         await asyncio.sleep(self.stitch.pause_s)
         self.stitch.spoken.append((self.request.session_id, part))
-        return SpeakEvent(b"moof", round(25 * len(part) / CHARS_A_S))
+        self.said = f"{self.said} {part}".strip()
+        self.ttff_ms = self.ttff_ms or (time.monotonic() - self.asked_s) * 1e3
+        frames = round(25 * len(self.said) / CHARS_A_S)
+        making = {"frames": frames, "shown_frames": frames, "duration_s": frames / 25, "ttff_ms": self.ttff_ms}
+        making |= {"spoken_chars": len(self.said), "spoken": self.said, "watched": self.stitch.watched}
+        return SpeakEvent(making=making | {"stages": {"TTS": {"busy_ms": float(len(self.said))}}})
 
     def cancel(self) -> None:
         self.cancelled = not self.ended
@@ -60,6 +65,8 @@ class Stitch:
         self.errors: dict[str, Exception] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.pause_s = 0.0
+        self.watched = False
+        self.summary: dict[str, Any] = {}  # what the summary says besides
         self.may_speak = asyncio.Event()  # cleared: what is being spoken does not end
         self.may_speak.set()
         self.parts: dict[str, asyncio.Queue[str | None]] = defaultdict(asyncio.Queue)  # of the texts that grow, by key

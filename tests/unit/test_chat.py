@@ -13,7 +13,7 @@ import pytest
 
 from deployments.answer import CHARS_A_S
 from deployments.requests import ChatRequest
-from models.errors import BusyError, IdError, NotFoundError, TextError
+from models.errors import BusyError, IdError, InterruptedSpeech, NotFoundError, TextError
 from models.llm.base import MODEL_ENV, URL_ENV
 from tests.unit import chat_material
 from tests.unit.chat_material import Stitch, answered, finished, known, stage, until
@@ -100,7 +100,9 @@ async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer
         ["thinking", "speaking", "done"],
     )
     progress = [job["progress"] for job in seen]
-    assert progress == sorted(progress) and progress[-1] == 1.0 and len(set(progress)) >= 4
+    assert progress == sorted(progress) and progress[-1] == 1.0
+    assert {0.0, 0.99, 1.0} <= set(progress)  # "Two is here." is half of it, and heard while it is written or not
+    assert any(job["latency"].get("stages") == {"TTS": {"busy_ms": 12.0}} for job in seen)  # while it is made
     latency = status["latency"]
     assert latency["first_token_ms"] + 150 <= latency["first_frame_ms"] <= passed_ms - 150
     assert (latency["rtf"], latency["stages"]) == (0.5, {"TTS": {"wall_ms": 9.0}})
@@ -209,6 +211,45 @@ async def test_an_interruption_ends_speech_and_model_and_remembers_what_was_hear
     assert llm.hung_up == 1  # the model is not left talking
     assert (await chat.status(other["job_id"]))["status"] == "speaking"
     await chat.interrupt("bob")
+
+
+async def test_what_is_remembered_of_a_cut_answer_is_what_was_heard_where_somebody_watches(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("One is said. ", "Two is being said. ", *["More. "] * 100, pause_s=0.02)]
+    stitch = Stitch()
+    stitch.watched, stitch.pause_s = True, 0.2
+    chat = await stage(llm, stitch)
+    job_id = (await chat.start(ChatRequest("Talk", session_id="alice")))["job_id"]
+    await known(chat, job_id, lambda job: job["frames"] >= 25 * len("One is said.") // 15)
+    await chat.interrupt("alice")
+    assert [m["content"] for m in await chat.messages("alice")] == ["Talk", " ".join(stitch.texts())]
+
+
+async def test_progress_is_the_share_that_was_heard_and_waits_for_what_is_not_written_yet(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("One is said. ", *["One is said. "] * 3, pause_s=0.3)]
+    stitch = Stitch()
+    chat = await stage(llm, stitch)
+    job_id = (await chat.start(ChatRequest("Talk")))["job_id"]
+    writing = await known(chat, job_id, lambda job: job["frames"])
+    assert (writing["status"], writing["written"], writing["progress"]) == ("speaking", False, 0.5)
+    assert writing["reply"].strip() == "One is said." and writing["progress"] < 1
+    stitch.may_speak.clear()
+    whole = await known(chat, job_id, lambda job: job["written"])
+    assert len(whole["reply"]) > 4 * 12 and whole["progress"] == 0.5
+    stitch.may_speak.set()
+    assert (await finished(chat, job_id))["progress"] == 1.0
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_job_whose_speech_is_cut_elsewhere_says_so(llm: LLMServer, begun: bool) -> None:
+    """By the session's deletion, or whoever has a handle of Stitch: before its first frame, or behind it."""
+    llm.answers[:] = [streamed("One is said. ", "Two.")]
+    stitch = Stitch()
+    stitch.summary = {"interrupted": True}
+    if not begun:
+        stitch.errors["One is said."] = InterruptedSpeech("The speech was interrupted.", "Send it again.")
+    job = await answered(await stage(llm, stitch))
+    assert (job["status"], job["interrupted"], job["error"]) == ("done", True, None)
+    assert (job["progress"] > 0) == begun and job["progress"] < 1
 
 
 async def test_waiting_messages_of_an_interrupted_session_are_dropped(llm: LLMServer) -> None:

@@ -5,6 +5,7 @@ import contextvars
 import gc
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from deployments import hub, live
 from deployments.broadcast import LiveEvent, LiveStart
 from deployments.live import Live
 from models.avatar.playback import ping_pong
-from models.errors import BusyError, SessionNotFound, StageError
+from models.errors import BusyError, ClosedError, SessionNotFound, StageError
+from models.stitch.cues import Cue, between
+from models.stitch.events import read_events
 from models.stitch.live import LiveClock, encode_idle, split
+from models.types import Word
 from tests.unit.live_material import SPEC, fragments, levels, shown
 
 AVATAR = levels(40)
@@ -270,14 +274,70 @@ async def test_a_replica_that_dies_is_asked_anew_and_viewers_notice_nothing(air,
     assert stitch.asked[-1][1] == pytest.approx(stitch.clock.position(time.time()), abs=40)
 
 
-async def test_a_session_that_is_removed_ends_its_viewers_streams(air, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (SessionNotFound("There is none.", "Open it."), "removed"),
+        (ClosedError("It is closed.", "Open another."), "closed"),
+    ],
+)
+async def test_a_session_that_is_gone_ends_its_viewers_streams_and_says_why(air, monkeypatch, error, why):
     monkeypatch.setattr(hub, "RETRY_S", 0.05)
     stitch, on_air = air
     viewer = await on_air.view("alice")
-    gone = RayTaskError("live", "…", SessionNotFound("There is none.", "Open it."))
-    stitch.fails = [gone]
+    stitch.fails = [RayTaskError("live", "…", error)]
     stitch.streams[-1].queue.put_nowait(RuntimeError("closed"))
-    await asyncio.wait_for(_drain(viewer), 2)
+    data = await asyncio.wait_for(_all_of(viewer), 2)
+    assert viewer.why == why and read_events(data)[-1] == ("ended", {"reason": why})
+
+
+@pytest.mark.parametrize("why", ["closed", "removed", "expired", "reset", "replaced"])
+async def test_viewers_are_told_at_once_why_the_session_ends(air, why):
+    stitch, on_air = air
+    one, other = await on_air.view("alice"), await on_air.view("alice")
+    stitch.streams[-1].queue.put_nowait(LiveEvent(stitch.clock, ended=why))
+    for viewer in (one, other):
+        data = await asyncio.wait_for(_all_of(viewer), 1)
+        assert read_events(data) == [("ended", {"reason": why})] and viewer.why == why
+    assert len(stitch.asked) == 1  # nobody asks for it again
+    again = await on_air.view("alice")
+    assert again.hub is not one.hub and len(stitch.asked) == 2
+
+
+async def test_a_viewer_that_leaves_by_itself_is_told_nothing(air):
+    viewer = await air[1].view("alice")
+    viewer.close()
+    assert read_events(await asyncio.wait_for(_all_of(viewer), 1)) == [] and viewer.why is None
+
+
+async def test_each_viewer_is_told_what_is_heard_on_its_own_clock_and_what_is_made(air):
+    stitch, on_air = air
+    early = await on_air.view("alice")
+    await asyncio.sleep(0.5)
+    late = await on_air.view("alice")
+    place = on_air._running()[0]._loop.grid.ceil(stitch.clock.position(time.time()) + 8)
+    cues = [Cue(1, "Hello.", 0.1, 0.6, (Word("Hello.", 0.1, 0.6),))]
+    four, eight = fragments(levels(16))[:2]
+    for k, piece in enumerate([*split(four, place, 7, True), *split(eight, place + 4, 7, False)]):
+        stitch.send(replace(piece, cues=between(cues, k * 0.16, (k + 1) * 0.16)))
+    for frames in (8, 16):  # of two that come at once, the later is told
+        stitch.streams[-1].queue.put_nowait(LiveEvent(stitch.clock, making={"frames": frames}))
+    starts_s = []
+    for data, _ in await asyncio.gather(watch(early, 1.5), watch(late, 1.5)):
+        events = read_events(data)
+        assert [message for kind, message in events if kind == "making"] == [{"frames": 16}]
+        captions = [message for kind, message in events if kind == "caption"]
+        assert [(c["text"], c["cut"]) for c in captions] == [("Hello.", False), ("Hello.", True)]
+        starts_s.append(captions[0]["start_s"])
+        times, seen = shown(data)
+        first = next(t for t, level in zip(times, seen, strict=True) if level == pytest.approx(20, abs=2) and t > 0.3)
+        assert captions[0]["start_s"] - first == pytest.approx(0.1, abs=0.021)
+        assert captions[1]["end_s"] - captions[0]["start_s"] == pytest.approx(0.38, abs=0.021)
+    assert starts_s[0] - starts_s[1] == pytest.approx(0.5, abs=0.17)
+
+
+async def _all_of(viewer) -> bytes:
+    return b"".join([part async for part in viewer])
 
 
 async def _drain(viewer) -> None:

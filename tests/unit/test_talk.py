@@ -13,8 +13,11 @@ from starlette.websockets import WebSocketDisconnect
 from deployments import talk
 from deployments.http import api
 from deployments.ingress import Ingress
+from deployments.messages import ENDINGS, Event
 from deployments.requests import SpeakEvent
 from models.errors import SessionNotFound, TextError
+from models.stitch.cues import Caption
+from models.types import Word
 from tests.unit.ingress_material import Handle, Turns
 
 SUMMARY = {"session_id": "alice", "frames": 25}
@@ -307,3 +310,57 @@ def _wait(true, seconds: float = 3.0) -> None:
     while not true():
         assert time.time() < end_s
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("why", ENDINGS)
+def test_a_socket_is_told_why_its_stream_ends_and_closed_with_a_code(serve, monkeypatch, why):
+    client, ingress = serve()
+    viewer = Viewer()
+    monkeypatch.setattr(ingress._live, "view", lambda *_: _give(viewer))
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "watch"})
+        assert socket.receive_bytes() == b"init"
+        viewer.why = why
+        while "text" not in (message := socket.receive()):
+            assert message["bytes"] == b"piece"
+        ended = json.loads(message["text"])
+        assert Event(**ended).reason == why and ended == {"type": "ended", "session_id": "alice", "reason": why}
+        closed = socket.receive()
+    assert (closed["type"], closed["code"], closed["reason"]) == ("websocket.close", *ENDINGS[why])
+    code = closed["code"]
+    assert code in (1000, 1001, 1013) or 4000 <= code < 5000  # RFC 6455, 7.4: what an application may send
+    assert len(closed["reason"].encode()) <= 123
+    _wait(lambda: viewer.closed)
+
+
+def test_a_socket_that_stops_watching_stays(serve, monkeypatch):
+    client, ingress = serve(Handle(session={}, interrupt={}))
+    viewer = Viewer()
+    monkeypatch.setattr(ingress._live, "view", lambda *_: _give(viewer))
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "watch"})
+        assert socket.receive_bytes() == b"init"
+        socket.send_json({"type": "watch", "on": False})
+        _wait(lambda: viewer.closed)
+        socket.send_json({"type": "interrupt", "id": "i"})
+        while "text" not in (message := socket.receive()):
+            pass
+        assert json.loads(message["text"]) == {"type": "interrupted", "id": "i"}
+
+
+def test_what_is_heard_and_made_is_told_before_the_piece_that_it_belongs_to(serve, monkeypatch):
+    client, ingress = serve()
+    viewer = Viewer()
+    caption = Caption(1, "Hello there.", 0.3, 1.2, (Word("Hello", 0.3, 0.7), Word("there.", 0.7, 1.2))).told()
+    making = {"frames": 8, "shown_frames": 4, "duration_s": 0.32, "ttff_ms": 480.0, "spoken_chars": 3}
+    making |= {"stages": {"TTS": {"busy_ms": 9.0}}}
+    viewer.told = [("caption", caption), ("making", making)]
+    monkeypatch.setattr(ingress._live, "view", lambda *_: _give(viewer))
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "watch"})
+        assert socket.receive_bytes() == b"init"
+        assert events_of(socket, 2) == [{"type": "caption", "caption": caption}, {"type": "making", "making": making}]
+        assert socket.receive_bytes() == b"piece"
