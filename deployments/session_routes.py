@@ -130,9 +130,16 @@ class SessionRoutes:
         return facts
 
     @api.get("/sessions/{session_id}/captions.vtt", summary="What was said, and when, as WebVTT")
-    async def captions(self, session_id: str) -> Response:
+    async def captions(
+        self,
+        session_id: str,
+        words: Annotated[
+            bool, Query(description="With a timestamp before each word, where the voice knows it.")
+        ] = False,
+    ) -> Response:
         facts = await self.session(session_id)
-        return Response(await asyncio.to_thread(self._views.captions, facts), media_type="text/vtt", headers=NO_CACHE)
+        text = await asyncio.to_thread(self._views.captions, facts, words)
+        return Response(text, media_type="text/vtt", headers=NO_CACHE)
 
     @api.get("/sessions/{session_id}/index.m3u8", summary="The growing video as an HLS playlist")
     async def playlist(self, http: Request, session_id: str) -> Response:

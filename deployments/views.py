@@ -37,8 +37,9 @@ class Views:
         self._views: OrderedDict[str, _View] = OrderedDict()
         self._lock = threading.Lock()
 
-    def captions(self, facts: dict[str, Any]) -> str:
-        return self._of(facts).text("captions")
+    def captions(self, facts: dict[str, Any], words: bool = False) -> str:
+        """WebVTT. words: with a timestamp before each word whose time the voice knows."""
+        return self._of(facts).text("words" if words else "captions")
 
     def playlist(self, facts: dict[str, Any]) -> str:
         return self._of(facts).text("playlist")
@@ -81,11 +82,11 @@ class _View:
                     self._begin()  # a new writer may have cut off what was read
                 self._mark = mark
             if kind not in self._texts:
-                self._texts[kind] = self._captions() if kind == "captions" else self._grown()
+                self._texts[kind] = self._grown() if kind == "playlist" else self._captions(kind == "words")
             return self._texts[kind]
 
-    def _captions(self) -> str:
-        return webvtt(self._session.transcript())
+    def _captions(self, words: bool) -> str:
+        return webvtt(self._session.transcript(), words)
 
     def _grown(self) -> str:
         records = self._session.read_on(self._read)

@@ -11,6 +11,7 @@ from models.stitch.index import Sentence, Utterance
 from models.types import Word
 
 LINE_CHARS, CUE_LINES = 42, 2  # the BBC's subtitle guidelines: two lines that the eye takes in at once
+CUT = "—"
 SHORTEST_CUE_S = 0.2  # of what was cut just after it began
 
 
@@ -26,7 +27,8 @@ def webvtt(transcript: Iterable[Utterance], words: bool = False) -> str:
             cut = utterance.interrupted and number == len(utterance.sentences) - 1
             for start_s, end_s, text in cues(sentence, cut):
                 inside = [w for w in sentence.words if start_s < w.start_s < end_s] if words else []
-                blocks.append(f"{_time(start_s)} --> {_time(end_s)}\n{_timed(text, inside)}")
+                unheard = 1 if cut and text.endswith(CUT) and end_s >= sentence.end_s else 0
+                blocks.append(f"{_time(start_s)} --> {_time(end_s)}\n{_timed(text, inside, unheard)}")
     return "\n\n".join(blocks) + "\n"
 
 
@@ -35,7 +37,7 @@ def cues(sentence: Sentence, cut: bool = False) -> list[tuple[float, float, str]
 
     They change where their words are heard, or else by their share of the letters.
     """
-    lines = textwrap.wrap(sentence.text + (" —" if cut else ""), LINE_CHARS)
+    lines = textwrap.wrap(sentence.text + (f" {CUT}" if cut else ""), LINE_CHARS)
     texts = ["\n".join(lines[k : k + CUE_LINES]) for k in range(0, len(lines), CUE_LINES)]
     end_s = max(sentence.end_s, sentence.start_s + SHORTEST_CUE_S)
     starts_s = _heard(sentence, texts) or _shared(sentence.start_s, end_s, texts)
@@ -61,14 +63,12 @@ def _shared(start_s: float, end_s: float, texts: list[str]) -> list[float]:
     return [start_s + (end_s - start_s) * begun / letters[-1] for begun in letters[:-1]]
 
 
-def _timed(text: str, inside: list[Word]) -> str:
-    """The text, escaped, with a timestamp before each word of `inside`, the last of them at the text's end."""
+def _timed(text: str, inside: list[Word], unheard: int) -> str:
+    """The text, escaped, with a timestamp before each word of `inside`; behind the last come `unheard` tokens."""
     parts = re.split(r"(\s+)", text)
     tokens = [k for k in range(0, len(parts), 2) if parts[k]]
     out = [_escaped(part) for part in parts]
-    at = len(tokens)
-    if inside and text.endswith(" —") and inside[-1].text.split()[-1:] != ["—"]:
-        at -= 1  # the dash of what was cut belongs to no word
+    at = len(tokens) - unheard
     for word in reversed(inside):
         at -= len(word.text.split())
         if at > 0:

@@ -1,9 +1,13 @@
 """Captions: a cue for each sentence, long ones in parts, cut speech ends where it was cut."""
 
+import html
+import re
+
 import pytest
 
 from models.stitch.captions import CUE_LINES, LINE_CHARS, cues, webvtt
 from models.stitch.index import Sentence, Utterance
+from models.types import Word
 
 
 def test_sentences_become_cues_at_their_times():
@@ -39,3 +43,48 @@ def test_what_was_cut_ends_there_with_a_dash():
 def test_marks_are_text_and_no_markup():
     said = Utterance(1, "", 0, 1, sentences=(Sentence("<b>1 & 2</b> --> 3", 0, 1),))
     assert "&lt;b&gt;1 &amp; 2&lt;/b&gt; --&gt; 3" in webvtt([said])
+
+
+def words(*spans: tuple[str, float, float]) -> tuple[Word, ...]:
+    return tuple(Word(*span) for span in spans)
+
+
+def test_long_sentences_change_where_their_words_are_heard():
+    text = " ".join(f"word{k:02d}" for k in range(24))
+    known = words(*((f"word{k:02d}", 10 + 0.2 * k + (5 if k > 5 else 0), 10.1 + 0.2 * k) for k in range(24)))
+    parts = cues(Sentence(text, 10.0, 22.0, known))
+    firsts = [part.split()[0] for _, _, part in parts]
+    starts = {word.text: word.start_s for word in known}
+    assert len(parts) == 2 and [start for start, _, _ in parts] == [10.0, starts[firsts[1]]]
+    assert [end for _, end, _ in parts] == [starts[firsts[1]], 22.0]
+
+
+def test_words_have_timestamps_where_they_are_asked_for():
+    known = words(("R&D", 0.1, 0.4), ("<is> —", 0.4, 0.7), ("fun.", 0.7, 1.0))
+    said = Utterance(1, "", 0, 1, sentences=(Sentence("R&D <is> — fun.", 0.1, 1.0, known),))
+    timed = "R&amp;D <00:00:00.400>&lt;is&gt; — <00:00:00.700>fun."
+    assert webvtt([said], words=True) == f"WEBVTT\n\n00:00:00.100 --> 00:00:01.000\n{timed}\n"
+    assert "<00" not in webvtt([said])
+    cut = Utterance(1, "", 0, 1, True, (Sentence("R&D <is> —", 0.1, 0.6, known[:2]),))
+    assert webvtt([cut], words=True).endswith("R&amp;D <00:00:00.400>&lt;is&gt; — —\n")
+    long = [Word(f"word{k:02d}", 0.1 * k, 0.1 * k + 0.1) for k in range(24)]
+    parts = webvtt(
+        [Utterance(1, "", 0, 3, sentences=(Sentence(" ".join(w.text for w in long), 0, 2.4, tuple(long)),))], True
+    )
+    for word in long[1:]:  # the first of a cue begins with it
+        stamp = f"00:00:0{word.start_s:.3f}"
+        assert f"<{stamp}>{word.text}" in parts or f"{stamp} --> " in parts, word
+
+
+@pytest.mark.parametrize(
+    "text", ["שלום עולם, מה שלומך היום?", "Hi 👋🏽 👨‍👩‍👧‍👦 you", "a --> b\n\nNOTE c\n\nSTYLE", "&lt; & &amp; <c.x>"]
+)
+def test_any_text_is_one_valid_cue_that_reads_as_it_was_said(text):
+    said = Utterance(1, "", 0, 1, sentences=(Sentence(text, 0.5, 1.5),))
+    for vtt in (webvtt([said]), webvtt([said], words=True)):
+        head, block = vtt.rstrip("\n").split("\n\n")  # a blank line inside would end the cue
+        times, *lines = block.split("\n")
+        assert (head, times) == ("WEBVTT", "00:00:00.500 --> 00:00:01.500") and "-->" not in " ".join(lines)
+        read = " ".join(lines)
+        assert not re.search(r"<|&(?!amp;|lt;|gt;)", read)
+        assert html.unescape(read).split() == text.split()
