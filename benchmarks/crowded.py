@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import itertools
 import json
 import sys
 import tempfile
@@ -54,22 +55,29 @@ class Heard:
         return [s for s in self.stops if min(abs(s.at_s - at) for at in sentences_s) > SENTENCE_S]
 
 
-def packets(data: bytes) -> list[bytes]:
-    """The AAC packets of an MP4 of fragments, in order."""
-    starts = [(start - 8, end) for kind, start, end in boxes.children(data, 0, len(data)) if kind == b"moof"]
-    ends = [start for start, _ in starts[1:]] + [len(data)]
-    runs = [boxes.read_fragment(data[start:end])[0] for (start, _), end in zip(starts, ends, strict=True)]
-    return [packet for run in runs if boxes.AUDIO_TRACK in run for packet in run[boxes.AUDIO_TRACK].samples]
+def media_of(data: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
+    """The whole boxes of an MP4 of fragments, and its coded pictures and AAC packets, in order."""
+    end = 0
+    while end + 8 <= len(data) and end + (size := int.from_bytes(data[end : end + 4], "big")) <= len(data):
+        end += size
+    starts = [start - 8 for kind, start, _ in boxes.children(data, 0, end) if kind == b"moof"]
+    runs = [boxes.read_fragment(data[a:b])[0] for a, b in itertools.pairwise([*starts, end])]
+    pictures, packets = (
+        [sample for run in runs if track in run for sample in run[track].samples]
+        for track in (boxes.VIDEO_TRACK, boxes.AUDIO_TRACK)
+    )
+    return data[:end], pictures, packets
 
 
 def heard(seen: bytes, file: bytes, spec: MediaSpec) -> Heard:
     """Find a session's packets again in what a viewer received. seen, file: MP4s of fragments."""
-    silence, wanted = silent_packet(spec), packets(file)
+    silence, (_, _, wanted) = silent_packet(spec), media_of(file)
     tick_s = AAC_FRAME / spec.sample_rate_hz
     sound, _ = decoded_sound(file)
     stops, begins_s, waited, at, lost, mixed = [], -1.0, 0, 0, 0, 0
-    for k, packet in enumerate(packets(seen)):
-        skipped = next((n for n, w in enumerate(wanted[at : at + LOST]) if w == packet), None)
+    for k, packet in enumerate(media_of(seen)[2]):
+        near = wanted[at : at + (1 if packet == silence else LOST)]  # one silence is like another
+        skipped = next((n for n, w in enumerate(near) if w == packet), None)
         if skipped is None:
             waited += 1
             mixed += packet != silence

@@ -21,12 +21,14 @@ import httpx
 import numpy as np
 import psutil
 
+from benchmarks.crowded import TEXT as CROWDED
+from benchmarks.crowded import crowd, media_of
 from benchmarks.graph import machine
-from benchmarks.viewers import Recording, Viewer, upper
+from benchmarks.viewers import Recording, Viewer, behind_s, upper
 from launch import LocalGraph
 from models.avatar.playback import period, ping_pong
 from models.avatar.store import AvatarStore
-from models.stitch.encode import VIDEO_TIMESCALE, MediaSpec, UtteranceEncoder
+from models.stitch.encode import AAC_FRAME, VIDEO_TIMESCALE, MediaSpec, UtteranceEncoder, silent_packet
 from models.stitch.session import SessionFile
 from models.tts.pieces import LEAD_S
 
@@ -34,7 +36,7 @@ TEXT = "Good morning, and welcome to the programme."
 LONG = "This is a rather long sentence, which somebody is going to interrupt in its middle, long before it has ended."
 TOGETHER = {"alice": "Alice says a short sentence here.", "bob": "Bob talks about something else, and for longer."}
 BARS = {"ttff_s": 1.0, "written_ttff_s": 1.0, "off_line_frames": 0, "interrupt_s": 0.3, "mixed": 0, "viewer_cores": 1.0}
-BARS |= {"append_growth": 2.0, "tracks_apart_s": 0.04}
+BARS |= {"append_growth": 2.0, "tracks_apart_s": 0.04, "behind_s": 0.5, "torn_words": 0}
 WINDOW = 20  # frames over which the place on the line is told
 
 
@@ -74,6 +76,8 @@ async def measure(url: str, repeats: int) -> dict[str, float]:
         await client.post("/speak", json={"text": TEXT, "session_id": "warm"})
         result = await speaking(client, repeats)
         result |= await together(client)
+        rows = await crowd(url, 2, CROWDED)
+        result |= {"torn_words": sum(row["in_words"] for row in rows), "stops": sum(row["inside"] for row in rows)}
         result |= await idle_viewers(client)
     return result
 
@@ -116,11 +120,19 @@ async def speaking(client: httpx.AsyncClient, repeats: int) -> dict[str, float]:
         "ttff_s": float(np.median(waits[::2])),
         "written_ttff_s": float(np.median(waits[1::2])),
         "off_line_frames": float(off_line(recording, joins_s)),
-        "interrupt_s": max(0.0, stretches[-1][1] - edge / 25),
+        "interrupt_s": max(0.0, said_until_s(recording.data, MediaSpec(512, 512, 25)) - edge / 25),
+        "behind_s": float(np.percentile(behind_s(recording.came_s), 95)),
         "holds": float(sum(holds)),
         "joins": float(len(joins_s)),
         "frames": float(shown),
     }
+
+
+def said_until_s(data: bytes, spec: MediaSpec) -> float:
+    """The end of the last packet of a viewer's sound that is not plain silence, s of stream time."""
+    silence = silent_packet(spec)
+    spoken = [k for k, packet in enumerate(media_of(data)[2]) if packet != silence]
+    return (spoken[-1] + 1) * AAC_FRAME / spec.sample_rate_hz if spoken else 0.0
 
 
 async def written(text: str) -> Any:
@@ -221,6 +233,8 @@ def table(result: dict[str, float]) -> str:
         "written_ttff_s": "the same for a text that is being written, a word every 25 ms, s",
         "off_line_frames": "frames repeated or dropped at the joins of idle motion and speech",
         "interrupt_s": "speech after an interruption, s of stream time",
+        "behind_s": "a player that begins at the first byte behind the live edge, s (95 % of frames)",
+        "torn_words": "words that stop in their midst when two sessions speak two long sentences at once",
         "mixed": "of two sessions that speak at once, how many sound unlike alone",
         "viewer_cores": "cores of all processes with 30 idle viewers of 30 sessions",
         "append_growth": "cost of appending a fragment, the last 20 of 200 utterances over the first 20",

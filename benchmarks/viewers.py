@@ -75,6 +75,16 @@ def frames_in(data: bytes) -> int:
     return count
 
 
+def behind_s(came_s: list[float], fps: int = FPS) -> Any:
+    """How long after each frame came a player shows it, s `(n,)`: one that begins at the first, and waits when it must.
+
+    That is how far it stands behind the live edge.
+    """
+    due_s = came_s[0] + np.arange(len(came_s)) / fps
+    stalled_s = np.maximum.accumulate(np.maximum(0.0, np.array(came_s) - due_s))
+    return due_s + stalled_s - np.array(came_s)
+
+
 class Viewer:
     """Watches a session live until it is stopped."""
 

@@ -5,6 +5,7 @@ What stands below /sessions is in session_routes.py. Knows the stages as handles
 
 # no `from __future__ import annotations`: FastAPI must see the real types after Serve has rebound the routes
 
+import asyncio
 import contextlib
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from configs.schema import IngressConfig
 from deployments.access import Access, serve_login
 from deployments.bodies import SOUND_TYPES, ChatBody, SpeakBody, SpeechBody
 from deployments.downloads import Downloads
+from deployments.footprint import FOOTPRINT, footprint
 from deployments.hosts import KnownHosts
 from deployments.http import (
     BoundedJson,
@@ -239,3 +241,9 @@ class Ingress(SessionRoutes):
     async def healthz(self) -> dict[str, str]:
         await self._stitch.stats.remote()
         return {"status": "ok"}
+
+    @api.get("/footprint", summary="What the processes that sessions live in take: memory, files, threads, tasks")
+    async def footprint(self) -> dict[str, Any]:
+        found = await asyncio.gather(*(stage.stats.remote() for stage in (self._stitch, self._chat, self._voices)))
+        stages = {facts["stage"]: {key: facts[key] for key in FOOTPRINT} for facts in found}
+        return {"stages": {"Ingress": footprint(), **stages}, "live": self._live.stats()}

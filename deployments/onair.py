@@ -159,7 +159,8 @@ class OnStage:
 
     async def _rest(self, positions: Sequence[int]) -> tuple[bytes, ...]:
         video = await asyncio.to_thread(self.utterance.rest, self.performance.released_frames, positions)
-        self.performance.broadcast.rested[positions[0]] = Rested(video, self.utterance.resting)
+        if positions[-1] - positions[0] == len(positions) - 1:  # else the head swayed, and what goes on did not
+            self.performance.broadcast.rested[positions[0]] = Rested(video, self.utterance.resting)
         return video
 
     def _write(self, fragment: Fragment, position: int) -> None:

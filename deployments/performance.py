@@ -17,7 +17,7 @@ from deployments.broadcast import Broadcast
 from deployments.supply import LONGEST_WAIT_S, RELEASE_S, Pace, Supply
 from models.avatar.playback import sway
 from models.stitch.cues import Cue, between
-from models.stitch.live import LIVE_FRAMES, Piece, joined, split
+from models.stitch.live import LIVE_FRAMES, LiveClock, Piece, joined, split
 from models.types import Fragment
 
 DECIDE_S = 0.14  # so long before a position is due, what is not there counts as late: a frame must still be coded
@@ -68,7 +68,7 @@ class Performance:
     rest: Rest
     write: Write
     number: int
-    ahead_s: float  # pieces made further ahead of the clock make `push` wait
+    ahead_s: float  # what is made further ahead of what is shown makes `push` wait
     holds: int = 0  # how often speech had to wait
     held_frames: int = 0
     released_frames: int = 0
@@ -84,6 +84,7 @@ class Performance:
     _breaks: list[int] = field(default_factory=list)  # frames of the utterance that a pause comes before
     _passed: int = -1  # the frame whose speech has been found to be played on, or to have waited long enough
     _waited_s: float = 0.0  # before that frame
+    _astray: tuple[int, int] | None = None  # a cut has met the head on its way: the position due, and where it goes on
 
     def __post_init__(self) -> None:
         fps = self.broadcast.clock.fps
@@ -171,7 +172,8 @@ class Performance:
         return [replace(piece, cues=between(cues, *span)) for piece, span in zip(pieces, spans, strict=True)]
 
     def _ahead_s(self) -> float:
-        return self.broadcast.clock.time_of(self._made[-1].pieces[-1].next_position) - time.time()
+        """How much is made and not shown yet, s: the same however far ahead of the clock it was placed."""
+        return (self.supply.made - self.released_frames) / self.supply.fps
 
     def end(self) -> None:
         """Nothing comes after what was pushed."""
@@ -271,6 +273,7 @@ class Performance:
         for start in range(0, frames, LIVE_FRAMES):
             await self._until(self.broadcast.clock.time_of(due) - DECIDE_S)
             if self._cut:
+                self._astray = (due, path[start - 1] + 1) if start else None
                 return
             video = await self.rest(path[start : start + LIVE_FRAMES])
             self.broadcast.clock = self.broadcast.clock.held(len(video))
@@ -312,14 +315,20 @@ class Performance:
         self._made.clear()
 
     async def _come_to_rest(self) -> None:
-        """The mouth eases back, up to where idle motion can go on."""
-        if self._cursor is None:
+        """The mouth eases back, up to where idle motion can go on; a head that was swaying goes on from where it is."""
+        line = self.broadcast
+        if self._astray is not None:
+            due, start = self._astray
+            line.clock = LiveClock(line.clock.time_of(due) - start / line.clock.fps, line.clock.fps)
+        elif self._cursor is not None:
+            due = start = self._cursor
+        else:
             return
-        start, self._cursor = self._cursor, None
-        end = self.broadcast.grid.ceil(start + REST_FRAMES)
-        self.broadcast.taken = max(self.broadcast.taken, end)
+        self._cursor = self._astray = None
+        end = line.grid.ceil(start + REST_FRAMES)
+        line.taken = max(line.taken, end)
         while start < end:
             count = end - start if end - start <= LIVE_FRAMES else LIVE_FRAMES - 1  # never a piece of one frame
             video = await self.rest(range(start, start + count))
-            self.broadcast.send(Piece(start, start + len(video), video))
-            start += len(video)
+            line.send(Piece(due, start + len(video), video))
+            due = start = start + len(video)

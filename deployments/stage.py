@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from pydantic import ValidationError
 
 from configs.schema import STAGES, Strict
+from deployments.footprint import footprint
 from models.errors import ConfigError
 
 log = logging.getLogger("ray.serve")
@@ -184,12 +184,8 @@ class Stage(Generic[C]):
         raise NotImplementedError
 
     async def stats(self) -> dict[str, Any]:
-        """Process id, memory in megabytes and the applied config of this replica."""
-        import psutil
-
-        memory = psutil.Process().memory_info()
-        stats: dict[str, Any] = {"stage": self.stage, "pid": os.getpid(), "rss_mb": memory.rss / 1e6}
-        return {**stats, "gpu_mb": _gpu_megabytes(), "config": self.config.model_dump()}
+        """What this replica's process takes, in words of `footprint`, and its applied config."""
+        return {"stage": self.stage, **footprint(), "gpu_mb": _gpu_megabytes(), "config": self.config.model_dump()}
 
 
 def parse_config(stage: str, user_config: dict[str, Any]) -> Any:

@@ -143,13 +143,16 @@ class Stitch(Stage[StitchConfig]):
             interrupted = stage is not None
             raise
         finally:
-            if stage is not None:
-                stage.performance.cut()
-            await chunks.aclose()
-            if stage is not None:
-                await self._leave_stage(stage, request.session_id)
-            if utterance.session is not None and (interrupted or utterance.complete):
-                await self.worker.run(utterance.end, interrupted)
+            try:
+                if stage is not None:
+                    stage.performance.cut()
+                await chunks.aclose()
+                if stage is not None:
+                    await self._leave_stage(stage, request.session_id)
+                if utterance.session is not None and (interrupted or utterance.complete):
+                    await self.worker.run(utterance.end, interrupted)
+            finally:
+                await self.worker.run(utterance.release)  # behind what the thread still does for it
             self._count_transfers(line.calls)
         calls, ttff_ms = [*line.calls, *stitching.calls], progress.ttff_ms or 0.0
         summary = summary_of(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)

@@ -171,6 +171,10 @@ class Utterance:
         assert self.session is not None, "an utterance without a frame has no session"
         self.session.end_utterance(text=self.said, interrupted=interrupted)
 
+    def release(self) -> None:
+        """Let go of the encoder and its threads: whoever still knows the utterance must not keep them."""
+        self.encoder = None
+
     def live(self, fragment: Fragment) -> bytes:
         """The fragment on the viewer's own timeline, which starts at 0 with the utterance."""
         if self._zero is None:

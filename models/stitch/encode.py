@@ -249,7 +249,11 @@ class _VideoTrack:
     def encode(self, frame: UInt8, key: bool) -> list[bytes]:
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         yuv = self._reformatter.reformat(
-            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            rgb,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            threads=self._codec.thread_count,  # else one for each core, idle as long as the encoder lives
         )
         yuv.pts, self._count = self._count, self._count + 1
         yuv.pict_type = PictureType.I if key else PictureType.NONE
@@ -267,6 +271,7 @@ class _AudioTrack:
         self._codec = av.CodecContext.create("aac", "w")
         self._codec.sample_rate, self._codec.layout, self._codec.format = spec.sample_rate_hz, "mono", "fltp"
         self._codec.bit_rate = spec.audio_bit_rate
+        self._codec.thread_count = 1
         self._codec.flags |= GLOBAL_HEADER
         self._codec.open()
         self.extradata = bytes(self._codec.extradata)

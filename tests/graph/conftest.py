@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +18,10 @@ from typing import Any
 import av
 import httpx
 import numpy as np
+import psutil
 import pytest
 
-from launch import LocalGraph
+from launch import CODE, LocalGraph
 
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
@@ -76,3 +83,61 @@ def clip(frames: int) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")))
         container.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+STOP_S = 8.0
+
+
+class Server:
+    """`warmtalk serve` as a process of its own, in a folder outside the repository that has a space in its name."""
+
+    def __init__(self, folder: Path, config: str = "demo") -> None:
+        self.folder, self.port, self.config = folder / "my folder", free_port(), config
+        self.folder.mkdir()
+        self.log = self.folder / "log"
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("WARMTALK_", "RAY_"))}
+        environment |= {"PYTHONPATH": str(CODE), "WARMTALK_CACHE": str(CODE / ".cache")}
+        command = [sys.executable, "-m", "cli", "serve", "--port", str(self.port), "--config", self.config]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+
+    def tree(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < end_s, self.log.read_text()
+            time.sleep(0.1)
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def interrupt(self) -> float:
+        """Seconds from SIGINT until the process and all that it had started are gone."""
+        tree, begin_s = self.tree(), time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=60)
+        gone, alive = psutil.wait_procs(tree, timeout=max(0.1, STOP_S - (time.monotonic() - begin_s)))
+        assert not alive, [process.cmdline() for process in alive]
+        assert len(gone) == len(tree) > 2
+        return time.monotonic() - begin_s
+
+    def kill(self) -> None:
+        """End everything at once, as a power cut does."""
+        doomed = [psutil.Process(self.process.pid), *self.tree()]
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        self.process.wait(timeout=30)
+        psutil.wait_procs(doomed, timeout=30)

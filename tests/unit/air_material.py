@@ -183,6 +183,14 @@ def on_the_line(edges: np.ndarray, summary: dict | None = None) -> None:
 UNHELD = {"live": {"holds": 0}}
 
 
+async def spoken(stitch, session_id: str, frames: int) -> None:
+    """Wait until so much of what a session says has been shown."""
+    end_s = time.monotonic() + 20
+    while (await stitch.session(session_id))["frames"] < frames:
+        assert time.monotonic() < end_s
+        await asyncio.sleep(0.02)
+
+
 async def summary_of(events) -> dict:
     async for event in events:
         if event.summary is not None:

@@ -212,7 +212,15 @@ async def test_a_hold_ends_at_once_with_a_cut():
         cut_s = time.time()
         stage.performance.cut()
         await stage.task
-    assert time.time() - cut_s < 0.1 and stage.written == []
+        await asyncio.sleep(0.02)
+    assert time.time() - cut_s < 0.15 and stage.written == []
+    shown = [position for rest in stage.rests for position in rest]
+    assert np.abs(np.diff(shown)).max() <= 1  # the head does not leap back
+    clock, last = stage.broadcast.clock, stage.came[-1][1]
+    assert last.next_position == shown[-1] + 1 and last.next_position % LIVE_FRAMES == 0
+    received = sum(piece.frames for _, piece in stage.came)
+    first_s = stage.came[0][0] + DECIDE_S  # when the first was due
+    assert clock.time_of(last.next_position) == pytest.approx(first_s + received / 25, abs=0.06)
 
 
 async def test_a_pause_between_sentences_is_filled_with_rest_and_the_next_begins_anew():
@@ -228,6 +236,18 @@ async def test_a_pause_between_sentences_is_filled_with_rest_and_the_next_begins
         await stage.task
     assert stage.performance.holds == 0 and stage.rests[0][0] == first + 8
     assert [position for position, _ in stage.written] == [first, first + 4, second]
+
+
+async def test_a_sentence_placed_far_ahead_is_made_meanwhile():
+    async with Stage(0, Pace(2.0, 0.1, 0.01), ahead_s=1.5) as stage:
+        place = stage.performance.place(0, 30)
+        began_s = time.time()
+        for k in range(2):
+            await stage.performance.push(stage.made(15, last=k == 1))
+        stage.performance.end()
+        assert stage.broadcast.clock.time_of(place) - began_s > 2.0
+        assert time.time() - began_s < 1.0
+    assert stage.performance.supply.made == 30
 
 
 async def test_what_is_made_waits_for_the_clock():

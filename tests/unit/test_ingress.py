@@ -1,5 +1,6 @@
 """The ingress without Ray: what speech and chat are answered with, and what errors become."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -98,3 +99,14 @@ def test_health_asks_stitch(serve):
     assert serve(Handle(stats={})).get("/healthz").json() == {"status": "ok"}
     busy = BackPressureError(num_queued_requests=9, max_queued_requests=9)
     assert serve(Handle(stats=busy)).get("/healthz").status_code == 429
+
+
+def test_the_footprint_tells_of_each_process_and_of_viewers(serve):
+    facts = {"stage": "Stitch", "pid": 7, "rss_mb": 1.5, "open_files": 2, "threads": 3, "tasks": 4, "config": {}}
+    others = {name.lower(): Handle(stats=facts | {"stage": name}) for name in ("TTS", "Chat")}
+    told = serve(Handle(stats=facts), **others).get("/footprint").json()
+    assert told["stages"].keys() == {"Ingress", "Stitch", "Chat", "TTS"}
+    assert told["stages"]["Stitch"] == {key: facts[key] for key in ("pid", "rss_mb", "open_files", "threads", "tasks")}
+    here = told["stages"]["Ingress"]
+    assert here["pid"] == os.getpid() and here["open_files"] > 2 and here["threads"] >= 1 and here["tasks"] >= 1
+    assert 10 < here["rss_mb"] < 10_000 and told["live"] == {"hubs": 0, "viewers": 0, "dropped": 0}

@@ -1,17 +1,22 @@
 """Speech that ends before its time: an interruption, a caller that goes, a session that is deleted."""
 
 import asyncio
+import gc
 import time
+import weakref
 
 import av
 import numpy as np
 import pytest
 
+from deployments import utterance
 from deployments.requests import SpeakRequest
 from models.errors import InterruptedSpeech
+from models.stitch.encode import UtteranceEncoder
 from tests.unit.air_material import (
     Watcher,
     on_the_line,
+    spoken,
     summary_of,
 )
 
@@ -22,7 +27,7 @@ async def test_an_interruption_ends_speech_for_viewers_file_and_stages(air):
     await asyncio.sleep(0.3)
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
     waiting = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "never said", deliver=False))))
-    await asyncio.sleep(2.0)
+    await spoken(stitch, "alice", 18)
     live_edge = len(watcher.data)
     assert await stitch.interrupt("alice") == {"session_id": "alice", "interrupted": 2}
     calls = len(stages.rendered)
@@ -63,7 +68,7 @@ async def test_a_caller_that_goes_takes_its_speech_along(air):
     stitch, live, stages = await air(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
-    await asyncio.sleep(1.5)
+    await spoken(stitch, "alice", 12)
     said.cancel()
     await asyncio.sleep(0.8)
     calls = len(stages.rendered)
@@ -100,3 +105,47 @@ async def test_a_session_that_is_deleted_falls_silent_first(air):
     assert said["interrupted"] and isinstance(waiting, InterruptedSpeech)
     assert await stitch.sessions() == []
     watcher.task.cancel()
+
+
+async def test_an_utterance_that_was_cut_lets_go_of_its_encoder_at_once(air, monkeypatch):
+    """Each holds threads and megabytes, and garbage may not be collected for a long time."""
+    made = []
+
+    class Noted(UtteranceEncoder):
+        def __init__(self, *given) -> None:
+            super().__init__(*given)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(utterance, "UtteranceEncoder", Noted)
+    stitch, live, _ = await air(delay_s=0.05)
+    watcher = Watcher(await live.view("alice"))
+    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
+    gc.collect()
+    gc.disable()
+    try:
+        await asyncio.sleep(1.5)
+        assert [encoder() is not None for encoder in made] == [True]
+        await stitch.interrupt("alice")
+        assert (await said)["interrupted"]
+        assert [encoder() for encoder in made] == [None]
+    finally:
+        gc.enable()
+        watcher.task.cancel()
+
+
+async def test_a_cut_while_speech_is_waited_for_does_not_make_the_head_leap(air):
+    stitch, live, stages = await air(delay_s=3.0)
+    watcher = Watcher(await live.view("alice"))
+    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False))))
+    broadcast = stitch._on_air.of("alice")
+    zero_s = broadcast.clock.zero_s
+    while broadcast.clock.zero_s < zero_s + 8 / 25:  # it sways
+        await asyncio.sleep(0.02)
+    await stitch.interrupt("alice")
+    with pytest.raises(InterruptedSpeech):
+        await said
+    await asyncio.sleep(1.0)
+    times, edges, mouths = watcher.seen()
+    np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
+    on_the_line(edges)
+    assert mouths.max() < 240 and stages.rendered == []
