@@ -110,8 +110,12 @@ export class Replay {
     const current = this.#lines.findLast(({ start_s }) => start_s <= now);
     for (const line of this.#lines) {
       if ((line === current) === line.button.hasAttribute("aria-current")) continue;
-      line.button.toggleAttribute("aria-current", line === current);
-      if (line === current) line.button.scrollIntoView({ block: "nearest" });
+      if (line !== current) {
+        line.button.removeAttribute("aria-current");
+        continue;
+      }
+      line.button.setAttribute("aria-current", "true");
+      line.button.scrollIntoView({ block: "nearest" });
     }
   }
 

@@ -67,6 +67,23 @@ def test_idle_then_an_answer_that_is_seen_heard_and_kept(chat: Tab, client: Clie
     assert chat.complaints == []
 
 
+def test_what_was_said_is_seen_once_more_while_the_session_goes_on(chat: Tab, client: Client) -> None:
+    assert not chat.page.is_visible("#open-replay")
+    chat.send("Thanks!")
+    chat.until("document.querySelector('#open-replay').checkVisibility()", 60)
+    chat.page.click("#open-replay")
+    chat.until("document.querySelector('#replay-video').currentTime > 0.4")
+    facts = client.session(session_of(chat))
+    assert chat.page.evaluate("document.querySelector('#replay-video').duration") == pytest.approx(
+        facts.duration_s, abs=0.05
+    )
+    assert chat.texts(".line-text") == ["You are welcome."]
+    chat.shot("real-replay")
+    chat.page.keyboard.press("Escape")
+    again = chat.watch(1.0)
+    assert again["played"] > 0.6 * again["passed"] and chat.complaints == []
+
+
 def test_an_interruption_stops_the_voice_and_the_job(chat: Tab, client: Client) -> None:
     chat.send("How do you work?")
     chat.until("document.querySelector('#caption').checkVisibility()")

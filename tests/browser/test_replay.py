@@ -27,7 +27,7 @@ SAID = (
 )
 SECONDS = sum(frames for _, frames, _ in SAID) / 25
 CAPTION = "[...document.querySelector('#replay-video').textTracks[0].activeCues].map((cue) => cue.text).join(' ')"
-CURRENT = "document.querySelector('.line[aria-current] .line-text')?.textContent"
+CURRENT = "document.querySelector('.line[aria-current=true] .line-text')?.textContent"
 
 
 def speak(session: SessionFile, text: str, count: int, cut: bool, pictures: Any) -> None:

@@ -148,6 +148,7 @@ def test_a_session_has_captions_a_playlist_and_a_download(serve, filmed):
     assert vtt.headers["content-type"].startswith("text/vtt") and "00:00:00.100 --> 00:00:01.000\nWords." in vtt.text
     playlist = client.get("/sessions/alice/index.m3u8")
     assert playlist.headers["content-type"] == "application/vnd.apple.mpegurl" and "#EXTINF:1.20000," in playlist.text
+    assert vtt.headers["cache-control"] == playlist.headers["cache-control"] == "no-cache"  # both grow
     whole = client.get("/sessions/alice/download.mp4")
     assert whole.headers["content-disposition"] == 'attachment; filename="alice.mp4"'
     assert len(whole.content) == int(whole.headers["content-length"]) and whole.content[4:8] == b"ftyp"
