@@ -1,7 +1,8 @@
 """One viewer's pieces for WebRTC: single pictures and 20 ms of sound, each given when it is due. Knows no connection.
 
 Pictures pass as they were coded, one by one at the frame rate; where a viewer knows no H.264 they are decoded here, and
-aiortc codes them anew. Sound is always coded anew, since browsers want Opus.
+aiortc codes them anew. Sound is always coded anew, since browsers want Opus. What live.mp4 tells in boxes, captions
+among it, is told as JSON on a data channel, where the viewer has opened one.
 """
 
 # no `from __future__ import annotations`: part of what serve.ingress looks at
@@ -9,6 +10,7 @@ aiortc codes them anew. Sound is always coded anew, since browsers want Opus.
 import asyncio
 import contextlib
 import fractions
+import json
 import time
 from collections import deque
 from contextlib import aclosing
@@ -25,6 +27,7 @@ OPUS_HZ = 48_000
 AUDIO_FRAME = OPUS_HZ // 50  # samples: 20 ms
 AHEAD_S = 0.08  # pictures are sent so long after they came: what a busy machine may be late by
 PACED_PIECES = 8  # the earliest of so many, 1.3 s, sets the clock
+UNREAD_BYTES = 64 * 2**10  # on a data channel: what comes then is not told
 START_CODE = b"\0\0\0\1"
 
 
@@ -34,6 +37,7 @@ class Feed:
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
         self.passing = True
+        self.channel: Any = None  # a data channel, where the viewer wants to be told captions
         self.spec: MediaSpec = viewer.timeline.spec
         headers, config = codec_headers(self.spec)
         self._headers = headers if headers.startswith(START_CODE) else START_CODE + headers
@@ -71,6 +75,18 @@ class Feed:
                 self._keep_pace(time.monotonic() - video.start / VIDEO_TIMESCALE)
                 self._show(video, piece.key)
                 self._sound(audio)
+                for kind, message in self.viewer.news():
+                    self._tell(kind, message)
+        if self.viewer.why is not None:
+            self._tell("ended", {"reason": self.viewer.why})
+
+    def _tell(self, kind: str, message: dict[str, Any]) -> None:
+        """now_s: what of the stream is being sent, by the clock of the message's times."""
+        if self.channel is None or self.channel.readyState != "open" or self.channel.bufferedAmount > UNREAD_BYTES:
+            return
+        assert self._zero_s is not None
+        now_s = time.monotonic() - self._zero_s - AHEAD_S
+        self.channel.send(json.dumps({"type": kind, kind: message, "now_s": round(now_s, 3)}))
 
     async def _due(self, queue: "asyncio.Queue[Any]") -> Any:
         due_s, item = await queue.get()

@@ -89,6 +89,7 @@ class Peers:
         servers = [RTCIceServer(s.urls, s.username, s.credential) for s in self._config().ice_servers]
         connection = RTCPeerConnection(RTCConfiguration(servers))  # an empty list: aiortc would ask a public server
         feed = Feed(viewer)
+        connection.on("datachannel", lambda channel: setattr(feed, "channel", channel))
         try:
             for kind in dict.fromkeys(kinds):  # before the offer is read: what is preferred is chosen from it
                 transceiver = connection.addTransceiver(feed.track(kind), direction="sendonly")

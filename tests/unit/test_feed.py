@@ -1,6 +1,7 @@
 """A viewer's pieces for WebRTC: pictures as they were coded, or decoded; sound in 20 ms; each when it is due."""
 
 import asyncio
+import json
 import time
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ def viewer(given: list) -> SimpleNamespace:
             await asyncio.sleep(wait_s)
             yield piece, False
 
-    return SimpleNamespace(timeline=ViewerTimeline(SPEC), taken=taken, to_edge=lambda: None)
+    return SimpleNamespace(timeline=ViewerTimeline(SPEC), taken=taken, to_edge=lambda: None, news=list, why=None)
 
 
 async def pictures(feed: Feed, count: int) -> tuple[list, list[float]]:
@@ -80,7 +81,7 @@ async def test_the_buffer_that_comes_at_once_is_not_played_out():
             came_s.append(time.monotonic())
             yield piece, False
 
-    feed = Feed(SimpleNamespace(timeline=ViewerTimeline(SPEC), taken=taken, to_edge=lambda: None))
+    feed = Feed(SimpleNamespace(timeline=ViewerTimeline(SPEC), taken=taken, to_edge=lambda: None, news=list, why=None))
     _, given_s = await pictures(feed, 24)
     zero_s = min(came - 0.16 * k for k, came in enumerate(came_s))
     late_s = [given_s[4 * k] - 0.16 * k - zero_s for k in range(3, 6)]
@@ -116,6 +117,27 @@ async def test_what_nobody_takes_does_not_grow():
     await feed.run()
     assert feed._pictures.qsize() == 64 and feed._sounds.qsize() == 256
     assert feed._pictures.get_nowait()[1].pts == (480 - 64) * SPEC.frame_ticks  # the oldest went
+
+
+async def test_what_is_known_of_the_stream_is_told_with_where_it_is():
+    made = pieces(24)
+    told = [[], [("caption", {"id": 1, "start_s": 0.2})], [], [("making", {"frames": 4})], [], []]
+    feed = Feed(viewer([(0.16 * bool(k), p) for k, p in enumerate(made)]))
+    feed.viewer.news, feed.viewer.why = lambda: told.pop(0), "closed"
+    sent = []
+    feed.channel = SimpleNamespace(readyState="open", bufferedAmount=0, send=lambda text: sent.append(json.loads(text)))
+    await feed.run()
+    assert [(e["type"], e[e["type"]]) for e in sent] == [
+        ("caption", {"id": 1, "start_s": 0.2}),
+        ("making", {"frames": 4}),
+        ("ended", {"reason": "closed"}),
+    ]
+    assert sent[0]["now_s"] == pytest.approx(0.16 - AHEAD_S, abs=0.1)  # the second piece begins at 0.16 s
+    feed.channel.bufferedAmount = 2**20
+    feed._tell("caption", {})
+    feed.channel = None
+    feed._tell("caption", {})
+    assert len(sent) == 3
 
 
 def test_samples_become_annex_b_again():
