@@ -25,6 +25,7 @@ from benchmarks.crowded import TEXT as CROWDED
 from benchmarks.crowded import crowd, media_of
 from benchmarks.graph import machine
 from benchmarks.viewers import Recording, Viewer, behind_s, upper
+from benchmarks.webrtc import Player, late_and_apart
 from launch import LocalGraph
 from models.avatar.playback import period, ping_pong
 from models.avatar.store import AvatarStore
@@ -37,6 +38,7 @@ LONG = "This is a rather long sentence, which somebody is going to interrupt in 
 TOGETHER = {"alice": "Alice says a short sentence here.", "bob": "Bob talks about something else, and for longer."}
 BARS = {"ttff_s": 1.0, "written_ttff_s": 1.0, "off_line_frames": 0, "interrupt_s": 0.3, "mixed": 0, "viewer_cores": 1.0}
 BARS |= {"append_growth": 2.0, "tracks_apart_s": 0.04, "behind_s": 0.5, "torn_words": 0}
+BARS |= {"webrtc_late_s": 0.3, "webrtc_apart_s": 0.04}
 WINDOW = 20  # frames over which the place on the line is told
 
 
@@ -79,6 +81,7 @@ async def measure(url: str, repeats: int) -> dict[str, float]:
         rows = await crowd(url, 2, CROWDED)
         result |= {"torn_words": sum(row["in_words"] for row in rows), "stops": sum(row["inside"] for row in rows)}
         result |= await idle_viewers(client)
+        result |= await over_webrtc(client)
     return result
 
 
@@ -182,6 +185,25 @@ async def idle_viewers(client: httpx.AsyncClient, count: int = 30, seconds: floa
     return {"viewer_cores": watched, "resting_cores": resting}
 
 
+async def over_webrtc(client: httpx.AsyncClient, count: int = 4, seconds: float = 8.0) -> dict[str, float]:
+    """How late pictures are over WebRTC, how far sound and lips part, and what a viewer costs more than over HTTP."""
+    facts = await late_and_apart(client, TEXT)
+    spent = {}
+    for codec in ("H264", "VP8", "fMP4"):
+        viewers: list[Any] = []
+        for _ in range(count):
+            viewers.append(Viewer(client, "rtc", False) if codec == "fMP4" else Player(client, "rtc", codec, False))
+        await asyncio.gather(*(v.started.wait() if isinstance(v, Viewer) else v.play() for v in viewers))
+        await asyncio.sleep(2)
+        spent[codec] = await cores(seconds)
+        for viewer in viewers:
+            await viewer.stop()
+        await asyncio.sleep(1)
+    facts["webrtc_viewer_cores"] = (spent["H264"] - spent["fMP4"]) / count
+    facts["vp8_viewer_cores"] = (spent["VP8"] - spent["fMP4"]) / count
+    return facts
+
+
 async def cores(seconds: float) -> float:
     """Cores that the processes below this one keep busy."""
     before, begin_s = cpu_s(), time.perf_counter()
@@ -237,12 +259,18 @@ def table(result: dict[str, float]) -> str:
         "torn_words": "words that stop in their midst when two sessions speak two long sentences at once",
         "mixed": "of two sessions that speak at once, how many sound unlike alone",
         "viewer_cores": "cores of all processes with 30 idle viewers of 30 sessions",
+        "webrtc_late_s": "over WebRTC, from a frame being due to its pixels in an aiortc client, s",
+        "webrtc_apart_s": "over WebRTC, sound and picture apart by the sender reports, s",
         "append_growth": "cost of appending a fragment, the last 20 of 200 utterances over the first 20",
         "tracks_apart_s": "ends of picture and sound apart, after 200 utterances, s",
     }
     lines = [f"`make bench-live` on {machine()}, warm:", "", "| figure | measured | bar |", "| --- | --- | --- |"]
     lines += [f"| {name} | {result[key]:.2f} | ≤ {BARS[key]:g} |" for key, name in names.items()]
-    return "\n".join(lines)
+    cost = (
+        f"A WebRTC viewer costs {result['webrtc_viewer_cores']:.3f} cores more than one of live.mp4, "
+        f"{result['vp8_viewer_cores']:.2f} where pictures are coded anew for it."
+    )
+    return "\n".join([*lines, "", cost])
 
 
 def main() -> int:

@@ -21,6 +21,8 @@ import numpy as np
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
+from benchmarks.viewers import Viewer
+
 SDP = {"Content-Type": "application/sdp"}
 RATE = 24_000  # of the session's sound, and of what is compared with it
 OPUS_HZ = 48_000
@@ -136,6 +138,32 @@ class Player:
             else:
                 got.sound.append(frame.to_ndarray()[0].reshape(-1, len(frame.layout.channels))[:, 0])
                 got.sound_rtp.append(frame.pts)
+
+
+async def late_and_apart(client: httpx.AsyncClient, text: str) -> dict[str, float]:
+    """How late pictures are, and how far sound and picture are apart, while a session idles, speaks and idles again."""
+    (await client.post("/sessions", json={"session_id": "rtc"})).raise_for_status()
+    watcher = Viewer(client, "rtc")
+    await watcher.started.wait()
+    player = await Player(client, "rtc").play()
+    await player.seen(50)
+    answer = await client.post("/speak", json={"text": text, "session_id": "rtc"})
+    await asyncio.sleep(2)
+    got, live = await player.stop(), await watcher.stop()
+    late_s = lateness_s(got, live.data, live.came_s)
+    file = (await client.get("/sessions/rtc/video.mp4")).content
+    return {
+        "webrtc_late_s": float(np.median(late_s)),
+        "webrtc_late_p95_s": float(np.percentile(late_s, 95)),
+        "webrtc_apart_s": abs(sound_after_picture_s(got, file)),
+        "webrtc_missing": float(answer.raise_for_status().json()["frames"] - len(said_frames(got, file))),
+    }
+
+
+def said_frames(got: Received, file: bytes) -> set[str]:
+    """The session's frames that came through."""
+    with av.open(io.BytesIO(file)) as container:
+        return {pixels(frame) for frame in container.decode(video=0)} & set(got.pictures)
 
 
 def lateness_s(got: Received, live: bytes, live_came_s: list[float]) -> Any:
