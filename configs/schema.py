@@ -238,7 +238,7 @@ class IngressConfig(Strict):
     allowed_hosts: list[str] = Field(default_factory=list)  # names it answers to, "*.my.site" any below, ["*"] any;
     # beside addresses, localhost and other names that cannot be public. Where a key is wanted and none is named: any
     allowed_origins: list[str] = Field(default_factory=list)  # of other sites whose pages may act here; ["*"]: of any
-    max_webrtc_viewers: int = Field(100, ge=0)  # of those, over WebRTC; it needs the extra [webrtc]; 0: none
+    max_webrtc_viewers: int = Field(30, ge=0)  # of those, over WebRTC (extra [webrtc]), some 0.02 cores each; 0: none
     ice_servers: list[IceServer] = Field(
         default_factory=list
     )  # that WebRTC's two ends use where they cannot meet directly

@@ -7,6 +7,7 @@ network needs another POST.
 # no `from __future__ import annotations`: FastAPI must see the real types
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray import serve
 from configs.schema import IceServer, IngressConfig
 from deployments.live import Live
 from deployments.webrtc import Peers
-from models.errors import MediaTypeError, NotFoundError
+from models.errors import MediaTypeError, NotConfiguredError, NotFoundError
 from models.ids import check_id
 
 SDP = "application/sdp"
@@ -45,9 +46,12 @@ class Whep:
         return Response(answer, 201, {**headers, "Cache-Control": "no-store", **self._links()}, SDP)
 
     def options(self) -> Response:
-        """What POST takes, and which ICE servers to use; 501 where there is no WebRTC."""
-        self.peers.check()
-        return Response(None, 204, {"Allow": TAKES, "Accept-Post": SDP, "Cache-Control": "no-store", **self._links()})
+        """What POST takes, and which ICE servers to use. Without WebRTC it takes none: no error yet."""
+        headers = {"Allow": "OPTIONS", "Cache-Control": "no-store"}
+        with contextlib.suppress(NotConfiguredError):
+            self.peers.check()
+            headers |= {"Allow": TAKES, "Accept-Post": SDP, **self._links()}
+        return Response(None, 204, headers)
 
     async def end(self, peer_id: str) -> None:
         """End a connection of this replica, or of another. Raises NotFoundError, IdError."""

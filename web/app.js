@@ -3,7 +3,7 @@
 import { address, door, getJson, postJson, request } from "./api.js";
 import { Conversation } from "./conversation.js";
 import { Key } from "./key.js";
-import { draw } from "./latency.js";
+import { draw, follow } from "./latency.js";
 import { Listening } from "./listening.js";
 import { LivePlayer } from "./live.js";
 import { Replay } from "./replay.js";
@@ -13,7 +13,7 @@ import { Captions } from "./told.js";
 const $ = (id) => document.getElementById(id);
 const UNDERSTOOD_MS = 60_000; // a recording of two minutes takes a busy CPU that long
 const video = $("video");
-const player = new LivePlayer(video);
+const player = new LivePlayer(video, new URLSearchParams(location.search).get("via"));
 const captions = new Captions(video);
 const conversation = new Conversation();
 const settings = new Settings();
@@ -289,6 +289,7 @@ $("remove").addEventListener("click", async () => {
 });
 $("settings").addEventListener("close", () => $("open-settings").focus());
 
+follow(player);
 if (matchMedia("(max-width: 860px)").matches) $("latency").open = false;
 show();
 explain();

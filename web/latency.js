@@ -35,3 +35,15 @@ export function draw({ first_frame_ms, duration_s, stages } = {}) {
 }
 
 for (const stage of Object.keys(STAGES)) row(stage);
+
+const WAYS = { webrtc: "WebRTC", mp4: "HTTP" };
+
+/** Show how the player's picture comes, and how far behind it is, for as long as the page is open. */
+export function follow(player) {
+  setInterval(() => {
+    $("live-way").hidden = !player.way;
+    if (!player.way) return;
+    $("figure-behind").textContent = `${player.behind.toFixed(1)} s`;
+    $("figure-way").textContent = WAYS[player.way];
+  }, 1000);
+}

@@ -1,5 +1,6 @@
 /**
- * Plays an endless fragmented MP4 at its live edge: fetched, and fed to a media source. Reconnects by itself.
+ * Plays a session at its live edge, and reconnects by itself: over WebRTC where the server has it and the network lets it
+ * through, else an endless fragmented MP4, fetched and fed to a media source.
  *
  * A media source and not `<video src>`: measured in Chromium (tests/browser), a plain element plays about a second
  * behind, cannot be brought back to the edge, and starts from black after each break.
@@ -8,6 +9,7 @@
  */
 
 import { Backoff, Failure, failureOf, pause } from "./api.js";
+import { NoWay, Peer } from "./whep.js";
 import { EventReader } from "./told.js";
 
 const BEHIND_S = 0.22; // what is buffered ahead of the picture after a jump: less stutters, more is late
@@ -28,18 +30,27 @@ export class LivePlayer extends EventTarget {
   #buffer = null;
   #queue = [];
   #recent = []; // how far behind it was in the last second
+  #via; // mp4 or webrtc: that way alone; null: WebRTC until it has failed once
+  #peer = null;
 
-  constructor(video) {
+  /** via: mp4, webrtc, or whatever is best. */
+  constructor(video, via = null) {
     super();
     this.#video = video;
+    this.#via = ["mp4", "webrtc"].includes(via) ? via : null;
+    addEventListener("pagehide", () => this.#peer?.close());
     setInterval(() => this.#follow(), TICK_MS);
     document.addEventListener("visibilitychange", () => document.hidden || this.#follow(true));
   }
 
-  /** Seconds between the picture that is seen and the newest that has come. */
+  /** Seconds from a picture being due to its being seen: what comes ahead of its time waits in the buffer. */
   get behind() {
-    const { buffered, currentTime } = this.#video;
-    return buffered.length ? buffered.end(buffered.length - 1) - currentTime : 0;
+    return this.#peer ? this.#peer.behind : Math.max(0, Math.min(...this.#recent));
+  }
+
+  /** How the picture comes: webrtc, mp4, or "" before. */
+  get way() {
+    return this.#peer ? "webrtc" : this.#buffer ? "mp4" : "";
   }
 
   /** Show another stream. find: asked for the address before each connection; may throw Failure. */
@@ -61,10 +72,10 @@ export class LivePlayer extends EventTarget {
   async #connect(run) {
     const backoff = new Backoff();
     while (run === this.#run) {
-      this.#tell(this.#buffer ? "lost" : "connecting");
+      this.#tell(this.way ? "lost" : "connecting");
       let failure = new Failure("The picture broke off.", "The page tries again by itself.");
       try {
-        await this.#stream(run, () => backoff.reset());
+        await this.#show(run, () => backoff.reset());
       } catch (error) {
         if (error instanceof Failure) failure = error;
       }
@@ -75,14 +86,57 @@ export class LivePlayer extends EventTarget {
     }
   }
 
-  /** One connection, until it ends. Its timeline starts at 0: it is put behind what was played before. */
-  async #stream(run, begun) {
+  async #show(run, begun) {
     this.#abort = new AbortController();
+    const startedMs = performance.now();
+    const url = await this.#find();
+    if (this.#via !== "mp4") {
+      try {
+        return await this.#watch(run, url.replace("live.mp4", "whep"), begun, startedMs);
+      } catch (error) {
+        if (this.#via === "webrtc" || !(error instanceof NoWay)) throw error;
+        if (error.status !== 429) this.#via = "mp4"; // for as long as the page is open; where it was full, only now
+      }
+    }
+    if (run === this.#run) await this.#stream(run, url, begun, startedMs);
+  }
+
+  /** One WebRTC connection, until it ends. Throws NoWay where no picture comes over it. */
+  async #watch(run, url, begun, startedMs) {
+    const peer = await Peer.connect(url, this.#abort.signal);
+    if (run !== this.#run) return peer.close();
+    this.#queue.length = 0;
+    this.#buffer = this.#source = null;
+    this.#peer = peer;
+    this.#video.srcObject = peer.stream;
+    this.#video.playbackRate = 1;
+    this.dispatchEvent(new Event("anew"));
+    let offset = null; // of the stream's times on the video's clock
+    peer.addEventListener("told", ({ detail: { kind, message, seenS } }) => {
+      offset ??= this.#video.currentTime - seenS;
+      this.dispatchEvent(new CustomEvent("told", { detail: { kind, message, offset } }));
+    });
+    this.#video.addEventListener("loadeddata", () => {
+      if (peer !== this.#peer) return;
+      begun();
+      this.#tell("live");
+      this.dispatchEvent(new CustomEvent("first", { detail: { ms: performance.now() - startedMs } }));
+    }, { once: true });
+    try {
+      await peer.ended;
+    } finally {
+      peer.close();
+      if (peer === this.#peer) this.#peer = null;
+    }
+    if (run === this.#run && !peer.seen) throw new NoWay("No picture came over WebRTC.", "Use the page with ?via=mp4.");
+  }
+
+  /** One connection over HTTP, until it ends. Its timeline starts at 0: it is put behind what was played before. */
+  async #stream(run, url, begun, startedMs) {
     const abort = this.#abort;
     let timer = setTimeout(() => abort.abort(), SILENCE_MS * 2); // the first answer may wait for a model
-    const startedMs = performance.now();
     try {
-      const answer = await fetch(await this.#find(), { signal: abort.signal, cache: "no-store" });
+      const answer = await fetch(url, { signal: abort.signal, cache: "no-store" });
       if (!answer.ok) throw await failureOf(answer);
       const reader = answer.body.getReader();
       const events = new EventReader();
@@ -126,6 +180,7 @@ export class LivePlayer extends EventTarget {
       return;
     }
     this.#source = new Source();
+    this.#video.srcObject = null;
     this.dispatchEvent(new Event("anew"));
     this.#video.src = URL.createObjectURL(this.#source);
     await new Promise((resolve) => this.#source.addEventListener("sourceopen", resolve, { once: true }));
@@ -137,6 +192,7 @@ export class LivePlayer extends EventTarget {
   #close() {
     this.#abort.abort();
     this.#wake();
+    this.#peer?.close();
     this.#queue.length = 0;
     this.#buffer = this.#source = null;
   }
@@ -169,7 +225,8 @@ export class LivePlayer extends EventTarget {
   #follow(jump = false) {
     const video = this.#video;
     const { buffered } = video;
-    if (!buffered.length) return;
+    if (this.#peer && video.paused) this.#start();
+    if (this.#peer || !buffered.length) return;
     const start = buffered.start(buffered.length - 1);
     const end = buffered.end(buffered.length - 1);
     const behind = end - video.currentTime;
@@ -180,7 +237,11 @@ export class LivePlayer extends EventTarget {
     this.#recent = [...this.#recent, behind].slice(-SECOND);
     const least = this.#recent.length < SECOND ? BEHIND_S : Math.min(...this.#recent);
     video.playbackRate = least > LATE_S ? 1.06 : behind < 0.06 ? 0.95 : 1;
-    if (video.paused && end - start > BEHIND_S) video.play().catch(() => (video.muted = true)); // the click to unmute stays
+    if (video.paused && end - start > BEHIND_S) this.#start();
+  }
+
+  #start() {
+    this.#video.play().catch(({ name }) => name === "NotAllowedError" && (this.#video.muted = true)); // the click to unmute stays
   }
 }
 

@@ -8,6 +8,7 @@
 import { Failure, failureOf } from "./api.js";
 
 const GATHER_MS = 500; // for candidates: this machine's own come at once
+const ANSWER_MS = 16_000; // the first may wait for a model
 const CONNECT_MS = 2000; // from the answer to the first packet: longer, and the network lets no UDP through
 const STALL_MS = 2000; // without a new picture: idle motion, too, is 25 a second
 const TICK_MS = 500;
@@ -18,7 +19,7 @@ export class NoWay extends Failure {}
 
 export class Peer extends EventTarget {
   stream = new MediaStream();
-  behind = 0; // seconds from a picture being due to its being shown, of the latest half second
+  behind = HELD_S + 0.05; // seconds from a picture being due to its being shown, of the latest half second
   seen = false; // whether a picture has come
   #connection;
   #resource = "";
@@ -30,7 +31,8 @@ export class Peer extends EventTarget {
   ended = new Promise((resolve) => (this.#over = resolve));
 
   /** A connection over which pictures come. url: of the session's WHEP endpoint. Throws Failure, NoWay. */
-  static async connect(url, signal) {
+  static async connect(url, abort) {
+    const signal = AbortSignal.any([abort, AbortSignal.timeout(ANSWER_MS)]);
     const codecs = window.RTCPeerConnection && RTCRtpReceiver.getCapabilities?.("video")?.codecs;
     const h264 = codecs?.filter(({ mimeType }) => mimeType === "video/H264" || mimeType === "video/rtx");
     if (!h264?.some(({ mimeType }) => mimeType === "video/H264")) throw new NoWay("This browser has no WebRTC with H.264.");
@@ -108,7 +110,9 @@ export class Peer extends EventTarget {
   }
 
   #told({ type, now_s, ...rest }) {
-    this.dispatchEvent(new CustomEvent("told", { detail: { kind: type, message: rest[type], nowS: now_s } }));
+    if (type === "ended") this.#resource = ""; // the server has ended it by itself
+    const seenS = now_s - (this.behind - HELD_S); // now_s is being sent
+    this.dispatchEvent(new CustomEvent("told", { detail: { kind: type, message: rest[type], seenS } }));
   }
 }
 

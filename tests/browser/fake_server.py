@@ -30,6 +30,7 @@ from deployments.access import Access, serve_login
 from deployments.paths import builtin_avatars
 from deployments.web import serve_page
 from models.stitch.events import event_box
+from tests.browser.fake_whep import serve_whep
 
 FPS, RATE, FRAGMENT_FRAMES = 25, 24_000, 4
 FRAME_SAMPLES = RATE // FPS
@@ -66,6 +67,8 @@ class State:
     viewers: int = 0
     recognition: bool = False  # whether it understands speech, and
     heard: str = "What time is it?"  # what of any recording
+    webrtc: Any = False  # whether there is WebRTC; "lost": it is offered, and does not come through
+    ended: list[str] = field(default_factory=list)  # WebRTC connections that the page has ended
     down: bool = False  # every live stream ends, and new ones are refused
 
     def session(self, session_id: str) -> FakeSession:
@@ -385,6 +388,7 @@ def make_app(state: State, film: Film) -> FastAPI:
 
         return StreamingResponse(parts(), media_type="video/mp4", headers={"Cache-Control": "no-store"})
 
+    serve_whep(app, state, film)
     serve_page(app)
     return app
 

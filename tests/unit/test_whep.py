@@ -119,11 +119,14 @@ async def test_one_viewer_too_many_is_429_and_told_when_to_come_again(server, li
 async def test_a_server_without_webrtc_says_so_before_an_offer_is_made(server, monkeypatch):
     http, ingress, _ = server
     await ingress.reconfigure({"max_webrtc_viewers": 0})
-    for answer in (await http.options("/sessions/alice/whep"), await http.post("/sessions/alice/whep")):
-        assert (answer.status_code, error_of(answer)["code"]) == (501, "not_configured")
+    answer = await http.options("/sessions/alice/whep")
+    assert (answer.status_code, answer.headers["allow"]) == (204, "OPTIONS") and "accept-post" not in answer.headers
+    answer = await http.post("/sessions/alice/whep")
+    assert (answer.status_code, error_of(answer)["code"]) == (501, "not_configured")
     await ingress.reconfigure({})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    answer = await http.options("/sessions/alice/whep")
+    assert (await http.options("/sessions/alice/whep")).headers["allow"] == "OPTIONS"
+    answer = await http.post("/sessions/alice/whep")
     assert answer.status_code == 501 and "pip install 'warmtalk[webrtc]'" in error_of(answer)["remedy"]
 
 

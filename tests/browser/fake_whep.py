@@ -1,0 +1,106 @@
+"""WebRTC for the server of canned media: the real connections and their feed, over pieces coded for each viewer."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from configs.schema import IngressConfig
+from deployments.whep import Whep
+from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.stitch.live import LIVE_FRAMES, Piece, ViewerTimeline, split
+
+FPS = 25
+
+
+class PieceViewer:
+    """What the feed of a WebRTC viewer takes from: a session of the fake server as pieces."""
+
+    def __init__(self, film: Any, session: Any, state: Any) -> None:
+        height, width = film.idle[0].shape[:2]
+        self._spec = MediaSpec(
+            width, height, FPS, preset="ultrafast", fragment_frames=LIVE_FRAMES, first_fragment_frames=LIVE_FRAMES
+        )
+        self.timeline, self.why = ViewerTimeline(self._spec), None
+        self._film, self._session, self._state = film, session, state
+        self._encoder, self._number = UtteranceEncoder(self._spec), 0
+        self._news: list[tuple[str, dict[str, Any]]] = []
+        self._told_s, self._open = 0.0, True
+        state.viewers += 1
+
+    def to_edge(self) -> None:
+        """It has no past."""
+
+    def news(self) -> list[tuple[str, dict[str, Any]]]:
+        news, self._news = self._news, []
+        return news
+
+    def close(self) -> None:
+        self._state.viewers -= self._open
+        self._open = False
+
+    async def taken(self) -> AsyncGenerator[tuple[Piece, bool], None]:
+        began_s, given = time.monotonic(), 0
+        while self._open and not self._state.down:
+            for piece in await asyncio.to_thread(self._step):
+                await asyncio.sleep(max(0.0, began_s + given / FPS - time.monotonic()))
+                given += piece.frames
+                yield piece, False
+
+    def _step(self) -> list[Piece]:
+        pieces = []
+        for _ in range(LIVE_FRAMES):
+            session = self._session
+            speaking = round((time.monotonic() - session.began_s) * FPS) if session.speaks else None
+            if speaking is not None and self._told_s != session.began_s:
+                self._told_s = session.began_s
+                times = {
+                    "start_s": self._number / FPS,
+                    "end_s": self._number / FPS + session.until_s - time.monotonic(),
+                }
+                self._news.append(("caption", {"id": self._number, "text": session.caption, "words": [], **times}))
+            frame, sound = self._film.frame(self._number, speaking), self._film.samples(self._number, speaking)
+            for fragment in self._encoder.push(frame[None], sound):
+                pieces += split(fragment, fragment.video_start // self._spec.frame_ticks, 0, False)
+            self._number += 1
+        return pieces
+
+
+def serve_whep(app: FastAPI, state: Any, film: Any) -> None:
+    """Add the routes; whether WebRTC is there is `state.webrtc`."""
+
+    async def view(session_id: str) -> PieceViewer:
+        return PieceViewer(film, state.session(session_id), state)
+
+    async def nobody(peer_id: str) -> bool:
+        return False
+
+    def config() -> IngressConfig:
+        return IngressConfig(max_webrtc_viewers=10 if state.webrtc and not state.down else 0)
+
+    whep = Whep(SimpleNamespace(view=view), config, nobody)  # type: ignore[arg-type]
+
+    @app.options("/sessions/{session_id}/whep")
+    async def options(session_id: str) -> Response:
+        return whep.options()
+
+    @app.post("/sessions/{session_id}/whep")
+    async def play(http: Request, session_id: str) -> Response:
+        answer = await whep.play(http, session_id)
+        if state.webrtc == "lost":  # nothing comes through, as where no UDP may pass
+            sdp = re.sub(r"a=ice-pwd:\S+", f"a=ice-pwd:{'x' * 22}", bytes(answer.body).decode())
+            return Response(sdp, 201, {"Location": answer.headers["location"]}, "application/sdp")
+        return answer
+
+    @app.delete("/sessions/{session_id}/whep/{peer_id}")
+    async def end(session_id: str, peer_id: str) -> dict[str, str]:
+        state.ended.append(peer_id)
+        await whep.end(peer_id)
+        return {"ended": peer_id}

@@ -1,0 +1,129 @@
+"""The page over WebRTC, in Chromium: chosen where it is offered and comes through, and all works as over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import Tab
+from tests.browser.fake_server import Film, State, fake_server
+
+pytest.importorskip("aiortc")
+pytestmark = pytest.mark.browser
+OVER_WEBRTC = "document.querySelector('#figure-way').textContent === 'WebRTC'"
+OVER_HTTP = "document.querySelector('#figure-way').textContent === 'HTTP'"
+
+
+@pytest.fixture(scope="module")
+def film(chromium: Any) -> Film:
+    return Film()
+
+
+@pytest.fixture
+def served(film: Film) -> Iterator[tuple[str, State]]:
+    with fake_server(film) as (url, state):
+        state.webrtc = True
+        yield url, state
+
+
+@pytest.fixture
+def state(served: tuple[str, State]) -> State:
+    return served[1]
+
+
+@pytest.fixture
+def chat(served: tuple[str, State], tab: Any) -> Tab:
+    opened: Tab = tab(served[0]).open()
+    return opened
+
+
+def test_the_picture_comes_over_webrtc_idles_and_is_close_to_what_is_due(chat: Tab) -> None:
+    chat.until(OVER_WEBRTC)
+    idle = chat.watch(2.0)
+    assert idle["played"] == pytest.approx(idle["passed"], abs=0.3) and idle["loudness"] < 2e-3
+    behind_s = float(chat.page.inner_text("#figure-behind").removesuffix(" s"))
+    assert 0.05 < behind_s < 0.4
+    assert chat.page.evaluate("document.querySelector('video').srcObject.getTracks().length") == 2
+    chat.shot("webrtc-idle")
+    assert chat.complaints == []
+
+
+def test_a_message_leads_to_speech_that_is_seen_heard_and_read(chat: Tab, state: State) -> None:
+    idle = chat.watch(1.0)
+    chat.send("Hello!")
+    chat.heard(within_s=10, above=0.01)
+    chat.until("document.querySelector('#caption').checkVisibility()")
+    assert chat.page.inner_text("#caption-text") in state.reply
+    spoken = chat.watch(1.0)
+    assert spoken["motion"] > 1.5 * idle["motion"] and spoken["loudness"] > 0.01
+    chat.shot("webrtc-speaking")
+    assert chat.page.evaluate("document.querySelector('#pill').dataset.state") == "speaking"
+    chat.page.click("#interrupt")
+    chat.silent(within_s=1.5, seconds=0.5, below=2e-3)
+    chat.state("live")
+    assert chat.complaints == []
+
+
+def test_it_starts_muted_and_one_click_gives_the_sound(chat: Tab) -> None:
+    assert chat.page.evaluate("document.querySelector('video').muted")
+    chat.page.click("#unmute")
+    assert not chat.page.evaluate("document.querySelector('video').muted")
+    assert chat.watch(0.5)["played"] > 0.3
+
+
+@pytest.mark.parametrize(("query", "webrtc"), [("?via=mp4", True), ("", False), ("", "lost")])
+def test_else_it_comes_over_http_without_a_word(
+    served: tuple[str, State], state: State, tab: Any, query: str, webrtc: Any
+) -> None:
+    state.webrtc = webrtc
+    opened = tab(served[0]).open(query)
+    opened.until(OVER_HTTP)
+    assert opened.watch(1.0)["played"] > 0.7
+    assert opened.page.evaluate("document.querySelector('video').srcObject") is None
+    assert not opened.page.is_visible("#notice") and opened.complaints == []
+    assert len(state.ended) == (webrtc == "lost")  # what does not come through is not left to the server
+
+
+def test_where_it_is_asked_for_and_does_not_come_that_is_said(
+    served: tuple[str, State], state: State, tab: Any
+) -> None:
+    state.webrtc = False
+    opened = tab(served[0]).open("?via=webrtc", live=False)
+    opened.until("document.querySelector('#screen').dataset.state === 'lost'")
+    assert opened.page.inner_text("#veil-title") == "This server has no WebRTC."
+
+
+def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Tab, state: State) -> None:
+    chat.until(OVER_WEBRTC)
+    state.down = True
+    chat.until("document.querySelector('#screen').dataset.state === 'lost'", 10)
+    state.down = False
+    chat.until("document.querySelector('#screen').dataset.state === 'live'", 20)
+    assert chat.watch(1.0)["played"] > 0.7
+
+
+def test_a_page_that_is_left_ends_its_connection(chat: Tab, state: State) -> None:
+    chat.until(OVER_WEBRTC)
+    assert state.viewers == 1
+    chat.page.goto("about:blank")
+    chat.until_served(lambda: state.viewers == 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("header", "servers"),
+    [
+        ("", []),
+        ('<stun:a.example>; rel="ice-server"', [{"urls": "stun:a.example"}]),
+        ('<x>; rel="next", <stun:a>; rel="ice-server"', [{"urls": "stun:a"}]),
+        (
+            '<stun:a>; rel="ice-server", <turn:b?transport=udp>; rel="ice-server"; username="u\\"v"; credential="c"; '
+            'credential-type="password"',
+            [{"urls": "stun:a"}, {"urls": "turn:b?transport=udp", "username": 'u"v', "credential": "c"}],
+        ),
+    ],
+)
+def test_ice_servers_are_read_from_the_servers_header(chat: Tab, header: str, servers: list[Any]) -> None:
+    read = chat.page.evaluate("async (header) => (await import('/web/whep.js')).iceServers(header)", header)
+    assert read == servers
