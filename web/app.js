@@ -139,7 +139,7 @@ player.addEventListener("told", ({ detail: { kind, message, offset } }) => {
 });
 player.addEventListener("anew", () => captions.clear());
 captions.addEventListener("change", () => {
-  conversation.hear(captions.now.sentence);
+  conversation.mark(captions.now.sentence);
   show();
 });
 conversation.addEventListener("sent", () => {

@@ -44,7 +44,7 @@ export class Conversation extends EventTarget {
   }
 
   /** Mark the sentence that is heard now; "" for none. */
-  hear(sentence) {
+  mark(sentence) {
     if (sentence === this.#heard) return;
     this.#heard = sentence;
     for (const [bubble, job] of this.#jobs) if (job.reply) this.#show(bubble, job);
