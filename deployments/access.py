@@ -68,7 +68,7 @@ class Access:
         if match is None:
             return False
         method, rest = scope.get("method", ""), (match[2] or "").strip("/")
-        watches = method in READING or (method in ("POST", "DELETE") and rest.partition("/")[0] == "whep")
+        watches = method in READING or (method in ("POST", "DELETE", "OPTIONS") and rest.partition("/")[0] == "whep")
         acts = rest in ACTS and (scope["type"] == "websocket" or method == "POST")
         if not (watches or acts):
             return False

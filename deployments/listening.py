@@ -66,7 +66,7 @@ class Listening:
         audio, fields = await self._form(http)
         wanted = fields.get("response_format", "json")
         if wanted not in FORMATS:
-            raise InputError(f"There is no response_format {wanted!r}.", f"Use one of {', '.join(FORMATS)}.")
+            raise InputError(f"There is no response_format {wanted[:40]!r}.", f"Use one of {', '.join(FORMATS)}.")
         return written(await self.heard(audio, fields.get("language") or None), wanted)
 
     async def _form(self, http: Request) -> tuple[bytes, dict[str, str]]:

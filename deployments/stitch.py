@@ -29,6 +29,7 @@ from deployments.paths import builtin_avatars, output_path
 from deployments.progress import Progress, ticked
 from deployments.requests import Ending, SpeakEvent, SpeakRequest
 from deployments.retention import Limits, Retention
+from deployments.scaling import SPEAKING, WATCHED
 from deployments.sessions import OpenSessions, refuse_closed, refuse_other_avatar
 from deployments.stage import Stage
 from deployments.stitching import Stitching
@@ -195,6 +196,10 @@ class Stitch(Stage[StitchConfig]):
         async with aclosing(self._on_air.watch(session_id, find, self.worker, root, position)) as events:
             async for event in events:
                 yield event
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller asks of a replica, for the policy that scaling.py is."""
+        return {SPEAKING: float(len(self._cuts)), WATCHED: float(len(self._on_air.watched()))}
 
     async def clock(self) -> tuple[str, float]:
         """The host that answers, and what time it is there."""

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from deployments.http import api
 from tests.unit.ingress_material import error_of
 from tests.unit.whole_server import whole_server
 
@@ -110,6 +111,21 @@ def test_a_thousand_mutilated_bodies_are_each_answered(client: TestClient) -> No
         if answer.status_code >= 400:
             error_of(answer)
     assert statuses <= {200, 201, 409, 422, 429}, statuses
+
+
+def test_every_route_there_is_answers_rubbish_in_a_sentence(client: TestClient) -> None:
+    dice, ids = random.Random(2), {"session_id": "nobody", "job_id": "j1", "avatar_id": "nobody", "peer_id": "p1"}
+    kinds = [{}, JSON, {"Content-Type": "multipart/form-data; boundary=x"}, {"Content-Type": b"\xe9"}]
+    names = ("speed", "force", "tag", "size", "minutes")
+    for path, methods in api.openapi()["paths"].items():
+        for method in methods:
+            for headers in kinds:
+                query = {name: dice.randbytes(8).decode("latin-1") for name in names}
+                content = {} if method in ("get", "head") else {"content": dice.randbytes(300)}
+                answer = client.request(method, path.format(**ids), params=query, headers=headers, **content)
+                assert answer.status_code < 500 or answer.status_code == 501, (method, path, answer.text)
+                if answer.status_code >= 400:
+                    error_of(answer)
 
 
 # --- texts

@@ -78,6 +78,7 @@ def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[st
         stitch = Stitch(Here(tts), faces, faces)
         chat = Chat(Here(stitch))
         ingress = PLAIN(Here(stitch), Here(avatars), Here(tts), Here(chat))
+        ingress._whep._elsewhere = elsewhere
         stages.update(TTS=tts, Stitch=stitch, Chat=chat, Avatars=avatars, Ingress=ingress)
         given = {
             "TTS": {"engine": f"{__name__}:Tone"},
@@ -87,6 +88,9 @@ def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[st
         for name, stage in stages.items():
             await stage.reconfigure({**given.get(name, {}), **configs.get(name, {})})
         monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+
+    async def elsewhere(peer_id: str) -> bool:
+        return False  # there is no other replica
 
     async def end() -> None:
         await stages["Ingress"]._live.stop()
