@@ -1,6 +1,8 @@
-"""Tiny queues and no Enhance stage: overload is 429 with Retry-After, and the rest is served as ever."""
+"""Tiny queues and no Enhance stage: overload is 429 with Retry-After, and the rest is served as ever; a key."""
 
 import concurrent.futures
+import copy
+import time
 from pathlib import Path
 
 import httpx
@@ -13,6 +15,7 @@ from tests.graph.conftest import decode, free_port
 
 pytestmark = pytest.mark.ray
 
+KEY = "0123456789abcdef-graph"
 TEXT = "This sentence keeps the only replica busy for a while."
 
 
@@ -27,9 +30,12 @@ def tiny_queues(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRAPH_KEYS", KEY)  # where replicas inherit it; no config names it yet
     home = tmp_path_factory.mktemp("home")
     with LocalGraph(tiny_queues(home / "tiny.yaml"), free_port(), home) as running:
         yield running
+    patch.undo()
 
 
 def speak(url: str, number: int, stream: bool) -> httpx.Response:
@@ -77,3 +83,27 @@ def test_a_long_recording_is_refused_in_words_not_by_a_broken_pipe(graph):
     answer = httpx.post(f"{graph.url}/speak/audio", params={"session_id": "long"}, content=data, timeout=120)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_audio"), answer.text
     assert httpx.get(f"{graph.url}/sessions/long").status_code == 404
+
+
+def test_a_key_can_be_wanted_and_given_up_while_the_graph_runs(graph):
+    """The routes are frozen when the class is made, and run in another process: what a key closes is closed there."""
+    opened, closed = copy.deepcopy(graph.config), copy.deepcopy(graph.config)
+    deployment_of(closed, "Ingress")["user_config"] = {"api_keys_env": "GRAPH_KEYS"}
+    with httpx.Client(base_url=graph.url, timeout=60) as client:
+        graph.deploy(closed)
+        until(lambda: client.get("/sessions").status_code == 401)
+        assert client.get("/").status_code == client.get("/healthz").status_code == 200
+        assert client.get("/sessions", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+        assert client.post("/login", json={"key": KEY}).status_code == 204
+        assert client.get("/sessions").status_code == 200  # by its cookie
+        client.cookies.clear()
+        graph.deploy(opened)
+        until(lambda: client.get("/sessions").status_code == 200)
+        assert client.get("/sessions", headers={"Host": "evil.example"}).status_code == 421
+
+
+def until(true, seconds: float = 20.0) -> None:
+    end_s = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
