@@ -1,4 +1,4 @@
-"""A real local Ray with the embedded default, once a module."""
+"""A real local Ray with the embedded default, shared by the modules of DEMO; the others start one of their own."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import pytest
 
 from launch import CODE, LocalGraph
 
+DEMO = ("test_sessions_live", "test_speak", "test_failures")  # the last one kills what the others would ask
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
 
@@ -32,10 +33,56 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Shared:
+    """The graph that modules share which follow on each other: to start and to stop one takes half a minute."""
+
+    def __init__(self) -> None:
+        self.running: LocalGraph | None = None
+
+    def get(self, home: Path) -> LocalGraph:
+        if self.running is None:
+            graph = LocalGraph("demo", port=free_port(), home=home)
+            graph.__enter__()
+            self.running = graph
+        return self.running
+
+    def stop(self) -> None:
+        if self.running is not None:
+            running, self.running = self.running, None
+            running.__exit__(None, None, None)
+
+
+SHARED = Shared()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules of DEMO behind all others of this folder, in that order."""
+    here = [k for k, item in enumerate(items) if item.path.parent == Path(__file__).parent]
+    rank = {name: k for k, name in enumerate(DEMO)}
+    ordered = sorted((items[k] for k in here), key=lambda item: rank.get(item.path.stem, -1))
+    for k, item in zip(here, ordered, strict=True):
+        items[k] = item
+
+
+@pytest.hookimpl(trylast=True)  # behind the fixtures of the module, some of which ask the graph
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or "shared_graph" not in getattr(nextitem, "fixturenames", ()):
+        SHARED.stop()
+
+
+def pytest_sessionfinish() -> None:
+    SHARED.stop()
+
+
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalGraph]:
-    with LocalGraph("demo", port=free_port(), home=tmp_path_factory.mktemp("home")) as running:
-        yield running
+def shared_graph(tmp_path_factory: pytest.TempPathFactory) -> LocalGraph:
+    return SHARED.get(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def graph(shared_graph: LocalGraph) -> LocalGraph:
+    """Modules that want another one have a fixture of this name."""
+    return shared_graph
 
 
 @pytest.fixture(scope="module")

@@ -53,10 +53,10 @@ def warm(client: httpx.Client) -> httpx.Client:
 
 
 def test_a_viewer_sees_idle_motion_and_hears_speech_without_a_gap(warm):
-    assert warm.post("/sessions", json={"session_id": "alice"}).status_code == 201
-    viewer = Viewer(warm, "alice")
+    assert warm.post("/sessions", json={"session_id": "watched"}).status_code == 201
+    viewer = Viewer(warm, "watched")
     time.sleep(1)
-    answer = warm.post("/speak", json={"text": "Hello there, this is live.", "session_id": "alice"}).json()
+    answer = warm.post("/speak", json={"text": "Hello there, this is live.", "session_id": "watched"}).json()
     time.sleep(1)
     recording = viewer.stop()
     np.testing.assert_allclose(np.diff(recording.times()), 0.04, atol=1e-3)
@@ -64,12 +64,12 @@ def test_a_viewer_sees_idle_motion_and_hears_speech_without_a_gap(warm):
     assert len(spans) == 1 or answer["live"]["holds"]  # a busy machine may make the head wait, and says so
     assert spans[0][0] > 0.5 and sum(e - s for s, e in spans) == pytest.approx(answer["duration_s"], abs=0.8)
     assert answer["live"]["shown_frames"] == answer["frames"]
-    facts = warm.get("/sessions/alice").json()
+    facts = warm.get("/sessions/watched").json()
     assert facts["frames"] == answer["frames"]  # of idle motion only what lies between utterances is in the file
-    vtt = warm.get("/sessions/alice/captions.vtt").text
+    vtt = warm.get("/sessions/watched/captions.vtt").text
     assert "Hello there, this is live." in vtt
-    assert "#EXT-X-MAP" in warm.get("/sessions/alice/index.m3u8").text
-    assert len(decode(warm.get("/sessions/alice/download.mp4").content).frames) == answer["frames"]
+    assert "#EXT-X-MAP" in warm.get("/sessions/watched/index.m3u8").text
+    assert len(decode(warm.get("/sessions/watched/download.mp4").content).frames) == answer["frames"]
 
 
 def test_an_interruption_ends_the_unets_work_for_it(warm):
@@ -101,11 +101,11 @@ def test_a_client_that_leaves_is_forgotten_and_errors_are_in_words(warm):
         answer = warm.get(path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
     assert warm.post("/sessions/nobody/close").status_code == 404
-    assert warm.post("/sessions", json={"session_id": "alice"}).json()["error"]["code"] == "exists"
-    assert warm.post("/sessions/alice/close").json()["closed"]
-    late = warm.post("/speak", json={"text": "Too late.", "session_id": "alice"})
+    assert warm.post("/sessions", json={"session_id": "watched"}).json()["error"]["code"] == "exists"
+    assert warm.post("/sessions/watched/close").json()["closed"]
+    late = warm.post("/speak", json={"text": "Too late.", "session_id": "watched"})
     assert (late.status_code, late.json()["error"]["code"]) == (409, "session_closed")
-    assert warm.get("/sessions/alice/index.m3u8").text.endswith("#EXT-X-ENDLIST\n")
+    assert warm.get("/sessions/watched/index.m3u8").text.endswith("#EXT-X-ENDLIST\n")
 
 
 def test_one_socket_speaks_and_shows(warm, graph):
