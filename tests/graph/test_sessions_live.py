@@ -84,7 +84,11 @@ def test_an_interruption_ends_the_unets_work_for_it(warm):
         target=lambda: said.update(warm.post("/speak", json={"text": LONG, "session_id": "cut"}).json())
     )
     thread.start()
-    time.sleep(2.5)
+    end_s = time.monotonic() + 30  # a busy machine begins later
+    while not warm.get("/sessions/cut").json()["frames"]:
+        assert time.monotonic() < end_s, "nothing has been shown"
+        time.sleep(0.1)
+    time.sleep(0.5)
     assert warm.post("/sessions/cut/interrupt").json()["interrupted"] == 1
     after = rendered()
     thread.join(10)
