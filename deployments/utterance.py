@@ -5,6 +5,7 @@ Nothing is written before its first frame is there, so a refused or failed reque
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from models.stitch.session import SessionFile
 from models.stitch.sidecar import Record, frames_record, speech_record, utterance_record
 from models.stitch.steady import WHOLE
 from models.types import Box, FaceCrops, Float32, Fragment, PreparedAvatar, Speech, UInt8
+
+log = logging.getLogger("ray.serve")
 
 KEPT_CROPS = 32  # every fourth of the frames that may be made ahead of what is shown
 LOOK_PX = 64  # of a frame's height, to tell how alike two are
@@ -200,7 +203,12 @@ class Utterance:
         if self.pause is None or not session.frames:
             return
         avatar = self.avatar.prepared
-        for part in self.pause.parts(session.spec, session.clock, session.position, position, self._look):
+        try:
+            parts = list(self.pause.parts(session.spec, session.clock, session.position, position, self._look))
+        except (OSError, ValueError):  # of the idle motion: what is going to be said matters more
+            log.warning("The pause before an utterance of %r is left out.", session.session_id, exc_info=True)
+            return
+        for part in parts:
             indices = ping_pong(part.position, part.fragment.frames, len(avatar))
             session.note(frames_record(session.frames, indices, avatar, part.weights))
             session.append(part.fragment, part.position, pause=True)

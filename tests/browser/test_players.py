@@ -227,7 +227,7 @@ def test_hls_js_plays_a_closed_session_from_start_to_end_and_seeks(server, playe
     places = [80, 5, 41, 8 * FRAMES - 1, 0]
     assert seeks(player, places) == places
     before = player.page.evaluate("decoded()")
-    player.page.evaluate("video.play()")
+    player.page.evaluate("() => { video.playbackRate = 2; return video.play(); }")
     player.until("video.ended", 15)
     assert player.page.evaluate("decoded()") - before > 0.7 * 8 * FRAMES  # a loaded machine drops some
     assert player.page.evaluate("shown()") == 8 * FRAMES - 1
@@ -252,6 +252,7 @@ def test_hls_js_follows_a_session_that_grows_until_it_is_closed(server, player):
     player.until(f"video.currentTime > {4 * FRAMES / FPS + 0.5}", 20)  # into what was not there when it began
     writer.join()
     made.finish()
+    player.page.evaluate("video.playbackRate = 2")
     player.until("hls.levels[0].details.live === false", 20)
     player.until("video.ended", 20)
     assert made.frames == whole and player.page.evaluate("shown()") == whole - 1

@@ -52,3 +52,16 @@ async def test_pauses_are_left_out_where_the_config_says_so(air):
     greys, sidecar, summaries = await recorded(air, [0.8], recorded_pause_ms=0)
     assert len(greys) == sum(s["frames"] for s in summaries)
     assert leaps(np.array(sidecar.avatar_frames)) == [summaries[0]["frames"]]
+
+
+async def test_speech_does_not_need_the_idle_motion_that_is_gone(air, tmp_path, caplog):
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    said = [await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))]
+    for path in (tmp_path / "results" / "sessions" / ".idle").iterdir():
+        path.unlink()
+    await asyncio.sleep(0.6)
+    said.append(await summary_of(stitch.speak(SpeakRequest("alice", "five!", deliver=False))))
+    watcher.task.cancel()
+    assert stitch._sessions.find("alice").frames == sum(summary["frames"] for summary in said)
+    assert "is left out" in caplog.text
