@@ -96,6 +96,7 @@ def note(job: Job, event: SpeakEvent, asked_ms: float) -> None:
         job.progress = max(job.progress, round(min(share, UNFINISHED if job.written else UNWRITTEN), 3))
     if event.summary is not None:
         job.interrupted = job.interrupted or bool(event.summary.get("interrupted"))
+        job.start_s = event.summary.get("start_s", job.start_s)  # behind the pause that is kept before it
         job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "duration_s", "stages")}
 
 

@@ -19,6 +19,7 @@ def summary_of(utterance: Utterance, calls: list[Call], retries: int, ttff_ms: f
         "video_path": str(utterance.session.path),
         "video_url": f"/sessions/{session_id}/video.mp4",
         "frames": utterance.frames,
+        "start_s": round(utterance.start_s, 3),  # in that video
         "duration_s": round(duration_s, 3),
         "ttff_ms": round(ttff_ms, 1),
         "rtf": round(wall_s / duration_s, 3),

@@ -158,8 +158,8 @@ class Utterance:
 
     def write(self, fragment: Fragment, position: int | None = None) -> None:
         """Append a fragment, and to the transcript the sentences that begin in it. Raises FencedError, OSError."""
-        assert self.session is not None and self._start is not None
-        zero_s = self._start.video_ticks / VIDEO_TIMESCALE
+        assert self.session is not None
+        zero_s = self.start_s
         for cue in tuple(self.cues):
             here = cue.moved(zero_s)
             if here.start_s < fragment.start_s + fragment.duration_s and self._told.get(cue.number) != cue.end_s:
@@ -168,6 +168,12 @@ class Utterance:
         self.session.append(fragment, position)
         self._written += fragment.frames
         self._forget_shown(self._written)
+
+    @property
+    def start_s(self) -> float:
+        """Where it begins in the session's video; it has a frame."""
+        assert self._start is not None
+        return self._start.video_ticks / VIDEO_TIMESCALE
 
     def end(self, interrupted: bool = False) -> None:
         """Mark the utterance as complete, or as cut where it is; it has a frame. Raises FencedError."""

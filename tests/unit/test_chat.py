@@ -127,6 +127,8 @@ async def test_the_answer_knows_where_it_begins_in_the_video() -> None:
     stitch = Stitch()
     stitch.facts["default"] = {"duration_s": 12.5, "avatar_id": "ann"}
     assert (await answered(await stage(stitch=stitch)))["start_s"] == 12.5
+    stitch.summary = {"start_s": 14.0}  # a pause is kept before it
+    assert (await answered(await stage(stitch=stitch)))["start_s"] == 14.0
 
 
 @pytest.mark.parametrize("reply", ["🙂🙂", "…"])

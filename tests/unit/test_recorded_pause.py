@@ -39,6 +39,8 @@ async def test_a_short_pause_is_in_the_file_and_nothing_leaps(air):
     quiet = np.array(sidecar.mouth) == 0
     assert edges[quiet] == pytest.approx(20 + 4 * indices[quiet], abs=3)
     assert quiet.sum() >= 15
+    assert summaries[0]["start_s"] == 0 and sidecar.said[1].first_frame == round(summaries[1]["start_s"] * 25)
+    assert summaries[1]["start_s"] > summaries[0]["duration_s"] + 0.4
 
 
 async def test_a_long_pause_is_shortened_with_the_mouth_at_rest_on_both_sides(air):
