@@ -22,6 +22,7 @@ from fastapi.routing import APIRoute
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import IngressConfig
@@ -41,6 +42,7 @@ UPLOADS = (
     "/v1/audio/transcriptions",
 )  # their bodies are files, and have a limit of their own
 PAUSE_S = 60.0  # a body of which nothing has come for so long has been given up
+CLIENT_GONE = 499  # as nginx has it in its log
 REMEDIES = {
     400: "See /docs for its form.",
     404: "See /docs for what there is.",
@@ -118,6 +120,12 @@ async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
     message = SENTENCES.get(status, str(error.detail))
     answer = {"code": f"http_{status}", "message": message, "remedy": REMEDIES.get(status, "")}
     return JSONResponse({"error": answer}, status, error.headers)
+
+
+@api.exception_handler(ClientDisconnect)
+async def _on_gone(http: Request, error: Exception) -> Response:
+    """A client that left while it sent its body: nobody is there to be told, and nothing is wrong here."""
+    return Response(status_code=CLIENT_GONE)
 
 
 @api.exception_handler(Exception)

@@ -26,6 +26,7 @@ from deployments.listening import Listening
 from deployments.live import Live
 from deployments.messages import COMMANDS, ENDINGS, Audio, Chat, Event, Interrupt, Speak, Text, Watch
 from deployments.places import Places
+from deployments.recording import Recording
 from deployments.requests import ChatRequest, SpeakRequest
 from models.audio import pcm_file
 from models.errors import BusyError, IdleError, InputError, WarmTalkError
@@ -35,7 +36,6 @@ from models.llm.pieces import pieces
 UNPLAYED = 16  # pieces that may be on their way to a client that says what it has played: 2.5 s
 MAX_MESSAGE_CHARS = 256 * 2**10  # of JSON
 MAX_SENTENCE = 400  # characters of an error that repeats what was sent
-MAX_AUDIO_BYTES = 32 * 2**20
 MAX_UNDER_WAY = 16  # commands of one socket that are being carried out
 CHAT_POLL_S = 0.25
 
@@ -60,7 +60,7 @@ class Talk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
         self._text: _Written | None = None
-        self._audio: list[bytes] = []
+        self._recording = Recording()
         self._expects: Audio | None = None  # the next binary message belongs to it
         self._watching: asyncio.Task[None] | None = None
         self._sent = self._played = 0
@@ -100,6 +100,7 @@ class Talk:
 
     async def _end(self) -> None:
         """A socket that is gone takes along what it has begun."""
+        self._recording.drop()
         tasks = [*self._tasks, *([self._watching] if self._watching else [])]
         for task in tasks:
             task.cancel()
@@ -169,18 +170,14 @@ class Talk:
             self._text = None
 
     def _take_audio(self, data: bytes) -> None:
-        """A part of a recording; with its last one it is said. Raises InputError."""
+        """A part of a recording; with its last one it is said. Raises InputError, BusyError."""
         if self._expects is None:
             raise InputError("A binary message came without being announced.", 'Send {"type": "audio"} before it.')
         command, self._expects = self._expects, None
         if command.mode == "chat" and not self._listening.there:
-            return self._audio.clear()  # it has been refused when it was announced
-        self._audio.append(data)
-        if sum(map(len, self._audio)) > MAX_AUDIO_BYTES:
-            self._audio.clear()
-            raise InputError(f"The recording exceeds {MAX_AUDIO_BYTES // 2**20} MB.", "Send a shorter one.")
-        if command.last:
-            audio, self._audio = b"".join(self._audio), []
+            return self._recording.drop()  # it has been refused when it was announced
+        audio = self._recording.add(data, command.last)
+        if audio is not None:
             audio = pcm_file(audio, command.pcm_hz) if command.pcm_hz else audio
             request = SpeakRequest(self._session_id, audio=audio, deliver=False)
             self._begin(self._speak(command, request) if command.mode == "repeat" else self._hear(command, audio))

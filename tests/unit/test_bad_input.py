@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from deployments import http
 from deployments.http import api
-from tests.unit.ingress_material import error_of
+from tests.unit.ingress_material import error_of, half_sent
 from tests.unit.whole_server import whole_server
 
 JSON = {"Content-Type": "application/json"}
@@ -354,6 +355,34 @@ def test_a_sockets_messages_are_checked_one_by_one_and_it_stays_open(client: Tes
             assert socket.receive_json()["error"]["code"] in ("bad_audio", "bad_input")
         socket.send_json({"type": "speak", "text": "Still here."})
         assert [socket.receive_json()["type"] for _ in range(2)] == ["started", "done"]
+
+
+# --- what does not come, or not whole
+
+HALF_SENT = ["/speak", "/chat", "/v1/audio/speech", "/sessions", "/login", "/speak/audio", "/avatars?avatar_id=me"]
+
+
+@pytest.mark.parametrize("path", [*HALF_SENT, "/sessions/alice/say", "/sessions/alice/whep"])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_body_that_stops_half_way_is_given_up_and_leaves_nothing(
+    client: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    leaves: bool,
+) -> None:
+    complaints: list[Any] = []
+    monkeypatch.setattr(http, "PAUSE_S", 0.3)
+    monkeypatch.setattr("deployments.failures.log.error", lambda *said, **more: complaints.append(said))
+    headers = {"content-type": "application/sdp" if path.endswith("whep") else "application/json"}
+    status, body = client.portal.call(half_sent, path, b'{"', leaves, "POST", headers)
+    if leaves:
+        assert status in (0, 400, 422, 499)  # nobody is there to be told
+    assert complaints == []  # nothing is wrong with the server
+    else:
+        assert status == 408 and json.loads(body)["error"]["message"] == "Nothing more of the request came for 0.3 s."
+    stitch = client.stages["Stitch"]
+    assert len(stitch._growing) == len(stitch._cuts) == 0
+    assert list((stitch._sessions.store.root.parent / "uploads").iterdir()) == []
 
 
 # --- too much at a time

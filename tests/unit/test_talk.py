@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from deployments import talk
+from deployments import recording, talk
 from deployments.http import api
 from deployments.ingress import Ingress
 from deployments.messages import ENDINGS, Event
@@ -175,7 +175,7 @@ def test_a_recording_comes_in_parts(serve):
 
 
 def test_a_recording_beyond_its_limit_is_refused(serve, monkeypatch):
-    monkeypatch.setattr(talk, "MAX_AUDIO_BYTES", 10)
+    monkeypatch.setattr(recording, "MAX_BYTES", 10)
     client, _ = serve()
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
