@@ -46,9 +46,6 @@ class Received:
     origin: dict[str, int] = field(default_factory=dict)  # RTP time of the first that came through
     reports: dict[str, list[tuple[float, int]]] = field(default_factory=dict)  # seconds since 1970, RTP time
 
-    def loudest(self) -> int:
-        return max((int(np.abs(part.astype(np.int32)).max()) for part in self.sound), default=0)
-
     def ntp_s(self, kind: str, rtp: Any) -> Any:
         """When what has this RTP time, counted from the first that came, is meant to be played, sender's clock."""
         # what is sent late is reported late: the earliest report is the best

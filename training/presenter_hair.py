@@ -9,8 +9,6 @@ from training.presenter_canvas import View, sample
 from training.presenter_face import key_light
 from training.presenter_shape import Params, bump, outline, ridge, smooth, unjaw
 
-HAIR_TOP = -1.13  # the hair's highest point in head units
-
 
 def ground_map(p: Params, body_x: Tensor, body_y: Tensor, frame_x: Tensor, frame_y: Tensor) -> Tensor:
     """A room out of focus, fixed to the frame: `(B, 3, h, w)`; frame_x, frame_y: head units from its middle."""

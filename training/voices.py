@@ -161,7 +161,7 @@ class _EspeakEvent(ctypes.Structure):  # espeak_EVENT of speak_lib.h
 
 
 ESPEAK_SYNCHRONOUS, ESPEAK_PHONEME_EVENTS, ESPEAK_UTF8, ESPEAK_PHONEME = 2, 1 | 2, 1, 7  # of speak_lib.h
-ESPEAK_RATE, ESPEAK_PITCH, ESPEAK_RANGE = 1, 3, 4
+ESPEAK_RATE, ESPEAK_PITCH = 1, 3
 _EspeakCallback = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_EspeakEvent)
 )

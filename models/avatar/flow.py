@@ -17,7 +17,6 @@ from models.avatar.warp import apply
 from models.types import Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]
-Complex = npt.NDArray[np.complex128]
 
 MAX_FACE_PX = 400.0  # a larger face is tracked in a smaller picture: its features are no sharper
 REACH = 0.3  # of the face's size: how far outside the rigid region pixels are looked at

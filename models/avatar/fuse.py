@@ -14,7 +14,6 @@ import numpy.typing as npt
 from models.avatar.flow import Motion
 
 Float64 = npt.NDArray[np.float64]
-Complex = npt.NDArray[np.complex128]
 
 MIN_SHARE = 0.5  # of the features must agree on a motion, else the landmarks alone count
 FLOOR = 1e-4**2  # variance below which nothing is believed, px² or rad²
