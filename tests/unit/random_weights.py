@@ -14,7 +14,7 @@ WIDTH = 32  # of the small random UNet's feature windows
 KL_SCALE = 0.18215  # of AutoencoderKL where its config names none
 
 
-def make_unet() -> UNet2DConditionModel:
+def make_unet(width: int = WIDTH) -> UNet2DConditionModel:
     torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=32,
@@ -24,7 +24,7 @@ def make_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(8, 16),
         layers_per_block=1,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=width,
         attention_head_dim=4,
         norm_num_groups=4,
     ).eval()
