@@ -16,6 +16,9 @@ SIGN = "in-use"  # in a session's folder: touched while somebody watches it, or 
 LEASE_S = 90.0  # how long a sign is good: three times the pause between two
 
 
+SURVEYED_S = 1.0  # before what was counted so long ago is believed to be too much, it is counted again
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """max_idle_s: a session in which nothing was said, and which nobody watched, for so long is removed; 0: never."""
@@ -33,11 +36,13 @@ class Retention:
     limits: Limits
     sessions: int = 0
     bytes: int = 0
-    _surveyed: bool = False
+    _surveyed_s: float = float("-inf")  # by time.monotonic
 
     def check(self, new: bool) -> None:
         """Raises QuotaError where there is no room for another session (`new`), or for more video."""
-        if not self._surveyed:
+        full = (new and self.sessions >= self.limits.max_sessions) or self.bytes >= self.limits.max_bytes
+        age_s = time.monotonic() - self._surveyed_s
+        if age_s == float("inf") or (full and age_s > SURVEYED_S):  # some may have been removed, here or elsewhere
             self.survey()
         if new and self.sessions >= self.limits.max_sessions:
             raise QuotaError(
@@ -69,7 +74,7 @@ class Retention:
             sessions + self.sessions - before,
             size,
         )  # those that were opened meanwhile count, too
-        self._surveyed = True
+        self._surveyed_s = time.monotonic()
 
     def hold(self, session_ids: Iterable[str]) -> None:
         """Leave a sign, which every replica sees, that these sessions are in use. To be renewed within LEASE_S."""

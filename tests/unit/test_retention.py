@@ -12,6 +12,7 @@ import pytest
 from deployments import stitch as module
 from deployments.retention import SIGN, Limits, Retention
 from deployments.stitch import Stitch
+from models.errors import QuotaError
 from models.stitch.disk import INDEX
 from models.stitch.store import SessionStore
 from tests.unit.air_material import Stages
@@ -75,3 +76,23 @@ async def test_a_session_watched_through_one_stitch_is_not_expired_by_another(ai
     assert await two.sessions() == ["alice"]
     viewer.close()
     two._keeper.cancel()
+
+
+def test_room_that_was_made_is_seen_within_a_second_and_not_counted_at_each_refusal(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("deployments.retention.time.monotonic", lambda: now_s[0])
+    retention = Retention(store, Limits(max_sessions=3, max_bytes=1e9, max_idle_s=0))
+    with pytest.raises(QuotaError, match="3 sessions already"):
+        retention.check(new=True)
+    store.remove("old")  # by way of another replica, say
+    surveys = []
+    monkeypatch.setattr(Retention, "survey", lambda self, survey=Retention.survey: surveys.append(survey(self)))
+    for _ in range(100):
+        with pytest.raises(QuotaError):
+            retention.check(new=True)
+    assert surveys == []
+    now_s[0] += 1.1
+    retention.check(new=True)
+    assert len(surveys) == 1 and retention.sessions == 2
