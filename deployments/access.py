@@ -114,7 +114,7 @@ def refusal(given: bool) -> dict[str, str]:
     return {
         "code": "unauthorized",
         "message": "The key is not one of this server's, or has ended." if given else "This server wants a key.",
-        "remedy": "Send one as `Authorization: Bearer <key>`; the page asks for it.",
+        "remedy": "Send one as `Authorization: Bearer <key>` (clients: $WARMTALK_API_KEY); the page asks for it.",
     }
 
 
