@@ -89,6 +89,7 @@ def test_a_key_can_be_wanted_and_given_up_while_the_graph_runs(graph):
     """The routes are frozen when the class is made, and run in another process: what a key closes is closed there."""
     opened, closed = copy.deepcopy(graph.config), copy.deepcopy(graph.config)
     deployment_of(closed, "Ingress")["user_config"] = {"api_keys_env": "GRAPH_KEYS"}
+    deployment_of(opened, "Ingress")["user_config"] = {}  # Serve passes over one that is gone, and the key would stay
     with httpx.Client(base_url=graph.url, timeout=60) as client:
         graph.deploy(closed)
         until(lambda: client.get("/sessions").status_code == 401)
