@@ -6,7 +6,7 @@ import pytest
 
 from models.errors import ExistsError, IdError, SessionNotFound
 from models.stitch.store import SessionStore
-from tests.unit.test_stitch_session import SPEC, speak
+from tests.unit.session_material import SPEC, speak
 
 
 def test_a_store_keeps_sessions_apart(tmp_path: Path) -> None:
