@@ -108,8 +108,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--language", default=None)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--context", type=float, default=None, help="s; by default the engine's own")
     options = parser.parse_args()
-    recognizer = WhisperRecognizer.load(options.weights, options.device, threads=options.threads)
+    recognizer = WhisperRecognizer.load(
+        options.weights, options.device, threads=options.threads, context_s=options.context
+    )
     for name, voice in voices().items():
         for condition in ("clean", f"noise {NOISE_DB:g} dB below"):
             errors = total = 0

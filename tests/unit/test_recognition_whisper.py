@@ -62,7 +62,7 @@ def heard(recognizer, *parts, logprob=-0.2, no_speech=0.01, looped=False):
 
 def test_a_short_recording_is_what_the_loop_says_of_its_window(recognizer, folder, monkeypatch):
     samples = buzz(2.0)
-    recognizer.temperatures = (0.0,)
+    recognizer.temperatures, recognizer.shortest_s = (0.0,), None
     monkeypatch.setattr(module, "HOPELESS_LOGPROB", -99.0)  # random weights doubt everything
     monkeypatch.setattr(module, "SURELY_SILENT", 2.0)
     transcript = recognizer.transcribe(samples, "de")
@@ -78,6 +78,22 @@ def test_a_short_recording_is_what_the_loop_says_of_its_window(recognizer, folde
     wanted = words.text(whole.tokens).strip()
     assert len(wanted) > 3 and transcript.text == wanted and transcript.language == "de"
     assert transcript.segments[0].logprob == pytest.approx(whole.logprob, abs=1e-3)
+
+
+def test_a_short_recording_gets_a_short_context_with_the_same_weights(recognizer):
+    full = recognizer._encoded(torch.from_numpy(buzz(29.0)), 0.0)
+    assert full.shape == (1, 1500, 32)
+    samples = torch.from_numpy(buzz(9.5))
+    assert [recognizer._encoded(samples[:n], 0.0).shape[1] for n in (16_000, 8 * 16_000, 152_000)] == [600, 600, 700]
+    assert recognizer._encoded(samples, 5.5).shape[1] == 600  # what is left counts
+    with torch.no_grad():
+        recognizer.shortest_s = 30.0
+        long = recognizer._encoded(samples, 0.0)[0, :10]
+        recognizer.shortest_s = 12.0
+        short = recognizer._encoded(samples, 0.0)[0, :10]
+    assert long.shape == short.shape and not torch.equal(long, short)  # it hears less silence behind
+    encoder = recognizer._encoders.encoder_of(700)
+    assert encoder.conv1.weight.data_ptr() == recognizer.model.encoder.conv1.weight.data_ptr()
 
 
 def test_the_language_is_the_likeliest_where_none_is_given(recognizer, monkeypatch):
