@@ -153,3 +153,22 @@ def test_chat_is_one_replica_and_says_why(tmp_path, options):
     for one in ({"num_replicas": 1}, {"autoscaling_config": {"max_replicas": 1}}, {}):
         path.write_text(yaml.safe_dump({"applications": [{"deployments": [{"name": "Chat", **one}]}]}))
         assert load_serve_config(str(path))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_section_of_recognize_is_right_once_its_hashes_are_taken_away(tmp_path, name):
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    begin = next(k for k, line in enumerate(lines) if line.startswith("  # - name: Recognize"))
+    end = next(k for k, line in enumerate(lines) if k > begin and not line.startswith("  #"))
+    lines[begin:end] = [line.replace("  # ", "  ", 1) for line in lines[begin:end]]
+    text = "\n".join(lines)
+    path = tmp_path / "heard.yaml"
+    path.write_text(text)
+    assert "Recognize" not in [d["name"] for d in load_serve_config(str(path))["applications"][0]["deployments"]]
+    path.write_text(text.replace("    # recognize: true", "    recognize: true"))
+    config = load_serve_config(str(path))
+    section = deployment_of(config, "Recognize")
+    assert [d["name"] for d in config["applications"][0]["deployments"]] == list(STAGES)
+    assert section["user_config"]["options"]["weights"] == "weights/whisper-tiny.en"
+    assert section["backpressure_config"]["status_code"] == 429 and "autoscaling_config" in section
+    ServeDeploySchema.model_validate(config)
