@@ -49,6 +49,7 @@ def session_of(chat: Tab) -> str:
 def test_idle_then_an_answer_that_is_seen_heard_and_kept(chat: Tab, client: Client) -> None:
     idle = chat.watch(2.0)
     assert idle["played"] == pytest.approx(idle["passed"], abs=0.5) and idle["loudness"] < 2e-3
+    chat.until("document.querySelector('#figure-way').textContent === 'WebRTC'")
     chat.shot("real-idle")
     chat.send("Hello!")
     chat.until("document.querySelector('#caption').checkVisibility()")

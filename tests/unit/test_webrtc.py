@@ -187,6 +187,17 @@ async def test_a_client_that_leaves_is_forgotten_with_all_it_held(air):
         assert len(peers) == 0 and on_air.viewers() == 1
 
 
+async def test_what_came_while_a_client_connected_is_left_out(air):
+    _, on_air, _ = air
+    viewer = await on_air.view("alice")
+    await asyncio.sleep(0.4)
+    last = viewer._queue[-1]
+    assert len(viewer._queue) >= 3
+    viewer.to_edge()
+    assert list(viewer._queue) == [last] and last.key
+    viewer.close()
+
+
 def test_where_webrtc_is_missing_or_switched_off_it_is_said(monkeypatch):
     with pytest.raises(NotConfiguredError, match="max_webrtc_viewers"):
         Peers(lambda: IngressConfig(max_webrtc_viewers=0)).check()
