@@ -10,6 +10,7 @@ with Client("http://127.0.0.1:8000") as client:
 from warmtalk.aio import AsyncClient
 from warmtalk.client import Client
 from warmtalk.errors import Busy, ChatFailed, NotFound, Refused, ServerError, Unauthorized, Unreachable
+from warmtalk.events import Caption, Ended, LiveEvent, Making, Word
 from warmtalk.results import (
     Avatar,
     ChatJob,
@@ -27,11 +28,15 @@ __all__ = [
     "AsyncClient",
     "Avatar",
     "Busy",
+    "Caption",
     "ChatFailed",
     "ChatJob",
     "Client",
+    "Ended",
     "Heard",
     "Interruption",
+    "LiveEvent",
+    "Making",
     "Message",
     "NotFound",
     "Prepared",
@@ -43,4 +48,5 @@ __all__ = [
     "Transcript",
     "Unauthorized",
     "Unreachable",
+    "Word",
 ]

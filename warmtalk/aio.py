@@ -16,6 +16,7 @@ from warmtalk import calls
 from warmtalk.calls import Call
 from warmtalk.client import BACKOFF_S, POLL_S, URL, parsed_json, replayable, timeouts, unreachable, wait_s
 from warmtalk.errors import ServerError, Unreachable, error_of
+from warmtalk.events import EventReader, LiveEvent
 from warmtalk.results import (
     Avatar,
     ChatJob,
@@ -161,6 +162,14 @@ class AsyncClient:
         async with aclosing(self._bytes(calls.live(session_id))) as parts:
             async for part in parts:
                 yield part
+
+    async def events(self, session_id: str) -> AsyncGenerator[LiveEvent, None]:
+        """What the live stream tells: what is heard when, how its making goes, and at last why it ends."""
+        reader = EventReader()
+        async with aclosing(self._bytes(calls.live(session_id))) as parts:
+            async for part in parts:
+                for event in reader.push(part):
+                    yield event
 
     async def download(self, session_id: str, path: str | Path) -> Path:
         """Write the session's whole video to `path`; nothing is there where it breaks off. Raises OSError, too."""

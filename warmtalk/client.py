@@ -14,6 +14,7 @@ import httpx
 from warmtalk import calls
 from warmtalk.calls import Call
 from warmtalk.errors import ServerError, Unreachable, error_of
+from warmtalk.events import EventReader, LiveEvent
 from warmtalk.results import (
     Avatar,
     ChatJob,
@@ -158,6 +159,12 @@ class Client:
     def live(self, session_id: str) -> Iterator[bytes]:
         """The session live, as fragmented MP4 without end."""
         yield from self._bytes(calls.live(session_id))
+
+    def events(self, session_id: str) -> Iterator[LiveEvent]:
+        """What the live stream tells: what is heard when, how its making goes, and at last why it ends."""
+        reader = EventReader()
+        for part in self._bytes(calls.live(session_id)):
+            yield from reader.push(part)
 
     def download(self, session_id: str, path: str | Path) -> Path:
         """Write the session's whole video to `path`; nothing is there where it breaks off. Raises OSError, too."""

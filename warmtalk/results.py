@@ -107,13 +107,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatJob:
-    """How far a message has come. `reply` grows while it is thinking, `saying` and `frames` while it is speaking."""
+    """How far a message has come. `reply` grows until it is `written`, `saying` and `frames` while it is speaking.
+
+    progress: how much of the reply was heard, or made where nobody watches, 0 to 1; it never goes back. latency: of
+    what is made so far, also while it is speaking. interrupted: it was cut, and is done.
+    """
 
     job_id: str
     session_id: str
     status: Literal["queued", "thinking", "speaking", "done", "failed"] = "queued"
     progress: float = 0.0
     reply: str = ""
+    written: bool = False
     saying: str | None = None
     video_url: str | None = None
     start_s: float = 0.0

@@ -12,11 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
+from models.stitch.boxes import box
+from models.stitch.events import event_box
 from warmtalk import (
     AsyncClient,
     Busy,
+    Caption,
     ChatFailed,
     Client,
+    Ended,
+    Making,
     NotFound,
     Prepared,
     Progress,
@@ -24,9 +29,11 @@ from warmtalk import (
     ServerError,
     Unauthorized,
     Unreachable,
+    Word,
     aio,
     client,
 )
+from warmtalk.events import EventReader
 
 Answer = httpx.Response | Exception
 SPOKEN = {"session_id": "a", "avatar_id": "p", "video_url": "/v", "frames": 25, "duration_s": 1.0}
@@ -363,3 +370,28 @@ def test_tries_are_counted_from_one() -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match="at least 1"):
             kind(tries=0)
+
+
+# --- what a live stream tells
+
+
+def test_events_of_a_live_stream_are_typed(call: Any, server: Server) -> None:
+    caption = {"id": 1, "text": "Hi there.", "start_s": 0.5, "end_s": 1.2, "cut": False, "a_new_field": 1}
+    caption["words"] = [{"text": "Hi", "start_s": 0.5, "end_s": 0.8}, {"text": "there.", "start_s": 0.8, "end_s": 1.2}]
+    making = {"frames": 8, "shown_frames": 4, "duration_s": 0.32, "ttff_ms": 480.0, "spoken_chars": 3, "stages": {}}
+    told = [("caption", caption), ("making", making), ("news", {}), ("ended", {"reason": "closed"})]
+    boxes = [box(b"moof", b"emsg" * 9) + event_box(*event, k, 0.0) + box(b"mdat") for k, event in enumerate(told)]
+    answer = httpx.Response(200, content=b"".join(boxes), headers={"Content-Type": "video/mp4"})
+    found = call(answer, "events", "alice")
+    words = [Word("Hi", 0.5, 0.8), Word("there.", 0.8, 1.2)]
+    assert found == [Caption(1, "Hi there.", 0.5, 1.2, words), Making(**making), Ended("closed")]
+    assert server.requests[-1].url.path == "/base/sessions/alice/live.mp4"
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_events_are_found_however_the_stream_is_cut_up(size: int) -> None:
+    data = box(b"moof", bytes(50)) + event_box("ended", {"reason": "reset"}, 1, 0.0) + box(b"mdat", bytes(20)) * 2
+    data += event_box("caption", {"id": 2, "text": "Größe 👋", "start_s": 0, "end_s": 1}, 2, 0.0)
+    reader = EventReader()
+    found = [event for at in range(0, len(data), size) for event in reader.push(data[at : at + size])]
+    assert found == [Ended("reset"), Caption(2, "Größe 👋", 0, 1)]
