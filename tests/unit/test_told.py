@@ -110,7 +110,7 @@ async def test_viewers_are_told_what_is_being_made_at_least_twice_a_second(air):
 
 
 async def test_a_caller_may_ask_how_far_it_is(air):
-    stitch, _, _ = await air(delay_s=0.1)
+    stitch, _, _ = await air(delay_s=0.4)
     events: list[SpeakEvent] = []
     async for event in stitch.speak(SpeakRequest("alice", "x" * 30, deliver=False, progress=True)):
         events.append(event)
