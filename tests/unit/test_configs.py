@@ -171,4 +171,6 @@ def test_the_section_of_recognize_is_right_once_its_hashes_are_taken_away(tmp_pa
     assert [d["name"] for d in config["applications"][0]["deployments"]] == list(STAGES)
     assert section["user_config"]["options"]["weights"] == "weights/whisper-tiny.en"
     assert section["backpressure_config"]["status_code"] == 429 and "autoscaling_config" in section
+    shares = [d["ray_actor_options"].get("num_gpus", 0) for d in config["applications"][0]["deployments"]]
+    assert sum(shares) <= 1.0 + 1e-9
     ServeDeploySchema.model_validate(config)
