@@ -23,7 +23,8 @@ import pytest
 
 from launch import CODE, LocalGraph
 
-DEMO = ("test_sessions_live", "test_speak", "test_failures")  # the last one kills what the others would ask
+# share a graph, in this order: the last one kills what the others would ask
+DEMO = ("test_sessions_live", "test_speak", "test_speech_api", "test_refusals", "test_failures")
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
 

@@ -1,48 +1,24 @@
 """The whole graph on a real Ray: what is said comes out as video, in sessions that grow and do not mix."""
 
 import concurrent.futures
-import io
 import json
-import socket
-import time
-import wave
 
-import av
-import httpx
 import numpy as np
 import pytest
 
 from deployments.requests import SpeakRequest
-from models.audio import AudioEncoder, decode_audio
+from models.audio import decode_audio
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.stitch.sidecar import read_sidecar
 from models.tts.hibari import HibariTTS
-from models.tts.openai import OpenAITTS
-from models.tts.pieces import sounding
 from tests.graph.conftest import EMBEDDED, clip, decode
+from tests.graph.speak_material import SECOND, TEXT, error_of, speak, tone, video_of, wav
 
 pytestmark = pytest.mark.ray
 
-TEXT = "Hello there. This is a test of the whole graph."
+
 KEYS = {"session_id", "avatar_id", "video_path", "video_url", "frames", "duration_s", "ttff_ms", "stages"}
-
-
-def speak(client: httpx.Client, text: str = TEXT, **options) -> dict:
-    answer = client.post("/speak", json={"text": text, **options})
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def video_of(client: httpx.Client, session_id: str):
-    return decode(client.get(f"/sessions/{session_id}/video.mp4").raise_for_status().content)
-
-
-def error_of(answer: httpx.Response) -> dict:
-    assert "Traceback" not in answer.text
-    error = answer.json()["error"]
-    assert error.keys() == {"code", "message", "remedy"}
-    return error
 
 
 def test_a_text_becomes_a_video_of_its_length(client):
@@ -165,37 +141,6 @@ def test_two_sessions_at_once_do_not_mix_and_share_unet_calls(client, graph):
     assert stats["shared_batches"] > 0
 
 
-SECOND = 24_000
-
-
-def tone(seconds: float, sound_format: str) -> bytes:
-    """A sound file of a 180 Hz tone."""
-    encoder = AudioEncoder(sound_format, SECOND)
-    samples = 0.3 * np.sin(2 * np.pi * 180 * np.arange(round(seconds * SECOND)) / SECOND)
-    return encoder.push(samples.astype(np.float32)) + encoder.finish()
-
-
-def wav(seconds: float, rate: int = 44_100) -> bytes:
-    buffer = io.BytesIO()
-    tone = (0.3 * np.sin(2 * np.pi * 180 * np.arange(round(seconds * rate)) / rate) * 32767).astype(np.int16)
-    with av.open(buffer, "w", format="wav") as container:
-        stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
-        frame.rate = rate
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
-def silence(seconds: int) -> bytes:
-    """An 8-bit WAV at 8 kHz."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 1, 8000, 0, "NONE", ""))
-        out.writeframes(b"\x80" * 8000 * seconds)
-    return file.getvalue()
-
-
 def test_a_recording_drives_the_face(client):
     answer = client.post("/speak/audio", params={"session_id": "recorded"}, content=wav(1.5))
     assert answer.status_code == 200, answer.text
@@ -305,138 +250,7 @@ def test_an_avatar_prepared_at_30_fps_speaks_at_30_fps(client):
     assert len(video.sound) / video.rate == pytest.approx(said["frames"] / 30, abs=0.045)
 
 
-def test_an_upload_without_a_face_is_refused_and_leaves_nothing(client):
-    answer = client.post("/avatars", params={"avatar_id": "noface"}, content=b"no video at all")
-    events = [json.loads(line) for line in answer.text.splitlines()]
-    error = events[-1]["error"]
-    assert error["code"] == "bad_video"
-    assert "noface" not in [facts["avatar_id"] for facts in client.get("/avatars").json()]
-
-
 def test_docs_and_health(client):
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/docs").status_code == 200
     assert "/speak" in client.get("/openapi.json").json()["paths"]
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        ({"text": ""}, 422, "bad_input"),
-        ({"text": "   "}, 422, "bad_input"),
-        ({"text": "🎉🎉"}, 422, "bad_text"),
-        ({"text": "word " * 1000}, 422, "bad_text"),
-        ({"text": "a" * 10_000_000}, 413, "http_413"),
-        ({"text": "\x00\x07\x1b"}, 422, "bad_text"),
-        ({"text": "مرحبا بالعالم"}, 422, "bad_text"),
-        ({"text": "Hello.", "session_id": "../etc"}, 422, "bad_id"),
-        ({"text": "Hello.", "avatar_id": "nobody"}, 404, "avatar_not_found"),
-        ({"text": "Hello.", "colour": "red"}, 422, "bad_input"),
-        ({"text": "Hello.", "speed": 9}, 422, "bad_input"),
-        ({}, 422, "bad_input"),
-    ],
-)
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_bad_request_has_a_code_a_sentence_and_a_remedy(client, body, status, code, stream):
-    answer = client.post("/speak", json={**body, "session_id": body.get("session_id", "bad"), "stream": stream})
-    error = error_of(answer)
-    assert (answer.status_code, error["code"]) == (status, code)
-    assert error["message"].endswith(".") and error["remedy"]
-
-
-def test_a_bad_request_leaves_no_session_behind(client):
-    client.post("/speak", json={"text": "🎉🎉", "session_id": "untouched"})
-    facts = client.get("/sessions/untouched")
-    assert facts.status_code == 404 or facts.json()["frames"] == 0
-
-
-@pytest.mark.parametrize(
-    ("data", "code"),
-    [
-        (b"", "bad_input"),
-        (b"not a sound file", "bad_audio"),
-        (wav(1.0)[:60], "bad_audio"),
-        (silence(0), "bad_audio"),
-        (silence(3600), "bad_audio"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(1000), "bad_audio"),
-    ],
-    ids=["none", "text", "cut", "zero", "hour", "picture"],
-)
-def test_a_bad_recording_is_refused_in_words(client, data, code):
-    answer = client.post("/speak/audio", params={"session_id": "bad"}, content=data)
-    assert (answer.status_code, error_of(answer)["code"]) == (422, code)
-
-
-def test_odd_characters_among_words_are_spoken_around(client):
-    said = speak(client, "Hello \u202e\x07 world 🎉 שלום!", session_id="odd")
-    assert said["frames"] > 15
-    half_a_pair = rb'{"text": "Hello \ud800 world!", "session_id": "odd"}'
-    answer = client.post("/speak", content=half_a_pair, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 200 and answer.json()["frames"] > 15, answer.text
-
-
-@pytest.mark.parametrize("path", ["/speak/audio?session_id=half", "/avatars?avatar_id=half"])
-def test_an_upload_that_breaks_off_leaves_nothing(client, graph, path):
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
-    with socket.create_connection((graph.host, graph.port), 10) as connection:
-        connection.sendall(head.encode() + b"RIFF" + bytes(1000))
-        time.sleep(0.3)
-    time.sleep(0.5)
-    uploads = graph.home / "results" / "uploads"
-    assert not uploads.exists() or list(uploads.iterdir()) == []
-    assert "half" not in client.get("/sessions").json()
-    assert "half" not in [facts["avatar_id"] for facts in client.get("/avatars").json()]
-
-
-def test_malformed_json_is_refused_in_words(client):
-    answer = client.post("/speak", content=b"{not json", headers={"Content-Type": "application/json"})
-    assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_input")
-
-
-def test_an_unknown_session_and_an_unknown_path_are_404(client):
-    answer = client.get("/sessions/nobody/video.mp4")
-    assert (answer.status_code, error_of(answer)["code"]) == (404, "session_not_found")
-    assert error_of(client.get("/nowhere"))["code"] == "http_404"
-
-
-# --- POST /v1/audio/speech
-
-
-def test_the_openai_engine_speaks_through_our_own_speech_api(client):
-    sentences = ["Hello there.", "This is a somewhat longer sentence, which comes in more than one piece."]
-    engine = OpenAITTS.load(base_url=f"{client.base_url}/v1", voice="default", tries=1)
-    spoken = list(engine.speak(" ".join(sentences)))
-    assert [speech.text for speech in spoken if speech.text] == sentences and len(spoken) > 2
-    assert [speech.last for speech in spoken] == [False] * (len(spoken) - 1) + [True]
-    voice = HibariTTS.load()
-    for sentence, heard in zip(sentences, (spoken[:1], spoken[1:]), strict=True):
-        (said,) = voice.speak(sentence)
-        there = np.concatenate([speech.samples for speech in heard])
-        (begin, end), (first, last) = sounding(said.samples, 24_000), sounding(there, 24_000)
-        assert last - first == end - begin
-        np.testing.assert_allclose(there[first + 240 : last], said.samples[begin + 240 : end], atol=1 / 32768)
-
-
-@pytest.mark.parametrize("sound_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
-def test_every_format_of_the_speech_api_is_the_same_speech(client, sound_format):
-    body = {"model": "tts-1", "input": TEXT, "voice": "heart", "instructions": "Kindly."}
-    answer = client.post("/v1/audio/speech", json={**body, "response_format": sound_format})
-    assert answer.status_code == 200 and answer.headers["content-type"].startswith("audio/")
-    said_s = sum(speech.duration_s for speech in HibariTTS.load().speak(TEXT))
-    if sound_format == "pcm":
-        assert len(answer.content) == round(said_s * 24_000) * 2
-    else:
-        samples, rate = decode_audio(answer.content)
-        assert len(samples) / rate == pytest.approx(said_s, abs=0.15)
-        assert np.sqrt((samples**2).mean()) > 0.01
-
-
-def test_the_speech_api_refuses_in_words_that_openais_clients_read(client):
-    for body, status, code in (
-        ({"input": "Hello.", "voice": "nobody"}, 422, "bad_input"),
-        ({"input": "", "voice": "heart"}, 422, "bad_text"),
-        ({"input": "Hello.", "response_format": "midi"}, 422, "bad_input"),
-        ({"voice": "heart"}, 422, "bad_input"),
-    ):
-        answer = client.post("/v1/audio/speech", json=body)
-        assert (answer.status_code, error_of(answer)["code"]) == (status, code), body
