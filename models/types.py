@@ -162,6 +162,7 @@ class PreparedAvatar:
     landmarks: float32 `(n, 68, 2)` in frame px (iBUG order). latents: float16 `(n, 8, 32, 32)`, masked first, then
     reference. masks: uint8 `(n, 256, 256)`, paste weight in crop space. has_face: bool `(n,)`; where False, the other
     slots are interpolated and the frame is played as it is. `latents` or `frames` is None where a stage did not ask.
+    cuts: the frames that begin a new scene of the source.
 
     Of geometry `musetalk` alone: boxes: int32 `(n, 4)`, x1, y1, x2, y2 in whole px within the frame; its crop is the
     box stretched to 256 px, and `transforms` say the same. regions: what a face parser saw; without them `masks` weigh.
@@ -181,6 +182,7 @@ class PreparedAvatar:
     vae_fingerprint: str = ""  # of the VAE that made the latents; another VAE cannot decode them
     boxes: Int32 | None = None
     regions: RegionSource | None = None
+    cuts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.transforms)

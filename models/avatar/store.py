@@ -196,6 +196,7 @@ class AvatarStore:
             vae_fingerprint=meta["vae_fingerprint"],
             boxes=_frozen(geometry["boxes"]) if "boxes" in geometry else None,
             regions=regions,
+            cuts=tuple(meta.get("facts", {}).get("cuts", ())),
         )
         lengths = {"frames": len(avatar), "masks": len(masks), "has_face": len(avatar.has_face)}
         lengths |= {"latents": len(avatar.latents)} if avatar.latents is not None else {}

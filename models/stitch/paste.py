@@ -6,6 +6,7 @@ resampling. Only the frame's pixels under the paste mask are touched.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from functools import partial
 import cv2
 import numpy as np
 
+from models.avatar.warp import apply, invert
 from models.stitch.alpha import Alpha
 from models.stitch.blends import find_blend
 from models.stitch.jaw import JawDrop, JawLine
@@ -54,10 +56,19 @@ def paste(frame: UInt8, face: UInt8, transform: Float32, mask: UInt8, mode: str 
 
 @dataclass(slots=True)
 class PasteMemory:
-    """What a paste has learnt of one utterance: colour, sharpness, jaw. A new one knows nothing and needs nothing."""
+    """What a paste has learnt of one utterance: colour, sharpness, jaw. A new one knows nothing and needs nothing.
+
+    scene: of the source, counted from 0: another one has another light and another lens, and is learnt anew.
+    """
 
     tone: Tone = field(default_factory=Tone)
     jaw: JawDrop = field(default_factory=JawDrop)
+    scene: int = 0
+
+    def enter(self, scene: int) -> None:
+        """The next frame is of that scene."""
+        if scene != self.scene:
+            self.tone, self.jaw, self.scene = Tone(), JawDrop(), scene
 
 
 class Paster:
@@ -127,18 +138,20 @@ class Paster:
         alpha, drop = self._alpha(index), 0.0
         if memory is None or not alpha.weights.size:
             return alpha, _face_on(face, transform, alpha)
+        memory.enter(bisect.bisect_right(self._avatar.cuts, index))
         if self._jaw is not None:
             drop = memory.jaw(self._jaw.drop(frame, face, transform, index), fps)
         if self._jaw is not None and drop > 0:
             lowered = self._jaw.lowered(self._avatar.masks[index], drop)
             alpha = warp_alpha(transform, lowered, (self._avatar.height, self._avatar.width))
-        over = self._toned(frame[alpha.region], _face_on(face, transform, alpha), transform, alpha, memory.tone)
+        over = self._toned(frame[alpha.region], _face_on(face, transform, alpha), index, alpha, memory.tone)
         if self._jaw is not None and drop > 0:
             self._jaw.draw_down(frame, transform, drop * weight)
         return alpha, over
 
-    def _toned(self, own: UInt8, over: UInt8, transform: Float32, alpha: Alpha, tone: Tone) -> UInt8:
+    def _toned(self, own: UInt8, over: UInt8, index: int, alpha: Alpha, tone: Tone) -> UInt8:
         """The face `over` the frame's own region, in its colour and as sharp."""
+        transform, mask = self._avatar.transforms[index], self._avatar.masks[index]
         fps, due = float(self._avatar.fps), tone.due()
         if self._color:
             if due:
@@ -147,7 +160,8 @@ class Paster:
         if self._sharp:
             sigma = detail_sigma(math.sqrt(abs(float(np.linalg.det(transform[:, :2].astype(np.float64))))))
             if due:
-                tone.see_detail(own, over, alpha.weights, sigma, fps)
+                hidden = hidden_rows(transform, mask, alpha, self._avatar.height)
+                tone.see_detail(own, over, alpha.weights, sigma, fps, hidden)
             over = tone.sharpened(over, sigma)
         return over
 
@@ -191,6 +205,16 @@ def warp_alpha(transform: Float32, mask: UInt8, frame_size: tuple[int, int]) -> 
     x, y, width, height = cv2.boundingRect(weights)
     weights = np.ascontiguousarray(weights[y : y + height, x : x + width])
     return Alpha(int(top) + y, int(left) + x, weights)
+
+
+def hidden_rows(transform: Float32, mask: UInt8, alpha: Alpha, height: int) -> tuple[int, int]:
+    """How many rows of a paste mask lie above a frame of that height, and below it; 0 where the frame cuts nothing."""
+    if alpha.top > 0 and alpha.top + len(alpha.weights) < height:
+        return 0, 0
+    x, y, across, down = cv2.boundingRect(mask)
+    corners = np.array([[x, y], [x + across, y], [x, y + down], [x + across, y + down]], np.float64)
+    rows = apply(invert(transform), corners)[:, 1]
+    return max(0, math.ceil(-rows.min())), max(0, math.ceil(rows.max()) - height)
 
 
 def _face_on(face: UInt8, transform: Float32, alpha: Alpha) -> UInt8:

@@ -28,7 +28,7 @@ MOST_GAIN = 0.15  # a larger difference is another light, not a coder's bias
 DETAIL_SIGMA_PX = 1.5  # finer than this is detail, in px of the coarser of crop and frame; as models.quality.sharpness
 DETAIL_CAP = 12.0  # grey levels: an outline must not weigh more than skin
 DETAIL_FLOOR = 0.1  # grey levels, far below what H.264 leaves
-UPPER, CHEEKS = 0.3, 0.6  # of the region's height: above the lips all skin counts, then the ring, below nothing
+UPPER, CHEEKS = 0.3, 0.6  # of the mask's height: above the lips all skin counts, then the ring, below nothing
 SHARPEN = (-0.6, 0.5)  # share of its own fine detail that a face loses or gains at most: more would lift noise, too
 COLOR_S, SHARP_S = 0.5, 1.0  # time constants
 SEE_EVERY = 4  # frames: both change slowly, and looking takes a third of a millisecond each
@@ -58,9 +58,11 @@ class Tone:
         if found is not None:
             self.gain = found if self.gain is None else self.gain + _share(COLOR_S, fps) * (found - self.gain)
 
-    def see_detail(self, own: UInt8, over: UInt8, weights: UInt8, sigma: float, fps: float) -> None:
-        """As `see_color`; sigma: see `detail_sigma`."""
-        found = detail_amount(own, over, weights, sigma)
+    def see_detail(
+        self, own: UInt8, over: UInt8, weights: UInt8, sigma: float, fps: float, hidden: tuple[int, int] = (0, 0)
+    ) -> None:
+        """As `see_color`; sigma: see `detail_sigma`. hidden: see `detail_amount`."""
+        found = detail_amount(own, over, weights, sigma, hidden)
         if found is not None:
             self.sharp = found if self.sharp is None else self.sharp + _share(SHARP_S, fps) * (found - self.sharp)
 
@@ -119,16 +121,24 @@ def detail_sigma(crop_px_per_frame_px: float) -> float:
     return DETAIL_SIGMA_PX * max(1.0, 1 / crop_px_per_frame_px)
 
 
-def detail_amount(own: UInt8, over: UInt8, weights: UInt8, sigma: float) -> float | None:
+def detail_amount(
+    own: UInt8, over: UInt8, weights: UInt8, sigma: float, hidden: tuple[int, int] = (0, 0)
+) -> float | None:
     """The share of its own fine detail that `over` lacks to be as sharp as `own`; None where nothing can be compared.
 
     Looked at is what both show of the same skin: above the lips, and the ring beside them; what lies lower moves with
-    speech. Detail D is mean |v − G v|; a share a of v − G v more makes it D + a · D', with D' = mean |(v − G v) twice|.
+    speech. hidden: rows of the mask that lie above the frame, and below it.
+
+    Detail D is mean |v − G v|; a share a of v − G v more makes it D + a · D', with D' = mean |(v − G v) twice|.
     """
-    upper, cheeks = (math.ceil(share * len(weights)) for share in (UPPER, CHEEKS))
+    whole, above = len(weights) + sum(hidden), hidden[0]
+    upper, cheeks = (max(math.ceil(share * whole) - above, 0) for share in (UPPER, CHEEKS))
+    if cheeks == 0:
+        return None
     own, over, weights = own[:cheeks], over[:cheeks], weights[:cheeks]
     ring = cv2.inRange(weights, *RING)
-    ring[:upper] = cv2.inRange(weights[:upper], RING[0], 255)
+    if upper:
+        ring[:upper] = cv2.inRange(weights[:upper], RING[0], 255)
     if cv2.countNonZero(ring) < LEAST_RING:
         return None
     fine_own, fine = (_fine(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), sigma) for image in (own, over))

@@ -35,6 +35,7 @@ def fill(store: AvatarStore, avatar_id: str = "ada", seed: int = 0, masks: int =
         draft.write_geometry(*(arrays[k] for k in ("transforms", "landmarks", "has_face", "masks", "mask_index")))
         draft.write_latents(arrays["latents"])
         draft.meta |= {"fps": 25, "width": 300, "height": 300, "frames": N, "vae_fingerprint": "vae-1"}
+        draft.meta["facts"] = {"cuts": [2, 3]}
     return arrays
 
 
@@ -52,7 +53,7 @@ def test_what_is_written_is_read(store: AvatarStore, masks: int) -> None:
         assert getattr(avatar, name).dtype == arrays[name].dtype
     assert np.array_equal(avatar.masks, arrays["masks"][arrays["mask_index"]])
     assert (avatar.fps, avatar.width, avatar.height, avatar.vae_fingerprint) == (25, 300, 300, "vae-1")
-    assert len(avatar) == len(avatar.frames) == N
+    assert len(avatar) == len(avatar.frames) == N and avatar.cuts == (2, 3)
     assert avatar.frames[3].shape == (300, 300, 3)
 
 

@@ -12,7 +12,7 @@ from skimage import data
 
 from models.avatar.warp import warp
 from models.errors import ConfigError
-from models.stitch.paste import PasteMemory, Paster, paste
+from models.stitch.paste import PasteMemory, Paster, hidden_rows, paste, warp_alpha
 from models.types import CROP_PX, PreparedAvatar
 
 FRAME = data.astronaut()  # (512, 512, 3), a photograph of a face
@@ -215,6 +215,30 @@ def test_what_a_paste_learns_belongs_to_one_utterance_and_starts_from_nothing() 
     middle = (slice(110, 160), slice(200, 250), 0)
     excess = [float((images[0][middle].astype(int) - FRAME[middle]).mean()) for images in (plain, alone)]
     assert excess[0] > 7 and abs(excess[1]) < 0.25 * excess[0]  # the tint is gone from the first frame on
+
+
+def test_another_scene_is_learnt_anew_at_once() -> None:
+    """Its light is another; with what was learnt before the cut its first frames would be tinted for half a second."""
+    transforms = np.stack([similarity(1.0, 3, (222, 128))] * 2)
+    avatar = dataclasses.replace(avatar_of(transforms, np.stack([feathered_mask()] * 2)), cuts=(1,))
+    crop, paster, memory = cut(transforms[0]).astype(float), Paster(avatar), PasteMemory()
+    red, blue = (np.clip(crop * tint, 0, 255).astype(np.uint8) for tint in ((1.07, 1, 1), (1, 1, 1.07)))
+    images = np.stack([FRAME] * 4)
+    for image, face, index in zip(images, (red, blue, blue, red), (0, 1, 1, 0), strict=True):  # forth and back
+        paster.paste_into(image, face, index, memory=memory)
+    fresh = np.stack([FRAME] * 2)
+    paster.paste_into(fresh[0], blue, 1, memory=PasteMemory())
+    paster.paste_into(fresh[1], red, 0, memory=PasteMemory())
+    assert np.array_equal(images[1], fresh[0]) and np.array_equal(images[3], fresh[1])
+
+
+@pytest.mark.parametrize(("top", "expected"), [(40, (0, 0)), (-60, (60, 0)), (300, (0, 44))])
+def test_rows_of_a_mask_beyond_the_frame_are_counted(top: int, expected: tuple[int, int]) -> None:
+    """A mask of rows 0 to 255 whose first lies at `top` of 512."""
+    transform = np.array([[1, 0, -100], [0, 1, -top]], np.float32)
+    mask = np.full((256, 256), 255, np.uint8)
+    alpha = warp_alpha(transform, mask, (512, 512))
+    assert hidden_rows(transform, mask, alpha, 512) == pytest.approx(expected, abs=1)
 
 
 def test_an_unknown_mode_names_the_known_ones() -> None:

@@ -111,6 +111,17 @@ def test_sharpening_is_bounded_and_an_equal_face_is_left_alone() -> None:
     assert Tone().sharpened(OWN, 1.5) is OWN and Tone().colored(OWN) is OWN
 
 
+def test_what_the_frame_cuts_off_moves_no_lips_into_what_is_looked_at() -> None:
+    """Of a face whose upper part lies above the frame the lips are at the region's top, and count as little there."""
+    talking = OWN.copy()
+    talking[56:80, 60:110] = cv2.GaussianBlur(OWN[56:80, 60:110], (0, 0), 4)  # as smooth as a closing mouth's skin
+    cut = slice(50, None)
+    seen = detail_amount(OWN[cut], talking[cut], weights()[cut], 1.5, (50, 0))
+    assert seen == pytest.approx(0, abs=0.03)
+    assert detail_amount(OWN[cut], talking[cut], weights()[cut], 1.5) > 0.1
+    assert detail_amount(OWN[100:], OWN[100:], weights()[100:], 1.5, (100, 0)) is None  # nothing of it is left
+
+
 def test_a_ring_too_small_to_judge_by_changes_nothing() -> None:
     tone, nothing = Tone(), np.full((124, 168), 255, np.uint8)
     tone.see_color(OWN, tinted((0.9, 1, 1)), nothing, FPS)
