@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from models.avatar.cuts import CutWatch, Sign, find_cuts
 from models.avatar.detect import Face, FaceDetector
+from models.avatar.dissolves import thumb, with_dissolves
 from models.avatar.flow import FaceFlow, Motion
 from models.avatar.frames import FrameWriter
 from models.avatar.source import Source
@@ -74,6 +75,7 @@ class Follower:
         self._faces: list[Face | None] = []
         self._motions: list[Motion | None] = []
         self._signs: list[Sign | None] = []
+        self._thumbs: list[UInt8] = []  # a kilobyte a frame
         self._last: Face | None = None
         self._wanted = patience  # frames until any face will do
         self._most = 0
@@ -90,11 +92,12 @@ class Follower:
         self._signs.append(self._watch.sign(landmarks, motion))
         self._motions.append(motion)
         self._faces.append(face)
+        self._thumbs.append(thumb(frame))
         self._last, self._most = face or self._last, max(self._most, count)
 
     def survey(self, copied: bool) -> Survey:
         faces, nothing = self._faces, np.zeros((68, 2), np.float32)
-        cuts = find_cuts(self._signs)
+        cuts = with_dissolves(find_cuts(self._signs), self._thumbs)
         return Survey(
             landmarks=np.stack([nothing if face is None else face.landmarks for face in faces]),
             has_face=np.array([face is not None for face in faces]),
