@@ -36,7 +36,7 @@ def thumb(frame: UInt8) -> UInt8:
 
 def find_dissolves(thumbs: Sequence[UInt8]) -> list[tuple[int, int, int]]:
     """(first, middle, last) of each dissolve: the frames about it, and the first that shows more of the new shot."""
-    pictures = np.stack(thumbs).reshape(len(thumbs), -1).astype(np.float32) if len(thumbs) else np.zeros((0, 1))
+    pictures: Float32 = np.array(thumbs, np.float32).reshape(len(thumbs), THUMB_PX * THUMB_PX)
     seen = [(first, crossing) for first in range(len(thumbs) - SPAN) if (crossing := _crossing(pictures, first))]
     found: list[tuple[int, int, int]] = []
     for _, group in itertools.groupby(enumerate(seen), key=lambda item: item[1][0] - item[0]):
