@@ -1,8 +1,8 @@
 /**
  * One WebRTC connection that plays a session, as WHEP has it: offered, answered, watched until it is lost.
  *
- * Measured in Chromium (tests/browser): its picture is two to four times as close to what is due as one that a media
- * source plays, and as even; where UDP does not come through, there is none.
+ * Measured in Chromium: its picture is about 0.1 s behind what is due, where a media source's is 0.2 to 0.4 s (live.js).
+ * Where UDP does not come through, there is no picture at all.
  */
 
 import { Failure, failureOf } from "./api.js";
