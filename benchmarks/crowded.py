@@ -56,10 +56,11 @@ class Heard:
 
 
 def media_of(data: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
-    """The whole boxes of an MP4 of fragments, and its coded pictures and AAC packets, in order."""
-    end = 0
-    while end + 8 <= len(data) and end + (size := int.from_bytes(data[end : end + 4], "big")) <= len(data):
-        end += size
+    """The whole fragments of an MP4, which may break off anywhere, and its coded pictures and AAC packets, in order."""
+    at = end = 0
+    while at + 8 <= len(data) and at + (size := int.from_bytes(data[at : at + 4], "big")) <= len(data):
+        kind, at = data[at + 4 : at + 8], at + size
+        end = end if kind == b"moof" else at  # its samples come behind it
     starts = [start - 8 for kind, start, _ in boxes.children(data, 0, end) if kind == b"moof"]
     runs = [boxes.read_fragment(data[a:b])[0] for a, b in itertools.pairwise([*starts, end])]
     pictures, packets = (

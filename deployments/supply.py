@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-SAFETY = 1.15  # frames may take so much longer than they did lately
+SAFETY = 1.25  # frames may take so much longer than they did lately
 OVERDUE = 1.3  # what is late will come, but not at once
 LEARNING = 0.4  # how much the latest burst says
 RELEASE_S = 0.08  # a piece leaves Stitch this long before it is due: the way to the ingress, and no more

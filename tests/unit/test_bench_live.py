@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.crowded import heard
+from benchmarks.crowded import heard, media_of
 from benchmarks.live import said_until_s
 from benchmarks.viewers import behind_s
 from models.stitch.encode import AAC_FRAME
@@ -62,3 +62,14 @@ def test_a_player_stands_behind_by_what_it_got_ahead_and_by_each_stall():
     assert behind_s(late)[30] == pytest.approx(0.0, abs=1e-6)
     caught_up = [*late[:35], *([late[34]] * 13)]  # what was held back comes at once
     assert behind_s(caught_up)[-1] == pytest.approx(13 * 0.04, abs=1e-6)
+
+
+def test_a_stream_that_breaks_off_counts_up_to_its_last_whole_fragment():
+    made = fragments(levels(20))
+    data = made[0].init + b"".join(fragment.data for fragment in made)
+    whole, pictures, packets = media_of(data)
+    assert (whole, len(pictures)) == (data, 20) and all(pictures) and all(packets)
+    last = len(data) - len(made[-1].data)
+    for cut in (last, last + 10, last + 200, len(data) - 1):
+        assert media_of(data[:cut])[0] == data[:last]
+        assert media_of(data[:cut])[1] == pictures[: 20 - made[-1].frames]

@@ -101,7 +101,8 @@ async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer
     )
     progress = [job["progress"] for job in seen]
     assert progress == sorted(progress) and progress[-1] == 1.0
-    assert {0.0, 0.99, 1.0} <= set(progress)  # "Two is here." is half of it, and heard while it is written or not
+    assert progress[0] == 0.0  # then "One is here.": half of what is written by then, or all of it
+    assert 0.4 < max(part for part in progress if part < 1.0) <= 0.99
     assert any(job["latency"].get("stages") == {"TTS": {"busy_ms": 12.0}} for job in seen)  # while it is made
     latency = status["latency"]
     assert latency["first_token_ms"] + 150 <= latency["first_frame_ms"] <= passed_ms - 150
