@@ -95,6 +95,7 @@ class Utterance:
     _rested: int = -1  # frames that had been shown when the mouth was last brought to rest
     _zero: Clock | None = None
     _start: Clock | None = None
+    _buffer: UInt8 | None = None  # the frame being made
     _end: Clock | None = None  # where the encoder before has ended
     cues: list[Cue] = field(default_factory=list)  # what it says, in seconds from its first frame, as far as it is made
     _told: dict[int, float] = field(default_factory=dict)  # cues in the transcript, by number: where they end
@@ -114,12 +115,12 @@ class Utterance:
             add_cue(self.cues, chunk.speech, chunk.crops.first_frame / self.spec.fps)
         self._hear(chunk)
         weights = self.mouth.weights(chunk.crops.first_frame, len(chunk.crops))
-        frames = self._paste(self._position(chunk), chunk.crops, weights)
-        self.session.note(*self._notes(chunk, weights))
+        frames = self._pasted(self._position(chunk), chunk.crops, weights)
         fragments = encoder.push(frames, self._sound(chunk.speech), close)
+        self.session.note(*self._notes(chunk, weights))
         if close:
             self.encoder, self._end = None, encoder.clock
-        self.frames += len(frames)
+        self.frames += len(weights)
         self.weights.append(weights)
         return fragments
 
@@ -181,8 +182,8 @@ class Utterance:
         self.session.end_utterance(text=self.said, interrupted=interrupted)
 
     def release(self) -> None:
-        """Let go of the encoder and its threads: whoever still knows the utterance must not keep them."""
-        self.encoder = None
+        """Let go of the encoder, its threads and the frame: whoever still knows the utterance must not keep them."""
+        self.encoder = self._buffer = None
 
     def live(self, fragment: Fragment) -> bytes:
         """The fragment on the viewer's own timeline, which starts at 0 with the utterance."""
@@ -250,21 +251,25 @@ class Utterance:
             return np.zeros(0, np.float32)
         return resample(speech.samples, speech.sample_rate_hz, self.spec.sample_rate_hz)
 
-    def _paste(self, position: int, crops: FaceCrops, weights: Float32) -> UInt8:
-        """The avatar's own frames with the crops pasted in, `(n, h, w, 3)`; a frame without a face stays as it is."""
+    def _pasted(self, position: int, crops: FaceCrops, weights: Float32) -> Iterator[UInt8]:
+        """The avatar's own frames with the crops pasted in, `(h, w, 3)`; a frame without a face stays as it is.
+
+        All are one buffer, filled anew for each: a chunk of 4K frames would take 200 MB, and their pages much time.
+        """
         avatar = self.avatar.prepared
         assert avatar.frames is not None
+        if self._buffer is None:
+            self._buffer = np.empty((avatar.height, avatar.width, 3), np.uint8)
         indices = ping_pong(position, len(crops), len(avatar))
-        frames = np.empty((len(crops), avatar.height, avatar.width, 3), np.uint8)
-        for k, (frame, index, weight) in enumerate(zip(frames, indices.tolist(), weights.tolist(), strict=True)):
-            frame[:] = avatar.frames[index]
+        for k, (index, weight) in enumerate(zip(indices.tolist(), weights.tolist(), strict=True)):
+            self._buffer[:] = avatar.frames[index]
             crop = self.mouth.crop(crops.images[k], weight)
-            self.avatar.paster.paste_into(frame, crop, index, weight, self.pasting)
+            self.avatar.paster.paste_into(self._buffer, crop, index, weight, self.pasting)
             if self.on_air and (k + 1 == len(crops) or (k + 1) % LIVE_FRAMES == 0):
                 self._crops[crops.first_frame + k] = _packed(crop)
+            yield self._buffer
         for old in sorted(self._crops)[:-KEPT_CROPS]:
             del self._crops[old]
-        return frames
 
     def _forget_shown(self, end: int) -> None:
         """Of the crops before frame `end`, all shown, a rest wants the last alone."""

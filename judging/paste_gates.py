@@ -12,7 +12,7 @@ from judging.sight import Sight
 from models.quality.flicker import flicker, ratio
 from models.quality.jitter import jitter, percentile_95, rms, shifts
 from models.quality.seam import edge_of, steps_along
-from models.quality.sharpness import FLOOR, detail
+from models.quality.sharpness import sharpness_ratio
 
 Float64 = npt.NDArray[np.float64]
 
@@ -126,7 +126,7 @@ def sharpness(sight: Sight) -> Gate:
     inner, outer = reading.regions.mouth | reading.regions.steady, reading.regions.rigid
 
     def ratios(crops: Any) -> Float64:
-        return np.array([(detail(crops[k], inner) + FLOOR) / (detail(crops[k], outer) + FLOOR) for k in at])
+        return np.array([sharpness_ratio(crops[k], inner, outer) for k in at])
 
     made, source = ratios(reading.made.crops), ratios(reading.source.crops)
     numbers = {"ratio": float(made.mean()), "source_ratio": float(source.mean())}

@@ -146,10 +146,6 @@ class VideoFrames:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    @property
-    def longest_gop(self) -> int:
-        return int(np.diff(self._starts).max())
-
     def __getitem__(self, index: int) -> UInt8:
         """Frame `index`, RGB uint8 `(h, w, 3)`, read-only. Raises IndexError outside 0 … len - 1."""
         if not 0 <= index < len(self):

@@ -16,6 +16,7 @@ speech that begins without any silence fades in over the first 1024 samples. Syn
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -159,27 +160,32 @@ class UtteranceEncoder:
         """How late speech stands against its frames; 0 but where speech meets speech without any silence."""
         return self._audio.delay / self.spec.sample_rate_hz
 
-    def push(self, frames: UInt8, samples: Float32, last: bool = False) -> list[Fragment]:
+    def push(self, frames: UInt8 | Iterable[UInt8], samples: Float32, last: bool = False) -> list[Fragment]:
         """Take RGB `(n, h, w, 3)` and mono `(m,)` in [−1, 1] at the spec's rate, n and m ≥ 0; return what is complete.
 
-        `last` ends the utterance at its last frame: speech beyond it is cut, a lack is filled with silence. For speech
-        of s seconds give ceil(s × fps) frames. Raises ConfigError for frames of another size.
+        frames may come one `(h, w, 3)` at a time: each is done with when the next is asked for, so all may be one
+        buffer. `last` ends the utterance at its last frame: speech beyond it is cut, a lack is filled with silence. For
+        speech of s seconds give ceil(s × fps) frames. Raises ConfigError for frames of another size.
         """
         assert not self._done, "the utterance has ended"
-        height, width = self.spec.height, self.spec.width
-        if len(frames) and not (0 <= frames.shape[1] - height <= 1 and 0 <= frames.shape[2] - width <= 1):
-            raise ConfigError(
-                f"Frames of {frames.shape[2]}×{frames.shape[1]} px do not fit a session of {width}×{height} px.",
-                "Use a session of the avatar's size.",
-            )
         self._audio.feed(samples)
-        for frame in frames[:, :height, :width] if len(frames) else ():
-            self._encode_frame(frame)
+        for frame in frames:
+            self._encode_frame(self._fitting(frame))
         if last:
             self._audio.finish(self.spec.samples_at(self._video_start + self._coded * self.spec.frame_ticks))
             self._done = True
             self._pending.extend(self._video.finish())
         return self._collect()
+
+    def _fitting(self, frame: UInt8) -> UInt8:
+        """A frame without the odd row or column at its end. Raises ConfigError for one of another size."""
+        height, width = self.spec.height, self.spec.width
+        if not (0 <= frame.shape[0] - height <= 1 and 0 <= frame.shape[1] - width <= 1):
+            raise ConfigError(
+                f"Frames of {frame.shape[1]}×{frame.shape[0]} px do not fit a session of {width}×{height} px.",
+                "Use a session of the avatar's size.",
+            )
+        return frame[:height, :width]
 
     def _encode_frame(self, frame: UInt8) -> None:
         key = self._coded == self._next_key
@@ -247,7 +253,7 @@ class _VideoTrack:
         self._count = 0
 
     def encode(self, frame: UInt8, key: bool) -> list[bytes]:
-        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        rgb = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame), format="rgb24")  # not copied
         yuv = self._reformatter.reformat(
             rgb,
             format="yuv420p",

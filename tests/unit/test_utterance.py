@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import time
+import tracemalloc
 
 import av
 import cv2
@@ -235,3 +237,45 @@ def test_rests_share_what_pastes_beside_the_utterance(sessions, monkeypatch):
     with said.avatar.beside() as one, said.avatar.beside() as other:
         assert one is not other and said.avatar.paster not in (one, other)
     assert len(twins) == 2
+
+
+def large(width: int, height: int) -> LoadedAvatar:
+    """One frame with a face 400 px wide in its middle, whatever the frame's size."""
+    frame = np.random.default_rng(0).integers(0, 255, (1, height, width, 3), np.uint8)
+    transforms = np.float32([[[0.5, 0, 128 - width / 4], [0, 0.5, 128 - height / 4]]])
+    masks = np.zeros((1, 256, 256), np.uint8)
+    masks[:, 28:228, 28:228] = 255
+    landmarks = np.zeros((1, 68, 2), np.float32)
+    prepared = PreparedAvatar(
+        "ann", "1", 25, width, height, transforms, landmarks, masks, np.ones(1, bool), frames=frame
+    )
+    return LoadedAvatar(prepared, Paster(prepared))
+
+
+def test_a_chunk_of_large_frames_takes_the_memory_of_two(sessions):
+    """16 frames of 1080p would be 100 MB, of 4K 400 MB."""
+    spec = MediaSpec(1920, 1080, 25, preset="ultrafast", crf=40)
+    spoken = Utterance(SpeakRequest("alice", "Hi."), sessions, large(1920, 1080), spec, 0, Mouth(25))
+    part = chunk(0, 16, last=True, speech_s=0.64)
+    tracemalloc.start()
+    spoken.make(part, True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert spoken.frames == 16
+    assert peak < 2 * 1920 * 1080 * 3 + 4e6
+    spoken.release()
+    assert spoken._buffer is None
+
+
+def test_a_paste_costs_what_its_region_costs_however_large_the_frame():
+    face, best = np.full((256, 256, 3), 90, np.uint8), {}
+    for size in ((960, 540), (3840, 2160)):
+        avatar = large(*size)
+        frame = avatar.prepared.frames[0].copy()
+        times = []
+        for _ in range(8):
+            began_s = time.thread_time()
+            avatar.paster.paste_into(frame, face, 0)
+            times.append(time.thread_time() - began_s)
+        best[size] = min(times)
+    assert best[3840, 2160] < 2 * best[960, 540]  # of 16 times the pixels
