@@ -54,7 +54,7 @@ class Broadcast:
     def __init__(self, start: LiveStart, grid: Grid, clock: LiveClock) -> None:
         self.start, self.grid, self.clock = start, grid, clock
         self.taken = 0  # the line is spoken for up to this position
-        self.rested: dict[int, Rested] = {}  # of the latest utterance, by position
+        self.rested: dict[int, Rested] = {}  # since what the session's file ends with, by position
         self._listeners: set[asyncio.Queue[LiveEvent | None]] = set()
 
     @property

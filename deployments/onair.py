@@ -85,8 +85,9 @@ class OnAir:
         self.pace.speaking = len(self._performing)
         utterance.on_air = True
         keep = round(pause_s * utterance.spec.fps)
-        utterance.pause = Pause(Path(broadcast.start.idle_path), keep, broadcast.rested)
-        broadcast.rested = {}
+        # an utterance before this one may have failed without a frame: what was shown before it is still to be kept
+        broadcast.rested = {at: rested for at, rested in broadcast.rested.items() if at >= utterance.position}
+        utterance.pause = Pause(Path(broadcast.start.idle_path), keep, dict(broadcast.rested))
         return OnStage(utterance, broadcast, worker, self.pace, ahead_s)
 
     def performed(self, session_id: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deployments.requests import SpeakRequest
+from models.errors import TextError
 from models.stitch.sidecar import read_sidecar, sidecar_path
 from tests.unit.air_material import Watcher, summary_of
 from tests.unit.live_material import shown
@@ -67,3 +68,21 @@ async def test_speech_does_not_need_the_idle_motion_that_is_gone(air, tmp_path, 
     watcher.task.cancel()
     assert stitch._sessions.find("alice").frames == sum(summary["frames"] for summary in said)
     assert "is left out" in caplog.text
+
+
+async def test_an_utterance_that_fails_does_not_take_the_mouths_way_to_rest_along(air):
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    await asyncio.sleep(0.1)
+    said = await summary_of(stitch.speak(SpeakRequest("alice", "four 0", deliver=False)))
+    with pytest.raises(TextError):
+        await summary_of(stitch.speak(SpeakRequest("alice", "bad", deliver=False)))
+    await asyncio.sleep(0.6)
+    await summary_of(stitch.speak(SpeakRequest("alice", "four 1", deliver=False)))
+    watcher.task.cancel()
+    session = stitch._sessions.find("alice")
+    sidecar = read_sidecar(sidecar_path(session.path), session.frames)
+    mouth = np.array(sidecar.mouth)[said["frames"] :]
+    eased = mouth[: np.flatnonzero(mouth == 0)[0]]
+    assert len(eased) > 0 and 0 < eased[-1] < 1 and (np.diff(eased) < 0).all()
+    assert leaps(np.array(sidecar.avatar_frames)) == []
