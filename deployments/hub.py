@@ -29,26 +29,18 @@ log = logging.getLogger("ray.serve")
 
 
 JOIN_PIECES = 2  # that a viewer is given at once: 320 ms at 25 fps, its buffer from then on
-
-
 KEPT_PIECES = 4  # behind the live edge: one in two begins with a key frame
 
 
 VIEWER_PIECES = 8  # 1.3 s: a viewer who lags further drops to the live edge
-
-
 GRACE_S = 0.25  # speech may come so late without the viewers' buffers, JOIN_PIECES, running dry
 
 
 LINGER_S = 10.0  # a hub stays so long after its last viewer
-
-
 RETRY_S = 1.0  # before a lost stream from Stitch is asked for again
 
 
 LOOPS = 16  # avatars' idle loops kept in memory, some 2 MB each
-
-
 Subscribe = Callable[[str, int | None], Any]  # session id, position → a streaming response of LiveEvents
 
 
@@ -164,7 +156,7 @@ class Hub:
         """Ask Stitch for the session. Raises what it raises: SessionNotFound and others."""
         self._events = self._subscribe(self.session_id, None)
         try:
-            event = await anext(self._events)
+            event = await _first(self._events)
             assert event.start is not None, event
             self.spec, self.avatar_id = event.start.spec, event.start.avatar_id
             self._loop = await self._loops.load(Path(event.start.idle_path))
@@ -179,6 +171,8 @@ class Hub:
             start = self._loop.grid.floor(start - 1)
             self._recent.appendleft(self._loop.piece(start))
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._play())]
+        for task in self._tasks:
+            task.add_done_callback(self._broken)
 
     def join(self, client: Client | None = None) -> Viewer:
         """A viewer at the live edge: with the last pieces that begin with a key frame, so that it has a buffer."""
@@ -212,6 +206,12 @@ class Hub:
         self.ended = True
         for viewer in self.viewers:
             viewer.end(why)
+
+    def _broken(self, task: asyncio.Task[None]) -> None:
+        """End with a task that failed: viewers of half a hub would see the avatar stand still, or never speak."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("live: the hub of session %s broke", self.session_id, exc_info=error)
+            self._end("stopped")
 
     # --- what comes from Stitch
 
@@ -247,7 +247,7 @@ class Hub:
         while True:
             self._events = self._subscribe(self.session_id, self._position)
             try:
-                event = await anext(self._events)
+                event = await _first(self._events)
             except Exception as error:  # noqa: BLE001 - as above
                 self._events.cancel()
                 status = getattr(getattr(error, "cause", error), "status", 503)
@@ -297,6 +297,16 @@ class Hub:
                 return piece
         grid = self._loop.grid
         return self._loop.piece(grid.floor(self._position))
+
+
+async def _first(events: Any) -> Any:
+    """What a stream begins with. Raises StageError where its replica goes away: Ray then cancels what waits for it."""
+    try:
+        return await anext(events)
+    except asyncio.CancelledError as error:
+        if _cancelled():
+            raise
+        raise StageError("The session's replica went away while it was asked.", "Try again.") from error
 
 
 def _cancelled() -> bool:

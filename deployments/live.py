@@ -7,6 +7,7 @@ Knows nothing of HTTP; codes no pictures.
 
 import asyncio
 import contextvars
+import functools
 import time
 from collections.abc import Callable
 
@@ -43,15 +44,18 @@ class Live:
             # in a context of its own: what is called in a request's ends with it, and a hub has other viewers, too
             task = contextvars.Context().run(asyncio.create_task, self._started(session_id))
             self._hubs[session_id] = task
+            task.add_done_callback(functools.partial(self._drop_failed, session_id))
         self._joining += 1
         try:
             return (await asyncio.shield(task)).join(client)
-        except Exception:
-            if self._hubs.get(session_id) is task:
-                del self._hubs[session_id]
-            raise
         finally:
             self._joining -= 1
+
+    def _drop_failed(self, session_id: str, task: asyncio.Task[Hub]) -> None:
+        """Forget a hub that has not come about, even where whoever asked for it has left meanwhile."""
+        failed = task.cancelled() or task.exception() is not None
+        if failed and self._hubs.get(session_id) is task:
+            del self._hubs[session_id]
 
     def viewers(self) -> int:
         return sum(len(hub.viewers) for hub in self._running())

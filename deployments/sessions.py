@@ -18,8 +18,10 @@ from models.types import PreparedAvatar
 class OpenSessions:
     """Finds, begins and resets sessions under one folder. Not thread-safe: one thread at a time."""
 
-    def __init__(self, root: Path, capacity: int) -> None:
+    def __init__(self, root: Path, capacity: int, admit: Callable[[], None] = lambda: None) -> None:
+        """admit: raises where there is no room for a session that speech is about to open, and counts it where there is."""
         self.store = SessionStore(root)
+        self._admit = admit
         self._capacity = capacity
         self._open: OrderedDict[str, SessionFile] = OrderedDict()
         self._last: dict[str, dict[str, Any]] = {}  # the latest summary of each open session
@@ -47,11 +49,12 @@ class OpenSessions:
 
         before: adds what belongs in front of that line.
 
-        A session without video takes the avatar and the spec; one with video keeps its own. Raises IdError, OSError;
-        InputError or FencedError where another replica has given it another avatar or format since it was looked at.
+        A session without video takes the avatar and the spec; one with video keeps its own. Raises IdError, OSError,
+        QuotaError; InputError or FencedError where another replica has given it another avatar or format meanwhile.
         """
         session = self.find(session_id)
         if session is None:
+            self._admit()
             session = self.store.create(session_id, spec, avatar.avatar_id, avatar.version)
         elif not session.frames and (session.avatar_id != avatar.avatar_id or session.spec != spec):
             session.reset(spec, avatar_id=avatar.avatar_id, avatar_version=avatar.version)

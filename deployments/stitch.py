@@ -70,7 +70,7 @@ class Stitch(Stage[StitchConfig]):
             output_path(config.avatars_dir), builtin_avatars(), cache_bytes=config.frame_cache_mb * 2**20
         )
         if changed is None or changed & {"sessions_dir", "cached_sessions"}:
-            self._sessions = OpenSessions(output_path(config.sessions_dir), config.cached_sessions)
+            self._sessions = OpenSessions(output_path(config.sessions_dir), config.cached_sessions, self._admit)
         limits = Limits(config.max_sessions, config.max_sessions_gb * 2**30, config.session_idle_hours * 3600)
         if changed is None or "max_utterances" in changed:
             self._room = asyncio.Semaphore(config.max_utterances)
@@ -232,6 +232,11 @@ class Stitch(Stage[StitchConfig]):
             self._on_air.close(session_id, why)
             done = await self.worker.run(self._sessions.remove, session_id)
         return {"session_id": session_id, "removed": done.value}
+
+    def _admit(self) -> None:
+        """Count a session that speech opens: others may have opened theirs since it was planned. Raises QuotaError."""
+        self._retention.check(new=True)
+        self._retention.opened()
 
     def _create(self, session_id: str, avatar_id: str | None) -> dict[str, Any]:
         self._retention.check(new=not self._sessions.store.exists(session_id))

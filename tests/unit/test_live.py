@@ -192,6 +192,33 @@ async def test_an_unknown_session_is_an_error_and_leaves_nothing(idle_path):
     await on_air.stop()
 
 
+async def test_nothing_is_left_of_viewers_who_leave_before_their_session_is_refused(idle_path):
+    stitch = Stitch(idle_path)
+    on_air = Live(stitch.subscribe, lambda: 100)
+    for k in range(20):
+        stitch.fails = [asyncio.CancelledError() if k % 2 else SessionNotFound("There is none.", "Open it.")]
+        viewing = asyncio.create_task(on_air.view(f"nobody-{k}"))
+        await asyncio.sleep(0)
+        viewing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await viewing
+    await asyncio.sleep(0.01)
+    assert on_air.stats() == {"hubs": 0, "viewers": 0, "dropped": 0}
+    assert len(stitch.streams) == 20 and all(stream.cancelled for stream in stitch.streams)
+    await asyncio.wait_for(on_air._keeper, 2)  # it has nobody to look after
+
+
+async def test_a_replica_that_goes_while_it_is_asked_is_an_error_and_no_silence(idle_path):
+    """Whoever asks was not cancelled, and its client waits for a status."""
+    stitch = Stitch(idle_path)
+    stitch.fails = [asyncio.CancelledError()]
+    on_air = Live(stitch.subscribe, lambda: 100)
+    with pytest.raises(StageError, match="went away"):
+        await on_air.view("alice")
+    await on_air.view("alice")
+    await on_air.stop()
+
+
 async def test_there_is_a_most_of_viewers(idle_path):
     on_air = Live(Stitch(idle_path).subscribe, lambda: 2)
     for _ in range(2):
@@ -257,6 +284,17 @@ async def test_a_session_that_is_asked_for_anew_leaves_no_player_of_the_old_one(
     assert len(asyncio.all_tasks()) - tasks <= 3  # the keeper, and one hub's two
 
 
+async def test_a_hub_that_breaks_ends_its_viewers_streams_and_the_next_one_is_whole(air, monkeypatch):
+    _, on_air = air
+    viewer = await on_air.view("alice")
+    with monkeypatch.context() as broken:
+        broken.setattr(on_air._running()[0]._loop, "piece", lambda start: 1 / 0)
+        data = await asyncio.wait_for(_all_of(viewer), 2)
+    assert read_events(data)[-1] == ("ended", {"reason": "stopped"})
+    data, _ = await watch(await on_air.view("alice"), 0.5)
+    assert len(shown(data)[1]) >= 8
+
+
 @pytest.mark.parametrize("died", [RuntimeError("died"), asyncio.CancelledError()])
 async def test_a_replica_that_dies_is_asked_anew_and_viewers_notice_nothing(air, monkeypatch, died):
     monkeypatch.setattr(hub, "RETRY_S", 0.1)
@@ -264,7 +302,7 @@ async def test_a_replica_that_dies_is_asked_anew_and_viewers_notice_nothing(air,
     viewer = await on_air.view("alice")
     reading = asyncio.create_task(watch(viewer, 1.2))
     await asyncio.sleep(0.3)
-    stitch.fails = [RuntimeError("still starting")]
+    stitch.fails = [type(died)("still starting, or going, too")]
     stitch.streams[-1].queue.put_nowait(died)
     data, _ = await reading
     times, seen = shown(data)

@@ -61,6 +61,14 @@ async def test_there_is_a_most_of_sessions_and_of_bytes(air):
         await summary_of(stitch.speak(SpeakRequest("two", "Hello.", deliver=False)))
 
 
+async def test_sessions_that_are_opened_by_speech_count_at_once(air):
+    stitch, _, _ = await air(max_sessions=4)
+    said = [summary_of(stitch.speak(SpeakRequest(f"s{k}", "Hello.", deliver=False))) for k in range(9)]
+    answers = await asyncio.gather(*said, return_exceptions=True)
+    assert [type(answer) for answer in answers].count(QuotaError) == 6
+    assert len(await stitch.sessions()) == 4  # with the one that was open before
+
+
 async def test_sessions_in_which_nothing_is_said_for_long_are_removed(air, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SURVEY_S", 0.1)
     monkeypatch.setattr(module, "SURVEYS_AN_EXPIRY", 1)
