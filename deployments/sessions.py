@@ -19,7 +19,7 @@ class OpenSessions:
     """Finds, begins and resets sessions under one folder. Not thread-safe: one thread at a time."""
 
     def __init__(self, root: Path, capacity: int, admit: Callable[[], None] = lambda: None) -> None:
-        """admit: raises where there is no room for a session that speech is about to open, and counts it where there is."""
+        """admit: counts a session that speech is about to open, or raises where there is no room for it."""
         self.store = SessionStore(root)
         self._admit = admit
         self._capacity = capacity
