@@ -52,6 +52,7 @@ class OnAir:
         self._broadcasts: dict[str, Broadcast] = {}
         self._performing: set[str] = set()
         self._coding: dict[Path, asyncio.Task[None]] = {}
+        self._closings = 0  # sessions whose broadcasts were ended, whether or not they had any
 
     def of(self, session_id: str) -> Broadcast | None:
         """The session's broadcast, None where nobody watches it."""
@@ -64,12 +65,12 @@ class OnAir:
         self, session_id: str, find: Callable[[], Show], worker: Worker, root: Path, position: int | None
     ) -> AsyncGenerator[LiveEvent, None]:
         """What the session shows from now on. position: where its head is, if the caller knows better."""
-        broadcast = self._broadcasts.get(session_id)
-        if broadcast is None:
+        while (broadcast := self._broadcasts.get(session_id)) is None:
+            closings = self._closings
             show = (await worker.run(find)).value
             path = await self._idle_file(show, root / IDLE_FOLDER)
-            broadcast = self._broadcasts.get(session_id) or _broadcast(session_id, show, path, position)
-            self._broadcasts[session_id] = broadcast
+            if closings == self._closings and session_id not in self._broadcasts:  # else it may have ended meanwhile
+                self._broadcasts[session_id] = _broadcast(session_id, show, path, position)
         try:
             async with aclosing(broadcast.listen()) as events:
                 async for event in events:
@@ -96,7 +97,8 @@ class OnAir:
         self._forget_unwatched(session_id)
 
     def close(self, session_id: str, why: Ending) -> None:
-        """End the session's broadcast: whoever watches must ask anew."""
+        """End the session's broadcast, also one that is being prepared: whoever watches must ask anew."""
+        self._closings += 1
         if (broadcast := self._broadcasts.pop(session_id, None)) is not None:
             broadcast.close(why)
 
@@ -126,17 +128,20 @@ class OnStage:
         self._writes: list[asyncio.Task[object]] = []
         self.performance = Performance(broadcast, pace, self._rest, self._write, next(_NUMBERS), ahead_s)
         self.task = asyncio.create_task(self.performance.run())
+        self.task.add_done_callback(lambda task: self.performance.cut())  # of one that broke nobody may wait for more
 
     def follows(self, chunk: Chunk) -> bool:
         """Whether speech goes on without a rest behind a chunk that ends its segment."""
         return self.performance.follows(chunk.crops.first_frame + len(chunk.crops))
 
     async def show(self, chunk: Chunk, fragments: list[Fragment]) -> None:
-        """Take what a chunk has completed; wait where it lies too far ahead of the clock."""
+        """Take what a chunk has completed; wait where it lies too far ahead of the clock. Raises what broke the show."""
         if chunk.speech is not None:
             quiet = await asyncio.to_thread(pauses, chunk.speech, self.performance.supply.fps)
             self.performance.hear([chunk.crops.first_frame + frame for frame in quiet])
         await self.performance.push(fragments, tuple(self.utterance.cues))
+        if self.task.done():
+            self.task.result()
 
     async def end(self, fragments: list[Fragment]) -> None:
         """Take the last fragments."""

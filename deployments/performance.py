@@ -190,6 +190,13 @@ class Performance:
 
     async def run(self) -> None:
         """Release pieces when they are due, until the utterance is at rest again. Raises what `write` raises."""
+        try:
+            await self._show_all()
+        except BaseException:
+            self._give_up_the_line()
+            raise
+
+    async def _show_all(self) -> None:
         while not self._cut:
             self._changed.clear()
             wait_s: float | None
@@ -203,10 +210,14 @@ class Performance:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), wait_s)
         self._keep_what_was_shown()
+        self._give_up_the_line()
+        await self._come_to_rest()
+
+    def _give_up_the_line(self) -> None:
+        """What was placed and is not shown leaves its place to others."""
         if self._started < len(self._places):
             self.broadcast.expect(-1)
-        self.broadcast.taken = 0  # what was placed and is not shown leaves its place to others
-        await self._come_to_rest()
+        self.broadcast.taken = 0
 
     async def _show_next(self, made: _Made) -> float:
         """Release the next piece if it is due, or hold it up; else how long to wait for that."""

@@ -18,7 +18,7 @@ from typing import Any
 from configs.schema import StitchConfig
 from deployments.broadcast import LiveEvent
 from deployments.calls import Call
-from deployments.chunks import Job, LineSettings
+from deployments.chunks import Chunk, Job, LineSettings
 from deployments.clocks import own_host
 from deployments.growing import GrowingTexts
 from deployments.interruption import Cut, Cuts
@@ -145,11 +145,7 @@ class Stitch(Stage[StitchConfig]):
             raise
         finally:
             try:
-                if stage is not None:
-                    stage.performance.cut()
-                await chunks.aclose()
-                if stage is not None:
-                    await self._leave_stage(stage, request.session_id)
+                await self._leave(chunks, stage, request.session_id)
                 if utterance.session is not None and (interrupted or utterance.complete):
                     await self.worker.run(utterance.end, interrupted)
             finally:
@@ -356,9 +352,16 @@ class Stitch(Stage[StitchConfig]):
             utterance, broadcast, self.worker, config.live_ahead_s, config.recorded_pause_ms / 1e3
         )
 
-    async def _leave_stage(self, stage: OnStage, session_id: str) -> None:
+    async def _leave(self, chunks: AsyncGenerator[Chunk, None], stage: OnStage | None, session_id: str) -> None:
+        """End what an utterance has under way; the stage is free again even where this, too, is cancelled."""
+        if stage is None:
+            return await chunks.aclose()
         try:
-            await stage.leave()
+            stage.performance.cut()
+            try:
+                await chunks.aclose()
+            finally:
+                await stage.leave()
         finally:
             self._on_air.performed(session_id)
 

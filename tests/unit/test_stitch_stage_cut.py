@@ -93,6 +93,40 @@ async def test_a_caller_that_closes_its_stream_leaves_the_session_to_the_next_at
     assert [line["end_s"] is None for line in facts["utterances"]] == [True, False]
 
 
+async def test_a_caller_that_is_cancelled_again_while_it_leaves_leaves_nothing_behind(air):
+    """Serve cancels a call when its client goes, and again when its replica is stopped."""
+    stitch, live, _ = await air(live_ahead_s=0.6)
+    await live.view("alice")
+    for steps in (0, 1, 3):
+        said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 30, deliver=False))))
+        await asyncio.sleep(0.8)  # what is made waits to be shown
+        for _ in range(1 + steps):
+            said.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await said
+        assert stitch._on_air._performing == set() and stitch._on_air.pace.speaking == 0
+        assert len(stitch._turns) == len(stitch._cuts) == 0 and stitch._room._value == stitch.config.max_utterances
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "Hello.", deliver=False)))
+    assert summary["frames"] > 0 and not summary["interrupted"]
+
+
+async def test_a_show_that_breaks_is_an_error_at_once_and_the_session_speaks_on(air, monkeypatch):
+    """What is made must not wait for ever to be shown."""
+    stitch, live, _ = await air(live_ahead_s=1.0)
+    await live.view("alice")
+    with monkeypatch.context() as broken:
+        broken.setattr("deployments.performance.Performance._release", lambda self, piece: 1 / 0)
+        began_s = time.monotonic()
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))), 8)
+        assert time.monotonic() - began_s < 3
+    assert stitch._on_air._performing == set()
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "Hello.", deliver=False)))
+    assert summary["live"]["shown_frames"] == summary["frames"]
+    assert time.monotonic() - began_s < 5  # and not behind the six seconds that were never shown
+
+
 async def test_a_session_that_is_deleted_falls_silent_first(air):
     stitch, live, _ = await air(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))

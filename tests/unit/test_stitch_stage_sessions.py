@@ -69,6 +69,34 @@ async def test_sessions_that_are_opened_by_speech_count_at_once(air):
     assert len(await stitch.sessions()) == 4  # with the one that was open before
 
 
+@pytest.mark.parametrize("end", ["remove", "close", "reset"])
+async def test_a_session_that_ends_while_its_idle_motion_is_made_is_not_shown_on(air, monkeypatch, end):
+    """Its viewers would watch a session that is gone, and never be told."""
+    stitch, live, _ = await air()
+    coding, made = asyncio.Event(), asyncio.Event()
+    plain = stitch._on_air._idle_file
+
+    async def idle_file(*given):
+        path = await plain(*given)
+        if not made.is_set():
+            coding.set()
+            await made.wait()
+        return path
+
+    monkeypatch.setattr(stitch._on_air, "_idle_file", idle_file)
+    viewing = asyncio.create_task(live.view("alice"))
+    await coding.wait()
+    await getattr(stitch, end)("alice")
+    made.set()
+    if end == "reset":
+        await viewing
+        assert stitch._on_air.watched() == ["alice"]
+    else:
+        with pytest.raises(SessionNotFound if end == "remove" else ClosedError):
+            await viewing
+        assert stitch._on_air.watched() == []
+
+
 async def test_sessions_in_which_nothing_is_said_for_long_are_removed(air, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SURVEY_S", 0.1)
     monkeypatch.setattr(module, "SURVEYS_AN_EXPIRY", 1)
