@@ -135,7 +135,7 @@ class OnStage:
         return self.performance.follows(chunk.crops.first_frame + len(chunk.crops))
 
     async def show(self, chunk: Chunk, fragments: list[Fragment]) -> None:
-        """Take what a chunk has completed; wait where it lies too far ahead of the clock. Raises what broke the show."""
+        """Take what a chunk has completed; wait where it lies too far ahead. Raises what has broken the show."""
         if chunk.speech is not None:
             quiet = await asyncio.to_thread(pauses, chunk.speech, self.performance.supply.fps)
             self.performance.hear([chunk.crops.first_frame + frame for frame in quiet])
