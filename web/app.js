@@ -24,7 +24,7 @@ const key = new Key({
   forget: () => request("login", { method: "DELETE" }),
 });
 door.ask = () => key.ask();
-const page = { session: "", live: false, job: "done", captions: true, hears: false };
+const page = { session: "", live: false, ended: false, job: "done", captions: true, hears: false };
 
 // --- the session: one a tab
 
@@ -42,7 +42,7 @@ const hold = (id) =>
   });
 
 async function openSession(id) {
-  const named = ID.exec(new URLSearchParams(location.search).get("session") ?? "")?.[0]; // it becomes part of addresses
+  const named = id ? undefined : ID.exec(new URLSearchParams(location.search).get("session") ?? "")?.[0]; // it becomes part of addresses
   let session = id ?? named ?? sessionStorage.getItem("warmtalk-session") ?? newId();
   if (session !== named && !(await hold(session))) {
     session = newId();
@@ -76,15 +76,24 @@ async function ensure(session) {
   }
 }
 
-const fresh = () => openSession(newId());
+/** Another chat. What this one still says is for nobody any more; a named session may have other viewers. */
+function fresh() {
+  const here = new URL(location.href);
+  if (here.searchParams.has("session")) {
+    here.searchParams.delete("session");
+    history.replaceState(null, "", here); // a reload stays in the new one
+  } else if (page.job !== "done") request(`sessions/${page.session}/interrupt`, { method: "POST" }).catch(() => {});
+  return openSession(newId());
+}
 
 // --- what the page shows
 
 function show() {
-  const state = !page.live ? "offline" : page.job === "thinking" || page.job === "queued" ? "thinking" : page.job === "speaking" ? "speaking" : "live";
-  const words = { offline: $("screen").dataset.state === "lost" ? "Reconnecting" : "Connecting", thinking: "Thinking", speaking: "Speaking", live: "Live" };
+  const state = page.ended ? "ended" : !page.live ? "offline" : page.job === "thinking" || page.job === "queued" ? "thinking" : page.job === "speaking" ? "speaking" : "live";
+  const words = { offline: $("screen").dataset.state === "lost" ? "Reconnecting" : "Connecting", thinking: "Thinking", speaking: "Speaking", live: "Live", ended: "Ended" };
   $("pill").dataset.state = state;
   if ($("pill-text").textContent !== words[state]) $("pill-text").textContent = words[state];
+  for (const id of ["message", "mic", "send"]) $(id).disabled = page.ended;
   $("interrupt").hidden = !(state === "speaking" || state === "thinking");
   const { text } = captions.now;
   $("caption").hidden = !(page.captions && text && page.live);
@@ -98,7 +107,8 @@ function show() {
 function veil(title, text, failed) {
   $("veil-title").textContent = title;
   $("veil-text").textContent = text;
-  $("retry").hidden = !failed;
+  $("retry").hidden = !failed || page.ended;
+  $("fresh-here").hidden = !page.ended;
   $("veil-card").querySelector(".spinner").hidden = failed;
 }
 
@@ -110,11 +120,17 @@ function notice(title, text = "") {
 
 player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {
   page.live = state === "live";
-  if (page.live || failure?.code === "session_closed") replay.look(page.session); // else the server may not know it yet
+  page.ended = state === "ended";
+  if (page.live || page.ended) replay.look(page.session); // else the server may not know it yet
   if (state === "connecting") veil("Waking the presenter", "The first picture is on its way.", false);
   if (state === "lost" && failure) {
     const wait = Math.max(1, Math.round(retryMs / 1000));
     veil(failure.message, `${failure.remedy} Next try in ${wait} s.`, true);
+    $("screen").dataset.state = "lost";
+  }
+  if (page.ended) {
+    if (listening.on) listening.finish(false);
+    veil("This chat has ended", "What was said in it stays. A new one starts afresh.", true);
     $("screen").dataset.state = "lost";
   }
   show();
@@ -275,7 +291,8 @@ $("fullscreen").addEventListener("click", () => (document.fullscreenElement ? do
 $("retry").addEventListener("click", () => player.retry());
 addEventListener("online", () => player.retry());
 $("notice-close").addEventListener("click", () => notice(""));
-$("fresh").addEventListener("click", fresh);
+for (const id of ["fresh", "fresh-here"]) $(id).addEventListener("click", fresh);
+conversation.addEventListener("fresh", fresh);
 settings.addEventListener("avatar", fresh);
 $("remove").addEventListener("click", async () => {
   if (!confirm("Delete this chat with its video?")) return;

@@ -24,7 +24,7 @@ const typing = (words) => {
 };
 
 /**
- * Events: "job" {status, latency} whenever something changes, "sent" when a message leaves. `status` is that of the
+ * Events: "job" {status, latency} whenever something changes, "sent" when a message leaves, "fresh" when another chat is wanted. `status` is that of the
  * message that is furthest.
  */
 export class Conversation extends EventTarget {
@@ -36,6 +36,8 @@ export class Conversation extends EventTarget {
   /** Show another session's messages. */
   async open(session) {
     this.#session = session;
+    this.#jobs.clear(); // those that go on are of another chat
+    this.#changed();
     this.#log.replaceChildren($("empty"));
     $("empty").hidden = false;
     const messages = await getJson(`chat/${session}`).catch(() => []);
@@ -85,8 +87,10 @@ export class Conversation extends EventTarget {
     } catch (failure) {
       this.#fail(mine, failure, () => this.hear(understood, options));
     }
+    const elsewhere = !mine.isConnected && words !== null; // another chat is shown: what was said is not for it
     mine.remove();
     this.#end(mine);
+    if (elsewhere) return null;
     if (words) this.ask(words, options, "heard");
     else if (!this.#log.querySelector(".bubble")) $("empty").hidden = false;
     return words;
@@ -98,8 +102,8 @@ export class Conversation extends EventTarget {
     try {
       this.#changed(bubble, { status: "speaking" });
       const summary = await send(session);
-      bubble.remove();
       this.#changed(bubble, { status: "done", latency: { ...summary, first_frame_ms: summary.ttff_ms } });
+      bubble.remove();
     } catch (failure) {
       this.#fail(bubble, failure, () => this.#speak(words, symbol, send));
     } finally {
@@ -132,7 +136,7 @@ export class Conversation extends EventTarget {
   /** Poll a job to its end. A server that is away for a while is waited for: jobs outlive it. */
   async #follow(id, bubble) {
     const backoff = new Backoff(POLL_MS);
-    for (;;) {
+    while (bubble.isConnected) {
       await pause(POLL_MS);
       let job;
       try {
@@ -163,10 +167,13 @@ export class Conversation extends EventTarget {
   }
 
   #fail(bubble, failure, again) {
+    if (!bubble.isConnected) return; // another chat is shown
     if (bubble.querySelector(".typing")) bubble.remove();
     const wrong = this.#bubble("failed", "");
-    const retry = Object.assign(element("button", "small", "Try again"), { type: "button" });
+    const over = failure.code === "session_closed"; // however often it is tried
+    const retry = Object.assign(element("button", "small", over ? "New chat" : "Try again"), { type: "button" });
     retry.addEventListener("click", () => {
+      if (over) return this.dispatchEvent(new Event("fresh"));
       wrong.remove();
       again();
     });
@@ -192,6 +199,7 @@ export class Conversation extends EventTarget {
   }
 
   #changed(bubble, job) {
+    if (bubble && !bubble.isConnected) return; // of another chat
     if (bubble) this.#jobs.set(bubble, job);
     const jobs = [...this.#jobs.values()];
     const furthest = jobs.find(({ status }) => status === "speaking") ?? jobs[0] ?? { status: "done" };

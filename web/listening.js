@@ -12,6 +12,7 @@ const $ = (id) => document.getElementById(id);
 /** Events: "recorded" {seconds, body} with a WAV file, "begins" when a hands-free turn does, "trouble" {title, text}. */
 export class Listening extends EventTarget {
   #recorder = null;
+  #starts = false; // it is being asked for: a second click must not ask again
   #turns = null; // hands-free
   #wave = [];
 
@@ -33,6 +34,8 @@ export class Listening extends EventTarget {
   }
 
   async start() {
+    if (this.#starts || this.on) return;
+    this.#starts = true;
     this.#wave.length = 0;
     try {
       this.#recorder = await Recorder.start((...block) => this.#heard(...block));
@@ -44,6 +47,8 @@ export class Listening extends EventTarget {
         text: denied ? "Allow it in the browser's site settings, then try again." : elsewhere,
       });
       return;
+    } finally {
+      this.#starts = false;
     }
     this.#turns = $("hands-free").checked ? new Turns() : null;
     this.#show(true);

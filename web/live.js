@@ -4,7 +4,7 @@
  *
  * A media source and not `<video src>`: measured in Chromium (tests/browser), a plain element plays about a second
  * behind, cannot be brought back to the edge, and starts from black after each break.
- * Events: "state" {state: connecting|live|lost, failure?, retryMs?}, "first" {ms}, "told" {kind, message, offset}: what
+ * Events: "state" {state: connecting|live|lost|ended, failure?, retryMs?}, "first" {ms}, "told" {kind, message, offset}: what
  * the stream says beside its pictures (told.js), and where its 0 stands on the video's clock, "anew" when that begins anew.
  */
 
@@ -80,6 +80,7 @@ export class LivePlayer extends EventTarget {
         if (error instanceof Failure) failure = error;
       }
       if (run !== this.#run) return;
+      if (failure.code === "session_closed") return this.#tell("ended", { failure }); // nothing more will come
       const retryMs = backoff.take();
       this.#tell("lost", { failure, retryMs });
       await Promise.race([pause(retryMs), new Promise((resolve) => (this.#wake = resolve))]);

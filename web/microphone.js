@@ -21,17 +21,27 @@ export class Recorder {
     const recorder = new Recorder();
     recorder.stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: true, noiseSuppression: true, channelCount: 1 } });
     recorder.context = new AudioContext();
-    await recorder.context.audioWorklet.addModule(new URL("recorder.worklet.js", import.meta.url));
-    recorder.node = new AudioWorkletNode(recorder.context, "recorder", { numberOfOutputs: 0 });
-    recorder.node.port.onmessage = ({ data }) => {
-      recorder.#chunks.push(data);
-      recorder.#samples += data.length;
-      const db = decibels(data);
-      heard(Math.min(1, Math.max(0, 1 + db / 54)), db, data.length / recorder.context.sampleRate);
-    };
-    recorder.context.createMediaStreamSource(recorder.stream).connect(recorder.node);
-    await recorder.context.resume();
+    try {
+      await recorder.#listen(heard);
+    } catch (error) {
+      recorder.#release();
+      throw error;
+    }
     return recorder;
+  }
+
+  async #listen(heard) {
+    const { context, stream } = this;
+    await context.audioWorklet.addModule(new URL("recorder.worklet.js", import.meta.url));
+    this.node = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
+    this.node.port.onmessage = ({ data }) => {
+      this.#chunks.push(data);
+      this.#samples += data.length;
+      const db = decibels(data);
+      heard(Math.min(1, Math.max(0, 1 + db / 54)), db, data.length / context.sampleRate);
+    };
+    context.createMediaStreamSource(stream).connect(this.node);
+    await context.resume();
   }
 
   get seconds() {
@@ -54,10 +64,14 @@ export class Recorder {
 
   /** Let go of the microphone; the recording so far. */
   stop() {
-    for (const track of this.stream.getTracks()) track.stop();
     this.node.port.onmessage = null;
-    this.context.close();
+    this.#release();
     return this.take();
+  }
+
+  #release() {
+    for (const track of this.stream.getTracks()) track.stop();
+    this.context.close();
   }
 }
 

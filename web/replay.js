@@ -42,7 +42,7 @@ export class Replay {
   }
 
   #offer(on) {
-    for (const button of document.querySelectorAll("[data-replay]")) button.hidden = !on;
+    for (const way of document.querySelectorAll("[data-replay], [data-recorded]")) way.hidden = !on;
   }
 
   open() {

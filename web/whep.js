@@ -10,7 +10,8 @@ import { Failure, failureOf } from "./api.js";
 const GATHER_MS = 500; // for candidates: this machine's own come at once
 const ANSWER_MS = 16_000; // the first may wait for a model
 const CONNECT_MS = 2000; // from the answer to the first packet: longer, and the network lets no UDP through
-const STALL_MS = 2000; // without a new picture: idle motion, too, is 25 a second
+const STALL_MS = 2000; // without a packet: idle motion, too, is 25 pictures a second
+const UNSEEN_MS = 5000; // packets that give no picture; a hidden tab may decode none
 const TICK_MS = 500;
 const HELD_S = 0.08; // the server sends a picture so long after it is due
 
@@ -25,7 +26,7 @@ export class Peer extends EventTarget {
   #resource = "";
   #over = () => {};
   #timer = 0;
-  #last = { decoded: 0, atMs: 0, delay: 0, count: 0 };
+  #last = { packets: 0, cameMs: 0, decoded: 0, seenMs: 0, delay: 0, count: 0 };
 
   /** Settles when nothing more is going to come. */
   ended = new Promise((resolve) => (this.#over = resolve));
@@ -87,7 +88,7 @@ export class Peer extends EventTarget {
     await this.#connection.setRemoteDescription({ type: "answer", sdp: await answer.text() });
     const track = this.stream.getVideoTracks()[0]; // it is muted until a packet comes
     if (!(await until(track, "unmute", () => !track.muted, CONNECT_MS))) throw new NoWay("WebRTC does not come through.", "The network may let no UDP pass.");
-    this.#last.atMs = performance.now();
+    this.#last.cameMs = this.#last.seenMs = performance.now();
     this.#timer = setInterval(() => this.#look(), TICK_MS);
   }
 
@@ -100,13 +101,17 @@ export class Peer extends EventTarget {
     const stats = [...(await this.#connection.getStats()).values()];
     const video = stats.find(({ type, kind }) => type === "inbound-rtp" && kind === "video");
     const pair = stats.find(({ type, nominated, state }) => type === "candidate-pair" && nominated && state === "succeeded");
+    const last = this.#last;
     const nowMs = performance.now();
-    if (video?.framesDecoded > this.#last.decoded) {
-      const { framesDecoded: decoded, jitterBufferDelay: delay, jitterBufferEmittedCount: count } = video;
-      if (count > this.#last.count) this.behind = HELD_S + (delay - this.#last.delay) / (count - this.#last.count) + (pair?.currentRoundTripTime ?? 0) / 2;
-      this.#last = { decoded, delay, count, atMs: nowMs };
-      this.seen = true;
-    } else if (nowMs - this.#last.atMs > STALL_MS) this.#over();
+    const { packetsReceived: packets = 0, framesDecoded: decoded = 0, jitterBufferDelay: delay = 0, jitterBufferEmittedCount: count = 0 } = video ?? {};
+    if (packets > last.packets) Object.assign(last, { packets, cameMs: nowMs });
+    if (decoded > last.decoded || document.hidden) Object.assign(last, { decoded, seenMs: nowMs });
+    if (count > last.count) {
+      this.behind = HELD_S + (delay - last.delay) / (count - last.count) + (pair?.currentRoundTripTime ?? 0) / 2;
+      Object.assign(last, { delay, count });
+    }
+    this.seen ||= decoded > 0;
+    if (nowMs - last.cameMs > STALL_MS || nowMs - last.seenMs > UNSEEN_MS) this.#over();
   }
 
   #told({ type, now_s, ...rest }) {

@@ -373,6 +373,8 @@ def make_app(state: State, film: Film) -> FastAPI:
     async def live(session_id: str) -> Response:
         if state.down:
             return JSONResponse({"error": {"code": "busy", "message": "The server restarts.", "remedy": "Wait."}}, 503)
+        if failed := failing("live"):
+            return failed
 
         async def parts() -> AsyncIterator[bytes]:
             viewer, began_s, steps = Viewer(film, state.session(session_id)), time.monotonic(), 0

@@ -1,0 +1,148 @@
+"""One chat after another in the page, over a server of canned media: what ends, and what must not leak into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import Tab
+from tests.browser.fake_server import Film, State, fake_server
+
+pytestmark = pytest.mark.browser
+
+CLOSED = {"code": "session_closed", "message": "The session 'x' is closed.", "remedy": "GET /reset?session_id=x."}
+LONG = "This is a long answer that goes on, and on, and on, and on, and on, for as long as nobody ends it."
+
+
+@pytest.fixture(scope="module")
+def film(chromium: Any) -> Film:  # after chromium: where that is missing, nothing is decoded
+    return Film()
+
+
+@pytest.fixture
+def served(film: Film) -> Iterator[tuple[str, State]]:
+    with fake_server(film) as (url, state):
+        yield url, state
+
+
+@pytest.fixture
+def state(served: tuple[str, State]) -> State:
+    return served[1]
+
+
+@pytest.fixture
+def chat(served: tuple[str, State], tab: Any) -> Tab:
+    opened: Tab = tab(served[0]).open()
+    return opened
+
+
+def session_of(chat: Tab) -> str:
+    return str(chat.page.evaluate("sessionStorage.getItem('warmtalk-session')"))
+
+
+def test_a_chat_that_was_closed_says_so_asks_no_more_and_leads_to_a_new_one(chat: Tab, state: State) -> None:
+    asked: list[str] = []
+    chat.page.on("request", lambda request: request.url.endswith("live.mp4") and asked.append(request.url))
+    before = session_of(chat)
+    state.fail["live"] = (409, CLOSED)
+    state.down = True  # the stream ends
+    chat.until("document.querySelector('#screen').dataset.state === 'lost'")
+    state.down = False
+    chat.until("document.querySelector('#veil-title').textContent === 'This chat has ended'")
+    assert chat.page.inner_text("#pill-text") == "Ended"
+    assert not chat.page.is_visible("#retry") and chat.page.is_disabled("#message") and chat.page.is_disabled("#mic")
+    chat.shot("ended")
+    count = len(asked)
+    chat.page.wait_for_timeout(3000)  # more than two of the pauses between tries
+    assert len(asked) == count
+    del state.fail["live"]
+    chat.page.click("#fresh-here")
+    chat.until("document.querySelector('#screen').dataset.state === 'live'")
+    assert session_of(chat) != before and chat.page.is_enabled("#message") and not chat.page.is_visible("#veil")
+
+
+def test_a_message_to_a_chat_that_is_over_leads_to_a_new_one(chat: Tab, state: State) -> None:
+    state.fail["chat"] = (409, CLOSED)
+    chat.send("Hello?")
+    chat.page.wait_for_selector(".bubble.failed")
+    del state.fail["chat"]
+    before = session_of(chat)
+    chat.page.click(".bubble.failed button")
+    chat.until("document.querySelector('#empty').checkVisibility()")
+    assert session_of(chat) != before and chat.texts(".bubble") == []
+
+
+def test_nothing_of_an_answer_goes_on_in_the_chat_behind_it(chat: Tab, state: State) -> None:
+    state.reply = LONG
+    chat.send("Talk!")
+    chat.state("speaking")
+    before = session_of(chat)
+    chat.page.click("#fresh")
+    chat.until_served(lambda: state.sessions[before].interrupts == 1, 5)  # nobody sees the rest
+    chat.state("live", 5)
+    asked: list[str] = []
+    chat.page.on("request", lambda request: "/status/" in request.url and asked.append(request.url))
+    chat.page.wait_for_timeout(1500)
+    assert len(asked) <= 1  # one may have been on its way
+    assert chat.texts(".bubble") == [] and not chat.page.is_visible("#interrupt") and chat.complaints == []
+
+
+def test_words_that_are_understood_too_late_are_not_for_the_next_chat(chat: Tab, state: State) -> None:
+    state.recognition, state.think_s = True, 1.5
+    chat.page.reload()
+    chat.until("document.querySelector('#mode-hint').textContent === 'Answered, typed or spoken.'")
+    chat.page.click("#mic")
+    chat.until("document.querySelector('#level').value > 0.3")
+    chat.page.wait_for_timeout(500)
+    chat.page.click("#send")
+    chat.page.wait_for_selector(".bubble.user .typing")
+    chat.page.click("#fresh")
+    chat.until_served(lambda: state.uploads)
+    chat.page.wait_for_timeout(2500)
+    assert state.jobs == {} and chat.texts(".bubble") == [] and not chat.page.is_visible("#notice")
+
+
+def test_a_new_chat_beside_a_named_session_is_not_called_by_its_name(served: tuple[str, State], tab: Any) -> None:
+    named = tab(served[0]).open("?session=alice&via=mp4")
+    assert named.page.inner_text("#conversation-name") == "Session alice"
+    named.page.click("#fresh")
+    named.until("sessionStorage.getItem('warmtalk-session') !== 'alice'")
+    assert not named.page.is_visible("#conversation-name")
+    session = session_of(named)
+    named.page.reload()
+    named.state("live")
+    assert session_of(named) == session and named.page.url.endswith("?via=mp4")
+
+
+def test_what_was_not_said_cannot_be_downloaded(chat: Tab) -> None:
+    chat.page.click("#open-settings")
+    assert not chat.page.is_visible("#download") and not chat.page.is_visible("#download-captions")
+    assert chat.page.is_visible("#remove")
+
+
+def test_two_clicks_ask_for_one_microphone(served: tuple[str, State], tab: Any) -> None:
+    chat = tab(served[0])
+    chat.page.add_init_script("""window.asked = 0;
+      const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      navigator.mediaDevices.getUserMedia = async (...all) => {
+        window.asked += 1;
+        await new Promise((resolve) => setTimeout(resolve, 300)); // while the viewer is asked
+        return real(...all);
+      };""")
+    chat.open()
+    chat.page.evaluate("document.querySelector('#mic').click(), document.querySelector('#mic').click()")
+    chat.until("document.querySelector('#level').value > 0.3")
+    assert chat.page.evaluate("asked") == 1
+
+
+def test_a_microphone_that_cannot_be_listened_to_is_let_go(served: tuple[str, State], tab: Any) -> None:
+    chat = tab(served[0])
+    chat.page.add_init_script("""const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      navigator.mediaDevices.getUserMedia = async (...all) => (window.given = await real(...all));
+      AudioWorklet.prototype.addModule = async () => { throw new Error("it does not load"); };""")
+    chat.open()
+    chat.page.click("#mic")
+    chat.page.wait_for_selector("#notice:not([hidden])")
+    assert chat.page.evaluate("given.getTracks().map((track) => track.readyState)") == ["ended"]
