@@ -93,7 +93,7 @@ function show() {
   const words = { offline: $("screen").dataset.state === "lost" ? "Reconnecting" : "Connecting", thinking: "Thinking", speaking: "Speaking", live: "Live", ended: "Ended" };
   $("pill").dataset.state = state;
   if ($("pill-text").textContent !== words[state]) $("pill-text").textContent = words[state];
-  for (const id of ["message", "mic", "send"]) $(id).disabled = page.ended;
+  for (const way of [$("message"), $("mic"), $("send"), ...$("suggestions").children]) way.disabled = page.ended;
   $("interrupt").hidden = !(state === "speaking" || state === "thinking");
   const { text } = captions.now;
   $("caption").hidden = !(page.captions && text && page.live);
@@ -130,7 +130,7 @@ player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {
   }
   if (page.ended) {
     if (listening.on) listening.finish(false);
-    veil("This chat has ended", "What was said in it stays. A new one starts afresh.", true);
+    veil("This chat has ended", "Begin a new one to talk on.", true);
     $("screen").dataset.state = "lost";
   }
   show();

@@ -1,4 +1,4 @@
-"""One chat after another in the page, over a server of canned media: what ends, and what must not leak into the next."""
+"""One chat after another in the page, over a server of canned media: what ends, and what must not leak."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def test_a_chat_that_was_closed_says_so_asks_no_more_and_leads_to_a_new_one(chat
     state.down = False
     chat.until("document.querySelector('#veil-title').textContent === 'This chat has ended'")
     assert chat.page.inner_text("#pill-text") == "Ended"
+    assert chat.page.is_disabled("#suggestions button")
     assert not chat.page.is_visible("#retry") and chat.page.is_disabled("#message") and chat.page.is_disabled("#mic")
     chat.shot("ended")
     count = len(asked)
