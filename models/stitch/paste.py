@@ -17,7 +17,7 @@ import numpy as np
 
 from models.avatar.warp import apply, invert
 from models.stitch.alpha import Alpha
-from models.stitch.blends import find_blend
+from models.stitch.blends import Blend, Level, find_blend, poisson
 from models.stitch.jaw import JawDrop, JawLine
 from models.stitch.musetalk_paste import (
     alpha_of,
@@ -56,19 +56,20 @@ def paste(frame: UInt8, face: UInt8, transform: Float32, mask: UInt8, mode: str 
 
 @dataclass(slots=True)
 class PasteMemory:
-    """What a paste has learnt of one utterance: colour, sharpness, jaw. A new one knows nothing and needs nothing.
+    """What a paste has learnt of one utterance: colour, sharpness, jaw, level. A new one knows and needs nothing.
 
     scene: of the source, counted from 0: another one has another light and another lens, and is learnt anew.
     """
 
     tone: Tone = field(default_factory=Tone)
     jaw: JawDrop = field(default_factory=JawDrop)
+    level: Level = field(default_factory=Level)
     scene: int = 0
 
     def enter(self, scene: int) -> None:
         """The next frame is of that scene."""
         if scene != self.scene:
-            self.tone, self.jaw, self.scene = Tone(), JawDrop(), scene
+            self.tone, self.jaw, self.level, self.scene = Tone(), JawDrop(), Level(), scene
 
 
 class Paster:
@@ -125,9 +126,15 @@ class Paster:
             if not alpha.weights.size:
                 return
             own = frame[alpha.region].copy() if weight < 1 else frame[alpha.region]
-            frame[alpha.region] = self._blend(own, over, alpha.weights)
+            frame[alpha.region] = self._blend_of(memory)(own, over, alpha.weights)
         if weight < 1 and own.size:
             frame[alpha.region] = cv2.addWeighted(frame[alpha.region], weight, own, 1 - weight, 0)
+
+    def _blend_of(self, memory: PasteMemory | None) -> Blend:
+        """The blend, with what is remembered of the utterance."""
+        if memory is None or self._blend is not poisson:
+            return self._blend
+        return partial(poisson, level=memory.level, fps=float(self._avatar.fps))
 
     def _fitted(
         self, frame: UInt8, face: UInt8, index: int, weight: float, memory: PasteMemory | None

@@ -9,7 +9,7 @@ from scipy.sparse import lil_matrix
 from scipy.sparse.linalg import spsolve
 from skimage import data
 
-from models.stitch.blends import BLENDS, correction_source, feather, multiband, poisson, solve
+from models.stitch.blends import BLENDS, Level, correction_source, feather, multiband, poisson, solve
 
 UNDER = np.ascontiguousarray(data.astronaut()[60:200, 140:310])  # (140, 170, 3): a face
 
@@ -122,3 +122,29 @@ def test_small_regions_are_blended_too(mode: str, shape: tuple[int, int]) -> Non
     under, over = np.full((*shape, 3), 100, np.uint8), np.full((*shape, 3), 104, np.uint8)
     out = BLENDS[mode](under, over, np.full(shape, 255, np.uint8))
     assert out.shape == under.shape and out.min() >= 99 and out.max() <= 105
+
+
+def crossed(level: Level | None, frames: int = 20) -> np.ndarray:
+    """The middle's mean level, `(n,)`, while something dark comes and goes at the mask's edge, as lips do."""
+    middle = []
+    for k in range(frames):
+        face = np.clip(UNDER.astype(int) + 12, 0, 255).astype(np.uint8)
+        face[86:116, 60:110] -= np.uint8(10 * (k % 2))
+        middle.append(float(poisson(UNDER, face, mask(), level)[55:75, 70:100].astype(float).mean()))
+    return np.array(middle)
+
+
+def test_with_a_memory_what_crosses_the_edge_does_not_make_poisson_flicker() -> None:
+    alone, steadied = (np.abs(np.diff(crossed(level), 2)).mean() for level in (None, Level()))
+    assert alone > 0.5
+    assert steadied < 0.25 * alone
+
+
+def test_with_a_memory_a_change_of_light_still_goes_within_a_second() -> None:
+    level, middle = Level(), np.s_[50:90, 70:100]
+    for tint, frames in ((0, 1), (16, 25)):
+        face = np.clip(UNDER.astype(int) + tint, 0, 255).astype(np.uint8)
+        for _ in range(frames):
+            out = poisson(UNDER, face, mask(), level)
+    left = out[middle].astype(float) - poisson(UNDER, face, mask())[middle]
+    assert abs(left.mean()) < 0.5
