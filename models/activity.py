@@ -4,7 +4,9 @@ Phonemes' edges are some 25 ms uncertain, so a sound that meets one counts as a 
 The sound is judged a whole segment at a time, so hysteresis works both ways in time: a stretch that is surely voiced
 grows forward and back to where the sound sinks into the background. A breath or a click has no such core. The levels
 adapt: to the background and to the loudest speech of the utterance so far, so that a segment that is nothing but
-background, or speech from end to end, is known for what it is.
+background, or speech from end to end, is known for what it is. Before any speech has been heard, a segment that keeps
+one level and has no pitch is background: noise of any colour does, speech and whispering do not. A steady tone or hum
+cannot be told from a sung vowel, and counts as speech.
 """
 
 from __future__ import annotations
@@ -33,6 +35,11 @@ LOUD, QUIET = 95, 5  # percentiles of a segment's levels: its speech, its backgr
 LEAST_RANGE_DB = 20.0  # between them: a segment may be without a pause, and then its quietest hops are no background
 SAME_BACKGROUND_DB = 3.0  # of the utterance's: a background this much louder is the same one still
 CORE_S = 0.03  # a shorter voiced stretch is a click
+# A background by itself: the level of 0.1 s, 5th to 95th percentile, is within 3.3 dB for white to brown noise; for
+# speech it goes 8 dB, for whispering 7 dB, even where either lies 5 dB below such noise.
+STEADY_S, STEADY_RANGE_DB, LEAST_STEADY_S = 0.1, 5.0, 1.0
+# How far its mean spectrum strays from its own course: noise 1.3 dB (of a second), a fan that hums 1.7, a vowel 20.
+LINES_DB, LINES_FRAME_S, COURSE_HZ = 3.0, 0.128, 250.0
 NEAR_S = 0.15  # a sound so close to a core belongs to it: what a stop consonant lets out after its closure
 
 
@@ -56,6 +63,9 @@ class Activity:
         voice, sound = levels_db(samples, sample_rate_hz, VOICE_HZ), levels_db(samples, sample_rate_hz, SOUND_HZ)
         if not len(voice):
             return np.zeros((0, 2))
+        if not self._voice.heard and is_background(samples, sample_rate_hz, voice, sound):
+            # not remembered: speech within 5 dB of it is cut to pieces by a background that is known
+            return np.zeros((0, 2))
         voiced, heard = voice > self._voice.threshold_db(voice), sound > self._sound.threshold_db(sound)
         spans = np.array(_grown(_runs(voiced), _runs(heard | voiced)), np.float64).reshape(-1, 2) * HOP_S
         return joined(np.clip(spans, 0.0, len(samples) / sample_rate_hz))
@@ -71,6 +81,11 @@ class _Band:
     loudest_db: float = -np.inf
     background_db: float = -np.inf
 
+    @property
+    def heard(self) -> bool:
+        """Whether anything was loud enough for speech."""
+        return self.loudest_db > self.quietest_db
+
     def threshold_db(self, levels: Levels) -> float:
         """What is louder sounds, in a segment with these levels, `(n,)`; they are remembered."""
         loud, quiet = (float(np.percentile(levels, share)) for share in (LOUD, QUIET))
@@ -81,6 +96,32 @@ class _Band:
         if loud - quiet >= LEAST_RANGE_DB / 2:
             self.background_db = quiet
         return max(floor + self.above_floor_db, self.loudest_db - self.range_db, self.quietest_db)
+
+
+def is_background(samples: Float32, sample_rate_hz: int, voice: Levels, sound: Levels) -> bool:
+    """Whether a segment by itself is noise and nothing else: of one level from end to end, and without a pitch."""
+    if len(samples) < LEAST_STEADY_S * sample_rate_hz:
+        return False
+    return max(_range_db(voice), _range_db(sound)) < STEADY_RANGE_DB and _lines_db(samples, sample_rate_hz) < LINES_DB
+
+
+def _range_db(levels: Levels) -> float:
+    """How far the level of `STEADY_S` goes, without the segment's ends, where there is silence beyond."""
+    count = round(STEADY_S / HOP_S)
+    means = np.convolve(10 ** (levels[1:-2] / 10), np.full(count, 1 / count), "valid")
+    low, high = np.percentile(10 * np.log10(means), (QUIET, LOUD))
+    return float(high - low)
+
+
+def _lines_db(samples: Float32, sample_rate_hz: int) -> float:
+    """How far the mean spectrum of voiced sounds' band strays from its own course, rms: pitch makes lines in it."""
+    size = round(LINES_FRAME_S * sample_rate_hz)
+    frames = np.lib.stride_tricks.sliding_window_view(samples, size)[:: size // 2]
+    power = (np.abs(np.fft.rfft(frames * np.hanning(size).astype(np.float32), axis=1)) ** 2).mean(0)
+    levels, hz = 10 * np.log10(power + 1e-12), sample_rate_hz / size
+    reach, first, last = round(COURSE_HZ / 2 / hz), round(VOICE_HZ[0] / hz), round(VOICE_HZ[1] / hz)
+    course = [np.median(levels[max(bin - reach, 0) : bin + reach + 1]) for bin in range(first, last)]
+    return float(np.std(levels[first:last] - course))
 
 
 def from_phonemes(phonemes: Sequence[Phoneme]) -> Spans:

@@ -154,8 +154,8 @@ async def test_lips_hear_the_speech_as_much_later_as_they_are_to_be_shown():
 
 
 async def test_one_ear_hears_the_whole_utterance_so_that_a_later_segments_noise_is_known_for_it():
-    """Speech 17 dB above a noise, which then goes on alone: by itself the second segment would count as speech."""
-    noise = np.random.default_rng(0).normal(size=4 * RATE).astype(np.float32) * 0.02
+    """Speech 17 dB above a noise, which then goes on alone: by itself, and so short, it would count as speech."""
+    noise = np.random.default_rng(0).normal(size=round(2.8 * RATE)).astype(np.float32) * 0.02
     pauses = np.sin(np.pi * np.arange(2 * RATE) / RATE) > 0
     voice = 0.14 * np.sin(2 * np.pi * 150 * np.arange(2 * RATE) / RATE) * pauses
     said = Speech((voice + noise[: 2 * RATE]).astype(np.float32), RATE), Speech(noise[2 * RATE :], RATE, last=True)
