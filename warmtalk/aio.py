@@ -265,7 +265,10 @@ class AsyncClient:
                 continue
             if answer.is_success:
                 return answer
-            failure = error_of(answer.status_code, await answer.aread())
+            try:
+                failure = error_of(answer.status_code, await answer.aread())
+            except httpx.TransportError:
+                failure = error_of(answer.status_code, b"")  # its words were lost, its status was not
             if last or not call.may_repeat(answer.status_code):
                 raise failure
             await asyncio.sleep(wait_s(answer, attempt))

@@ -258,7 +258,10 @@ class Client:
                 continue
             if answer.is_success:
                 return answer
-            failure = error_of(answer.status_code, answer.read())
+            try:
+                failure = error_of(answer.status_code, answer.read())
+            except httpx.TransportError:
+                failure = error_of(answer.status_code, b"")  # its words were lost, its status was not
             if last or not call.may_repeat(answer.status_code):
                 raise failure
             time.sleep(wait_s(answer, attempt))

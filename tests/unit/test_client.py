@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +329,24 @@ def test_what_a_proxy_says_is_an_error_too(call: Any, body: bytes) -> None:
     if body:
         with pytest.raises(ServerError, match=r"not JSON|answered"):
             call(httpx.Response(200, content=b"<html>"), "voices")
+
+
+class Torn(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that breaks off in its first word."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b'{"err'
+        raise httpx.RemoteProtocolError("peer closed connection")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
+
+
+def test_a_refusal_that_breaks_off_keeps_its_status(call: Any, server: Server) -> None:
+    with pytest.raises(NotFound, match="The server answered 404"):
+        call(httpx.Response(404, stream=Torn()), "session", "alice")
+    assert call([httpx.Response(503, stream=Torn()), ok(["a"])], "sessions") == ["a"]
 
 
 def test_a_full_queue_is_tried_again_when_the_server_says(call: Any, waits: list[float]) -> None:
