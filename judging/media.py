@@ -27,7 +27,8 @@ class Media:
     """What a video is, apart from its pictures, as far as it is looked at.
 
     times: of the frames in seconds, from the first. lasting: how many frames' time each is shown, int64 `(n,)`.
-    samples: mono at 16 kHz, sample 0 sounds with frame 0; empty without sound. whole_s: of the whole file.
+    samples: mono at 16 kHz, sample 0 sounds with frame 0; empty without sound. whole_s: of the whole file. keys: key
+    frames, by their place among the frames.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Media:
     lasting: npt.NDArray[np.int64]
     samples: Float32
     whole_s: float
+    keys: tuple[int, ...] = (0,)
 
     @property
     def frames(self) -> int:
@@ -54,8 +56,9 @@ def open_media(path: Path, seconds: float) -> Media:
         with av.open(str(path)) as container:
             stream = _picture(container, path)
             fps = float(stream.average_rate or stream.guessed_rate or 25)
-            packets = [p for p in container.demux(stream) if p.pts is not None and p.size]
-            times = np.sort(np.array([float(p.pts * p.time_base) for p in packets]))
+            packets = sorted((p for p in container.demux(stream) if p.pts is not None and p.size), key=lambda p: p.pts)
+            times = np.array([float(p.pts * p.time_base) for p in packets])
+            keys = np.flatnonzero([p.is_keyframe for p in packets])
             width, height = _upright_size(path)
         if min(width, height) < MIN_SIDE_PX:
             raise VideoError(f"{path.name} measures {width} × {height} px.", f"Sides below {MIN_SIDE_PX} show no face.")
@@ -70,7 +73,8 @@ def open_media(path: Path, seconds: float) -> Media:
         raise VideoError(f"{path.name} cannot be read as a video.", READABLE) from error
     gaps = np.diff(shown, append=shown[-1] + 1 / fps)
     lasting = np.maximum(1, np.rint(gaps * fps)).astype(np.int64)
-    return Media(path, width, height, fps, shown - shown[0], lasting, samples, whole_s)
+    inside = tuple(keys[keys < len(shown)].tolist())
+    return Media(path, width, height, fps, shown - shown[0], lasting, samples, whole_s, inside)
 
 
 def frames_of(media: Media) -> Iterator[UInt8]:

@@ -104,7 +104,7 @@ def read_video(
     shown = None
     if avatar is not None:
         if sidecar is not None and sidecar.avatar_id == avatar.avatar_id:
-            shown = shown_by(sidecar, avatar)
+            shown = shown_by(sidecar, avatar, media.keys)
         else:
             shown = recognised(_counted(frames_of(media), "recognising", media, progress), avatar, avatar.fps)
     if avatar is not None and shown is not None:

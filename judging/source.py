@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import av
@@ -40,8 +40,11 @@ class Shown:
     told: bool
 
 
-def shown_by(sidecar: Sidecar, avatar: PreparedAvatar) -> Shown:
-    """As the sidecar tells. Raises CorruptError where it names frames that the avatar does not have."""
+def shown_by(sidecar: Sidecar, avatar: PreparedAvatar, keys: Sequence[int]) -> Shown:
+    """As the sidecar tells. keys: the video's key frames.
+
+    Raises CorruptError where it names frames that the avatar does not have.
+    """
     known = sidecar.known
     indices = np.maximum.accumulate(np.where(known, np.arange(len(known)), 0))  # where not known, the last that was
     frames = np.maximum(sidecar.avatar_frames[indices], 0)
@@ -50,8 +53,22 @@ def shown_by(sidecar: Sidecar, avatar: PreparedAvatar) -> Shown:
             f"The sidecar names frame {int(frames.max())} of {avatar.avatar_id!r}, which has {len(avatar)}.",
             "Remove the sidecar, and name the avatar with --avatar-id.",
         )
-    edges = tuple(sorted({0, *(said.first_frame for said in sidecar.said), len(known)}))
-    return Shown(frames, known, edges, sidecar.spec, True)
+    return Shown(frames, known, (*_anew(keys, sidecar.spec), len(known)), sidecar.spec, True)
+
+
+def _anew(keys: Sequence[int], spec: MediaSpec) -> list[int]:
+    """The key frames at which an encoder began: those that one which goes on would not have set there.
+
+    Idle motion is coded in pieces, each by itself.
+    """
+    edges, due = [0], spec.first_fragment_frames
+    for key in keys:
+        if key == due:
+            due += spec.fragment_frames
+        elif key:
+            edges.append(key)
+            due = key + spec.first_fragment_frames
+    return edges
 
 
 def recognised(frames: Iterable[UInt8], avatar: PreparedAvatar, fps: int) -> Shown:
