@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -26,6 +27,10 @@ class Retry(Exception):
         self.error = error
         self.wait_s = wait_s
 
+    def pause_s(self, attempt: int) -> float:
+        """How long to wait behind the so-manyth try, counted from 0: what the server asks, or twice as long each."""
+        return min(self.wait_s or BACKOFF_S * 2**attempt, LONGEST_WAIT_S)
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -37,6 +42,29 @@ class Server:
     asked: str
     instead: str
     check: str = "Check base_url and model."
+
+
+def check_address(base_url: str) -> None:
+    """Raises ConfigError for what is no address."""
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"base_url {base_url!r} is not an address.", "It looks like http://127.0.0.1:8000/v1.")
+
+
+def client_options(base_url: str, api_key_env: str | None, whose: str, timeout_s: float) -> dict[str, Any]:
+    """Of an httpx client, plain or asynchronous. timeout_s: without a byte. Raises ConfigError."""
+    return {
+        "base_url": base_url.rstrip("/") + "/",
+        "headers": authorization(api_key_env, whose),
+        "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+    }
+
+
+def lost(server: Server, error: httpx.TransportError) -> Retry:
+    """What broke a connection, or kept it silent, as an error that may pass."""
+    name = server.name[0].lower() + server.name[1:]
+    if isinstance(error, httpx.TimeoutException):
+        return Retry(StageError(f"{server.name} did not answer in time.", "Raise timeout_s."))
+    return Retry(StageError(f"The connection to {name} failed: {error}.", "Check its address, and the server."))
 
 
 def refusal(server: Server, answer: httpx.Response, body: bytes) -> Exception:

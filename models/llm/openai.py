@@ -18,13 +18,11 @@ import httpx
 from models.errors import ConfigError, StageError
 from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV, Message
 from models.remote import (
-    BACKOFF_S,
-    CONNECT_TIMEOUT_S,
-    LONGEST_WAIT_S,
     Retry,
     Server,
-    authorization,
+    client_options,
     head_async,
+    lost,
     refusal,
     sentence,
 )
@@ -77,11 +75,7 @@ class OpenAIResponder:
         if tries < 1 or timeout_s <= 0 or max_chars < 1:
             raise ConfigError("tries, timeout_s and max_chars must be above 0.", "Mend Chat's options.")
         given = KEY_ENV if os.environ.get(KEY_ENV, "").strip() else None  # a local server wants no key
-        client = httpx.AsyncClient(
-            base_url=base_url.rstrip("/") + "/",
-            headers=authorization(api_key_env or given, "language model"),
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
-        )
+        client = httpx.AsyncClient(**client_options(base_url, api_key_env or given, "language model", timeout_s))
         chosen = {"temperature": temperature, "max_tokens": max_tokens}
         body = {"model": model, "stream": True, **{k: v for k, v in chosen.items() if v is not None}, **(extra or {})}
         return cls(client, body, tries, max_chars)
@@ -108,7 +102,7 @@ class OpenAIResponder:
             except Retry as retry:
                 if given or attempt == self._tries - 1:
                     raise retry.error from retry.__cause__
-                await asyncio.sleep(min(retry.wait_s or BACKOFF_S * 2**attempt, LONGEST_WAIT_S))
+                await asyncio.sleep(retry.pause_s(attempt))
 
     async def _request(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
         async with self._answer(body) as answer:
@@ -140,12 +134,8 @@ class OpenAIResponder:
                 if not kind.startswith(("text/event-stream", "application/json")):
                     raise StageError(f"The language model's server answered with {kind or 'no type'}.", CHECK_URL)
                 yield answer
-        except httpx.TimeoutException as error:
-            raise Retry(StageError("The language model did not answer in time.", "Raise timeout_s.")) from error
         except httpx.TransportError as error:
-            raise Retry(
-                StageError(f"The connection to the language model failed: {error}.", "Check its address and server.")
-            ) from error
+            raise lost(SERVER, error) from error
 
 
 CHECK_URL = "Check the address: it usually ends with /v1."

@@ -16,12 +16,11 @@ from models.audio import encode_audio
 from models.errors import AudioError, ConfigError, InputError, StageError
 from models.recognition.base import Segment, Task, Transcript
 from models.remote import (
-    BACKOFF_S,
-    CONNECT_TIMEOUT_S,
-    LONGEST_WAIT_S,
     Retry,
     Server,
-    authorization,
+    check_address,
+    client_options,
+    lost,
     refusal,
 )
 from models.types import WHISPER_HZ, Float32
@@ -64,15 +63,10 @@ class OpenAIRecognizer:
         """
         if response_format not in FORMATS:
             raise ConfigError(f"There is no format {response_format!r}.", f"Use one of {', '.join(FORMATS)}.")
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url {base_url!r} is not an address.", "It looks like http://127.0.0.1:8000/v1.")
+        check_address(base_url)
         if tries < 1 or timeout_s <= 0:
             raise ConfigError("tries and timeout_s must be above 0.", "Mend Recognize's options.")
-        client = httpx.Client(
-            base_url=base_url.rstrip("/") + "/",
-            headers=authorization(api_key_env, "recognition server"),
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
-        )
+        client = httpx.Client(**client_options(base_url, api_key_env, "recognition server", timeout_s))
         return cls(client, model, response_format, tries)
 
     def transcribe(self, samples_16khz: Float32, language: str | None = None, task: Task = "transcribe") -> Transcript:
@@ -96,19 +90,15 @@ class OpenAIRecognizer:
             except Retry as retry:
                 if attempt == self._tries - 1:
                     raise retry.error from retry.__cause__
-                time.sleep(min(retry.wait_s or BACKOFF_S * 2**attempt, LONGEST_WAIT_S))
+                time.sleep(retry.pause_s(attempt))
         raise AssertionError("tries is at least 1")
 
     def _request(self, path: str, form: dict[str, str], sound: bytes) -> Any:
         """The answer's JSON. Raises Retry and WarmTalkError."""
         try:
             answer = self._client.post(path, data=form, files={"file": ("speech.wav", sound, "audio/wav")})
-        except httpx.TimeoutException as error:
-            raise Retry(StageError("The recognition server did not answer in time.", "Raise timeout_s.")) from error
         except httpx.TransportError as error:
-            raise Retry(
-                StageError(f"The connection to the recognition server failed: {error}.", "Check base_url and server.")
-            ) from error
+            raise lost(SERVER, error) from error
         if answer.status_code != 200:
             raise refusal(SERVER, answer, answer.content)
         try:

@@ -17,13 +17,12 @@ import numpy as np
 from models.audio import decode_audio, resample
 from models.errors import AudioError, ConfigError, InputError, StageError
 from models.remote import (
-    BACKOFF_S,
-    CONNECT_TIMEOUT_S,
-    LONGEST_WAIT_S,
     Retry,
     Server,
-    authorization,
+    check_address,
+    client_options,
     head,
+    lost,
     refusal,
 )
 from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
@@ -94,15 +93,10 @@ class OpenAITTS:
         """
         if response_format not in FORMATS:
             raise ConfigError(f"There is no format {response_format!r}.", f"Use one of {', '.join(FORMATS)}.")
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url {base_url!r} is not an address.", "It looks like http://127.0.0.1:8000/v1.")
+        check_address(base_url)
         if tries < 1 or timeout_s <= 0 or sample_rate_hz <= 0 or max_mb <= 0:
             raise ConfigError("tries, timeout_s, sample_rate_hz and max_mb must be above 0.", "Mend the TTS options.")
-        client = httpx.Client(
-            base_url=base_url.rstrip("/") + "/",
-            headers=authorization(api_key_env, "speech server"),
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
-        )
+        client = httpx.Client(**client_options(base_url, api_key_env, "speech server", timeout_s))
         names = list(dict.fromkeys([voice, *(voices or [])]))
         return cls(client, model, names, voices is not None, response_format, sample_rate_hz, tries, max_mb)
 
@@ -143,7 +137,7 @@ class OpenAITTS:
             except Retry as retry:
                 if given or attempt == self._tries - 1:
                     raise retry.error from retry.__cause__
-                time.sleep(min(retry.wait_s or BACKOFF_S * 2**attempt, LONGEST_WAIT_S))
+                time.sleep(retry.pause_s(attempt))
 
     def _request(self, body: dict[str, Any]) -> Iterator[Float32]:
         with self._answer(body) as answer:
@@ -173,12 +167,8 @@ class OpenAITTS:
                 if kind.startswith(("text/", "application/json")):
                     raise StageError(f"The speech server answered with {kind} instead of sound.", "Check base_url.")
                 yield answer
-        except httpx.TimeoutException as error:
-            raise Retry(StageError("The speech server did not answer in time.", "Raise timeout_s.")) from error
         except httpx.TransportError as error:
-            raise Retry(
-                StageError(f"The connection to the speech server failed: {error}.", "Check base_url and the server.")
-            ) from error
+            raise lost(SERVER, error) from error
 
     def _limited(self, answer: httpx.Response) -> Iterator[bytes]:
         size = 0

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from models.errors import BusyError, ConfigError, InputError, StageError
-from models.llm import openai
 from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV, Message
 from models.llm.openai import OpenAIResponder
 from tests.unit.llm_server import Answer, Handler, LLMServer, broken_off, llm_server, refused, streamed
@@ -21,7 +20,7 @@ ASKED = [Message("system", "Be brief."), Message("user", "Hi")]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "BACKOFF_S", 0.01)
+    monkeypatch.setattr("models.remote.BACKOFF_S", 0.01)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", URL_ENV, MODEL_ENV, KEY_ENV):
         monkeypatch.delenv(name, raising=False)
 

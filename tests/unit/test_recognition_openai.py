@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from models.errors import AudioError, BusyError, ConfigError, InputError, StageError
-from models.recognition import openai as module
 from models.recognition.openai import OpenAIRecognizer
 from tests.unit.whisper_material import buzz
 
@@ -53,7 +52,7 @@ def answer(value, status: int = 200, kind: str = "application/json", **headers: 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(module, "BACKOFF_S", 0.01)
+    monkeypatch.setattr("models.remote.BACKOFF_S", 0.01)
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads, http.asked, http.answers = True, [], [answer(VERBOSE)]
     http.url = f"http://127.0.0.1:{http.server_address[1]}/v1"

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from models.errors import BusyError, ConfigError, InputError, StageError, TextError
-from models.tts import openai
 from models.tts.openai import OpenAITTS
 from models.tts.pieces import LAST_PAUSE_S, LEAD_S
 from tests.unit.test_audio import wav_bytes
@@ -81,7 +80,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "BACKOFF_S", 0.01)
+    monkeypatch.setattr("models.remote.BACKOFF_S", 0.01)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
