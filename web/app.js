@@ -3,7 +3,7 @@
 import { address, door, getJson, postJson, request } from "./api.js";
 import { Conversation } from "./conversation.js";
 import { Key } from "./key.js";
-import { draw, follow } from "./latency.js";
+import { draw, follow, making } from "./latency.js";
 import { Listening } from "./listening.js";
 import { LivePlayer } from "./live.js";
 import { Replay } from "./replay.js";
@@ -147,11 +147,15 @@ video.addEventListener("volumechange", show);
 conversation.addEventListener("job", ({ detail: job }) => {
   if (page.job !== job.status && job.status === "done") replay.look(page.session);
   page.job = job.status;
-  draw(job.latency);
+  page.key = job.key;
+  page.chat = job.chat;
+  const drawn = "making" in $("latency").dataset && !job.done; // by what the stream tells, which is newer
+  draw(drawn ? { first_frame_ms: job.latency?.first_frame_ms } : job.latency, job.key);
   show();
 });
 player.addEventListener("told", ({ detail: { kind, message, offset } }) => {
   if (kind === "caption") captions.tell(message, offset);
+  if (kind === "making") making({ ...message, first_frame_ms: page.chat ? 0 : message.ttff_ms }, page.key); // a chat's waits for its model, too
 });
 player.addEventListener("anew", () => captions.clear());
 captions.addEventListener("change", () => {

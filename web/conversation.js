@@ -24,7 +24,8 @@ const typing = (words) => {
 };
 
 /**
- * Events: "job" {status, latency} whenever something changes, "sent" when a message leaves, "fresh" when another chat is wanted. `status` is that of the
+ * Events: "job" {status, latency, key, done, chat} whenever something changes, "sent" when a message leaves, "fresh" when another chat
+ * is wanted. `status` is that of the
  * message that is furthest.
  */
 export class Conversation extends EventTarget {
@@ -201,10 +202,10 @@ export class Conversation extends EventTarget {
   #changed(bubble, job) {
     if (bubble && !bubble.isConnected) return; // of another chat
     if (bubble) this.#jobs.set(bubble, job);
-    const jobs = [...this.#jobs.values()];
-    const furthest = jobs.find(({ status }) => status === "speaking") ?? jobs[0] ?? { status: "done" };
+    const jobs = [...this.#jobs];
+    const [key, furthest] = jobs.find(([, { status }]) => status === "speaking") ?? jobs[0] ?? [bubble, { status: "done" }];
     for (const [shown, known] of this.#jobs) if (known.reply) this.#show(shown, known);
-    this.dispatchEvent(new CustomEvent("job", { detail: { status: furthest.status, latency: job?.latency } }));
+    this.dispatchEvent(new CustomEvent("job", { detail: { status: furthest.status, latency: job?.latency, key, done: job?.status === "done", chat: Boolean(furthest.job_id) } }));
   }
 }
 

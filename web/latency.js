@@ -1,15 +1,24 @@
-/** The latency panel: time to the first frame, speed against real time, and the milliseconds of every stage as bars. */
+/**
+ * The latency panel: time to the first frame and how it was lately, speed against real time, and the milliseconds of
+ * every stage, drawn while an answer is made.
+ */
 
 const STAGES = { TTS: "Voice", AudioFeatures: "Features", LipSync: "Lip sync", Enhance: "Enhance", Stitch: "Stitch" };
+const KEPT = 24; // answers in the sparkline
+const QUIET_MS = 1200; // without news nothing is being made
+const [WIDTH, HEIGHT, EDGE] = [96, 24, 3];
 const $ = (id) => document.getElementById(id);
 const rows = new Map();
+const history = []; // {key, ms}, the latest last
+let quiet = 0;
 
 const milliseconds = (ms) => (ms >= 1000 ? `${(ms / 1000).toFixed(2)} s` : `${Math.round(ms)} ms`);
+const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
 
 function row(stage) {
   if (!rows.has(stage)) {
     const item = document.createElement("li");
-    item.innerHTML = '<span class="name"><span></span><span class="value">–</span></span><span class="track"><span class="fill"></span></span>';
+    item.innerHTML = '<span class="name"><span></span><span class="value">–</span></span><span class="track" aria-hidden="true"><span class="fill"></span></span>';
     item.querySelector(".name span").textContent = STAGES[stage];
     item.title = stage;
     $("bars").append(item);
@@ -19,19 +28,48 @@ function row(stage) {
 }
 
 /**
- * Draw a job's latency: `{first_frame_ms, duration_s, stages: {stage: {busy_ms}}}`; what is missing stays as it was.
- * The speed is that of the slowest stage: they work side by side, and speech that is watched is made no faster than shown.
+ * Draw an answer's latency: `{first_frame_ms, duration_s, stages: {stage: {busy_ms}}}`; what is missing stays as it was.
+ * A full bar works as long as the speech lasts, or is that of the slowest stage where it takes longer. The speed is the
+ * slowest stage's: they work side by side, and speech that is watched is made no faster than shown. key: the answer.
  */
-export function draw({ first_frame_ms, duration_s, stages } = {}) {
-  if (first_frame_ms) $("figure-first").textContent = milliseconds(first_frame_ms);
+export function draw({ first_frame_ms, duration_s, stages } = {}, key = null) {
+  if (first_frame_ms) first(first_frame_ms, key);
   if (!stages || !Object.keys(stages).length) return;
   const busy = (stage) => stages[stage]?.busy_ms ?? 0;
   const longest = Math.max(...Object.keys(STAGES).map(busy), 1);
+  const whole = Math.max(longest, 1000 * (duration_s ?? 0));
   if (duration_s) $("figure-rtf").textContent = `${((1000 * duration_s) / longest).toFixed(1)} ×`;
   for (const stage of Object.keys(STAGES)) {
-    row(stage).querySelector(".fill").style.setProperty("--share", busy(stage) / longest);
+    row(stage).querySelector(".fill").style.setProperty("--share", busy(stage) / whole);
     row(stage).querySelector(".value").textContent = stages[stage] ? milliseconds(busy(stage)) : "off";
   }
+  if (duration_s) $("bars").setAttribute("aria-label", `Milliseconds of each stage for ${duration_s.toFixed(1)} seconds of speech`);
+}
+
+/** Draw what is being made: news come several times a second, and no more when it is done. */
+export function making(facts, key) {
+  draw(facts, key);
+  $("latency").dataset.making = "";
+  clearTimeout(quiet);
+  quiet = setTimeout(() => delete $("latency").dataset.making, QUIET_MS);
+}
+
+function first(ms, key) {
+  $("figure-first").textContent = milliseconds(ms);
+  if (history.at(-1)?.key === key) history.at(-1).ms = ms;
+  else history.push({ key, ms });
+  history.splice(0, history.length - KEPT);
+  const values = history.map((entry) => entry.ms);
+  const most = Math.max(...values);
+  const points = values.map((value, k) => {
+    const x = WIDTH - EDGE - ((values.length - 1 - k) * (WIDTH - 2 * EDGE)) / (KEPT - 1);
+    return [x.toFixed(1), (HEIGHT - EDGE - (value / most) * (HEIGHT - 2 * EDGE)).toFixed(1)];
+  });
+  $("spark-line").setAttribute("points", points.map((point) => point.join()).join(" "));
+  $("spark-dot").setAttribute("cx", points.at(-1)[0]);
+  $("spark-dot").setAttribute("cy", points.at(-1)[1]);
+  $("spark").setAttribute("aria-label", `To first frame: ${milliseconds(ms)}; of the last ${values.length} the median is ${milliseconds(median(values))}, the slowest ${milliseconds(most)}`);
+  $("spark").toggleAttribute("hidden", values.length < 2);
 }
 
 for (const stage of Object.keys(STAGES)) row(stage);

@@ -36,6 +36,7 @@ FPS, RATE, FRAGMENT_FRAMES = 25, 24_000, 4
 FRAME_SAMPLES = RATE // FPS
 IDLE_FRAMES = 150
 WORD_S = 0.32
+STAGES = {"TTS": 92, "AudioFeatures": 140, "LipSync": 1320, "Enhance": 640, "Stitch": 410}  # ms of a sentence
 MOUTH = (slice(306, 346), slice(222, 290))  # of the presenter's 512 px frames: rows, columns
 
 
@@ -156,6 +157,7 @@ class Viewer:
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
         self._video.gop_size = 25
         self._caption: dict[str, Any] | None = None  # that was told last, and is heard
+        self._made: dict[str, Any] = {}  # that was told last
         self._told = 0
         self._audio = self._out.add_stream("aac", rate=RATE, layout="mono")
 
@@ -166,6 +168,8 @@ class Viewer:
             now_s = time.monotonic()
             speaking = round((now_s - self._session.began_s) * FPS) if self._session.speaks else None
             told += self._tell(speaking)
+        if speaking is not None:
+            told += self._make(speaking)
             frame = av.VideoFrame.from_ndarray(self._film.frame(self._number, speaking), format="rgb24")
             frame.pts = self._number
             self._out.mux(self._video.encode(frame))
@@ -174,6 +178,17 @@ class Viewer:
             self._out.mux(self._audio.encode(sound))
             self._number += 1
         return told + self._sink.take()
+
+    def _make(self, speaking: int) -> bytes:
+        """What is being made: twice as fast as it is shown, told with every fragment."""
+        length = round((self._session.until_s - self._session.began_s) * FPS)
+        frames = min(length, 8 + 2 * speaking)
+        if frames == self._made.get("frames"):
+            return b""
+        stages = {name: {"calls": 1, "busy_ms": ms * frames / length} for name, ms in STAGES.items()}
+        self._made = {"frames": frames, "shown_frames": speaking, "duration_s": frames / FPS, "ttff_ms": 493.0}
+        self._made |= {"spoken_chars": 0, "stages": stages}
+        return event_box("making", self._made, 1000 + self._number, self._number / FPS)
 
     def _tell(self, speaking: int | None) -> bytes:
         """The caption that begins, or is cut, with the next frame."""
@@ -269,7 +284,6 @@ def make_app(state: State, film: Film) -> FastAPI:
         if "answer" in state.fail:
             job |= {"status": "failed", "error": state.fail["answer"][1]}
             return
-        stages = {"TTS": 92, "AudioFeatures": 140, "LipSync": 1320, "Enhance": 640, "Stitch": 410}
         for piece in state.reply.replace("? ", "?|").replace(". ", ".|").split("|"):
             job["reply"] = f"{job['reply']} {piece}".strip()
             job |= {"status": "speaking", "saying": job["reply"]}
@@ -282,7 +296,7 @@ def make_app(state: State, film: Film) -> FastAPI:
             frames = round(length_s * FPS)
             job["frames"] += frames
             job["progress"] = min(0.95, len(job["reply"]) / len(state.reply))
-            rows = {s: {"calls": 9, "frames": frames, "busy_ms": ms, "compute_ms": ms} for s, ms in stages.items()}
+            rows = {s: {"calls": 9, "frames": frames, "busy_ms": ms, "compute_ms": ms} for s, ms in STAGES.items()}
             job["latency"] = {
                 "first_token_ms": 28.0,
                 "first_frame_ms": 571.0,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import ROOT, Tab
-from tests.browser.fake_server import Film, State, fake_server
+from tests.browser.fake_server import STAGES, WORD_S, Film, State, fake_server
 
 pytestmark = pytest.mark.browser
 
@@ -101,7 +101,9 @@ def test_a_message_leads_to_speech_that_is_seen_heard_and_read(chat: Tab, state:
     shares = chat.page.evaluate(
         "[...document.querySelectorAll('.fill')].map((bar) => +bar.style.getPropertyValue('--share'))"
     )
-    assert shares == pytest.approx([92 / 1320, 140 / 1320, 1.0, 640 / 1320, 410 / 1320], abs=1e-3)
+    spoken_ms = 1000 * max(1.0, WORD_S * len("I am the face of a test, and I say what it wants to hear.".split()))
+    assert shares == pytest.approx([ms / spoken_ms for ms in STAGES.values()], abs=1e-3)
+    assert chat.page.get_attribute("#bars", "aria-label").startswith("Milliseconds of each stage for 4.5 seconds")
     assert chat.complaints == []
 
 
