@@ -150,7 +150,7 @@ conversation.addEventListener("job", ({ detail: job }) => {
   page.key = job.key;
   page.chat = job.chat;
   const drawn = "making" in $("latency").dataset && !job.done; // by what the stream tells, which is newer
-  draw(drawn ? { first_frame_ms: job.latency?.first_frame_ms } : job.latency, job.key);
+  draw(drawn ? { first_frame_ms: job.latency?.first_frame_ms } : job.latency, job.of);
   show();
 });
 player.addEventListener("told", ({ detail: { kind, message, offset } }) => {

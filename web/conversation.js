@@ -24,9 +24,9 @@ const typing = (words) => {
 };
 
 /**
- * Events: "job" {status, latency, key, done, chat} whenever something changes, "sent" when a message leaves, "fresh" when another chat
- * is wanted. `status` is that of the
- * message that is furthest.
+ * Events: "job" {status, key, chat, latency, of, done} whenever something changes, "sent" when a message leaves, "fresh" when
+ * another chat is wanted. `status`, `key` and `chat`, whether a model answers it, are those of the message that is
+ * furthest; `latency` and `done` are `of`'s.
  */
 export class Conversation extends EventTarget {
   #log = $("log");
@@ -205,7 +205,7 @@ export class Conversation extends EventTarget {
     const jobs = [...this.#jobs];
     const [key, furthest] = jobs.find(([, { status }]) => status === "speaking") ?? jobs[0] ?? [bubble, { status: "done" }];
     for (const [shown, known] of this.#jobs) if (known.reply) this.#show(shown, known);
-    this.dispatchEvent(new CustomEvent("job", { detail: { status: furthest.status, latency: job?.latency, key, done: job?.status === "done", chat: Boolean(furthest.job_id) } }));
+    this.dispatchEvent(new CustomEvent("job", { detail: { status: furthest.status, latency: job?.latency, of: bubble, done: job?.status === "done", key, chat: Boolean(furthest.job_id) } }));
   }
 }
 
