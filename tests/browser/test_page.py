@@ -101,9 +101,9 @@ def test_a_message_leads_to_speech_that_is_seen_heard_and_read(chat: Tab, state:
     shares = chat.page.evaluate(
         "[...document.querySelectorAll('.fill')].map((bar) => +bar.style.getPropertyValue('--share'))"
     )
-    spoken_ms = 1000 * max(1.0, WORD_S * len("I am the face of a test, and I say what it wants to hear.".split()))
+    spoken_ms = 1000 * WORD_S * len(state.reply.split(". ")[1].split())  # of the sentence that was said last
     assert shares == pytest.approx([ms / spoken_ms for ms in STAGES.values()], abs=1e-3)
-    assert chat.page.get_attribute("#bars", "aria-label").startswith("Milliseconds of each stage for 4.5 seconds")
+    assert chat.page.get_attribute("#bars", "aria-label").startswith("Milliseconds of each stage for 4.8 seconds")
     assert chat.complaints == []
 
 
