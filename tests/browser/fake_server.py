@@ -168,8 +168,6 @@ class Viewer:
             now_s = time.monotonic()
             speaking = round((now_s - self._session.began_s) * FPS) if self._session.speaks else None
             told += self._tell(speaking)
-        if speaking is not None:
-            told += self._make(speaking)
             frame = av.VideoFrame.from_ndarray(self._film.frame(self._number, speaking), format="rgb24")
             frame.pts = self._number
             self._out.mux(self._video.encode(frame))
@@ -177,6 +175,8 @@ class Viewer:
             sound.sample_rate, sound.pts = RATE, self._number * FRAME_SAMPLES
             self._out.mux(self._audio.encode(sound))
             self._number += 1
+        if speaking is not None:
+            told += self._make(speaking)
         return told + self._sink.take()
 
     def _make(self, speaking: int) -> bytes:
