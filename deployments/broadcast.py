@@ -7,11 +7,11 @@ what is sent from here is speech, the mouth's way back to rest, and the moments 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+from deployments.clocks import steady_s
 from deployments.requests import Ending
 from models.stitch.encode import MediaSpec
 from models.stitch.live import Grid, LiveClock, Piece
@@ -29,7 +29,8 @@ class LiveStart:
     avatar_id: str
     spec: MediaSpec
     idle_path: str
-    host: str = ""  # whose clock the session's is
+    host: str = ""  # whose monotonic clock the session's goes by
+    zero_s: float = 0.0  # and what is added to it (clocks.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Broadcast:
 
     def position(self) -> int:
         """The position that is due now."""
-        return self.clock.position(time.time())
+        return self.clock.position(steady_s())
 
     def send(self, piece: Piece) -> None:
         self._tell(LiveEvent(self.clock, piece=piece))

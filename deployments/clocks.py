@@ -1,7 +1,9 @@
-"""What time it is at other hosts, measured by the calls themselves: a session's clock is its Stitch host's.
+"""What time it is at other hosts, measured by the calls themselves: a session's clock is its Stitch process's.
 
-As NTP does (RFC 5905, 8 and 10): the other's time belongs to the middle of the call, and is wrong by half of it at
-most; of the latest calls the quickest counts. Knows neither stages nor sessions; a way to ask is given to it.
+That is the wall clock as the process found it, carried on by its host's monotonic clock: setting the wall clock neither
+stops speech nor lets it leap. All processes of a host share the monotonic one; the way from another host's is measured
+as NTP does (RFC 5905, 8 and 10): the other's time belongs to the middle of a call, and is wrong by half of it at most;
+of the latest calls the quickest counts. Knows neither stages nor sessions; a way to ask is given to it.
 """
 
 # no `from __future__ import annotations`: part of what serve.ingress looks at
@@ -25,8 +27,15 @@ KEPT_CALLS = 8  # two minutes
 PATIENCE_S = 2.0  # a call that takes longer says nothing
 NOTED_S = 0.05  # hosts whose clocks differ by more are worth a line in the log
 
-Ask = Callable[[str], Awaitable[tuple[str, float]]]  # session id → host, its time in seconds since the epoch
+ZERO_S = time.time() - time.monotonic()  # of this process: what its clock adds to its host's monotonic one
+
+Ask = Callable[[str], Awaitable[tuple[str, float]]]  # session id → host, its monotonic clock in seconds
 Now = Callable[[], float]
+
+
+def steady_s() -> float:
+    """Seconds since the epoch, as this process found them at its start: setting the wall clock does not change them."""
+    return ZERO_S + time.monotonic()
 
 
 @functools.cache
@@ -56,24 +65,29 @@ class HostClocks:
         self._asked_s: dict[str, float] = {}
         self._asking: set[asyncio.Task[None]] = set()
 
-    async def at(self, host: str, session_id: str) -> Now:
-        """A function that tells the time there. session_id: of a session that the host has."""
+    async def at(self, host: str, session_id: str, zero_s: float = 0.0) -> Now:
+        """A function that tells the time of a process there. session_id: of a session that the host has.
+
+        zero_s: the process's ZERO_S.
+        """
+        if host == own_host() and zero_s:
+            return lambda: zero_s + time.monotonic()
         if self._ask is None or host in ("", own_host()):
             return time.time
         for _ in range(FIRST_CALLS if host not in self._readings else 0):
             await self._measure(session_id)
-        if reading := self.reading(host):
-            ahead_s = reading.offset_s + self._monotonic() - time.time()
+        if self.reading(host):
+            ahead_s = self.now(host, zero_s) - time.time()
             if abs(ahead_s) > NOTED_S:
                 log.warning("the clock of another host is %+.3f s off this one's, and is followed as it is", ahead_s)
         else:
             log.warning("the clock of another host could not be asked for: it is taken to be in step")
-        return functools.partial(self.now, host)
+        return functools.partial(self.now, host, zero_s)
 
-    def now(self, host: str) -> float:
-        """What time it is at a host; this one's where it has not told."""
+    def now(self, host: str, zero_s: float = 0.0) -> float:
+        """What time it is for a process at a host; by this one's wall clock where the host has not told."""
         reading = self.reading(host)
-        return self._monotonic() + reading.offset_s if reading else time.time()
+        return zero_s + self._monotonic() + reading.offset_s if reading else time.time()
 
     def reading(self, host: str) -> Reading | None:
         """The most certain of its latest."""

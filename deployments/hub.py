@@ -18,6 +18,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from deployments.broadcast import LiveStart
 from deployments.clocks import HostClocks
 from deployments.requests import Ending
 from deployments.sockets import Client
@@ -160,7 +161,7 @@ class Hub:
             assert event.start is not None, event
             self.spec, self.avatar_id = event.start.spec, event.start.avatar_id
             self._loop = await self._loops.load(Path(event.start.idle_path))
-            await self._follow(event.start.host)
+            await self._follow(event.start)
         except BaseException:
             self._events.cancel()
             raise
@@ -258,13 +259,13 @@ class Hub:
             if event.start is None or event.start.spec != self.spec or event.start.avatar_id != self.avatar_id:
                 self._events.cancel()
                 return "replaced"
-            await self._follow(event.start.host)
+            await self._follow(event.start)
             self._clock = event.clock
             return None
 
-    async def _follow(self, host: str) -> None:
-        """Go by the clock of the host that has the session now."""
-        self.host, self._now = host, await self._clocks.at(host, self.session_id)
+    async def _follow(self, start: LiveStart) -> None:
+        """Go by the clock of the process that has the session now."""
+        self.host, self._now = start.host, await self._clocks.at(start.host, self.session_id, start.zero_s)
 
     # --- what viewers see
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from deployments.broadcast import Broadcast, LiveEvent, LiveStart
 from deployments.chunks import Chunk
-from deployments.clocks import own_host
+from deployments.clocks import ZERO_S, own_host, steady_s
 from deployments.performance import Performance
 from deployments.requests import Ending
 from deployments.stage import Worker
@@ -176,8 +175,8 @@ class OnStage:
 def _broadcast(session_id: str, show: Show, path: Path, position: int | None) -> Broadcast:
     prepared, spec = show.avatar.prepared, show.spec
     grid = Grid.of(len(prepared), spec.fps)
-    clock = LiveClock.starting(show.position if position is None else position, time.time(), spec.fps)
-    return Broadcast(LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host()), grid, clock)
+    clock = LiveClock.starting(show.position if position is None else position, steady_s(), spec.fps)
+    return Broadcast(LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host(), ZERO_S), grid, clock)
 
 
 def _code_idle(show: Show, path: Path) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from deployments.broadcast import Broadcast
+from deployments.clocks import steady_s
 from deployments.supply import LONGEST_WAIT_S, RELEASE_S, Pace, Supply
 from models.avatar.playback import sway
 from models.stitch.cues import Cue, between
@@ -88,13 +88,13 @@ class Performance:
 
     def __post_init__(self) -> None:
         fps = self.broadcast.clock.fps
-        self.supply = Supply(fps, self.pace.own_frame_s, time.time(), self.broadcast.start.spec.fragment_frames)
+        self.supply = Supply(fps, self.pace.own_frame_s, steady_s(), self.broadcast.start.spec.fragment_frames)
 
     # --- where segments go
 
     def place(self, first_frame: int, frames: int) -> int:
         """Choose the position of a segment: behind the one before where there is time, else ahead of the clock."""
-        now_s, line = time.time(), self.broadcast
+        now_s, line = steady_s(), self.broadcast
         if not self._places:
             self.supply.came_s = now_s
         waiting = sum(p.frames for p in self._places) - self.supply.made  # of earlier segments, still being made
@@ -140,10 +140,10 @@ class Performance:
             self._taken_one.clear()
             await self._taken_one.wait()
         if self.supply.full:
-            self.supply.resumed(time.time())
+            self.supply.resumed(steady_s())
 
     def _take(self, fragments: list[Fragment], cues: Sequence[Cue]) -> None:
-        now_s, made = time.time(), self.supply.made
+        now_s, made = steady_s(), self.supply.made
         frames = sum(fragment.frames for fragment in fragments)
         begins = made == self._place_of(made).first_frame
         took_s = self.supply.came(frames, now_s, learn=not begins)
@@ -225,7 +225,7 @@ class Performance:
         if self._cursor is not None and piece.position != self._cursor:
             await self._come_to_rest()
             return 0.0
-        early_s = self.broadcast.clock.time_of(piece.position) - time.time()
+        early_s = self.broadcast.clock.time_of(piece.position) - steady_s()
         frame = self.released_frames
         if frame > self._passed and (self._waited_s or self._may_wait(frame)):
             if early_s > DECIDE_S:
@@ -243,7 +243,7 @@ class Performance:
         """Fill the time where speech is due and not there; else how long that may still take, None: no matter."""
         if (due := self._due()) is None:
             return None
-        early_s = self.broadcast.clock.time_of(due) - time.time()
+        early_s = self.broadcast.clock.time_of(due) - steady_s()
         if early_s > DECIDE_S:
             return early_s - DECIDE_S
         if self._rests_at(due):
@@ -264,7 +264,7 @@ class Performance:
 
     def _lack_s(self, frame: int) -> float:
         """How long speech must wait before a frame to be played on: to its sentence's end, or else for a phrase."""
-        now_s, place = time.time(), self._place_of(frame)
+        now_s, place = steady_s(), self._place_of(frame)
         end = place.first_frame + place.frames
         far = frame + PHRASE_S * self.supply.fps
         phrase = min((b for b in self._breaks if far <= b < end), default=end)
@@ -293,7 +293,7 @@ class Performance:
 
     async def _until(self, at_s: float) -> None:
         """Wait for a time, or a cut."""
-        while not self._cut and (wait_s := at_s - time.time()) > 0:
+        while not self._cut and (wait_s := at_s - steady_s()) > 0:
             self._changed.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)

@@ -198,8 +198,8 @@ class Stitch(Stage[StitchConfig]):
         return {SPEAKING: float(len(self._cuts)), WATCHED: float(len(self._on_air.watched()))}
 
     async def clock(self) -> tuple[str, float]:
-        """The host that answers, and what time it is there."""
-        return own_host(), time.time()
+        """The host that answers, and its monotonic clock."""
+        return own_host(), time.monotonic()
 
     async def session(self, session_id: str) -> dict[str, Any]:
         """Facts of a session: frames, duration, path, transcript, latest summary. Raises SessionNotFound, IdError."""

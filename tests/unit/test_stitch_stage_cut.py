@@ -183,3 +183,22 @@ async def test_a_cut_while_speech_is_waited_for_does_not_make_the_head_leap(air)
     np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
     on_the_line(edges)
     assert mouths.max() < 240 and stages.rendered == []
+
+
+@pytest.mark.parametrize("set_by_s", [-3600.0, 3600.0])
+async def test_setting_the_wall_clock_neither_stops_speech_nor_lets_it_leap(air, monkeypatch, set_by_s):
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    await asyncio.sleep(0.3)
+    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 20, deliver=False))))
+    await spoken(stitch, "alice", 8)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + set_by_s)
+    summary = await asyncio.wait_for(said, 6)
+    await asyncio.sleep(0.5)
+    monkeypatch.undo()
+    times, edges, mouths = watcher.seen()
+    assert summary["live"]["shown_frames"] == summary["frames"] and not summary["interrupted"]
+    np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
+    on_the_line(edges, summary)
+    assert (mouths > 200).sum() == summary["frames"]
