@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ KEPT = 4  # files
 @dataclass(slots=True)
 class _Made:
     path: asyncio.Task[Path]
+    asking: int = 0  # who wait for it
+    begun: bool = False
     forget: asyncio.TimerHandle | None = None
 
 
@@ -38,9 +41,9 @@ class Downloads:
         while True:
             made = self._made.get(key)
             if made is None:
-                made = self._made[key] = _Made(asyncio.create_task(self._make(facts, size)))
-                made.path.add_done_callback(lambda task: self._done(key, task))
-            path = await asyncio.shield(made.path)  # whoever has gone may come back, and others wait for it, too
+                made = self._made[key] = _Made(asyncio.create_task(self._make(key, facts, size)))
+                made.path.add_done_callback(functools.partial(self._done, key, made))
+            path = await self._path_of(key, made)
             if self._made.get(key) is made:  # else it made room for others in this very moment
                 self._keep(key, made)
                 return path.open("rb")
@@ -50,15 +53,32 @@ class Downloads:
         for key in list(self._made):
             self._forget(key)
 
-    async def _make(self, facts: dict[str, Any], size: int) -> Path:
+    async def _path_of(self, key: tuple[str, int], made: _Made) -> Path:
+        """Wait for a file. One that is being made is made whoever leaves; one that waits for its turn ends with the
+        last who wants it: else, who asks and leaves again and again would have sessions copied for nobody.
+        """
+        made.asking += 1
+        try:
+            return await asyncio.shield(made.path)
+        finally:
+            made.asking -= 1
+            if not made.asking and not made.begun and self._made.get(key) is made:
+                del self._made[key]
+                made.path.cancel()
+
+    async def _make(self, key: tuple[str, int], facts: dict[str, Any], size: int) -> Path:
         async with self._room:
+            if (made := self._made.get(key)) is not None:
+                made.begun = True
             return await asyncio.to_thread(faststart, facts, size, self._folder)
 
-    def _done(self, key: tuple[str, int], task: asyncio.Task[Path]) -> None:
+    def _done(self, key: tuple[str, int], made: _Made, task: asyncio.Task[Path]) -> None:
+        known = self._made.get(key) is made
         if task.cancelled() or task.exception() is not None:
-            self._made.pop(key, None)
-        elif key in self._made:
-            self._keep(key, self._made[key])
+            if known:
+                del self._made[key]
+        elif known:
+            self._keep(key, made)
         else:
             task.result().unlink(missing_ok=True)
 

@@ -36,6 +36,7 @@ class Feed:
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
+        viewer.begun = True  # whether it is ever taken from is for its connection to see, which has a limit of its own
         self.passing = True
         self.channel: Any = None  # a data channel, where the viewer wants to be told captions
         self.spec: MediaSpec = viewer.timeline.spec

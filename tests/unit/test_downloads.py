@@ -95,8 +95,23 @@ async def test_who_leaves_spoils_it_for_nobody(session, folder, made):
     assert len(shown(await stayer)[1]) == 30 and made["all"] == 1
 
 
+async def test_what_waits_for_its_turn_is_not_made_once_all_who_want_it_have_left(session, folder, made):
+    sizes = [session.size]
+    for _ in range(9):
+        say(session, 8)
+        sizes.append(session.size)
+    files = Downloads(folder, 1)
+    asked = [asyncio.create_task(read(files, session, size)) for size in [*sizes, sizes[8]]]
+    await asyncio.sleep(0.02)
+    for task in asked[:9]:
+        task.cancel()  # the first is being made; of the ninth there is another who wants it
+    assert [len(shown(await task)[1]) for task in asked[9:]] == [102, 94]
+    assert made["all"] == 3 and len(files._made) == 3
+    assert len(shown(await read(files, session, sizes[4]))[1]) == 62  # who comes back gets it all the same
+
+
 async def test_a_file_that_nobody_asks_for_any_more_goes(session, folder, made, monkeypatch):
-    monkeypatch.setattr(downloads, "KEPT_S", 0.15)
+    monkeypatch.setattr(downloads, "KEPT_S", 0.5)
     files = Downloads(folder, 2)
     leaver = asyncio.create_task(read(files, session, session.size))
     await asyncio.sleep(0.01)
@@ -104,11 +119,11 @@ async def test_a_file_that_nobody_asks_for_any_more_goes(session, folder, made, 
     await asyncio.sleep(0.1)
     assert len(list(folder.iterdir())) == 1
     for _ in range(4):
-        await asyncio.sleep(0.08)
+        await asyncio.sleep(0.2)
         await read(files, session, session.size)  # each time it is kept anew
     assert made["all"] == 1 and len(list(folder.iterdir())) == 1
     file = await files.open(facts(session), session.size)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.8)
     assert list(folder.iterdir()) == [] and len(shown(file.read())[1]) == 30  # who has it open reads on
     file.close()
 

@@ -13,6 +13,7 @@ from ray.exceptions import RayTaskError
 
 from deployments import hub, live
 from deployments.broadcast import LiveEvent, LiveStart
+from deployments.feed import Feed
 from deployments.live import Live
 from models.avatar.playback import ping_pong
 from models.errors import BusyError, ClosedError, SessionNotFound, StageError
@@ -246,6 +247,14 @@ async def test_a_viewer_that_had_gone_before_its_first_byte_is_forgotten(air, mo
     await asyncio.sleep(1.2)
     assert on_air.viewers() == 1
     watching.cancel()
+
+
+async def test_a_viewer_whose_connection_is_still_being_made_is_left_to_it(air, monkeypatch):
+    monkeypatch.setattr(live, "STUCK_S", 0.3)
+    _, on_air = air
+    feed = Feed(await on_air.view("alice"))
+    await asyncio.sleep(1.2)
+    assert on_air.viewers() == 1 and feed.viewer.why is None
 
 
 async def test_idle_motion_that_cannot_be_read_is_an_error_and_ends_the_stream(tmp_path):

@@ -201,4 +201,4 @@ async def test_setting_the_wall_clock_neither_stops_speech_nor_lets_it_leap(air,
     assert summary["live"]["shown_frames"] == summary["frames"] and not summary["interrupted"]
     np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
     on_the_line(edges, summary)
-    assert (mouths > 200).sum() == summary["frames"]
+    assert (mouths > 240).sum() == summary["frames"]
