@@ -137,7 +137,7 @@ class StitchConfig(Strict):
     )  # at most so much of a pause before and behind speech watched live is kept in the file, 0: nothing (replays leap)
     cached_avatars: int = Field(4, ge=1)
     cached_sessions: int = Field(256, ge=1)  # session files kept open
-    frame_cache_mb: int = Field(512, ge=16)  # decoded avatar frames kept in memory
+    frame_cache_mb: int = Field(512, ge=16)  # decoded frames kept in memory, of each avatar: 20 of them in 4K
 
 
 class AvatarsConfig(Strict):

@@ -24,5 +24,6 @@ def summary_of(utterance: Utterance, calls: list[Call], retries: int, ttff_ms: f
         "ttff_ms": round(ttff_ms, 1),
         "rtf": round(wall_s / duration_s, 3),
         "retries": retries,
+        "audio_delay_ms": round(utterance.late_s * 1e3, 1),  # of the sound behind the lips, below a frame
         "stages": summarise(calls),
     }

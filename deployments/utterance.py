@@ -80,6 +80,7 @@ class Utterance:
     speech: tuple[Speech, ...] = ()
     pasting: PasteMemory = field(default_factory=PasteMemory)
     frames: int = 0
+    late_s: float = 0.0  # how late its sound stands against its lips, at most: 0 where it begins or follows silently
     on_air: bool = False  # somebody watches: the mouth may have to come to rest at any frame
     pause: Pause | None = None  # on air: what was shown before it, to be kept in the file
     resting: tuple[float, ...] = ()  # on air: weights of the frames in which the mouth last came to rest
@@ -118,6 +119,7 @@ class Utterance:
         frames = self._pasted(self._position(chunk), chunk.crops, weights)
         fragments = encoder.push(frames, self._sound(chunk.speech), close)
         self.session.note(*self._notes(chunk, weights))
+        self.late_s = max(self.late_s, encoder.audio_delay_s)
         if close:
             self.encoder, self._end = None, encoder.clock
         self.frames += len(weights)

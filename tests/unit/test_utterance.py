@@ -14,6 +14,7 @@ from avatar_material import astronaut
 from deployments.chunks import Chunk
 from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions
+from deployments.summary import summary_of
 from deployments.utterance import KEPT_CROPS, LoadedAvatar, Utterance, _packed, _unpacked
 from models.avatar.playback import ping_pong
 from models.errors import FencedError
@@ -237,6 +238,18 @@ def test_rests_share_what_pastes_beside_the_utterance(sessions, monkeypatch):
     with said.avatar.beside() as one, said.avatar.beside() as other:
         assert one is not other and said.avatar.paster not in (one, other)
     assert len(twins) == 2
+
+
+def test_it_tells_how_late_its_sound_is_where_speech_meets_speech_without_any_silence(sessions):
+    late_ms, told = [], []
+    for _ in range(12):
+        said = utterance(sessions)
+        said.add(chunk(0, 11, last=True, speech_s=0.44))
+        said.end()
+        late_ms.append(said.late_s * 1e3)
+        told.append(summary_of(said, [], 0, 0.0, 0.1)["audio_delay_ms"])
+    assert late_ms[0] == 0 and 0 < max(late_ms) < 40  # a frame
+    assert told == pytest.approx(late_ms, abs=0.05)
 
 
 def large(width: int, height: int) -> LoadedAvatar:
