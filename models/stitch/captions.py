@@ -26,7 +26,8 @@ def webvtt(transcript: Iterable[Utterance], words: bool = False) -> str:
         for number, sentence in enumerate(utterance.sentences):
             cut = utterance.interrupted and number == len(utterance.sentences) - 1
             for start_s, end_s, text in cues(sentence, cut):
-                inside = [w for w in sentence.words if start_s < w.start_s < end_s] if words else []
+                timed = words and not _breaks(sentence.text)
+                inside = [w for w in sentence.words if start_s < w.start_s < end_s] if timed else []
                 unheard = 1 if cut and text.endswith(CUT) and end_s >= sentence.end_s else 0
                 blocks.append(f"{_time(start_s)} --> {_time(end_s)}\n{_timed(text, inside, unheard)}")
     return "\n\n".join(blocks) + "\n"
@@ -37,7 +38,8 @@ def cues(sentence: Sentence, cut: bool = False) -> list[tuple[float, float, str]
 
     They change where their words are heard, or else by their share of the letters.
     """
-    lines = textwrap.wrap(sentence.text + (f" {CUT}" if cut else ""), LINE_CHARS)
+    # a token that is broken would be two, and the words behind it shown at the times of those before them
+    lines = textwrap.wrap(sentence.text + (f" {CUT}" if cut else ""), LINE_CHARS, break_on_hyphens=False)
     texts = ["\n".join(lines[k : k + CUE_LINES]) for k in range(0, len(lines), CUE_LINES)]
     end_s = max(sentence.end_s, sentence.start_s + SHORTEST_CUE_S)
     starts_s = _heard(sentence, texts) or _shared(sentence.start_s, end_s, texts)
@@ -48,9 +50,14 @@ def _heard(sentence: Sentence, texts: list[str]) -> list[float] | None:
     """When the first word of each text is heard; None where that is not known."""
     times = {at: word.start_s for at, word in zip(_places(sentence), sentence.words, strict=True)}
     firsts = list(itertools.accumulate((len(text.split()) for text in texts), initial=0))[:-1]
-    if not texts or any(at not in times for at in firsts[1:]) or not sentence.words:
+    if not texts or any(at not in times for at in firsts[1:]) or not sentence.words or _breaks(sentence.text):
         return None
     return [sentence.start_s, *(times[at] for at in firsts[1:])]
+
+
+def _breaks(text: str) -> bool:
+    """Whether a token is too long for a line, and is broken: what is shown then has more tokens than was said."""
+    return any(len(token) > LINE_CHARS for token in text.split())
 
 
 def _places(sentence: Sentence) -> list[int]:

@@ -88,3 +88,24 @@ def test_any_text_is_one_valid_cue_that_reads_as_it_was_said(text):
         read = " ".join(lines)
         assert not re.search(r"<|&(?!amp;|lt;|gt;)", read)
         assert html.unescape(read).split() == text.split()
+
+
+@pytest.mark.parametrize("first", ["You", "They", "He says we"])
+def test_words_with_hyphens_at_a_lines_end_keep_their_times(first):
+    text = f"{first} agreed that it was a well-known state-of-the-art plan, and a long-term one, for all the others."
+    spoken = words(*((word, k * 0.5, k * 0.5 + 0.4) for k, word in enumerate(text.split())))
+    sentence = Sentence(text, 0.0, len(spoken) * 0.5, spoken)
+    starts = {start_s: part.split()[0] for start_s, _, part in cues(sentence)}
+    assert len(starts) > 1 and all(text.split()[round(start_s / 0.5)] == word for start_s, word in starts.items())
+    shown = webvtt([Utterance(1, text, 0.0, 20.0, sentences=(sentence,))], words=True)
+    timed = re.findall(r"<00:00:(\d\d\.\d\d\d)>(\S+)", shown)
+    assert len(timed) == len(spoken) - len(starts)  # the first of each cue has its cue's time
+    assert all(html.unescape(word) == text.split()[round(float(at) / 0.5)] for at, word in timed)
+
+
+def test_a_word_that_is_longer_than_a_line_leaves_no_wrong_times():
+    text = f"See {'a' * 60} and then go on to the next of the many pages that there are."
+    spoken = words(*((word, k * 0.5, k * 0.5 + 0.4) for k, word in enumerate(text.split())))
+    sentence = Sentence(text, 0.0, len(spoken) * 0.5, spoken)
+    assert [part for _, _, part in cues(sentence)] == [part for _, _, part in cues(Sentence(text, 0.0, 1.0))]
+    assert "<00:" not in webvtt([Utterance(1, text, 0.0, 20.0, sentences=(sentence,))], words=True)
