@@ -16,7 +16,11 @@ def parsed(kind: type[T], answer: dict[str, Any]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """An utterance that was spoken. `stages`: per stage calls, frames and milliseconds of queue, transfer, compute."""
+    """An utterance that was spoken. `stages`: per stage calls, frames and milliseconds of queue, transfer, compute.
+
+    frames, duration_s: what was made. start_s: where it begins in the session's video. interrupted: it was cut, and the
+    transcript says where.
+    """
 
     session_id: str
     avatar_id: str
@@ -26,6 +30,8 @@ class Speech:
     ttff_ms: float
     rtf: float
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    start_s: float = 0.0
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

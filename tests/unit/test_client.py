@@ -38,6 +38,7 @@ from warmtalk.events import EventReader
 Answer = httpx.Response | Exception
 SPOKEN = {"session_id": "a", "avatar_id": "p", "video_url": "/v", "frames": 25, "duration_s": 1.0}
 SPOKEN |= {"ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"calls": 1.0}}, "a_new_field": 1}
+SPOKEN |= {"start_s": 3.2, "interrupted": True}
 
 
 class Server:
@@ -161,6 +162,7 @@ def test_a_key_is_sent_with_every_call_and_is_asked_for_in_words(
 def test_speaking_is_typed_and_passes_over_what_it_does_not_know(call: Any, server: Server) -> None:
     speech = call(ok(SPOKEN), "speak", "Hello.", session_id="a", enhance=True, voice=None)
     assert (speech.session_id, speech.frames, speech.ttff_ms, speech.stages) == ("a", 25, 500.0, {"TTS": {"calls": 1}})
+    assert (speech.start_s, speech.interrupted) == (3.2, True)
     assert str(server.requests[0].url) == "http://x/base/speak"
     assert json.loads(server.requests[0].content) == {"text": "Hello.", "session_id": "a", "enhance": True}
 
