@@ -111,10 +111,11 @@ class Chat(Stage[ChatConfig]):
         await self.ready()
         return await asyncio.to_thread(self._talks.read, session_id)
 
-    async def interrupt(self, session_id: str) -> int:
-        """End the session's jobs where they are: said is said. How many there were. Raises IdError."""
+    async def interrupt(self, session_id: str, job_id: str | None = None) -> int:
+        """End the session's jobs, or one of them, where they are: said is said. How many there were. Raises IdError."""
         check_id(session_id, "session id")
         mine = [running for running in self._running.values() if running.job.session_id == session_id]
+        mine = [running for running in mine if job_id in (None, running.job.job_id)]
         for running in mine:
             await running.written.wait()  # a task that is cancelled before it begins tells nobody
             if not running.job.interrupted:  # else it is being written down, and must not be cut in that

@@ -226,19 +226,26 @@ class Talk:
             await self._answer(Chat(type="chat", message=transcript.text, id=command.id))
 
     async def _answer(self, command: Chat) -> None:
-        """Have a message answered; tell each change of the job."""
+        """Have a message answered; tell each change of the job, which ends with the socket."""
         try:
             started = await self._chat.start.remote(ChatRequest(command.message, self._session_id))
-            await self._tell("started", command, job=started)
-            told: dict[str, Any] = {}
-            while told.get("status") not in ("done", "failed"):
-                job = await self._chat.status.remote(started["job_id"])
-                if job != told:
-                    await self._tell("done" if job["status"] == "done" else "status", command, job=job)
-                told = job
-                await asyncio.sleep(CHAT_POLL_S)
+            try:
+                await self._tell_job(command, started)
+            except asyncio.CancelledError:
+                await self._chat.interrupt.remote(self._session_id, started["job_id"])
+                raise
         except (WarmTalkError, RayError, RayServeException) as error:
             await self._failed(error, command)
+
+    async def _tell_job(self, command: Chat, started: dict[str, Any]) -> None:
+        await self._tell("started", command, job=started)
+        told: dict[str, Any] = {}
+        while told.get("status") not in ("done", "failed"):
+            job = await self._chat.status.remote(started["job_id"])
+            if job != told:
+                await self._tell("done" if job["status"] == "done" else "status", command, job=job)
+            told = job
+            await asyncio.sleep(CHAT_POLL_S)
 
     async def _watch(self, command: Watch) -> None:
         if self._watching is not None:

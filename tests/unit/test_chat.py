@@ -254,6 +254,19 @@ async def test_a_job_whose_speech_is_cut_elsewhere_says_so(llm: LLMServer, begun
     assert (job["progress"] > 0) == begun and job["progress"] < 1
 
 
+async def test_one_answer_can_be_ended_and_the_next_of_its_session_is_given(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Well.")]
+    stitch = Stitch()
+    stitch.may_speak.clear()
+    chat = await stage(llm, stitch)
+    one, other = [(await chat.start(ChatRequest("Hi", session_id="alice")))["job_id"] for _ in range(2)]
+    await until(lambda: len(stitch.began) == 1)
+    assert await chat.interrupt("alice", one) == 1 and await chat.interrupt("bob", other) == 0
+    stitch.may_speak.set()
+    jobs = [await finished(chat, job_id) for job_id in (one, other)]
+    assert [job["interrupted"] for job in jobs] == [True, False] and stitch.spoken == [("alice", "Well.")]
+
+
 async def test_waiting_messages_of_an_interrupted_session_are_dropped(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Well.")]
     stitch = Stitch()

@@ -280,6 +280,17 @@ def test_what_is_under_way_ends_with_the_socket(serve):
     _wait(lambda: speaking.cancelled)
 
 
+def test_an_answer_ends_with_the_socket_that_asked_for_it_and_no_other_does(serve):
+    chat = Handle(start={"job_id": "j"}, status={"status": "speaking"}, interrupt=1)
+    client, _ = serve(chat=chat)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "chat", "message": "Who are you?", "id": "c"})
+        assert [event["type"] for event in events_of(socket, 2)] == ["started", "status"]
+    _wait(lambda: ("interrupt", ("alice", "j")) in chat.asked)
+    assert [name for name, _ in chat.asked].count("interrupt") == 1
+
+
 def test_a_socket_cannot_begin_without_end(serve, monkeypatch):
     monkeypatch.setattr(talk, "MAX_UNDER_WAY", 2)
     stitch = Handle(session={})
