@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from typing import Any
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
@@ -24,3 +26,11 @@ def known_error(error: Exception) -> WarmTalkError:
         return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
     log.error("unexpected error", exc_info=error)
     return StageError("A stage failed while it served the request.", "Send it again; the server's log has the details.")
+
+
+def own_cancellation() -> bool:
+    """Whether the running task itself is to end, and not only what it waits for: Ray 2.60 raises CancelledError, too,
+    where a replica goes away (told apart from Python 3.11 on).
+    """
+    task: Any = asyncio.current_task()
+    return bool(task.cancelling()) if hasattr(task, "cancelling") else True

@@ -20,6 +20,7 @@ from typing import Any
 
 from deployments.broadcast import LiveStart
 from deployments.clocks import HostClocks
+from deployments.failures import own_cancellation
 from deployments.requests import Ending
 from deployments.sockets import Client
 from models.errors import StageError
@@ -233,7 +234,7 @@ class Hub:
                     if event.ended is not None:
                         return self._end(event.ended)
             except (Exception, asyncio.CancelledError) as error:  # a replica died, or is being replaced: not to be seen
-                if isinstance(error, asyncio.CancelledError) and _cancelled():
+                if isinstance(error, asyncio.CancelledError) and own_cancellation():
                     raise
                 log.warning("live: the stream of session %s broke off: %s", self.session_id, type(error).__name__)
             self._events.cancel()
@@ -305,15 +306,9 @@ async def _first(events: Any) -> Any:
     try:
         return await anext(events)
     except asyncio.CancelledError as error:
-        if _cancelled():
+        if own_cancellation():
             raise
         raise StageError("The session's replica went away while it was asked.", "Try again.") from error
-
-
-def _cancelled() -> bool:
-    """Whether the running task itself is to end, and not only what it waits for (told apart from Python 3.11 on)."""
-    task: Any = asyncio.current_task()
-    return bool(task.cancelling()) if hasattr(task, "cancelling") else True
 
 
 class Loops:

@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from deployments.calls import Call
 from deployments.chunks import Chunk, Entry, Job, LineSettings, Segment
+from deployments.failures import own_cancellation
 from deployments.stage import StageTiming, Stamped
 from models.activity import Activity
 from models.audio import pad_to_frames
@@ -185,13 +186,11 @@ class Line:
                     sent_s = max(sent_s, await segment.done)
                 self._account(stamped.timings, sent_s, here_s)
                 return stamped
-            except asyncio.CancelledError:
+            except (RayError, RayServeException, asyncio.TimeoutError, asyncio.CancelledError) as error:
                 if response is not None:
                     response.cancel()
-                raise
-            except (RayError, RayServeException, asyncio.TimeoutError) as error:
-                if response is not None:
-                    response.cancel()
+                if isinstance(error, asyncio.CancelledError) and own_cancellation():
+                    raise
                 if segment.features is features:  # else another chunk of the segment has asked anew already
                     segment.features = None
                 await self._before_retry(error, attempt, "AudioFeatures, LipSync or Enhance")
@@ -265,6 +264,9 @@ async def _as_they_come(stream: Any) -> AsyncGenerator[tuple[Any, float], None]:
             async for item in stream:
                 arrived.put_nowait((item, time.time()))
             arrived.put_nowait(None)
+        except asyncio.CancelledError:
+            arrived.put_nowait(RayServeException("The replica went away."))  # else nobody is there to take it
+            raise
         except Exception as error:  # noqa: BLE001 - raised below, in its turn
             arrived.put_nowait(error)
 

@@ -76,7 +76,7 @@ class Stages:
 
     async def _speak(self, text, voice, speed):
         for index, item in enumerate(self.sentences):
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 error, self.sentences = item, [s for s in self.sentences if s is not item]
                 raise error
             yield Stamped(speech(item, index == len(self.sentences) - 1), (stamp("TTS", 0, time.time()),))
@@ -230,6 +230,20 @@ async def test_a_voice_that_dies_goes_on_after_the_sentences_that_were_received(
     chunks = await collect(line(stages), Job("a", 0, text="Two sentences."))
     assert sum(len(chunk.crops) for chunk in chunks) == 30
     assert len(stages.speak.made) == 2
+
+
+async def test_a_voice_whose_replica_goes_away_is_asked_again():
+    """Ray then cancels what waits for it: an error like another, and nobody may wait for ever."""
+    stages = Stages([0.4, asyncio.CancelledError(), 0.8])
+    chunks = await asyncio.wait_for(collect(line(stages), Job("a", 0, text="Two sentences.")), 5)
+    assert sum(len(chunk.crops) for chunk in chunks) == 30
+    assert len(stages.speak.made) == 2
+
+
+async def test_a_chunk_whose_replica_goes_away_is_made_again():
+    stages = Stages([1.0], fail=[None, asyncio.CancelledError()])
+    chunks = await asyncio.wait_for(collect(line(stages), Job("a", 0, text="A sentence.")), 5)
+    assert sum(len(chunk.crops) for chunk in chunks) == 25
 
 
 async def test_closing_cancels_what_is_under_way():
