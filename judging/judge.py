@@ -9,11 +9,11 @@ from judging.lip_gates import closures, lips, offset, syncnet
 from judging.paste_gates import jaw_flicker, mouth_flicker, paste_jitter, seam, seam_flicker, sharpness
 from judging.reading import Reading
 from judging.sight import Sight
-from judging.time_gates import frozen, repeated, silence
+from judging.time_gates import frozen, repeated, seeking, silence
 
 GATES = (
     lips, closures, offset, paste_jitter, seam, seam_flicker, sharpness, silence, frozen, repeated,
-    mouth_flicker, jaw_flicker,
+    mouth_flicker, jaw_flicker, seeking,
 )  # fmt: skip
 
 

@@ -58,6 +58,18 @@ def repeated(sight: Sight) -> Gate:
     return Gate("repeated", "No frame comes twice", about, value, high=high, numbers=numbers, worst=worst, marks=marks)
 
 
+def seeking(sight: Sight) -> Gate:
+    """How far a player that seeks must decode."""
+    about = "The longest way from one key frame to the next: what is decoded unseen, at most, where a player seeks."
+    media = sight.reading.media
+    starts = np.unique([0, *media.keys, media.frames])  # a file may begin without one
+    ways = np.diff(starts)
+    numbers = {"key_frames": float(len(media.keys)), "frames": float(ways.max())}
+    worst = int(starts[int(ways.argmax())])
+    value = float(ways.max()) / media.fps
+    return Gate("seeking", "Distance of key frames", about, value, "s", numbers=numbers, worst=worst)
+
+
 def _stills(sight: Sight) -> Stills:
     reading = sight.reading
     return stills(reading.change, reading.planned, reading.fps, reading.media.lasting, reading.own_change)

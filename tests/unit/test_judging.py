@@ -243,6 +243,17 @@ def test_sound_that_is_80_ms_late_and_a_picture_that_freezes_are_told(faulty_vid
     assert found["repeated"].broken and found["repeated"].numbers["frames"] == pytest.approx(8, abs=2)
 
 
+def test_the_longest_way_between_key_frames_is_told_without_a_bar(reading, good):
+    assert (
+        0 < good["seeking"].value <= 0.48 and good["seeking"].verdict == "told"
+    )  # a session's fragments are 12 frames
+    sparse = replace(reading, media=replace(reading.media, keys=(0, 4, 30)))
+    found = judged(sparse)["seeking"]
+    behind = reading.frames - 30
+    assert found.numbers == {"key_frames": 3.0, "frames": float(max(26, behind))}
+    assert found.value == pytest.approx(max(26, behind) / 25) and found.worst == (4 if behind < 26 else 30)
+
+
 def test_syncnet_is_asked_where_its_weights_are_there(reading, tmp_path):
     """Random weights under LatentSync's names, of narrow layers, saved as its training saves them."""
     torch.manual_seed(0)
