@@ -130,8 +130,10 @@ player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {
   }
   if (page.ended) {
     if (listening.on) listening.finish(false);
+    const typed = $("composer").contains(document.activeElement);
     veil("This chat has ended", "Begin a new one to talk on.", true);
     $("screen").dataset.state = "lost";
+    if (typed) $("fresh-here").focus(); // where one typed nothing can be typed any more
   }
   show();
 });
@@ -295,7 +297,12 @@ $("fullscreen").addEventListener("click", () => (document.fullscreenElement ? do
 $("retry").addEventListener("click", () => player.retry());
 addEventListener("online", () => player.retry());
 $("notice-close").addEventListener("click", () => notice(""));
-for (const id of ["fresh", "fresh-here"]) $(id).addEventListener("click", fresh);
+$("fresh").addEventListener("click", fresh);
+$("fresh-here").addEventListener("click", async () => {
+  await fresh();
+  $("message").focus(); // the button is gone
+});
+$("open-settings").addEventListener("click", () => replay.look(page.session)); // what can be downloaded by now
 conversation.addEventListener("fresh", fresh);
 settings.addEventListener("avatar", fresh);
 $("remove").addEventListener("click", async () => {

@@ -82,11 +82,12 @@ export class Replay {
   }
 
   #list(utterances) {
-    this.#lines = utterances.map(({ text, start_s, interrupted }) => {
+    this.#lines = utterances.map(({ text, start_s, interrupted, sentences = [] }) => {
       const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet line" });
       const time = Object.assign(document.createElement("span"), { className: "line-time", textContent: clock(start_s) });
       const words = Object.assign(document.createElement("span"), { className: "line-text", dir: "auto" });
-      words.textContent = text.trim() ? `${text.trim()}${interrupted ? " —" : ""}` : "A recording";
+      const heard = interrupted && sentences.length ? sentences.map((sentence) => sentence.text).join(" ") : text.trim();
+      words.textContent = heard ? `${heard}${interrupted ? " —" : ""}` : "A recording";
       button.append(time, words);
       button.addEventListener("click", () => {
         $("replay-video").currentTime = start_s;

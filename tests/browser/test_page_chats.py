@@ -46,6 +46,7 @@ def test_a_chat_that_was_closed_says_so_asks_no_more_and_leads_to_a_new_one(chat
     asked: list[str] = []
     chat.page.on("request", lambda request: request.url.endswith("live.mp4") and asked.append(request.url))
     before = session_of(chat)
+    chat.page.focus("#message")
     state.fail["live"] = (409, CLOSED)
     state.down = True  # the stream ends
     chat.until("document.querySelector('#screen').dataset.state === 'lost'")
@@ -54,6 +55,7 @@ def test_a_chat_that_was_closed_says_so_asks_no_more_and_leads_to_a_new_one(chat
     assert chat.page.inner_text("#pill-text") == "Ended"
     assert chat.page.is_disabled("#suggestions button")
     assert not chat.page.is_visible("#retry") and chat.page.is_disabled("#message") and chat.page.is_disabled("#mic")
+    assert chat.page.evaluate("document.activeElement.id") == "fresh-here"
     chat.shot("ended")
     count = len(asked)
     chat.page.wait_for_timeout(3000)  # more than two of the pauses between tries
@@ -62,6 +64,7 @@ def test_a_chat_that_was_closed_says_so_asks_no_more_and_leads_to_a_new_one(chat
     chat.page.click("#fresh-here")
     chat.until("document.querySelector('#screen').dataset.state === 'live'")
     assert session_of(chat) != before and chat.page.is_enabled("#message") and not chat.page.is_visible("#veil")
+    assert chat.page.evaluate("document.activeElement.id") == "message"
 
 
 def test_a_message_to_a_chat_that_is_over_leads_to_a_new_one(chat: Tab, state: State) -> None:
