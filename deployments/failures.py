@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -34,3 +35,18 @@ def own_cancellation() -> bool:
     """
     task: Any = asyncio.current_task()
     return bool(task.cancelling()) if hasattr(task, "cancelling") else True
+
+
+async def items_of(events: Any) -> AsyncGenerator[Any, None]:
+    """The items of a streaming call. Raises what it raises, and StageError where its replica goes away."""
+    try:
+        async for event in events:
+            yield event
+    except asyncio.CancelledError as error:
+        if own_cancellation():
+            raise
+        raise gone() from error
+
+
+def gone() -> StageError:
+    return StageError("A stage's replica went away while it served the request.", "Send it again.")

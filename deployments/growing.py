@@ -12,10 +12,11 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deployments.failures import items_of
 from deployments.requests import SpeakEvent, SpeakRequest
 from models.errors import BusyError, TextError
 from models.text import normalise, printable
@@ -130,8 +131,9 @@ async def speak_growing(
     feeder = contextvars.Context().run(asyncio.create_task, feed())
     try:
         try:
-            async for event in events:
-                yield event
+            async with aclosing(items_of(events)) as items:
+                async for event in items:
+                    yield event
         except TextError:  # nothing came that could be spoken: the writer may know why
             if feeder.done() and not feeder.cancelled() and (why := feeder.exception()) is not None:
                 raise why from None

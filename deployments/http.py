@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import IngressConfig
 from deployments.access import Access
-from deployments.failures import known_error
+from deployments.failures import gone, known_error, own_cancellation
 from deployments.hosts import KnownHosts
 from deployments.origins import SameOrigin
 from deployments.uploads import discard
@@ -79,6 +79,10 @@ class _Route(APIRoute):
                 return await inner(http)
             except (RayError, RayServeException) as error:
                 raise known_error(error) from error
+            except asyncio.CancelledError as error:
+                if own_cancellation():
+                    raise
+                raise gone() from error
 
         return handle
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from deployments.broadcast import LiveStart
 from deployments.clocks import HostClocks
-from deployments.failures import own_cancellation
+from deployments.failures import gone, own_cancellation
 from deployments.requests import Ending
 from deployments.sockets import Client
 from models.errors import StageError
@@ -308,7 +308,7 @@ async def _first(events: Any) -> Any:
     except asyncio.CancelledError as error:
         if own_cancellation():
             raise
-        raise StageError("The session's replica went away while it was asked.", "Try again.") from error
+        raise gone() from error
 
 
 class Loops:

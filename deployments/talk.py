@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments.failures import known_error
+from deployments.failures import items_of, known_error
 from deployments.growing import speak_growing
 from deployments.hub import Viewer
 from deployments.listening import Listening
@@ -303,8 +303,9 @@ def close_reason(message: str) -> str:
 async def _until_closed(events: Any) -> AsyncGenerator[Any, None]:
     """The items of a streaming call, which is cancelled when the caller stops."""
     try:
-        async for event in events:
-            yield event
+        async with aclosing(items_of(events)) as items:
+            async for event in items:
+                yield event
     finally:
         events.cancel()
 

@@ -254,6 +254,16 @@ async def test_a_job_whose_speech_is_cut_elsewhere_says_so(llm: LLMServer, begun
     assert (job["progress"] > 0) == begun and job["progress"] < 1
 
 
+async def test_an_answer_whose_stitch_goes_away_is_told_to_have_failed(llm: LLMServer) -> None:
+    """Ray then cancels what waits for it: the job is not cancelled, and may not be left half-way for ever."""
+    llm.answers[:] = [streamed("Well.")]
+    stitch = Stitch()
+    stitch.errors["Well."] = asyncio.CancelledError()  # type: ignore[assignment]
+    job = await answered(await stage(llm, stitch))
+    assert (job["status"], job["error"]["code"]) == ("failed", "stage_failed"), job
+    assert "went away" in job["error"]["message"]
+
+
 async def test_one_answer_can_be_ended_and_the_next_of_its_session_is_given(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Well.")]
     stitch = Stitch()

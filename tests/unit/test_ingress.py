@@ -1,5 +1,6 @@
 """The ingress without Ray: what speech and chat are answered with, and what errors become."""
 
+import asyncio
 import os
 from types import SimpleNamespace
 
@@ -110,3 +111,10 @@ def test_the_footprint_tells_of_each_process_and_of_viewers(serve):
     here = told["stages"]["Ingress"]
     assert here["pid"] == os.getpid() and here["open_files"] > 2 and here["threads"] >= 1 and here["tasks"] >= 1
     assert 10 < here["rss_mb"] < 10_000 and told["live"] == {"hubs": 0, "viewers": 0, "dropped": 0}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stage_that_goes_away_is_a_status_and_no_broken_connection(serve, stream):
+    client = serve(Handle(speak=[asyncio.CancelledError()]))
+    answer = client.post("/speak", json={"text": "Hello.", "stream": stream})
+    assert answer.status_code == 502 and error_of(answer)["code"] == "stage_failed"
