@@ -29,20 +29,14 @@ from models.stitch.live import LIVE_FRAMES, IdleLoop, LiveClock, Piece, ViewerTi
 
 log = logging.getLogger("ray.serve")
 
-
 JOIN_PIECES = 2  # that a viewer is given at once: 320 ms at 25 fps, its buffer from then on
 KEPT_PIECES = 4  # behind the live edge: one in two begins with a key frame
-
-
 VIEWER_PIECES = 8  # 1.3 s: a viewer who lags further drops to the live edge
 GRACE_S = 0.25  # speech may come so late without the viewers' buffers, JOIN_PIECES, running dry
-
-
 LINGER_S = 10.0  # a hub stays so long after its last viewer
 RETRY_S = 1.0  # before a lost stream from Stitch is asked for again
-
-
 LOOPS = 16  # avatars' idle loops kept in memory, some 2 MB each
+
 Subscribe = Callable[[str, int | None], Any]  # session id, position → a streaming response of LiveEvents
 
 

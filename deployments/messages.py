@@ -12,7 +12,8 @@ In, a JSON object a message; its `type` is one of `Command`:
                                                    said as it is (mode "repeat", the default), or understood and then
                                                    answered (mode "chat"): `heard` tells its text, which is empty, and
                                                    not answered, where nothing was said
-    {"type": "chat", "message": "Who are you?", "id"?}        have a message answered, in speech
+    {"type": "chat", "message": "Who are you?", "id"?}        have a message answered, in speech, for as long as the
+                                                   socket is open; what POST /chat asks outlives its request
     {"type": "interrupt"}                          stop what is said, and what waits
     {"type": "watch", "on": true}                  send the live stream, or no longer
     {"type": "played", "pieces": 12}               how many pieces were taken: see UNPLAYED in talk.py
