@@ -157,6 +157,7 @@ conversation.addEventListener("job", ({ detail: job }) => {
 });
 player.addEventListener("told", ({ detail: { kind, message, offset } }) => {
   if (kind === "caption") captions.tell(message, offset);
+  if (kind === "ended" && ["reset", "removed", "expired"].includes(message.reason)) conversation.open(page.session); // it was emptied
   if (kind === "making") making({ ...message, first_frame_ms: page.chat ? 0 : message.ttff_ms }, page.key); // a chat's waits for its model, too
 });
 player.addEventListener("anew", () => captions.clear());

@@ -115,7 +115,10 @@ export class Peer extends EventTarget {
   }
 
   #told({ type, now_s, ...rest }) {
-    if (type === "ended") this.#resource = ""; // the server has ended it by itself
+    if (type === "ended") {
+      this.#resource = ""; // the server has ended it by itself
+      if (this.seen) this.#over(); // and nobody need wait for packets
+    }
     const seenS = now_s - (this.behind - HELD_S); // now_s is being sent
     this.dispatchEvent(new CustomEvent("told", { detail: { kind: type, message: rest[type], seenS } }));
   }

@@ -71,6 +71,7 @@ class State:
     webrtc: Any = False  # whether there is WebRTC; "lost": it is offered, and does not come through
     ended: list[str] = field(default_factory=list)  # WebRTC connections that the page has ended
     down: bool = False  # every live stream ends, and new ones are refused
+    why: str = ""  # they end, as they tell
 
     def session(self, session_id: str) -> FakeSession:
         return self.sessions.setdefault(session_id, FakeSession())
@@ -399,6 +400,8 @@ def make_app(state: State, film: Film) -> FastAPI:
                         yield data
                     steps += 1
                     await asyncio.sleep(max(0.0, began_s + steps * FRAGMENT_FRAMES / FPS - time.monotonic()))
+                if state.why:
+                    yield event_box("ended", {"reason": state.why}, 0, steps * FRAGMENT_FRAMES / FPS)
             finally:
                 state.viewers -= 1
 

@@ -93,6 +93,22 @@ def test_nothing_of_an_answer_goes_on_in_the_chat_behind_it(chat: Tab, state: St
     assert chat.texts(".bubble") == [] and not chat.page.is_visible("#interrupt") and chat.complaints == []
 
 
+@pytest.mark.parametrize(("why", "left"), [("removed", 0), ("stopped", 2)])
+def test_a_session_that_somebody_else_removed_is_empty_here_too(chat: Tab, state: State, why: str, left: int) -> None:
+    state.reply = "Yes."
+    chat.send("Still there?")
+    chat.state("speaking")
+    chat.state("live")
+    (session,) = state.sessions.values()
+    chat.until_served(lambda: session.messages)
+    session.messages.clear()  # where the server only stopped, the page does not ask for them again
+    state.why, state.down = why, True
+    chat.until("document.querySelector('#screen').dataset.state === 'lost'")
+    state.down = False
+    chat.until("document.querySelector('#screen').dataset.state === 'live'")
+    assert len(chat.texts(".bubble")) == left
+
+
 def test_words_that_are_understood_too_late_are_not_for_the_next_chat(chat: Tab, state: State) -> None:
     state.recognition, state.think_s = True, 1.5
     chat.page.reload()
