@@ -46,8 +46,10 @@ window.load = async (src) => {{
   return video.duration;
 }};
 window.seek = async (frame) => {{
+  const painted = new Promise((resolve) => video.requestVideoFrameCallback(resolve)); // `seeked` may come before it
   video.currentTime = (frame + 0.5) / {FPS};
   await happens(video, 'seeked');
+  await Promise.race([painted, new Promise((resolve) => setTimeout(resolve, 2000))]);
   return shown();
 }};
 window.decoded = () => video.getVideoPlaybackQuality().totalVideoFrames;

@@ -46,7 +46,7 @@ def test_a_stage_that_cannot_start_says_why_and_leaves_no_process(tmp_path):
         LocalGraph("demo", free_port(), tmp_path, without_its_avatar).start()
     assert caught.value.message == (
         "The application 'warmtalk' did not start: The avatar 'me' is missing or not of this video. "
-        "Run: warmtalk prepare me.mp4 --avatar-id me --fps 25 --bbox-shift 0 --extra-margin 10 --force"
+        "Run: warmtalk prepare me.mp4 --avatar-id me --force"
     )
     end_s = time.monotonic() + STOP_S
     while processes_here() - before and time.monotonic() < end_s:
