@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
@@ -17,13 +17,24 @@ class Cut:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._at_once: list[Callable[[], object]] = []
 
     @property
     def made(self) -> bool:
         return self._event.is_set()
 
     def make(self) -> None:
-        self._event.set()
+        if not self.made:
+            self._event.set()
+            for act in self._at_once:
+                act()
+
+    def then(self, act: Callable[[], object]) -> None:
+        """Call `act` in the moment of the cut: `unless` waits until work has ended that cannot be broken off."""
+        if self.made:
+            act()
+        else:
+            self._at_once.append(act)
 
     def check(self) -> None:
         """Raises InterruptedSpeech after the cut."""
@@ -31,19 +42,23 @@ class Cut:
             raise InterruptedSpeech("The speech was interrupted.", "Send it again if it is still wanted.")
 
     async def unless(self, work: Awaitable[T]) -> T:
-        """What `work` gives; it is cancelled, and InterruptedSpeech raised, as soon as the cut is made."""
+        """What `work` gives; it is cancelled, and InterruptedSpeech raised, as soon as the cut is made.
+
+        A cut that has been made counts, whatever the work gives: it may have ended because of it.
+        """
         task = asyncio.ensure_future(work)
         waiter = asyncio.ensure_future(self._event.wait())
         try:
             await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                self.check()
+            self.check()
             return await task
         finally:
             waiter.cancel()
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # it is seen, where the cut went first
 
     @asynccontextmanager
     async def within(self, room: asyncio.Semaphore) -> AsyncIterator[None]:
@@ -91,8 +106,11 @@ class Cuts:
         return list(self._of)
 
     def make(self, session_id: str) -> int:
-        """Cut everything that the session says now; what is asked for later is not concerned. Returns how much."""
-        cuts = self._of.get(session_id, set())
+        """Cut everything that the session says now; what is asked for later is not concerned.
+
+        Returns how much was not cut before.
+        """
+        cuts = [cut for cut in self._of.get(session_id, ()) if not cut.made]
         for cut in cuts:
             cut.make()
         return len(cuts)

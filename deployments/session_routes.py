@@ -27,6 +27,7 @@ from deployments.http import (
     open_tagged,
     written,
 )
+from deployments.hush import hush
 from deployments.listening import Listening
 from deployments.live import Live
 from deployments.messages import schema
@@ -225,7 +226,5 @@ class SessionRoutes:
 
     @api.post("/sessions/{session_id}/interrupt", summary="Stop what the session says and is going to say")
     async def interrupt(self, session_id: str) -> dict[str, Any]:
-        await self.session(session_id)
-        await self._chat.interrupt.remote(session_id)
-        answer: dict[str, Any] = await self._stitch.options(session_id=session_id).interrupt.remote(session_id)
-        return answer
+        check_id(session_id, "session id")
+        return await hush(self._stitch, self._chat, session_id)

@@ -116,6 +116,8 @@ class Stitch(Stage[StitchConfig]):
         if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
             utterance.speech = await asyncio.to_thread(self._given_speech, request.audio, utterance.spec)
         stage = self._on_stage(utterance)
+        if stage is not None:
+            cut.then(stage.performance.cut)  # not behind what the compute thread is making
         line = Line(*self._handles, settings=self._settings(utterance.spec.fps))
         utterance.engines = line.engines
         stitching = Stitching(utterance, stage, cut, self.worker, self.meter)
@@ -165,6 +167,14 @@ class Stitch(Stage[StitchConfig]):
         await asyncio.to_thread(self._sessions.store.refuse_existing, session_id)  # at once, and not behind its speech
         async with self._turns.of(session_id):
             return (await self.worker.run(self._create, session_id, avatar_id)).value
+
+    async def cut(self, session_id: str) -> int:
+        """Cut as `interrupt` does, and answer at once: how much. Raises SessionNotFound, IdError."""
+        await self.ready()
+        count = self._cuts.make(check_id(session_id, "session id"))
+        if not self._cuts.count(session_id):
+            await asyncio.to_thread(self._sessions.store.path, session_id)
+        return count
 
     async def interrupt(self, session_id: str) -> dict[str, Any]:
         """Cut what the session says and is going to say; answers when it is silent. Raises IdError."""

@@ -22,6 +22,7 @@ from ray.serve.exceptions import RayServeException
 from deployments.failures import items_of, known_error
 from deployments.growing import speak_growing
 from deployments.hub import Viewer
+from deployments.hush import hush
 from deployments.listening import Listening
 from deployments.live import Live
 from deployments.messages import COMMANDS, ENDINGS, Audio, Chat, Event, Interrupt, Speak, Text, Watch
@@ -145,8 +146,7 @@ class Talk:
         elif isinstance(command, Chat):
             self._begin(self._answer(command))
         elif isinstance(command, Interrupt):
-            await self._chat.interrupt.remote(self._session_id)
-            await self._stitch.options(session_id=self._session_id).interrupt.remote(self._session_id)
+            await hush(self._stitch, self._chat, self._session_id)
             await self._tell("interrupted", command)
         elif isinstance(command, Watch):
             await self._watch(command)

@@ -176,7 +176,7 @@ def test_a_token_opens_what_shows_its_session_and_no_more(closed):
 
 
 def test_a_token_to_act_opens_its_socket_and_its_speech_but_deletes_nothing(closed):
-    stitch = Handle(session={}, interrupt={"interrupted": 0})
+    stitch = Handle(session={}, interrupt={"interrupted": 0}, cut=0)
     client = closed(stitch, chat=Handle(interrupt=0))
     token = token_of(client, act=True)
     with client.websocket_connect(f"/sessions/alice/ws?token={token}") as socket:

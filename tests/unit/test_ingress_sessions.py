@@ -19,7 +19,7 @@ def test_a_session_is_opened_with_an_id_or_without(serve):
 
 def test_an_unknown_session_cannot_be_watched_or_interrupted(serve):
     missing = errors.SessionNotFound("There is no session 'nobody'.", "Open it.")
-    stitch = Handle(live=[missing], session=missing)
+    stitch = Handle(live=[missing], cut=missing)
     client = serve(stitch)
     for answer in (client.get("/sessions/nobody/live.mp4"), client.post("/sessions/nobody/interrupt")):
         assert (answer.status_code, error_of(answer)["code"]) == (404, "session_not_found")
@@ -27,11 +27,15 @@ def test_an_unknown_session_cannot_be_watched_or_interrupted(serve):
     assert stitch.made[0].cancelled
 
 
-def test_an_interruption_reaches_the_chat_and_the_speech(serve):
-    stitch, chat = Handle(session={}, interrupt={"session_id": "alice", "interrupted": 1}), Handle(interrupt=1)
+def test_an_interruption_reaches_the_speech_first_then_the_chat_and_what_it_said_meanwhile(serve):
+    order = []
+    stitch = Handle(cut=2, interrupt={"session_id": "alice", "interrupted": 1})
+    chat = Handle(interrupt=1)
+    stitch.asked = chat.asked = order
     answer = serve(stitch, chat=chat).post("/sessions/alice/interrupt")
-    assert answer.json() == {"session_id": "alice", "interrupted": 1}
-    assert chat.asked == [("interrupt", ("alice",))] and stitch.asked[-1] == ("interrupt", ("alice",))
+    assert answer.json() == {"session_id": "alice", "interrupted": 3}
+    assert order == [("cut", ("alice",)), ("interrupt", ("alice",)), ("interrupt", ("alice",))]
+    assert error_of(serve(stitch, chat=chat).post("/sessions/A/interrupt"))["code"] == "bad_id"
 
 
 def test_a_session_is_closed_for_good(serve):

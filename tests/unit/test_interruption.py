@@ -1,6 +1,7 @@
 """Cuts: what a session says and is going to say ends; what others say, or what is asked for later, does not."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -59,10 +60,29 @@ def test_a_cut_concerns_one_session_and_only_what_was_asked_before_it():
         assert cuts.make("alice") == 2
         with cuts.of("alice") as later:
             assert [said.made, waiting.made, other.made, later.made] == [True, True, False, False]
+            assert cuts.make("alice") == 1  # what was cut before is not counted again
     assert cuts.make("alice") == cuts.make("nobody") == 0
     with pytest.raises(InterruptedSpeech) as raised:
         said.check()
     assert (raised.value.status, raised.value.code) == (409, "interrupted") and raised.value.remedy
+
+
+async def test_what_is_to_happen_at_once_does_not_wait_for_work_that_cannot_be_broken_off():
+    cut, acted = Cut(), []
+
+    async def work() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.05)
+        acted.append("work ended")
+
+    cut.then(lambda: acted.append("at once"))
+    asyncio.get_running_loop().call_later(0.01, cut.make)
+    with pytest.raises(InterruptedSpeech):
+        await cut.unless(work())
+    cut.make()
+    cut.then(lambda: acted.append("too late to wait"))
+    assert acted == ["at once", "work ended", "too late to wait"]
 
 
 async def test_a_cut_does_not_wait_for_room_and_takes_none():

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import time
 import weakref
 
@@ -11,7 +12,7 @@ import pytest
 
 from deployments import utterance
 from deployments.requests import SpeakRequest
-from models.errors import InterruptedSpeech
+from models.errors import InterruptedSpeech, SessionNotFound
 from models.stitch.encode import UtteranceEncoder
 from tests.unit.air_material import (
     Watcher,
@@ -50,6 +51,41 @@ async def test_an_interruption_ends_speech_for_viewers_file_and_stages(air):
     assert line["end_s"] == pytest.approx(len(speaking) / 25, abs=1e-3)
     with av.open(facts["video_path"]) as file:
         assert sum(1 for _ in file.decode(video=0)) == len(speaking)
+
+
+async def test_a_cut_does_not_wait_for_the_compute_thread(air, monkeypatch):
+    """It may have another second of pictures under way, of this session or of others."""
+    stitch, live, _ = await air(delay_s=0.05)
+    watcher = Watcher(await live.view("alice"))
+    busy, make = threading.Event(), utterance.Utterance.make
+
+    def slow(self, *args):
+        if slowly:
+            busy.set()
+            time.sleep(1.2)
+        return make(self, *args)
+
+    slowly = False
+    monkeypatch.setattr(utterance.Utterance, "make", slow)
+    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100, deliver=False))))
+    await spoken(stitch, "alice", 12)
+    slowly = True
+    await asyncio.to_thread(busy.wait, 10)
+    before = len(watcher.data)
+    began_s = time.monotonic()
+    assert await stitch.cut("alice") == 1
+    assert time.monotonic() - began_s < 0.5
+    slowly = False
+    assert (await said)["interrupted"] and await stitch.cut("alice") == 0
+    await asyncio.sleep(0.6)
+    data, watcher.data = watcher.data, watcher.data[:before]
+    edge = len(watcher.seen()[0])
+    watcher.data = data
+    _, edges, mouths = watcher.seen()
+    on_the_line(edges)
+    assert (np.flatnonzero(mouths > 240)[-1] + 1 - edge) / 25 < 0.3  # of stream time
+    with pytest.raises(SessionNotFound):
+        await stitch.cut("nobody")
 
 
 async def test_what_is_not_watched_can_be_interrupted_too(air):

@@ -200,7 +200,7 @@ def test_a_recording_beyond_its_limit_is_refused(serve, monkeypatch):
     ],
 )
 def test_a_message_that_makes_no_sense_is_refused_in_words_and_the_socket_lives(serve, message):
-    client, _ = serve(Handle(session={}, interrupt={}))
+    client, _ = serve(Handle(session={}, interrupt={"interrupted": 0}, cut=0))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_text(message)
@@ -221,7 +221,7 @@ def test_an_error_of_speech_is_told_with_its_code(serve):
 
 
 def test_an_interruption_reaches_chat_and_speech(serve):
-    stitch, chat = Handle(session={}, interrupt={}), Handle(interrupt=0)
+    stitch, chat = Handle(session={}, interrupt={"interrupted": 0}, cut=0), Handle(interrupt=0)
     client, _ = serve(stitch, chat)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
@@ -346,7 +346,7 @@ def test_a_socket_is_told_why_its_stream_ends_and_closed_with_a_code(serve, monk
 
 
 def test_a_socket_that_stops_watching_stays(serve, monkeypatch):
-    client, ingress = serve(Handle(session={}, interrupt={}))
+    client, ingress = serve(Handle(session={}, interrupt={"interrupted": 0}, cut=0))
     viewer = Viewer()
     monkeypatch.setattr(ingress._live, "view", lambda *_: _give(viewer))
     with client.websocket_connect("/sessions/alice/ws") as socket:
