@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from deployments.views import faststart
 
+FOLDER = "results/.downloads"
 KEPT_S = 120.0  # a file that nobody has asked for so long is removed: a player asks for it range by range
 KEPT = 4  # files
 
@@ -29,8 +31,8 @@ class Downloads:
     A session of the same size is the same file, so several viewers, and the ranges of one, share it.
     """
 
-    def __init__(self, folder: Path, at_once: int) -> None:
-        """at_once: files that are made at a time; who asks for a further one waits."""
+    def __init__(self, folder: Callable[[], Path], at_once: int) -> None:
+        """folder: gives where they lie. at_once: files that are made at a time; who asks for a further one waits."""
         self._folder = folder
         self._room = asyncio.Semaphore(at_once)
         self._made: OrderedDict[tuple[str, int], _Made] = OrderedDict()
@@ -70,7 +72,7 @@ class Downloads:
         async with self._room:
             if (made := self._made.get(key)) is not None:
                 made.begun = True
-            return await asyncio.to_thread(faststart, facts, size, self._folder)
+            return await asyncio.to_thread(lambda: faststart(facts, size, self._folder()))
 
     def _done(self, key: tuple[str, int], made: _Made, task: asyncio.Task[Path]) -> None:
         known = self._made.get(key) is made

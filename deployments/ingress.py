@@ -16,7 +16,7 @@ from ray import serve
 from configs.schema import IngressConfig
 from deployments.access import Access, serve_login
 from deployments.bodies import SOUND_TYPES, ChatBody, SpeakBody, SpeechBody
-from deployments.downloads import Downloads
+from deployments.downloads import FOLDER, Downloads
 from deployments.footprint import FOOTPRINT, footprint
 from deployments.hosts import KnownHosts
 from deployments.http import (
@@ -34,9 +34,10 @@ from deployments.origins import SameOrigin
 from deployments.paths import output_path
 from deployments.places import Places
 from deployments.requests import DEFAULT_SESSION, ChatRequest, SpeakRequest
+from deployments.scratch import Scratch
 from deployments.session_routes import SessionId, SessionRoutes
 from deployments.stage import parse_config
-from deployments.uploads import FOLDER, Uploads, discard
+from deployments.uploads import Uploads, discard
 from deployments.views import Views
 from deployments.web import serve_page
 from deployments.whep import Whep, ended_by_a_replica
@@ -62,7 +63,8 @@ class Ingress(SessionRoutes):
         self.config = IngressConfig()
         self._uploads = Uploads(self.config)
         self._views = Views()
-        self._downloads = Downloads(output_path(FOLDER), self.config.max_downloads)
+        self._scratch = Scratch(output_path(FOLDER))
+        self._downloads = Downloads(self._scratch.folder, self.config.max_downloads)
         self._listening = Listening(recognize, self._uploads)
         self._watch = stitch.options(stream=True, _by_reference=False)
         self._sockets = Places(lambda: self.config.max_sockets, "As many sockets are open as this server allows.")
@@ -73,7 +75,7 @@ class Ingress(SessionRoutes):
         self.config = parse_config("Ingress", user_config)
         self._uploads.config = self.config
         self._downloads.close()
-        self._downloads = Downloads(output_path(FOLDER), self.config.max_downloads)
+        self._downloads = Downloads(self._scratch.folder, self.config.max_downloads)
         BoundedJson.max_bytes = int(self.config.max_json_kb * 2**10)
         SameOrigin.allowed = frozenset(self.config.allowed_origins)
         Access.keys, Access.login_s = Keys.of_environment(self.config.api_keys_env), self.config.login_days * 86400

@@ -14,7 +14,7 @@ import httpx
 
 from warmtalk import calls
 from warmtalk.calls import Call
-from warmtalk.client import BACKOFF_S, POLL_S, URL, parsed_json, replayable, timeouts, unreachable, wait_s
+from warmtalk.client import BACKOFF_S, POLL_S, URL, parsed_json, timeouts, unreachable, wait_s
 from warmtalk.errors import ServerError, Unreachable, error_of
 from warmtalk.events import EventReader, LiveEvent
 from warmtalk.results import (
@@ -211,7 +211,9 @@ class AsyncClient:
         **options: Any,
     ) -> Prepared:
         """Prepare an avatar from a video or a picture. options: force, fps, bbox_shift, extra_margin."""
-        call = calls.prepare(await asyncio.to_thread(Path(source).read_bytes), avatar_id, **options)
+        path = Path(source)
+        size = (await asyncio.to_thread(path.stat)).st_size
+        call = calls.prepare(lambda: _file_parts(path, size), size, avatar_id, **options)
         async with self._answer(call) as answer:
             async for line in answer.aiter_lines():
                 event = calls.progress_of(line, avatar_id)
@@ -242,10 +244,7 @@ class AsyncClient:
     @asynccontextmanager
     async def _answer(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
         """An answer of 2xx whose body is still to come. Raises ServerError."""
-        request = self._http.build_request(
-            call.method, call.path, timeout=timeouts(call.timeout_s or self._timeout_s), **call.arguments()
-        )
-        answer = await self._sent(call, request)
+        answer = await self._sent(call)
         try:
             yield answer
         except httpx.TransportError as error:
@@ -253,9 +252,13 @@ class AsyncClient:
         finally:
             await answer.aclose()
 
-    async def _sent(self, call: Call[Any], request: httpx.Request) -> httpx.Response:
+    async def _sent(self, call: Call[Any]) -> httpx.Response:
+        patience_s = call.timeout_s or self._timeout_s
+        end_s = time.monotonic() + patience_s
         for attempt in range(self._tries):
-            last = attempt == self._tries - 1 or not replayable(call)
+            last = attempt == self._tries - 1 or not call.replayable
+            arguments = call.arguments() | {"timeout": timeouts(patience_s)}
+            request = self._http.build_request(call.method, call.path, **arguments)
             try:
                 answer = await self._http.send(request, stream=True)
             except httpx.TransportError as error:
@@ -269,7 +272,15 @@ class AsyncClient:
                 failure = error_of(answer.status_code, await answer.aread())
             except httpx.TransportError:
                 failure = error_of(answer.status_code, b"")  # its words were lost, its status was not
-            if last or not call.may_repeat(answer.status_code):
+            pause_s = wait_s(answer, attempt)
+            if last or not call.may_repeat(answer.status_code) or time.monotonic() + pause_s > end_s:
                 raise failure
-            await asyncio.sleep(wait_s(answer, attempt))
+            await asyncio.sleep(pause_s)
         raise AssertionError("tries is at least 1")
+
+
+async def _file_parts(path: Path, size: int) -> AsyncGenerator[bytes, None]:
+    """calls.file_parts, read on a thread."""
+    parts = calls.file_parts(path, size)
+    while part := await asyncio.to_thread(next, parts, b""):
+        yield part

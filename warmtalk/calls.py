@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 KEY_ENV = "WARMTALK_API_KEY"
 PASSING = (429, 502, 503, 504)  # statuses that a second try may not meet
+PART_BYTES = 2**18  # of a file that is sent
 LONG_S = 600.0  # an answer that comes when a long text has been spoken
 
 
@@ -44,21 +45,29 @@ class Call(Generic[T]):
     read: Callable[[Any], T]
     query: dict[str, Any] = field(default_factory=dict)
     body: Any = None  # JSON
-    content: Any = None  # bytes, or an open file
+    content: Any = None  # bytes, an iterator of them, or a function that gives one from the first byte for each try
+    content_bytes: int | None = None  # how long it is, where an iterator gives it
     file: bytes | None = None  # of a form, whose fields are `body`
     repeatable: bool = True
     timeout_s: float | None = None  # None: the client's
 
     def arguments(self) -> dict[str, Any]:
-        """For httpx's `build_request`."""
+        """For httpx's `build_request`; asked anew for each try."""
         said: dict[str, Any] = {"params": _given(self.query)} if self.query else {}
         if self.file is not None:
             said["files"], said["data"] = {"file": ("recording", self.file)}, _given(self.body)
         elif self.body is not None:
             said["json"] = _given(self.body)
         if self.content is not None:
-            said["content"] = self.content
+            said["content"] = self.content() if callable(self.content) else self.content
+        if self.content_bytes is not None:
+            said["headers"] = {"Content-Length": str(self.content_bytes)}
         return said
+
+    @property
+    def replayable(self) -> bool:
+        """Whether all of it can be sent again: an iterator was read, if only to its middle."""
+        return self.content is None or isinstance(self.content, bytes) or callable(self.content)
 
     def may_repeat(self, status: int) -> bool:
         """429 and 503 are told before any work is done; after other failures only harmless calls go again."""
@@ -169,10 +178,18 @@ def avatars() -> Call[list[Avatar]]:
     return Call("GET", "avatars", lambda answer: [parsed(Avatar, entry) for entry in answer])
 
 
-def prepare(source: Any, avatar_id: str, **options: Any) -> Call[Any]:
-    """source: an open file or bytes of a video or a picture. The answer is JSON lines: see `progress_of`."""
-    query = {"avatar_id": avatar_id, **options}
-    return Call("POST", "avatars", _same, query=query, content=source, repeatable=False, timeout_s=LONG_S)
+def prepare(parts: Callable[[], Any], size: int, avatar_id: str, **options: Any) -> Call[Any]:
+    """parts: gives the `size` bytes of a video or a picture. The answer is JSON lines: see `progress_of`."""
+    call: Call[Any] = Call("POST", "avatars", _same, query={"avatar_id": avatar_id, **options}, content=parts)
+    return replace(call, content_bytes=size, repeatable=False, timeout_s=LONG_S)
+
+
+def file_parts(path: Path, size: int) -> Iterator[bytes]:
+    """The first `size` bytes of a file, a part at a time: no more than was announced, should it grow."""
+    with path.open("rb") as file:
+        while size > 0 and (part := file.read(min(size, PART_BYTES))):
+            size -= len(part)
+            yield part
 
 
 def progress_of(line: str, avatar_id: str) -> Progress | Prepared:

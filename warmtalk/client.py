@@ -206,7 +206,10 @@ class Client:
         **options: Any,
     ) -> Prepared:
         """Prepare an avatar from a video or a picture. options: force, fps, bbox_shift, extra_margin."""
-        with Path(source).open("rb") as file, self._answer(calls.prepare(file, avatar_id, **options)) as answer:
+        path = Path(source)
+        size = path.stat().st_size
+        call = calls.prepare(lambda: calls.file_parts(path, size), size, avatar_id, **options)
+        with self._answer(call) as answer:
             for line in answer.iter_lines():
                 event = calls.progress_of(line, avatar_id)
                 if isinstance(event, Prepared):
@@ -235,10 +238,7 @@ class Client:
     @contextmanager
     def _answer(self, call: Call[Any]) -> Iterator[httpx.Response]:
         """An answer of 2xx whose body is still to come. Raises ServerError."""
-        request = self._http.build_request(
-            call.method, call.path, timeout=timeouts(call.timeout_s or self._timeout_s), **call.arguments()
-        )
-        answer = self._sent(call, request)
+        answer = self._sent(call)
         try:
             yield answer
         except httpx.TransportError as error:
@@ -246,9 +246,13 @@ class Client:
         finally:
             answer.close()
 
-    def _sent(self, call: Call[Any], request: httpx.Request) -> httpx.Response:
+    def _sent(self, call: Call[Any]) -> httpx.Response:
+        patience_s = call.timeout_s or self._timeout_s
+        end_s = time.monotonic() + patience_s
         for attempt in range(self._tries):
-            last = attempt == self._tries - 1 or not replayable(call)
+            last = attempt == self._tries - 1 or not call.replayable
+            arguments = call.arguments() | {"timeout": timeouts(patience_s)}
+            request = self._http.build_request(call.method, call.path, **arguments)
             try:
                 answer = self._http.send(request, stream=True)
             except httpx.TransportError as error:
@@ -262,19 +266,15 @@ class Client:
                 failure = error_of(answer.status_code, answer.read())
             except httpx.TransportError:
                 failure = error_of(answer.status_code, b"")  # its words were lost, its status was not
-            if last or not call.may_repeat(answer.status_code):
+            pause_s = wait_s(answer, attempt)
+            if last or not call.may_repeat(answer.status_code) or time.monotonic() + pause_s > end_s:
                 raise failure
-            time.sleep(wait_s(answer, attempt))
+            time.sleep(pause_s)
         raise AssertionError("tries is at least 1")
 
 
 def timeouts(timeout_s: float) -> httpx.Timeout:
     return httpx.Timeout(timeout_s, connect=min(timeout_s, 5.0))
-
-
-def replayable(call: Call[Any]) -> bool:
-    """Whether its content can be sent again: an open file has been read."""
-    return call.content is None or isinstance(call.content, bytes)
 
 
 def wait_s(answer: httpx.Response, attempt: int) -> float:

@@ -82,8 +82,12 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def call(request: pytest.FixtureRequest, server: Server) -> Callable[..., Any]:
     """call(answers, method, …) → what that method of a client gives; a stream as a list."""
 
+    async def answer(request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        return server(request)
+
     async def awaited(method: str, arguments: Any, options: Any) -> Any:
-        async with AsyncClient("http://x/base/", transport=httpx.MockTransport(server)) as asked:
+        async with AsyncClient("http://x/base/", transport=httpx.MockTransport(answer)) as asked:
             given = getattr(asked, method)(*arguments, **options)
             return [part async for part in given] if inspect.isasyncgen(given) else await given
 

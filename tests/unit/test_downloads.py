@@ -73,21 +73,21 @@ async def test_so_many_are_made_at_a_time_and_the_rest_wait(session, folder, mad
     for _ in range(5):
         say(session, 8)
         sizes.append(session.size)
-    files = Downloads(folder, 2)
+    files = Downloads(lambda: folder, 2)
     data = await asyncio.gather(*(read(files, session, size) for size in sizes))
     assert (made["most"], made["all"]) == (2, 6)
     assert [len(shown(whole)[1]) for whole in data] == [30, 38, 46, 54, 62, 70]
 
 
 async def test_all_who_ask_for_the_same_share_one(session, folder, made):
-    files = Downloads(folder, 2)
+    files = Downloads(lambda: folder, 2)
     data = await asyncio.gather(*(read(files, session, session.size) for _ in range(8)))
     assert made["all"] == 1 and len(set(data)) == 1
     assert await read(files, session, session.size) == data[0] and made["all"] == 1  # the next range of a player, too
 
 
 async def test_who_leaves_spoils_it_for_nobody(session, folder, made):
-    files = Downloads(folder, 1)
+    files = Downloads(lambda: folder, 1)
     leaver = asyncio.create_task(read(files, session, session.size))
     stayer = asyncio.create_task(read(files, session, session.size))
     await asyncio.sleep(0.01)
@@ -100,7 +100,7 @@ async def test_what_waits_for_its_turn_is_not_made_once_all_who_want_it_have_lef
     for _ in range(9):
         say(session, 8)
         sizes.append(session.size)
-    files = Downloads(folder, 1)
+    files = Downloads(lambda: folder, 1)
     asked = [asyncio.create_task(read(files, session, size)) for size in [*sizes, sizes[8]]]
     await asyncio.sleep(0.02)
     for task in asked[:9]:
@@ -112,7 +112,7 @@ async def test_what_waits_for_its_turn_is_not_made_once_all_who_want_it_have_lef
 
 async def test_a_file_that_nobody_asks_for_any_more_goes(session, folder, made, monkeypatch):
     monkeypatch.setattr(downloads, "KEPT_S", 0.5)
-    files = Downloads(folder, 2)
+    files = Downloads(lambda: folder, 2)
     leaver = asyncio.create_task(read(files, session, session.size))
     await asyncio.sleep(0.01)
     leaver.cancel()  # it is made all the same, and must not stay
@@ -130,7 +130,7 @@ async def test_a_file_that_nobody_asks_for_any_more_goes(session, folder, made, 
 
 async def test_few_are_kept(session, folder, monkeypatch):
     monkeypatch.setattr(downloads, "KEPT", 2)
-    files = Downloads(folder, 2)
+    files = Downloads(lambda: folder, 2)
     for _ in range(5):
         say(session, 4)
         await read(files, session, session.size)
@@ -140,7 +140,7 @@ async def test_few_are_kept(session, folder, monkeypatch):
 
 
 async def test_one_that_cannot_be_made_is_tried_anew_by_the_next(session, folder, made):
-    files = Downloads(folder, 2)
+    files = Downloads(lambda: folder, 2)
     for _ in range(2):
         with pytest.raises(InputError, match="never been 7 bytes"):
             await read(files, session, 7)
@@ -149,7 +149,7 @@ async def test_one_that_cannot_be_made_is_tried_anew_by_the_next(session, folder
 
 async def test_ten_minutes_are_put_together_beside_the_event_loop(session, folder):
     say(session, 15_000)
-    files, turns_s = Downloads(folder, 2), []
+    files, turns_s = Downloads(lambda: folder, 2), []
     making = asyncio.create_task(files.open(facts(session), session.size))
     while not making.done():
         before_s = time.perf_counter()
