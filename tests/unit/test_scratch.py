@@ -41,7 +41,7 @@ def test_what_a_killed_process_left_goes_with_the_next_and_not_before(tmp_path):
         theirs = Path(process.stdout.readline().strip())
         ours = Scratch(tmp_path)
         assert (theirs / "file").read_text() == "of another process"
-        assert folders(tmp_path) == {theirs, ours.folder()}
+        assert {theirs, ours.folder()} == folders(tmp_path)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
