@@ -32,7 +32,7 @@ from models.errors import BusyError, InterruptedSpeech, SessionNotFound, StageEr
 from models.ids import check_id
 from models.llm import ENGINES
 from models.llm.base import URL_ENV, Message, Responder
-from models.llm.pieces import pieces, without_thoughts
+from models.llm.pieces import pieces, readable, without_thoughts
 from models.text import printable
 
 log = logging.getLogger("ray.serve")
@@ -187,7 +187,7 @@ class Chat(Stage[ChatConfig]):
         session = await self._session(job.session_id)
         job.start_s = float(session.get("duration_s", 0.0))
         messages = await self._prompt(job, job.avatar_id or session.get("avatar_id", ""))
-        tokens = noted(job, without_thoughts(self.responder.stream(messages)), began_s)
+        tokens = noted(job, readable(without_thoughts(self.responder.stream(messages))), began_s)
         reading = Reading(pieces(tokens))
         try:
             failure = await self._say(job, reading, began_s) if await reading.begun() else None
@@ -239,13 +239,18 @@ class Chat(Stage[ChatConfig]):
         return [Message("system", system), *said, Message("user", job.message)]
 
     async def _session(self, session_id: str) -> dict[str, Any]:
-        """Facts of the session; none where there is none yet."""
+        """Facts of the session; of one that is not there yet, whose face it will have."""
+        facts: dict[str, Any]
         try:
-            facts: dict[str, Any] = await self._stitch.options(session_id=session_id).session.remote(session_id)
+            try:
+                facts = await self._stitch.options(session_id=session_id).session.remote(session_id)
+            except (WarmTalkError, RayError, RayServeException) as error:
+                if not isinstance(known_error(error), SessionNotFound):
+                    raise
+                facts = {"avatar_id": (await self._stitch.stats.remote())["config"]["avatar_id"]}
             return facts
         except (WarmTalkError, RayError, RayServeException) as error:
-            if not isinstance(known_error(error), SessionNotFound):
-                log.warning("the session %s cannot be described: %s", session_id, error)
+            log.warning("the session %s cannot be described: %s", session_id, error)
             return {}
 
     async def _save(self, job: Job) -> None:

@@ -6,13 +6,14 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from models.text import MAX_SENTENCE_CHARS, split_sentences
+from models.text import MAX_SENTENCE_CHARS, printable, split_sentences
 
 FIRST_CLAUSE_CHARS = (
     48  # the first piece may end at a clause from here on: about 3 s of speech, enough to bridge the next
 )
 _CLAUSE = re.compile(r"[,;:][\"'”’)\]]*\s|\s[—–-]\s")
 _OPENING, _CLOSING = "<think>", "</think>"
+_TAG = re.compile(f"{_OPENING}|{_CLOSING}")
 
 
 async def pieces(tokens: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
@@ -55,9 +56,12 @@ def _first_clause(text: str) -> int:
     return 0
 
 
-async def without_thoughts(tokens: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """The tokens without what stands between <think> and </think>, which reasoning models send before their answer."""
-    waiting, inside, begun = "", False, False
+async def without_thoughts(tokens: AsyncGenerator[str, None], inside: bool = False) -> AsyncGenerator[str, None]:
+    """The tokens without what stands between <think> and </think>, which reasoning models send before their answer.
+
+    inside: whether the first thought is open already. Tags that have no partner are left out.
+    """
+    waiting, begun = "", False
     async with aclosing(tokens):
         async for token in tokens:
             shown, waiting, inside = _split(waiting + token, inside)
@@ -72,19 +76,29 @@ async def without_thoughts(tokens: AsyncGenerator[str, None]) -> AsyncGenerator[
 def _split(text: str, inside: bool) -> tuple[str, str, bool]:
     """What may be shown, what must wait for the next token, and whether that stands inside a thought."""
     shown = ""
-    while True:
-        if inside:
-            _, closed, text_after = text.partition(_CLOSING)
-            if not closed:
-                return shown, text[1 - len(_CLOSING) :], True
-            text = text_after
-        before, opened, after = text.partition(_OPENING)
-        if not opened:
-            shown_to = len(text) - _partial_tag(text)
-            return shown + text[:shown_to], text[shown_to:], False
-        shown, text, inside = shown + before, after, True
+    while tag := _TAG.search(text):
+        shown += "" if inside else text[: tag.start()]
+        inside, text = tag.group() == _OPENING, text[tag.end() :]
+    known = len(text) - _partial_tag(text)
+    return shown if inside else shown + text[:known], text[known:], inside
 
 
 def _partial_tag(text: str) -> int:
-    """How many characters at the end may be the beginning of an opening tag."""
-    return next((n for n in range(len(_OPENING) - 1, 0, -1) if text.endswith(_OPENING[:n])), 0)
+    """How many characters at the end may be the beginning of a tag."""
+    return next((n for n in range(len(_CLOSING) - 1, 0, -1) if text.endswith((_OPENING[:n], _CLOSING[:n]))), 0)
+
+
+async def readable(tokens: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """The tokens without control characters; halves of a character that come in two of them are joined.
+
+    JSON may hold a half by itself ("\\ud83d"), which neither a file nor an answer in UTF-8 can.
+    """
+    half = ""
+    async with aclosing(tokens):
+        async for token in tokens:
+            text, half = half + token, ""
+            if "\ud800" <= text[-1:] <= "\udbff":
+                text, half = text[:-1], text[-1]
+            whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
+            if shown := printable(whole):
+                yield shown

@@ -73,6 +73,7 @@ class Stitch:
         self.speak = SimpleNamespace(remote=self._speak)
         self.feed = SimpleNamespace(remote=self._feed)
         self.session = SimpleNamespace(remote=self._session)
+        self.stats = SimpleNamespace(remote=self._stats)
 
     def options(self, **options: Any) -> Stitch:
         return self
@@ -89,6 +90,9 @@ class Stitch:
         if session_id not in self.facts:
             raise SessionNotFound("There is none.", "Speak first.")
         return self.facts[session_id]
+
+    async def _stats(self) -> dict[str, Any]:
+        return {"stage": "Stitch", "config": {"avatar_id": "presenter"}}
 
     def texts(self) -> list[str]:
         return [text for _, text in self.spoken]

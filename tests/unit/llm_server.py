@@ -73,7 +73,7 @@ def llm_server() -> Iterator[LLMServer]:
         http.server_close()
 
 
-def streamed(*tokens: str | threading.Event, pause_s: float = 0.0) -> Answer:
+def streamed(*tokens: str | threading.Event, pause_s: float = 0.0, finish: str = "stop") -> Answer:
     """Tokens one after another; an event among them is waited for."""
 
     def answer(http: Handler) -> None:
@@ -85,7 +85,7 @@ def streamed(*tokens: str | threading.Event, pause_s: float = 0.0) -> Answer:
                 continue
             http.token(token)
             time.sleep(pause_s)
-        http.token(None, "stop")
+        http.token(None, finish)
         http.event({"choices": [], "usage": {"total_tokens": 9}})
         http.event("[DONE]")
 
@@ -107,3 +107,21 @@ def broken_off(*tokens: str) -> Answer:
             http.token(token)
 
     return answer
+
+
+def plain(*data: str, kind: str = "text/event-stream") -> Answer:
+    """The body as it stands, for what a real server writes and this one's `event` would not."""
+
+    def answer(http: Handler) -> None:
+        http.begin(kind=kind)
+        for part in data:
+            http.wfile.write(part.encode())
+            http.wfile.flush()
+
+    return answer
+
+
+def chunk(content: object, finish: str | None = None, **delta: object) -> str:
+    """An event whose JSON keeps characters beyond ASCII as they are, as vLLM's does."""
+    choice = {"index": 0, "delta": {"content": content, **delta}, "finish_reason": finish}
+    return f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n"

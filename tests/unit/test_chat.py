@@ -168,6 +168,68 @@ async def test_an_avatar_may_have_a_prompt_of_its_own(llm: LLMServer) -> None:
     assert [r[2]["messages"][0]["content"] for r in llm.requests] == ["Plain.", "Talk like one.", "Talk like one."]
 
 
+async def test_a_session_that_is_not_there_yet_has_the_default_avatars_prompt(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Good evening.")]
+    chat = await stage(llm, system_prompts={"presenter": "You read the news."})
+    await answered(chat, "Hi")
+    assert llm.requests[0][2]["messages"][0] == {"role": "system", "content": "You read the news."}
+
+
+async def test_without_a_prompt_none_is_sent(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Yes.")]
+    await answered(await stage(llm, system_prompt=""), "Hi")
+    assert llm.requests[0][2]["messages"] == [{"role": "user", "content": "Hi"}]
+
+
+async def test_a_bounded_conversation_still_begins_with_the_user(llm: LLMServer) -> None:
+    """Templates of many models refuse one that begins with the assistant, or has two of a role in a row."""
+    llm.answers[:] = [streamed("Yes.")]
+    chat = await stage(llm, system_prompt="", max_history_chars=100)
+    await answered(chat, "m" * 98)
+    await answered(chat, "Hi")
+    assert llm.requests[1][2]["messages"] == [{"role": "user", "content": "Hi"}]
+
+
+async def test_after_an_answer_that_was_cut_before_its_first_word_the_roles_still_alternate(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Well, let me see.")]
+    stitch = Stitch()
+    stitch.may_speak.clear()
+    chat = await stage(llm, stitch, system_prompt="")
+    job_id = (await chat.start(ChatRequest("What is new?")))["job_id"]
+    await known(chat, job_id, lambda job: job["written"])
+    await chat.interrupt("default")
+    stitch.may_speak.set()
+    await answered(chat, "Say it shorter.")
+    assert [m["role"] for m in await chat.messages("default")] == ["user", "user", "assistant"]
+    assert llm.requests[1][2]["messages"] == [{"role": "user", "content": "What is new?\n\nSay it shorter."}]
+
+
+@pytest.mark.parametrize("tokens", [("Hi \ud83d", "\ude00 you."), ("Hi \ud83d\ude00 you.",), ("Hi 😀 you\x1b\x07.",)])
+async def test_an_answer_can_be_written_to_a_file_and_a_screen_whatever_is_in_it(
+    llm: LLMServer, tokens: tuple[str, ...]
+) -> None:
+    """JSON may hold half a character by itself: such a reply could be neither told nor asked about again."""
+    llm.answers[:] = [streamed(*tokens), streamed("Yes.")]
+    stitch = Stitch()
+    chat = await stage(llm, stitch)
+    job = await answered(chat, "Smile!")
+    assert (job["reply"], job["reply"].encode()) == ("Hi 😀 you.", "Hi 😀 you.".encode())
+    assert (await answered(chat, "Again"))["reply"] == "Yes."
+
+
+async def test_half_a_character_that_stays_alone_is_left_out(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Hi \ud83d", "you.\ud83d")]
+    assert (await answered(await stage(llm)))["reply"] == "Hi you."
+
+
+async def test_a_model_that_thinks_too_long_to_say_anything_fails_the_job_in_words(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("<think>", *["Hm. "] * 100, finish="length")]
+    job = await answered(await stage(llm))
+    assert (job["status"], job["reply"]) == ("failed", "")
+    assert job["error"]["message"] == "The language model used up its tokens before it said a word."
+    assert "max_tokens" in job["error"]["remedy"]
+
+
 async def test_a_long_conversation_forgets_its_beginning(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Yes.")]
     chat = await stage(llm, max_history_messages=4)

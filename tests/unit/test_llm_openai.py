@@ -12,7 +12,17 @@ import pytest
 from models.errors import BusyError, ConfigError, InputError, StageError
 from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV, Message
 from models.llm.openai import OpenAIResponder
-from tests.unit.llm_server import Answer, Handler, LLMServer, broken_off, llm_server, refused, streamed
+from tests.unit.llm_server import (
+    Answer,
+    Handler,
+    LLMServer,
+    broken_off,
+    chunk,
+    llm_server,
+    plain,
+    refused,
+    streamed,
+)
 
 KEY = "sk-very-secret"
 ASKED = [Message("system", "Be brief."), Message("user", "Hi")]
@@ -85,6 +95,76 @@ async def test_an_endless_answer_is_cut(server: LLMServer) -> None:
     assert "".join(tokens) == "123451234512"
 
 
+async def test_thoughts_are_no_part_of_the_answer_and_do_not_count(server: LLMServer) -> None:
+    thought = ["<think>", *["Let me see. "] * 50, "</think>"]
+    assert "".join(await ask(server, streamed(*thought, "\n\nHello", " there."), max_chars=20)) == "Hello there."
+    aside = plain(chunk(None, reasoning_content="Hm."), chunk("Hello."), chunk(None, "stop"))
+    assert await ask(server, aside) == ["Hello."]
+
+
+async def test_of_a_model_whose_template_opens_the_thought_only_its_end_is_seen(server: LLMServer) -> None:
+    """Such as Qwen3's thinking models, behind a server that does not part thoughts from answers."""
+    answer = streamed("Let me see.", "</th", "ink>", "\n\nHello.")
+    assert "".join(await ask(server, answer, thinks_first=True)) == "Hello."
+    assert "".join(await ask(server, answer)) == "Let me see.\n\nHello."  # it cannot be known; the tag is left out
+
+
+async def test_lines_end_where_the_server_ends_them(server: LLMServer) -> None:
+    """JSON may hold U+2028 or U+0085, which Python's splitlines takes for the end of a line; a character may be cut."""
+    data = chunk("One\u2028two\x85three é 🙂.", "stop").encode()
+
+    def torn(http: Handler) -> None:
+        http.begin()
+        for byte in data.replace(b"\n", b"\r\n"):
+            http.wfile.write(bytes([byte]))
+            http.wfile.flush()
+
+    assert await ask(server, torn) == ["One\u2028two\x85three é 🙂."]
+    assert len(server.requests) == 1
+
+
+async def test_an_event_without_an_end_of_line_is_read_too(server: LLMServer) -> None:
+    assert await ask(server, plain(": ping\n\nevent: message\n", chunk("Hi.", "stop").strip())) == ["Hi."]
+
+
+async def test_content_may_come_in_parts(server: LLMServer) -> None:
+    """Mistral's reasoning models: lists of thoughts and texts."""
+    thought = [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}]
+    answer = plain(chunk(thought), chunk([{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo."}], "stop"))
+    assert await ask(server, answer) == ["Hello."]
+
+
+async def test_a_refusal_is_an_answer(server: LLMServer) -> None:
+    assert await ask(server, plain(chunk(None, refusal="I cannot help with that."), chunk(None, "stop"))) == [
+        "I cannot help with that."
+    ]
+
+
+async def test_a_model_that_wants_the_limits_newer_name_is_given_it_from_then_on(server: LLMServer) -> None:
+    words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    server.answers[:] = [refused(400, words), streamed("Hi."), streamed("Hi again.")]
+    responder = OpenAIResponder.load(server.url, "gpt-new", max_tokens=50, tries=1)
+    assert [token for _ in range(2) async for token in responder.stream(ASKED)] == ["Hi.", "Hi again."]
+    limits = [{key: value for key, value in body.items() if "tokens" in key} for _, _, body in server.requests]
+    assert limits == [{"max_tokens": 50}, {"max_completion_tokens": 50}, {"max_completion_tokens": 50}]
+    with pytest.raises(InputError, match="Unsupported parameter"):  # one that refuses both is not asked for ever
+        await ask(server, refused(400, words))
+    assert len(server.requests) == 5
+
+
+async def test_user_and_assistant_take_turns(server: LLMServer) -> None:
+    server.answers[:] = [streamed("Hi.")]
+    said = [Message("system", " "), Message("assistant", "Yes."), Message("user", "One."), Message("user", "Two.")]
+    said += [Message("assistant", "Three."), Message("user", "Four.")]
+    async for _ in OpenAIResponder.load(server.url, "tiny").stream(said):
+        pass
+    assert [(m["role"], m["content"]) for m in server.requests[0][2]["messages"]] == [
+        ("user", "One.\n\nTwo."),
+        ("assistant", "Three."),
+        ("user", "Four."),
+    ]
+
+
 @pytest.mark.parametrize("trouble", [refused(500), refused(503), refused(429, Retry_After="0"), broken_off()])
 async def test_what_may_pass_is_tried_again(server: LLMServer, trouble: Answer) -> None:
     assert await ask(server, trouble, streamed("Hi.")) == ["Hi."]
@@ -100,6 +180,12 @@ async def test_what_may_pass_is_tried_again(server: LLMServer, trouble: Answer) 
         (refused(400, "too long"), InputError, "refused the conversation: too long", 1),
         (refused(404, "no such model"), StageError, "answered 404: no such model", 1),
         (streamed(), StageError, "answer is empty", 3),
+        (streamed("<think>", "Hm."), StageError, "answer is empty", 3),
+        (streamed(finish="length"), StageError, "used up its tokens before it said a word", 1),
+        (streamed("<think>", "Hm.", finish="length"), StageError, "used up its tokens", 1),
+        (streamed(finish="content_filter"), StageError, "server's filter", 1),
+        (plain('{"error": {"message": "oom"}}', kind="application/json"), StageError, "failed: oom", 1),
+        (plain("data: " + "x" * 2**20 + "x"), StageError, "not in OpenAI's form", 1),
         (broken_off(), StageError, "broke off", 3),
         (lambda http: http.begin(kind="text/html"), StageError, "answered with text/html", 1),
         (lambda http: (http.begin(), http.event("{not json")), StageError, "not in OpenAI's form", 1),

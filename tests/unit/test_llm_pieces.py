@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from models.llm.pieces import FIRST_CLAUSE_CHARS, pieces, without_thoughts
+from models.llm.pieces import FIRST_CLAUSE_CHARS, pieces, readable, without_thoughts
 
 
 async def stream(tokens):
@@ -87,3 +87,20 @@ async def test_a_reasoning_models_thoughts_are_not_spoken(tokens):
 
 async def test_a_sign_that_is_no_tag_stays():
     assert await shown("2 <", " 3 and <t", "able>") == "2 < 3 and <table>"
+
+
+async def test_of_a_thought_that_is_open_from_the_first_only_its_end_is_needed():
+    for tokens in (("Hm.</think>Hello.",), tuple("Hm.</think>\nHello."), ("Hm.", "</thi", "nk>", "Hello.")):
+        assert "".join([t async for t in without_thoughts(stream(tokens), inside=True)]) == "Hello."
+
+
+async def test_a_tag_without_a_partner_is_left_out():
+    assert await shown("It is", " so.</thi", "nk> Yes. <think>a<think>b</think>Really.</") == "It is so. Yes. Really.</"
+
+
+async def test_halves_of_a_character_are_joined_and_what_no_screen_shows_goes():
+    text = "a😀b\x1b[2Jc\x00\nd\u202ee"
+    halves = [text[0], "\ud83d", "\ude00", text[2:]]
+    for tokens in ([text], halves, [*"a\ud83d\ude00b\x1b[2Jc\x00\nd\u202ee"]):
+        assert "".join([t async for t in readable(stream(tokens))]) == "a😀b[2Jc\nde"
+    assert "".join([t async for t in readable(stream(["a\ude00", "\ud83db\ud83d"]))]) == "ab"
