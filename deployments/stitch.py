@@ -289,8 +289,8 @@ class Stitch(Stage[StitchConfig]):
         refuse_closed(session, self.config.session_max_minutes)
         refuse_other_avatar(session, request.avatar_id)
         continues = session is not None and session.frames > 0
-        known = session.avatar_id if session is not None and continues else self.config.avatar_id
-        avatar = self._load_avatar(request.avatar_id or known)
+        opened_with = session.avatar_id if session is not None else ""
+        avatar = self._load_avatar(request.avatar_id or opened_with or self.config.avatar_id)
         spec = session.spec if session is not None and continues else spec_of(avatar.prepared, self.config)
         mouth = mouth_of(avatar, self.config, spec.fps)
         position = session.position if session else 0

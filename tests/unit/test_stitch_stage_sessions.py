@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,20 @@ from deployments import stitch as module
 from deployments.live import Live
 from deployments.requests import SpeakRequest
 from deployments.stitch import Stitch
+from deployments.utterance import LoadedAvatar
 from models.errors import ClosedError, ExistsError, QuotaError, SessionNotFound
 from tests.unit.air_material import (
     LINE,
     Direct,
     Stages,
     Watcher,
+    ann,
     summary_of,
 )
+
+
+def with_id(avatar: LoadedAvatar, avatar_id: str) -> LoadedAvatar:
+    return replace(avatar, prepared=replace(avatar.prepared, avatar_id=avatar_id))
 
 
 async def test_a_closed_session_stays_to_be_seen_and_says_nothing_more(air):
@@ -144,3 +151,23 @@ async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restart
     assert summary["live"]["shown_frames"] == 13 == pytest.approx((line["end_s"] - line["start_s"]) * 25)
     await after.stop()
     again._keeper.cancel()
+
+
+async def test_a_session_speaks_with_the_face_it_was_opened_with(air, monkeypatch):
+    """Not with the configured one: a page that shows a face opens the session with it, and then asks for speech."""
+    stitch, live, _ = await air()
+    faces = {name: with_id(ann(), name) for name in ("presenter", "bob")}
+    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: faces[avatar_id])
+    assert (await stitch.create("chat", "bob"))["avatar_id"] == "bob"
+    watcher = Watcher(await live.view("chat"))
+    for _ in range(2):
+        summary = await summary_of(stitch.speak(SpeakRequest("chat", "four", deliver=False)))
+        assert summary["avatar_id"] == "bob"
+        assert not watcher.task.done()  # the stream was not taken away from who watches
+        watcher.task.cancel()
+        await stitch.reset("chat")
+        watcher = Watcher(await live.view("chat"))
+    assert (await stitch.session("chat"))["avatar_id"] == "bob"
+    watcher.task.cancel()
+    chosen = await summary_of(stitch.speak(SpeakRequest("chat", "four", avatar_id="presenter", deliver=False)))
+    assert chosen["avatar_id"] == "presenter"  # one that is still empty may be given another by name
