@@ -243,7 +243,7 @@ class Chat(Stage[ChatConfig]):
         facts: dict[str, Any]
         try:
             try:
-                facts = await self._stitch.options(session_id=session_id).session.remote(session_id)
+                facts = await self._stitch.options(session_id=session_id).session.remote(session_id, False)
             except (WarmTalkError, RayError, RayServeException) as error:
                 if not isinstance(known_error(error), SessionNotFound):
                     raise

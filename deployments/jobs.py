@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from models.errors import CorruptError, NotFoundError
+from models.errors import CorruptError, IdError, NotFoundError
 from models.files import replace_file
 from models.ids import check_id, path_under
 
@@ -61,6 +62,7 @@ class JobStore:
     def __init__(self, root: Path, keep_s: float) -> None:
         self.root = root
         self._keep_s = keep_s
+        self._over: set[str] = set()  # names of files whose jobs are finished, and stay so: not to be read again
         root.mkdir(parents=True, exist_ok=True)
 
     def new(self, session_id: str, message: str, **options: Any) -> Job:
@@ -84,13 +86,20 @@ class JobStore:
             raise CorruptError(f"The file of the job {job_id!r} is damaged.", "Send the message again.") from error
 
     def abandoned(self, lease_s: float) -> Iterator[Job]:
-        """Unfinished jobs that nobody has written for `lease_s`; each is given to one caller only, ever, an attempt."""
-        for path in self.root.glob("*.json"):
-            with contextlib.suppress(OSError, NotFoundError, CorruptError):
-                if time.time() - path.stat().st_mtime < lease_s:
+        """Unfinished jobs that nobody has written for `lease_s`; each is given to one caller only, ever, an attempt.
+
+        Asked again and again, it reads each file once: its cost is that of what is new, and of a list of names.
+        """
+        names = {name for name in os.listdir(self.root) if name.endswith(".json")}  # noqa: PTH208 - names, and no more
+        self._over &= names
+        for name in names - self._over:
+            with contextlib.suppress(OSError, NotFoundError, CorruptError, IdError):
+                if time.time() - (self.root / name).stat().st_mtime < lease_s:
                     continue
-                job = self.read(path.stem)
-                if not job.finished and self._claim(job):
+                job = self.read(name.removesuffix(".json"))
+                if job.finished:
+                    self._over.add(name)
+                elif self._claim(job):
                     yield job
 
     def expire(self) -> int:

@@ -94,11 +94,18 @@ class SessionRoutes:
         facts: dict[str, Any] = await self._stitch.options(session_id=session_id).session.remote(session_id)
         return facts
 
+    async def _facts(self, session_id: str) -> dict[str, Any]:
+        """Where a session's video is and how much there is of it, at the same cost however much was said in it."""
+        check_id(session_id, "session id")
+        stitch = self._stitch.options(session_id=session_id)
+        facts: dict[str, Any] = await stitch.session.remote(session_id, False)
+        return facts
+
     @api.head("/sessions/{session_id}/video.mp4", include_in_schema=False)
     @api.get("/sessions/{session_id}/video.mp4", summary="The growing video of a session; serves ranges")
     async def video(self, http: Request, session_id: str, tag: str | None = None) -> Response:
         for _ in range(OPEN_TRIES):
-            facts = await self.session(session_id)
+            facts = await self._facts(session_id)
             if tag not in (None, facts["video_tag"]):  # a player's ranges must not come from another file
                 raise NotFoundError(f"The session {session_id!r} was reset since.", "Load its playlist anew.")
             file = open_tagged(Path(facts["video_path"]), facts["video_tag"])
@@ -108,7 +115,7 @@ class SessionRoutes:
 
     @api.get("/sessions/{session_id}/sidecar.jsonl", summary="How each frame of the video came about, JSON lines")
     async def sidecar(self, session_id: str) -> Response:
-        facts = await self.session(session_id)
+        facts = await self._facts(session_id)
         lines = await asyncio.to_thread(committed_lines, sidecar_path(Path(facts["video_path"])))
         return Response(lines, media_type="application/x-ndjson")
 
@@ -138,13 +145,13 @@ class SessionRoutes:
             bool, Query(description="With a timestamp before each word, where the voice knows it.")
         ] = False,
     ) -> Response:
-        facts = await self.session(session_id)
+        facts = await self._facts(session_id)
         text = await asyncio.to_thread(self._views.captions, facts, words)
         return Response(text, media_type="text/vtt", headers=NO_CACHE)
 
     @api.get("/sessions/{session_id}/index.m3u8", summary="The growing video as an HLS playlist")
     async def playlist(self, http: Request, session_id: str) -> Response:
-        facts = await self.session(session_id)
+        facts = await self._facts(session_id)
         text = await asyncio.to_thread(self._views.playlist, facts)
         if token := http.query_params.get("token"):  # players do not carry it on to what a playlist names
             text = with_token(text, token)
@@ -158,7 +165,7 @@ class SessionRoutes:
         session_id: str,
         size: Annotated[int | None, Query(ge=1, description="As it was when its video had so many bytes.")] = None,
     ) -> Response:
-        facts = await self.session(session_id)
+        facts = await self._facts(session_id)
         size = size or facts["size"]
         file, tag = await self._downloads.open(facts, size), f"{facts['video_tag']}-{size}"
         return file_range(file, length_of(file), tag, http.headers, http.method == "HEAD", f"{session_id}.mp4")

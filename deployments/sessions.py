@@ -110,10 +110,13 @@ class OpenSessions:
         if session_id in self._open:
             self._last[session_id] = summary
 
-    def describe(self, session_id: str) -> dict[str, Any]:
-        """Facts of a session; `size` is how many bytes of its video are whole. Raises SessionNotFound, IdError."""
+    def describe(self, session_id: str, transcript: bool = True) -> dict[str, Any]:
+        """Facts of a session; `size` is how many bytes of its video are whole. Raises SessionNotFound, IdError.
+
+        transcript: with what was said, word by word, which takes the longer the more it is; and the latest summary.
+        """
         session = self.find(session_id) or self.store.open(session_id)
-        return {
+        facts = {
             "session_id": session_id,
             "avatar_id": session.avatar_id,
             "frames": session.frames,
@@ -123,9 +126,11 @@ class OpenSessions:
             "video_path": str(session.path),
             "video_tag": session.video_tag,
             "video_url": f"/sessions/{session_id}/video.mp4",
-            "utterances": [asdict(line) for line in session.transcript()],
-            "last": self._last.get(session_id),
         }
+        if not transcript:
+            return facts
+        said = [asdict(line) for line in session.transcript()]
+        return {**facts, "utterances": said, "last": self._last.get(session_id)}
 
     def _keep(self, session_id: str, session: SessionFile) -> SessionFile:
         self._open[session_id] = session

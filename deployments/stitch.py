@@ -211,10 +211,14 @@ class Stitch(Stage[StitchConfig]):
         """The host that answers, and its monotonic clock."""
         return own_host(), time.monotonic()
 
-    async def session(self, session_id: str) -> dict[str, Any]:
-        """Facts of a session: frames, duration, path, transcript, latest summary. Raises SessionNotFound, IdError."""
+    async def session(self, session_id: str, transcript: bool = True) -> dict[str, Any]:
+        """Facts of a session: frames, duration, path, transcript, latest summary. Raises SessionNotFound, IdError.
+
+        transcript: whoever asks again and again goes without: its cost is that of all that was said, on the thread
+        that pastes everybody's pictures.
+        """
         await self.ready()
-        done = await self.worker.run(self._sessions.describe, session_id)
+        done = await self.worker.run(self._sessions.describe, session_id, transcript)
         return done.value
 
     async def sessions(self) -> list[str]:

@@ -74,7 +74,7 @@ class Talk:
         try:
             with places.taken():
                 check_id(self._session_id, "session id")
-                await self._stitch.options(session_id=self._session_id).session.remote(self._session_id)
+                await self._stitch.options(session_id=self._session_id).session.remote(self._session_id, False)
                 await self._tell("ready", session_id=self._session_id)
                 while (message := await self._received(idle_s))["type"] != "websocket.disconnect":
                     await self._take(message)

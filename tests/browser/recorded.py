@@ -73,8 +73,8 @@ class _Stitch(Handle):
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         return self._describe(*arguments) if name == "session" else super()._call(name, arguments)
 
-    async def _describe(self, session_id: str) -> dict[str, Any]:
-        return self.sessions.describe(session_id)
+    async def _describe(self, session_id: str, transcript: bool = True) -> dict[str, Any]:
+        return self.sessions.describe(session_id, transcript)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Stitch:
         for part in [*parts, None] if last else parts:
             self.parts[key].put_nowait(part)
 
-    async def _session(self, session_id: str) -> dict[str, Any]:
+    async def _session(self, session_id: str, transcript: bool) -> dict[str, Any]:
         if session_id not in self.facts:
             raise SessionNotFound("There is none.", "Speak first.")
         return self.facts[session_id]

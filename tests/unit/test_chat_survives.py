@@ -39,6 +39,32 @@ async def test_a_finished_job_can_still_be_asked_for_after_a_restart() -> None:
     assert await (await stage()).status(job["job_id"]) == job
 
 
+def test_a_look_for_what_was_left_reads_no_finished_job_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica looks every two seconds, and a day's jobs are kept."""
+    store, read, count = JobStore(tmp_path, 3600.0), JobStore.read, 0
+
+    def reading(self: JobStore, job_id: str) -> Any:
+        nonlocal count
+        count += 1
+        return read(self, job_id)
+
+    def left(job: Any) -> None:
+        store.write(job)
+        os.utime(tmp_path / f"{job.job_id}.json", (time.time() - 60,) * 2)
+
+    monkeypatch.setattr(JobStore, "read", reading)
+    done = [store.new("alice", "Hello.", status="done") for _ in range(50)]
+    for job in done:
+        left(job)
+    assert (list(store.abandoned(6.0)), count) == ([], 50)
+    assert (list(store.abandoned(6.0)), count) == ([], 50)
+    left(other := store.new("alice", "Still there?", status="thinking"))
+    assert [job.job_id for job in store.abandoned(6.0)] == [other.job_id] and count == 51
+    (tmp_path / f"{done[0].job_id}.json").unlink()
+    list(store.abandoned(6.0))
+    assert len(store._over) == 49, "what is gone is forgotten"
+
+
 async def test_a_job_that_nobody_has_heard_of_is_taken_up_again(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Hm", " hm.", pause_s=0.3), streamed("Yes.")]
     first = await stage(llm)

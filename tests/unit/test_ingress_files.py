@@ -155,6 +155,14 @@ def test_a_session_has_captions_a_playlist_and_a_download(serve, filmed):
     assert shown(whole.content)[1] == pytest.approx([20 + 4 * k for k in range(30)], abs=2)
 
 
+def test_what_players_ask_for_again_and_again_has_no_transcript_told(serve, filmed):
+    client = serve(stitch := Handle(session=facts(filmed)))
+    for name in ("video.mp4", "index.m3u8", "captions.vtt", "download.mp4", "sidecar.jsonl"):
+        assert client.get(f"/sessions/alice/{name}").status_code == 200
+    assert client.get("/sessions/alice").status_code == 200
+    assert stitch.asked == [("session", ("alice", False))] * 5 + [("session", ("alice",))]
+
+
 def test_a_download_is_a_file_that_a_player_can_seek_in(serve, filmed):
     client = serve(Handle(session=facts(filmed)))
     whole = client.get("/sessions/alice/download.mp4")

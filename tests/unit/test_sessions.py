@@ -56,6 +56,16 @@ def test_a_replica_sees_what_another_wrote(replicas):
     assert [line["text"] for line in facts["utterances"]] == ["Hello.", "Again."]
 
 
+def test_who_asks_again_and_again_need_not_be_told_all_that_was_said(replicas, monkeypatch):
+    one, _ = replicas
+    append(one.begin("alice", SPEC, avatar(), "Hello."))
+    whole = one.describe("alice")
+    monkeypatch.setattr(SessionFile, "transcript", lambda self: pytest.fail("it was read"))
+    assert one.describe("alice", transcript=False) == {
+        key: whole[key] for key in whole if key not in ("utterances", "last")
+    }
+
+
 def test_the_videos_tag_stays_while_it_grows_and_changes_with_a_reset(replicas):
     one, two = replicas
     append(one.begin("alice", SPEC, avatar(), "Hello."))
