@@ -11,6 +11,7 @@ from warmtalk.aio import AsyncClient
 from warmtalk.client import Client
 from warmtalk.errors import Busy, ChatFailed, NotFound, Refused, ServerError, Unauthorized, Unreachable
 from warmtalk.events import Caption, Ended, LiveEvent, Making, Word
+from warmtalk.options import AudioOptions, ChatOptions, PrepareOptions, SpeechOptions
 from warmtalk.results import (
     Avatar,
     ChatJob,
@@ -26,11 +27,13 @@ from warmtalk.results import (
 
 __all__ = [
     "AsyncClient",
+    "AudioOptions",
     "Avatar",
     "Busy",
     "Caption",
     "ChatFailed",
     "ChatJob",
+    "ChatOptions",
     "Client",
     "Ended",
     "Heard",
@@ -39,12 +42,14 @@ __all__ = [
     "Making",
     "Message",
     "NotFound",
+    "PrepareOptions",
     "Prepared",
     "Progress",
     "Refused",
     "ServerError",
     "Session",
     "Speech",
+    "SpeechOptions",
     "Transcript",
     "Unauthorized",
     "Unreachable",

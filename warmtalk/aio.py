@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
@@ -17,6 +17,7 @@ from warmtalk.calls import Call
 from warmtalk.client import BACKOFF_S, POLL_S, URL, parsed_json, timeouts, unreachable, wait_s
 from warmtalk.errors import ServerError, Unreachable, error_of
 from warmtalk.events import EventReader, LiveEvent
+from warmtalk.options import AudioOptions, ChatOptions, PrepareOptions, SpeechOptions
 from warmtalk.results import (
     Avatar,
     ChatJob,
@@ -28,6 +29,9 @@ from warmtalk.results import (
     Speech,
     Transcript,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of typing from 3.11 on
 
 T = TypeVar("T")
 
@@ -74,11 +78,13 @@ class AsyncClient:
 
     # --- speaking
 
-    async def speak(self, text: str, session_id: str | None = None, **options: Any) -> Speech:
+    async def speak(self, text: str, session_id: str | None = None, **options: Unpack[SpeechOptions]) -> Speech:
         """Say a text; return when it is whole. options: avatar_id, enhance, strength, voice, speed."""
         return await self._do(calls.speak(text, session_id=session_id, **options))
 
-    async def speak_audio(self, audio: bytes | str | Path, session_id: str | None = None, **options: Any) -> Speech:
+    async def speak_audio(
+        self, audio: bytes | str | Path, session_id: str | None = None, **options: Unpack[AudioOptions]
+    ) -> Speech:
         """Say a recording: bytes, or the path, of a WAV, FLAC, MP3 or OGG. options: avatar_id, enhance, strength."""
         return await self._do(calls.speak_audio(calls.bytes_of(audio), session_id=session_id, **options))
 
@@ -87,7 +93,7 @@ class AsyncClient:
         text: str | None = None,
         audio: bytes | str | Path | None = None,
         session_id: str | None = None,
-        **options: Any,
+        **options: Unpack[SpeechOptions],
     ) -> AsyncGenerator[bytes, None]:
         """Say a text or a recording; yield fragmented MP4 as it is made. Closing it ends the speech."""
         sound = None if audio is None else calls.bytes_of(audio)
@@ -95,8 +101,8 @@ class AsyncClient:
             async for part in parts:
                 yield part
 
-    async def say(self, parts: AsyncIterable[str], session_id: str, **options: Any) -> Speech:
-        """Say a text while it is still being written, such as a language model's tokens. options: as of `speak`."""
+    async def say(self, parts: AsyncIterable[str], session_id: str, **options: Unpack[ChatOptions]) -> Speech:
+        """Say a text while it is still being written, such as a language model's tokens. options: as of `chat`."""
         return await self._do(calls.say((part.encode() async for part in parts), session_id, **options))
 
     async def transcribe(self, audio: bytes | str | Path, language: str | None = None) -> Transcript:
@@ -113,7 +119,7 @@ class AsyncClient:
 
     # --- chat
 
-    async def chat(self, message: str, session_id: str | None = None, **options: Any) -> ChatJob:
+    async def chat(self, message: str, session_id: str | None = None, **options: Unpack[ChatOptions]) -> ChatJob:
         """Have a message answered in speech; return at once. options: avatar_id, enhance, voice, speed."""
         return await self._do(calls.chat(message, session_id=session_id, **options))
 
@@ -136,7 +142,7 @@ class AsyncClient:
             await asyncio.sleep(POLL_S)
 
     async def ask(
-        self, message: str, session_id: str | None = None, timeout_s: float = 300.0, **options: Any
+        self, message: str, session_id: str | None = None, timeout_s: float = 300.0, **options: Unpack[ChatOptions]
     ) -> ChatJob:
         """`chat` and `wait`: the answer, when it has been spoken."""
         return await self.wait(await self.chat(message, session_id, **options), timeout_s)
@@ -208,9 +214,9 @@ class AsyncClient:
         source: str | Path,
         avatar_id: str,
         progress: Callable[[Progress], None] | None = None,
-        **options: Any,
+        **options: Unpack[PrepareOptions],
     ) -> Prepared:
-        """Prepare an avatar from a video or a picture. options: force, fps, bbox_shift, extra_margin."""
+        """Prepare an avatar from a video or a picture. options: PrepareOptions."""
         path = Path(source)
         size = (await asyncio.to_thread(path.stat)).st_size
         call = calls.prepare(lambda: _file_parts(path, size), size, avatar_id, **options)

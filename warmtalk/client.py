@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
@@ -15,6 +15,7 @@ from warmtalk import calls
 from warmtalk.calls import Call
 from warmtalk.errors import ServerError, Unreachable, error_of
 from warmtalk.events import EventReader, LiveEvent
+from warmtalk.options import AudioOptions, ChatOptions, PrepareOptions, SpeechOptions
 from warmtalk.results import (
     Avatar,
     ChatJob,
@@ -26,6 +27,9 @@ from warmtalk.results import (
     Speech,
     Transcript,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of typing from 3.11 on
 
 T = TypeVar("T")
 
@@ -77,11 +81,13 @@ class Client:
 
     # --- speaking
 
-    def speak(self, text: str, session_id: str | None = None, **options: Any) -> Speech:
+    def speak(self, text: str, session_id: str | None = None, **options: Unpack[SpeechOptions]) -> Speech:
         """Say a text; return when it is whole. options: avatar_id, enhance, strength, voice, speed."""
         return self._do(calls.speak(text, session_id=session_id, **options))
 
-    def speak_audio(self, audio: bytes | str | Path, session_id: str | None = None, **options: Any) -> Speech:
+    def speak_audio(
+        self, audio: bytes | str | Path, session_id: str | None = None, **options: Unpack[AudioOptions]
+    ) -> Speech:
         """Say a recording: bytes, or the path, of a WAV, FLAC, MP3 or OGG. options: avatar_id, enhance, strength."""
         return self._do(calls.speak_audio(calls.bytes_of(audio), session_id=session_id, **options))
 
@@ -90,14 +96,14 @@ class Client:
         text: str | None = None,
         audio: bytes | str | Path | None = None,
         session_id: str | None = None,
-        **options: Any,
-    ) -> Iterator[bytes]:
+        **options: Unpack[SpeechOptions],
+    ) -> Generator[bytes, None, None]:
         """Say a text or a recording; yield fragmented MP4 as it is made. Closing it ends the speech."""
         sound = None if audio is None else calls.bytes_of(audio)
         yield from self._bytes(calls.stream(text, sound, session_id=session_id, **options))
 
-    def say(self, parts: Iterable[str], session_id: str, **options: Any) -> Speech:
-        """Say a text while it is still being written, such as a language model's tokens. options: as of `speak`."""
+    def say(self, parts: Iterable[str], session_id: str, **options: Unpack[ChatOptions]) -> Speech:
+        """Say a text while it is still being written, such as a language model's tokens. options: as of `chat`."""
         return self._do(calls.say((part.encode() for part in parts), session_id, **options))
 
     def transcribe(self, audio: bytes | str | Path, language: str | None = None) -> Transcript:
@@ -114,7 +120,7 @@ class Client:
 
     # --- chat
 
-    def chat(self, message: str, session_id: str | None = None, **options: Any) -> ChatJob:
+    def chat(self, message: str, session_id: str | None = None, **options: Unpack[ChatOptions]) -> ChatJob:
         """Have a message answered in speech; return at once. options: avatar_id, enhance, voice, speed."""
         return self._do(calls.chat(message, session_id=session_id, **options))
 
@@ -136,7 +142,9 @@ class Client:
                 raise calls.late(known, timeout_s)
             time.sleep(POLL_S)
 
-    def ask(self, message: str, session_id: str | None = None, timeout_s: float = 300.0, **options: Any) -> ChatJob:
+    def ask(
+        self, message: str, session_id: str | None = None, timeout_s: float = 300.0, **options: Unpack[ChatOptions]
+    ) -> ChatJob:
         """`chat` and `wait`: the answer, when it has been spoken."""
         return self.wait(self.chat(message, session_id, **options), timeout_s)
 
@@ -156,11 +164,11 @@ class Client:
     def session(self, session_id: str) -> Session:
         return self._do(calls.session(session_id))
 
-    def live(self, session_id: str) -> Iterator[bytes]:
+    def live(self, session_id: str) -> Generator[bytes, None, None]:
         """The session live, as fragmented MP4 without end."""
         yield from self._bytes(calls.live(session_id))
 
-    def events(self, session_id: str) -> Iterator[LiveEvent]:
+    def events(self, session_id: str) -> Generator[LiveEvent, None, None]:
         """What the live stream tells: what is heard when, how its making goes, and at last why it ends."""
         reader = EventReader()
         for part in self._bytes(calls.live(session_id)):
@@ -203,9 +211,9 @@ class Client:
         source: str | Path,
         avatar_id: str,
         progress: Callable[[Progress], None] | None = None,
-        **options: Any,
+        **options: Unpack[PrepareOptions],
     ) -> Prepared:
-        """Prepare an avatar from a video or a picture. options: force, fps, bbox_shift, extra_margin."""
+        """Prepare an avatar from a video or a picture. options: PrepareOptions."""
         path = Path(source)
         size = path.stat().st_size
         call = calls.prepare(lambda: calls.file_parts(path, size), size, avatar_id, **options)
@@ -231,7 +239,7 @@ class Client:
         with self._answer(call) as answer:
             return call.read(parsed_json(answer.read(), answer.status_code))
 
-    def _bytes(self, call: Call[Any]) -> Iterator[bytes]:
+    def _bytes(self, call: Call[Any]) -> Generator[bytes, None, None]:
         with self._answer(call) as answer:
             yield from answer.iter_bytes()
 
