@@ -7,6 +7,7 @@ Belongs to the ingress; knows no stage and no media.
 
 import asyncio
 import codecs
+import difflib
 import json
 import os
 import re
@@ -69,13 +70,20 @@ def error_response(error: WarmTalkError) -> JSONResponse:
 
 
 class _Route(APIRoute):
-    """Makes a WarmTalkError of what a handle raises. Serve sets its own handlers for some of its errors: plain text."""
+    """Makes a WarmTalkError of what a handle raises. Serve sets its own handlers for some of its errors: plain text.
+
+    A POST with an option that it does not have is refused, as a body with one is: it would do something else unnoticed.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         inner = super().get_route_handler()
+        # `self` of a method looks like one until Serve has bound it
+        options = [entry.alias for entry in self.dependant.query_params if entry.alias != "self"]
 
         async def handle(http: Request) -> Response:
             try:
+                if http.method == "POST":
+                    _refuse_unknown(http.query_params, options)
                 return await inner(http)
             except (RayError, RayServeException) as error:
                 raise known_error(error) from error
@@ -85,6 +93,16 @@ class _Route(APIRoute):
                 raise gone() from error
 
         return handle
+
+
+def _refuse_unknown(query: Mapping[str, str], options: list[str]) -> None:
+    """Raises InputError for an option of a request's address that its route does not have."""
+    for name in query:
+        if name not in (*options, "token"):  # access.py takes that one
+            known = f"It has {', '.join(options)}." if options else "It has none."
+            near = difflib.get_close_matches(name, options, n=1)
+            remedy = f"Did you mean {near[0]!r}? {known}" if near else known
+            raise InputError(f"This request has no option {name[:QUOTED]!r}.", remedy)
 
 
 api.router.route_class = _Route

@@ -18,7 +18,7 @@ from models.recognition.base import Segment, Transcript
 from models.stitch.captions import webvtt
 from models.stitch.index import Sentence, Utterance
 
-FORMATS = ("json", "text", "verbose_json", "vtt")
+FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 MAX_FIELDS = 20
 FORM_REMEDY = "Send a form (multipart/form-data) whose `file` is a WAV, FLAC, MP3, OGG or WebM file."
 FIELDS = {
@@ -100,6 +100,8 @@ def written(transcript: Transcript, response_format: str) -> Response:
         sentences = tuple(Sentence(part.text, part.start_s, part.end_s) for part in _timed(transcript))
         spoken = Utterance(0, transcript.text, 0.0, transcript.duration_s, sentences=sentences)
         return PlainTextResponse(webvtt([spoken]), media_type="text/vtt")
+    if response_format == "srt":
+        return PlainTextResponse("".join(_cue(number, part) for number, part in enumerate(_timed(transcript), 1)))
     if response_format == "json":
         return JSONResponse({"text": transcript.text})
     return JSONResponse(
@@ -123,3 +125,13 @@ def _timed(transcript: Transcript) -> tuple[Segment, ...]:
 def _row(number: int, segment: Segment) -> dict[str, Any]:
     row = {"id": number, "start": segment.start_s, "end": segment.end_s, "text": segment.text}
     return {**row, "avg_logprob": segment.logprob, "no_speech_prob": segment.no_speech}
+
+
+def _cue(number: int, part: Segment) -> str:
+    """A SubRip cue: its number, its times with a comma, its text, and an empty line."""
+    return f"{number}\n{_clock(part.start_s)} --> {_clock(part.end_s)}\n{part.text}\n\n"
+
+
+def _clock(seconds: float) -> str:
+    ms = round(seconds * 1000)
+    return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d},{ms % 1000:03d}"

@@ -19,6 +19,29 @@ def test_an_id_that_could_be_a_path_never_leaves_the_ingress(serve, field, value
     assert stitch.asked == []
 
 
+@pytest.mark.parametrize(
+    ("address", "near"),
+    [
+        ("/speak/audio?sesion_id=alice", "Did you mean 'session_id'? It has session_id, avatar_id"),
+        ("/avatars?avatar_id=me&bbox_shft=3", "Did you mean 'bbox_shift'?"),
+        ("/sessions/alice/say?speeed=1.5", "Did you mean 'speed'?"),
+        ("/speak?stream=true", "It has none."),  # there it belongs into the body
+    ],
+)
+def test_an_option_that_is_misspelt_is_refused_and_not_passed_over(serve, address, near):
+    """It would speak into another session, or prepare another way, and nobody would know."""
+    stitch, avatars = Handle(), Handle()
+    answer = serve(stitch, avatars).post(address, content=b'{"text": "Hello."}')
+    assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_input")
+    assert near in error_of(answer)["remedy"] and "has no option" in error_of(answer)["message"]
+    assert stitch.asked == avatars.asked == []
+
+
+def test_what_only_asks_may_be_told_apart_by_a_number(serve):
+    """As pages do, so that a browser does not take an old answer."""
+    assert serve(Handle(stats={})).get("/healthz?t=17").status_code == 200
+
+
 def test_an_upload_beyond_its_limit_is_refused(serve, tmp_path):
     stitch, avatars = Handle(), Handle()
     client = serve(stitch, avatars, {"max_upload_mb": 0.5})

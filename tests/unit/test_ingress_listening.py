@@ -61,6 +61,10 @@ def test_the_verbose_form_has_times_and_doubts(client):
 def test_plain_text_and_captions(client):
     text = post(client, sound(1.0), response_format="text")
     assert text.text == "10 tenths. <b> & so on.\n" and text.headers["content-type"].startswith("text/plain")
+    subtitles = post(client, sound(1.0), response_format="srt")
+    assert subtitles.text == (
+        "1\n00:00:00,000 --> 00:00:00,500\n10 tenths.\n\n2\n00:00:00,500 --> 00:00:01,000\n<b> & so on.\n\n"
+    )
     captions = post(client, sound(1.0), response_format="vtt")
     assert captions.headers["content-type"].startswith("text/vtt")
     assert captions.text == (
@@ -72,6 +76,7 @@ def test_silence_is_no_error(client):
     data = encode_audio(silence(2.0), 16_000, "wav")
     assert post(client, data).json() == {"text": ""}
     assert post(client, data, response_format="vtt").text == "WEBVTT\n"
+    assert post(client, data, response_format="srt").text == ""
     assert post(client, data, response_format="verbose_json").json()["segments"] == []
 
 
@@ -81,7 +86,7 @@ def test_silence_is_no_error(client):
         (b"", {}, 422, "bad_audio", "empty"),
         (b"%PDF-1.7" * 100, {}, 422, "bad_audio", "not audio"),
         (sound(0.01), {}, 422, "bad_audio", "too short"),
-        (sound(1.0), {"response_format": "srt"}, 422, "bad_input", "no response_format 'srt'"),
+        (sound(1.0), {"response_format": "ass"}, 422, "bad_input", "no response_format 'ass'"),
         (sound(1.0), {"language": "xx"}, 422, "bad_input", "no language 'xx'"),
     ],
 )
