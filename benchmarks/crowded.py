@@ -13,6 +13,7 @@ import itertools
 import json
 import sys
 import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ async def crowd(url: str, sessions: int, text: str, out: Path | None = None) -> 
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         await client.post("/speak", json={"text": "Warm up, please.", "session_id": "warm"})
-        names = [f"crowd-{sessions}-{k}" for k in range(sessions)]
+        names = [f"crowd-{uuid.uuid4().hex[:8]}" for _ in range(sessions)]
         viewers = {}
         for name in names:
             (await client.post("/sessions", json={"session_id": name})).raise_for_status()

@@ -265,6 +265,7 @@ class Performance:
     def _lack_s(self, frame: int) -> float:
         """How long speech must wait before a frame to be played on: to its sentence's end, or else for a phrase."""
         now_s, place = steady_s(), self._place_of(frame)
+        self.supply.shared = self.pace.speaking > 1
         end = place.first_frame + place.frames
         far = frame + PHRASE_S * self.supply.fps
         phrase = min((b for b in self._breaks if far <= b < end), default=end)

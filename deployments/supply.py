@@ -12,6 +12,10 @@ SAFETY = 1.25  # frames may take so much longer than they did lately
 OVERDUE = 1.3  # what is late will come, but not at once
 LEARNING = 0.4  # how much the latest burst says
 RELEASE_S = 0.08  # a piece leaves Stitch this long before it is due: the way to the ingress, and no more
+RESERVE_S = 0.4  # a burst may come so much later than the others, where the machine has little to spare
+# How much of the time frames take to play their making may take before that is so: from there on, and altogether. Where
+# several speak at once each is held up by all the others, so it is so sooner.
+TIGHT_ALONE, TIGHT_SHARED = (0.9, 1.0), (0.6, 0.9)
 LONGEST_WAIT_S = 4.0  # of a sentence, for so much of it to be made that it can be played without a stop
 
 
@@ -19,7 +23,8 @@ LONGEST_WAIT_S = 4.0  # of a sentence, for so much of it to be made that it can 
 class Supply:
     """Frames of one utterance come in bursts, a file's fragment each. Times are seconds of any one clock.
 
-    frame_s: to make a frame, as it was lately. full: what makes them waits for its frames to be shown.
+    frame_s: to make a frame, as it was lately. full: what makes them waits for its frames to be shown. shared: others
+    speak at the same time.
     """
 
     fps: int
@@ -28,13 +33,14 @@ class Supply:
     burst: int = 12
     made: int = 0
     full: bool = False
+    shared: bool = False
 
     def came(self, frames: int, now_s: float, learn: bool = True) -> float:
         """Count a burst; returns what its making took. learn: its making has waited for nothing else."""
         took_s = max(0.0, now_s - self.came_s)
-        if learn:
-            self.frame_s += LEARNING * (took_s / frames - self.frame_s)
-            self.burst = frames
+        if learn:  # a short burst takes longer a frame, and says less of the others
+            self.frame_s += LEARNING * min(1.0, frames / self.burst) * (took_s / frames - self.frame_s)
+            self.burst = frames if 2 * frames > self.burst else self.burst
         self.made, self.came_s = self.made + frames, now_s
         return took_s
 
@@ -53,14 +59,19 @@ class Supply:
         spent_s = max(0.0, now_s - self.came_s)
         left = end - self.made
         burst = min(self.burst, left)
-        frame_s = self.frame_s * SAFETY
+        frame_s, reserve_s = self.frame_s * SAFETY, self._reserve_s()
         if spent_s > burst * frame_s:  # a burst that is overdue says that making has become slower
             frame_s = OVERDUE * spent_s / burst
         lack_s = 0.0
         for before in range(0, missing, burst):
             there_s = min(before + burst, left) * frame_s - spent_s
-            lack_s = max(lack_s, there_s - (self.made + before - shown) / self.fps)
+            lack_s = max(lack_s, there_s + reserve_s - (self.made + before - shown) / self.fps)
         return lack_s
+
+    def _reserve_s(self) -> float:
+        """What is to be made ahead of need: nothing where frames are made much faster than they are played."""
+        begins, whole = TIGHT_SHARED if self.shared else TIGHT_ALONE
+        return RESERVE_S * min(1.0, max(0.0, (self.frame_s * SAFETY * self.fps - begins) / (whole - begins)))
 
     def holds_frames(self, lack_s: float, step: int, least: int, most: int) -> int:
         """A lack as frames to wait: whole steps, within bounds; 0 where nothing lacks."""
