@@ -151,7 +151,7 @@ class _Voice:
             self._hibari = Hibari(voice=name, threads=threads)
         except (OSError, RuntimeError) as error:
             raise WeightsError(
-                f"The voice {name!r} could not be loaded: {error}.",
+                f"The voice {name!r} could not be loaded: {str(error).rstrip('.')}.",
                 "Check the connection, or use the voice 'heart', which is installed with hibari-tts.",
             ) from error
         self._session: onnxruntime.InferenceSession = self._hibari.sess
@@ -256,7 +256,8 @@ def _sounds(phonemes: str) -> list[str]:
 def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tuple[Float32, tuple[Phoneme, ...]]:
     """Bring the silence at the ends to LEAD_S and `tail_s`, fade the edges, and move the phonemes along.
 
-    The last sound's phoneme ends where the sound does; what follows is `_`.
+    The last sound's phoneme ends where the sound does, and the first begins there at the latest: slow speech (0.5) runs up
+    to 0.17 s ahead of the first duration. What follows is `_`.
     """
     begin, end = sounding(samples, SAMPLE_RATE_HZ)
     first = begin - round(LEAD_S * SAMPLE_RATE_HZ)  # may lie before the samples: then zeros are put in front
@@ -267,19 +268,22 @@ def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tupl
     ramp = np.sin(np.linspace(0.0, np.pi / 2, fade, dtype=np.float32)) ** 2
     kept[:fade] *= ramp
     kept[-fade:] *= ramp[::-1]
-    offset_s, sound_end_s = first / SAMPLE_RATE_HZ, (end - first) / SAMPLE_RATE_HZ
-    return kept, _move(phonemes, offset_s, sound_end_s, len(kept) / SAMPLE_RATE_HZ)
+    sound_s = ((begin - first) / SAMPLE_RATE_HZ, (end - first) / SAMPLE_RATE_HZ)
+    return kept, _move(phonemes, first / SAMPLE_RATE_HZ, sound_s, len(kept) / SAMPLE_RATE_HZ)
 
 
-def _move(phonemes: tuple[Phoneme, ...], offset_s: float, sound_end_s: float, duration_s: float) -> tuple[Phoneme, ...]:
-    """Phonemes moved `offset_s` earlier, cut at the end of the sound, with `_` up to both ends of the segment."""
+def _move(
+    phonemes: tuple[Phoneme, ...], offset_s: float, sound_s: tuple[float, float], duration_s: float
+) -> tuple[Phoneme, ...]:
+    """Phonemes moved `offset_s` earlier, fitted to the sound's begin and end, with `_` up to both ends of the segment."""
     if not phonemes:
         return ()
     moved: list[Phoneme] = []
     for phoneme in phonemes:
         start = max(phoneme.start_s - offset_s, 0.0)
-        end = min(phoneme.end_s - offset_s, max(sound_end_s, start))
+        end = min(phoneme.end_s - offset_s, max(sound_s[1], start))
         if phoneme.symbol != "_" and end > start:
+            start = start if moved else min(start, sound_s[0])
             if start > (moved[-1].end_s if moved else 0.0):
                 moved.append(Phoneme("_", moved[-1].end_s if moved else 0.0, start))
             moved.append(Phoneme(phoneme.symbol, start, end))

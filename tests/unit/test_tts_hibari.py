@@ -217,6 +217,18 @@ def test_the_voice_says_when_each_word_is_heard(voice: HibariTTS) -> None:
         assert np.abs(heard).max() > 0.03, word
 
 
+@pytest.mark.parametrize("speed", [0.5, 0.7, 1.0, 2.0])
+def test_at_any_pace_the_first_word_begins_with_the_sound_and_the_last_ends_with_it(
+    voice: HibariTTS, speed: float
+) -> None:
+    """Within a frame of video. Slow speech runs ahead of its first duration: by 0.13 s at half the pace."""
+    for text in ("Stop.", "Go back, please.", "Cats purr.", "Birds can sing."):
+        (speech,) = voice.speak(text, speed=speed)
+        begin, end = (at / speech.sample_rate_hz for at in sounding(speech.samples, speech.sample_rate_hz))
+        assert -0.045 <= speech.words[0].start_s - begin <= 0.001, text  # lips close before a stop is heard
+        assert speech.words[-1].end_s == pytest.approx(end, abs=0.001), text
+
+
 def test_words_are_not_guessed_where_their_sounds_cannot_be_told_apart() -> None:
     times = (Phoneme("h", 0.1, 0.2), Phoneme("a", 0.2, 0.3), Phoneme("ɪ", 0.3, 0.4))
     assert [w.text for w in word_times("hi", "hˈI", times, str)] == ["hi"]
