@@ -256,8 +256,8 @@ def _sounds(phonemes: str) -> list[str]:
 def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tuple[Float32, tuple[Phoneme, ...]]:
     """Bring the silence at the ends to LEAD_S and `tail_s`, fade the edges, and move the phonemes along.
 
-    The last sound's phoneme ends where the sound does, and the first begins there at the latest: slow speech (0.5) runs up
-    to 0.17 s ahead of the first duration. What follows is `_`.
+    The last sound's phoneme ends where the sound does; what follows is `_`. The first begins with the sound at the
+    latest: speech of half the pace runs up to 0.17 s ahead of the first duration.
     """
     begin, end = sounding(samples, SAMPLE_RATE_HZ)
     first = begin - round(LEAD_S * SAMPLE_RATE_HZ)  # may lie before the samples: then zeros are put in front
@@ -275,7 +275,7 @@ def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tupl
 def _move(
     phonemes: tuple[Phoneme, ...], offset_s: float, sound_s: tuple[float, float], duration_s: float
 ) -> tuple[Phoneme, ...]:
-    """Phonemes moved `offset_s` earlier, fitted to the sound's begin and end, with `_` up to both ends of the segment."""
+    """Phonemes moved `offset_s` earlier, fitted to the sound's ends, with `_` up to those of the segment."""
     if not phonemes:
         return ()
     moved: list[Phoneme] = []
