@@ -61,7 +61,7 @@ class GrowingTexts:
             text.chars += len(part)
             if text.chars > MAX_CHARS:
                 text.parts.put_nowait(None)
-                raise TextError(f"The text exceeds {MAX_CHARS} characters.", "Send it in parts.")
+                raise too_long()
             if any(c.isalnum() for c in normalise(part)):  # an emoji by itself is no sentence
                 text.parts.put_nowait(part)
         if last:
@@ -99,6 +99,10 @@ class GrowingTexts:
                 yield part
         finally:
             self._texts.pop(key, None)
+
+
+def too_long() -> TextError:
+    return TextError(f"The text exceeds {MAX_CHARS} characters.", "Send it in parts.")
 
 
 async def speak_growing(

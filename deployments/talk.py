@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.failures import items_of, known_error
-from deployments.growing import speak_growing
+from deployments.growing import MAX_CHARS, speak_growing, too_long
 from deployments.hub import Viewer
 from deployments.hush import hush
 from deployments.listening import Listening
@@ -30,7 +30,7 @@ from deployments.places import Places
 from deployments.recording import Recording
 from deployments.requests import ChatRequest, SpeakRequest
 from models.audio import pcm_file
-from models.errors import BusyError, IdleError, InputError, WarmTalkError
+from models.errors import BusyError, IdleError, InputError, TextError, WarmTalkError
 from models.ids import check_id
 from models.llm.pieces import pieces
 
@@ -46,8 +46,16 @@ class _Written:
     """A text that is being written."""
 
     id: str | None
-    parts: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
+    parts: asyncio.Queue[str | TextError | None] = field(default_factory=asyncio.Queue)
+    chars: int = 0
     over: bool = False  # it is said no more
+
+    def add(self, part: str) -> None:
+        """Hand on a part; nothing of a text that is over, or too long: that is told behind what came before."""
+        if self.over or self.chars > MAX_CHARS:
+            return
+        self.chars += len(part)
+        self.parts.put_nowait(part if self.chars <= MAX_CHARS else too_long())
 
 
 class Talk:
@@ -163,8 +171,7 @@ class Talk:
             text = _Written(command.id)
             self._begin(self._speak(command, request, text))
             self._text = text
-        if not self._text.over:
-            self._text.parts.put_nowait(command.text)
+        self._text.add(command.text)
         if command.last:
             self._text.parts.put_nowait(None)
             self._text = None
@@ -310,6 +317,8 @@ async def _until_closed(events: Any) -> AsyncGenerator[Any, None]:
         events.cancel()
 
 
-async def _taken(queue: "asyncio.Queue[str | None]") -> AsyncGenerator[str, None]:
+async def _taken(queue: "asyncio.Queue[str | TextError | None]") -> AsyncGenerator[str, None]:
     while (text := await queue.get()) is not None:
+        if isinstance(text, TextError):
+            raise text
         yield text

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
 
 from models.errors import TextError
+from models.marks import without_emphasis
 
 MAX_TEXT_CHARS = 2000  # about two minutes of speech
 MARKUP_ALLOWANCE = 10  # written characters, markup and spaces included, for one that is spoken
 MAX_PASSES = 8  # marks inside marks ("**_word_**") come off one layer a pass
+MAX_MARKS = 30  # combining marks in a row (UAX #15, stream-safe text): to sort more of them takes their number squared
 MAX_SENTENCE_CHARS = 200  # about 13 s of speech, and below a voice's limit of some 400 phonemes
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # ！ to ～ are ASCII moved up by 0xFEE0
@@ -52,14 +56,12 @@ _UNPRINTED = frozenset({"Cc", "Cs", "Cn"})
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # Unicode's bidi embeddings
 
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>")
-_MARKDOWN_LINK = re.compile(r"!?\[([^\]\n]+)\]\((?!/)[^)\s]*\)")  # `[word](/ipa/)` is a voice's own notation: kept
+_MARKDOWN_LINK = re.compile(r"!?\[([^\[\]\n]+)\]\((?!/)[^)\s\[]*\)")  # `[word](/ipa/)` is a voice's own notation: kept
 _MARKDOWN_LINE = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]+|[-*+•‣◦·][ \t]+)", re.MULTILINE)
-_HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+(.*[^\s.!?…:])[ \t]*$", re.MULTILINE)
-_EMPHASIS = re.compile(r"(?<!\w)(\*{1,3}|_{1,3}|~~)(?=\S)(.+?)(?<=\S)\1(?!\w)")
+_HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+(?=\S)(.*[^\s.!?…:])[ \t]*$", re.MULTILINE)
 _SCHEME = re.compile(r"\bhttps?://(?:www\.)?|\bwww\.", re.IGNORECASE)
-_ADDRESS_DOT = re.compile(
-    r"(?<=[a-z0-9])\.(?=(?:[a-z0-9-]+\.)*(?:com|org|net|edu|gov|io|ai|dev|app|co|uk|eu|de|info)\b)"
-)
+_ADDRESS_PART = re.compile(r"\.(?:((?:com|org|net|edu|gov|io|ai|dev|app|co|uk|eu|de|info)\b)?[a-z0-9-]*)")
+_ADDRESS_DOT = re.compile(r"(?<=[a-z0-9])\.")
 _MINUS = re.compile(r"(?<=\d)\s?−\s?(?=\d)")
 _ABOUT = re.compile(r"(?<!\S)~\s?(?=\d)")
 _ROUND_THE_CLOCK = re.compile(r"\b24/7\b")
@@ -72,10 +74,9 @@ _LIST_OR_PARAGRAPH = re.compile(
     r"(?<=[^\s.!?…:;,—-])[ \t]*\n(?=[ \t]*(?:\n|[-*+•‣◦·][ \t]|\d{1,2}[.)][ \t]|#{1,6}[ \t]))"
 )
 
-_REPEATED_MARKS = (
+_REPEATED_MARKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"(?:\.\s?){2,}\.|\.{2,}|(?:…\s?){2,}"), "… "),
-    (re.compile(r"[!?]*\?[!?]*"), "?"),
-    (re.compile(r"!{2,}"), "!"),
+    (re.compile(r"[!?]+"), lambda marks: "?" if "?" in marks.group() else "!"),
     (re.compile(r"([,;:])(?:\s*[,;:])+"), r"\1"),
     (re.compile(r"\s*-{2,}\s*"), " — "),
 )
@@ -91,7 +92,9 @@ _NEVER_LAST = _words("e.g i.e eg ie cf vs approx viz resp incl")
 _BEFORE_NUMBERS = _words("fig figs vol no nos pp ch jan feb mar apr jun jul aug sep sept oct nov dec")
 _BEFORE_SMALL = _words("etc inc ltd corp co bros jr sr dept est a.m p.m ave blvd rd al ca")
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
-_SENTENCE_END = re.compile(r"[.!?…؟۔।]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’]*")
+_SENTENCE_END = re.compile(r"(?<![.!?…؟۔।])[.!?…؟۔।]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’]*")
+_BEHIND_END = re.compile(r"\s*[\"'“‘(\[]*")
+LONGEST_ABBREVIATION = 100  # characters; of a longer word before a full stop only the end is looked at
 _CLAUSE_END = re.compile(r"[,;:—–…][\"'”’)\]]*\s|\s[—–-](?=\s)|\)\s")
 
 
@@ -112,7 +115,7 @@ def normalise(text: str, language: str = "en") -> str:
 
 def _normalise_once(text: str, english: bool) -> str:
     # 1. One form for each character, while line breaks still mean something.
-    text = unicodedata.normalize("NFC", text)
+    text = _composed(text)
     if english:
         text = _MINUS.sub(" minus ", text).translate(_ENGLISH_SIGNS)
     text = text.translate(_CHARACTERS).replace("\r\n", "\n").replace("\r", "\n")
@@ -122,20 +125,21 @@ def _normalise_once(text: str, english: bool) -> str:
     text = _MARKDOWN_LINK.sub(r"\1", text)
     text = _LIST_OR_PARAGRAPH.sub(".\n", text)
     text = _MARKDOWN_LINE.sub("", _HEADING.sub(r"\1.", text))
-    text = _EMPHASIS.sub(r"\2", text)
+    text = without_emphasis(text)
     text = _SPACED_HYPHEN.sub(" — ", _SCHEME.sub("", text))
     # 3. Signs that have a reading.
     if english:
-        text = _ADDRESS_DOT.sub(" dot ", text)
+        text = _with_spoken_dots(text)
         text = _HOUR_RANGE.sub(" to ", text)
         text = _ABOUT.sub("about ", _ROUND_THE_CLOCK.sub("24 7", text))
         text = _MICRO_UNIT.sub(lambda unit: _MICRO_UNITS[unit.group(1)], text)
         text = _GREEK_LETTER.sub(lambda letter: _greek_name(letter.group()), text)
-    # 4. Repeated marks and spaces.
+    # 4. Repeated marks and spaces. Spaces first: a mark is looked for behind each of a row of them.
+    text = " ".join(text.split())
     for pattern, replacement in _REPEATED_MARKS:
         text = pattern.sub(replacement, text)
     text = _SPACE_BEFORE_MARK.sub("", " ".join(text.split()))
-    return unicodedata.normalize("NFC", text)
+    return _composed(text)
 
 
 def check_text(text: str, max_chars: int = MAX_TEXT_CHARS, language: str = "en") -> str:
@@ -192,6 +196,28 @@ def split_sentences(text: str, max_chars: int = MAX_SENTENCE_CHARS) -> list[str]
     return pieces + _cut_to_length(text[start:].strip(), max_chars)
 
 
+def _composed(text: str) -> str:
+    """NFC, of a text that may pile up marks on a letter."""
+    if text.isascii():
+        return text
+    kept, row = [], 0
+    for c in text:
+        row = row + 1 if unicodedata.combining(c) else 0
+        if row <= MAX_MARKS:
+            kept.append(c)
+    return unicodedata.normalize("NFC", "".join(kept))
+
+
+def _with_spoken_dots(text: str) -> str:
+    """The dots inside addresses as words: those from which labels lead on to a known ending, as in docs.ray.io."""
+    leading: set[int] = set()
+    for part in reversed(list(_ADDRESS_PART.finditer(text))):  # from its end, so that each label is looked at once
+        if part[1] is not None or (part[0] != "." and part.end() in leading):
+            leading.add(part.start())
+    return _ADDRESS_DOT.sub(lambda dot: " dot " if dot.start() in leading else ".", text)
+
+
+@lru_cache(maxsize=4096)
 def _speakable_character(c: str) -> str:
     category = unicodedata.category(c)
     if c == "\n" or c in _SPOKEN_SYMBOLS:
@@ -217,24 +243,25 @@ def _is_readable(letter: str) -> bool:
 
 def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
     """Whether the end mark ends a sentence, or belongs to an abbreviation, an initial or a hesitation."""
-    rest = text[mark.end() :].lstrip().lstrip("\"'“‘([")
+    behind = _BEHIND_END.match(text, mark.end())
+    rest = text[behind.end() : behind.end() + 1] if behind else ""
     stop = mark.group().rstrip("\"'”’)]")
     if not rest or stop[0] in "。！？؟۔।":
         return True
-    if rest[0] in ",;:—–" or (rest[0].islower() and (stop != mark.group() or "…" in stop)):
+    if rest in ",;:—–" or (rest.islower() and (stop != mark.group() or "…" in stop)):
         return False  # "Stop!" he said. Well… maybe.
     if stop != ".":
         return True
-    before = text[: mark.start()].split()
+    before = text[max(0, mark.start() - LONGEST_ABBREVIATION) : mark.start()].split()
     word = before[-1].lstrip("\"'“‘([") if before else ""
-    if rest[0].islower() and len(word) < 4:  # a short word before a small letter is more often an abbreviation
+    if rest.islower() and len(word) < 4:  # a short word before a small letter is more often an abbreviation
         return False
     if word in _TITLES or word.lower() in _NEVER_LAST:
         return False
-    if word.lower() in _BEFORE_NUMBERS and rest[0].isdigit():
+    if word.lower() in _BEFORE_NUMBERS and rest.isdigit():
         return False
     if word.lower() in _BEFORE_SMALL:
-        return not rest[0].isdigit()
+        return not rest.isdigit()
     return not (_INITIALS.fullmatch(word) and word[0].isupper() and word != "I")  # "J. K. Rowling", "the U.S. Army"
 
 

@@ -45,7 +45,8 @@ def _whole(text: str, first: bool) -> tuple[list[str], str]:
     rest = rest[begin:].lstrip() if begin else rest
     if first and not done and (clause := _first_clause(rest)):
         done, rest = [rest[:clause].rstrip()], rest[clause:].lstrip()
-    return done, rest
+    bare = rest.rstrip()
+    return done, bare + rest[len(bare) : len(bare) + 1]  # of a row of blanks one will do: what waits is looked at again
 
 
 def _first_clause(text: str) -> int:

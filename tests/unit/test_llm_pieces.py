@@ -1,6 +1,7 @@
 """A stream of tokens becomes pieces to speak: at once, whole, and the same however it is cut into tokens."""
 
 import random
+import time
 
 import pytest
 
@@ -104,3 +105,11 @@ async def test_halves_of_a_character_are_joined_and_what_no_screen_shows_goes():
     for tokens in ([text], halves, [*"a\ud83d\ude00b\x1b[2Jc\x00\nd\u202ee"]):
         assert "".join([t async for t in readable(stream(tokens))]) == "a😀b[2Jc\nde"
     assert "".join([t async for t in readable(stream(["a\ude00", "\ud83db\ud83d"]))]) == "ab"
+
+
+async def test_blanks_without_end_are_not_looked_at_again_and_again():
+    begin_s = time.thread_time()
+    assert [piece async for piece in pieces(stream(["Hello", *["    "] * 4000, "there. ", *["\t "] * 4000]))] == [
+        "Hello there."
+    ]
+    assert time.thread_time() - begin_s < 1.0  # with the square of their number: 10 s

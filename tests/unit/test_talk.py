@@ -140,6 +140,37 @@ def test_a_text_that_was_cut_takes_no_more_and_the_next_is_said(serve):
     assert ["Hello."] in fed and not any("time" in part for parts in fed for part in parts)
 
 
+def test_a_text_without_an_end_fills_no_memory_and_is_said_as_far_as_it_may_be(serve, monkeypatch):
+    written, made = talk._Written, []
+    monkeypatch.setattr(talk, "_Written", lambda *given: made.append(written(*given)) or made[-1])
+    speaking = Speaking()
+    stitch = Handle(session={}, feed=None)
+    plain = stitch._call
+    stitch._call = lambda name, arguments: speaking if name == "speak" else plain(name, arguments)
+    client, _ = serve(stitch)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        for _ in range(30):  # 600 000 characters, while it speaks
+            socket.send_json({"type": "text", "text": "Hello there. Yes! No. " * 1000, "id": "t"})
+        socket.send_json({"type": "nonsense"})
+        assert [event["type"] for event in events_of(socket, 2)] == ["started", "failed"]  # all of it was taken
+        _wait(lambda: made[0].parts.empty())
+        fed = "".join(part for name, arguments in stitch.asked if name == "feed" for part in arguments[2])
+        assert 70_000 < len(fed) <= talk.MAX_CHARS and made[0].chars < talk.MAX_CHARS + 22_000
+
+
+def test_a_text_that_is_too_long_is_told_behind_what_was_said_of_it(serve, monkeypatch):
+    monkeypatch.setattr(talk, "MAX_CHARS", 20)
+    client, _ = serve(Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)], feed=None))
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        for text in ("Hello there. ", "And so on. ", "And on."):
+            socket.send_json({"type": "text", "text": text, "id": "t"})
+        told = events_of(socket, 3)
+    assert [event["type"] for event in told] == ["started", "done", "failed"]
+    assert (told[2]["id"], told[2]["error"]["code"]) == ("t", "bad_text")
+
+
 def test_a_message_beyond_its_limit_is_refused(serve):
     stitch = Handle(session={})
     client, _ = serve(stitch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 
 import pytest
@@ -187,3 +188,73 @@ def test_signs_become_english_words_in_english_only() -> None:
     text = "5 − 3 ≈ 2, siehe www.example.com"
     assert check_text(text) == "5 minus 3 about 2, siehe example dot com"
     assert check_text(text, language="de") == "5 - 3 ≈ 2, siehe example.com"
+
+
+NASTY = [
+    "a.",
+    "1.",
+    "😀",
+    "\n",
+    " ",
+    "[",
+    "[a](",
+    " *a",
+    "_",
+    "~~a ",
+    "# ",
+    "!",
+    "http://",
+    "\u0301\u0323",
+    ". ",
+    "a. ",
+    "Dr. ",
+]
+
+
+@pytest.mark.parametrize("atom", NASTY)
+def test_no_text_takes_longer_than_its_length(atom: str) -> None:
+    """Whoever sends one text must not hold up all others: this runs where pictures are pasted, and where viewers are
+    served. What grew with the square of the length took some 5 s of 16 000 characters, and 20 minutes of a request."""
+    text = (atom * 20_000)[:20_000]
+    begin_s = time.thread_time()
+    normalise(text)
+    split_sentences(text + "a")
+    assert time.thread_time() - begin_s < 0.6
+    for open_ended in (f"# {' ' * 20_000}.", f"{'.' * 20_000}a", f"a{' ' * 20_000}b", f"x.{'(' * 20_000}"):
+        normalise(open_ended)
+        split_sentences(open_ended)
+    assert time.thread_time() - begin_s < 1.0
+
+
+def test_marks_that_pile_up_on_a_letter_are_left_out_beyond_thirty() -> None:
+    assert normalise("e\u0301" + "\u0323" * 100 + "!") == normalise("e\u0301" + "\u0323" * 29 + "!")
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("a *b* and **c**, ***d*** and __e__", "a b and c, d and e"),
+        ("*a **b** c*", "a b c"),
+        ("2 * 3 * 4 and *open", "2 * 3 * 4 and *open"),
+        ("*one\ntwo*", "one two"),
+        ("snake_case_name and _this_", "snake_case_name and this"),
+        ("~~gone~~ but ~5", "gone but about 5"),
+        ("**a*", "*a"),
+    ],
+)
+def test_marks_of_emphasis_go_where_they_are_closed(written: str, spoken: str) -> None:
+    assert normalise(written) == spoken
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("see docs.ray.io now", "see docs dot ray dot io now"),
+        ("www.a-b.co.uk/x", "a-b dot co dot uk/x"),
+        ("main.py, v1.2, e.g. x.y", "main.py, v1.2, e.g. x.y"),
+        ("a..com", "a… com"),
+        ("x.comé", "x.comé"),
+    ],
+)
+def test_the_dots_of_addresses_are_words_and_others_are_not(written: str, spoken: str) -> None:
+    assert normalise(written) == spoken
