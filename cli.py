@@ -43,6 +43,8 @@ def say(
     audio: Annotated[Path | None, typer.Option(help="Say this recording instead of a text.")] = None,
     avatar_id: Annotated[str | None, typer.Option(help="A prepared avatar.")] = None,
     enhance: Annotated[bool | None, typer.Option(help="Restore the face to 512 px.")] = None,
+    voice: Annotated[str | None, typer.Option(help="A voice of the TTS engine; a wrong one names them all.")] = None,
+    speed: Annotated[float | None, typer.Option(min=0.5, max=2, help="1 is the voice's own pace.")] = None,
     config: ConfigOption = "demo",
     server: ServerOption = None,
     port: PortOption = None,
@@ -50,8 +52,9 @@ def say(
     """Speak a text (or a recording) and write the video."""
     with _errors():
         _refuse_vain_say(text, audio, output)
+        options = {"avatar_id": avatar_id, "enhance": enhance, "voice": voice, "speed": speed}
         with _server(config, server, port) as url:
-            summary = _say(url, text, audio, avatar_id, enhance, output)
+            summary = _say(url, text, audio, output, options)
         from profiling import summary_table
 
         Console().print(summary_table(summary))
@@ -297,15 +300,12 @@ def _refuse_vain_say(text: str, audio: Path | None, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _say(
-    url: str, text: str, audio: Path | None, avatar_id: str | None, enhance: bool | None, output: Path
-) -> dict[str, Any]:
+def _say(url: str, text: str, audio: Path | None, output: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     """Stream the utterance into `output`, written whole or not at all; return its summary."""
     from models.stitch.sidecar import replace_with_sidecar
 
     session_id = f"say-{os.getpid()}-{int(time.time())}"
-    chosen = {"session_id": session_id, "stream": True, "avatar_id": avatar_id, "enhance": enhance}
-    options = {key: value for key, value in chosen.items() if value is not None}
+    options = {"session_id": session_id, "stream": True, **{k: v for k, v in chosen.items() if v is not None}}
     if audio is not None:
         request: dict[str, Any] = {"url": f"{url}/speak/audio", "params": options, "content": audio.read_bytes()}
     else:

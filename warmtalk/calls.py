@@ -135,8 +135,9 @@ def live(session_id: str) -> Call[Any]:
     return Call("GET", session_path(session_id, "/live.mp4"), _same)
 
 
-def video(session_id: str) -> Call[Any]:
-    return Call("GET", session_path(session_id, "/video.mp4"), _same)
+def download(session_id: str) -> Call[Any]:
+    """The server puts the file together first, which takes a while of a long session."""
+    return Call("GET", session_path(session_id, "/download.mp4"), _same, timeout_s=LONG_S)
 
 
 def captions(session_id: str) -> Call[Any]:

@@ -175,11 +175,11 @@ class Client:
             yield from reader.push(part)
 
     def download(self, session_id: str, path: str | Path) -> Path:
-        """Write the session's whole video to `path`; nothing is there where it breaks off. Raises OSError, too."""
+        """Write the session so far to `path`, an MP4 for any player; nothing is there where it breaks off. Raises OSError."""
         path, part = Path(path), Path(f"{path}.part")
         try:
             with part.open("wb") as file:
-                for data in self._bytes(calls.video(session_id)):
+                for data in self._bytes(calls.download(session_id)):
                     file.write(data)
             return part.replace(path)
         finally:

@@ -176,6 +176,20 @@ def test_what_is_said_becomes_a_file(tmp_path):
     assert "25 frames, TTFF 300 ms" in result.output and "[1] out.mp4" in result.output
 
 
+def test_who_says_it_and_how_fast_can_be_chosen():
+    chosen = ["--voice", "emma", "--speed", "1.25", "--avatar-id", "me", "--no-enhance"]
+    with serving() as (url, requests):
+        assert run("say", "Hello.", "-o", "out.mp4", "--server", url, *chosen).exit_code == 0
+    asked = json.loads(requests[0][1])
+    assert {key: asked[key] for key in ("voice", "speed", "avatar_id", "enhance")} == {
+        "voice": "emma",
+        "speed": 1.25,
+        "avatar_id": "me",
+        "enhance": False,
+    }
+    assert run("say", "Hello.", "--speed", "3").exit_code == 2
+
+
 def test_a_server_that_wants_a_key_is_sent_the_environments(tmp_path, monkeypatch):
     monkeypatch.delenv("WARMTALK_API_KEY", raising=False)
     with serving(wants="0123456789abcdef") as (url, _):

@@ -243,9 +243,10 @@ def test_sessions_and_avatars_are_typed(call: Any, server: Server) -> None:
     assert call(ok([{"role": "user", "content": "Hi"}]), "messages", "a")[0].content == "Hi"
 
 
-def test_a_download_is_whole_or_not_there(call: Any, tmp_path: Path) -> None:
+def test_a_download_is_whole_or_not_there(call: Any, server: Server, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     assert call(httpx.Response(200, content=b"mp4"), "download", "a", path) == path and path.read_bytes() == b"mp4"
+    assert server.requests[0].url.path == "/base/sessions/a/download.mp4"  # the one that any player opens and seeks in
     path.unlink()
 
     def broken() -> Any:
