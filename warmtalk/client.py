@@ -175,7 +175,7 @@ class Client:
             yield from reader.push(part)
 
     def download(self, session_id: str, path: str | Path) -> Path:
-        """Write the session so far to `path`, an MP4 for any player; nothing is there where it breaks off. Raises OSError."""
+        """Write the session so far to `path`, for any player; nothing is left where it breaks off. Raises OSError."""
         path, part = Path(path), Path(f"{path}.part")
         try:
             with part.open("wb") as file:
