@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,11 +31,12 @@ from deployments.access import Access
 from deployments.failures import gone, known_error, own_cancellation
 from deployments.hosts import KnownHosts
 from deployments.origins import SameOrigin
+from deployments.sending import file_parts
+from deployments.sockets import Client
 from deployments.uploads import discard
 from models.errors import InputError, WarmTalkError
 from models.ids import QUOTED
 
-READ_CHUNK = 2**18  # bytes
 NO_CACHE = {"Cache-Control": "no-cache"}
 UPLOADS = (
     "/speak/audio",
@@ -208,14 +209,20 @@ def length_of(file: BinaryIO) -> int:
 
 
 def file_range(
-    file: BinaryIO, size: int, tag: str, asked: Mapping[str, str], head: bool = False, name: str = ""
+    file: BinaryIO,
+    size: int,
+    tag: str,
+    asked: Mapping[str, str],
+    head: bool = False,
+    name: str = "",
+    client: Client | None = None,
 ) -> Response:
     """The first `size` bytes of a growing file, or one range of them: what lies behind may be half a fragment.
 
     tag: the file's, the same while it grows, since what is there never changes: so ranges taken at different times fit
     together, and `If-Range` gives the whole where they would not. A known tag is no proof that nothing was added, so
     `If-None-Match` is passed over. asked: the request's headers. head: only the answer's headers. name: to be saved
-    under. Closes the file.
+    under. client: for whom no more is read than it takes (sending.py). Closes the file.
     """
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache", "ETag": f'"{tag}"'}
     headers |= {"Content-Disposition": f'attachment; filename="{name}"'} if name else {}
@@ -234,15 +241,11 @@ def file_range(
     if head:
         file.close()
         return Response(None, status, headers, "video/mp4")
-    return StreamingResponse(_read(file, begin, end), status, headers, "video/mp4")
+    return StreamingResponse(file_parts(file, begin, end, client), status, headers, "video/mp4")
 
 
-def _read(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
-    with file:
-        file.seek(begin)
-        while begin < end and (part := file.read(min(READ_CHUNK, end - begin))):
-            begin += len(part)
-            yield part
+def client_of(http: Request) -> Client | None:
+    return (http.client.host, http.client.port) if http.client else None
 
 
 class Cancel:

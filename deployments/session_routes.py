@@ -21,6 +21,7 @@ from deployments.growing import speak_growing
 from deployments.http import (
     NO_CACHE,
     api,
+    client_of,
     file_range,
     length_of,
     live_parts,
@@ -110,7 +111,8 @@ class SessionRoutes:
                 raise NotFoundError(f"The session {session_id!r} was reset since.", "Load its playlist anew.")
             file = open_tagged(Path(facts["video_path"]), facts["video_tag"])
             if file is not None:
-                return file_range(file, facts["size"], facts["video_tag"], http.headers, http.method == "HEAD")
+                head, client = http.method == "HEAD", client_of(http)
+                return file_range(file, facts["size"], facts["video_tag"], http.headers, head, client=client)
         raise BusyError(f"The session {session_id!r} is being reset again and again.", "Try again in a few seconds.")
 
     @api.get("/sessions/{session_id}/sidecar.jsonl", summary="How each frame of the video came about, JSON lines")
@@ -126,8 +128,7 @@ class SessionRoutes:
     )
     async def live(self, http: Request, session_id: str) -> Response:
         check_id(session_id, "session id")
-        client = (http.client.host, http.client.port) if http.client else None
-        viewer = await self._live.view(session_id, client)
+        viewer = await self._live.view(session_id, client_of(http))
         headers = {"Cache-Control": "no-store", "X-WarmTalk-Session": session_id}
         return StreamingResponse(live_parts(viewer), media_type="video/mp4", headers=headers)
 
@@ -168,7 +169,8 @@ class SessionRoutes:
         facts = await self._facts(session_id)
         size = size or facts["size"]
         file, tag = await self._downloads.open(facts, size), f"{facts['video_tag']}-{size}"
-        return file_range(file, length_of(file), tag, http.headers, http.method == "HEAD", f"{session_id}.mp4")
+        head, client = http.method == "HEAD", client_of(http)
+        return file_range(file, length_of(file), tag, http.headers, head, f"{session_id}.mp4", client)
 
     @api.post("/sessions/{session_id}/say", summary="Say a text while it is still being written: a body of plain text")
     async def say(
