@@ -21,6 +21,9 @@ from models.errors import BusyError, InputError, NotConfiguredError, NotFoundErr
 LOST_STATES = ("failed", "closed", "disconnected")
 CONNECT_S = 20.0  # a client that has not come by then has gone
 VIDEO_CODECS = ("video/H264", "video/VP8", "video/rtx")  # as they are liked: H.264 is passed on, VP8 coded for a viewer
+# Browsers hide their addresses as names that multicast DNS alone knows, and wait seconds for; such a client is found by
+# its own first packet. So may others be: that no more candidates come must not end a connection before it.
+UNHEEDED = re.compile(r"^a=(?:candidate:\S+ \d+ \S+ \d+ \S+\.local\.? .*|end-of-candidates[ \t]*)(?:\r?\n|\Z)", re.M)
 CODEC_REMEDY = "Offer to receive H.264 with packetization-mode 1, or VP8; or use live.mp4."
 
 
@@ -98,7 +101,7 @@ class Peers:
                     liked = sorted((c for c in known if c.mimeType in VIDEO_CODECS), key=_liking)
                     transceiver.setCodecPreferences(liked)
             try:
-                await connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+                await connection.setRemoteDescription(RTCSessionDescription(UNHEEDED.sub("", sdp), "offer"))
                 answer = await connection.createAnswer()
             except Exception as error:  # whatever aiortc finds wrong with a text of somebody else's
                 why = str(error).rstrip(".") or "it is not SDP"

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import re
 import time
+import uuid
 
 import numpy as np
 import pytest
@@ -50,8 +52,13 @@ class Client:
         await self.connection.setLocalDescription(await self.connection.createOffer())
         return self.connection.localDescription.sdp
 
-    async def watch(self, on_air: Live, peers: Peers, video: str = "H264") -> str:
-        peer_id, answer = await peers.offer(await self.offer(video), lambda: on_air.view("alice"))
+    async def watch(self, on_air: Live, peers: Peers, video: str = "H264", hidden: bool = False) -> str:
+        """hidden: with names in place of its addresses, as browsers offer them to whom they do not trust."""
+        offer = await self.offer(video)
+        if hidden:
+            offer, count = re.subn(r"(a=candidate:\S+ 1 udp \d+) \S+", rf"\1 {uuid.uuid4()}.local", offer)
+            assert count and "a=end-of-candidates" in offer
+        peer_id, answer = await peers.offer(offer, lambda: on_air.view("alice"))
         self.codec = video_codec(answer)
         await self.connection.setRemoteDescription(aiortc.RTCSessionDescription(answer, "answer"))
         return peer_id
@@ -115,6 +122,16 @@ async def test_a_client_without_h264_gets_vp8_coded_for_it(air):
     await client.seen(40)
     await client.close()
     assert client.codec == "VP8" and on_line(client.greys) > 0.9
+
+
+async def test_a_client_that_hides_its_addresses_is_found_by_its_first_packet(air):
+    _, on_air, peers = air
+    client, asked_s = Client(), time.monotonic()
+    await client.watch(on_air, peers, hidden=True)
+    assert time.monotonic() - asked_s < 3  # nobody was asked for the name
+    await client.seen(25)
+    await client.close()
+    assert on_line(client.greys) > 0.9
 
 
 async def test_what_is_no_offer_is_refused_and_leaves_nothing(air):
