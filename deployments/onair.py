@@ -87,7 +87,7 @@ class OnAir:
         keep = round(pause_s * utterance.spec.fps)
         # an utterance before this one may have failed without a frame: what was shown before it is still to be kept
         broadcast.rested = {at: rested for at, rested in broadcast.rested.items() if at >= utterance.position}
-        utterance.pause = Pause(Path(broadcast.start.idle_path), keep, dict(broadcast.rested))
+        utterance.pause = Pause(Path(broadcast.start.idle_path), keep, broadcast.rested)
         return OnStage(utterance, broadcast, worker, self.pace, ahead_s)
 
     def performed(self, session_id: str) -> None:

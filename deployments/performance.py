@@ -17,7 +17,7 @@ from deployments.clocks import steady_s
 from deployments.supply import LONGEST_WAIT_S, RELEASE_S, Pace, Supply
 from models.avatar.playback import sway
 from models.stitch.cues import Cue, between
-from models.stitch.live import LIVE_FRAMES, LiveClock, Piece, joined, split
+from models.stitch.live import LIVE_FRAMES, LiveClock, Piece, joined, rest_steps, split
 from models.types import Fragment
 
 DECIDE_S = 0.14  # so long before a position is due, what is not there counts as late: a frame must still be coded
@@ -339,8 +339,7 @@ class Performance:
         self._cursor = self._astray = None
         end = line.grid.ceil(start + REST_FRAMES)
         line.taken = max(line.taken, end)
-        while start < end:
-            count = end - start if end - start <= LIVE_FRAMES else LIVE_FRAMES - 1  # never a piece of one frame
-            video = await self.rest(range(start, start + count))
-            line.send(Piece(due, start + len(video), video))
-            due = start = start + len(video)
+        for at, count in rest_steps(start, end):
+            video = await self.rest(range(at, at + count))
+            line.send(Piece(due, at + count, video))
+            due = at + count

@@ -37,17 +37,8 @@ class OpenSessions:
         session.refresh()
         return session
 
-    def begin(
-        self,
-        session_id: str,
-        spec: MediaSpec,
-        avatar: PreparedAvatar,
-        text: str,
-        before: Callable[[SessionFile], None] = lambda session: None,
-    ) -> SessionFile:
-        """The session as this replica's to write, made if need be, with a line of transcript begun.
-
-        before: adds what belongs in front of that line.
+    def claim(self, session_id: str, spec: MediaSpec, avatar: PreparedAvatar) -> SessionFile:
+        """The session as this replica's to write, made if need be.
 
         A session without video takes the avatar and the spec; one with video keeps its own. Raises IdError, OSError,
         QuotaError; InputError or FencedError where another replica has given it another avatar or format meanwhile.
@@ -59,28 +50,13 @@ class OpenSessions:
         elif not session.frames and (session.avatar_id != avatar.avatar_id or session.spec != spec):
             session.reset(spec, avatar_id=avatar.avatar_id, avatar_version=avatar.version)
         self._keep(session_id, session)
-        try:
-            self._start(session, spec, avatar, text, before)
-        except FencedError:  # another replica wrote here in this very moment: take the session over again
-            self._start(session, spec, avatar, text, before)
-        return session
-
-    def _start(
-        self,
-        session: SessionFile,
-        spec: MediaSpec,
-        avatar: PreparedAvatar,
-        text: str,
-        before: Callable[[SessionFile], None],
-    ) -> None:
         session.acquire()
         refuse_other_avatar(session, avatar.avatar_id)
         if session.spec != spec:
             raise FencedError(
                 f"The session {session.session_id!r} was given another format meanwhile.", "Send the request again."
             )
-        before(session)
-        session.start_utterance(text)
+        return session
 
     def reset(self, session_id: str) -> bool:
         """Start the session afresh; False where there is none. Raises IdError."""

@@ -53,9 +53,10 @@ class Stitching:
         parts_ms = (done.queue_s * 1e3, back_s * 1e3, done.compute_s * 1e3)
         wall_ms = (timing.done_s - received_s) * 1e3
         self.calls.append(Call(timing.stage, len(chunk.crops), *parts_ms, wall_ms, done.compute_s * 1e3))
+        made = [part for fragment in done.value for part in (*self.utterance.pause_inside(fragment), fragment)]
         if self.stage is not None:
             await self.cut.unless(self.stage.show(chunk, done.value))
-        return done.value
+        return made
 
     async def _close(self) -> list[Fragment]:
         """The last fragments of an utterance whose end was not known when its last chunk came."""

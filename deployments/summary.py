@@ -9,20 +9,24 @@ from deployments.utterance import Utterance
 
 
 def summary_of(utterance: Utterance, calls: list[Call], retries: int, ttff_ms: float, wall_s: float) -> dict[str, Any]:
-    """The summary of an utterance that has a frame: `ttff_ms` from its request, `wall_s` of its making."""
+    """The summary of an utterance of which a frame was made: `ttff_ms` from its request, `wall_s` of its making.
+
+    frames, duration_s: what of it is in the session's video, pauses inside it included; of what was cut before anybody
+    saw it, nothing is. The speed, and the stages, are of all that was made.
+    """
     assert utterance.session is not None
-    duration_s = utterance.frames / utterance.spec.fps
+    fps = utterance.spec.fps
     session_id = utterance.request.session_id
     return {
         "session_id": session_id,
         "avatar_id": utterance.avatar.prepared.avatar_id,
         "video_path": str(utterance.session.path),
         "video_url": f"/sessions/{session_id}/video.mp4",
-        "frames": utterance.frames,
+        "frames": utterance.kept_frames,
         "start_s": round(utterance.start_s, 3),  # in that video
-        "duration_s": round(duration_s, 3),
+        "duration_s": round(utterance.kept_frames / fps, 3),
         "ttff_ms": round(ttff_ms, 1),
-        "rtf": round(wall_s / duration_s, 3),
+        "rtf": round(wall_s * fps / utterance.frames, 3),
         "retries": retries,
         "audio_delay_ms": round(utterance.late_s * 1e3, 1),  # of the sound behind the lips, below a frame
         "stages": summarise(calls),

@@ -1,6 +1,7 @@
 """One utterance on its way into a session: pastes crops, encodes fragments, appends them. Knows no other stage.
 
-Nothing is written before its first frame is there, so a refused or failed request leaves no trace.
+Nothing is written before its first fragment is, which on air means shown: speech that is refused, fails, or is cut
+before anybody saw it, leaves no trace.
 """
 
 from __future__ import annotations
@@ -10,30 +11,33 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
 
 from deployments.chunks import Chunk
+from deployments.performance import REST_FRAMES
 from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions
 from models.audio import resample
 from models.avatar.playback import ping_pong
+from models.errors import FencedError
 from models.stitch.cues import Cue, add_cue
 from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
-from models.stitch.live import LIVE_FRAMES, encode_closed, fading
+from models.stitch.live import LIVE_FRAMES, Grid, encode_closed, fading, rest_steps
 from models.stitch.mouth import Mouth
 from models.stitch.paste import PasteMemory, Paster
-from models.stitch.pause import Pause
+from models.stitch.pause import Pause, PausePart, Rested
 from models.stitch.session import SessionFile
-from models.stitch.sidecar import Record, frames_record, speech_record, utterance_record
+from models.stitch.sidecar import Record, frames_record, pause_record, speech_record, utterance_record
 from models.stitch.steady import WHOLE
-from models.types import Box, FaceCrops, Float32, Fragment, PreparedAvatar, Speech, UInt8
+from models.types import Box, FaceCrops, Float32, Fragment, PreparedAvatar, Speech, UInt8, Word
 
 log = logging.getLogger("ray.serve")
 
 KEPT_CROPS = 32  # every fourth of the frames that may be made ahead of what is shown
+ROUNDING = 1e-6  # of times as frames
 LOOK_PX = 64  # of a frame's height, to tell how alike two are
 KEPT_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 # as pictures, 32 crops of 512 px are 25 MB an utterance; like this, some 4 MB
@@ -68,7 +72,7 @@ class Utterance:
 
     weights: of the generated mouth in each frame, 0 to 1, an array `(n,)` a chunk. engines: stage → engine, as far as
     is known. On air, where somebody watches the session live, what `make` gives is written when it has been shown; else
-    at once, by `add`.
+    at once, by `add`. pauses: what the file keeps of what is shown before a fragment, by the tick at which it starts.
     """
 
     request: SpeakRequest
@@ -82,15 +86,19 @@ class Utterance:
     frames: int = 0
     late_s: float = 0.0  # how late its sound stands against its lips, at most: 0 where it begins or follows silently
     on_air: bool = False  # somebody watches: the mouth may have to come to rest at any frame
-    pause: Pause | None = None  # on air: what was shown before it, to be kept in the file
+    pause: Pause | None = None  # on air: what is shown where it does not speak, to be kept in the file
     resting: tuple[float, ...] = ()  # on air: weights of the frames in which the mouth last came to rest
     complete: bool = False  # all that was to be said is made
     said: str | None = None  # all that it says, where the text came bit by bit
-    session: SessionFile | None = None
+    session: SessionFile | None = None  # it is this utterance's to write from its first frame on
+    kept_frames: int = 0  # of it that are in the file: its speech, and the pauses inside
+    pauses: dict[int, list[PausePart]] = field(default_factory=dict)
     encoder: UtteranceEncoder | None = None
     weights: list[Float32] = field(default_factory=list)
     engines: dict[str, str] = field(default_factory=dict)
-    _begins: int = 0  # the video's frame count at its start
+    _notes: deque[tuple[int, Record]] = field(default_factory=deque)  # for the sidecar, by the video's frame
+    _line_end: int = 0  # the position behind the last frame that is made
+    _moved: list[tuple[int, int]] = field(default_factory=list)  # from a frame of it on: by how many in the video
     _crops: dict[int, UInt8] = field(default_factory=dict)  # on air: some of the latest as JPEG, by frame of it
     _written: int = 0  # frames that are in the file; on air, they have been shown
     _rested: int = -1  # frames that had been shown when the mouth was last brought to rest
@@ -110,20 +118,21 @@ class Utterance:
 
     def make(self, chunk: Chunk, close: bool) -> list[Fragment]:
         """Paste and encode a chunk; with `close` everything so far comes out, and what follows has a new encoder."""
-        encoder = self._begun(self._position(chunk))
-        assert self.session is not None
+        position, first = self._position(chunk), chunk.crops.first_frame
+        encoder = self._opened(position, first)
         if chunk.speech is not None:
-            add_cue(self.cues, chunk.speech, chunk.crops.first_frame / self.spec.fps)
+            add_cue(self.cues, chunk.speech, first / self.spec.fps)
         self._hear(chunk)
-        weights = self.mouth.weights(chunk.crops.first_frame, len(chunk.crops))
-        frames = self._pasted(self._position(chunk), chunk.crops, weights)
+        weights = self.mouth.weights(first, len(chunk.crops))
+        frames = self._pasted(position, chunk.crops, weights)
         fragments = encoder.push(frames, self._sound(chunk.speech), close)
-        self.session.note(*self._notes(chunk, weights))
+        self._note(chunk, weights)
         self.late_s = max(self.late_s, encoder.audio_delay_s)
         if close:
             self.encoder, self._end = None, encoder.clock
         self.frames += len(weights)
         self.weights.append(weights)
+        self._line_end = position + len(weights)
         return fragments
 
     def flush(self) -> list[Fragment]:
@@ -140,11 +149,17 @@ class Utterance:
 
         positions: of the head, on the session's line. Safe beside `make`.
         """
+        moving = shown != self._rested  # a mouth at rest stays there until more has been shown
+        self._rested = shown
+        rested = self._resting(shown, positions, moving)
+        self.resting = rested.weights
+        return rested.video
+
+    def _resting(self, shown: int, positions: Sequence[int], moving: bool) -> Rested:
         avatar = self.avatar.prepared
         assert avatar.frames is not None
         known = [frame for frame in tuple(self._crops) if frame < shown]
-        crop = self._crops.get(max(known)) if known and shown != self._rested else None
-        self._rested = shown  # a mouth at rest stays there until more has been shown
+        crop = self._crops.get(max(known)) if known and moving else None
         indices = [int(ping_pong(position, 1, len(avatar))[0]) for position in positions]
         frames = np.stack([avatar.frames[index] for index in indices])
         weights = [0.0] * len(frames)
@@ -155,37 +170,60 @@ class Utterance:
             with self.avatar.beside() as paster:  # the utterance's own may be at work
                 for frame, index, weight in zip(frames, indices, weights, strict=True):
                     paster.paste_into(frame, face, index, weight, memory)
-        self.resting = tuple(weights)
         height, width = self.spec.height, self.spec.width
-        return encode_closed(frames[:, :height, :width], self.spec)
+        return Rested(encode_closed(frames[:, :height, :width], self.spec), tuple(weights))
 
     def write(self, fragment: Fragment, position: int | None = None) -> None:
-        """Append a fragment, and to the transcript the sentences that begin in it. Raises FencedError, OSError."""
+        """Append a fragment, the pause before it, and to the transcript the sentences that begin in it.
+
+        Raises FencedError, OSError.
+        """
         assert self.session is not None
-        zero_s = self.start_s
+        pause = self.pauses.pop(fragment.video_start, [])
+        if self._written:
+            self._keep(pause)
+            self.kept_frames += sum(part.fragment.frames for part in pause)
+        else:
+            self._begin(pause)
+        end = self.session.frames + fragment.frames
+        while self._notes and self._notes[0][0] < end:  # lines of what is not shown would speak of what comes instead
+            self.session.note(self._notes.popleft()[1])
         for cue in tuple(self.cues):
-            here = cue.moved(zero_s)
+            here = self._in_video(cue)
             if here.start_s < fragment.start_s + fragment.duration_s and self._told.get(cue.number) != cue.end_s:
                 self.session.say(here)  # again where a voice that streams has gone on with it
                 self._told[cue.number] = cue.end_s
         self.session.append(fragment, position)
         self._written += fragment.frames
+        self.kept_frames += fragment.frames
         self._forget_shown(self._written)
+
+    def pause_inside(self, fragment: Fragment) -> list[Fragment]:
+        """What the file keeps of a pause inside the utterance, before a fragment that is not written yet."""
+        if self._start is None or fragment.video_start == self._start.video_ticks:
+            return []
+        return [part.fragment for part in self.pauses.get(fragment.video_start, ())]
 
     @property
     def start_s(self) -> float:
-        """Where it begins in the session's video; it has a frame."""
+        """Where it begins in the session's video, or would have begun; a frame of it is made."""
         assert self._start is not None
         return self._start.video_ticks / VIDEO_TIMESCALE
 
     def end(self, interrupted: bool = False) -> None:
-        """Mark the utterance as complete, or as cut where it is; it has a frame. Raises FencedError."""
+        """Mark the utterance as complete, or as cut where it is; nothing where none of it is in the file.
+
+        Raises FencedError.
+        """
         assert self.session is not None, "an utterance without a frame has no session"
-        self.session.end_utterance(text=self.said, interrupted=interrupted)
+        if self._written:
+            self.session.end_utterance(text=self.said, interrupted=interrupted)
 
     def release(self) -> None:
         """Let go of the encoder, its threads and the frame: whoever still knows the utterance must not keep them."""
         self.encoder = self._buffer = None
+        self.pauses.clear()
+        self._notes.clear()
 
     def live(self, fragment: Fragment) -> bytes:
         """The fragment on the viewer's own timeline, which starts at 0 with the utterance."""
@@ -193,34 +231,86 @@ class Utterance:
             self._zero = live_zero(fragment)
         return rebase(fragment, self._zero.video_ticks, self._zero.audio_samples)
 
-    def _begun(self, position: int) -> UtteranceEncoder:
-        if self.session is None:
-            request, prepared = self.request, self.avatar.prepared
-            self.session = self.sessions.begin(
-                request.session_id, self.spec, prepared, request.text, lambda session: self._pause(session, position)
-            )
-            self._end = self._start = self.session.clock
-            self._begins = self.session.frames
-            self.session.note(utterance_record(self._begins, request.text, self.engines))
+    def _opened(self, position: int, first_frame: int) -> UtteranceEncoder:
+        """The encoder for frames from `first_frame` of the utterance on, and `position` of the line."""
         if self.encoder is None:
+            if self.session is None:
+                self.session = self.sessions.claim(self.request.session_id, self.spec, self.avatar.prepared)
+                self._end = self.session.clock
+                self._moved.append((0, self.session.frames))
+                if self.session.frames:
+                    self._pause(self.session.position, position, first_frame)
+                self._start = self._end
+            elif self.pause is not None and position != self._line_end:
+                self.pause = replace(self.pause, rested={**self.pause.rested, **self._eased()})
+                self._pause(self._line_end, position, first_frame)
             assert self._end is not None
             self.encoder = UtteranceEncoder(self.session.spec, self._end)
         return self.encoder
 
-    def _pause(self, session: SessionFile, position: int) -> None:
-        """Add what was shown since the utterance before this one, which begins at `position` of the line."""
-        if self.pause is None or not session.frames:
+    def _pause(self, since: int, until: int, first_frame: int) -> None:
+        """Lay what is shown between two positions of the line before the frame `first_frame`, as far as it is kept."""
+        assert self.session is not None and self._end is not None
+        if self.pause is None:
             return
-        avatar = self.avatar.prepared
         try:
-            parts = list(self.pause.parts(session.spec, session.clock, session.position, position, self._look))
+            parts = list(self.pause.parts(self.session.spec, self._end, since, until, self._look))
         except (OSError, ValueError):  # of the idle motion: what is going to be said matters more
-            log.warning("The pause before an utterance of %r is left out.", session.session_id, exc_info=True)
+            log.warning("A pause in %r is left out of its file.", self.session.session_id, exc_info=True)
             return
-        for part in parts:
+        if parts:
+            self._end = parts[-1].end
+            self.pauses[self._end.video_ticks] = parts
+            frames = sum(part.fragment.frames for part in parts)
+            self._moved.append((first_frame, self._moved[-1][1] + frames))
+
+    def _eased(self) -> dict[int, Rested]:
+        """The mouth's way to rest behind the last frame that is made, by position: as far as no viewer was shown it.
+
+        A segment may be made before the one before it has been played out.
+        """
+        assert self.pause is not None
+        grid = Grid.of(len(self.avatar.prepared), self.spec.fps)
+        end = grid.ceil(self._line_end + REST_FRAMES)
+        at, made = self._line_end, {}
+        while at in self.pause.rested:
+            at += len(self.pause.rested[at].video)
+        for start, count in rest_steps(at, end):
+            made[start] = self._resting(self.frames, range(start, start + count), start == self._line_end)
+        return made
+
+    def _begin(self, pause: list[PausePart]) -> None:
+        """Write what was shown before it, and that it begins. Raises FencedError."""
+        assert self.session is not None
+        self.session.acquire()  # another replica may have looked in since it was claimed
+        if self.session.clock != (pause[0].start if pause else self._start):
+            raise FencedError(
+                f"The session {self.session.session_id!r} was written to meanwhile.", "Send the request again."
+            )
+        self._keep(pause)
+        self.session.start_utterance(self.request.text)
+        self.session.note(utterance_record(self.session.frames, self.request.text, self.engines))
+
+    def _keep(self, pause: list[PausePart]) -> None:
+        assert self.session is not None
+        avatar = self.avatar.prepared
+        if pause:
+            self.session.note(pause_record(self.session.frames))
+        for part in pause:
             indices = ping_pong(part.position, part.fragment.frames, len(avatar))
-            session.note(frames_record(session.frames, indices, avatar, part.weights))
-            session.append(part.fragment, part.position, pause=True)
+            self.session.note(frames_record(self.session.frames, indices, avatar, part.weights))
+            self.session.append(part.fragment, part.position, pause=True)
+
+    def _in_video(self, cue: Cue) -> Cue:
+        """A cue in seconds of the session's video: pauses inside the utterance move what comes behind them."""
+        fps = self.spec.fps
+
+        def at(seconds: float, ends: bool = False) -> float:
+            frame = seconds * fps + (-ROUNDING if ends else ROUNDING)
+            return seconds + next(by for first, by in reversed(self._moved) if first <= max(frame, 0)) / fps
+
+        words = tuple(Word(word.text, at(word.start_s), at(word.end_s, ends=True)) for word in cue.words)
+        return replace(cue, start_s=at(cue.start_s), end_s=at(cue.end_s, ends=True), words=words)
 
     def _look(self, position: int) -> Float32:
         """The avatar's frame at a position of the line, in small."""
@@ -240,12 +330,13 @@ class Utterance:
         if chunk.following is not None:
             self.mouth.hear(*chunk.following)
 
-    def _notes(self, chunk: Chunk, weights: Float32) -> list[Record]:
-        """The sidecar's lines of a chunk."""
-        avatar, frame = self.avatar.prepared, self._begins + chunk.crops.first_frame
+    def _note(self, chunk: Chunk, weights: Float32) -> None:
+        """Keep the sidecar's lines of a chunk until it is written."""
+        avatar, frame = self.avatar.prepared, self._moved[-1][1] + chunk.crops.first_frame
         indices = ping_pong(self._position(chunk), len(weights), len(avatar))
-        spoken = [] if chunk.speech is None else [speech_record(frame, chunk.speech)]
-        return [*spoken, frames_record(frame, indices, avatar, weights)]
+        if chunk.speech is not None:
+            self._notes.append((frame, speech_record(frame, chunk.speech)))
+        self._notes.append((frame, frames_record(frame, indices, avatar, weights)))
 
     def _sound(self, speech: Speech | None) -> Float32:
         """A segment's samples at the session's rate; none where its first chunk has brought them already."""

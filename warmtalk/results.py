@@ -18,8 +18,8 @@ def parsed(kind: type[T], answer: dict[str, Any]) -> T:
 class Speech:
     """An utterance that was spoken. `stages`: per stage calls, frames and milliseconds of queue, transfer, compute.
 
-    frames, duration_s: what was made. start_s: where it begins in the session's video. interrupted: it was cut, and the
-    transcript says where.
+    frames, duration_s: what of it is in the session's video. start_s: where it begins there. interrupted: it was cut,
+    and the transcript says where; of what was cut before anybody saw it, nothing is in the video.
     """
 
     session_id: str

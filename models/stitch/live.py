@@ -14,7 +14,7 @@ grid, so a viewer's sound stands within half an AAC frame (21 ms at 24 kHz) of t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -284,6 +284,14 @@ class ViewerTimeline:
             packets.pop(0)
             late -= AAC_FRAME
         return packets
+
+
+def rest_steps(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Positions and lengths of the pieces in which a mouth comes to rest from `start` to `end`, two frames or more."""
+    while start < end:
+        count = end - start if end - start <= LIVE_FRAMES else LIVE_FRAMES - 1  # never a piece of one frame
+        yield start, count
+        start += count
 
 
 def fading(count: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""What a session showed between two utterances, as fragments of its file, so that its replay does not leap.
+"""What a session showed between speech and speech, as fragments of its file, so that its replay does not leap.
 
 Nothing is coded anew: idle motion, and the mouth's way back to rest, are taken as they were coded for the live picture.
 Pure; knows no session, no clock of a wall.
@@ -39,10 +39,19 @@ class PausePart:
     position: int
     weights: Float32
 
+    @property
+    def start(self) -> Clock:
+        return Clock(self.fragment.video_start, self.fragment.audio_start)
+
+    @property
+    def end(self) -> Clock:
+        made = self.fragment
+        return Clock(made.video_start + made.video_duration, made.audio_start + made.audio_duration)
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The time since a session's last utterance, as it was shown live.
+    """The time between an utterance and the one before it, or between two segments of it, as it was shown live.
 
     idle_path: the avatar's idle motion, as models.stitch.live.encode_idle made it. keep: frames that may be kept at
     each end of it; what lies between them is left out, and there the picture is cut (between frames that are much
@@ -70,8 +79,7 @@ class Pause:
         ]
         for group in _groups(pieces, spec.fragment_frames):
             part = _part(group, spec, start)
-            made = part.fragment
-            start = Clock(made.video_start + made.video_duration, made.audio_start + made.audio_duration)
+            start = part.end
             yield part
 
     def _rests(self, since: int, until: int) -> Iterator[tuple[Piece, tuple[float, ...]]]:

@@ -8,13 +8,15 @@ One JSON object a line, told apart by `type`. Frames count from 0 within the vid
                avatar_version, spec (MediaSpec: picture, sound, and how they are coded)
     utterance  first_frame, text, engines (stage → engine)
     speech     frame (its first), seconds, text, phonemes [[symbol, start, end], …] from that frame on, [] if not known
+    pause      first_frame: from here on nothing is said, until a line of speech or an utterance says otherwise
     frames     first, avatar_frames [k, …], transforms [[a, b, x, c, d, y], …] (frame px → 256 px crop), mouth [w, …]:
                which avatar frame is shown, where its face lies, how much of the generated mouth it has, 0 to 1
 
 Crashes. Lines of frames are written before those frames are committed to the video, so no committed frame lacks its
-line; lines of frames that never came are left standing. Hence two rules for readers: an utterance takes back all that
-was said of its first frame and later, and what lies behind the video's end says nothing. A line counts only if it ends
-in a newline and is JSON; a writer that takes over cuts off half a line first. A lost or foreign sidecar is begun anew.
+line; lines of frames that never came are left standing. Hence two rules for readers: an utterance, and a pause, take
+back all that was said of their first frame and later, and what lies behind the video's end says nothing. A line counts
+only if it ends in a newline and is JSON; a writer that takes over cuts off half a line first. A lost or foreign sidecar
+is begun anew.
 """
 
 from __future__ import annotations
@@ -58,6 +60,10 @@ def header(meta: SessionMeta) -> bytes:
 
 def utterance_record(first_frame: int, text: str, engines: dict[str, str]) -> Record:
     return {"type": "utterance", "first_frame": first_frame, "text": text, "engines": dict(engines)}
+
+
+def pause_record(first_frame: int) -> Record:
+    return {"type": "pause", "first_frame": first_frame}
 
 
 def speech_record(frame: int, speech: Speech) -> Record:
@@ -195,10 +201,12 @@ def _described(records: list[Record], frames: int, spec: MediaSpec, about: dict[
     mouth = np.full(frames, np.nan, np.float32)
     said: list[Record] = []
     speeches: list[Record] = []
+    pauses: list[Record] = []
     for record in records:
-        if record["type"] == "utterance":  # it takes back what was said of its first frame and later
+        if record["type"] in ("utterance", "pause"):  # it takes back what was said of its first frame and later
             begin = record["first_frame"]
-            said = [*(old for old in said if old["first_frame"] < begin), record]
+            said = [old for old in said if old["first_frame"] < begin]
+            (said if record["type"] == "utterance" else pauses).append(record)
             speeches = [old for old in speeches if old["frame"] < begin]
             indices[begin:], transforms[begin:], mouth[begin:] = UNKNOWN, np.nan, np.nan
         elif record["type"] == "speech":
@@ -216,7 +224,7 @@ def _described(records: list[Record], frames: int, spec: MediaSpec, about: dict[
         transforms=transforms,
         mouth=mouth,
         said=_ends(said, frames),
-        phonemes=list(_phonemes(speeches, said, frames, spec.fps)),
+        phonemes=list(_phonemes(speeches, [*said, *pauses], frames, spec.fps)),
     )
 
 
@@ -230,9 +238,9 @@ def _ends(said: list[Record], frames: int) -> list[Said]:
     ]
 
 
-def _phonemes(speeches: list[Record], said: list[Record], frames: int, fps: int) -> Iterator[Phoneme]:
-    """All phonemes in seconds of the video. What lies behind the next utterance's start, or the end, was not heard."""
-    edges = sorted({*(record["first_frame"] for record in said), frames})
+def _phonemes(speeches: list[Record], begun: list[Record], frames: int, fps: int) -> Iterator[Phoneme]:
+    """All phonemes in seconds of the video. What lies behind the end, or where something else begins, was not heard."""
+    edges = sorted({*(record["first_frame"] for record in begun), frames})
     for record in sorted(speeches, key=lambda record: int(record["frame"])):
         end_s = next((edge for edge in edges if edge > record["frame"]), frames) / fps
         at_s = record["frame"] / fps

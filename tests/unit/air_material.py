@@ -153,20 +153,25 @@ class Watcher:
     def seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Times, the line's grey at the edge, the mouth's brightness in the middle."""
         self.task.cancel()
-        times, edges, mouths = [], [], []
-        with av.open(io.BytesIO(self.data)) as file:
-            for frame in file.decode(video=0):
-                image = frame.to_ndarray(format="rgb24")
-                times.append(float(frame.time))
-                edges.append(float(image[:6].mean()))
-                mouths.append(float(image[28:36, 28:36].mean()))
-        return np.array(times), np.array(edges), np.array(mouths)
+        return edges_of(self.data)
 
     def loud(self) -> np.ndarray:
         """Times of the first and the last loud sample."""
         with av.open(io.BytesIO(self.data)) as file:
             samples = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
         return np.flatnonzero(np.abs(samples) > 0.1)[[0, -1]] / RATE
+
+
+def edges_of(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times, the line's grey at the edge, the mouth's brightness in the middle, of each frame of a video."""
+    times, edges, mouths = [], [], []
+    with av.open(io.BytesIO(data)) as file:
+        for frame in file.decode(video=0):
+            image = frame.to_ndarray(format="rgb24")
+            times.append(float(frame.time))
+            edges.append(float(image[:6].mean()))
+            mouths.append(float(image[28:36, 28:36].mean()))
+    return np.array(times), np.array(edges), np.array(mouths)
 
 
 def on_the_line(edges: np.ndarray, summary: dict | None = None) -> None:

@@ -33,6 +33,12 @@ def append(session: SessionFile, frames: int = 8) -> None:
         session.append(fragment)
 
 
+def begin(sessions: OpenSessions, session_id: str, spec: MediaSpec, who: PreparedAvatar, text: str) -> SessionFile:
+    session = sessions.claim(session_id, spec, who)
+    session.start_utterance(text)
+    return session
+
+
 @pytest.fixture
 def replicas(tmp_path: Path) -> tuple[OpenSessions, OpenSessions]:
     return OpenSessions(tmp_path, 8), OpenSessions(tmp_path, 8)
@@ -48,9 +54,9 @@ def test_a_session_that_nobody_began_is_not_there(replicas, tmp_path):
 
 def test_a_replica_sees_what_another_wrote(replicas):
     one, two = replicas
-    append(one.begin("alice", SPEC, avatar(), "Hello."))
+    append(begin(one, "alice", SPEC, avatar(), "Hello."))
     assert two.describe("alice")["frames"] == 8
-    append(one.begin("alice", SPEC, avatar(), "Again."))
+    append(begin(one, "alice", SPEC, avatar(), "Again."))
     facts = two.describe("alice")
     assert (facts["frames"], facts["duration_s"], facts["avatar_id"]) == (16, 0.64, "ann")
     assert [line["text"] for line in facts["utterances"]] == ["Hello.", "Again."]
@@ -68,49 +74,44 @@ def test_who_asks_again_and_again_need_not_be_told_all_that_was_said(replicas, m
 
 def test_the_videos_tag_stays_while_it_grows_and_changes_with_a_reset(replicas):
     one, two = replicas
-    append(one.begin("alice", SPEC, avatar(), "Hello."))
+    append(begin(one, "alice", SPEC, avatar(), "Hello."))
     tag = one.describe("alice")["video_tag"]
-    append(two.begin("alice", SPEC, avatar(), "I go on."))
+    append(begin(two, "alice", SPEC, avatar(), "I go on."))
     assert one.describe("alice")["video_tag"] == two.describe("alice")["video_tag"] == tag
     one.reset("alice")
     after_reset = two.describe("alice")["video_tag"]
     one.remove("alice")
-    one.begin("alice", SPEC, avatar(), "Anew.")
+    begin(one, "alice", SPEC, avatar(), "Anew.")
     assert len({tag, after_reset, two.describe("alice")["video_tag"]}) == 3
 
 
 def test_a_take_over_fences_the_old_writer_and_loses_nothing(replicas):
     one, two = replicas
-    old = one.begin("alice", SPEC, avatar(), "Hello.")
+    old = begin(one, "alice", SPEC, avatar(), "Hello.")
     append(old)
-    new = two.begin("alice", SPEC, avatar(), "I go on.")
+    new = begin(two, "alice", SPEC, avatar(), "I go on.")
     with pytest.raises(FencedError, match="new writer"):
         append(old)
     append(new)
     assert two.describe("alice")["frames"] == 16
-    append(one.begin("alice", SPEC, avatar(), "And I again."))
+    append(begin(one, "alice", SPEC, avatar(), "And I again."))
     assert [line["text"] for line in one.describe("alice")["utterances"]] == ["Hello.", "I go on.", "And I again."]
     assert one.describe("alice")["frames"] == 24
 
 
-def test_beginning_survives_a_take_over_in_the_same_moment(replicas, monkeypatch):
+def test_a_claim_holds_until_another_replica_claims_the_session(replicas):
     one, two = replicas
-    session = one.begin("alice", SPEC, avatar(), "Hello.")
-    start, rivals = SessionFile.start_utterance, ["Rival."]
-
-    def start_after_a_rival(self: SessionFile, text: str) -> int:
-        if self is session and rivals:
-            two.begin("alice", SPEC, avatar(), rivals.pop())
-        return start(self, text)
-
-    monkeypatch.setattr(SessionFile, "start_utterance", start_after_a_rival)
-    one.begin("alice", SPEC, avatar(), "Mine.")
-    assert [line["text"] for line in one.describe("alice")["utterances"]] == ["Hello.", "Rival.", "Mine."]
+    mine = one.claim("alice", SPEC, avatar())
+    begin(two, "alice", SPEC, avatar(), "Rival.")
+    with pytest.raises(FencedError, match="new writer"):
+        mine.start_utterance("Mine.")
+    begin(one, "alice", SPEC, avatar(), "Mine.")
+    assert [line["text"] for line in one.describe("alice")["utterances"]] == ["Rival.", "Mine."]
 
 
 def test_a_session_with_video_keeps_its_avatar(replicas):
     one, _ = replicas
-    append(one.begin("alice", SPEC, avatar("ann"), "Hello."))
+    append(begin(one, "alice", SPEC, avatar("ann"), "Hello."))
     session = one.find("alice")
     refuse_other_avatar(session, None)
     refuse_other_avatar(session, "ann")
@@ -121,8 +122,8 @@ def test_a_session_with_video_keeps_its_avatar(replicas):
 
 def test_an_empty_session_takes_another_avatar_and_format(replicas):
     one, _ = replicas
-    one.begin("alice", SPEC, avatar("ann"), "Nothing came of it.")
-    session = one.begin("alice", OTHER, avatar("bob"), "Hello.")
+    begin(one, "alice", SPEC, avatar("ann"), "Nothing came of it.")
+    session = begin(one, "alice", OTHER, avatar("bob"), "Hello.")
     refuse_other_avatar(session, "carol")  # no picture yet: nothing to keep
     assert (session.avatar_id, session.spec) == ("bob", OTHER)
 
@@ -130,16 +131,16 @@ def test_an_empty_session_takes_another_avatar_and_format(replicas):
 @pytest.mark.parametrize(("spec", "who", "error"), [(SPEC, "bob", InputError), (OTHER, "ann", FencedError)])
 def test_a_session_that_changed_since_it_was_looked_at_gets_no_foreign_picture(replicas, spec, who, error):
     one, two = replicas
-    one.begin("alice", spec, avatar(who), "I looked.")
-    append(two.begin("alice", SPEC, avatar("ann"), "I was quicker."))
+    begin(one, "alice", spec, avatar(who), "I looked.")
+    append(begin(two, "alice", SPEC, avatar("ann"), "I was quicker."))
     with pytest.raises(error):
-        one.begin("alice", spec, avatar(who), "Too late.")
+        begin(one, "alice", spec, avatar(who), "Too late.")
     assert [line["text"] for line in two.describe("alice")["utterances"]][-1] == "I was quicker."
 
 
 def test_reset_starts_afresh_for_all_replicas(replicas):
     one, two = replicas
-    append(one.begin("alice", SPEC, avatar(), "Hello."))
+    append(begin(one, "alice", SPEC, avatar(), "Hello."))
     one.remember("alice", {"frames": 8})
     assert two.reset("alice") and not two.reset("nobody")
     assert one.describe("alice")["frames"] == 0
@@ -156,20 +157,20 @@ def test_no_more_sessions_than_the_capacity_stay_open(tmp_path):
     sessions = OpenSessions(tmp_path, capacity=3)
     before = open_files()
     for k in range(10):
-        append(sessions.begin(f"s{k}", SPEC, avatar(), "Hello."), 4)
+        append(begin(sessions, f"s{k}", SPEC, avatar(), "Hello."), 4)
         sessions.remember(f"s{k}", {"frames": 4})
     assert open_files() - before <= 3 * 3  # video, index and sidecar of each
     assert sessions.describe("s9")["last"] == {"frames": 4}
     assert sessions.describe("s0")["last"] is None  # forgotten with its file
-    append(sessions.begin("s0", SPEC, avatar(), "Back."), 4)
+    append(begin(sessions, "s0", SPEC, avatar(), "Back."), 4)
     assert sessions.describe("s0")["frames"] == 8
 
 
 def test_an_utterance_goes_on_when_its_session_is_closed_for_others(tmp_path):
     sessions = OpenSessions(tmp_path, capacity=1)
-    session = sessions.begin("alice", SPEC, avatar(), "Long.")
+    session = begin(sessions, "alice", SPEC, avatar(), "Long.")
     append(session, 4)
-    sessions.begin("bob", SPEC, avatar(), "Short.")
+    begin(sessions, "bob", SPEC, avatar(), "Short.")
     append(session, 4)
     sessions.remember("alice", {"frames": 8})  # not open any more: nothing is kept of it
     assert sessions.describe("alice")["frames"] == 8
@@ -179,17 +180,17 @@ def test_an_utterance_goes_on_when_its_session_is_closed_for_others(tmp_path):
 def test_a_session_whose_folder_was_deleted_is_closed_and_made_anew(tmp_path):
     sessions = OpenSessions(tmp_path, 8)
     before = open_files()
-    append(sessions.begin("alice", SPEC, avatar(), "Hello."))
+    append(begin(sessions, "alice", SPEC, avatar(), "Hello."))
     sessions.remember("alice", {"frames": 8})
     shutil.rmtree(tmp_path / "alice")
     assert sessions.find("alice") is None and open_files() == before
-    append(sessions.begin("alice", SPEC, avatar(), "Anew."), 4)
+    append(begin(sessions, "alice", SPEC, avatar(), "Anew."), 4)
     assert sessions.describe("alice")["frames"] == 4 and sessions.describe("alice")["last"] is None
 
 
 def test_a_removed_session_leaves_nothing_and_fences_its_writer(replicas, tmp_path):
     one, two = replicas
-    session = one.begin("alice", SPEC, avatar(), "Hello.")
+    session = begin(one, "alice", SPEC, avatar(), "Hello.")
     append(session)
     assert two.remove("alice") is True
     assert list(tmp_path.iterdir()) == []

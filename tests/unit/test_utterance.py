@@ -171,6 +171,39 @@ def test_a_writer_that_was_overtaken_stops_and_writes_nothing(sessions, tmp_path
     assert len(decode(said.session.path.read_bytes())[0]) == facts["frames"]
 
 
+def test_a_writer_that_only_looked_in_does_not_stop_what_was_begun(sessions, tmp_path):
+    said = utterance(sessions)
+    fragments = said.make(chunk(0, 4, speech_s=0.48), True)
+    OpenSessions(tmp_path, 8).claim("alice", SPEC, loaded().prepared)
+    for fragment in fragments:
+        said.write(fragment)
+    assert [line["text"] for line in sessions.describe("alice")["utterances"]] == ["Hello."]
+
+
+def test_speech_that_was_made_for_a_place_that_is_taken_leaves_no_line_either(sessions, tmp_path):
+    said = utterance(sessions)
+    fragments = said.make(chunk(0, 4, speech_s=0.48), True)
+    rival = utterance(OpenSessions(tmp_path, 8), 0, "Rival.")
+    rival.add(chunk(0, 4, last=True, speech_s=0.16))
+    rival.end()
+    with pytest.raises(FencedError):
+        said.write(fragments[0])
+    assert [line["text"] for line in sessions.describe("alice")["utterances"]] == ["Rival."]
+
+
+def test_speech_of_which_nothing_was_shown_leaves_nothing_in_the_file(sessions):
+    said = utterance(sessions)
+    said.make(chunk(0, 8, speech_s=0.48), True)
+    said.end(interrupted=True)
+    summary = summary_of(said, [], 0, 0.0, 0.16)
+    assert (summary["frames"], summary["duration_s"], summary["start_s"], summary["rtf"]) == (0, 0.0, 0.0, 0.5)
+    assert sessions.describe("alice")["utterances"] == [] and sessions.describe("alice")["frames"] == 0
+    again = utterance(sessions, 0, "Again.")
+    again.add(chunk(0, 4, last=True, speech_s=0.16))
+    known = read_sidecar(sidecar_path(again.session.path), 4)
+    assert [one.text for one in known.said] == ["Again."]
+
+
 def test_the_sidecar_says_how_each_frame_came_about(sessions):
     said = utterance(sessions)
     said.engines = {"TTS": "hibari"}
