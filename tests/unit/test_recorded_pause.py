@@ -9,7 +9,7 @@ import pytest
 from deployments.requests import SpeakRequest
 from models.errors import TextError
 from models.stitch.sidecar import read_sidecar, sidecar_path
-from tests.unit.air_material import RATE, Watcher, edges_of, summary_of
+from tests.unit.air_material import RATE, UNHELD, Watcher, edges_of, on_the_line, summary_of
 from tests.unit.live_material import heard, shown
 
 
@@ -113,7 +113,7 @@ async def test_an_utterance_that_fails_does_not_take_the_mouths_way_to_rest_alon
 
 
 async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(air):
-    stitch, live, stages = await air()
+    stitch, live, stages = await air(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
     first = await summary_of(stitch.speak(SpeakRequest("alice", "four 0", deliver=False)))
@@ -128,15 +128,15 @@ async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(air
     assert summary["live"]["shown_frames"] == 0 and summary["rtf"] > 0
     stitch._on_air.pace.first_s = 0.35
     last = await summary_of(stitch.speak(SpeakRequest("alice", "four 1", deliver=False)))
-    _, shown_edges, shown_mouths = await seen(watcher)
+    _, _, shown_mouths = await seen(watcher)
     edges, sidecar, facts = await told(stitch)
     assert [line["text"] for line in facts["utterances"]] == ["four 0", "four 1"]
     assert [said.text for said in sidecar.said] == ["four 0", "four 1"]
-    # the file is what the viewer saw, frame by frame, from the first word to the last
-    begins = int(np.flatnonzero(shown_mouths > 240)[0])
-    assert len(edges) == np.flatnonzero(shown_mouths > 240)[-1] + 1 - begins
-    assert edges == pytest.approx(shown_edges[begins : begins + len(edges)], abs=1.5)
-    assert leaps(np.array(sidecar.avatar_frames)) == []
+    # the file is what the viewer saw from the first word to the last, but for a head that waits where it is
+    speaking = np.flatnonzero(shown_mouths > 240)
+    held = round(25 * (first["live"]["held_s"] + last["live"]["held_s"]))
+    assert len(edges) == speaking[-1] + 1 - speaking[0] - held
+    on_the_line(edges, UNHELD)
     assert last["start_s"] + last["duration_s"] == pytest.approx(len(edges) / 25, abs=1e-3)
     assert first["frames"] + last["frames"] < len(edges)
 
@@ -155,16 +155,17 @@ async def word_by_word(stitch, texts: list[str], waits_s: list[float]) -> dict:
 
 
 async def test_what_was_shown_between_two_sentences_of_a_growing_text_is_in_the_file(air):
-    stitch, live, _ = await air()
+    stitch, live, _ = await air(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
     summary = await word_by_word(stitch, ["one 1", "two 22", "three 3"], [1.4, 1.7])
-    _, shown_edges, shown_mouths = await seen(watcher)
+    _, _, shown_mouths = await seen(watcher)
     edges, sidecar, facts = await told(stitch)
     mouth = np.array(sidecar.mouth)
-    begins = int(np.flatnonzero(shown_mouths > 240)[0])
-    assert summary["live"]["holds"] == 0
-    assert edges == pytest.approx(shown_edges[begins : begins + len(edges)], abs=1.5)
+    speaking = np.flatnonzero(shown_mouths > 240)
+    held = round(25 * summary["live"]["held_s"])
+    assert len(edges) == speaking[-1] + 1 - speaking[0] - held
+    on_the_line(edges, UNHELD)
     assert leaps(np.array(sidecar.avatar_frames)) == [] and sidecar.known.all()
     # pictures, sidecar and sound agree on where it speaks
     pictures = np.array(edges_of(stitch._sessions.find("alice").path.read_bytes())[2]) > 240
@@ -197,7 +198,7 @@ async def test_a_long_pause_inside_an_utterance_is_shortened_with_the_mouth_at_r
 
 
 async def test_a_caller_that_takes_the_video_gets_the_pauses_inside_too(air):
-    stitch, live, _ = await air()
+    stitch, live, _ = await air(recorded_pause_ms=8000)
     Watcher(await live.view("alice"))
     feeding = asyncio.create_task(_fed(stitch))
     data, frames, summary = b"", 0, None
@@ -217,7 +218,7 @@ async def _fed(stitch) -> None:
 
 
 async def test_speech_cut_behind_a_pause_inside_it_says_what_was_shown(air):
-    stitch, live, _ = await air()
+    stitch, live, _ = await air(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
     saying = asyncio.create_task(word_by_word(stitch, ["one 1", "x" * 60], [1.4]))
     await until(lambda: stitch._sessions.find("alice").frames > 60)
