@@ -97,7 +97,8 @@ def note(job: Job, event: SpeakEvent, asked_ms: float) -> None:
     if event.summary is not None:
         job.interrupted = job.interrupted or bool(event.summary.get("interrupted"))
         job.start_s = event.summary.get("start_s", job.start_s)  # behind the pause that is kept before it
-        job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "duration_s", "stages")}
+        job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "stages")}
+        job.latency["duration_s"] = event.summary["made_s"]
 
 
 def heard_of(job: Job, seen_s: float) -> str:

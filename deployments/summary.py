@@ -12,10 +12,11 @@ def summary_of(utterance: Utterance, calls: list[Call], retries: int, ttff_ms: f
     """The summary of an utterance of which a frame was made: `ttff_ms` from its request, `wall_s` of its making.
 
     frames, duration_s: what of it is in the session's video, pauses inside it included; of what was cut before anybody
-    saw it, nothing is. The speed, and the stages, are of all that was made.
+    saw it, nothing is. made_s, the speed, and the stages are of all that was made.
     """
     assert utterance.session is not None
     fps = utterance.spec.fps
+    made_s = utterance.frames / fps
     session_id = utterance.request.session_id
     return {
         "session_id": session_id,
@@ -25,8 +26,9 @@ def summary_of(utterance: Utterance, calls: list[Call], retries: int, ttff_ms: f
         "frames": utterance.kept_frames,
         "start_s": round(utterance.start_s, 3),  # in that video
         "duration_s": round(utterance.kept_frames / fps, 3),
+        "made_s": round(made_s, 3),
         "ttff_ms": round(ttff_ms, 1),
-        "rtf": round(wall_s * fps / utterance.frames, 3),
+        "rtf": round(wall_s / made_s, 3),
         "retries": retries,
         "audio_delay_ms": round(utterance.late_s * 1e3, 1),  # of the sound behind the lips, below a frame
         "stages": summarise(calls),

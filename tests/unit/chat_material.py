@@ -36,7 +36,13 @@ class Events:
         part = await self.stitch.parts[self.request.growing].get()
         if part is None:
             self.ended = True
-            summary = {"duration_s": 2.0, "ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"wall_ms": 9.0}}}
+            summary = {
+                "duration_s": 2.0,
+                "made_s": 2.0,
+                "ttff_ms": 500.0,
+                "rtf": 0.5,
+                "stages": {"TTS": {"wall_ms": 9.0}},
+            }
             return SpeakEvent(summary=summary | self.stitch.summary)
         self.stitch.began.append((self.request.session_id, part, time.monotonic()))
         if error := self.stitch.errors.get(part):

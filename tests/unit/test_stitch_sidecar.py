@@ -14,6 +14,7 @@ from models.stitch.sidecar import (
     Sidecar,
     committed_lines,
     frames_record,
+    pause_record,
     read_sidecar,
     sidecar_path,
     speech_record,
@@ -142,6 +143,18 @@ def test_a_video_says_nothing_of_frames_behind_its_end(session):
     say(session, 0, 8, committed=4)
     known = read(session)
     assert len(known.avatar_frames) == len(known.mouth) == 4 and known.said[0].end_frame == 4
+
+
+def test_in_a_pause_nothing_is_heard_of_speech_that_was_cut_before_it(session):
+    say(session, 0, 8, committed=4)
+    session.end_utterance(interrupted=True)
+    session.note(pause_record(4), frames_record(4, np.arange(4, 8) % 6, avatar(), np.zeros(4, np.float32)))
+    quiet = UtteranceEncoder(SPEC, session.clock)
+    for fragment in quiet.push(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4 * 640, np.float32), last=True):
+        session.append(fragment, pause=True)
+    known = read(session)
+    assert [(p.symbol, p.start_s, p.end_s) for p in known.phonemes] == [("m", 0.0, 0.08), ("ɑ", 0.08, 0.16)]
+    assert known.mouth[4:].tolist() == [0, 0, 0, 0] and known.known.all() and len(known.said) == 1
 
 
 def test_what_is_no_sidecar_is_refused_in_words(tmp_path):

@@ -19,8 +19,10 @@ from deployments.utterance import KEPT_CROPS, LoadedAvatar, Utterance, _packed, 
 from models.avatar.playback import ping_pong
 from models.errors import FencedError
 from models.stitch.encode import MediaSpec
+from models.stitch.live import Grid, encode_idle
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
+from models.stitch.pause import Pause
 from models.stitch.sidecar import read_sidecar, sidecar_path
 from models.types import FaceCrops, PreparedAvatar, Speech
 
@@ -196,7 +198,8 @@ def test_speech_of_which_nothing_was_shown_leaves_nothing_in_the_file(sessions):
     said.make(chunk(0, 8, speech_s=0.48), True)
     said.end(interrupted=True)
     summary = summary_of(said, [], 0, 0.0, 0.16)
-    assert (summary["frames"], summary["duration_s"], summary["start_s"], summary["rtf"]) == (0, 0.0, 0.0, 0.5)
+    assert (summary["frames"], summary["duration_s"], summary["start_s"]) == (0, 0.0, 0.0)
+    assert (summary["made_s"], summary["rtf"]) == (0.32, 0.5)
     assert sessions.describe("alice")["utterances"] == [] and sessions.describe("alice")["frames"] == 0
     again = utterance(sessions, 0, "Again.")
     again.add(chunk(0, 4, last=True, speech_s=0.16))
@@ -228,6 +231,32 @@ def test_the_sidecar_says_how_each_frame_came_about(sessions):
 
 
 # --- on air: the mouth may have to come to rest at any frame
+
+
+def test_a_segment_made_before_the_mouth_was_seen_to_rest_stands_behind_a_pause_all_the_same(sessions, tmp_path):
+    """The one before it is still being played: its way to rest is made for the file alone."""
+    (tmp_path / "idle.mp4").write_bytes(encode_idle(loaded().prepared.frames, SPEC))
+    said = utterance(sessions)
+    said.on_air, said.pause = True, Pause(tmp_path / "idle.mp4", 50)
+    grid = Grid.of(COUNT, SPEC.fps)
+    until = grid.ceil(7 + 12)
+    one = dataclasses.replace(chunk(0, 7, speech_s=0.28), position=0, closes=True)
+    two = dataclasses.replace(chunk(7, 6, speech_s=0.24, last=True), position=until, closes=True)
+    first, second = said.make(one, True), said.make(two, True)
+    assert [fragment.frames for fragment in said.pause_inside(second[0])] and said.pause_inside(first[0]) == []
+    for fragment, position in ((first[0], 0), (first[1], 4), (second[0], until), (second[1], until + 4)):
+        said.write(fragment, position)
+    said.end()
+    assert said.kept_frames == sessions.describe("alice")["frames"] == until + 6
+    frames, _ = decode(said.session.path.read_bytes())
+    known = read_sidecar(sidecar_path(said.session.path), len(frames))
+    assert known.avatar_frames.tolist() == ping_pong(0, len(frames), COUNT).tolist()
+    own, mouth = 20 + 40 * known.avatar_frames, known.mouth
+    assert mouth[6] == 1 or known.avatar_frames[6] == 3
+    assert 1 > mouth[7] > mouth[8] > 0 and (mouth[9:until] == 0).all()
+    assert frames[:, 32, 32, 0] == pytest.approx(own + mouth * (250 - own), abs=8)
+    (line,) = sessions.describe("alice")["utterances"]
+    assert line["end_s"] == pytest.approx((until + 6) / 25, abs=1e-3)
 
 
 def face_512() -> np.ndarray:
