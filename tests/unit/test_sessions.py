@@ -64,7 +64,7 @@ def test_a_replica_sees_what_another_wrote(replicas):
 
 def test_who_asks_again_and_again_need_not_be_told_all_that_was_said(replicas, monkeypatch):
     one, _ = replicas
-    append(one.begin("alice", SPEC, avatar(), "Hello."))
+    append(begin(one, "alice", SPEC, avatar(), "Hello."))
     whole = one.describe("alice")
     monkeypatch.setattr(SessionFile, "transcript", lambda self: pytest.fail("it was read"))
     assert one.describe("alice", transcript=False) == {
