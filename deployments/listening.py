@@ -5,6 +5,7 @@ The form and the answers are those of OpenAI's `POST /v1/audio/transcriptions`.
 
 # no `from __future__ import annotations`: part of what serve.ingress looks at
 
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -26,6 +27,7 @@ FIELDS = {
     "model": {"type": "string", "description": "Any: the engine is the one in the config."},
     "language": {"type": "string", "description": "ISO 639-1; found out, or the config's, where none is given."},
     "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
+    "stream": {"type": "boolean", "default": False, "description": "Answer with events, as they come from OpenAI."},
 }
 FORM: dict[str, Any] = {  # for /docs: the body is read as it comes, and not by FastAPI
     "requestBody": {
@@ -67,7 +69,8 @@ class Listening:
         wanted = fields.get("response_format", "json")
         if wanted not in FORMATS:
             raise InputError(f"There is no response_format {wanted[:40]!r}.", f"Use one of {', '.join(FORMATS)}.")
-        return written(await self.heard(audio, fields.get("language") or None), wanted)
+        transcript = await self.heard(audio, fields.get("language") or None)
+        return streamed(transcript) if fields.get("stream", "").lower() == "true" else written(transcript, wanted)
 
     async def _form(self, http: Request) -> tuple[bytes, dict[str, str]]:
         """The file and the fields of a form. The body is bounded while it comes, before any of it is looked at."""
@@ -113,6 +116,16 @@ def written(transcript: Transcript, response_format: str) -> Response:
             "segments": [_row(number, segment) for number, segment in enumerate(transcript.segments)],
         }
     )
+
+
+def streamed(transcript: Transcript) -> Response:
+    """A transcript as server-sent events, for clients that ask for a stream: a segment each, then the whole."""
+    texts = [part.text for part in _timed(transcript)]
+    parts = [text if number == 0 else f" {text}" for number, text in enumerate(texts)]
+    events: list[dict[str, Any]] = [{"type": "transcript.text.delta", "delta": part} for part in parts]
+    events.append({"type": "transcript.text.done", "text": transcript.text})
+    lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    return Response(f"{lines}data: [DONE]\n\n", media_type="text/event-stream")
 
 
 def _timed(transcript: Transcript) -> tuple[Segment, ...]:

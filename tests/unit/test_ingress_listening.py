@@ -72,6 +72,17 @@ def test_plain_text_and_captions(client):
     )
 
 
+def test_who_asks_for_a_stream_is_answered_with_events(client):
+    """OpenAI's client would pass over an answer that is none, and give nothing at all."""
+    answer = post(client, sound(1.0), stream="true")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, last = [line.removeprefix("data: ") for line in answer.text.strip().split("\n\n")]
+    *deltas, done = [json.loads(event) for event in events]
+    assert [event["type"] for event in deltas] == ["transcript.text.delta"] * 2 and last == "[DONE]"
+    assert done == {"type": "transcript.text.done", "text": "10 tenths. <b> & so on."}
+    assert "".join(event["delta"] for event in deltas) == done["text"]
+
+
 def test_silence_is_no_error(client):
     data = encode_audio(silence(2.0), 16_000, "wav")
     assert post(client, data).json() == {"text": ""}
