@@ -1,154 +1,44 @@
-"""The machine's own Chromium, driven by Playwright. Where there is none that plays H.264, tests are skipped."""
+"""One Chromium for all tests of this folder, and the chat page over a server of canned media."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SHOTS = ROOT / "out" / "browser"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--no-sandbox",  # containers run as root
-    "--use-fake-ui-for-media-stream",
-    "--use-fake-device-for-media-stream",  # a microphone that beeps
-    "--disable-dev-shm-usage",
-)
-MOUTH = (222, 300, 68, 52)  # x, y, width, height in the presenter's 512 px frames
-LIVE = "document.querySelector('#screen').dataset.state === 'live' && document.querySelector('video').currentTime > 0.5"
+from tests.browser import chromium as browser
+from tests.browser.chromium import Tab, chromium, tab
+from tests.browser.fake_media import Film
+from tests.browser.fake_server import fake_server
+from tests.browser.fake_state import State
 
-# the mouth's pixels and the sound's power, several times; differences are of neighbours in time
-WATCH = """
-async ([seconds, [x, y, w, h]]) => {
-  const video = document.querySelector('video'), canvas = new OffscreenCanvas(w, h);
-  const context = canvas.getContext('2d', { willReadFrequently: true });
-  const audio = new AudioContext(), analyser = audio.createAnalyser(), samples = new Float32Array(2048);
-  analyser.fftSize = 2048;
-  audio.createMediaStreamSource(video.captureStream()).connect(analyser);
-  await audio.resume();
-  const began = video.currentTime, beganMs = performance.now(), differences = [], powers = [];
-  let before = null;
-  for (const end = performance.now() + 1000 * seconds; performance.now() < end; ) {
-    await new Promise((resolve) => setTimeout(resolve, 80));
-    context.drawImage(video, x, y, w, h, 0, 0, w, h);
-    const now = context.getImageData(0, 0, w, h).data;
-    if (before) differences.push(now.reduce((sum, value, k) => sum + Math.abs(value - before[k]), 0) / now.length);
-    before = now;
-    analyser.getFloatTimeDomainData(samples);
-    powers.push(samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length);
-  }
-  const played = video.currentTime - began, passed = (performance.now() - beganMs) / 1000;
-  await audio.close();
-  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  return { played, passed, motion: mean(differences), loudness: Math.sqrt(mean(powers)) };
-}
-"""
+__all__ = ["chromium", "tab"]
 
 
-def find_chromium() -> str | None:
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+@pytest.hookimpl(trylast=True)  # behind the fixtures, which close what they have opened
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        browser.SHARED.stop()
 
 
-@pytest.fixture(scope="module")  # no longer: while Playwright's own loop runs in this thread, asyncio tests cannot
-def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: see the extra [dev]")
-    path = find_chromium()
-    if path is None:
-        pytest.skip("no Chromium was found: install one (Debian: apt-get install chromium), or name it in $CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        page = browser.new_page()
-        if not page.evaluate("MediaSource.isTypeSupported('video/mp4; codecs=\"avc1.42E01E, mp4a.40.2\"')"):
-            pytest.skip(f"{path} does not play H.264 with AAC: use Debian's chromium, or Chrome")
-        page.close()
-        yield browser
-        browser.close()
-
-
-class Tab:
-    """A page of the chat with what it said to the console, and the things that tests do with it."""
-
-    def __init__(self, page: Any, url: str) -> None:
-        self.page, self.url = page, url
-        self.complaints: list[str] = []
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
-        page.set_default_timeout(20_000)
-
-    def open(self, query: str = "", live: bool = True) -> Tab:
-        self.page.goto(self.url + query)
-        if live:
-            self.until(LIVE)
-        return self
-
-    def until(self, expression: str, timeout_s: float = 30.0) -> float:
-        """Wait for an expression of JavaScript to be true; how long it took, seconds."""
-        began_s = time.monotonic()
-        while not self.page.evaluate(expression):
-            if time.monotonic() - began_s > timeout_s:
-                raise AssertionError(f"not after {timeout_s:g} s: {expression}; {self.complaints}")
-            self.page.wait_for_timeout(50)
-        return time.monotonic() - began_s
-
-    def until_served(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
-        """Wait for the server to have what the page has said that it sends."""
-        end_s = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < end_s, f"the server has not got it; {self.complaints}"
-            self.page.wait_for_timeout(20)
-
-    def watch(self, seconds: float) -> dict[str, float]:
-        """How far the video played in what time, how much the mouth moved, and how loud it was."""
-        seen: dict[str, float] = self.page.evaluate(WATCH, [seconds, MOUTH])
-        return seen
-
-    def heard(self, within_s: float, above: float) -> None:
-        """The sound begins in time."""
-        end_s = time.monotonic() + within_s
-        while (loudness := self.watch(0.3)["loudness"]) <= above:
-            assert time.monotonic() < end_s, f"only {loudness:.4f} after {within_s:g} s"
-
-    def silent(self, within_s: float, seconds: float, below: float) -> None:
-        """The sound ends in time, and stays away."""
-        end_s = time.monotonic() + within_s
-        while (loudness := self.watch(0.3)["loudness"]) >= below:
-            assert time.monotonic() < end_s, f"still {loudness:.4f} after {within_s:g} s"
-        assert self.watch(seconds)["loudness"] < below
-
-    def send(self, text: str) -> None:
-        self.page.fill("#message", text)
-        self.page.press("#message", "Enter")
-
-    def state(self, name: str, timeout_s: float = 30.0) -> float:
-        """Wait for the state of the pill: live, thinking, speaking or offline."""
-        return self.until(f"document.querySelector('#pill').dataset.state === '{name}'", timeout_s)
-
-    def texts(self, selector: str) -> list[str]:
-        found: list[str] = self.page.locator(selector).all_inner_texts()
-        return found
-
-    def shot(self, name: str) -> None:
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SHOTS / f"{name}.png")
+@pytest.fixture(scope="session")
+def film() -> Film:
+    return Film()
 
 
 @pytest.fixture
-def tab(chromium: Any) -> Iterator[Callable[..., Tab]]:
-    """tab(url, **options of a browser context) → a page of its own; tab(url, context=other.page.context) shares one."""
-    contexts = []
+def served(film: Film) -> Iterator[tuple[str, State]]:
+    """Address and state of a server of this test's own."""
+    with fake_server(film) as (url, state):
+        yield url, state
 
-    def make(url: str, context: Any = None, **options: Any) -> Tab:
-        if context is None:
-            context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-            contexts.append(context)
-        return Tab(context.new_page(), url)
 
-    yield make
-    for context in contexts:
-        context.close()
+@pytest.fixture
+def state(served: tuple[str, State]) -> State:
+    return served[1]
+
+
+@pytest.fixture
+def chat(served: tuple[str, State], tab: Callable[..., Tab]) -> Tab:
+    """The page, live."""
+    return tab(served[0]).open()

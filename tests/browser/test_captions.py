@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from models.stitch.boxes import box
 from models.stitch.events import event_box
-from tests.browser.conftest import Tab
-from tests.browser.fake_server import FPS, Film, State, fake_server
+from tests.browser.chromium import Tab
+from tests.browser.fake_media import FPS
+from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
 
@@ -44,17 +44,6 @@ LISTEN = """async () => {
   audio.createMediaStreamSource(document.querySelector('video').captureStream()).connect(ear);
   await audio.resume();
 }"""
-
-
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:
-    return Film()
-
-
-@pytest.fixture
-def served(film: Film) -> Iterator[tuple[str, State]]:
-    with fake_server(film) as (url, state):
-        yield url, state
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Tab
-from tests.browser.fake_server import STAGES, Film, State, fake_server
+from tests.browser.chromium import Tab
+from tests.browser.fake_state import STAGES, State
 
 pytestmark = pytest.mark.browser
 
@@ -18,17 +17,6 @@ NOTE = """() => {
   new MutationObserver(() => drawn.push([performance.now() / 1000, value.textContent]))
     .observe(value, { childList: true, characterData: true, subtree: true });
 }"""
-
-
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:
-    return Film()
-
-
-@pytest.fixture
-def served(film: Film) -> Iterator[tuple[str, State]]:
-    with fake_server(film) as (url, state):
-        yield url, state
 
 
 def test_stages_are_drawn_while_they_work(served: tuple[str, State], tab: Any) -> None:

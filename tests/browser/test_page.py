@@ -5,41 +5,18 @@ from __future__ import annotations
 import io
 import re
 import wave
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import ROOT, Tab
-from tests.browser.fake_server import STAGES, WORD_S, Film, State, fake_server
+from tests.browser.chromium import ROOT, Tab
+from tests.browser.fake_state import STAGES, WORD_S, State
 
 pytestmark = pytest.mark.browser
 
 MOUTH_BOTTOM = 352  # px of 512
 LIVE_AGAIN = "document.querySelector('#screen').dataset.state === 'live'"
 BUSY = {"code": "busy", "message": "All replicas are busy.", "remedy": "Try again in a few seconds."}
-
-
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:  # after chromium: where that is missing, nothing is decoded
-    return Film()
-
-
-@pytest.fixture
-def served(film: Film) -> Iterator[tuple[str, State]]:
-    with fake_server(film) as (url, state):
-        yield url, state
-
-
-@pytest.fixture
-def state(served: tuple[str, State]) -> State:
-    return served[1]
-
-
-@pytest.fixture
-def chat(served: tuple[str, State], tab: Any) -> Tab:
-    opened: Tab = tab(served[0]).open()
-    return opened
 
 
 # --- the picture

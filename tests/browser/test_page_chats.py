@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Tab
-from tests.browser.fake_server import Film, State, fake_server
+from tests.browser.chromium import Tab
+from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
 
 CLOSED = {"code": "session_closed", "message": "The session 'x' is closed.", "remedy": "GET /reset?session_id=x."}
 LONG = "This is a long answer that goes on, and on, and on, and on, and on, for as long as nobody ends it."
-
-
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:  # after chromium: where that is missing, nothing is decoded
-    return Film()
-
-
-@pytest.fixture
-def served(film: Film) -> Iterator[tuple[str, State]]:
-    with fake_server(film) as (url, state):
-        yield url, state
-
-
-@pytest.fixture
-def state(served: tuple[str, State]) -> State:
-    return served[1]
-
-
-@pytest.fixture
-def chat(served: tuple[str, State], tab: Any) -> Tab:
-    opened: Tab = tab(served[0]).open()
-    return opened
 
 
 def session_of(chat: Tab) -> str:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from deployments.access import Access
 from deployments.keys import Keys
-from tests.browser.conftest import LIVE, Tab
-from tests.browser.fake_server import Film, State, fake_server
+from tests.browser.chromium import LIVE, Tab
+from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
 KEY = "0123456789abcdef-page"
 ASKS = "document.querySelector('#key').open"
 
 
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:
-    return Film()
-
-
 @pytest.fixture
-def served(film: Film, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, State]]:
+def served(served: tuple[str, State], monkeypatch: pytest.MonkeyPatch) -> tuple[str, State]:
     monkeypatch.setattr(Access, "keys", Keys([KEY]))
-    with fake_server(film) as (url, state):
-        yield url, state
+    return served
 
 
 def enter(page: Tab, key: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.browser.conftest import Tab
-from tests.browser.fake_server import Film, State, fake_server
+from tests.browser.chromium import Tab
+from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
 
@@ -42,21 +41,10 @@ async (levels) => {
 """
 
 
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:  # after chromium: where that is missing, nothing is decoded
-    return Film()
-
-
 @pytest.fixture
-def served(film: Film) -> Iterator[tuple[str, State]]:
-    with fake_server(film) as (url, state):
-        state.recognition = True
-        yield url, state
-
-
-@pytest.fixture
-def state(served: tuple[str, State]) -> State:
-    return served[1]
+def served(served: tuple[str, State]) -> tuple[str, State]:
+    served[1].recognition = True
+    return served
 
 
 @pytest.fixture

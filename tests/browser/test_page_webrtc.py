@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Tab
-from tests.browser.fake_server import Film, State, fake_server
+from tests.browser.chromium import Tab
+from tests.browser.fake_state import State
 
 pytest.importorskip("aiortc")
 pytestmark = pytest.mark.browser
@@ -16,27 +15,10 @@ OVER_WEBRTC = "document.querySelector('#figure-way').textContent === 'WebRTC'"
 OVER_HTTP = "document.querySelector('#figure-way').textContent === 'HTTP'"
 
 
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:
-    return Film()
-
-
 @pytest.fixture
-def served(film: Film) -> Iterator[tuple[str, State]]:
-    with fake_server(film) as (url, state):
-        state.webrtc = True
-        yield url, state
-
-
-@pytest.fixture
-def state(served: tuple[str, State]) -> State:
-    return served[1]
-
-
-@pytest.fixture
-def chat(served: tuple[str, State], tab: Any) -> Tab:
-    opened: Tab = tab(served[0]).open()
-    return opened
+def served(served: tuple[str, State]) -> tuple[str, State]:
+    served[1].webrtc = True
+    return served
 
 
 def test_the_picture_comes_over_webrtc_idles_and_is_close_to_what_is_due(chat: Tab) -> None:

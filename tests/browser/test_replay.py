@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.paths import builtin_avatars
 from models.stitch.cues import Cue
 from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
-from tests.browser.conftest import Tab
-from tests.browser.fake_server import read_frames
+from tests.browser.chromium import Tab
+from tests.browser.fake_media import Film
 from tests.browser.recorded import recorded_server
 
 pytestmark = pytest.mark.browser
@@ -45,8 +44,8 @@ def speak(session: SessionFile, text: str, count: int, cut: bool, pictures: Any)
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Any:
-    return read_frames(builtin_avatars() / "presenter" / "frames.mp4", 60)[0]
+def pictures(film: Film) -> Any:
+    return film.idle[:60]
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,13 @@ import psutil
 import pytest
 
 from launch import CODE, LocalGraph
+from tests.browser import chromium as browser
+from tests.browser.chromium import chromium, tab
 
-# share a graph, in this order: the last one kills what the others would ask
-DEMO = ("test_sessions_live", "test_speak", "test_speech_api", "test_refusals", "test_failures")
+__all__ = ["chromium", "tab"]
+
+# share a graph, in this order: the last two kill what the others would ask
+DEMO = ("test_sessions_live", "test_speak", "test_speech_api", "test_refusals", "test_page_live", "test_failures")
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
 
@@ -69,6 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is None or "shared_graph" not in getattr(nextitem, "fixturenames", ()):
         SHARED.stop()
+    if nextitem is None or nextitem.path != item.path:
+        browser.SHARED.stop()
 
 
 def pytest_sessionfinish() -> None:

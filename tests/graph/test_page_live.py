@@ -1,4 +1,4 @@
-"""The page, the Python client and the whole graph on a real local Ray: started once, and looked at in Chromium."""
+"""The page, the Python client and the whole graph on a real local Ray, looked at in Chromium."""
 
 from __future__ import annotations
 
@@ -12,20 +12,14 @@ from typing import Any
 import pytest
 
 from launch import LocalGraph
-from tests.browser.conftest import Tab
-from tests.graph.conftest import decode, free_port
+from tests.browser.chromium import Tab
+from tests.graph.conftest import decode
 from tests.graph.test_failures import kill, replica_pids
 from warmtalk import AsyncClient, ChatFailed, Client, NotFound, Refused
 
 pytestmark = [pytest.mark.browser, pytest.mark.ray]
 
 TEXT = "This is a test of the page with the whole graph behind it."
-
-
-@pytest.fixture(scope="module")
-def graph(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalGraph]:
-    with LocalGraph("demo", port=free_port(), home=tmp_path_factory.mktemp("home")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,159 @@
+"""Canned media: the embedded presenter idles and, in a session that speaks, moves a painted mouth and hums."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from deployments.paths import builtin_avatars
+from models.stitch.events import event_box
+from tests.browser.fake_state import STAGES, FakeSession
+
+FPS, RATE, FRAGMENT_FRAMES = 25, 24_000, 4
+FRAME_SAMPLES = RATE // FPS
+IDLE_FRAMES = 150
+MOUTH = (slice(306, 346), slice(222, 290))  # of the presenter's 512 px frames: rows, columns
+
+
+def read_frames(path: Path, limit: int = 10_000) -> tuple[list[Any], Any]:
+    """RGB frames and mono sound at RATE of a video."""
+    frames, sound = [], []
+    resampler = av.AudioResampler("flt", "mono", RATE)
+    with av.open(str(path)) as container:
+        for frame in container.decode(*container.streams):
+            if isinstance(frame, av.VideoFrame):
+                if len(frames) < limit:
+                    frames.append(frame.to_ndarray(format="rgb24"))
+            else:
+                sound += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+    return frames, np.concatenate(sound) if sound else np.zeros(0, np.float32)
+
+
+class Film:
+    """The frames and the sound of a moment: idle, or speaking."""
+
+    def __init__(self, speech: Path | None = None) -> None:
+        source = builtin_avatars() / "presenter" / "frames.mp4"
+        self.idle, _ = read_frames(source, IDLE_FRAMES)
+        self.speech, self.sound = read_frames(speech) if speech else ([], np.zeros(0, np.float32))
+
+    def frame(self, number: int, speaking: int | None) -> Any:
+        """Frame `number` of a viewer; `speaking` counts frames since the speech began."""
+        turn = number % (2 * len(self.idle) - 2)
+        frame = self.idle[turn if turn < len(self.idle) else 2 * len(self.idle) - 2 - turn]
+        if speaking is None:
+            return frame
+        if self.speech:
+            return self.speech[speaking % len(self.speech)]
+        frame = frame.copy()
+        centre = ((MOUTH[1].start + MOUTH[1].stop) // 2, (MOUTH[0].start + MOUTH[0].stop) // 2)
+        cv2.ellipse(frame, centre, (24, 4 + 5 * (speaking // 2 % 4)), 0, 0, 360, (70, 20, 25), -1)
+        return frame
+
+    def samples(self, number: int, speaking: int | None) -> Any:
+        if speaking is None:
+            return np.zeros(FRAME_SAMPLES, np.float32)
+        if len(self.sound):
+            begin = (speaking % max(len(self.speech), 1)) * FRAME_SAMPLES
+            part = self.sound[begin : begin + FRAME_SAMPLES]
+            return np.pad(part, (0, FRAME_SAMPLES - len(part)))
+        times = (np.arange(FRAME_SAMPLES) + number * FRAME_SAMPLES) / RATE
+        return (0.2 * np.sin(2 * np.pi * 220 * times)).astype(np.float32)
+
+
+class Sink(io.RawIOBase):
+    """Collects what a muxer writes; it cannot seek, as a stream cannot."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def write(self, data: Any) -> int:
+        self.parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        data = b"".join(self.parts)
+        self.parts.clear()
+        return data
+
+
+class Viewer:
+    """One viewer's endless fragmented MP4, from time 0."""
+
+    def __init__(self, film: Film, session: FakeSession) -> None:
+        self._film, self._session, self._number = film, session, 0
+        self._sink = Sink()
+        options = {"movflags": "empty_moov+default_base_moof", "frag_duration": "120000"}
+        self._out = av.open(self._sink, "w", format="mp4", options=options)  # type: ignore[call-overload]
+        height, width = film.idle[0].shape[:2]
+        self._video = self._out.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "tune": "zerolatency"})
+        self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
+        self._video.gop_size = 25
+        self._caption: dict[str, Any] | None = None  # that was told last, and is heard
+        self._made: dict[str, Any] = {}  # that was told last
+        self._told = 0
+        self._audio = self._out.add_stream("aac", rate=RATE, layout="mono")
+
+    def step(self) -> bytes:
+        """FRAGMENT_FRAMES more frames, as bytes, and what is told with them."""
+        told = b""
+        for _ in range(FRAGMENT_FRAMES):
+            now_s = time.monotonic()
+            speaking = round((now_s - self._session.began_s) * FPS) if self._session.speaks else None
+            told += self._tell(speaking)
+            frame = av.VideoFrame.from_ndarray(self._film.frame(self._number, speaking), format="rgb24")
+            frame.pts = self._number
+            self._out.mux(self._video.encode(frame))
+            sound = av.AudioFrame.from_ndarray(self._film.samples(self._number, speaking)[None], "fltp", "mono")
+            sound.sample_rate, sound.pts = RATE, self._number * FRAME_SAMPLES
+            self._out.mux(self._audio.encode(sound))
+            self._number += 1
+        if speaking is not None:
+            told += self._make(speaking)
+        return told + self._sink.take()
+
+    def _make(self, speaking: int) -> bytes:
+        """What is being made: twice as fast as it is shown, told with every fragment."""
+        length = round((self._session.until_s - self._session.began_s) * FPS)
+        frames = min(length, 8 + 2 * speaking)
+        if frames == self._made.get("frames"):
+            return b""
+        stages = {name: {"calls": 1, "busy_ms": ms * frames / length} for name, ms in STAGES.items()}
+        self._made = {"frames": frames, "shown_frames": speaking, "duration_s": frames / FPS, "ttff_ms": 493.0}
+        self._made |= {"spoken_chars": 0, "stages": stages}
+        return event_box("making", self._made, 1000 + self._number, self._number / FPS)
+
+    def _tell(self, speaking: int | None) -> bytes:
+        """The caption that begins, or is cut, with the next frame."""
+        now_s, session, last = self._number / FPS, self._session, self._caption
+        told = b""
+        if last is not None and (speaking is None or session.began_s != last["began_s"]):
+            if last["end_s"] > now_s + 1.5 / FPS:
+                told += self._box(last | {"end_s": now_s, "cut": True})
+            self._caption = None
+        if speaking is not None and self._caption is None:
+            self._told += 1
+            start_s = now_s - speaking / FPS
+            times = {"start_s": max(0.0, start_s), "end_s": start_s + session.until_s - session.began_s}
+            about = {"id": self._told, "text": session.caption, "words": [], "cut": False, "began_s": session.began_s}
+            self._caption = {**about, **times}
+            told += self._box(self._caption)
+        return told
+
+    def _box(self, caption: dict[str, Any]) -> bytes:
+        return event_box("caption", caption, caption["id"], caption["start_s"], caption["end_s"] - caption["start_s"])
+
+    def close(self) -> None:
+        self._out.close()
