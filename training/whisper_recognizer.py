@@ -9,7 +9,6 @@ same network from its source. Writes config.json, generation_config.json, tokeni
 
 from __future__ import annotations
 
-import argparse
 import json
 import zipfile
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from training.whisper_encoder import CONFIG, Array, encoder_state, read_ctranslate2
+from training.whisper_encoder import CONFIG, Array, encoder_state, main, read_ctranslate2
 
 KEYS_AND_VALUES = ("k", "v")  # what cross-attention takes from the encoder; CTranslate2 keeps them as one matrix
 
@@ -87,13 +86,5 @@ def convert(wheel: Path, folder: Path) -> int:
     return sum(tensor.numel() for tensor in state.values())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("wheel", type=Path)
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    print(f"{convert(arguments.wheel, arguments.folder):,} parameters written to {arguments.folder}")
-
-
 if __name__ == "__main__":
-    main()
+    main(convert, __doc__)
