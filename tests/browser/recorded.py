@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,7 +87,8 @@ def recorded_server(home: Path) -> Iterator[tuple[str, Path]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARMTALK_HOME", str(home))
         served = plain(stitch, Handle(list=()), Handle(voices=()), Handle(messages=()))
-        asyncio.run(served.reconfigure({}))
+        with ThreadPoolExecutor(1) as thread:  # in this one may run Playwright's loop
+            thread.submit(asyncio.run, served.reconfigure({})).result()
         patch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=served))
         server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, daemon=True)
