@@ -27,8 +27,10 @@ from tests.browser.chromium import chromium, tab
 
 __all__ = ["chromium", "tab"]
 
-# share a graph, in this order: the last two kill what the others would ask
+# These share a graph, in this order: the last two kill what the others would ask. Behind them those that start their
+# own, the longest first. With several workers (-n) each of these lines is the work of one.
 DEMO = ("test_sessions_live", "test_speak", "test_speech_api", "test_refusals", "test_page_live", "test_failures")
+OWN = ("test_resilience", "test_cluster", "test_overload", "test_start_and_stop")
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
 
@@ -61,12 +63,13 @@ SHARED = Shared()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The modules of DEMO behind all others of this folder, in that order."""
+    """Order the modules of this folder, and group them for workers."""
     here = [k for k, item in enumerate(items) if item.path.parent == Path(__file__).parent]
-    rank = {name: k for k, name in enumerate(DEMO)}
-    ordered = sorted((items[k] for k in here), key=lambda item: rank.get(item.path.stem, -1))
+    rank = {name: k for k, name in enumerate(DEMO + OWN)}
+    ordered = sorted((items[k] for k in here), key=lambda item: rank.get(item.path.stem, len(rank)))
     for k, item in zip(here, ordered, strict=True):
         items[k] = item
+        item.add_marker(pytest.mark.xdist_group("demo" if item.path.stem in DEMO else item.path.stem))
 
 
 @pytest.hookimpl(trylast=True)  # behind the fixtures of the module, some of which ask the graph
