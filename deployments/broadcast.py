@@ -91,14 +91,17 @@ class Broadcast:
     async def listen(self) -> AsyncGenerator[LiveEvent, None]:
         """The start, then pieces as they are released; a sign of life when there are none."""
         queue: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
         self._listeners.add(queue)
         try:
             yield LiveEvent(self.clock, self.start)
             while True:
+                # not wait_for(): before Python 3.12 it forgets a cancellation that comes together with an event
+                beat = loop.call_later(HEARTBEAT_S, lambda: queue.put_nowait(LiveEvent(self.clock)))
                 try:
-                    event = await asyncio.wait_for(queue.get(), HEARTBEAT_S)
-                except asyncio.TimeoutError:
-                    event = LiveEvent(self.clock)
+                    event = await queue.get()
+                finally:
+                    beat.cancel()
                 if event is None:
                     return
                 yield event

@@ -14,6 +14,9 @@ from models.avatar.playback import sway
 from models.stitch.encode import UtteranceEncoder
 from models.stitch.live import LIVE_FRAMES, Grid, LiveClock, Piece
 from tests.unit.live_material import RATE, SPEC, levels
+from tests.unit.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]  # a busy machine is not what is tested here: everything is on time
 
 START = LiveStart("alice", "ann", SPEC, "/nowhere")
 QUICK = {"first_s": 0.05, "deviation_s": 0.01, "frame_s": 0.001}
@@ -300,3 +303,16 @@ async def test_a_listener_that_takes_nothing_is_let_go():
         stage.broadcast.send(Piece(k, k + 1, (b"",)))
     assert not stage.broadcast.watched
     assert len([event async for event in events]) == LISTENER_PIECES
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_listener_that_leaves_in_the_moment_in_which_something_comes_is_gone(steps):
+    stage = Stage(0)
+    listener = asyncio.create_task(stage.listen())
+    await asyncio.sleep(0.1)
+    stage.broadcast.expect(4)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    listener.cancel()
+    await asyncio.wait({listener}, timeout=1)
+    assert listener.cancelled() and not stage.broadcast.watched
