@@ -27,10 +27,8 @@ from tests.browser.chromium import chromium, tab
 
 __all__ = ["chromium", "tab"]
 
-# These share a graph, in this order: the last two kill what the others would ask. Behind them those that start their
-# own, the longest first. With several workers (-n) each of these lines is the work of one.
+# share a graph, in this order: the last two kill what the others would ask
 DEMO = ("test_sessions_live", "test_speak", "test_speech_api", "test_refusals", "test_page_live", "test_failures")
-OWN = ("test_resilience", "test_cluster", "test_overload", "test_start_and_stop")
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
 
@@ -63,13 +61,12 @@ SHARED = Shared()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the modules of this folder, and group them for workers."""
+    """The modules of DEMO behind all others of this folder, in that order."""
     here = [k for k, item in enumerate(items) if item.path.parent == Path(__file__).parent]
-    rank = {name: k for k, name in enumerate(DEMO + OWN)}
-    ordered = sorted((items[k] for k in here), key=lambda item: rank.get(item.path.stem, len(rank)))
+    rank = {name: k for k, name in enumerate(DEMO)}
+    ordered = sorted((items[k] for k in here), key=lambda item: rank.get(item.path.stem, -1))
     for k, item in zip(here, ordered, strict=True):
         items[k] = item
-        item.add_marker(pytest.mark.xdist_group("demo" if item.path.stem in DEMO else item.path.stem))
 
 
 @pytest.hookimpl(trylast=True)  # behind the fixtures of the module, some of which ask the graph

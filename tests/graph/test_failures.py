@@ -82,15 +82,20 @@ def speak_and_kill(client: httpx.Client, stage: str, session_id: str) -> tuple[i
     return answer.status_code, b"".join(received), killed
 
 
+@pytest.fixture(scope="module")
+def whole_frames(client) -> int:
+    """Of LONG, where nothing is killed."""
+    return client.post("/speak", json={"text": LONG, "session_id": "whole"}).json()["frames"]
+
+
 @pytest.mark.parametrize("stage", ["TTS", "AudioFeatures", "LipSync", "Enhance"])
-def test_a_killed_worker_stage_loses_nothing(client, stage):
-    expected = client.post("/speak", json={"text": LONG, "session_id": f"whole-{stage.lower()}"}).json()["frames"]
+def test_a_killed_worker_stage_loses_nothing(client, whole_frames, stage):
     session_id = f"kill-{stage.lower()}"
     status, data, killed = speak_and_kill(client, stage, session_id)
     assert status == 200
-    assert len(decode(data).frames) == expected
+    assert len(decode(data).frames) == whole_frames
     file = client.get(f"/sessions/{session_id}/video.mp4").content
-    assert len(decode(file).frames) == expected
+    assert len(decode(file).frames) == whole_frames
     wait_until_served(client, session_id)
     assert replica_pids()[stage] != killed
 

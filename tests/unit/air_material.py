@@ -188,6 +188,29 @@ def on_the_line(edges: np.ndarray, summary: dict | None = None) -> None:
 UNHELD = {"live": {"holds": 0}}
 
 
+class Lateness:
+    """`async with Lateness() as late`: `late.s` is for how long in all this event loop was kept from what was due."""
+
+    TICK_S, USUAL_S = 0.01, 0.005
+
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    async def _tick(self) -> None:
+        while True:
+            began_s = time.monotonic()
+            await asyncio.sleep(self.TICK_S)
+            late_s = time.monotonic() - began_s - self.TICK_S
+            self.s += late_s if late_s > self.USUAL_S else 0.0
+
+    async def __aenter__(self) -> "Lateness":
+        self._task = asyncio.create_task(self._tick())
+        return self
+
+    async def __aexit__(self, *error) -> None:
+        self._task.cancel()
+
+
 async def spoken(stitch, session_id: str, frames: int) -> None:
     """Wait until so much of what a session says has been shown."""
     end_s = time.monotonic() + 20

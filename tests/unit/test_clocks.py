@@ -18,17 +18,20 @@ from tests.unit.test_live import AVATAR, Stitch, greys, watch
 
 
 class Remote:
-    """A host whose clock is `skew_s` ahead, and whose calls take `there_s` and `back_s`."""
+    """A host whose clock is `skew_s` ahead, and whose calls take `there_s` and `back_s`, and what it notes besides."""
 
     def __init__(self, skew_s: float, ways: list[tuple[float, float]] | None = None) -> None:
         self.skew_s, self.ways, self.calls = skew_s, ways or [(0.0, 0.0)], 0
+        self.took_s: list[float] = []
 
     async def ask(self, session_id: str) -> tuple[str, float]:
+        began_s = time.monotonic()
         there_s, back_s = self.ways[min(self.calls, len(self.ways) - 1)]
         self.calls += 1
         await asyncio.sleep(there_s)
         told_s = time.time() + self.skew_s
         await asyncio.sleep(back_s)
+        self.took_s.append(time.monotonic() - began_s)
         return "far", told_s
 
 
@@ -43,7 +46,9 @@ async def test_a_hosts_time_is_known_to_half_of_the_quickest_call(skew_s):
     clocks = HostClocks(remote.ask)
     now = await clocks.at("far", "alice")
     assert remote.calls == module.FIRST_CALLS
-    assert clocks.reading("far").error_s < 0.035 and abs(off_s(clocks, remote)) <= clocks.reading("far").error_s + 0.002
+    error_s = clocks.reading("far").error_s
+    assert error_s == pytest.approx(min(remote.took_s) / 2, abs=0.015)
+    assert abs(off_s(clocks, remote)) <= error_s + 0.002
     assert abs(now() - clocks.now("far")) < 0.01
 
 

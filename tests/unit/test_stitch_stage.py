@@ -13,6 +13,7 @@ from models.stitch.paste import PasteMemory, Paster
 from models.types import PreparedAvatar
 from tests.unit.air_material import (
     UNHELD,
+    Lateness,
     Stages,
     Watcher,
     on_the_line,
@@ -45,9 +46,10 @@ async def test_speech_is_shown_between_idle_motion_on_one_unbroken_line(air):
     stitch, live, _ = await air()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.5)
-    asked_s = time.time()
-    summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
-    shown_s = time.time() - asked_s
+    async with Lateness() as late:  # of a busy machine
+        asked_s = time.time()
+        summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
+        shown_s = time.time() - asked_s
     await asyncio.sleep(0.7)
     times, edges, mouths = watcher.seen()
     np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
@@ -60,7 +62,7 @@ async def test_speech_is_shown_between_idle_motion_on_one_unbroken_line(air):
     assert first == pytest.approx(times[speaking[0]] + 0.1, abs=0.025)
     assert last == pytest.approx(times[speaking[-1]], abs=0.07)
     assert summary["live"]["shown_frames"] == 33 and not summary["interrupted"]
-    assert 33 / 25 < shown_s < 33 / 25 + 1.0  # it was not made only, but shown
+    assert 33 / 25 < shown_s < 33 / 25 + 1.0 + late.s  # it was not made only, but shown
     facts = await stitch.session("alice")
     assert (facts["frames"], facts["utterances"][0]["sentences"][0]["text"]) == (33, "twelve chars")
 
