@@ -31,6 +31,7 @@ from models.types import Fragment
 
 IDLE_FOLDER = ".idle"  # beside the sessions: every replica and ingress finds it there
 IDLE_FILES = 32  # that stay on disk
+IDLE_CODING = 2  # rises when the same frames and spec give other pictures: speech must not look unlike idle motion
 _NUMBERS = itertools.count(1)  # of utterances on air in this process
 
 
@@ -109,7 +110,7 @@ class OnAir:
     async def _idle_file(self, show: Show, folder: Path) -> Path:
         """The avatar's idle motion as coded for the session, made at its first use. It takes some seconds."""
         prepared = show.avatar.prepared
-        coding = hashlib.sha256(repr(show.spec).encode()).hexdigest()[:8]
+        coding = hashlib.sha256(f"{show.spec} {IDLE_CODING}".encode()).hexdigest()[:8]
         path = folder / f"{prepared.avatar_id}-{prepared.version}-{coding}.mp4"
         if not path.is_file():
             if path not in self._coding:

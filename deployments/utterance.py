@@ -23,6 +23,7 @@ from deployments.sessions import OpenSessions
 from models.audio import resample
 from models.avatar.playback import ping_pong
 from models.errors import FencedError
+from models.stitch.canvas import Canvas
 from models.stitch.cues import Cue, add_cue
 from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
 from models.stitch.live import LIVE_FRAMES, Grid, encode_closed, fading, rest_steps
@@ -33,6 +34,7 @@ from models.stitch.session import SessionFile
 from models.stitch.sidecar import Record, frames_record, pause_record, speech_record, utterance_record
 from models.stitch.steady import WHOLE
 from models.types import Box, FaceCrops, Float32, Fragment, PreparedAvatar, Speech, UInt8, Word
+from models.yuv import Drawn, picture_at
 
 log = logging.getLogger("ray.serve")
 
@@ -104,7 +106,7 @@ class Utterance:
     _rested: int = -1  # frames that had been shown when the mouth was last brought to rest
     _zero: Clock | None = None
     _start: Clock | None = None
-    _buffer: UInt8 | None = None  # the frame being made
+    _canvas: Canvas | None = None  # the frame being made
     _end: Clock | None = None  # where the encoder before has ended
     cues: list[Cue] = field(default_factory=list)  # what it says, in seconds from its first frame, as far as it is made
     _told: dict[int, float] = field(default_factory=dict)  # cues in the transcript, by number: where they end
@@ -140,7 +142,7 @@ class Utterance:
         if self.encoder is None:
             return []
         encoder, self.encoder = self.encoder, None
-        fragments = encoder.push(np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0, np.float32), True)
+        fragments = encoder.push((), np.zeros(0, np.float32), True)
         self._end = encoder.clock
         return fragments
 
@@ -157,21 +159,18 @@ class Utterance:
 
     def _resting(self, shown: int, positions: Sequence[int], moving: bool) -> Rested:
         avatar = self.avatar.prepared
-        assert avatar.frames is not None
         known = [frame for frame in tuple(self._crops) if frame < shown]
         crop = self._crops.get(max(known)) if known and moving else None
         indices = [int(ping_pong(position, 1, len(avatar))[0]) for position in positions]
-        frames = np.stack([avatar.frames[index] for index in indices])
-        weights = [0.0] * len(frames)
+        weights, face, memory = [0.0] * len(indices), None, deepcopy(self.pasting)
         if crop is not None:
-            face, memory = _unpacked(crop), deepcopy(self.pasting)
+            face = _unpacked(crop)
             level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
-            weights = [level * weight for weight in fading(len(frames))]
-            with self.avatar.beside() as paster:  # the utterance's own may be at work
-                for frame, index, weight in zip(frames, indices, weights, strict=True):
-                    paster.paste_into(frame, face, index, weight, memory)
-        height, width = self.spec.height, self.spec.width
-        return Rested(encode_closed(frames[:, :height, :width], self.spec), tuple(weights))
+            weights = [level * weight for weight in fading(len(indices))]
+        canvas = Canvas(avatar)
+        with self.avatar.beside() as paster:  # the utterance's own may be at work
+            frames = (canvas.frame(paster, face, *at, memory) for at in zip(indices, weights, strict=True))
+            return Rested(encode_closed(frames, self.spec), tuple(weights))
 
     def write(self, fragment: Fragment, position: int | None = None) -> None:
         """Append a fragment, the pause before it, and to the transcript the sentences that begin in it.
@@ -221,7 +220,7 @@ class Utterance:
 
     def release(self) -> None:
         """Let go of the encoder, its threads and the frame: whoever still knows the utterance must not keep them."""
-        self.encoder = self._buffer = None
+        self.encoder = self._canvas = None
         self.pauses.clear()
         self._notes.clear()
 
@@ -313,11 +312,12 @@ class Utterance:
         return replace(cue, start_s=at(cue.start_s), end_s=at(cue.end_s, ends=True), words=words)
 
     def _look(self, position: int) -> Float32:
-        """The avatar's frame at a position of the line, in small."""
+        """The avatar's frame at a position of the line, in small and grey."""
         avatar = self.avatar.prepared
         assert avatar.frames is not None
         step = max(1, avatar.height // LOOK_PX)
-        return np.asarray(avatar.frames[int(ping_pong(position, 1, len(avatar))[0])][::step, ::step], np.float32)
+        picture = picture_at(avatar.frames, int(ping_pong(position, 1, len(avatar))[0]))
+        return np.asarray(picture.luma[::step, ::step], np.float32)
 
     def _position(self, chunk: Chunk) -> int:
         """The line's position of a chunk's first frame: as the line chose it, else counted on from the start."""
@@ -344,23 +344,18 @@ class Utterance:
             return np.zeros(0, np.float32)
         return resample(speech.samples, speech.sample_rate_hz, self.spec.sample_rate_hz)
 
-    def _pasted(self, position: int, crops: FaceCrops, weights: Float32) -> Iterator[UInt8]:
-        """The avatar's own frames with the crops pasted in, `(h, w, 3)`; a frame without a face stays as it is.
-
-        All are one buffer, filled anew for each: a chunk of 4K frames would take 200 MB, and their pages much time.
+    def _pasted(self, position: int, crops: FaceCrops, weights: Float32) -> Iterator[Drawn]:
+        """The avatar's own frames with the crops pasted in; a frame without a face stays as it is. Each is done with
+        when the next is asked for.
         """
-        avatar = self.avatar.prepared
-        assert avatar.frames is not None
-        if self._buffer is None:
-            self._buffer = np.empty((avatar.height, avatar.width, 3), np.uint8)
-        indices = ping_pong(position, len(crops), len(avatar))
+        if self._canvas is None:
+            self._canvas = Canvas(self.avatar.prepared)
+        indices = ping_pong(position, len(crops), len(self.avatar.prepared))
         for k, (index, weight) in enumerate(zip(indices.tolist(), weights.tolist(), strict=True)):
-            self._buffer[:] = avatar.frames[index]
             crop = self.mouth.crop(crops.images[k], weight)
-            self.avatar.paster.paste_into(self._buffer, crop, index, weight, self.pasting)
             if self.on_air and (k + 1 == len(crops) or (k + 1) % LIVE_FRAMES == 0):
                 self._crops[crops.first_frame + k] = _packed(crop)
-            yield self._buffer
+            yield self._canvas.frame(self.avatar.paster, crop, index, weight, self.pasting)
         for old in sorted(self._crops)[:-KEPT_CROPS]:
             del self._crops[old]
 

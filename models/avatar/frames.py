@@ -18,6 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from models.errors import CorruptError
 from models.types import UInt8
+from models.yuv import Picture, picture_of
 
 CACHE_BYTES = 512 << 20  # decoded frames that one avatar may keep in memory
 GOP_FRAMES = 12  # half a second: cheap to play backwards, half the size of all-intra
@@ -71,6 +72,14 @@ def rgb_array(frame: av.VideoFrame) -> UInt8:
     return array
 
 
+def planes(frame: av.VideoFrame) -> Picture:
+    """The samples of a yuv420p frame with even sides, where they lie: they live as long as what is returned."""
+    assert frame.format.name == "yuv420p", frame.format.name
+    flat = [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]  # type: ignore[call-overload]
+    luma, blue, red = (data[: plane.height, : plane.width] for data, plane in zip(flat, frame.planes, strict=True))
+    return Picture(luma, blue, red)
+
+
 class FrameWriter:
     """Writes RGB frames to an H.264 MP4 of closed, short GOPs without B-frames; the same frames give the same bytes.
 
@@ -107,17 +116,19 @@ class FrameWriter:
 
 
 class VideoFrames:
-    """A FrameSource over an MP4: decodes a group of pictures at once and keeps the last ones, up to `cache_bytes`.
+    """A PictureSource over an MP4: decodes a group of pictures at once and keeps the last ones, up to `cache_bytes`.
 
-    Forward and backward play both decode each group once. Safe to read from several threads. Arrays are read-only.
+    They are kept as they were coded, half as large as in RGB, which is made when it is asked for. Forward and backward
+    play both decode each group once. Safe to read from several threads. Arrays are read-only.
     Takes an open binary file, so that replacing or removing the avatar does not disturb a reader.
     """
 
     def __init__(self, file: BinaryIO, name: str = "frames.mp4", cache_bytes: int = CACHE_BYTES) -> None:
         self._name, self._cache_bytes = name, cache_bytes
         self._lock = threading.Lock()
-        self._cache: OrderedDict[int, list[UInt8]] = OrderedDict()
+        self._cache: OrderedDict[int, list[av.VideoFrame]] = OrderedDict()
         self._cached = 0
+        self._latest: tuple[int, UInt8] | None = None  # the frame that was last asked for, in RGB
         try:
             self._container = av.open(file, "r", format="mp4")
             self._stream: Any = self._container.streams.video[0]
@@ -148,43 +159,60 @@ class VideoFrames:
 
     def __getitem__(self, index: int) -> UInt8:
         """Frame `index`, RGB uint8 `(h, w, 3)`, read-only. Raises IndexError outside 0 … len - 1."""
+        with self._lock:  # swscale marks the frame that it reads
+            if self._latest is None or self._latest[0] != index:
+                self._latest = index, rgb_array(self._frame(index))
+                self._latest[1].flags.writeable = False
+            return self._latest[1]
+
+    def picture(self, index: int) -> Picture:
+        """Frame `index` as it was coded, read-only: nothing is converted. Raises IndexError outside 0 … len - 1."""
+        with self._lock:
+            frame = self._frame(index)
+            plain = frame.format.name == "yuv420p" and (int(frame.colorspace), frame.color_range) == (BT709, LIMITED)
+            picture = planes(frame) if plain else picture_of(rgb_array(frame))
+        for plane in picture.planes:
+            plane.flags.writeable = False
+        return picture
+
+    def _frame(self, index: int) -> av.VideoFrame:
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)}")
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
-        with self._lock:
-            return self._group(group)[index - self._starts[group]]
+        return self._group(group)[index - self._starts[group]]
 
-    def _group(self, group: int) -> list[UInt8]:
+    def _group(self, group: int) -> list[av.VideoFrame]:
         if group in self._cache:
             self._cache.move_to_end(group)
             return self._cache[group]
         frames = self._decode(group)
-        size = sum(frame.nbytes for frame in frames)
+        size = _bytes(frames)
         while self._cache and self._cached + size > self._cache_bytes:
             _, dropped = self._cache.popitem(last=False)
-            self._cached -= sum(frame.nbytes for frame in dropped)
+            self._cached -= _bytes(dropped)
         self._cache[group] = frames
         self._cached += size
         return frames
 
-    def _decode(self, group: int) -> list[UInt8]:
+    def _decode(self, group: int) -> list[av.VideoFrame]:
         first, count = self._key_pts[group], self._starts[group + 1] - self._starts[group]
-        decoded: list[tuple[int, UInt8]] = []
+        decoded: list[av.VideoFrame] = []
         try:
             self._container.seek(first, stream=self._stream, backward=True)
             for frame in self._container.decode(self._stream):
                 if frame.pts is not None and frame.pts >= first:
-                    decoded.append((frame.pts, rgb_array(frame)))
+                    decoded.append(frame)
                 if len(decoded) == count:
                     break
         except av.FFmpegError as error:
             raise self._broken(str(error)) from error
         if len(decoded) != count:
             raise self._broken(f"{len(decoded)} of {count} frames decode from frame {self._starts[group]} on")
-        frames = [array for _, array in decoded]
-        for array in frames:
-            array.flags.writeable = False
-        return frames
+        return decoded
+
+
+def _bytes(frames: Iterable[av.VideoFrame]) -> int:
+    return sum(plane.buffer_size for frame in frames for plane in frame.planes)
 
 
 def write_frames(path: Path, frames: Iterable[UInt8], fps: int, crf: float = FRAMES_CRF) -> int:

@@ -24,11 +24,12 @@ from functools import lru_cache
 import av
 import numpy as np
 from av.video.frame import PictureType
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from models.avatar.frames import planes
 from models.errors import ConfigError
 from models.stitch import boxes
 from models.types import SUPPORTED_FPS, Float32, Fragment, UInt8
+from models.yuv import Drawn
 
 VIDEO_TIMESCALE = 90_000  # ticks a second: a whole number of them in a frame at 24, 25 and 30 fps
 AAC_FRAME = 1024  # samples
@@ -160,34 +161,35 @@ class UtteranceEncoder:
         """How late speech stands against its frames; 0 but where speech meets speech without any silence."""
         return self._audio.delay / self.spec.sample_rate_hz
 
-    def push(self, frames: UInt8 | Iterable[UInt8], samples: Float32, last: bool = False) -> list[Fragment]:
-        """Take RGB `(n, h, w, 3)` and mono `(m,)` in [−1, 1] at the spec's rate, n and m ≥ 0; return what is complete.
+    def push(self, frames: UInt8 | Iterable[Drawn], samples: Float32, last: bool = False) -> list[Fragment]:
+        """Take RGB `(n, h, w, 3)`, or pictures, and mono `(m,)` in [−1, 1] at the spec's rate, n and m ≥ 0.
 
-        frames may come one `(h, w, 3)` at a time: each is done with when the next is asked for, so all may be one
-        buffer. `last` ends the utterance at its last frame: speech beyond it is cut, a lack is filled with silence. For
-        speech of s seconds give ceil(s × fps) frames. Raises ConfigError for frames of another size.
+        Returns what is complete. frames may come one at a time: each is done with when the next is asked for, so all
+        may be one buffer. `last` ends the utterance at its last frame: speech beyond it is cut, a lack is filled with
+        silence. For speech of s seconds give ceil(s × fps) frames. Raises ConfigError for frames of another size.
         """
         assert not self._done, "the utterance has ended"
         self._audio.feed(samples)
         for frame in frames:
-            self._encode_frame(self._fitting(frame))
+            self._fit(frame)
+            self._encode_frame(frame)
         if last:
             self._audio.finish(self.spec.samples_at(self._video_start + self._coded * self.spec.frame_ticks))
             self._done = True
             self._pending.extend(self._video.finish())
         return self._collect()
 
-    def _fitting(self, frame: UInt8) -> UInt8:
-        """A frame without the odd row or column at its end. Raises ConfigError for one of another size."""
+    def _fit(self, frame: Drawn) -> None:
+        """A frame may have an odd row or column more at its end. Raises ConfigError for one of another size."""
         height, width = self.spec.height, self.spec.width
-        if not (0 <= frame.shape[0] - height <= 1 and 0 <= frame.shape[1] - width <= 1):
+        high, wide = frame.shape[:2]
+        if not (0 <= high - height <= 1 and 0 <= wide - width <= 1):
             raise ConfigError(
-                f"Frames of {frame.shape[1]}×{frame.shape[0]} px do not fit a session of {width}×{height} px.",
+                f"Frames of {wide}×{high} px do not fit a session of {width}×{height} px.",
                 "Use a session of the avatar's size.",
             )
-        return frame[:height, :width]
 
-    def _encode_frame(self, frame: UInt8) -> None:
+    def _encode_frame(self, frame: Drawn) -> None:
         key = self._coded == self._next_key
         if key:
             self._sizes.append(self.spec.fragment_frames if self._coded else self.spec.first_fragment_frames)
@@ -227,7 +229,7 @@ class UtteranceEncoder:
 
 
 class _VideoTrack:
-    """RGB frames → H.264 samples as MP4 stores them. No B-frames and no lookahead: each frame comes out at once."""
+    """Frames → H.264 samples as MP4 stores them. No B-frames and no lookahead: each frame comes out at once."""
 
     def __init__(self, spec: MediaSpec) -> None:
         self._codec = av.CodecContext.create("libx264", "w")
@@ -249,21 +251,15 @@ class _VideoTrack:
         except av.FFmpegError as error:
             raise ConfigError(f"x264 refuses its settings: {error}.", "Check preset, crf and size.") from error
         self.extradata = bytes(self._codec.extradata)
-        self._reformatter = VideoReformatter()
+        self._frame = av.VideoFrame(spec.width, spec.height, "yuv420p")  # filled anew for each: x264 takes a copy
+        self._picture = planes(self._frame)
         self._count = 0
 
-    def encode(self, frame: UInt8, key: bool) -> list[bytes]:
-        rgb = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame), format="rgb24")  # not copied
-        yuv = self._reformatter.reformat(
-            rgb,
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            threads=self._codec.thread_count,  # else one for each core, idle as long as the encoder lives
-        )
-        yuv.pts, self._count = self._count, self._count + 1
-        yuv.pict_type = PictureType.I if key else PictureType.NONE
-        return [boxes.length_prefixed(bytes(packet)) for packet in self._codec.encode(yuv)]
+    def encode(self, frame: Drawn, key: bool) -> list[bytes]:
+        self._picture.draw(frame)
+        self._frame.pts, self._count = self._count, self._count + 1
+        self._frame.pict_type = PictureType.I if key else PictureType.NONE
+        return [boxes.length_prefixed(bytes(packet)) for packet in self._codec.encode(self._frame)]
 
     def finish(self) -> list[bytes]:
         return [boxes.length_prefixed(bytes(packet)) for packet in self._codec.encode(None)]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar.warp import apply, invert, warp
-from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
+from models.types import CROP_PX, Box, Float32, PreparedAvatar, UInt8
 
 Float64 = npt.NDArray[np.float64]
 
@@ -37,6 +37,7 @@ MOUTH_ROW = 0.62  # of the crop: above, nothing moves
 FIELD_PX = 4  # frame px per cell on which motion is worked out
 LEAST_SHIFT_PX = 1 / 64  # less is no motion: those pixels stay, bit for bit
 MARGIN_PX = 4
+SEEN_PX = 4  # crop px around those compared: blurred, interpolated
 LOWER_FADE = 8.0  # rows over which the mask ends at the crop's lower edge
 RELEASE_S = 0.08  # a jaw that closes is followed this slowly, one that opens at once: the mask must never lag a chin
 
@@ -111,6 +112,21 @@ class JawLine:
             return 0.0
         return float(DROPS[best]) + DROP_STEP_PX * _peak(scores, best)
 
+    def reach(self, transform: npt.NDArray[Any], size: tuple[int, int]) -> Box:
+        """What `drop` and `draw_down` look at in a frame of (height, width), within it; of a usable line."""
+        columns = self._columns.min() - SEEN_PX, self._columns.max() + SEEN_PX
+        rows = self._rows.min() - SEEN_PX, min(self._rows.max(), CROP_PX) + SEEN_PX
+        compared = [[x, y] for x in columns for y in rows]
+        places = apply(invert(transform), np.vstack([compared, self._drawn()]))
+        left, top = np.clip(np.floor(places.min(0)) - MARGIN_PX, 0, size[::-1]).astype(int).tolist()
+        right, bottom = np.clip(np.ceil(places.max(0)) + 1 + MARGIN_PX, 0, size[::-1]).astype(int).tolist()
+        return left, top, right, bottom
+
+    def _drawn(self) -> Float64:
+        """The corners, in the crop, of what `draw_down` moves."""
+        begin, end = CROP_PX * MOUTH_ROW, self._chin + NECK_PX
+        return np.array([[self._x[0], begin], [self._x[-1], begin], [self._x[0], end], [self._x[-1], end]])
+
     def lowered(self, mask: UInt8, drop: float) -> UInt8:
         """The paste mask `(256, 256)` with its lower part moved down by `drop` crop px, within the crop."""
         low = cv2.remap(mask, self._x_map, self._y_map - np.float32(drop) * self._ramp, cv2.INTER_LINEAR)
@@ -122,10 +138,8 @@ class JawLine:
     def draw_down(self, frame: UInt8, transform: npt.NDArray[Any], drop: float) -> None:
         """Move the chin of `frame` down by `drop` crop px, and what lies below it less and less, in place."""
         # 1. the part of the frame that moves
-        begin, end = CROP_PX * MOUTH_ROW, self._chin + NECK_PX
-        corners = np.array([[self._x[0], begin], [self._x[-1], begin], [self._x[0], end], [self._x[-1], end]])
         back = invert(transform)
-        places = apply(back, corners)
+        places = apply(back, self._drawn())
         left, top = np.clip(np.floor(places.min(0)), 0, frame.shape[1::-1]).astype(int).tolist()
         right, bottom = np.clip(np.ceil(places.max(0)) + 1, 0, frame.shape[1::-1]).astype(int).tolist()
         if right - left < 2 or bottom - top < 2:

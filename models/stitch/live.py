@@ -14,7 +14,7 @@ grid, so a viewer's sound stands within half an AAC frame (21 ms at 24 kHz) of t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from models.stitch.encode import (
     silent_packet,
 )
 from models.types import Fragment, FrameSource, UInt8
+from models.yuv import Drawn, picture_at
 
 LIVE_FRAMES = 4  # of a live piece: 160 ms at 25 fps
 SHORTEST_LOOP_S = 1.0  # a still picture's loop is repeated to this length
@@ -151,16 +152,15 @@ def encode_idle(frames: FrameSource, spec: MediaSpec) -> bytes:
     while start < grid.loop:
         count = grid.frames_at(start)
         indices = ping_pong(start, count, len(frames))
-        images = np.stack([frames[int(k)] for k in indices])  # (≤ 4, h, w, 3)
+        images = [picture_at(frames, int(k)) for k in indices]
         start += count
         silence = np.zeros(spec.samples_at(count * spec.frame_ticks), np.float32)
         out += [fragment.data for fragment in encoder.push(images, silence, last=start == grid.loop)]
     return b"".join(out)
 
 
-def encode_closed(images: UInt8, spec: MediaSpec) -> tuple[bytes, ...]:
-    """H.264 samples of RGB `(n, h, w, 3)`, n ≤ LIVE_FRAMES, as one closed group of pictures."""
-    assert 0 < len(images) <= LIVE_FRAMES, len(images)
+def encode_closed(images: UInt8 | Iterable[Drawn], spec: MediaSpec) -> tuple[bytes, ...]:
+    """H.264 samples of at most LIVE_FRAMES frames, see `UtteranceEncoder.push`, as one closed group of pictures."""
     encoder = UtteranceEncoder(_live_spec(spec))
     (fragment,) = encoder.push(images, np.zeros(0, np.float32), last=True)
     runs, _ = boxes.read_fragment(fragment.data)

@@ -30,7 +30,7 @@ from models.stitch.musetalk_paste import (
 )
 from models.stitch.resample import warp_face, warp_part
 from models.stitch.tone import Tone, detail_sigma
-from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
+from models.types import CROP_PX, Box, Float32, PreparedAvatar, UInt8
 
 __all__ = ["Alpha", "PasteMemory", "Paster", "find_blend", "musetalk_blend", "musetalk_material", "paste", "warp_alpha"]
 
@@ -103,6 +103,16 @@ class Paster:
     def twin(self) -> Paster:
         """Another for the same avatar that pastes alike, with caches of its own: safe beside this one."""
         return self._again()
+
+    def reach(self, index: int) -> Box:
+        """The part of frame `index`, within it, outside of which `paste_into` reads and writes nothing."""
+        alpha, avatar = self._alpha(index), self._avatar
+        height, width = alpha.weights.shape
+        box = alpha.left, alpha.top, alpha.left + width, alpha.top + height
+        if self._jaw is None or not alpha.weights.size:
+            return box
+        other = self._jaw.reach(avatar.transforms[index], (avatar.height, avatar.width))
+        return min(box[0], other[0]), min(box[1], other[1]), max(box[2], other[2]), max(box[3], other[3])
 
     def paste_into(
         self, frame: UInt8, face: UInt8, index: int, weight: float = 1.0, memory: PasteMemory | None = None

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import time
 import tracemalloc
+from pathlib import Path
 
 import av
 import cv2
@@ -16,6 +17,7 @@ from deployments.requests import SpeakRequest
 from deployments.sessions import OpenSessions
 from deployments.summary import summary_of
 from deployments.utterance import KEPT_CROPS, LoadedAvatar, Utterance, _packed, _unpacked
+from models.avatar.frames import VideoFrames, write_frames
 from models.avatar.playback import ping_pong
 from models.errors import FencedError
 from models.stitch.encode import MediaSpec
@@ -314,23 +316,25 @@ def test_it_tells_how_late_its_sound_is_where_speech_meets_speech_without_any_si
     assert told == pytest.approx(late_ms, abs=0.05)
 
 
-def large(width: int, height: int) -> LoadedAvatar:
+def large(width: int, height: int, path: Path) -> LoadedAvatar:
     """One frame with a face 400 px wide in its middle, whatever the frame's size."""
-    frame = np.random.default_rng(0).integers(0, 255, (1, height, width, 3), np.uint8)
+    write_frames(path, [cv2.resize(astronaut(), (width, height))], 25)
+    frames = VideoFrames(path.open("rb"))
     transforms = np.float32([[[0.5, 0, 128 - width / 4], [0, 0.5, 128 - height / 4]]])
     masks = np.zeros((1, 256, 256), np.uint8)
     masks[:, 28:228, 28:228] = 255
     landmarks = np.zeros((1, 68, 2), np.float32)
     prepared = PreparedAvatar(
-        "ann", "1", 25, width, height, transforms, landmarks, masks, np.ones(1, bool), frames=frame
+        "ann", "1", 25, width, height, transforms, landmarks, masks, np.ones(1, bool), frames=frames
     )
     return LoadedAvatar(prepared, Paster(prepared))
 
 
-def test_a_chunk_of_large_frames_takes_the_memory_of_two(sessions):
+def test_a_chunk_of_large_frames_takes_the_memory_of_two(sessions, tmp_path):
     """16 frames of 1080p would be 100 MB, of 4K 400 MB."""
     spec = MediaSpec(1920, 1080, 25, preset="ultrafast", crf=40)
-    spoken = Utterance(SpeakRequest("alice", "Hi."), sessions, large(1920, 1080), spec, 0, Mouth(25))
+    avatar = large(1920, 1080, tmp_path / "frames.mp4")
+    spoken = Utterance(SpeakRequest("alice", "Hi."), sessions, avatar, spec, 0, Mouth(25))
     part = chunk(0, 16, last=True, speech_s=0.64)
     tracemalloc.start()
     spoken.make(part, True)
@@ -339,13 +343,13 @@ def test_a_chunk_of_large_frames_takes_the_memory_of_two(sessions):
     assert spoken.frames == 16
     assert peak < 2 * 1920 * 1080 * 3 + 4e6
     spoken.release()
-    assert spoken._buffer is None
+    assert spoken._canvas is None
 
 
-def test_a_paste_costs_what_its_region_costs_however_large_the_frame():
+def test_a_paste_costs_what_its_region_costs_however_large_the_frame(tmp_path):
     face, best = np.full((256, 256, 3), 90, np.uint8), {}
     for size in ((960, 540), (3840, 2160)):
-        avatar = large(*size)
+        avatar = large(*size, tmp_path / "frames.mp4")
         frame = avatar.prepared.frames[0].copy()
         times = []
         for _ in range(8):

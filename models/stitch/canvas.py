@@ -1,0 +1,55 @@
+"""Makes an avatar's frames with faces pasted in, and touches no more of them than the faces do. Knows no coder.
+
+A frame stays as its coder stored it; only what a paste looks at becomes RGB, and only what it changed goes back.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from models.stitch.paste import PasteMemory, Paster
+from models.types import Box, PreparedAvatar, UInt8
+from models.yuv import Drawn, Patched, picture_at, rgb_part
+
+BESIDE_PX = 2  # around what was changed: what its chroma is the mean of
+
+
+class Canvas:
+    """The frames of one avatar, made one at a time. Not thread-safe."""
+
+    def __init__(self, avatar: PreparedAvatar) -> None:
+        assert avatar.frames is not None, avatar.avatar_id
+        self._avatar, self._source = avatar, avatar.frames
+        # zeros: the system gives memory to those pages alone that a face ever lies on
+        self._rgb = np.zeros((avatar.height, avatar.width, 3), np.uint8)
+
+    def frame(
+        self, paster: Paster, face: UInt8 | None, index: int, weight: float = 1.0, memory: PasteMemory | None = None
+    ) -> Drawn:
+        """Frame `index` with `face` as `Paster.paste_into` takes it; None: as it is. Holds until the next is made."""
+        under = picture_at(self._source, index)
+        if face is None or weight == 0 or not self._avatar.has_face[index]:
+            return under
+        x1, y1, x2, y2 = part = _even(paster.reach(index), under.shape)
+        if x2 <= x1 or y2 <= y1:
+            return under
+        # 1. what the paste looks at, in its place
+        own, window = rgb_part(under, part), self._rgb[y1:y2, x1:x2]
+        window[...] = own
+        paster.paste_into(self._rgb, face, index, weight, memory)
+        # 2. what it changed
+        changed = cv2.bitwise_not(cv2.inRange(cv2.absdiff(window, own), (0, 0, 0), (0, 0, 0)))
+        x, y, width, height = cv2.boundingRect(changed)
+        if not width:
+            return under
+        spot = (x - BESIDE_PX, y - BESIDE_PX, x + width + BESIDE_PX, y + height + BESIDE_PX)
+        left, top, right, bottom = _even(spot, changed.shape)
+        rgb = np.ascontiguousarray(window[top:bottom, left:right])
+        return Patched(under, rgb, x1 + left, y1 + top, np.ascontiguousarray(changed[top:bottom, left:right]))
+
+
+def _even(box: Box, size: tuple[int, ...]) -> Box:
+    """The least box with even edges around a box, within a picture of (height, width), both even."""
+    x1, y1, x2, y2 = box
+    return max(x1, 0) // 2 * 2, max(y1, 0) // 2 * 2, min(-(-x2 // 2) * 2, size[1]), min(-(-y2 // 2) * 2, size[0])
