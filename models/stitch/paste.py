@@ -95,6 +95,7 @@ class Paster:
         self._again = partial(Paster, avatar, mode, cache_bytes, color_match, sharpness_match, jaw_follow)
         self._cache: OrderedDict[int, Alpha] = OrderedDict()
         self._cache_bytes = cache_bytes
+        self._reaches: dict[int, Box] = {}
         self.cached_bytes = 0
         self._color, self._sharp = color_match, sharpness_match
         line = JawLine(avatar) if jaw_follow and avatar.boxes is None else None
@@ -106,6 +107,11 @@ class Paster:
 
     def reach(self, index: int) -> Box:
         """The part of frame `index`, within it, outside of which `paste_into` reads and writes nothing."""
+        if index not in self._reaches:
+            self._reaches[index] = self._reach(index)
+        return self._reaches[index]
+
+    def _reach(self, index: int) -> Box:
         alpha, avatar = self._alpha(index), self._avatar
         height, width = alpha.weights.shape
         box = alpha.left, alpha.top, alpha.left + width, alpha.top + height
