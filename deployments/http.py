@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,6 +45,8 @@ UPLOADS = (
     "/v1/audio/transcriptions",
 )  # their bodies are files, and have a limit of their own
 PAUSE_S = 60.0  # a body of which nothing has come for so long has been given up
+SLOWEST_BYTES_S = 8 * 2**10  # of a body, on the whole, after the first PAUSE_S: byte by byte it could be sent for days
+WRITTEN = "/say"  # its body is a text that is still being written: that takes as long as it takes
 CLIENT_GONE = 499  # as nginx has it in its log
 REMEDIES = {
     400: "See /docs for its form.",
@@ -157,9 +160,8 @@ async def _on_bug(http: Request, error: Exception) -> JSONResponse:
 
 
 class BoundedJson:
-    """Refuses a body of JSON beyond `max_bytes` while it comes, so that it never fills the memory, and any that stops.
-
-    A body that is half sent and then held open would keep its place, and its file, for as long as the client likes.
+    """Refuses a body of JSON beyond `max_bytes` while it comes, so that it never fills the memory; any that stops, too,
+    or comes by the byte: it would keep its place, and its file, for as long as the client likes.
     """
 
     max_bytes = int(IngressConfig().max_json_kb * 2**10)  # the replica's: Ingress.reconfigure sets it
@@ -172,13 +174,17 @@ class BoundedJson:
             return await self._app(scope, receive, send)
         size, more = 0, True
         limit = float("inf") if scope["path"].endswith(UPLOADS) else self.max_bytes
+        latest_s = float("inf") if scope["path"].endswith(WRITTEN) else time.monotonic() + PAUSE_S
 
         async def bounded() -> Message:
             nonlocal size, more
+            wait_s = min(PAUSE_S, max(0.01, latest_s + size / SLOWEST_BYTES_S - time.monotonic()))
             try:
-                message = await asyncio.wait_for(receive(), PAUSE_S if more else None)
+                message = await asyncio.wait_for(receive(), wait_s if more else None)
             except asyncio.TimeoutError:
-                raise HTTPError(408, f"Nothing more of the request came for {PAUSE_S:g} s.") from None
+                stopped = f"Nothing more of the request came for {PAUSE_S:g} s."
+                slow = f"The request comes at less than {SLOWEST_BYTES_S // 2**10} KB/s."
+                raise HTTPError(408, stopped if wait_s > 0.9 * PAUSE_S else slow) from None
             size, more = size + len(message.get("body", b"")), message.get("more_body", False)
             if size > limit:
                 raise HTTPError(413, f"The request exceeds {self.max_bytes / 2**10:g} KB.")

@@ -106,9 +106,17 @@ def error_of(answer) -> dict:
 
 
 async def half_sent(
-    path: str, data: bytes, leaves: bool = False, method: str = "POST", headers: dict[str, str] | None = None
+    path: str,
+    data: bytes,
+    leaves: bool = False,
+    method: str = "POST",
+    headers: dict[str, str] | None = None,
+    drips_s: float = 0.0,
+    drips: int = 10**6,
 ) -> tuple[int, bytes]:
-    """(status, body) of a request whose body breaks off: the client leaves, or says nothing more."""
+    """(status, body) of a request whose body breaks off: the client leaves, or says nothing more; or with `drips_s`
+    sends the same again so often, and so many times.
+    """
     path, _, query = path.partition("?")
     given = headers or {"content-type": "application/json"}
     scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()}
@@ -124,7 +132,12 @@ async def half_sent(
     sent: list[dict] = []
 
     async def receive():
-        return coming.pop(0) if coming else await asyncio.sleep(60)
+        nonlocal drips
+        if coming or not drips_s:
+            return coming.pop(0) if coming else await asyncio.sleep(60)
+        await asyncio.sleep(drips_s)
+        drips -= 1
+        return {"type": "http.request", "body": data, "more_body": drips > 0}
 
     async def send(message):
         sent.append(message)

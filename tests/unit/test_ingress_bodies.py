@@ -69,6 +69,22 @@ def test_a_request_that_is_half_sent_and_held_open_is_given_up(serve, monkeypatc
     assert not list((tmp_path / "results" / "uploads").glob("*"))
 
 
+@pytest.mark.parametrize("path", ["/speak", "/speak/audio", "/avatars?avatar_id=me"])
+def test_a_request_that_comes_byte_by_byte_is_given_up(serve, monkeypatch, tmp_path, path):
+    """Eight of them would take all places of uploads, for days."""
+    monkeypatch.setattr(http, "PAUSE_S", 0.3)
+    serve(Handle(speak=[]), Handle())
+    status, body = asyncio.run(half_sent(path, b" ", drips_s=0.05))
+    assert (status, json.loads(body)["error"]["message"]) == (408, "The request comes at less than 8 KB/s.")
+    assert not list((tmp_path / "results" / "uploads").glob("*"))
+
+
+def test_a_text_that_is_being_written_may_come_as_slowly_as_it_likes(serve, monkeypatch):
+    monkeypatch.setattr(http, "PAUSE_S", 0.3)
+    serve(Handle(speak=[SpeakEvent(summary=SUMMARY)], feed=None))
+    assert asyncio.run(half_sent("/sessions/alice/say", b"a ", drips_s=0.05, drips=12))[0] == 200
+
+
 def test_a_client_that_leaves_half_way_leaves_no_file(serve, tmp_path):
     avatars = Handle()
     serve(avatars=avatars)
