@@ -16,6 +16,7 @@ from deployments.requests import Ending
 from models.stitch.encode import MediaSpec
 from models.stitch.live import Grid, LiveClock, Piece
 from models.stitch.pause import Rested
+from models.types import PreparedAvatar
 
 LISTENER_PIECES = 256  # a listener that takes none of so many is gone
 HEARTBEAT_S = 5.0
@@ -31,6 +32,12 @@ class LiveStart:
     idle_path: str
     host: str = ""  # whose monotonic clock the session's goes by
     zero_s: float = 0.0  # and what is added to it (clocks.py)
+    avatar_version: str = ""
+
+    @property
+    def picture(self) -> tuple[str, str, MediaSpec]:
+        """What speech must fit: an avatar that was prepared anew may have other frames in another order."""
+        return self.avatar_id, self.avatar_version, self.spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +69,8 @@ class Broadcast:
     def watched(self) -> bool:
         return bool(self._listeners)
 
-    def shows(self, avatar_id: str, spec: MediaSpec) -> bool:
-        return (self.start.avatar_id, self.start.spec) == (avatar_id, spec)
+    def shows(self, avatar: PreparedAvatar, spec: MediaSpec) -> bool:
+        return self.start.picture == (avatar.avatar_id, avatar.version, spec)
 
     def position(self) -> int:
         """The position that is due now."""

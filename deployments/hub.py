@@ -154,7 +154,7 @@ class Hub:
         try:
             event = await _first(self._events)
             assert event.start is not None, event
-            self.spec, self.avatar_id = event.start.spec, event.start.avatar_id
+            self.spec, self._picture = event.start.spec, event.start.picture
             self._loop = await self._loops.load(Path(event.start.idle_path))
             await self._follow(event.start)
         except BaseException:
@@ -251,7 +251,7 @@ class Hub:
                     return "removed" if status == 404 else "closed"
                 await asyncio.sleep(RETRY_S)
                 continue
-            if event.start is None or event.start.spec != self.spec or event.start.avatar_id != self.avatar_id:
+            if event.start is None or event.start.picture != self._picture:
                 self._events.cancel()
                 return "replaced"
             await self._follow(event.start)

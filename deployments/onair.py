@@ -177,7 +177,9 @@ def _broadcast(session_id: str, show: Show, path: Path, position: int | None) ->
     prepared, spec = show.avatar.prepared, show.spec
     grid = Grid.of(len(prepared), spec.fps)
     clock = LiveClock.starting(show.position if position is None else position, steady_s(), spec.fps)
-    return Broadcast(LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host(), ZERO_S), grid, clock)
+    version = prepared.version
+    start = LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host(), ZERO_S, version)
+    return Broadcast(start, grid, clock)
 
 
 def _code_idle(show: Show, path: Path) -> None:

@@ -358,7 +358,7 @@ class Stitch(Stage[StitchConfig]):
         broadcast = self._on_air.of(utterance.request.session_id)
         if broadcast is None:
             return None
-        if not broadcast.shows(utterance.avatar.prepared.avatar_id, utterance.spec):
+        if not broadcast.shows(utterance.avatar.prepared, utterance.spec):
             self._on_air.close(utterance.request.session_id, "replaced")  # an empty session may take another avatar
             return None
         config = self.config

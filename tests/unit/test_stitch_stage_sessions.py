@@ -153,6 +153,24 @@ async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restart
     again._keeper.cancel()
 
 
+async def test_viewers_of_an_avatar_that_is_prepared_anew_are_sent_to_its_new_picture(air, monkeypatch):
+    """Its frames are others: speech in front of the old idle motion would leap at both of its ends."""
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
+    assert not watcher.task.done()
+    anew = ann()
+    anew = replace(anew, prepared=replace(anew.prepared, version="2"))
+    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: anew)
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
+    await asyncio.wait_for(watcher.task, 5)
+    assert watcher.viewer.why == "replaced" and "live" not in summary
+    again = Watcher(await live.view("alice"))
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
+    assert summary["live"]["shown_frames"] == summary["frames"] and not again.task.done()
+    again.task.cancel()
+
+
 async def test_a_session_speaks_with_the_face_it_was_opened_with(air, monkeypatch):
     """Not with the configured one: a page that shows a face opens the session with it, and then asks for speech."""
     stitch, live, _ = await air()
