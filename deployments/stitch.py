@@ -272,6 +272,7 @@ class Stitch(Stage[StitchConfig]):
                 await asyncio.to_thread(self._retention.survey)
                 if look % SURVEYS_AN_EXPIRY:
                     continue
+                await asyncio.to_thread(self._sessions.store.sweep)
                 for session_id in await asyncio.to_thread(self._retention.expired):
                     if await asyncio.to_thread(self._retention.has_expired, session_id):
                         await self.remove(session_id, "expired")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
+import time
 from pathlib import Path
 
 from models.errors import ExistsError, SessionNotFound
@@ -13,6 +15,8 @@ from models.stitch.encode import MediaSpec
 from models.stitch.session import SessionFile, Sync
 
 DEFAULT_SESSION = "default"
+GONE = ".gone-"  # what a removed session's folder is called until it is empty
+SWEEP_S = 600.0  # one that is still there so long after has lost whoever emptied it
 
 
 class SessionStore:
@@ -59,7 +63,14 @@ class SessionStore:
     def remove(self, session_id: str) -> None:
         """Delete a session; whoever writes it is fenced off first. Raises SessionNotFound, IdError."""
         session = self.open(session_id)
-        gone = self.root / f".gone-{secrets.token_hex(8)}"
+        gone = self.root / f"{GONE}{secrets.token_hex(8)}"
         with session.taken_over():
             session.folder.rename(gone)  # at once: it is never half there
         shutil.rmtree(gone, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what was left of sessions whose remover died over it."""
+        for gone in self.root.glob(f"{GONE}*"):
+            with contextlib.suppress(FileNotFoundError):  # another replica was faster
+                if time.time() - gone.stat().st_ctime > SWEEP_S:  # of its renaming, or of the last file that went
+                    shutil.rmtree(gone, ignore_errors=True)

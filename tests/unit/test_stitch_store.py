@@ -43,3 +43,21 @@ def test_creating_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert store.list() == [] and not store.exists("ann")
     speak(store.create("ann", SPEC))
     assert store.open("ann").frames == 10
+
+
+def test_what_a_killed_remover_left_is_swept_up_and_what_is_being_removed_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SessionStore(tmp_path)
+    speak(store.create("ann", SPEC))
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda *given, **options: None)
+        store.remove("ann")
+    (left,) = tmp_path.iterdir()
+    assert store.list() == [] and (left / "full_session.mp4").stat().st_size > 0
+    store.create("bob", SPEC)
+    store.sweep()
+    assert left.exists(), "somebody may be at it"
+    monkeypatch.setattr("models.stitch.store.SWEEP_S", -1.0)
+    store.sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["bob"]
