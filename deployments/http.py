@@ -174,17 +174,19 @@ class BoundedJson:
             return await self._app(scope, receive, send)
         size, more = 0, True
         limit = float("inf") if scope["path"].endswith(UPLOADS) else self.max_bytes
-        latest_s = float("inf") if scope["path"].endswith(WRITTEN) else time.monotonic() + PAUSE_S
+        came_s = time.monotonic()
+        latest_s = float("inf") if scope["path"].endswith(WRITTEN) else came_s + PAUSE_S
 
         async def bounded() -> Message:
-            nonlocal size, more
+            nonlocal size, more, came_s
             wait_s = min(PAUSE_S, max(0.01, latest_s + size / SLOWEST_BYTES_S - time.monotonic()))
             try:
                 message = await asyncio.wait_for(receive(), wait_s if more else None)
             except asyncio.TimeoutError:
                 stopped = f"Nothing more of the request came for {PAUSE_S:g} s."
                 slow = f"The request comes at less than {SLOWEST_BYTES_S // 2**10} KB/s."
-                raise HTTPError(408, stopped if wait_s > 0.9 * PAUSE_S else slow) from None
+                raise HTTPError(408, stopped if time.monotonic() - came_s > PAUSE_S / 2 else slow) from None
+            came_s = time.monotonic()
             size, more = size + len(message.get("body", b"")), message.get("more_body", False)
             if size > limit:
                 raise HTTPError(413, f"The request exceeds {self.max_bytes / 2**10:g} KB.")
