@@ -259,8 +259,13 @@ class Performance:
         return self._started == len(self._places) or self._places[self._started].position != due
 
     def _may_wait(self, frame: int) -> bool:
-        """Whether speech can be held up before a frame without being torn: a sentence begins there, or it pauses."""
-        return frame in self._breaks or any(place.first_frame == frame for place in self._places)
+        """Whether speech can be held up before a frame without being torn: a sentence begins there, or it pauses.
+
+        A pause's middle may lie a frame from where pieces meet (live.split); it is longer than that.
+        """
+        return any(abs(frame - pause) <= 1 for pause in self._breaks) or any(
+            place.first_frame == frame for place in self._places
+        )
 
     def _lack_s(self, frame: int) -> float:
         """How long speech must wait before a frame to be played on: to its sentence's end, or else for a phrase."""
