@@ -3,17 +3,19 @@
 In, a JSON object a message; its `type` is one of `Command`:
 
     {"type": "speak", "text": "Hello.", "voice"?, "speed"?, "enhance"?, "id"?}     say a text
-    {"type": "text", "text": "Hel", "last"?: false, "id"?}    say a text that is still being written, bit by bit; one
+    {"type": "text", "text": "Hel", "last"?: false, "voice"?, "speed"?, "enhance"?, "id"?}
+                                                   say a text that is still being written, bit by bit; one
                                                    of another `id` is another text. What was cut, or failed, takes no
                                                    more: the rest is dropped, up to its `last` or another `id`
-    {"type": "audio", "last"?: false, "mode"?, "pcm_hz"?, "language"?, "id"?}
+    {"type": "audio", "last"?: false, "mode"?, "pcm_hz"?, "language"?, "voice"?, "speed"?, "enhance"?, "id"?}
                                                    the next binary message is a recording, or a part of one: WAV, FLAC,
                                                    MP3, OGG (Opus), or with `pcm_hz` raw 16-bit PCM. With `last` it is
                                                    said as it is (mode "repeat", the default), or understood and then
                                                    answered (mode "chat"): `heard` tells its text, which is empty, and
                                                    not answered, where nothing was said
-    {"type": "chat", "message": "Who are you?", "id"?}        have a message answered, in speech, for as long as the
-                                                   socket is open; what POST /chat asks outlives its request
+    {"type": "chat", "message": "Who are you?", "voice"?, "speed"?, "enhance"?, "id"?}    have a message answered, in
+                                                   speech, for as long as the socket is open; what POST /chat asks
+                                                   outlives its request
     {"type": "interrupt"}                          stop what is said, and what waits
     {"type": "watch", "on": true}                  send the live stream, or no longer
     {"type": "played", "pieces": 12}               how many pieces were taken: see UNPLAYED in talk.py
@@ -36,21 +38,28 @@ class _Command(BaseModel):
     id: str | None = Field(None, max_length=64, description="Comes back with every event of this command.")
 
 
-class Speak(_Command):
+class _Voiced(_Command):
+    voice: str | None = Field(None, description="A voice of the TTS engine.")
+    speed: float | None = Field(None, ge=0.5, le=2.0, description="1 is the voice's own pace.")
+    enhance: bool | None = Field(None, description="Face restoration; the configured choice by default.")
+
+
+class Speak(_Voiced):
     type: Literal["speak"]
     text: str
-    voice: str | None = None
-    speed: float | None = Field(None, ge=0.5, le=2.0)
-    enhance: bool | None = None
 
 
-class Text(_Command):
+class Text(_Voiced):
+    """Voice, speed and enhance are those of its first part."""
+
     type: Literal["text"]
     text: str = ""
     last: bool = False
 
 
-class Audio(_Command):
+class Audio(_Voiced):
+    """Voice and speed are those of the answer, in mode chat."""
+
     type: Literal["audio"]
     last: bool = True
     mode: Literal["repeat", "chat"] = Field("repeat", description="What becomes of it; the last part's counts.")
@@ -60,7 +69,7 @@ class Audio(_Command):
     )
 
 
-class Chat(_Command):
+class Chat(_Voiced):
     type: Literal["chat"]
     message: str
 
@@ -77,6 +86,11 @@ class Watch(_Command):
 class Played(_Command):
     type: Literal["played"]
     pieces: int = Field(ge=0)
+
+
+def asked_of(command: "_Voiced") -> dict[str, Any]:
+    """What a command asks of the voice and the picture, in the words of SpeakRequest and ChatRequest."""
+    return {"voice": command.voice, "speed": command.speed, "enhance": command.enhance}
 
 
 Command = Annotated[Speak | Text | Audio | Chat | Interrupt | Watch | Played, Field(discriminator="type")]

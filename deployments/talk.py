@@ -25,7 +25,7 @@ from deployments.hub import Viewer
 from deployments.hush import hush
 from deployments.listening import Listening
 from deployments.live import Live
-from deployments.messages import COMMANDS, ENDINGS, Audio, Chat, Event, Interrupt, Speak, Text, Watch
+from deployments.messages import COMMANDS, ENDINGS, Audio, Chat, Event, Interrupt, Speak, Text, Watch, asked_of
 from deployments.places import Places
 from deployments.recording import Recording
 from deployments.requests import ChatRequest, SpeakRequest
@@ -141,12 +141,9 @@ class Talk:
     async def _obey(self, command: Any) -> None:
         request = SpeakRequest(self._session_id, deliver=False)
         if isinstance(command, Speak):
-            voice, speed, enhance = command.voice, command.speed, command.enhance
-            self._begin(
-                self._speak(command, replace(request, text=command.text, voice=voice, speed=speed, enhance=enhance))
-            )
+            self._begin(self._speak(command, replace(request, text=command.text, **asked_of(command))))
         elif isinstance(command, Text):
-            self._write(command, request)
+            self._write(command, replace(request, **asked_of(command)))
         elif isinstance(command, Audio):
             self._expects = command  # what it announces comes, even where it is refused
             if command.mode == "chat":
@@ -186,7 +183,7 @@ class Talk:
         audio = self._recording.add(data, command.last)
         if audio is not None:
             audio = pcm_file(audio, command.pcm_hz) if command.pcm_hz else audio
-            request = SpeakRequest(self._session_id, audio=audio, deliver=False)
+            request = SpeakRequest(self._session_id, audio=audio, enhance=command.enhance, deliver=False)
             self._begin(self._speak(command, request) if command.mode == "repeat" else self._hear(command, audio))
 
     # --- what is done
@@ -230,12 +227,12 @@ class Talk:
             return await self._failed(error, command)
         await self._tell("heard", command, text=transcript.text, language=transcript.language)
         if transcript.text:
-            await self._answer(Chat(type="chat", message=transcript.text, id=command.id))
+            await self._answer(Chat(type="chat", message=transcript.text, id=command.id, **asked_of(command)))
 
     async def _answer(self, command: Chat) -> None:
         """Have a message answered; tell each change of the job, which ends with the socket."""
         try:
-            started = await self._chat.start.remote(ChatRequest(command.message, self._session_id))
+            started = await self._chat.start.remote(ChatRequest(command.message, self._session_id, **asked_of(command)))
             try:
                 await self._tell_job(command, started)
             except asyncio.CancelledError:

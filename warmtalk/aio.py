@@ -14,8 +14,8 @@ import httpx
 
 from warmtalk import calls
 from warmtalk.calls import Call
-from warmtalk.client import BACKOFF_S, POLL_S, URL, parsed_json, timeouts, unreachable, wait_s
-from warmtalk.errors import ServerError, Unreachable, error_of
+from warmtalk.client import BACKOFF_S, OUTAGE_S, POLL_S, URL, parsed_json, timeouts, unreachable, wait_s
+from warmtalk.errors import Busy, ServerError, Unreachable, error_of
 from warmtalk.events import EventReader, LiveEvent
 from warmtalk.options import AudioOptions, ChatOptions, PrepareOptions, SpeechOptions
 from warmtalk.results import (
@@ -129,16 +129,26 @@ class AsyncClient:
     async def wait(
         self, job: ChatJob | str, timeout_s: float = 300.0, progress: Callable[[ChatJob], None] | None = None
     ) -> ChatJob:
-        """Poll a job until it is done; progress is told of each state. Raises ChatFailed, also after timeout_s."""
-        end_s = time.monotonic() + timeout_s
+        """Poll a job until it is done; progress is told of each state. Raises ChatFailed, also after timeout_s.
+
+        A job outlives its server: one that cannot be reached is waited for, up to OUTAGE_S; then Unreachable is raised.
+        """
+        job_id, end_s, lost_s = job if isinstance(job, str) else job.job_id, time.monotonic() + timeout_s, 0.0
         while True:
-            known = await self.status(job if isinstance(job, str) else job.job_id)
-            if progress:
-                progress(known)
-            if known.finished:
-                return calls.answered(known)
-            if time.monotonic() > end_s:
-                raise calls.late(known, timeout_s)
+            try:
+                known = await self.status(job_id)
+            except (Unreachable, Busy):
+                lost_s = lost_s or time.monotonic()
+                if time.monotonic() > min(end_s, lost_s + OUTAGE_S):
+                    raise
+            else:
+                lost_s = 0.0
+                if progress:
+                    progress(known)
+                if known.finished:
+                    return calls.answered(known)
+                if time.monotonic() > end_s:
+                    raise calls.late(known, timeout_s)
             await asyncio.sleep(POLL_S)
 
     async def ask(

@@ -13,7 +13,7 @@ import httpx
 
 from warmtalk import calls
 from warmtalk.calls import Call
-from warmtalk.errors import ServerError, Unreachable, error_of
+from warmtalk.errors import Busy, ServerError, Unreachable, error_of
 from warmtalk.events import EventReader, LiveEvent
 from warmtalk.options import AudioOptions, ChatOptions, PrepareOptions, SpeechOptions
 from warmtalk.results import (
@@ -37,6 +37,7 @@ URL = "http://127.0.0.1:8000"
 BACKOFF_S = 0.5  # doubled at each try
 LONGEST_WAIT_S = 10.0  # whatever Retry-After says
 POLL_S = 0.5
+OUTAGE_S = 60.0  # a server restarts in less
 
 
 class Client:
@@ -130,16 +131,26 @@ class Client:
     def wait(
         self, job: ChatJob | str, timeout_s: float = 300.0, progress: Callable[[ChatJob], None] | None = None
     ) -> ChatJob:
-        """Poll a job until it is done; progress is told of each state. Raises ChatFailed, also after timeout_s."""
-        end_s = time.monotonic() + timeout_s
+        """Poll a job until it is done; progress is told of each state. Raises ChatFailed, also after timeout_s.
+
+        A job outlives its server: one that cannot be reached is waited for, up to OUTAGE_S; then Unreachable is raised.
+        """
+        job_id, end_s, lost_s = job if isinstance(job, str) else job.job_id, time.monotonic() + timeout_s, 0.0
         while True:
-            known = self.status(job if isinstance(job, str) else job.job_id)
-            if progress:
-                progress(known)
-            if known.finished:
-                return calls.answered(known)
-            if time.monotonic() > end_s:
-                raise calls.late(known, timeout_s)
+            try:
+                known = self.status(job_id)
+            except (Unreachable, Busy):
+                lost_s = lost_s or time.monotonic()
+                if time.monotonic() > min(end_s, lost_s + OUTAGE_S):
+                    raise
+            else:
+                lost_s = 0.0
+                if progress:
+                    progress(known)
+                if known.finished:
+                    return calls.answered(known)
+                if time.monotonic() > end_s:
+                    raise calls.late(known, timeout_s)
             time.sleep(POLL_S)
 
     def ask(

@@ -73,7 +73,7 @@ class OpenAIResponder:
         temperature: float | None = None,
         max_tokens: int | None = 400,
         extra: dict[str, Any] | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float = 60.0,
         tries: int = 3,
         max_chars: int = 8000,
         thinks_first: bool = False,

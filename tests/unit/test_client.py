@@ -293,6 +293,19 @@ def test_a_job_that_failed_or_is_late_raises(call: Any) -> None:
         call(ok({"job_id": "j", "session_id": "a", "status": "thinking"}), "wait", "j", timeout_s=0)
 
 
+def test_a_job_is_waited_for_while_its_server_restarts(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It outlives the server; nothing answers for a while, or says that it has no room yet."""
+    gone: list[Answer] = [httpx.ConnectError("nobody")] * 9 + [failed(503)] * 5
+    done = ok({"job_id": "j", "session_id": "a", "status": "done", "reply": "Hi."})
+    assert call([*gone, done], "wait", "j").reply == "Hi."
+    for module in (client, aio):
+        monkeypatch.setattr(module, "OUTAGE_S", 0.0)
+    with pytest.raises(Unreachable):
+        call(httpx.ConnectError("nobody"), "wait", "j")
+    with pytest.raises(NotFound):  # what the server says of the job is told at once
+        call(failed(404), "wait", "j")
+
+
 # --- preparing
 
 

@@ -14,7 +14,7 @@ from deployments import recording, talk
 from deployments.http import api
 from deployments.ingress import Ingress
 from deployments.messages import ENDINGS, Event
-from deployments.requests import SpeakEvent
+from deployments.requests import ChatRequest, SpeakEvent
 from models.errors import SessionNotFound, TextError
 from models.stitch.cues import Caption
 from models.types import Word
@@ -275,10 +275,23 @@ def test_a_chat_is_told_until_it_is_done(serve):
     client, _ = serve(chat=chat)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
-        socket.send_json({"type": "chat", "message": "Who are you?", "id": "c"})
+        socket.send_json({"type": "chat", "message": "Who are you?", "id": "c", "voice": "nova", "speed": 1.5})
         told = events_of(socket, 4)
     assert [event["type"] for event in told] == ["started", "status", "status", "done"]
     assert told[-1]["job"] == {"status": "done"}
+    assert chat.asked[0] == ("start", (ChatRequest("Who are you?", "alice", voice="nova", speed=1.5),))
+
+
+def test_a_text_that_is_being_written_has_the_voice_of_its_first_part(serve):
+    stitch = Handle(session={}, speak=[SpeakEvent(summary={"frames": 9})], feed=None)
+    client, _ = serve(stitch)
+    with client.websocket_connect("/sessions/alice/ws") as socket:
+        socket.receive_json()
+        socket.send_json({"type": "text", "text": "Hello there. ", "voice": "nova", "speed": 0.8, "enhance": True})
+        socket.send_json({"type": "text", "text": "Bye.", "last": True})
+        assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
+    (asked,) = (arguments[0] for name, arguments in stitch.asked if name == "speak")
+    assert (asked.voice, asked.speed, asked.enhance) == ("nova", 0.8, True)
 
 
 def test_the_live_stream_waits_for_a_client_that_says_what_it_has_played(serve, monkeypatch):
