@@ -30,7 +30,9 @@ def answering() -> Handle:
 @pytest.fixture
 def socket_of(serve):
     def connect(**handles):
-        handles.setdefault("stitch", Handle(session={}, interrupt={}, cut=0, speak=[SpeakEvent(summary=SUMMARY)]))
+        handles.setdefault(
+            "stitch", Handle(session={}, interrupt={"interrupted": 0}, cut=0, speak=[SpeakEvent(summary=SUMMARY)])
+        )
         return serve(**handles).websocket_connect("/sessions/alice/ws")
 
     return connect
