@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.clocks import steady_s
+from deployments.patience import within
 from deployments.requests import Ending
 from models.stitch.encode import MediaSpec
 from models.stitch.live import Grid, LiveClock, Piece
@@ -98,17 +99,14 @@ class Broadcast:
     async def listen(self) -> AsyncGenerator[LiveEvent, None]:
         """The start, then pieces as they are released; a sign of life when there are none."""
         queue: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
         self._listeners.add(queue)
         try:
             yield LiveEvent(self.clock, self.start)
             while True:
-                # not wait_for(): before Python 3.12 it forgets a cancellation that comes together with an event
-                beat = loop.call_later(HEARTBEAT_S, lambda: queue.put_nowait(LiveEvent(self.clock)))
                 try:
-                    event = await queue.get()
-                finally:
-                    beat.cancel()
+                    event = await within(HEARTBEAT_S, queue.get())
+                except asyncio.TimeoutError:
+                    event = LiveEvent(self.clock)
                 if event is None:
                     return
                 yield event

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from deployments.patience import within
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -123,7 +125,7 @@ class FrameBatcher(Generic[Item, Result]):
         while self.waiting() < self.batch_size and (left_s := end_s - time.perf_counter()) > 0:
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), left_s)
+                await within(left_s, self._arrived.wait())
             except asyncio.TimeoutError:
                 return
 

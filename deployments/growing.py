@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deployments.failures import items_of
+from deployments.patience import within
 from deployments.requests import SpeakEvent, SpeakRequest
 from models.errors import BusyError, TextError
 from models.text import normalise, printable
@@ -91,7 +92,7 @@ class GrowingTexts:
         try:
             while True:
                 try:
-                    part = await asyncio.wait_for(text.parts.get(), self._pause_s)
+                    part = await within(self._pause_s, text.parts.get())
                 except asyncio.TimeoutError:
                     return
                 if part is None:

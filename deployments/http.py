@@ -32,6 +32,7 @@ from deployments.access import Access
 from deployments.failures import gone, known_error, own_cancellation
 from deployments.hosts import KnownHosts
 from deployments.origins import SameOrigin
+from deployments.patience import within
 from deployments.sending import file_parts
 from deployments.sockets import Client
 from deployments.uploads import discard
@@ -181,7 +182,7 @@ class BoundedJson:
             nonlocal size, more, came_s
             wait_s = min(PAUSE_S, max(0.01, latest_s + size / SLOWEST_BYTES_S - time.monotonic()))
             try:
-                message = await asyncio.wait_for(receive(), wait_s if more else None)
+                message = await within(wait_s if more else None, receive())
             except asyncio.TimeoutError:
                 stopped = f"Nothing more of the request came for {PAUSE_S:g} s."
                 slow = f"The request comes at less than {SLOWEST_BYTES_S // 2**10} KB/s."

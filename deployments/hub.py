@@ -21,6 +21,7 @@ from typing import Any
 from deployments.broadcast import LiveStart
 from deployments.clocks import HostClocks
 from deployments.failures import gone, own_cancellation
+from deployments.patience import within
 from deployments.requests import Ending
 from deployments.sockets import Client
 from models.errors import StageError
@@ -284,7 +285,7 @@ class Hub:
         if not self._speech and (self._speaking or self._position in self._expected):  # it is on its way
             self._arrived.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), GRACE_S)
+                await within(GRACE_S, self._arrived.wait())
         while self._speech and self._speech[0][1].position <= self._position:
             self._clock, piece = self._speech.popleft()
             late = piece.position < self._position

@@ -14,6 +14,7 @@ from itertools import accumulate
 
 from deployments.broadcast import Broadcast
 from deployments.clocks import steady_s
+from deployments.patience import within
 from deployments.supply import LONGEST_WAIT_S, RELEASE_S, Pace, Supply
 from models.avatar.playback import sway
 from models.stitch.cues import Cue, between
@@ -208,7 +209,7 @@ class Performance:
                 wait_s = await self._look_for_the_late()
             if wait_s is None or wait_s > 0:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), wait_s)
+                    await within(wait_s, self._changed.wait())
         self._keep_what_was_shown()
         self._give_up_the_line()
         await self._come_to_rest()
@@ -302,7 +303,7 @@ class Performance:
         while not self._cut and (wait_s := at_s - steady_s()) > 0:
             self._changed.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait_s)
+                await within(wait_s, self._changed.wait())
 
     def _due(self) -> int | None:
         """The position for which speech must be there next."""
