@@ -36,13 +36,16 @@ export async function failureOf(answer) {
 export const door = { ask: null };
 
 /** An answer whose status is ok, after the viewer was let in if need be. Throws Failure; AbortError where `signal` aborts. */
-export async function request(path, options = {}) {
+export const request = (path, options = {}) => (path === "login" ? attempt(path, options) : admitted(() => attempt(path, options)));
+
+/** What `call` gives; where it is refused for want of a key, what it gives once the viewer was let in. */
+export async function admitted(call) {
   try {
-    return await attempt(path, options);
+    return await call();
   } catch (failure) {
-    if (failure.status !== 401 || !door.ask || path === "login") throw failure;
+    if (failure.status !== 401 || !door.ask) throw failure;
     await door.ask();
-    return attempt(path, options);
+    return call();
   }
 }
 

@@ -8,12 +8,16 @@ import { Listening } from "./listening.js";
 import { LivePlayer } from "./live.js";
 import { Replay } from "./replay.js";
 import { Settings } from "./settings.js";
+import { Still } from "./still.js";
 import { Captions } from "./told.js";
+import { Veil } from "./veil.js";
 
 const $ = (id) => document.getElementById(id);
 const UNDERSTOOD_MS = 60_000; // a recording of two minutes takes a busy CPU that long
 const video = $("video");
 const player = new LivePlayer(video, new URLSearchParams(location.search).get("via"));
+const still = new Still(video, $("still"));
+const veil = new Veil();
 const captions = new Captions(video);
 const conversation = new Conversation();
 const settings = new Settings();
@@ -69,7 +73,8 @@ async function openSession(id) {
 async function ensure(session) {
   const body = { session_id: session, ...(settings.avatar && { avatar_id: settings.avatar }) };
   try {
-    await postJson("sessions", body);
+    const { avatar_id: face } = await postJson("sessions", body);
+    still.of(face, address(`avatars/${face}/poster.jpg`));
   } catch (failure) {
     if (failure.code === "avatar_not_found") settings.forgetAvatar();
     if (failure.status !== 409 && failure.code !== "bad_input") throw failure;
@@ -104,14 +109,6 @@ function show() {
   $("mute-icon").setAttribute("href", `web/icons.svg#${video.muted ? "muted" : "sound"}`);
 }
 
-function veil(title, text, failed) {
-  $("veil-title").textContent = title;
-  $("veil-text").textContent = text;
-  $("retry").hidden = !failed || page.ended;
-  $("fresh-here").hidden = !page.ended;
-  $("veil-card").querySelector(".spinner").hidden = failed;
-}
-
 function notice(title, text = "") {
   $("notice-title").textContent = title;
   $("notice-text").textContent = text;
@@ -122,16 +119,16 @@ player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {
   page.live = state === "live";
   page.ended = state === "ended";
   if (page.live || page.ended) replay.look(page.session); // else the server may not know it yet
-  if (state === "connecting") veil("Waking the presenter", "The first picture is on its way.", false);
-  if (state === "lost" && failure) {
-    const wait = Math.max(1, Math.round(retryMs / 1000));
-    veil(failure.message, `${failure.remedy} Next try in ${wait} s.`, true);
+  if (state === "connecting") veil.connecting();
+  if (state === "lost") {
+    if (failure) veil.lost(failure, retryMs);
+    else veil.again();
     $("screen").dataset.state = "lost";
   }
   if (page.ended) {
     if (listening.on) listening.finish(false);
     const typed = $("composer").contains(document.activeElement);
-    veil("This chat has ended", "Begin a new one to talk on.", true);
+    veil.ended();
     $("screen").dataset.state = "lost";
     if (typed) $("fresh-here").focus(); // where one typed nothing can be typed any more
   }
@@ -160,7 +157,11 @@ player.addEventListener("told", ({ detail: { kind, message, offset } }) => {
   if (kind === "ended" && ["reset", "removed", "expired"].includes(message.reason)) conversation.open(page.session); // it was emptied
   if (kind === "making") making({ ...message, first_frame_ms: page.chat ? 0 : message.ttff_ms }, page.key); // a chat's waits for its model, too
 });
-player.addEventListener("anew", () => captions.clear());
+player.addEventListener("leaving", () => still.hold());
+player.addEventListener("anew", () => {
+  captions.clear();
+  still.release();
+});
 captions.addEventListener("change", () => {
   conversation.mark(captions.now.sentence);
   show();
@@ -306,14 +307,20 @@ $("fresh-here").addEventListener("click", async () => {
 $("open-settings").addEventListener("click", () => replay.look(page.session)); // what can be downloaded by now
 conversation.addEventListener("fresh", fresh);
 settings.addEventListener("avatar", fresh);
-$("remove").addEventListener("click", async () => {
-  if (!confirm("Delete this chat with its video?")) return;
+$("remove").addEventListener("click", () => {
+  $("sure").returnValue = "";
+  $("sure").showModal();
+});
+$("sure").addEventListener("close", async () => {
+  if ($("sure").returnValue !== "delete") return;
+  $("chat-error").hidden = true;
   try {
     await request(`sessions/${page.session}`, { method: "DELETE" });
     $("settings").close();
     await fresh();
   } catch (failure) {
-    notice(failure.message, failure.remedy);
+    $("chat-error").textContent = `It was not deleted. ${failure.message} ${failure.remedy}`;
+    $("chat-error").hidden = false;
   }
 });
 $("settings").addEventListener("close", () => $("open-settings").focus());

@@ -13,11 +13,23 @@ export class Key {
     $("key").addEventListener("cancel", (event) => event.preventDefault()); // behind it nothing works
     $("key-show").addEventListener("change", () => ($("key-input").type = $("key-show").checked ? "text" : "password"));
     $("sign-out").hidden = !localStorage.getItem(SIGNED_IN);
-    $("sign-out").addEventListener("click", async () => {
+    $("sign-out").addEventListener("click", () => this.#leave(forget));
+  }
+
+  async #leave(forget) {
+    $("chat-error").hidden = true;
+    $("sign-out").disabled = true;
+    try {
       await forget();
-      localStorage.removeItem(SIGNED_IN);
-      location.reload();
-    });
+    } catch (failure) {
+      $("chat-error").textContent = `You are still signed in. ${failure.message} ${failure.status ? failure.remedy : "Check the connection, then sign out again."}`;
+      $("chat-error").hidden = false;
+      return;
+    } finally {
+      $("sign-out").disabled = false;
+    }
+    localStorage.removeItem(SIGNED_IN);
+    location.reload();
   }
 
   /** Resolves when the server has taken a key. */
@@ -34,22 +46,36 @@ export class Key {
       const key = await new Promise((resolve) => {
         $("key-form").addEventListener("submit", (event) => (event.preventDefault(), resolve(input.value.trim())), { once: true });
       });
-      $("key-go").disabled = true;
+      this.#busy(true);
+      error.hidden = true;
       try {
         await this.#send(key);
         break;
       } catch (failure) {
-        error.textContent = failure.status === 401 ? "That is not a key of this server." : `${failure.message} ${failure.remedy}`;
+        error.textContent = refusal(failure);
         error.hidden = false;
+        input.setAttribute("aria-invalid", String(failure.status === 401));
+        input.focus();
         input.select();
       } finally {
-        $("key-go").disabled = false;
+        this.#busy(false);
       }
     }
     localStorage.setItem(SIGNED_IN, "1");
     $("sign-out").hidden = false;
-    error.hidden = true;
+    input.removeAttribute("aria-invalid");
     input.value = "";
     dialog.close();
   }
+
+  #busy(on) {
+    $("key-go").disabled = on;
+    $("key-go").textContent = on ? "Signing in …" : "Sign in";
+  }
+}
+
+/** Why there is no way in, in words. */
+function refusal({ status, message, remedy }) {
+  if (status === 401) return "That is not a key of this server.";
+  return `${message} ${status ? remedy : "Check the connection, then sign in again."}`;
 }

@@ -5,7 +5,8 @@
  * A media source and not `<video src>`: measured in Chromium (tests/browser), a plain element plays about a second
  * behind, cannot be brought back to the edge, and starts from black after each break.
  * Events: "state" {state: connecting|live|lost|ended, failure?, retryMs?}, "first" {ms}, "told" {kind, message, offset}: what
- * the stream says beside its pictures (told.js), and where its 0 stands on the video's clock, "anew" when that begins anew.
+ * the stream says beside its pictures (told.js), and where its 0 stands on the video's clock, "anew" when that begins anew
+ * with another source, "leaving" while the element still shows the picture that it is about to lose.
  */
 
 import { Backoff, Failure, failureOf, pause } from "./api.js";
@@ -30,6 +31,7 @@ export class LivePlayer extends EventTarget {
   #buffer = null;
   #queue = [];
   #recent = []; // how far behind it was in the last second
+  #shown = false; // whether this session was seen: it is lost, then, and not on its way
   #via; // mp4 or webrtc: that way alone; null: WebRTC until it has failed once
   #peer = null;
 
@@ -56,6 +58,8 @@ export class LivePlayer extends EventTarget {
   /** Show another stream. find: asked for the address before each connection; may throw Failure. */
   play(find) {
     this.#find = find;
+    this.#leave();
+    this.#shown = false;
     this.#close();
     this.#connect(++this.#run);
   }
@@ -65,14 +69,19 @@ export class LivePlayer extends EventTarget {
     this.#wake();
   }
 
+  #leave() {
+    this.dispatchEvent(new Event("leaving"));
+  }
+
   #tell(state, detail = {}) {
+    this.#shown ||= state === "live";
     this.dispatchEvent(new CustomEvent("state", { detail: { state, ...detail } }));
   }
 
   async #connect(run) {
     const backoff = new Backoff();
     while (run === this.#run) {
-      this.#tell(this.way ? "lost" : "connecting");
+      this.#tell(this.#shown ? "lost" : "connecting");
       let failure = new Failure("The picture broke off.", "The page tries again by itself.");
       try {
         await this.#show(run, () => backoff.reset());
@@ -106,6 +115,7 @@ export class LivePlayer extends EventTarget {
   async #watch(run, url, begun, startedMs) {
     const peer = await Peer.connect(url, this.#abort.signal);
     if (run !== this.#run) return peer.close();
+    this.#leave();
     this.#queue.length = 0;
     this.#buffer = this.#source = null;
     this.#peer = peer;
@@ -126,6 +136,7 @@ export class LivePlayer extends EventTarget {
     try {
       await peer.ended;
     } finally {
+      if (peer === this.#peer) this.#leave(); // a connection that closes takes its picture with it
       peer.close();
       if (peer === this.#peer) this.#peer = null;
     }
@@ -180,10 +191,11 @@ export class LivePlayer extends EventTarget {
       this.#buffer.timestampOffset = Math.max(currentTime, buffered.length ? buffered.end(buffered.length - 1) : 0);
       return;
     }
+    this.#leave();
     this.#source = new Source();
     this.#video.srcObject = null;
-    this.dispatchEvent(new Event("anew"));
     this.#video.src = URL.createObjectURL(this.#source);
+    this.dispatchEvent(new Event("anew"));
     await new Promise((resolve) => this.#source.addEventListener("sourceopen", resolve, { once: true }));
     URL.revokeObjectURL(this.#video.src);
     this.#buffer = this.#source.addSourceBuffer(type);

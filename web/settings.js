@@ -1,10 +1,10 @@
-/** The settings: avatar, voice, pace, enhancement, and the upload of an avatar. Kept in the browser. */
+/** The settings: avatar, voice, pace, enhancement. Kept in the browser. */
 
-import { Failure, address, getJson } from "./api.js";
+import { address, getJson } from "./api.js";
+import { Upload } from "./upload.js";
 
 const $ = (id) => document.getElementById(id);
 const KEY = "warmtalk-settings";
-const STEP_NAMES = { upload: "Uploading" };
 
 const stored = () => {
   try {
@@ -25,17 +25,7 @@ export class Settings extends EventTarget {
     $("voice").addEventListener("change", () => this.#keep({ voice: $("voice").value }));
     $("speed").addEventListener("input", () => this.#keep({ speed: Number($("speed").value) }));
     $("enhance").addEventListener("change", () => this.#keep({ enhance: $("enhance").checked }));
-    $("upload-file").addEventListener("change", () => this.#chosen());
-    $("upload-form").addEventListener("submit", (event) => this.#upload(event));
-    for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]])
-      $("drop").addEventListener(name, (event) => {
-        event.preventDefault();
-        $("drop").classList.toggle("over", over);
-        if (name === "drop" && event.dataTransfer.files.length) {
-          $("upload-file").files = event.dataTransfer.files;
-          this.#chosen();
-        }
-      });
+    new Upload().addEventListener("ready", ({ detail: { name } }) => this.#added(name));
     this.#keep({});
   }
 
@@ -61,10 +51,17 @@ export class Settings extends EventTarget {
 
   /** Ask the server what there is. */
   async refresh() {
-    const [avatars, voices] = await Promise.all([getJson("avatars").catch(() => null), getJson("voices").catch(() => null)]);
+    const [avatars, voices] = await Promise.all([getJson("avatars").catch((failure) => failure), getJson("voices").catch(() => null)]);
     if (voices) this.#showVoices(voices);
-    if (avatars) this.#showAvatars(avatars);
-    else $("avatars").textContent = "The avatars cannot be listed at the moment.";
+    const wrong = !Array.isArray(avatars);
+    if (!wrong) this.#showAvatars(avatars);
+    $("avatars-error").textContent = wrong ? `The avatars cannot be listed. ${avatars.message} ${avatars.remedy}` : "";
+    $("avatars-error").hidden = !wrong;
+  }
+
+  async #added(name) {
+    await this.refresh();
+    document.querySelector(`#avatars input[value="${name}"]`)?.focus();
   }
 
   #keep(change) {
@@ -104,73 +101,4 @@ export class Settings extends EventTarget {
     tile.append(input, face, label);
     return tile;
   }
-
-  #chosen() {
-    const [file] = $("upload-file").files;
-    if (!file) return;
-    $("drop-text").textContent = `${file.name} (${(file.size / 1e6).toFixed(1)} MB)`;
-    $("upload-name").value ||= file.name.replace(/\.[^.]*$/, "").toLowerCase().replace(/[^a-z0-9_-]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 64);
-  }
-
-  async #upload(event) {
-    event.preventDefault();
-    const [file] = $("upload-file").files;
-    const name = $("upload-name").value;
-    $("upload-error").hidden = true;
-    $("upload-progress").hidden = false;
-    $("upload-go").disabled = true;
-    try {
-      await prepare(file, name, ({ step, done, total }) => {
-        $("upload-bar").value = total ? done / total : 0;
-        $("upload-step").textContent = `${STEP_NAMES[step] ?? step[0].toUpperCase() + step.slice(1)}${total ? `, ${Math.round((100 * done) / total)} %` : ""}`;
-      });
-      $("upload-step").textContent = `${name} is ready.`;
-      $("upload-form").reset();
-      $("drop-text").textContent = "Choose a video or a picture of one face, or drop it here";
-      await this.refresh();
-      document.querySelector(`#avatars input[value="${name}"]`)?.focus();
-    } catch (failure) {
-      $("upload-progress").hidden = true;
-      $("upload-error").textContent = `${failure.message} ${failure.remedy}`;
-      $("upload-error").hidden = false;
-    } finally {
-      $("upload-go").disabled = false;
-    }
-  }
-}
-
-/** POST /avatars; told(step, done, total) of the upload, then of each line that the server sends. Throws Failure. */
-function prepare(file, name, told) {
-  return new Promise((resolve, reject) => {
-    const call = new XMLHttpRequest(); // fetch does not tell how much of an upload has gone
-    let read = 0;
-    let report = null;
-    const lines = () => {
-      const whole = call.responseText.lastIndexOf("\n") + 1;
-      for (const line of call.responseText.slice(read, whole).split("\n").filter(Boolean)) {
-        const event = JSON.parse(line);
-        if (event.error) return reject(new Failure(event.error.message, event.error.remedy, event.error.code, 200));
-        if (event.report) report = event.report;
-        else told(event);
-      }
-      read = whole;
-    };
-    call.open("POST", address("avatars", { avatar_id: name }));
-    call.upload.onprogress = ({ loaded, total }) => told({ step: "upload", done: loaded, total });
-    call.onprogress = () => call.status === 200 && lines();
-    call.onerror = () => reject(new Failure("The upload broke off.", "Check the connection and send it again."));
-    call.onload = () => {
-      if (call.status === 200) {
-        lines();
-        return report ? resolve(report) : reject(new Failure("The preparation broke off.", "Send it again."));
-      }
-      try {
-        const { error } = JSON.parse(call.responseText);
-        reject(new Failure(error.message, error.remedy, error.code, call.status));
-      } catch {
-        reject(new Failure(`The server answered ${call.status}.`, "Send it again.", "http", call.status));
-      }
-    };
-    call.send(file);
-  });
 }

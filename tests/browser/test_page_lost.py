@@ -1,0 +1,106 @@
+"""While the connection is away the page shows the last picture, and says what happens; it is never black."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.browser.conftest import Tab
+from tests.browser.fake_server import Film, State, fake_server
+
+pytestmark = pytest.mark.browser
+STATE = "document.querySelector('#screen').dataset.state"
+TITLE = "document.querySelector('#veil-title').textContent"
+FACE = (slice(60, 150), slice(200, 420))  # rows and columns of the screen: above the words, beside pill and tools
+
+
+@pytest.fixture(scope="module")
+def film(chromium: Any) -> Film:
+    return Film()
+
+
+@pytest.fixture
+def served(film: Film) -> Iterator[tuple[str, State]]:
+    with fake_server(film) as (url, state):
+        yield url, state
+
+
+def looks(page: Tab) -> Any:
+    """The upper part of the presenter as it is seen: grey levels."""
+    shot = page.page.locator("#screen").screenshot()
+    picture = cv2.imdecode(np.frombuffer(io.BytesIO(shot).getvalue(), np.uint8), cv2.IMREAD_GRAYSCALE)
+    return picture[FACE].astype(np.float32)
+
+
+def alike(one: Any, other: Any) -> float:
+    """Correlation of two pictures, whatever the brightness of each; 0 where one is even, as black is."""
+    one, other = one - one.mean(), other - other.mean()
+    return float((one * other).mean() / max(one.std() * other.std(), 1.0))
+
+
+@pytest.mark.parametrize("way", ["webrtc", "mp4"])
+def test_the_last_picture_stays_until_the_new_one_is_there(served: tuple[str, State], tab: Any, way: str) -> None:
+    if way == "webrtc":
+        pytest.importorskip("aiortc")
+    url, state = served
+    state.webrtc = way == "webrtc"
+    page: Tab = tab(url).open(f"?via={way}")
+    page.until("document.querySelector('#figure-behind').textContent !== '–'")
+    live = looks(page)
+    assert live.std() > 20  # there is something to lose
+    state.down = True
+    page.until(f"{STATE} === 'lost'", 10)
+    seen = [looks(page) for _ in range(4)]
+    assert page.page.inner_text("#pill-text") == "Reconnecting"
+    page.until(f"{TITLE} === 'The server restarts.'")
+    assert "Next try in" in page.page.inner_text("#veil-text")
+    page.shot(f"lost-{way}")
+    state.down = False
+    page.page.click("#retry")
+    while page.page.evaluate(STATE) == "lost":
+        seen.append(looks(page))
+    seen += [looks(page) for _ in range(6)]
+    assert len(seen) > 10
+    assert min(alike(live, picture) for picture in seen) > 0.6
+    page.until("!document.querySelector('#still').dataset.of")
+    assert page.watch(1.0)["played"] > 0.7
+
+
+def test_the_words_say_what_happens_and_count_down(served: tuple[str, State], tab: Any) -> None:
+    url, state = served
+    page: Tab = tab(url).open()
+    page.page.evaluate("""() => {
+      window.said = [];
+      const look = () => {
+        const words = document.querySelector('#veil-card').innerText.replace(/\\n+/g, ' | ');
+        if (words && said.at(-1) !== words) said.push(words);
+      };
+      const all = { subtree: true, childList: true, attributes: true, characterData: true };
+      new MutationObserver(look).observe(document.querySelector('#veil'), all);
+    }""")
+    state.down = True
+    page.until("said.filter((words) => words.includes('Next try in')).length > 6", 40)
+    said = page.page.evaluate("said")
+    assert not [words for words in said if words.startswith("Waking")]  # it was awake
+    assert any(words.startswith("The server restarts. | Trying again …") for words in said)
+    assert any("Wait. Next try in 3 s." in words for words in said)
+    assert any("Wait. Next try in 2 s." in words for words in said)
+    assert page.page.get_attribute("#veil-title", "role") == "status"
+
+
+def test_before_the_first_picture_the_avatar_is_seen_already(served: tuple[str, State], tab: Any) -> None:
+    url, state = served
+    state.fail["live"] = (503, {"code": "busy", "message": "Too many watch.", "remedy": "Wait a little."})
+    page: Tab = tab(url).open("?via=mp4", live=False)
+    page.until(f"{STATE} === 'lost' && document.querySelector('#still').dataset.of === 'poster'")
+    page.shot("lost-poster")
+    assert looks(page).std() > 10
+    assert page.page.inner_text("#veil-title") == "Too many watch."
+    del state.fail["live"]
+    page.page.click("#retry")
+    page.until(f"{STATE} === 'live' && !document.querySelector('#still').dataset.of")

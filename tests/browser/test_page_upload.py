@@ -1,0 +1,166 @@
+"""Adding an avatar on the page: signed in on the way, cancelled, refused, cut off; the chosen file stays chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from deployments.access import Access
+from deployments.keys import Keys
+from tests.browser.conftest import LIVE, Tab
+from tests.browser.fake_server import Film, State, fake_server
+
+pytestmark = pytest.mark.browser
+KEY = "0123456789abcdef-page"
+CLIP = {"name": "Me.mp4", "mimeType": "video/mp4", "buffer": bytes(range(256)) * 4000}
+ASKS = "document.querySelector('#key').open"
+READY = "document.querySelector('#upload-step').textContent === 'me is ready.'"
+
+
+@pytest.fixture(scope="module")
+def film(chromium: Any) -> Film:
+    return Film()
+
+
+@pytest.fixture
+def served(film: Film) -> Iterator[tuple[str, State]]:
+    with fake_server(film) as (url, state):
+        yield url, state
+
+
+@pytest.fixture
+def state(served: tuple[str, State]) -> State:
+    return served[1]
+
+
+def enter(page: Tab) -> None:
+    page.until(ASKS)
+    page.page.fill("#key-input", KEY)
+    page.page.press("#key-input", "Enter")
+
+
+@pytest.fixture
+def chat(served: tuple[str, State], tab: Any) -> Tab:
+    """The page with its settings open, and a file chosen."""
+    page: Tab = tab(served[0]).open("?via=mp4")
+    page.page.click("#open-settings")
+    page.page.click("#upload summary")
+    page.page.set_input_files("#upload-file", CLIP)
+    return page
+
+
+def test_who_has_to_sign_in_does_so_first_and_the_same_file_goes(
+    chat: Tab, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Access, "keys", Keys([KEY]))
+    chat.page.click("#upload-go")
+    chat.until(ASKS)
+    assert state.uploads == []  # nothing was sent in vain
+    enter(chat)
+    chat.until(READY)
+    assert state.uploads == [("me", CLIP["buffer"])]
+
+
+def test_a_key_that_ends_amid_the_upload_is_asked_for_and_the_same_file_goes(
+    chat: Tab, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.page.route("**/avatars", lambda route: route.fulfill(json=[]))  # it was known until then
+    monkeypatch.setattr(Access, "keys", Keys([KEY]))
+    chat.page.route("**/avatars?*", lambda route: route.continue_())
+    chat.page.click("#upload-go")
+    chat.until(ASKS)
+    assert not chat.page.is_visible("#upload-error")
+    chat.page.unroute("**/avatars")
+    enter(chat)
+    chat.until(READY)
+    assert state.uploads == [("me", CLIP["buffer"])]
+
+
+def test_an_upload_can_be_cancelled_and_sent_again(chat: Tab, state: State) -> None:
+    held: list[Any] = []
+    chat.page.route("**/avatars?*", held.append)
+    chat.page.click("#upload-go")
+    chat.until("document.querySelector('#upload-cancel').checkVisibility()")
+    assert chat.page.is_disabled("#upload-go") and chat.page.is_disabled("#upload-name")
+    chat.page.click("#upload-cancel")
+    chat.until("!document.querySelector('#upload-progress').checkVisibility()")
+    assert not chat.page.is_visible("#upload-error") and state.uploads == []
+    assert chat.page.evaluate("document.activeElement.id") == "upload-go"
+    assert chat.page.input_value("#upload-name") == "me"
+    chat.page.unroute("**/avatars?*")
+    chat.page.click("#upload-go")
+    chat.until(READY)
+    assert state.uploads == [("me", CLIP["buffer"])]
+
+
+def test_a_name_that_is_taken_is_found_before_anything_is_sent(chat: Tab, state: State) -> None:
+    chat.page.fill("#upload-name", "presenter")
+    chat.page.click("#upload-go")
+    chat.page.wait_for_selector("#upload-error:not([hidden])")
+    assert chat.page.inner_text("#upload-error") == "There is an avatar “presenter” already. Choose another name."
+    assert state.uploads == [] and not chat.page.is_visible("#upload-progress")
+
+
+@pytest.mark.parametrize("where", ["first", "amid"])
+def test_a_server_that_cannot_be_reached_is_told(chat: Tab, where: str) -> None:
+    if where == "first":
+        chat.page.context.set_offline(True)
+    else:
+        chat.page.route("**/avatars?*", lambda route: route.abort())
+    chat.page.click("#upload-go")
+    chat.page.wait_for_selector("#upload-error:not([hidden])")
+    told = {"first": "The server cannot be reached.", "amid": "The upload broke off."}
+    assert chat.page.inner_text("#upload-error").startswith(f"{told[where]} Check the connection")
+    assert chat.page.is_enabled("#upload-go") and "Me.mp4 (1.0 MB)" in chat.page.inner_text("#drop-text")
+
+
+# --- signing in and out, and deleting, where no server is
+
+
+def test_signing_in_and_out_without_a_server_is_told(
+    served: tuple[str, State], tab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Access, "keys", Keys([KEY]))
+    page: Tab = tab(served[0]).open("?via=mp4", live=False)
+    page.until(ASKS)
+    page.page.context.set_offline(True)
+    enter(page)
+    page.until("!document.querySelector('#key-error').hidden")
+    assert page.page.inner_text("#key-error") == (
+        "The server cannot be reached. Check the connection, then sign in again."
+    )
+    assert page.page.input_value("#key-input") == KEY
+    page.page.context.set_offline(False)
+    page.page.press("#key-input", "Enter")
+    page.until(LIVE)
+    page.page.click("#open-settings")
+    page.page.context.set_offline(True)
+    page.page.click("#sign-out")
+    page.page.wait_for_selector("#chat-error:not([hidden])")
+    assert page.page.inner_text("#chat-error") == (
+        "You are still signed in. The server cannot be reached. Check the connection, then sign out again."
+    )
+    page.page.context.set_offline(False)
+    with page.page.expect_navigation():
+        page.page.click("#sign-out")
+    page.until(ASKS)
+
+
+def test_a_chat_is_deleted_when_that_was_meant_and_what_stops_it_is_told(chat: Tab, state: State) -> None:
+    (session,) = state.sessions
+    chat.page.click("#remove")
+    assert chat.page.evaluate("document.activeElement.textContent") == "Keep it"
+    chat.page.keyboard.press("Enter")
+    assert not chat.page.is_visible("#sure") and session in state.sessions
+    chat.page.context.set_offline(True)
+    chat.page.click("#remove")
+    chat.page.click("#sure .danger")
+    chat.page.wait_for_selector("#chat-error:not([hidden])")
+    assert chat.page.inner_text("#chat-error").startswith("It was not deleted. The server cannot be reached.")
+    chat.page.context.set_offline(False)
+    chat.page.click("#remove")
+    chat.page.click("#sure .danger")
+    chat.until_served(lambda: session not in state.sessions)
+    chat.until("!document.querySelector('#settings').open")
