@@ -13,6 +13,7 @@ import { Captions } from "./told.js";
 import { Veil } from "./veil.js";
 
 const $ = (id) => document.getElementById(id);
+const NEAR = 400; // characters that a message still has room for: from here on it is told
 const UNDERSTOOD_MS = 60_000; // a recording of two minutes takes a busy CPU that long
 const video = $("video");
 const player = new LivePlayer(video, new URLSearchParams(location.search).get("via"));
@@ -105,8 +106,22 @@ function show() {
   $("caption-text").textContent = text;
   $("unmute").hidden = !(video.muted && page.live && !page.chose);
   $("mute").setAttribute("aria-pressed", String(video.muted));
-  $("mute").setAttribute("aria-label", video.muted ? "Sound is off: turn it on" : "Sound is on: turn it off");
+  name("mute", video.muted ? "Sound is off: turn it on" : "Sound is on: turn it off");
   $("mute-icon").setAttribute("href", `web/icons.svg#${video.muted ? "muted" : "sound"}`);
+}
+
+/** Name a button that shows a picture alone: for who hears it, and for who points at it. */
+const name = (id, words) => ["aria-label", "title"].forEach((attribute) => $(id).setAttribute(attribute, words));
+
+/** Say what the keys do now, or how much more fits into the message. */
+function hint() {
+  const left = $("message").maxLength - $("message").value.length;
+  const near = !listening.on && left <= NEAR;
+  const recording = listening.handsFree ? "A pause ends your turn. Esc stops listening." : "Enter sends the recording, Esc discards it.";
+  const room = left ? `Room for ${left < 50 ? left : `about ${Math.floor(left / 50) * 50}`} more characters.` : `A message has room for ${$("message").maxLength} characters: no more was taken.`;
+  const words = near ? room : listening.on ? recording : "Enter sends, Shift + Enter makes a new line, Esc interrupts.";
+  $("hint").classList.toggle("now", near);
+  if ($("hint").textContent !== words) $("hint").textContent = words;
 }
 
 function notice(title, text = "") {
@@ -214,8 +229,11 @@ $("composer").addEventListener("submit", (event) => {
   if (listening.on) return listening.finish(true);
   send($("message").value);
   $("message").value = "";
+  hint();
   $("message").focus();
 });
+$("message").addEventListener("input", hint);
+listening.addEventListener("change", hint);
 $("message").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
@@ -262,9 +280,9 @@ function heard(words) {
 /** Say what becomes of words in this mode. */
 function explain() {
   const chat = mode() === "chat";
-  const answered = page.hears ? "Answered, typed or spoken." : "Typed words are answered. A recording moves the face as it is: this server understands no speech.";
-  $("mode-hint").textContent = chat ? answered : "Said as it is: what you type in the presenter's voice, what you record in your own.";
-  $("mic").setAttribute("aria-label", `Record your voice: it ${chat && page.hears ? "is understood and answered" : "moves the face"}`);
+  const answered = page.hears ? "Answered, typed or spoken." : "Typed words are answered: this server understands no speech.";
+  $("mode-hint").textContent = chat ? answered : "Said as it is; what you record in your own voice.";
+  name("mic", `Record your voice: it ${chat && page.hears ? "is understood and answered" : "moves the face"}`);
   const words = chat ? "Message" : "Words to be said as they are";
   $("message").placeholder = words;
   $("message-label").textContent = words;
@@ -281,7 +299,7 @@ function theme(chosen) {
   const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.dataset.theme = dark ? "dark" : "light";
   $("theme-icon").setAttribute("href", `web/icons.svg#${dark ? "sun" : "moon"}`);
-  $("theme").setAttribute("aria-label", `Switch to ${dark ? "light" : "dark"} colours`);
+  name("theme", `Switch to ${dark ? "light" : "dark"} colours`);
 }
 theme(localStorage.getItem("warmtalk-theme"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme(localStorage.getItem("warmtalk-theme")));

@@ -55,6 +55,7 @@ export function making(facts, key) {
 }
 
 function first(ms, key) {
+  $("latency").dataset.known = "";
   $("figure-first").textContent = milliseconds(ms);
   if (history.at(-1)?.key === key) history.at(-1).ms = ms;
   else history.push({ key, ms });

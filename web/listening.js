@@ -9,7 +9,7 @@ const BAR_PX = 8; // canvas pixels a bar of the wave, half of them its width
 const BLOCKS = 4; // of sound a bar
 const $ = (id) => document.getElementById(id);
 
-/** Events: "recorded" {seconds, body} with a WAV file, "begins" when a hands-free turn does, "trouble" {title, text}. */
+/** Events: "change" when it begins, ends or waits otherwise, "recorded" {seconds, body} with a WAV file, "begins" when a hands-free turn does, "trouble" {title, text}. */
 export class Listening extends EventTarget {
   #recorder = null;
   #starts = false; // it is being asked for: a second click must not ask again
@@ -31,6 +31,10 @@ export class Listening extends EventTarget {
 
   get on() {
     return this.#recorder !== null;
+  }
+
+  get handsFree() {
+    return this.#turns !== null;
   }
 
   async start() {
@@ -78,8 +82,10 @@ export class Listening extends EventTarget {
     $("message").hidden = on;
     $("mic").hidden = on;
     this.#say();
-    $("send").setAttribute("aria-label", !on ? "Send" : this.#turns ? "Stop listening" : "Stop and send the recording");
+    const does = !on ? "Send" : this.#turns ? "Stop listening" : "Stop and send the recording";
+    for (const attribute of ["aria-label", "title"]) $("send").setAttribute(attribute, does);
     $("send").querySelector("use").setAttribute("href", `web/icons.svg#${on && this.#turns ? "stop" : "send"}`);
+    this.#tell("change");
   }
 
   #say() {

@@ -5,6 +5,7 @@ import { Upload } from "./upload.js";
 
 const $ = (id) => document.getElementById(id);
 const KEY = "warmtalk-settings";
+const CHOOSING_MS = 400; // arrow keys pass over avatars on their way, and each would be a new chat
 
 const stored = () => {
   try {
@@ -17,6 +18,8 @@ const stored = () => {
 /** Events: "avatar" when another one is chosen. */
 export class Settings extends EventTarget {
   #values = { avatar_id: "", voice: "", speed: 1, enhance: null, ...stored() };
+
+  #choosing = 0;
 
   constructor() {
     super();
@@ -96,7 +99,8 @@ export class Settings extends EventTarget {
     label.append(Object.assign(document.createElement("small"), { textContent: `${width} × ${height}, ${fps} fps` }));
     input.addEventListener("change", () => {
       this.#keep({ avatar_id });
-      this.dispatchEvent(new Event("avatar"));
+      clearTimeout(this.#choosing);
+      this.#choosing = setTimeout(() => this.dispatchEvent(new Event("avatar")), CHOOSING_MS);
     });
     tile.append(input, face, label);
     return tile;

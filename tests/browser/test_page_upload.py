@@ -116,6 +116,30 @@ def test_a_server_that_cannot_be_reached_is_told(chat: Tab, where: str) -> None:
     assert chat.page.is_enabled("#upload-go") and "Me.mp4 (1.0 MB)" in chat.page.inner_text("#drop-text")
 
 
+# --- choosing
+
+
+def test_arrow_keys_pass_over_avatars_and_the_one_where_they_rest_begins_a_chat(
+    served: tuple[str, State], tab: Any
+) -> None:
+    facts = {"version": "1", "fps": 25, "width": 512, "height": 512, "frames": 250}
+    names = ["ann", "bob", "presenter"]
+    opened: list[dict[str, Any]] = []
+    page: Tab = tab(served[0])
+    page.page.route("**/avatars", lambda route: route.fulfill(json=[{**facts, "avatar_id": name} for name in names]))
+    page.page.on("request", lambda asked: asked.url.endswith("/sessions") and opened.append(asked.post_data_json))
+    page.open("?via=mp4")
+    page.page.click("#open-settings")
+    page.until("document.querySelectorAll('.avatar').length === 3")
+    page.page.focus(".avatar :checked")
+    for _ in range(2):
+        page.page.keyboard.press("ArrowLeft")
+    page.until_served(lambda: len(opened) > 1)
+    page.page.wait_for_timeout(600)
+    assert [body.get("avatar_id") for body in opened] == [None, "ann"]
+    page.until("document.querySelector('#screen').dataset.state === 'live'")
+
+
 # --- signing in and out, and deleting, where no server is
 
 

@@ -1,0 +1,73 @@
+"""What the page says beside the conversation: names of what is only a picture, hints, and what there is no room for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import Tab
+from tests.browser.fake_server import Film, State, fake_server
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def film(chromium: Any) -> Film:
+    return Film()
+
+
+@pytest.fixture
+def served(film: Film) -> Iterator[tuple[str, State]]:
+    with fake_server(film) as (url, state):
+        yield url, state
+
+
+def test_on_a_phone_pictures_keep_the_names_of_the_words_they_replace(served: tuple[str, State], tab: Any) -> None:
+    page = tab(served[0], viewport={"width": 390, "height": 844}).open("?via=mp4").page
+    for name in ("New chat", "Settings", "Captions", "Full screen", "Send", "Record your voice: it moves the face"):
+        button = page.get_by_role("button", name=name, exact=True)
+        assert button.count() == 1, name
+        assert button.bounding_box()["width"] < 48, name
+    pointed = page.evaluate(
+        "[...document.querySelectorAll('button[aria-label]')].filter((b) => !b.title).map((b) => b.id)"
+    )
+    assert pointed == ["notice-close"]  # a cross in a corner needs no words
+
+
+def test_the_hint_says_what_the_keys_do_and_when_a_message_is_full(served: tuple[str, State], tab: Any) -> None:
+    chat: Tab = tab(served[0]).open("?via=mp4")
+    hint = "#hint"
+    assert chat.page.inner_text(hint).startswith("Enter sends, Shift")
+    chat.page.fill("#message", "x" * 3650)
+    assert chat.page.inner_text(hint) == "Room for about 350 more characters."
+    chat.page.fill("#message", "x" * 3990)
+    assert chat.page.inner_text(hint) == "Room for 10 more characters."
+    chat.page.press("#message", "End")
+    chat.page.keyboard.insert_text("y" * 50)
+    assert chat.page.inner_text(hint) == "A message has room for 4000 characters: no more was taken."
+    assert chat.page.input_value("#message") == "x" * 3990 + "y" * 10
+    chat.page.fill("#message", "")
+    assert chat.page.inner_text(hint).startswith("Enter sends, Shift")
+    chat.page.click("#mic")
+    chat.until("document.querySelector('#hint').textContent === 'Enter sends the recording, Esc discards it.'")
+    chat.page.check("#hands-free")
+    chat.until("document.querySelector('#hint').textContent === 'A pause ends your turn. Esc stops listening.'")
+    chat.page.keyboard.press("Escape")
+    chat.until("document.querySelector('#hint').textContent.startsWith('Enter sends, Shift')")
+
+
+def test_the_latency_panel_says_what_it_is_for_until_there_is_something_in_it(
+    served: tuple[str, State], tab: Any
+) -> None:
+    chat: Tab = tab(served[0]).open("?via=mp4")
+    assert chat.page.inner_text(".figures").startswith("Say something to see where the time goes")
+    served[1].reply = "Yes."
+    for text in ("One", "Two"):
+        chat.send(text)
+        chat.state("speaking")
+        chat.state("live")
+    assert "to first frame" in chat.page.inner_text(".figures") and "Say" not in chat.page.inner_text(".figures")
+    spark = chat.page.locator("#spark").bounding_box()
+    assert (spark["width"], spark["height"]) == (96, 24)
