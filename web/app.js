@@ -11,6 +11,7 @@ import { Settings } from "./settings.js";
 import { Still } from "./still.js";
 import { Captions } from "./told.js";
 import { Veil } from "./veil.js";
+import { wrong } from "./wrong.js";
 
 const $ = (id) => document.getElementById(id);
 const NEAR = 400; // characters that a message still has room for: from here on it is told
@@ -331,14 +332,13 @@ $("remove").addEventListener("click", () => {
 });
 $("sure").addEventListener("close", async () => {
   if ($("sure").returnValue !== "delete") return;
-  $("chat-error").hidden = true;
+  wrong("chat-error");
   try {
     await request(`sessions/${page.session}`, { method: "DELETE" });
     $("settings").close();
     await fresh();
   } catch (failure) {
-    $("chat-error").textContent = `It was not deleted. ${failure.message} ${failure.remedy}`;
-    $("chat-error").hidden = false;
+    wrong("chat-error", `It was not deleted. ${failure.message} ${failure.remedy}`);
   }
 });
 $("settings").addEventListener("close", () => $("open-settings").focus());

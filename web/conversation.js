@@ -33,6 +33,13 @@ export class Conversation extends EventTarget {
   #session = "";
   #jobs = new Map(); // bubble → the latest that is known of its job
   #heard = ""; // the sentence that is heard now
+  #stays = true; // at the latest words, also when there is less room for them
+
+  constructor() {
+    super();
+    this.#log.addEventListener("scroll", () => (this.#stays = this.#atEnd()));
+    new ResizeObserver(() => this.#stays && this.#toEnd()).observe(this.#log);
+  }
 
   /** Show another session's messages. */
   async open(session) {

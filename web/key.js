@@ -1,5 +1,7 @@
 /** Asks for the server's key where it wants one: once, for however many calls wait. Knows nothing of what they ask. */
 
+import { wrong } from "./wrong.js";
+
 const $ = (id) => document.getElementById(id);
 const SIGNED_IN = "warmtalk-signed-in"; // that there is a cookie: no page can read the cookie itself
 
@@ -17,14 +19,13 @@ export class Key {
   }
 
   async #leave(forget) {
-    $("chat-error").hidden = true;
+    wrong("chat-error");
     $("sign-out").disabled = true;
     try {
       await forget();
     } catch (failure) {
-      $("chat-error").textContent = `You are still signed in. ${failure.message} ${failure.status ? failure.remedy : "Check the connection, then sign out again."}`;
-      $("chat-error").hidden = false;
-      return;
+      const remedy = failure.status ? failure.remedy : "Check the connection, then sign out again.";
+      return wrong("chat-error", `You are still signed in. ${failure.message} ${remedy}`);
     } finally {
       $("sign-out").disabled = false;
     }
@@ -39,7 +40,7 @@ export class Key {
   }
 
   async #ask() {
-    const [dialog, input, error] = [$("key"), $("key-input"), $("key-error")];
+    const [dialog, input] = [$("key"), $("key-input")];
     if (!dialog.open) dialog.showModal();
     input.focus();
     for (;;) {
@@ -47,13 +48,12 @@ export class Key {
         $("key-form").addEventListener("submit", (event) => (event.preventDefault(), resolve(input.value.trim())), { once: true });
       });
       this.#busy(true);
-      error.hidden = true;
+      wrong("key-error");
       try {
         await this.#send(key);
         break;
       } catch (failure) {
-        error.textContent = refusal(failure);
-        error.hidden = false;
+        wrong("key-error", refusal(failure));
         input.setAttribute("aria-invalid", String(failure.status === 401));
         input.focus();
         input.select();

@@ -7,6 +7,7 @@ const STAGES = { TTS: "Voice", AudioFeatures: "Features", LipSync: "Lip sync", E
 const KEPT = 24; // answers in the sparkline
 const QUIET_MS = 1200; // without news nothing is being made
 const [WIDTH, HEIGHT, EDGE] = [96, 24, 3];
+const FEWEST = 9; // answers that fill the sparkline's width; fewer begin at its left
 const $ = (id) => document.getElementById(id);
 const rows = new Map();
 const history = []; // {key, ms}, the latest last
@@ -61,15 +62,15 @@ function first(ms, key) {
   else history.push({ key, ms });
   history.splice(0, history.length - KEPT);
   const values = history.map((entry) => entry.ms);
-  const most = Math.max(...values);
+  const most = 1.25 * Math.max(...values); // the line stays off the edge
   const points = values.map((value, k) => {
-    const x = WIDTH - EDGE - ((values.length - 1 - k) * (WIDTH - 2 * EDGE)) / (KEPT - 1);
+    const x = EDGE + (k * (WIDTH - 2 * EDGE)) / (Math.max(values.length, FEWEST) - 1);
     return [x.toFixed(1), (HEIGHT - EDGE - (value / most) * (HEIGHT - 2 * EDGE)).toFixed(1)];
   });
   $("spark-line").setAttribute("points", points.map((point) => point.join()).join(" "));
   $("spark-dot").setAttribute("cx", points.at(-1)[0]);
   $("spark-dot").setAttribute("cy", points.at(-1)[1]);
-  $("spark").setAttribute("aria-label", `To first frame: ${milliseconds(ms)}; of the last ${values.length} the median is ${milliseconds(median(values))}, the slowest ${milliseconds(most)}`);
+  $("spark").setAttribute("aria-label", `To first frame: ${milliseconds(ms)}; of the last ${values.length} the median is ${milliseconds(median(values))}, the slowest ${milliseconds(Math.max(...values))}`);
   $("spark").toggleAttribute("hidden", values.length < 2);
 }
 

@@ -2,6 +2,7 @@
 
 import { address, getJson } from "./api.js";
 import { Upload } from "./upload.js";
+import { wrong } from "./wrong.js";
 
 const $ = (id) => document.getElementById(id);
 const KEY = "warmtalk-settings";
@@ -56,10 +57,9 @@ export class Settings extends EventTarget {
   async refresh() {
     const [avatars, voices] = await Promise.all([getJson("avatars").catch((failure) => failure), getJson("voices").catch(() => null)]);
     if (voices) this.#showVoices(voices);
-    const wrong = !Array.isArray(avatars);
-    if (!wrong) this.#showAvatars(avatars);
-    $("avatars-error").textContent = wrong ? `The avatars cannot be listed. ${avatars.message} ${avatars.remedy}` : "";
-    $("avatars-error").hidden = !wrong;
+    const listed = Array.isArray(avatars);
+    if (listed) this.#showAvatars(avatars);
+    wrong("avatars-error", listed ? "" : `The avatars cannot be listed. ${avatars.message} ${avatars.remedy}`);
   }
 
   async #added(name) {

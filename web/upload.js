@@ -1,10 +1,13 @@
 /** The form that adds an avatar: a file, a name, and how far its upload and preparation are. */
 
 import { Failure, address, admitted, failureOf, getJson } from "./api.js";
+import { wrong } from "./wrong.js";
 
 const STEP_NAMES = { upload: "Uploading" };
 const ASK = "Choose a video or a picture of one face, or drop it here";
 const $ = (id) => document.getElementById(id);
+
+const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 /** Events: "ready" {name} when an avatar has been prepared. */
 export class Upload extends EventTarget {
@@ -33,9 +36,9 @@ export class Upload extends EventTarget {
   #chosen() {
     const [file] = $("upload-file").files;
     $("drop").classList.toggle("chosen", Boolean(file));
-    $("drop-text").textContent = file ? `${file.name} (${(file.size / 1e6).toFixed(1)} MB)` : ASK;
+    $("drop-text").textContent = file ? `${file.name} (${size(file.size)})` : ASK;
     if (file) $("upload-name").value ||= file.name.replace(/\.[^.]*$/, "").toLowerCase().replace(/[^a-z0-9_-]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 64);
-    $("upload-error").hidden = true;
+    wrong("upload-error");
   }
 
   async #send(file, name) {
@@ -57,14 +60,13 @@ export class Upload extends EventTarget {
     } catch (failure) {
       this.#show(false);
       if (signal.aborted) return $("upload-go").focus();
-      $("upload-error").textContent = `${failure.message} ${failure.remedy}`;
-      $("upload-error").hidden = false;
+      wrong("upload-error", `${failure.message} ${failure.remedy}`);
     }
   }
 
   #show(on) {
     if (!on) this.#call = null;
-    $("upload-error").hidden = true;
+    wrong("upload-error");
     $("upload-progress").hidden = !on;
     $("upload-bar").hidden = $("upload-cancel").hidden = !on;
     for (const way of ["upload-go", "upload-file", "upload-name"]) $(way).disabled = on;

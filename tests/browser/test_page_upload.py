@@ -80,7 +80,7 @@ def test_a_key_that_ends_amid_the_upload_is_asked_for_and_the_same_file_goes(
 
 def test_an_upload_can_be_cancelled_and_sent_again(chat: Tab, state: State) -> None:
     held: list[Any] = []
-    chat.page.route("**/avatars?*", held.append)
+    chat.page.route("**/avatars?*", lambda route: held.append(route))
     chat.page.click("#upload-go")
     chat.until("document.querySelector('#upload-cancel').checkVisibility()")
     assert chat.page.is_disabled("#upload-go") and chat.page.is_disabled("#upload-name")
