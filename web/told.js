@@ -1,7 +1,7 @@
 /** What is told inside the live stream: `emsg` boxes between its fragments (ISO/IEC 23009-1), and captions made of them. */
 
 const SCHEME = "urn:warmtalk:live:1";
-const LONGEST = 84; // characters of a caption: two lines
+const LONGEST = 80; // characters of a caption, a word more or less: two lines
 const KEPT_S = 60; // captions that have passed stay in the track for this long
 
 /** Finds events in a stream that comes in parts of any size; keeps no more of it than a box's header. */
@@ -96,7 +96,7 @@ export class Captions extends EventTarget {
 
   #forget() {
     for (const [key, cues] of this.#known) {
-      if (cues.at(-1).endTime > this.#video.currentTime - KEPT_S) continue;
+      if ((cues.at(-1)?.endTime ?? 0) > this.#video.currentTime - KEPT_S) continue;
       for (const cue of cues) this.#track.removeCue(cue);
       this.#known.delete(key);
     }
@@ -114,12 +114,15 @@ export function parts({ text, start_s, end_s, words = [] }) {
         letters += token.length + 1;
         return { text: token, start };
       });
-  const share = text.length / Math.ceil(text.length / LONGEST);
+  const most = Math.max(1, Math.ceil(text.length / LONGEST));
   const out = [];
+  let passed = 0;
   for (const unit of units) {
-    const last = out.at(-1);
-    if (last && last.text.length < 0.9 * share && last.text.length + 1 + unit.text.length <= LONGEST) last.text += ` ${unit.text}`;
-    else out.push({ ...unit, start: out.length ? unit.start : start_s });
+    // a part begins where that is nearest to its even share, so that no word is left over for a part of its own
+    const begins = out.length < most && passed + unit.text.length / 2 >= (out.length * text.length) / most;
+    if (begins) out.push({ ...unit, start: out.length ? unit.start : start_s });
+    else out.at(-1).text += ` ${unit.text}`;
+    passed += unit.text.length + 1;
   }
   return out.map((part, k) => ({ ...part, end: out[k + 1]?.start ?? end_s }));
 }

@@ -106,6 +106,22 @@ def test_a_long_sentence_is_shown_in_parts_of_two_lines(chat: Tab, served: tuple
     assert guessed[1]["start"] == pytest.approx(10 + 4 * share) and guessed[1]["end"] == 14
 
 
+def test_no_word_is_left_over_for_a_caption_of_its_own(chat: Tab) -> None:
+    words = [w for k in range(12) for w in ("so", "that", "nobody", "is", "misunderstood", "afterwards,", "a", "word")]
+    texts = [" ".join(words[:count]) for count in range(1, len(words))]
+    found = chat.page.evaluate(
+        """async (texts) => {
+          const { parts } = await import('/web/told.js');
+          return texts.map((text) => parts({ text, start_s: 0, end_s: 9 }).map((part) => part.text));
+        }""",
+        texts,
+    )
+    for text, parts in zip(texts, found, strict=True):
+        assert " ".join(parts) == text and len(parts) == -(-len(text) // 80)
+        sizes = [len(part) for part in parts]
+        assert max(sizes) <= 90 and min(sizes) >= max(sizes) - 2 * len("misunderstood"), parts
+
+
 def test_events_are_found_however_the_stream_is_cut_up(chat: Tab) -> None:
     caption = event_box("caption", {"text": "Größe 👋"}, 1, 0.5, 1.0)
     data = box(b"moof", b"emsg") + caption + box(b"mdat", bytes(16)) + event_box("ended", {"reason": "closed"}, 2, 1.5)
