@@ -101,11 +101,11 @@ function show() {
   $("pill").dataset.state = state;
   if ($("pill-text").textContent !== words[state]) $("pill-text").textContent = words[state];
   for (const way of [$("message"), $("mic"), $("send"), ...$("suggestions").children]) way.disabled = page.ended;
-  $("interrupt").hidden = !(state === "speaking" || state === "thinking");
+  offer("interrupt", state === "speaking" || state === "thinking", "message");
   const { text } = captions.now;
   $("caption").hidden = !(page.captions && text && page.live);
   $("caption-text").textContent = text;
-  $("unmute").hidden = !(video.muted && page.live && !page.chose);
+  offer("unmute", video.muted && page.live && !page.chose, "mute");
   $("mute").setAttribute("aria-pressed", String(video.muted));
   name("mute", video.muted ? "Sound is off: turn it on" : "Sound is on: turn it off");
   $("mute-icon").setAttribute("href", `web/icons.svg#${video.muted ? "muted" : "sound"}`);
@@ -113,6 +113,13 @@ function show() {
 
 /** Name a button that shows a picture alone: for who hears it, and for who points at it. */
 const name = (id, words) => ["aria-label", "title"].forEach((attribute) => $(id).setAttribute(attribute, words));
+
+/** Show a button, or hide it; who stands on it with the keyboard is not left nowhere. */
+function offer(id, on, next) {
+  const stood = !on && $(id).matches(":focus-visible");
+  $(id).hidden = !on;
+  if (stood) $(next).focus();
+}
 
 /** Say what the keys do now, or how much more fits into the message. */
 function hint() {
@@ -128,7 +135,9 @@ function hint() {
 function notice(title, text = "") {
   $("notice-title").textContent = title;
   $("notice-text").textContent = text;
+  const stood = !title && $("notice-close").matches(":focus-visible");
   $("notice").hidden = !title;
+  if (stood) $("message").focus();
 }
 
 player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {

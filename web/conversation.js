@@ -182,7 +182,9 @@ export class Conversation extends EventTarget {
     const retry = Object.assign(element("button", "small", over ? "New chat" : "Try again"), { type: "button" });
     retry.addEventListener("click", () => {
       if (over) return this.dispatchEvent(new Event("fresh"));
+      const stood = retry.matches(":focus-visible");
       wrong.remove();
+      if (stood) $("message").focus();
       again();
     });
     wrong.append(element("strong", "", failure.message), failure.remedy ?? "", element("br"), retry);

@@ -63,9 +63,11 @@ export class Listening extends EventTarget {
   /** Let go of the microphone. sent: what is in it is a recording; of hands-free, only a turn that goes on. */
   finish(sent) {
     const recorder = this.#recorder;
+    const stood = $("recording").matches(":has(:focus-visible)");
     const said = !this.#turns || this.#turns.speaks;
     this.#recorder = null;
     this.#show(false);
+    if (stood) $("mic").focus(); // the bar that had the focus is gone
     const { seconds } = recorder;
     const body = recorder.stop();
     if (!sent || !said) return;

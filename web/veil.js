@@ -13,7 +13,7 @@ export class Veil {
   /** The picture went, and is being asked for once more; why it went stays to be read. */
   again() {
     const known = $("screen").dataset.state === "lost";
-    this.#say(known ? $("veil-title").textContent : "The picture broke off.", "Trying again …", { waits: true });
+    this.#say(known ? $("veil-title").textContent : "The picture broke off.", "Trying again …", { waits: true, retry: !$("retry").hidden }); // who stands on it stays there
   }
 
   /** There is no picture; the next try is in so many milliseconds. */

@@ -71,3 +71,37 @@ def test_the_latency_panel_says_what_it_is_for_until_there_is_something_in_it(
     assert "to first frame" in chat.page.inner_text(".figures") and "Say" not in chat.page.inner_text(".figures")
     spark = chat.page.locator("#spark").bounding_box()
     assert (spark["width"], spark["height"]) == (96, 24)
+
+
+def test_the_keyboard_is_not_left_nowhere_when_a_button_goes(served: tuple[str, State], tab: Any) -> None:
+    url, state = served
+    chat: Tab = tab(url).open("?via=mp4")
+    stands = "document.activeElement.id"
+
+    def press(selector: str) -> None:
+        chat.page.focus(selector)
+        chat.page.keyboard.press("Enter")
+
+    chat.page.keyboard.press("Tab")  # from here on the focus is the keyboard's
+    press("#unmute")
+    chat.until(f"{stands} === 'mute'")
+    chat.send("Hello?")
+    chat.state("speaking")
+    press("#interrupt")
+    chat.until(f"{stands} === 'message'")
+    chat.state("live")
+    press("#mic")
+    chat.until("document.querySelector('#recording').checkVisibility()")
+    press("#recording-cancel")
+    chat.until(f"{stands} === 'mic'")
+    state.fail["chat"] = (429, {"code": "busy", "message": "It is full.", "remedy": "Wait."})
+    chat.send("Hello?")
+    chat.page.wait_for_selector(".bubble.failed")
+    state.fail.clear()
+    press(".bubble.failed button")
+    chat.until(f"{stands} === 'message'")
+    state.down = True
+    chat.until("document.querySelector('#veil-text').textContent.includes('Next try in')")
+    press("#retry")
+    chat.until("document.querySelector('#veil-text').textContent.startsWith('Trying again')")
+    assert chat.page.evaluate(stands) == "retry"
