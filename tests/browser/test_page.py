@@ -183,7 +183,7 @@ def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Ta
     chat.until("document.querySelector('#screen').dataset.state === 'lost'")
     assert chat.page.inner_text("#pill-text") == "Reconnecting"
     chat.until("document.querySelector('#veil-title').textContent === 'The server restarts.'")
-    assert "Next try in" in chat.page.inner_text("#veil-text")
+    chat.until("document.querySelector('#veil-text').textContent.includes('Next try in')")
     chat.shot("reconnecting")
     before = chat.page.evaluate("document.querySelector('video').currentTime")
     state.down = False

@@ -59,7 +59,7 @@ def test_the_last_picture_stays_until_the_new_one_is_there(served: tuple[str, St
     seen = [looks(page) for _ in range(4)]
     assert page.page.inner_text("#pill-text") == "Reconnecting"
     page.until(f"{TITLE} === '{WHY[way]}'")
-    assert "Next try in" in page.page.inner_text("#veil-text")
+    page.until("document.querySelector('#veil-text').textContent.includes('Next try in')")
     page.shot(f"lost-{way}")
     state.down = False
     page.page.click("#retry")
