@@ -121,15 +121,19 @@ class SessionRoutes:
         lines = await asyncio.to_thread(committed_lines, sidecar_path(Path(facts["video_path"])))
         return Response(lines, media_type="application/x-ndjson")
 
+    @api.head("/sessions/{session_id}/live.mp4", include_in_schema=False)
     @api.get(
         "/sessions/{session_id}/live.mp4",
         summary="The session live, without end: idle motion, and speech when there is any",
         response_class=StreamingResponse,
     )
     async def live(self, http: Request, session_id: str) -> Response:
+        headers = {"Cache-Control": "no-store", "X-WarmTalk-Session": session_id}
+        if http.method == "HEAD":  # who looks first whether it is there is no viewer yet
+            await self._facts(session_id)
+            return StreamingResponse(iter(()), media_type="video/mp4", headers=headers)  # of no length: it has no end
         check_id(session_id, "session id")
         viewer = await self._live.view(session_id, client_of(http))
-        headers = {"Cache-Control": "no-store", "X-WarmTalk-Session": session_id}
         return StreamingResponse(live_parts(viewer), media_type="video/mp4", headers=headers)
 
     @api.post("/sessions/{session_id}/close", summary="End a session: it can still be seen, and nothing more is said")
@@ -138,6 +142,7 @@ class SessionRoutes:
         facts: dict[str, Any] = await self._stitch.options(session_id=session_id).close.remote(session_id)
         return facts
 
+    @api.head("/sessions/{session_id}/captions.vtt", include_in_schema=False)
     @api.get("/sessions/{session_id}/captions.vtt", summary="What was said, and when, as WebVTT")
     async def captions(
         self,
@@ -150,6 +155,7 @@ class SessionRoutes:
         text = await asyncio.to_thread(self._views.captions, facts, words)
         return Response(text, media_type="text/vtt", headers=NO_CACHE)
 
+    @api.head("/sessions/{session_id}/index.m3u8", include_in_schema=False)
     @api.get("/sessions/{session_id}/index.m3u8", summary="The growing video as an HLS playlist")
     async def playlist(self, http: Request, session_id: str) -> Response:
         facts = await self._facts(session_id)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deployments.http import file_range
+from models.errors import SessionNotFound
 from models.stitch.cues import Cue
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import sidecar_path
@@ -153,6 +154,18 @@ def test_a_session_has_captions_a_playlist_and_a_download(serve, filmed):
     assert whole.headers["content-disposition"] == 'attachment; filename="alice.mp4"'
     assert len(whole.content) == int(whole.headers["content-length"]) and whole.content[4:8] == b"ftyp"
     assert shown(whole.content)[1] == pytest.approx([20 + 4 * k for k in range(30)], abs=2)
+
+
+def test_players_that_look_first_whether_a_stream_is_there_are_told(serve, filmed):
+    client = serve(Handle(session=facts(filmed)))
+    for name in ("live.mp4", "index.m3u8", "captions.vtt"):
+        answer = client.head(f"/sessions/alice/{name}")
+        assert (answer.status_code, answer.content) == (200, b""), name
+    kinds = {"live.mp4": "video/mp4", "index.m3u8": "application/vnd.apple.mpegurl"}
+    assert {name: client.head(f"/sessions/alice/{name}").headers["content-type"] for name in kinds} == kinds
+    assert "content-length" not in client.head("/sessions/alice/live.mp4").headers, "it has no end"
+    nobody = serve(Handle(session=SessionNotFound("There is none.", "Open it.")))
+    assert [nobody.head(f"/sessions/alice/{name}").status_code for name in kinds] == [404, 404]
 
 
 def test_what_players_ask_for_again_and_again_has_no_transcript_told(serve, filmed):

@@ -2,17 +2,18 @@
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deployments.sessions import OpenSessions, refuse_other_avatar
+from deployments.sessions import OpenSessions, refuse_other_avatar, told
 from models.errors import FencedError, InputError, SessionNotFound
 from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.stitch.index import Sentence, Utterance
 from models.stitch.session import SessionFile
-from models.types import PreparedAvatar
+from models.types import PreparedAvatar, Word
 
 SPEC = MediaSpec(32, 32, 25, fragment_frames=4, first_fragment_frames=4)
 OTHER = replace(SPEC, width=64)
@@ -60,6 +61,14 @@ def test_a_replica_sees_what_another_wrote(replicas):
     facts = two.describe("alice")
     assert (facts["frames"], facts["duration_s"], facts["avatar_id"]) == (16, 0.64, "ann")
     assert [line["text"] for line in facts["utterances"]] == ["Hello.", "Again."]
+
+
+def test_a_line_of_the_transcript_is_told_whole():
+    words = (Word("Hello", 0.1, 0.4), Word("there.", 0.5, 0.9))
+    line = Utterance(
+        3, "Hello there. Yes.", 0.0, 1.5, True, (Sentence("Hello there.", 0.1, 0.9, words), Sentence("Yes.", 1.0, 1.4))
+    )
+    assert told(line) == asdict(line)
 
 
 def test_who_asks_again_and_again_need_not_be_told_all_that_was_said(replicas, monkeypatch):
