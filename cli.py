@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -323,13 +323,14 @@ def _say(url: str, text: str, audio: Path | None, output: Path, chosen: dict[str
                     bar.update(task, note=f"{file.tell() / 1e3:.0f} kB")
             facts = client.get(f"{url}/sessions/{session_id}").raise_for_status().json()
             sidecar = client.get(f"{url}/sessions/{session_id}/sidecar.jsonl")
-            client.delete(f"{url}/sessions/{session_id}")
             summary = facts["last"]
             if summary is None or facts["utterances"][-1]["end_s"] is None:
                 raise StageError("The utterance broke off.", "Look at the server's log and try again.")
             replace_with_sidecar(partial, output, sidecar.content if sidecar.status_code == 200 else b"")
         finally:
             partial.unlink(missing_ok=True)
+            with suppress(httpx.HTTPError):  # a server that lives on keeps no session that nobody asks for again
+                client.delete(f"{url}/sessions/{session_id}")
     return dict(summary)
 
 

@@ -143,6 +143,10 @@ class Server(BaseHTTPRequestHandler):
         line = {"end_s": 1.0 if self.ended else None}
         self.answer(200, {"last": summary if self.ended else None, "utterances": [line]})
 
+    def do_DELETE(self) -> None:
+        type(self).requests.append((f"DELETE {self.path}", b""))
+        self.answer(200, {"removed": True})
+
     def answer(self, status: int, body: dict) -> None:
         data = json.dumps(body).encode() + b"\n"
         self.send_response(status)
@@ -214,9 +218,11 @@ def test_a_video_has_its_own_sidecar_beside_it_or_none(tmp_path):
 def test_a_file_is_never_half_written(tmp_path, behaviour):
     output = tmp_path / "out.mp4"
     output.write_bytes(b"what was there")
-    with serving(**behaviour) as (url, _):
+    with serving(**behaviour) as (url, requests):
         said = refused("say", "Hello.", "-o", str(output), "--server", url)
     assert output.read_bytes() == b"what was there"
+    session_id = json.loads(requests[0][1])["session_id"]
+    assert requests[-1][0] == f"DELETE /sessions/{session_id}"  # nor is anything left at the server
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert ("busy All busy. → Wait." in said) == ("status" in behaviour)
 
