@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from tests.browser.conftest import Tab
-from tests.browser.fake_server import Film, State, fake_server
+from tests.browser.chromium import Tab
+from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
 STATE = "document.querySelector('#screen').dataset.state"
 TITLE = "document.querySelector('#veil-title').textContent"
 WHY = {"webrtc": "This server has no WebRTC.", "mp4": "The server restarts."}  # as the server of canned media says
 FACE = (slice(60, 150), slice(200, 420))  # rows and columns of the screen: above the words, beside pill and tools
-
-
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:
-    return Film()
-
-
-@pytest.fixture
-def served(film: Film) -> Iterator[tuple[str, State]]:
-    with fake_server(film) as (url, state):
-        yield url, state
 
 
 def looks(page: Tab) -> Any:

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from deployments.access import Access
 from deployments.keys import Keys
-from tests.browser.conftest import LIVE, Tab
-from tests.browser.fake_server import Film, State, fake_server
+from tests.browser.chromium import LIVE, Tab
+from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
 KEY = "0123456789abcdef-page"
 CLIP = {"name": "Me.mp4", "mimeType": "video/mp4", "buffer": bytes(range(256)) * 4000}
 ASKS = "document.querySelector('#key').open"
 READY = "document.querySelector('#upload-step').textContent === 'me is ready.'"
-
-
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:
-    return Film()
-
-
-@pytest.fixture
-def served(film: Film) -> Iterator[tuple[str, State]]:
-    with fake_server(film) as (url, state):
-        yield url, state
-
-
-@pytest.fixture
-def state(served: tuple[str, State]) -> State:
-    return served[1]
 
 
 def enter(page: Tab) -> None:

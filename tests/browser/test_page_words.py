@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Tab
-from tests.browser.fake_server import Film, State, fake_server
+from tests.browser.chromium import Tab
+from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def film(chromium: Any) -> Film:
-    return Film()
-
-
-@pytest.fixture
-def served(film: Film) -> Iterator[tuple[str, State]]:
-    with fake_server(film) as (url, state):
-        yield url, state
 
 
 def test_on_a_phone_pictures_keep_the_names_of_the_words_they_replace(served: tuple[str, State], tab: Any) -> None:
