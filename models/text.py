@@ -52,7 +52,10 @@ _SPOKEN_SYMBOLS = frozenset("°©")  # of Unicode's "other symbols", those that 
 _SILENT_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "So", "Sk", "Me"})
 _SPOKEN_SCRIPTS = ("LATIN", "MICRO", "FEMININE", "MASCULINE", "ANGSTROM", "OHM", "KELVIN", "MODIFIER LETTER")
 
-_UNPRINTED = frozenset({"Cc", "Cs", "Cn"})
+_UNPRINTED = frozenset({"Cc", "Cs"})
+_NONCHARACTERS = re.compile(
+    "[\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF)) + "]"
+)
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # Unicode's bidi embeddings
 
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>")
@@ -176,8 +179,10 @@ def check_text(text: str, max_chars: int = MAX_TEXT_CHARS, language: str = "en")
 def printable(text: str) -> str:
     """The text without what no screen shows and no file should keep: control characters, halves of characters.
 
-    Also without what turns the direction of a line round, which could make a transcript read as what was not said.
+    Also without what turns the direction of a line round, which could make a transcript read as what was not said. What
+    Python does not know yet stays: emoji are younger than its tables.
     """
+    text = _NONCHARACTERS.sub("", text)
     return "".join(c for c in text if c in "\n\t" or not (c in _TURNING or unicodedata.category(c) in _UNPRINTED))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import TextError
-from models.text import MAX_SENTENCE_CHARS, check_text, normalise, split_sentences
+from models.text import MAX_SENTENCE_CHARS, check_text, normalise, printable, split_sentences
 
 WORDS = st.lists(
     st.text("abcdefghijklmnopqrstuvwxyzABCEé0123456789'-", min_size=1, max_size=30), min_size=1, max_size=60
@@ -258,3 +258,8 @@ def test_marks_of_emphasis_go_where_they_are_closed(written: str, spoken: str) -
 )
 def test_the_dots_of_addresses_are_words_and_others_are_not(written: str, spoken: str) -> None:
     assert normalise(written) == spoken
+
+
+def test_what_no_screen_shows_goes_and_what_is_younger_than_python_stays():
+    assert printable("a\x00\x1b[2J\ud800\u202e\uffff\ufdd0\U0010fffe\tb\nc\r") == "a[2J\tb\nc"
+    assert printable("🫨 goose 🪿, 👩‍👩‍👧, שלום, é") == "🫨 goose 🪿, 👩‍👩‍👧, שלום, é"
