@@ -6,6 +6,7 @@ tests use as ground truth for lip movement.
 
 from __future__ import annotations
 
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -45,7 +46,12 @@ DIPHTHONGS = {
 }  # one letter each in the voice's alphabet
 LETTERS = {"T": "ɾ"}  # the voice writes the flap of "butter" as T
 DIPHTHONG_SPLIT = 0.55  # share of a diphthong's time that its first vowel takes
+UNNAMED_NUMBER = re.compile(r"\d(?:,?\d){24,}")  # the front end has names up to 36 digits, and breaks beyond
 SILENT_GAP_S = 0.09  # a space or mark this long is heard as a pause
+
+
+def _digits(number: re.Match[str]) -> str:
+    return " ".join(number.group().replace(",", ""))
 
 
 class HibariTTS:
@@ -161,8 +167,11 @@ class _Voice:
             self._session = self._hibari.sess = with_durations
 
     def phonemise(self, text: str) -> str:
-        """Phonemes of one sentence in the voice's alphabet."""
-        return str(self._hibari.g2p(text))
+        """Phonemes of one sentence in the voice's alphabet. Raises TextError where the voice's front end gives up."""
+        try:
+            return str(self._hibari.g2p(UNNAMED_NUMBER.sub(_digits, text)))
+        except (ArithmeticError, LookupError, ValueError) as error:
+            raise TextError(f"The voice cannot read {text[:40]!r}.", "Write it in other words.") from error
 
     def synthesise(self, phonemes: str, speed: float, seed: int = 0) -> tuple[Float32, tuple[Phoneme, ...]]:
         """Phonemes → float32 (n,) at 24 kHz in [-1, 1], with some 0.3 s of silence at each end, and their times."""

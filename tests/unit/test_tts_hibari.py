@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,24 @@ def test_it_speaks_a_segment_a_sentence_and_marks_the_last(voice: HibariTTS) -> 
     assert [s.sample_rate_hz for s in speech] == [24_000, 24_000] and voice.sample_rate_hz == 24_000
     assert all(1.0 < s.duration_s < 2.5 for s in speech)
     assert all(-32 < level_db(s.samples) < -18 and np.abs(s.samples).max() <= 1.0 for s in speech)
+
+
+@pytest.mark.parametrize("number", ["7" * 40, "$1" + ",000" * 13, "-" + "9" * 40 + "%", "1" * 39 + "th"])
+def test_a_number_that_has_no_name_is_read_digit_by_digit(voice: HibariTTS, number: str) -> None:
+    model = voice._voice("heart")
+    assert model.phonemise(f"It is {number}.").count(" ") >= 38
+    assert model.phonemise("It is 1,234,567.") != model.phonemise("It is 1 2 3 4 5 6 7.")
+
+
+def test_what_the_front_end_cannot_read_is_told_and_no_failure_of_the_stage(
+    voice: HibariTTS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(text: str) -> str:
+        raise KeyError(text)
+
+    monkeypatch.setattr(voice._voice("heart"), "_hibari", SimpleNamespace(g2p=breaks))
+    with pytest.raises(TextError, match="cannot read 'Odd words'"):
+        next(voice.speak("Odd words"))
 
 
 def test_the_first_sentence_comes_before_the_second_is_synthesised(
