@@ -112,6 +112,7 @@ class StitchConfig(Strict):
     sample_rate_hz: Literal[16000, 22050, 24000, 32000, 44100, 48000] = 24000  # of the session's sound
     crf: int = Field(20, ge=0, le=40)  # H.264 quality: lower is better and larger
     preset: str = "veryfast"  # x264's
+    threads: int = Field(1, ge=1, le=64)  # utterances pasted and encoded at a time in one replica: a core each
     blend_mode: Literal["feather", "poisson", "multiband"] = "feather"
     color_match: bool = True  # of the generated face to the frame around it, where the mask fades
     sharpness_match: bool = True  # likewise, within bounds
@@ -137,7 +138,7 @@ class StitchConfig(Strict):
     )  # at most so much of a pause before and behind speech watched live is kept in the file, 0: nothing (replays leap)
     cached_avatars: int = Field(4, ge=1)
     cached_sessions: int = Field(256, ge=1)  # session files kept open
-    frame_cache_mb: int = Field(512, ge=16)  # decoded frames kept in memory, of each avatar: 20 of them in 4K
+    frame_cache_mb: int = Field(512, ge=16)  # decoded frames kept in memory, of each avatar: 41 of them in 4K
 
 
 class AvatarsConfig(Strict):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from models.errors import ClosedError, FencedError, InputError
 from models.stitch.encode import MediaSpec
@@ -14,18 +16,35 @@ from models.stitch.session import SessionFile
 from models.stitch.store import SessionStore
 from models.types import PreparedAvatar
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _alone(method: Callable[Concatenate[OpenSessions, P], T]) -> Callable[Concatenate[OpenSessions, P], T]:
+    @wraps(method)
+    def locked(self: OpenSessions, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
 
 class OpenSessions:
-    """Finds, begins and resets sessions under one folder. Not thread-safe: one thread at a time."""
+    """Finds, begins and resets sessions under one folder.
+
+    Safe from several threads; whoever writes to a session, or reads one that may be written to, holds `lock`.
+    """
 
     def __init__(self, root: Path, capacity: int, admit: Callable[[], None] = lambda: None) -> None:
         """admit: counts a session that speech is about to open, or raises where there is no room for it."""
+        self.lock = RLock()
         self.store = SessionStore(root)
         self._admit = admit
         self._capacity = capacity
         self._open: OrderedDict[str, SessionFile] = OrderedDict()
         self._last: dict[str, dict[str, Any]] = {}  # the latest summary of each open session
 
+    @_alone
     def find(self, session_id: str) -> SessionFile | None:
         """The session with all that was written to it, here or elsewhere; None where there is none. Raises IdError."""
         if not self.store.exists(session_id):
@@ -37,6 +56,7 @@ class OpenSessions:
         session.refresh()
         return session
 
+    @_alone
     def claim(self, session_id: str, spec: MediaSpec, avatar: PreparedAvatar) -> SessionFile:
         """The session as this replica's to write, made if need be.
 
@@ -58,6 +78,7 @@ class OpenSessions:
             )
         return session
 
+    @_alone
     def reset(self, session_id: str) -> bool:
         """Start the session afresh; False where there is none. Raises IdError."""
         session = self.find(session_id)
@@ -66,6 +87,7 @@ class OpenSessions:
         self._last.pop(session_id, None)
         return session is not None
 
+    @_alone
     def remove(self, session_id: str) -> bool:
         """Delete the session and its video; False where there is none. Raises IdError."""
         self._forget(session_id)
@@ -74,6 +96,7 @@ class OpenSessions:
             self.store.remove(session_id)
         return existed
 
+    @_alone
     def finish(self, session_id: str) -> dict[str, Any]:
         """Close the session for good, and return its facts. Raises SessionNotFound, IdError."""
         session = self.find(session_id) or self.store.open(session_id)
@@ -86,6 +109,7 @@ class OpenSessions:
         if session_id in self._open:
             self._last[session_id] = summary
 
+    @_alone
     def describe(self, session_id: str, transcript: bool = True) -> dict[str, Any]:
         """Facts of a session; `size` is how many bytes of its video are whole. Raises SessionNotFound, IdError.
 

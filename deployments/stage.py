@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -95,6 +96,26 @@ class Worker:
             return Done(value, asked_s, started_s, time.perf_counter())
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
+
+
+class Workers:
+    """Threads of which each job takes one for all that it computes, so that its own calls stay in order.
+
+    Not thread-safe: one event loop.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers, self._jobs = tuple(workers), [0] * len(workers)
+
+    @contextmanager
+    def one(self) -> Iterator[Worker]:
+        """The worker with the fewest jobs, for one more."""
+        number = self._jobs.index(min(self._jobs))
+        self._jobs[number] += 1
+        try:
+            yield self._workers[number]
+        finally:
+            self._jobs[number] -= 1
 
 
 class StageMeter:

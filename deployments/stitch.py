@@ -31,14 +31,14 @@ from deployments.requests import Ending, SpeakEvent, SpeakRequest
 from deployments.retention import Limits, Retention
 from deployments.scaling import SPEAKING, WATCHED
 from deployments.sessions import OpenSessions, refuse_closed, refuse_other_avatar
-from deployments.stage import Stage
-from deployments.stitching import Stitching
+from deployments.stage import Stage, Worker
+from deployments.stitching import Stitching, nothing_said, renderers
 from deployments.summary import summary_of
 from deployments.turns import Turns
 from deployments.utterance import LoadedAvatar, Utterance
 from models.audio import decode_audio, resample, segments
 from models.avatar.store import AvatarStore
-from models.errors import BusyError, InputError, InterruptedSpeech, StageError, TextError, WarmTalkError
+from models.errors import BusyError, InputError, InterruptedSpeech
 from models.ids import check_id
 from models.stitch.encode import MediaSpec
 from models.text import check_text, printable
@@ -75,6 +75,8 @@ class Stitch(Stage[StitchConfig]):
         if changed is None or "max_utterances" in changed:
             self._room = asyncio.Semaphore(config.max_utterances)
         self._retention = Retention(self._sessions.store, limits)
+        if changed is None or "threads" in changed:
+            self._renderers = renderers(self.worker, config.threads)
         if changed is None or changed & PASTE_KEYS:
             self._avatars.clear()
         if changed is None and self._store.exists(config.avatar_id):
@@ -115,12 +117,20 @@ class Stitch(Stage[StitchConfig]):
         utterance = (await self.worker.run(self._plan, request)).value
         if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
             utterance.speech = await asyncio.to_thread(self._given_speech, request.audio, utterance.spec)
-        stage = self._on_stage(utterance)
+        with self._renderers.one() as renderer:
+            async with aclosing(self._made(request, utterance, renderer, cut, asked_s, began_s)) as events:
+                async for event in events:
+                    yield event
+
+    async def _made(
+        self, request: SpeakRequest, utterance: Utterance, renderer: Worker, cut: Cut, asked_s: float, began_s: float
+    ) -> AsyncGenerator[SpeakEvent, None]:
+        stage = self._on_stage(utterance, renderer)
         if stage is not None:
             cut.then(stage.performance.cut)  # not behind what the compute thread is making
         line = Line(*self._handles, settings=self._settings(utterance.spec.fps))
         utterance.engines = line.engines
-        stitching = Stitching(utterance, stage, cut, self.worker, self.meter)
+        stitching = Stitching(utterance, stage, cut, renderer, self.meter)
         progress, interrupted = Progress(utterance, stage, (line.calls, stitching.calls)), False
         chunks = line.run(self._job(utterance, stage))
         try:
@@ -137,7 +147,7 @@ class Stitch(Stage[StitchConfig]):
                         yield SpeakEvent(utterance.live(fragment), fragment.frames)
             progress.report()
             if not utterance.frames:
-                raise _nothing_said(utterance)
+                raise nothing_said(utterance)
         except InterruptedSpeech:
             interrupted = True
             if not utterance.frames:
@@ -149,9 +159,9 @@ class Stitch(Stage[StitchConfig]):
             try:
                 await self._leave(chunks, stage, request.session_id)
                 if utterance.session is not None and (interrupted or utterance.complete):
-                    await self.worker.run(utterance.end, interrupted)
+                    await renderer.run(utterance.end, interrupted)
             finally:
-                await self.worker.run(utterance.release)  # behind what the thread still does for it
+                await renderer.run(utterance.release)  # behind what the thread still does for it
             self._count_transfers(line.calls)
         calls, ttff_ms = [*line.calls, *stitching.calls], progress.ttff_ms or 0.0
         summary = summary_of(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
@@ -193,10 +203,11 @@ class Stitch(Stage[StitchConfig]):
         root = self._sessions.store.root
 
         def find() -> Show:
-            session = self._sessions.find(session_id) or self._sessions.store.open(session_id)
-            refuse_closed(session)
-            self._retention.hold([session_id])
-            return Show(self._load_avatar(session.avatar_id), session.spec, session.position)
+            with self._sessions.lock:
+                session = self._sessions.find(session_id) or self._sessions.store.open(session_id)
+                refuse_closed(session)
+                self._retention.hold([session_id])
+                return Show(self._load_avatar(session.avatar_id), session.spec, session.position)
 
         check_id(session_id, "session id")
         async with aclosing(self._on_air.watch(session_id, find, self.worker, root, position)) as events:
@@ -354,7 +365,7 @@ class Stitch(Stage[StitchConfig]):
             config.av_offset_ms / 1e3,
         )
 
-    def _on_stage(self, utterance: Utterance) -> OnStage | None:
+    def _on_stage(self, utterance: Utterance, renderer: Worker) -> OnStage | None:
         """Where the utterance is shown live, if somebody watches its session."""
         broadcast = self._on_air.of(utterance.request.session_id)
         if broadcast is None:
@@ -363,9 +374,7 @@ class Stitch(Stage[StitchConfig]):
             self._on_air.close(utterance.request.session_id, "replaced")  # an empty session may take another avatar
             return None
         config = self.config
-        return self._on_air.perform(
-            utterance, broadcast, self.worker, config.live_ahead_s, config.recorded_pause_ms / 1e3
-        )
+        return self._on_air.perform(utterance, broadcast, renderer, config.live_ahead_s, config.recorded_pause_ms / 1e3)
 
     async def _leave(self, chunks: AsyncGenerator[Chunk, None], stage: OnStage | None, session_id: str) -> None:
         """End what an utterance has under way; the stage is free again even where this, too, is cancelled."""
@@ -383,10 +392,3 @@ class Stitch(Stage[StitchConfig]):
     def _count_transfers(self, calls: list[Call]) -> None:
         for call in calls:
             self.meter.transferred(call.stage, call.transfer_ms / 1e3)
-
-
-def _nothing_said(utterance: Utterance) -> WarmTalkError:
-    """Why an utterance gave no frame."""
-    if utterance.request.growing and not utterance.said:
-        return TextError("The text has nothing to speak.", "Send at least one word.")
-    return StageError("The utterance gave no frame.", "Send a longer text or recording.")

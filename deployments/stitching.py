@@ -9,12 +9,15 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
+import cv2
+
 from deployments.calls import Call
 from deployments.chunks import Chunk
 from deployments.interruption import Cut
 from deployments.onair import OnStage
-from deployments.stage import StageMeter, Worker
+from deployments.stage import StageMeter, Worker, Workers
 from deployments.utterance import Utterance
+from models.errors import StageError, TextError, WarmTalkError
 from models.types import Fragment
 
 
@@ -67,3 +70,16 @@ class Stitching:
         for fragment in fragments:
             await self.worker.run(self.utterance.write, fragment)
         return fragments
+
+
+def renderers(worker: Worker, threads: int) -> Workers:
+    """One thread does all there is to do; of more, none waits behind what is asked about sessions."""
+    cv2.setNumThreads(1)  # else OpenCV spreads each small step over all cores of the machine, and the others' replicas
+    return Workers([worker] if threads == 1 else [Worker(f"Stitch-{number}") for number in range(threads)])
+
+
+def nothing_said(utterance: Utterance) -> WarmTalkError:
+    """Why an utterance gave no frame."""
+    if utterance.request.growing and not utterance.said:
+        return TextError("The text has nothing to speak.", "Send at least one word.")
+    return StageError("The utterance gave no frame.", "Send a longer text or recording.")

@@ -47,7 +47,7 @@ KEPT_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 
 
 @dataclass(frozen=True, slots=True)
 class LoadedAvatar:
-    """A prepared avatar with its frames, and what pastes into them."""
+    """A prepared avatar with its frames, and what pastes into them: `paster`, or where that is at work its twins."""
 
     prepared: PreparedAvatar
     paster: Paster
@@ -55,9 +55,12 @@ class LoadedAvatar:
     pasted: Box = WHOLE  # what of a crop is ever seen
     _idle: deque[Paster] = field(default_factory=deque, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        self._idle.append(self.paster)
+
     @contextmanager
     def beside(self) -> Iterator[Paster]:
-        """A paster of its own for work beside `paster`: one that was given back, or a new one. From any thread."""
+        """A paster that nobody else has: the one that was given back last, or a new one. From any thread."""
         try:
             paster = self._idle.pop()
         except IndexError:
@@ -168,7 +171,7 @@ class Utterance:
             level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
             weights = [level * weight for weight in fading(len(indices))]
         canvas = Canvas(avatar)
-        with self.avatar.beside() as paster:  # the utterance's own may be at work
+        with self.avatar.beside() as paster:
             frames = (canvas.frame(paster, face, *at, memory) for at in zip(indices, weights, strict=True))
             return Rested(encode_closed(frames, self.spec), tuple(weights))
 
@@ -177,6 +180,10 @@ class Utterance:
 
         Raises FencedError, OSError.
         """
+        with self.sessions.lock:
+            self._write(fragment, position)
+
+    def _write(self, fragment: Fragment, position: int | None) -> None:
         assert self.session is not None
         pause = self.pauses.pop(fragment.video_start, [])
         if self._written:
@@ -215,7 +222,9 @@ class Utterance:
         Raises FencedError.
         """
         assert self.session is not None, "an utterance without a frame has no session"
-        if self._written:
+        if not self._written:
+            return
+        with self.sessions.lock:
             self.session.end_utterance(text=self.said, interrupted=interrupted)
 
     def release(self) -> None:
@@ -351,11 +360,12 @@ class Utterance:
         if self._canvas is None:
             self._canvas = Canvas(self.avatar.prepared)
         indices = ping_pong(position, len(crops), len(self.avatar.prepared))
-        for k, (index, weight) in enumerate(zip(indices.tolist(), weights.tolist(), strict=True)):
-            crop = self.mouth.crop(crops.images[k], weight)
-            if self.on_air and (k + 1 == len(crops) or (k + 1) % LIVE_FRAMES == 0):
-                self._crops[crops.first_frame + k] = _packed(crop)
-            yield self._canvas.frame(self.avatar.paster, crop, index, weight, self.pasting)
+        with self.avatar.beside() as paster:
+            for k, (index, weight) in enumerate(zip(indices.tolist(), weights.tolist(), strict=True)):
+                crop = self.mouth.crop(crops.images[k], weight)
+                if self.on_air and (k + 1 == len(crops) or (k + 1) % LIVE_FRAMES == 0):
+                    self._crops[crops.first_frame + k] = _packed(crop)
+                yield self._canvas.frame(paster, crop, index, weight, self.pasting)
         for old in sorted(self._crops)[:-KEPT_CROPS]:
             del self._crops[old]
 

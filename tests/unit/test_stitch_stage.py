@@ -1,6 +1,7 @@
 """Stitch on fake stages, watched through a hub, without Ray: what a viewer sees of speech."""
 
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from deployments.requests import SpeakRequest
 from deployments.stitch import Stitch
+from deployments.utterance import Utterance
 from models.errors import BusyError
 from models.stitch.paste import PasteMemory, Paster
 from models.types import PreparedAvatar
@@ -118,3 +120,48 @@ async def test_there_is_a_most_of_utterances_and_of_those_that_wait(air):
         await summary_of(stitch.speak(SpeakRequest("c", "words")))
     assert [summary["frames"] > 0 for summary in await asyncio.gather(*running)] == [True, True]
     assert (await summary_of(stitch.speak(SpeakRequest("c", "words"))))["frames"] > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_as_many_utterances_are_made_at_once_as_there_are_threads(air, monkeypatch, threads):
+    stitch, _, _ = await air(threads=threads)
+    meet, make, met = threading.Barrier(2, timeout=1.0), Utterance.make, []
+
+    def made(self, chunk, close):
+        if not chunk.crops.first_frame:  # the first chunk of one waits a second for that of the other
+            try:
+                meet.wait()
+                met.append(self.request.session_id)
+            except threading.BrokenBarrierError:
+                pass
+        return make(self, chunk, close)
+
+    monkeypatch.setattr(Utterance, "make", made)
+    await asyncio.gather(*(summary_of(stitch.speak(SpeakRequest(name, "five5"))) for name in ("alice", "bob")))
+    assert sorted(met) == ([] if threads == 1 else ["alice", "bob"])
+
+
+async def test_many_sessions_on_several_threads_have_the_bytes_of_one_thread(air, tmp_path):
+    """While they are made, they are looked at, and one more is opened and removed."""
+    texts = {f"s{k}": "chars" * (1 + k % 3) for k in range(6)}
+    videos = {}
+    for threads in (1, 3):
+        stitch, _, _ = await air(threads=threads, delay_s=0.0)
+        speaking = [
+            asyncio.create_task(summary_of(stitch.speak(SpeakRequest(name, text, deliver=False))))
+            for name, text in [*texts.items(), *texts.items()]
+        ]
+        while not all(task.done() for task in speaking):
+            await stitch.create("guest")
+            for name in await stitch.sessions():
+                facts = await stitch.session(name)
+                assert facts["size"] <= (tmp_path / facts["video_path"]).stat().st_size
+            await stitch.remove("guest")
+        for name, text in texts.items():
+            said = (await stitch.session(name))["utterances"]
+            assert [line["text"] for line in said] == [text] * 2 and said[-1]["end_s"] is not None
+        folder = tmp_path / "results" / "sessions"
+        videos[threads] = {name: (folder / name / "full_session.mp4").read_bytes() for name in texts}
+        for name in [*texts, "alice"]:
+            await stitch.remove(name)
+    assert videos[1] == videos[3] and len(set(videos[1].values())) == 3
