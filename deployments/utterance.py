@@ -40,7 +40,7 @@ log = logging.getLogger("ray.serve")
 
 KEPT_CROPS = 32  # every fourth of the frames that may be made ahead of what is shown
 ROUNDING = 1e-6  # of times as frames
-LOOK_PX = 64  # of a frame's height, to tell how alike two are
+LOOK_PX = 32  # of a frame's height, to tell how alike two are
 KEPT_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 # as pictures, 32 crops of 512 px are 25 MB an utterance; like this, some 4 MB
 

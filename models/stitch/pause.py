@@ -7,7 +7,7 @@ Pure; knows no session, no clock of a wall.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from models.stitch import boxes
+from models.stitch.detour import Look, detour
 from models.stitch.encode import AAC_FRAME, VIDEO_TIMESCALE, Clock, MediaSpec, init_segment, silent_packet
 from models.stitch.live import Grid, IdleLoop, Piece
 from models.types import Float32, Fragment
 
-LEAST_KEPT = 1 / 3  # of what may be kept at an end: the more is given up, the better a cut is found
-Look = Callable[[int], Float32]
+LEAST_KEPT = 1 / 3  # of what may be kept at an end, as it was shown; with the rest of it the head finds its way
+DETOUR = 4  # times what may be kept at an end, more is kept at most where the head, at its own pace, would leap else
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ class Pause:
     """The time between an utterance and the one before it, or between two segments of it, as it was shown live.
 
     idle_path: the avatar's idle motion, as models.stitch.live.encode_idle made it. keep: frames that may be kept at
-    each end of it; what lies between them is left out, and there the picture is cut (between frames that are much
-    alike, as in Video Textures, Schödl and others, 2000). rested: by position.
+    each end of it; what lies between them is left out, and idle motion leads from the one end to the other
+    (models/stitch/detour.py). rested: by position.
     """
 
     idle_path: Path
@@ -65,8 +66,8 @@ class Pause:
     def parts(self, spec: MediaSpec, start: Clock, since: int, until: int, look: Look) -> Iterator[PausePart]:
         """From position `since` of the line, where the file's picture ends, to `until`, where it goes on.
 
-        start: where both tracks go on. look: what the frame of a position looks like, an array of any one shape; a cut
-        is made between frames that look alike. Raises OSError, ValueError where the idle motion cannot be read.
+        start: where both tracks go on. look: what the frame of a position looks like, an array of any one shape.
+        Raises OSError, ValueError where the idle motion cannot be read.
         """
         if not self.keep or until <= since:
             return
@@ -75,7 +76,7 @@ class Pause:
         idle_from = loop.grid.ceil(rests[-1][0].next_position if rests else since)
         pieces = [
             *rests,
-            *((piece, (0.0,) * piece.frames) for piece in self._idles(loop, since, idle_from, until, look)),
+            *((piece, (0.0,) * piece.frames) for piece in self._idles(loop, idle_from, until, look)),
         ]
         for group in _groups(pieces, spec.fragment_frames):
             part = _part(group, spec, start)
@@ -88,35 +89,30 @@ class Pause:
             yield Piece(since, end, rested.video), rested.weights
             since = end
 
-    def _idles(self, loop: IdleLoop, since: int, start: int, until: int, look: Look) -> Iterator[Piece]:
-        """Whole pieces of the grid; where the pause is longer than twice `keep`, those of its ends."""
-        leave = join = until  # the positions at which the picture leaves its line, and where it goes on
+    def _idles(self, loop: IdleLoop, start: int, until: int, look: Look) -> Iterator[Piece]:
+        """Whole pieces of the grid; where the pause is longer than twice `keep`, those of its ends and a way between.
+
+        start: on the grid.
+        """
+        grid = loop.grid
+        last = grid.floor(until)
+        leave = join = last  # the positions at which the picture leaves its line, and where it goes on
         if until - start > 2 * self.keep:
-            leave, join = self._cut(loop.grid, max(start, since), until, look)
-        while start + loop.grid.frames_at(start) <= until:
-            if leave <= start < join:
-                start = join
-                continue
-            yield loop.piece(start)
-            start += loop.grid.frames_at(start)
-
-    def _cut(self, grid: Grid, since: int, until: int, look: Look) -> tuple[int, int]:
-        """Of all cuts that leave a part of `keep` at each end, the one between the frames that are most alike."""
-        least = round(self.keep * LEAST_KEPT)
-        leaves = _starts(grid, since + least, since + self.keep)
-        joins = _starts(grid, until - self.keep, until - least)
-        looks = {position: look(position) for position in (*leaves, *joins)}
-        return min(
-            itertools.product(leaves, joins), key=lambda pair: float(np.abs(looks[pair[0]] - looks[pair[1]]).mean())
-        )
+            least = round(self.keep * LEAST_KEPT)
+            leave, join = grid.ceil(start + least), grid.floor(last - least)
+        wanted = 2 * self.keep - (leave - start) - (until - join)
+        between: list[int] = []
+        if leave < join:
+            between = detour(grid, leave, join, wanted, wanted + DETOUR * self.keep, look)
+        for position in (*_starts(grid, start, leave), *between, *_starts(grid, join, last)):
+            yield loop.piece(position)
 
 
-def _starts(grid: Grid, first: int, last: int) -> list[int]:
-    """The pieces' starts from `first` to `last`; at least the first of them that is not before `first`."""
-    starts = [grid.ceil(first)]
-    while (after := starts[-1] + grid.frames_at(starts[-1])) <= last:
-        starts.append(after)
-    return starts
+def _starts(grid: Grid, first: int, end: int) -> Iterator[int]:
+    """The pieces' starts from `first` to before `end`, both on the grid."""
+    while first < end:
+        yield first
+        first += grid.frames_at(first)
 
 
 @lru_cache(maxsize=4)

@@ -65,11 +65,13 @@ async def test_a_short_pause_is_in_the_file_and_nothing_leaps(air):
     assert summaries[1]["start_s"] > summaries[0]["duration_s"] + 0.4
 
 
-async def test_a_long_pause_is_shortened_with_the_mouth_at_rest_on_both_sides(air):
-    _, sidecar, _ = await recorded(air, [2.0], recorded_pause_ms=400)
+async def test_a_long_pause_is_shortened_and_yet_nothing_leaps(air):
+    _, sidecar, _ = await recorded(air, [4.0], recorded_pause_ms=400)
     indices, mouth = np.array(sidecar.avatar_frames), np.array(sidecar.mouth)
-    (cut,) = leaps(indices)
-    assert (mouth[cut - 3 : cut + 3] == 0).all()
+    assert np.abs(np.diff(indices)).max() <= 4 and sidecar.known.all()  # of 39
+    paused = np.flatnonzero(mouth == 0)
+    assert paused.tolist() == list(range(paused[0], paused[-1] + 1))  # one pause
+    assert len(paused) <= 6 * 10
 
 
 async def test_pauses_are_left_out_where_the_config_says_so(air):
@@ -188,13 +190,13 @@ async def test_what_was_shown_between_two_sentences_of_a_growing_text_is_in_the_
 async def test_a_long_pause_inside_an_utterance_is_shortened_with_the_mouth_at_rest(air):
     stitch, live, _ = await air(recorded_pause_ms=400)
     Watcher(await live.view("alice"))
-    summary = await word_by_word(stitch, ["one 1", "two 22"], [3.0])
-    _, sidecar, facts = await told(stitch)
-    (cut,) = leaps(np.array(sidecar.avatar_frames)) or [0]
-    mouth = np.array(sidecar.mouth)
-    if cut:
-        assert (mouth[cut - 3 : cut + 3] == 0).all()
-    assert summary["frames"] == facts["frames"] <= summary["live"]["shown_frames"] + 26
+    summary = await word_by_word(stitch, ["one 1", "two 22"], [4.0])
+    edges, sidecar, facts = await told(stitch)
+    assert np.abs(np.diff(sidecar.avatar_frames)).max() <= 4 and np.abs(np.diff(edges)).max() <= 4 * 4 + 2.5
+    paused = np.flatnonzero(np.array(sidecar.mouth) == 0)
+    assert paused.tolist() == list(range(paused[0], paused[-1] + 1))
+    assert 20 <= len(paused) <= 6 * 10
+    assert summary["frames"] == facts["frames"] < summary["live"]["shown_frames"] + 6 * 10 + 5
 
 
 async def test_a_caller_that_takes_the_video_gets_the_pauses_inside_too(air):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,17 @@ def test_a_short_pause_is_kept_whole(idle: Path) -> None:
 
 
 @pytest.mark.parametrize("until", range(204, 700, 44))
-def test_of_a_long_pause_both_ends_are_kept_and_cut_where_the_frames_are_most_alike(idle: Path, until: int) -> None:
-    positions = kept(list(Pause(idle, 25).parts(SPEC, Clock(), 100, until, look)))
-    (cut,) = np.flatnonzero(np.diff(positions) > 1)
-    leave, join = positions[cut] + 1, positions[cut + 1]
-    assert positions == [*range(100, leave), *range(join, until)]
-    assert 8 <= leave - 100 <= 28 and 8 <= until - join <= 25
-    leaps = {(a, b): abs(greys(a, 1)[0] - greys(b, 1)[0]) for a in (108, 112, 116, 120, 124) for b in starts(until)}
-    assert leaps[leave, join] == min(leaps.values())
-
-
-def starts(until: int) -> list[int]:
-    """Of pieces from which `until` is 8 to 25 frames away."""
-    return [position for position in range(until - 25, until - 7) if Grid.of(COUNT, 25).floor(position) == position]
+def test_of_a_long_pause_both_ends_are_kept_and_idle_motion_leads_from_the_one_to_the_other(
+    idle: Path, until: int
+) -> None:
+    parts = list(Pause(idle, 25).parts(SPEC, Clock(), 100, until, look))
+    positions = kept(parts)
+    end = Grid.of(COUNT, 25).floor(until)
+    assert positions[:8] == list(range(100, 108)) and positions[-8:] == list(range(end - 8, end))
+    assert 16 <= len(positions) <= min(until - 100, 6 * 25)
+    seen = np.array([greys(position, 1)[0] for position in positions])
+    assert np.abs(np.diff(seen)).max() <= 2 * 4  # of 4 from a frame to the next
+    assert all(a.end == b.start for a, b in itertools.pairwise(parts))
 
 
 @pytest.mark.parametrize(("since", "until", "expected"), [(98, 108, range(100, 108)), (100, 103, ()), (108, 100, ())])
