@@ -16,7 +16,7 @@ from models.types import Float32
 
 JUMP = 0.2  # what a jump costs that nobody sees, in squares of what four frames of motion change
 SPREAD = 48  # places all over the loop that are looked at besides what is near
-LATER = 0.1  # and a piece more than was wanted
+LATER, SOONER = 0.1, 0.02  # and a piece more, or less, than was wanted
 
 Look = Callable[[int], Float32]
 Costs = npt.NDArray[np.float64]
@@ -71,9 +71,10 @@ def _cheapest(after: Costs, before: Costs, between: Costs, longest: int, wanted:
     cheapest: what no piece at all costs.
     """
     spent, best = after, list[int]()
+    cheapest += SOONER * wanted
     came: list[npt.NDArray[np.int64]] = []
     for length in range(1, longest + 1):
-        whole = spent + before
+        whole = spent + before + SOONER * max(0, wanted - length)
         if whole.min() < cheapest:
             cheapest, best = float(whole.min()), [int(whole.argmin())]
             for source in reversed(came):

@@ -135,9 +135,7 @@ async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(air
     assert [line["text"] for line in facts["utterances"]] == ["four 0", "four 1"]
     assert [said.text for said in sidecar.said] == ["four 0", "four 1"]
     # the file is what the viewer saw from the first word to the last, but for a head that waits where it is
-    speaking = np.flatnonzero(shown_mouths > 240)
-    held = round(25 * (first["live"]["held_s"] + last["live"]["held_s"]))
-    assert len(edges) == speaking[-1] + 1 - speaking[0] - held
+    assert (shown_mouths > 240).sum() == (np.array(sidecar.mouth) == 1).sum() == first["frames"] + last["frames"]
     on_the_line(edges, UNHELD)
     assert last["start_s"] + last["duration_s"] == pytest.approx(len(edges) / 25, abs=1e-3)
     assert first["frames"] + last["frames"] < len(edges)
@@ -146,12 +144,19 @@ async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(air
 # --- pauses inside one utterance
 
 
+def sentences(stitch) -> tuple:
+    lines = stitch._sessions.find("alice").transcript()
+    return lines[0].sentences if lines else ()
+
+
 async def word_by_word(stitch, texts: list[str], waits_s: list[float]) -> dict:
-    """The summary of an utterance whose text comes in parts, with waits between them."""
+    """The summary of an utterance whose text comes in parts, each so long after the one before began to be heard."""
     request = SpeakRequest("alice", growing="key", deliver=False)
     saying = asyncio.create_task(summary_of(stitch.speak(request)))
     for k, text in enumerate(texts):
-        await asyncio.sleep(waits_s[k - 1] if k else 0.0)
+        if k:
+            await until(lambda heard=k: len(sentences(stitch)) == heard)
+            await asyncio.sleep(waits_s[k - 1])
         await stitch.feed("alice", "key", [text], k == len(texts) - 1)
     return await saying
 
@@ -160,14 +165,12 @@ async def test_what_was_shown_between_two_sentences_of_a_growing_text_is_in_the_
     stitch, live, _ = await air(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
-    summary = await word_by_word(stitch, ["one 1", "two 22", "three 3"], [1.4, 1.7])
+    summary = await word_by_word(stitch, ["one 1", "two 22", "three 3"], [1.2, 1.5])
     _, _, shown_mouths = await seen(watcher)
     edges, sidecar, facts = await told(stitch)
     mouth = np.array(sidecar.mouth)
-    speaking = np.flatnonzero(shown_mouths > 240)
-    held = round(25 * summary["live"]["held_s"])
-    assert len(edges) == speaking[-1] + 1 - speaking[0] - held
-    on_the_line(edges, UNHELD)
+    on_the_line(edges, UNHELD)  # as the viewer saw it, but for a head that waits where it is
+    assert (shown_mouths > 240).sum() == (mouth == 1).sum() == summary["live"]["shown_frames"]
     assert leaps(np.array(sidecar.avatar_frames)) == [] and sidecar.known.all()
     # pictures, sidecar and sound agree on where it speaks
     pictures = np.array(edges_of(stitch._sessions.find("alice").path.read_bytes())[2]) > 240
@@ -195,7 +198,7 @@ async def test_a_long_pause_inside_an_utterance_is_shortened_with_the_mouth_at_r
     assert np.abs(np.diff(sidecar.avatar_frames)).max() <= 4 and np.abs(np.diff(edges)).max() <= 4 * 4 + 2.5
     paused = np.flatnonzero(np.array(sidecar.mouth) == 0)
     assert paused.tolist() == list(range(paused[0], paused[-1] + 1))
-    assert 20 <= len(paused) <= 6 * 10
+    assert 14 <= len(paused) <= 6 * 10
     assert summary["frames"] == facts["frames"] < summary["live"]["shown_frames"] + 6 * 10 + 5
 
 
@@ -230,8 +233,8 @@ async def test_speech_cut_behind_a_pause_inside_it_says_what_was_shown(air):
     _, _, shown_mouths = await seen(watcher)
     speaking = np.flatnonzero(shown_mouths > 240)
     assert summary["live"]["shown_frames"] == len(speaking) == (np.array(sidecar.mouth) == 1).sum()
-    held = round(25 * summary["live"]["held_s"])  # the head sways back to where it was: a replay needs none of it
-    assert summary["frames"] == facts["frames"] == len(edges) == speaking[-1] + 1 - speaking[0] - held
+    assert summary["frames"] == facts["frames"] == len(edges) > len(speaking) + 10
+    on_the_line(edges, UNHELD)
     (line,) = facts["utterances"]
     assert line["interrupted"] and line["end_s"] == pytest.approx(summary["duration_s"], abs=1e-3)
     assert line["sentences"][-1]["end_s"] == pytest.approx(line["end_s"], abs=1e-3)
