@@ -135,7 +135,8 @@ class StitchConfig(Strict):
     live_ahead_s: float = Field(4.0, gt=0.5, le=60)  # how far ahead of a live session's clock speech is made
     recorded_pause_ms: float = Field(
         1500.0, ge=0, le=60_000
-    )  # at most so much of a pause before and behind speech watched live is kept in the file, 0: nothing (replays leap)
+    )  # of a pause so much before and behind speech watched live is kept in the file; up to 4 times that more where the
+    # head, at its own pace, needs it to arrive without a leap; 0: nothing, and replays leap
     cached_avatars: int = Field(4, ge=1)
     cached_sessions: int = Field(256, ge=1)  # session files kept open
     frame_cache_mb: int = Field(512, ge=16)  # decoded frames kept in memory, of each avatar: 41 of them in 4K
