@@ -145,8 +145,10 @@ STOP_S = 8.0
 class Server:
     """`warmtalk serve` as a process of its own, in a folder outside the repository that has a space in its name."""
 
-    def __init__(self, folder: Path, config: str = "demo") -> None:
+    def __init__(self, folder: Path, config: str = "demo", environment: dict[str, str] | None = None) -> None:
+        """environment: variables of its processes, besides those that are here."""
         self.folder, self.port, self.config = folder / "my folder", free_port(), config
+        self.environment = environment or {}
         self.folder.mkdir()
         self.log = self.folder / "log"
         self.start()
@@ -158,6 +160,7 @@ class Server:
     def start(self) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WARMTALK_", "RAY_"))}
         environment |= {"PYTHONPATH": str(CODE), "WARMTALK_CACHE": str(CODE / ".cache")}
+        environment |= self.environment
         command = [sys.executable, "-m", "cli", "serve", "--port", str(self.port), "--config", self.config]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)

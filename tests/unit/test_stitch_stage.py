@@ -92,9 +92,11 @@ async def test_a_slow_machine_makes_the_head_wait_and_loses_no_frame(air):
 
 async def test_without_a_viewer_speech_is_made_as_fast_as_it_can_be(air):
     stitch, _, _ = await air()
-    began_s = time.time()
-    summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
-    assert time.time() - began_s < 0.9 and summary["frames"] == 33 and "live" not in summary
+    async with Lateness() as late:  # of a busy machine
+        began_s = time.time()
+        summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
+        took_s = time.time() - began_s
+    assert took_s < 0.9 + late.s and summary["frames"] == 33 and "live" not in summary
 
 
 async def test_two_sessions_at_once_do_not_mix(air):
