@@ -1,11 +1,13 @@
 """Milliseconds a frame of pasting, encoding and appending, on one core: `python -m benchmarks.stitch`.
 
 Pasting and encoding count processor time, so that other work on the machine does not blur them; appending, wall time.
-The frames are a photograph with a moving face region; the session is written to a temporary folder.
+The frames are a photograph with a moving face region; the session is written to a temporary folder. Each is also made
+the plain way, as whole pictures to RGB and back (`whole_ms`): `saved_ms` is what the canvas saves of that.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import tempfile
@@ -18,10 +20,12 @@ from skimage import data
 
 from models.avatar.warp import apply, invert
 from models.stitch.blends import BLENDS
+from models.stitch.canvas import Canvas
 from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.paste import PasteMemory, Paster
 from models.stitch.session import SessionFile
 from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
+from models.yuv import Drawn, Picture, picture_of
 
 AVATAR_FRAMES = 50
 CHUNK = 8  # frames pushed at once
@@ -46,28 +50,53 @@ def avatar(width: int, height: int, face_px: int) -> PreparedAvatar:
     return PreparedAvatar("bench", "0", 25, width, height, transforms, landmarks, masks, has_face)
 
 
+class Still:
+    """One picture for all frames, as a file of frames gives it."""
+
+    def __init__(self, frame: UInt8) -> None:
+        self._rgb, self._picture = frame, picture_of(frame)
+
+    def __len__(self) -> int:
+        return AVATAR_FRAMES
+
+    def __getitem__(self, index: int) -> UInt8:
+        return self._rgb
+
+    def picture(self, index: int) -> Picture:
+        return self._picture
+
+
 def paste_ms(
-    frame: UInt8, given: PreparedAvatar, face: UInt8, memory: PasteMemory | None = None, mode: str = "feather"
-) -> tuple[float, list[UInt8]]:
-    """Median over warm frames, the copy of the frame among it; and the pasted frames. memory: as the line pastes."""
-    paster, times, pasted = Paster(given, mode), [], []
+    given: PreparedAvatar, face: UInt8, memory: PasteMemory | None = None, mode: str = "feather", whole: bool = False
+) -> tuple[float, list[Drawn]]:
+    """Median over warm frames from the avatar's frame to what the encoder takes, its drawing among it; and the frames.
+
+    memory: as the line pastes. whole: the plain way, all of each frame as RGB.
+    """
+    assert given.frames is not None
+    paster, canvas, times, pasted = Paster(given, mode), Canvas(given), [], []
+    drawn = Picture.empty(given.height, given.width)
     for lap in range(2):  # the first warms the cache of masks
         for k in range(AVATAR_FRAMES):
             moved = np.roll(face, k, axis=1)
             begun = time.process_time()
-            out = frame.copy()
-            paster.paste_into(out, moved, k, memory=memory)
+            if whole:
+                made: Drawn = given.frames[k].copy()
+                paster.paste_into(made, moved, k, memory=memory)  # type: ignore[arg-type]
+            else:
+                made = canvas.frame(paster, moved, k, memory=memory)
+            drawn.draw(made)
             times += [time.process_time() - begun] if lap else []
-            pasted += [out] if lap else []
+            pasted += [made] if lap else []
     return 1e3 * statistics.median(times), pasted
 
 
-def encode_ms(frames: list[UInt8], spec: MediaSpec, speech: Float32, folder: Path) -> tuple[float, float, float]:
+def encode_ms(frames: list[Drawn], spec: MediaSpec, speech: Float32, folder: Path) -> tuple[float, float, float]:
     """Encode an utterance and append it: ms a frame of each, and the rate in kbit/s."""
     session, encoder = SessionFile(folder, spec), UtteranceEncoder(spec)
     encoding = appending = 0.0
     for k in range(0, len(frames), CHUNK):
-        part, last = np.stack(frames[k : k + CHUNK]), k + CHUNK >= len(frames)
+        part, last = frames[k : k + CHUNK], k + CHUNK >= len(frames)
         begun = time.process_time()
         fragments = encoder.push(part, speech if k == 0 else speech[:0], last)
         encoding += time.process_time() - begun
@@ -80,18 +109,25 @@ def encode_ms(frames: list[UInt8], spec: MediaSpec, speech: Float32, folder: Pat
 
 def main() -> None:
     cv2.setNumThreads(1)
-    rows = []
-    for width, height, face_px, side in ((512, 512, 256, 256), (512, 512, 256, 512), (1920, 1080, 400, 512)):
+    rows: list[dict[str, float | str]] = []
+    for width, height, face_px, side in (
+        (512, 512, 256, 256),
+        (512, 512, 256, 512),
+        (1920, 1080, 400, 512),
+        (3840, 2160, 800, 512),
+    ):
         frame = cv2.resize(data.astronaut(), (width, height))
         face = cv2.resize(data.astronaut()[:256, 96:352], (side, side))
-        paste, frames = paste_ms(frame, avatar(width, height, face_px), face)
+        given = dataclasses.replace(avatar(width, height, face_px), frames=Still(frame))
+        paste, frames = paste_ms(given, face)
+        plain, _ = paste_ms(given, face, whole=True)
         speech = 0.2 * np.random.default_rng(0).standard_normal(len(frames) * 960).clip(-4, 4).astype(np.float32)
         with tempfile.TemporaryDirectory() as folder:
             encode, append, rate = encode_ms(frames, MediaSpec(width, height, 25), speech, Path(folder) / "bench")
-        rows.append({"frame": f"{width}×{height}", "crop_px": side, "paste_ms": paste, "encode_ms": encode})
-        given = avatar(width, height, face_px)
+        rows.append({"frame": f"{width}×{height}", "crop_px": side, "paste_ms": paste, "whole_ms": plain})
+        rows[-1] |= {"saved_ms": plain - paste, "encode_ms": encode}
         for mode in sorted(BLENDS):  # with colour, sharpness and jaw followed, as the line does
-            rows[-1][f"fitted_{mode}_ms"] = paste_ms(frame, given, face, PasteMemory(), mode)[0]
+            rows[-1][f"fitted_{mode}_ms"] = paste_ms(given, face, PasteMemory(), mode)[0]
         rows[-1] |= {"append_ms": append, "kbit_s": rate}
         print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
     print(json.dumps(rows))
