@@ -20,11 +20,21 @@ def test_a_session_is_opened_with_an_id_or_without(serve):
 def test_an_unknown_session_cannot_be_watched_or_interrupted(serve):
     missing = errors.SessionNotFound("There is no session 'nobody'.", "Open it.")
     stitch = Handle(live=[missing], cut=missing)
-    client = serve(stitch)
+    client = serve(stitch, chat=Handle(interrupt=0))
     for answer in (client.get("/sessions/nobody/live.mp4"), client.post("/sessions/nobody/interrupt")):
         assert (answer.status_code, error_of(answer)["code"]) == (404, "session_not_found")
     assert error_of(client.get("/sessions/A/live.mp4"))["code"] == "bad_id"
     assert stitch.made[0].cancelled
+
+
+def test_an_answer_is_interrupted_before_the_session_that_it_opens_is_there(serve):
+    stitch = Handle(
+        cut=errors.SessionNotFound("There is none.", "Open it."), interrupt={"session_id": "new", "interrupted": 0}
+    )
+    chat = Handle(interrupt=1)
+    answer = serve(stitch, chat=chat).post("/sessions/new/interrupt")
+    assert (answer.status_code, chat.asked) == (200, [("interrupt", ("new",))])
+    assert [name for name, _ in stitch.asked] == ["cut", "interrupt"]
 
 
 def test_an_interruption_reaches_the_speech_first_then_the_chat_and_what_it_said_meanwhile(serve):
