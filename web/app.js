@@ -30,7 +30,7 @@ const key = new Key({
   forget: () => request("login", { method: "DELETE" }),
 });
 door.ask = () => key.ask();
-const page = { session: "", live: false, ended: false, job: "done", captions: true, hears: false };
+const page = { session: "", live: false, seen: false, ended: false, job: "done", captions: true, hears: false };
 
 // --- the session: one a tab
 
@@ -55,6 +55,7 @@ async function openSession(id) {
     await hold(session);
   }
   page.session = session;
+  page.seen = false;
   sessionStorage.setItem("warmtalk-session", session);
   $("conversation-name").textContent = named ? `Session ${session}` : "";
   $("conversation-name").hidden = !named;
@@ -97,7 +98,7 @@ function fresh() {
 
 function show() {
   const state = page.ended ? "ended" : !page.live ? "offline" : page.job === "thinking" || page.job === "queued" ? "thinking" : page.job === "speaking" ? "speaking" : "live";
-  const words = { offline: $("screen").dataset.state === "lost" ? "Reconnecting" : "Connecting", thinking: "Thinking", speaking: "Speaking", live: "Live", ended: "Ended" };
+  const words = { offline: page.seen ? "Reconnecting" : "Connecting", thinking: "Thinking", speaking: "Speaking", live: "Live", ended: "Ended" };
   $("pill").dataset.state = state;
   if ($("pill-text").textContent !== words[state]) $("pill-text").textContent = words[state];
   for (const way of [$("message"), $("mic"), $("send"), ...$("suggestions").children]) way.disabled = page.ended;
@@ -142,6 +143,7 @@ function notice(title, text = "") {
 
 player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {
   page.live = state === "live";
+  page.seen ||= page.live;
   page.ended = state === "ended";
   if (page.live || page.ended) replay.look(page.session); // else the server may not know it yet
   if (state === "connecting") veil.connecting();
