@@ -238,8 +238,9 @@ class Stitch(Stage[StitchConfig]):
         return await asyncio.to_thread(self._sessions.store.list)
 
     async def reset(self, session_id: str) -> dict[str, Any]:
-        """Start a session afresh, after the utterance that is being made. Raises IdError."""
+        """Start a session afresh; what it says, and what waits to be said, is cut. Raises IdError."""
         await self.ready()
+        self._cuts.make(check_id(session_id, "session id"))
         async with self._turns.of(check_id(session_id, "session id")):
             self._on_air.close(session_id, "reset")
             done = await self.worker.run(self._sessions.reset, session_id)

@@ -165,6 +165,19 @@ async def test_a_show_that_breaks_is_an_error_at_once_and_the_session_speaks_on(
     assert time.monotonic() - began_s < 5  # and not behind the six seconds that were never shown
 
 
+async def test_a_session_that_begins_afresh_does_not_wait_for_what_it_was_going_to_say(air):
+    stitch, live, _ = await air(delay_s=0.05)
+    watcher = Watcher(await live.view("alice"))
+    speaking = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100)))) for _ in range(2)]
+    await spoken(stitch, "alice", 12)
+    asked_s = time.monotonic()
+    assert (await stitch.reset("alice"))["reset"]
+    assert time.monotonic() - asked_s < 2.0  # of eight seconds
+    said, waiting = await asyncio.gather(*speaking, return_exceptions=True)
+    assert said["interrupted"] and isinstance(waiting, InterruptedSpeech) and watcher.data
+    assert (await stitch.session("alice"))["frames"] == 0
+
+
 async def test_a_session_that_is_deleted_falls_silent_first(air):
     stitch, live, _ = await air(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
