@@ -15,7 +15,7 @@ from deployments.stage import Stage
 from models.avatar.poster import poster
 from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
 from models.avatar.store import AvatarStore, file_sha256
-from models.errors import AvatarNotFound, VideoError
+from models.errors import AvatarNotFound, InputError, VideoError
 from models.ids import check_id
 from models.vae_files import vae_fingerprint
 
@@ -80,12 +80,47 @@ class Avatars(Stage[AvatarsConfig]):
             work.cancel()
 
     async def list(self) -> list[dict[str, Any]]:
-        """Facts of every avatar: id, version, fps, size, frames."""
+        """Facts of every avatar: id, version, fps, size, frames, and whether it can be removed."""
         await self.ready()
-        store, keys = self._store, ("version", "fps", "width", "height", "frames")
+        store, keys, made = self._store, ("version", "fps", "width", "height", "frames"), self._made_at_start()
+
+        def facts_of(avatar_id: str) -> dict[str, Any] | None:
+            try:
+                facts = store.describe(avatar_id)
+            except AvatarNotFound:  # it was removed a moment ago
+                return None
+            removable = store.owns(avatar_id) and avatar_id != made
+            return {"avatar_id": avatar_id, **{key: facts[key] for key in keys}, "removable": removable}
+
         # on a thread of its own: the compute thread may be preparing for minutes
-        found = await asyncio.to_thread(lambda: [store.describe(avatar_id) for avatar_id in store.ids()])
-        return [{"avatar_id": facts["id"], **{key: facts[key] for key in keys}} for facts in found]
+        found = await asyncio.to_thread(lambda: [facts_of(avatar_id) for avatar_id in store.ids()])
+        return [facts for facts in found if facts is not None]
+
+    async def remove(self, avatar_id: str, needed: str = "") -> None:
+        """Delete an avatar for good. needed: the one that sessions which name none cannot do without.
+
+        Raises IdError, AvatarNotFound, and InputError for one that has to stay.
+        """
+        await self.ready()
+        store = self._store
+        check_id(avatar_id, "avatar id")
+        if avatar_id == self._made_at_start():
+            raise InputError(
+                f"The avatar {avatar_id!r} is made from video_path at each start: it would come back.",
+                "Take video_path out of Avatars in the config file first.",
+            )
+        if avatar_id == needed and store.owns(avatar_id) and not store.ships(avatar_id):
+            raise InputError(
+                f"The avatar {avatar_id!r} is shown wherever none is named.",
+                "Set another avatar_id of Stitch in the config file first.",
+            )
+        await asyncio.to_thread(store.remove, avatar_id)
+        for key in [key for key in self._posters if key[0] == avatar_id]:
+            del self._posters[key]
+
+    def _made_at_start(self) -> str | None:
+        """The avatar that the config has made, if any."""
+        return self.config.avatar_id if self.config.video_path is not None else None
 
     async def poster(self, avatar_id: str) -> bytes:
         """A small JPEG of the avatar's face. Raises IdError, AvatarNotFound, CorruptError."""

@@ -47,7 +47,7 @@ class SpeechBody(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": "Hello.", "response_format": "wav"}]})
     input: str = Field(description="What is to be said.")
     model: str = Field("", description="Any: the engine is the one in the config.")
-    voice: str = Field("default", description="A voice of the TTS engine, or `default`.")
+    voice: str = Field("default", description="A voice of the TTS engine, or `default`; OpenAI's mean that, too.")
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: float | None = Field(None, ge=0.5, le=2.0, description="1 is the voice's own pace.")
     stream_format: Literal["audio"] = "audio"

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from configs.schema import StitchConfig
 from deployments.stage import Stamped
 from models.activity import Spans
 from models.types import FaceCrops, Speech
@@ -23,6 +24,18 @@ class LineSettings:
     tries: int = 4
     chunk_timeout_s: float = 30.0
     av_offset_s: float = 0.0  # how much later than their sound the lips are shown
+
+    @classmethod
+    def of(cls, config: StitchConfig, fps: int) -> LineSettings:
+        return cls(
+            fps,
+            config.chunk_frames,
+            config.first_chunk_frames,
+            config.window_chunks,
+            config.tries,
+            config.chunk_timeout_s,
+            config.av_offset_ms / 1e3,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ What stands below /sessions is in session_routes.py. Knows the stages as handles
 
 import asyncio
 import contextlib
+import time
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import Body, Query, Request
@@ -18,6 +20,7 @@ from deployments.access import Access, serve_login
 from deployments.bodies import SOUND_TYPES, ChatBody, SpeakBody, SpeechBody
 from deployments.downloads import FOLDER, Downloads
 from deployments.footprint import FOOTPRINT, footprint
+from deployments.forgetting import forgotten
 from deployments.hosts import KnownHosts
 from deployments.http import (
     BoundedJson,
@@ -41,7 +44,7 @@ from deployments.uploads import Uploads, discard
 from deployments.views import Views
 from deployments.web import serve_page
 from deployments.whep import Whep, ended_by_a_replica
-from models.errors import InputError, StageError
+from models.errors import InputError, NotFoundError, StageError
 from models.ids import check_id
 
 serve_page(api)
@@ -59,6 +62,7 @@ class Ingress(SessionRoutes):
         self._avatars = avatars
         self._tts = tts.options(stream=True, _by_reference=False)
         self._voices = tts
+        self._began_s = int(time.time())
         self._chat = chat
         self.config = IngressConfig()
         self._uploads = Uploads(self.config)
@@ -121,8 +125,7 @@ class Ingress(SessionRoutes):
 
     @api.post("/v1/audio/speech", summary="Say a text as sound alone, streamed; OpenAI's clients can call it")
     async def sound(self, body: Annotated[SpeechBody, Body()]) -> Response:
-        voice = None if body.voice == "default" else body.voice
-        parts = self._tts.encoded.remote(body.input, voice, body.speed, body.response_format)
+        parts = self._tts.encoded.remote(body.input, body.voice, body.speed, body.response_format)
         try:
             first = await anext(parts)  # an unknown voice or a full queue is a status, not a broken stream
         except BaseException:
@@ -160,10 +163,28 @@ class Ingress(SessionRoutes):
         headers = {"X-WarmTalk-Session": request.session_id, "Cache-Control": "no-store"}
         return StreamingResponse(video_parts(first, events), media_type="video/mp4", headers=headers)
 
-    @api.get("/voices", summary="Voices of the TTS engine; the first is the default")
-    async def voices(self) -> list[str]:
-        names: list[str] = await self._voices.voices.remote()
-        return names
+    @api.get("/voices", summary="Voices of the TTS engine, and whether each is here; the first is the default")
+    async def voices(self) -> list[dict[str, Any]]:
+        known: list[dict[str, Any]] = await self._voices.voices.remote()
+        return known
+
+    @api.get("/v1/models", summary="The engines behind /v1/audio, as OpenAI's clients ask for them")
+    async def models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [model async for model in self._openai_models()]}
+
+    @api.get("/v1/models/{model}", summary="One of them")
+    async def model(self, model: str) -> dict[str, Any]:
+        known = {entry["id"]: entry async for entry in self._openai_models()}
+        if model not in known:
+            raise NotFoundError(f"There is no model {model[:80]!r}.", f"Use one of {', '.join(known)}.")
+        return known[model]
+
+    async def _openai_models(self) -> AsyncIterator[dict[str, Any]]:
+        """What answers /v1/audio/speech, then what answers /v1/audio/transcriptions, where that is set up."""
+        for handle in (self._voices, self._listening.recognize):
+            if handle is not None:
+                engine = (await handle.stats.remote())["config"]["engine"]
+                yield {"id": engine, "object": "model", "created": self._began_s, "owned_by": "warmtalk"}
 
     # --- chat
 
@@ -199,6 +220,13 @@ class Ingress(SessionRoutes):
         check_id(avatar_id, "avatar id")
         picture: bytes = await self._avatars.poster.remote(avatar_id)
         return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
+
+    @api.delete("/avatars/{avatar_id}", summary="Remove an avatar: sessions that show it end, their videos stay")
+    async def remove_avatar(self, avatar_id: str) -> dict[str, Any]:
+        check_id(avatar_id, "avatar id")
+        needed: str = await self._stitch.default_avatar.remote()
+        await self._avatars.remove.remote(avatar_id, needed)
+        return {"avatar_id": avatar_id, "removed": True, "ended": await forgotten(self._stitch, avatar_id)}
 
     @api.post(
         "/avatars", summary="Prepare an avatar: the body is a video or a picture; the answer is progress, a JSON a line"

@@ -136,7 +136,11 @@ class LipSync(Stage[LipSyncConfig]):
         return list(self.model.generate(latents, windows))  # n × (256, 256, 3)
 
     async def _avatar_latents(self, avatar_id: str, version: str) -> Float16:
-        cached, key = self._latents, (avatar_id, version or self._store.version(avatar_id))
+        cached = self._latents
+        if not self._store.exists(avatar_id):  # of a face that was removed nothing more is made, or kept
+            for known in [known for known in cached if known[0] == avatar_id]:
+                del cached[known]
+        key = (avatar_id, version or self._store.version(avatar_id))
         if key not in cached:
             if self._store.version(avatar_id) != key[1]:
                 raise FencedError(f"The avatar {avatar_id!r} was prepared anew meanwhile.", "Send the request again.")

@@ -41,11 +41,11 @@ class Listening:
     """Recordings of this ingress replica. recognize: the stage's handle; None where the graph has none."""
 
     def __init__(self, recognize: Any, uploads: Uploads) -> None:
-        self._recognize, self._uploads = recognize, uploads
+        self.recognize, self._uploads = recognize, uploads
 
     @property
     def there(self) -> bool:
-        return self._recognize is not None
+        return self.recognize is not None
 
     def require(self) -> None:
         """Raises NotConfiguredError."""
@@ -58,7 +58,7 @@ class Listening:
     async def heard(self, audio: bytes, language: str | None = None) -> Transcript:
         """What a sound file says. Raises NotConfiguredError, and what the stage raises."""
         self.require()
-        stamped = await self._recognize.transcribe.remote(audio, language, "transcribe")
+        stamped = await self.recognize.transcribe.remote(audio, language, "transcribe")
         transcript: Transcript = stamped.value
         return transcript
 

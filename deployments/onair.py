@@ -102,6 +102,21 @@ class OnAir:
         if (broadcast := self._broadcasts.pop(session_id, None)) is not None:
             broadcast.close(why)
 
+    def showing(self, avatar_id: str) -> list[str]:
+        """Sessions that somebody watches, or speaks in, with the avatar."""
+        return [session_id for session_id, cast in self._broadcasts.items() if cast.start.avatar_id == avatar_id]
+
+    def shown_avatars(self) -> set[str]:
+        return {cast.start.avatar_id for cast in self._broadcasts.values()}
+
+    async def forget_idle(self, avatar_id: str, root: Path) -> None:
+        """Delete the idle motion of an avatar that was removed, also that which is being coded."""
+        self._closings += 1  # whoever is about to watch it must ask anew
+        coding = [task for path, task in self._coding.items() if _idle_of(path) == avatar_id]
+        if coding:
+            await asyncio.wait(coding)
+        await asyncio.to_thread(_delete_idle, avatar_id, root / IDLE_FOLDER)
+
     def _forget_unwatched(self, session_id: str) -> None:
         broadcast = self._broadcasts.get(session_id)
         if broadcast is not None and not broadcast.watched and session_id not in self._performing:
@@ -180,6 +195,17 @@ def _broadcast(session_id: str, show: Show, path: Path, position: int | None) ->
     version = prepared.version
     start = LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host(), ZERO_S, version)
     return Broadcast(start, grid, clock)
+
+
+def _idle_of(path: Path) -> str:
+    """Whose idle motion a file is: an id may have `-` in it, what follows has none."""
+    return path.stem.rsplit("-", 2)[0]
+
+
+def _delete_idle(avatar_id: str, folder: Path) -> None:
+    for path in folder.glob("*.mp4"):
+        if _idle_of(path) == avatar_id:
+            path.unlink(missing_ok=True)
 
 
 def _code_idle(show: Show, path: Path) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict, replace
@@ -20,11 +19,12 @@ from deployments.broadcast import LiveEvent
 from deployments.calls import Call
 from deployments.chunks import Chunk, Job, LineSettings
 from deployments.clocks import own_host
+from deployments.faces import Faces, face_of
 from deployments.growing import GrowingTexts
 from deployments.interruption import Cut, Cuts
 from deployments.line import Line
 from deployments.onair import OnAir, OnStage, Show
-from deployments.pasting import PASTE_KEYS, loaded, mouth_of, spec_of
+from deployments.pasting import PASTE_KEYS, mouth_of, spec_of
 from deployments.paths import builtin_avatars, output_path
 from deployments.progress import Progress, ticked
 from deployments.requests import Ending, SpeakEvent, SpeakRequest
@@ -62,7 +62,7 @@ class Stitch(Stage[StitchConfig]):
         self._growing = GrowingTexts()
         self._keeper: asyncio.Task[None] | None = None
         self._on_air = OnAir()
-        self._avatars: OrderedDict[tuple[str, str], LoadedAvatar] = OrderedDict()
+        self._faces = Faces()
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
         self._given = config  # for this thread: `self.config` is the one before until all of this one is applied
@@ -78,7 +78,7 @@ class Stitch(Stage[StitchConfig]):
         if changed is None or "threads" in changed:
             self._renderers = renderers(self.worker, config.threads)
         if changed is None or changed & PASTE_KEYS:
-            self._avatars.clear()
+            self._faces.clear()
         if changed is None and self._store.exists(config.avatar_id):
             self._load_avatar(config.avatar_id)  # warm: the first utterance must not wait for it
 
@@ -117,7 +117,8 @@ class Stitch(Stage[StitchConfig]):
         utterance = (await self.worker.run(self._plan, request)).value
         if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
             utterance.speech = await asyncio.to_thread(self._given_speech, request.audio, utterance.spec)
-        with self._renderers.one() as renderer:
+        face = self._faces.speaking(request.session_id, utterance.avatar.prepared.avatar_id)
+        with face, self._renderers.one() as renderer:
             async with aclosing(self._made(request, utterance, renderer, cut, asked_s, began_s)) as events:
                 async for event in events:
                     yield event
@@ -128,7 +129,7 @@ class Stitch(Stage[StitchConfig]):
         stage = self._on_stage(utterance, renderer)
         if stage is not None:
             cut.then(stage.performance.cut)  # not behind what the compute thread is making
-        line = Line(*self._handles, settings=self._settings(utterance.spec.fps))
+        line = Line(*self._handles, settings=LineSettings.of(self.config, utterance.spec.fps))
         utterance.engines = line.engines
         stitching = Stitching(utterance, stage, cut, renderer, self.meter)
         progress, interrupted = Progress(utterance, stage, (line.calls, stitching.calls)), False
@@ -207,7 +208,8 @@ class Stitch(Stage[StitchConfig]):
                 session = self._sessions.find(session_id) or self._sessions.store.open(session_id)
                 refuse_closed(session)
                 self._retention.hold([session_id])
-                return Show(self._load_avatar(session.avatar_id), session.spec, session.position)
+                face = face_of(session, None, "", self._load_avatar)
+                return Show(face, session.spec, session.position)
 
         check_id(session_id, "session id")
         async with aclosing(self._on_air.watch(session_id, find, self.worker, root, position)) as events:
@@ -275,6 +277,30 @@ class Stitch(Stage[StitchConfig]):
             self._on_air.close(session_id, "closed")
             return (await self.worker.run(self._sessions.finish, session_id)).value
 
+    async def default_avatar(self) -> str:
+        """The avatar of sessions that name none."""
+        await self.ready()
+        return self.config.avatar_id
+
+    async def forget_avatar(self, avatar_id: str) -> list[str]:
+        """End whatever shows an avatar that was removed, and keep nothing of it; the sessions that it ended here."""
+        await self.ready()
+        shown = sorted({*self._faces.speaking_with(avatar_id), *self._on_air.showing(avatar_id)})
+        for session_id in shown:
+            self._cuts.make(session_id)
+        for session_id in shown:
+            async with self._turns.of(session_id):  # what was cut has left
+                self._on_air.close(session_id, "closed")
+        await self.worker.run(self._faces.forget, avatar_id)
+        await self._on_air.forget_idle(avatar_id, self._sessions.store.root)
+        return shown
+
+    async def _forget_removed(self) -> None:
+        """Forget avatars that were removed while this replica could not be told."""
+        for avatar_id in {*self._faces.all_speaking(), *self._on_air.shown_avatars()}:
+            if not await asyncio.to_thread(self._store.exists, avatar_id):
+                await self.forget_avatar(avatar_id)
+
     async def _expire(self) -> None:
         """Count sessions, and remove those in which nothing was said for long, now and then, for ever."""
         for look in itertools.count(1):
@@ -282,6 +308,7 @@ class Stitch(Stage[StitchConfig]):
             try:
                 await asyncio.to_thread(self._retention.hold, {*self._on_air.watched(), *self._cuts.speaking()})
                 await asyncio.to_thread(self._retention.survey)
+                await self._forget_removed()
                 if look % SURVEYS_AN_EXPIRY:
                     continue
                 await asyncio.to_thread(self._sessions.store.sweep)
@@ -305,23 +332,14 @@ class Stitch(Stage[StitchConfig]):
         self._retention.hold([request.session_id])
         refuse_closed(session, self.config.session_max_minutes)
         refuse_other_avatar(session, request.avatar_id)
-        continues = session is not None and session.frames > 0
-        opened_with = session.avatar_id if session is not None else ""
-        avatar = self._load_avatar(request.avatar_id or opened_with or self.config.avatar_id)
-        spec = session.spec if session is not None and continues else spec_of(avatar.prepared, self.config)
+        avatar = face_of(session, request.avatar_id, self.config.avatar_id, self._load_avatar)
+        spec = session.spec if session is not None and session.frames else spec_of(avatar.prepared, self.config)
         mouth = mouth_of(avatar, self.config, spec.fps)
         position = session.position if session else 0
         return Utterance(request, self._sessions, avatar, spec, position, mouth)
 
     def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
-        key = (avatar_id, self._store.version(avatar_id))
-        if key not in self._avatars:
-            prepared = self._store.load(avatar_id, latents=False)
-            self._avatars[key] = loaded(prepared, self._given)
-            while len(self._avatars) > self._given.cached_avatars:
-                self._avatars.popitem(last=False)
-        self._avatars.move_to_end(key)
-        return self._avatars[key]
+        return self._faces.load(avatar_id, self._store, self._given)
 
     def _given_speech(self, audio: bytes, spec: MediaSpec) -> tuple[Speech, ...]:
         """An uploaded recording at the session's rate, cut at quiet places. Raises AudioError."""
@@ -353,18 +371,6 @@ class Stitch(Stage[StitchConfig]):
                 said.append(part.strip())
                 utterance.said = " ".join(said)
                 yield part
-
-    def _settings(self, fps: int) -> LineSettings:
-        config = self.config
-        return LineSettings(
-            fps,
-            config.chunk_frames,
-            config.first_chunk_frames,
-            config.window_chunks,
-            config.tries,
-            config.chunk_timeout_s,
-            config.av_offset_ms / 1e3,
-        )
 
     def _on_stage(self, utterance: Utterance, renderer: Worker) -> OnStage | None:
         """Where the utterance is shown live, if somebody watches its session."""

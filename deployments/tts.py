@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from configs.schema import TTSConfig
 from deployments.stage import Stage, Stamped, Worker
@@ -15,6 +17,22 @@ from models.tts import ENGINES
 from models.tts.base import TTSEngine
 from models.types import Speech
 
+# Of POST /v1/audio/speech: `default`, and OpenAI's voices (its API reference, "Create speech")
+OPENAI_VOICES = (
+    "alloy",
+    "ash",
+    "ballad",
+    "cedar",
+    "coral",
+    "echo",
+    "fable",
+    "marin",
+    "nova",
+    "onyx",
+    "sage",
+    "shimmer",
+)
+USUAL_VOICES = frozenset(("default", *OPENAI_VOICES, "verse"))
 WAITING_THREADS = 32  # more than the sentences that a replica is given at a time (max_ongoing_requests)
 
 
@@ -54,8 +72,14 @@ class TTS(Stage[TTSConfig]):
     ) -> AsyncGenerator[bytes, None]:
         """Yield the speech as the bytes of one sound file, each sentence's as soon as it is spoken.
 
-        sound_format: a key of models.audio.SOUND_FORMATS. Raises what `speak` raises, and AudioError.
+        voice: one of the engine's, or `default`; of OpenAI's names, which its clients must send, those that the engine
+        has not mean the default, too. sound_format: a key of models.audio.SOUND_FORMATS. Raises what `speak` raises,
+        and AudioError.
         """
+        await self.ready()
+        known = getattr(self.engine, "any_voice", False) or voice in self.engine.voices()
+        if voice == "default" or (voice in USUAL_VOICES and not known):
+            voice = None
         encoder: AudioEncoder | None = None
         async with aclosing(self.speak(text, voice, speed)) as spoken:
             async for stamped in spoken:
@@ -67,6 +91,11 @@ class TTS(Stage[TTSConfig]):
                 if data:
                     yield data
 
-    async def voices(self) -> list[str]:
+    async def voices(self) -> list[dict[str, Any]]:
+        """Of each voice its name, whether it can speak at once, and else how much is fetched at its first use, MB."""
         await self.ready()
-        return self.engine.voices()
+        lacking = await asyncio.to_thread(self.engine.lacking) if hasattr(self.engine, "lacking") else {}
+        return [
+            {"name": name, "ready": name not in lacking, "fetch_mb": round(lacking.get(name, 0) / 1e6, 1)}
+            for name in self.engine.voices()
+        ]

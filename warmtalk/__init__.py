@@ -23,6 +23,7 @@ from warmtalk.results import (
     Session,
     Speech,
     Transcript,
+    Voice,
 )
 
 __all__ = [
@@ -53,5 +54,6 @@ __all__ = [
     "Transcript",
     "Unauthorized",
     "Unreachable",
+    "Voice",
     "Word",
 ]

@@ -28,6 +28,7 @@ from warmtalk.results import (
     Session,
     Speech,
     Transcript,
+    Voice,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class AsyncClient:
         """Stop what the session says and is going to say."""
         return await self._do(calls.interrupt(session_id))
 
-    async def voices(self) -> list[str]:
+    async def voices(self) -> list[Voice]:
         """Voices of the server's engine, the default first."""
         return await self._do(calls.voices())
 
@@ -218,6 +219,10 @@ class AsyncClient:
 
     async def avatars(self) -> list[Avatar]:
         return await self._do(calls.avatars())
+
+    async def remove_avatar(self, avatar_id: str) -> list[str]:
+        """Delete an avatar for good; the sessions that showed it and so have ended. Videos of its sessions stay."""
+        return await self._do(calls.remove_avatar(avatar_id))
 
     async def prepare(
         self,

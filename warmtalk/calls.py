@@ -25,6 +25,7 @@ from warmtalk.results import (
     Session,
     Speech,
     Transcript,
+    Voice,
     parsed,
 )
 
@@ -179,6 +180,11 @@ def avatars() -> Call[list[Avatar]]:
     return Call("GET", "avatars", lambda answer: [parsed(Avatar, entry) for entry in answer])
 
 
+def remove_avatar(avatar_id: str) -> Call[list[str]]:
+    path = f"avatars/{quote(avatar_id, safe='')}"
+    return Call("DELETE", path, lambda answer: list(answer["ended"]), repeatable=False)
+
+
 def prepare(parts: Callable[[], Any], size: int, avatar_id: str, **options: Any) -> Call[Any]:
     """parts: gives the `size` bytes of a video or a picture. The answer is JSON lines: see `progress_of`."""
     call: Call[Any] = Call("POST", "avatars", _same, query={"avatar_id": avatar_id, **options}, content=parts)
@@ -201,8 +207,8 @@ def progress_of(line: str, avatar_id: str) -> Progress | Prepared:
     return Prepared(avatar_id, event["report"]) if "report" in event else parsed(Progress, event)
 
 
-def voices() -> Call[list[str]]:
-    return Call("GET", "voices", _same)
+def voices() -> Call[list[Voice]]:
+    return Call("GET", "voices", lambda answer: [parsed(Voice, entry) for entry in answer])
 
 
 def healthz() -> Call[bool]:

@@ -26,6 +26,7 @@ from warmtalk.results import (
     Session,
     Speech,
     Transcript,
+    Voice,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Client:
         """Stop what the session says and is going to say."""
         return self._do(calls.interrupt(session_id))
 
-    def voices(self) -> list[str]:
+    def voices(self) -> list[Voice]:
         """Voices of the server's engine, the default first."""
         return self._do(calls.voices())
 
@@ -216,6 +217,10 @@ class Client:
 
     def avatars(self) -> list[Avatar]:
         return self._do(calls.avatars())
+
+    def remove_avatar(self, avatar_id: str) -> list[str]:
+        """Delete an avatar for good; the sessions that showed it and so have ended. Videos of its sessions stay."""
+        return self._do(calls.remove_avatar(avatar_id))
 
     def prepare(
         self,

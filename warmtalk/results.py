@@ -76,7 +76,7 @@ class Interruption:
 
 @dataclass(frozen=True, slots=True)
 class Avatar:
-    """A prepared avatar."""
+    """A prepared avatar. removable: it was not there from the start, and `remove_avatar` deletes it."""
 
     avatar_id: str
     version: str
@@ -84,6 +84,16 @@ class Avatar:
     width: int
     height: int
     frames: int
+    removable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A voice of the server's engine; one that is not `ready` is fetched at its first use: `fetch_mb`, 10⁶ bytes."""
+
+    name: str
+    ready: bool = True
+    fetch_mb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@
         frames.mp4             H.264, short closed GOPs
         contact.png            for people
 
-A draft is written beside (`.draft-…`), synced, and renamed; replacing swaps two folders in one step.
+A draft is written beside (`.draft-…`), synced, and renamed; replacing swaps two folders in one step. What is removed is
+renamed (`.gone-…`) and then deleted.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import safetensors.numpy
 
 from models.avatar.frames import CACHE_BYTES, VideoFrames
 from models.avatar.regions import PackedRegions
-from models.avatar.swap import exchange, restore_asides, sync_folder
+from models.avatar.swap import aside_of, exchange, restore_asides, sync_folder
 from models.errors import AvatarNotFound, CorruptError, ExistsError, InputError
 from models.ids import ID_PATTERN, check_id, path_under
 from models.types import CROP_PX, Float16, Float32, Int32, PreparedAvatar, UInt8
@@ -53,6 +54,7 @@ META, GEOMETRY, LATENTS, MASKS, REGIONS, FRAMES, CONTACT = (
     "contact.png",
 )
 ATLAS_COLUMNS = 16
+GONE = ".gone-"  # begins the name of a removed avatar's folder while it is deleted
 DRAFT_AGE_S = 24 * 3600.0  # a draft of another machine is abandoned after a day
 AGAIN = "Prepare it again with `warmtalk prepare VIDEO --avatar-id {} --force`."
 
@@ -250,21 +252,42 @@ class AvatarStore:
         exchange(folder, final)  # `folder` now holds the old avatar, and goes with the draft
         sync_folder(self.root, files=False)
 
+    def ships(self, avatar_id: str) -> bool:
+        """Whether an avatar of that id comes with WarmTalk, be it hidden by one under `root`. Raises IdError."""
+        check_id(avatar_id, "avatar id")
+        return self.builtin is not None and (self.builtin / avatar_id / META).is_file()
+
+    def owns(self, avatar_id: str) -> bool:
+        """Whether the avatar lies under `root`, and so can be removed. Raises IdError."""
+        return (path_under(self.root, avatar_id, "avatar id") / META).is_file()
+
     def remove(self, avatar_id: str) -> None:
-        """Delete an avatar. Raises IdError, AvatarNotFound, and InputError for one that ships with WarmTalk."""
+        """Delete an avatar for good; at no moment is there half of one. Whoever has it open can go on reading.
+
+        Raises IdError, AvatarNotFound, InputError for one that ships with WarmTalk, and OSError.
+        """
         folder = self.folder(avatar_id)
-        if folder.parent != self.root.resolve():
+        if not self.owns(avatar_id):
             raise InputError(
                 f"The avatar {avatar_id!r} ships with WarmTalk.", "Leave it, or hide it by preparing another."
             )
-        gone = self._draft_folder(avatar_id)
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        aside = aside_of(folder)  # of a replacement that a crash cut short: it must not come back
+        for one in (aside, folder):
+            gone = self.root / f"{GONE}{avatar_id}.{secrets.token_hex(4)}"
+            try:
+                one.rename(gone)
+            except FileNotFoundError:
+                continue  # the folder: somebody else was quicker
+            sync_folder(self.root, files=False)
+            shutil.rmtree(gone, ignore_errors=True)  # `clean` takes what another process still holds open
 
     def clean(self) -> list[str]:
-        """Delete the drafts of processes that died, and finish replacements that a crash cut short. Returns names."""
+        """Delete the drafts of processes that died and what is left of removed avatars, and finish replacements that
+        a crash cut short. Returns names.
+        """
         restored = restore_asides(self.root)
-        abandoned = [folder for folder in sorted(self.root.glob(".draft-*")) if _abandoned(folder)]
+        abandoned = sorted(self.root.glob(f"{GONE}*"))
+        abandoned += [folder for folder in sorted(self.root.glob(".draft-*")) if _abandoned(folder)]
         for folder in abandoned:
             shutil.rmtree(folder, ignore_errors=True)
         return restored + [folder.name for folder in abandoned]

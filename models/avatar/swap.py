@@ -20,10 +20,15 @@ def exchange(new: Path, old: Path) -> None:
     `restore_asides` brings the old folder back. Raises OSError.
     """
     if not _swap(new, old):
-        aside = old.with_name(f".aside-{old.name}")
+        aside = aside_of(old)
         old.rename(aside)
         new.rename(old)
         aside.rename(new)
+
+
+def aside_of(folder: Path) -> Path:
+    """Where a folder stands aside while it is replaced."""
+    return folder.with_name(f".aside-{folder.name}")
 
 
 def restore_asides(root: Path) -> list[str]:

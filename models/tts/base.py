@@ -13,6 +13,11 @@ class TTSEngine(Protocol):
 
     An engine is made by its class method `load(**options)`, with the options of the stage's config. One thread uses it,
     unless it has an attribute `waits = True`: it waits for a server, and several threads may use it at once.
+
+    `any_voice = True`: what `voices()` does not name may be a voice all the same.
+
+    An engine that fetches voices at their first use has a method `lacking() -> dict[str, int]`: the bytes to fetch, by
+    the name of each voice that is not here. It loads nothing, and may be called by any thread.
     """
 
     sample_rate_hz: int

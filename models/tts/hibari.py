@@ -94,6 +94,18 @@ class HibariTTS:
 
         return [self._default, *(name for name in VOICES if name != self._default)]
 
+    def lacking(self) -> dict[str, int]:
+        """Voices that `speak` would fetch first, and their bytes; nothing is loaded or fetched."""
+        from hibari.voices import VOICES, voice_path
+
+        lacking = {}
+        for name, facts in VOICES.items():
+            try:
+                voice_path(name, download_missing=False)
+            except FileNotFoundError:
+                lacking[name] = int(facts["bytes"])
+        return lacking
+
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
         """Yield one Speech a sentence, each as soon as it is synthesised, the last with `last=True`.
 

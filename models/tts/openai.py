@@ -65,7 +65,7 @@ class OpenAITTS:
         self._client = client
         self._model = model
         self._voices = voices
-        self._strict = strict
+        self._strict, self.any_voice = strict, not strict
         self._format = response_format
         self._tries = tries
         self._max_bytes = round(max_mb * 2**20)

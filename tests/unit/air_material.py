@@ -123,6 +123,7 @@ async def air(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "GRACE_S", 2.0)  # Stitch, hub and viewers share one busy event loop here
     avatar, made = ann(), []
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
+    monkeypatch.setattr("deployments.stitch.AvatarStore.exists", lambda self, avatar_id: True)  # as if it lay there
 
     async def make(delay_s: float = 0.02, **config):
         stages = Stages(delay_s)

@@ -247,6 +247,54 @@ def test_a_built_in_avatar_is_read_hidden_and_never_written(store: AvatarStore, 
     assert np.array_equal(both.load("presenter").transforms, shipped["transforms"])
 
 
+# --- removing
+
+
+def test_a_removed_avatar_is_gone_whole_and_its_id_is_free(store: AvatarStore) -> None:
+    fill(store)
+    opened = store.load("ada")
+    store.remove("ada")
+    assert list(store.root.iterdir()) == [] and store.ids() == []
+    assert opened.frames is not None and opened.frames[4].shape == (300, 300, 3)  # who has it open reads on
+    with pytest.raises(AvatarNotFound):
+        store.remove("ada")
+    again = fill(store, seed=1)
+    assert np.array_equal(store.load("ada").transforms, again["transforms"])
+
+
+def test_an_avatar_is_never_half_removed(store: AvatarStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store)
+    seen = []
+    monkeypatch.setattr(store_module.shutil, "rmtree", lambda path, **options: seen.append(Path(path)))  # a crash
+    store.remove("ada")
+    assert not store.exists("ada") and store.ids() == []
+    (left,) = seen
+    assert left.parent == store.root and (left / META).is_file() and left.name.startswith(".gone-ada.")
+    monkeypatch.undo()
+    assert store.clean() == [left.name] and list(store.root.iterdir()) == []
+
+
+def test_what_a_crash_left_of_a_replacement_does_not_bring_a_removed_face_back(store: AvatarStore) -> None:
+    fill(store)
+    shutil.copytree(store.root / "ada", store.root / ".aside-ada")
+    store.remove("ada")
+    with pytest.raises(AvatarNotFound):
+        store.folder("ada")
+    assert list(store.root.iterdir()) == []
+
+
+def test_only_what_lies_in_the_root_is_owned(store: AvatarStore, tmp_path: Path) -> None:
+    builtin = tmp_path / "builtin"
+    fill(AvatarStore(builtin), "presenter")
+    fill(store, "ada")
+    both = AvatarStore(store.root, builtin)
+    assert [(both.owns(name), both.ships(name)) for name in ("ada", "presenter", "bob")] == [
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
+
+
 def test_lengths_that_disagree_are_corrupt(store: AvatarStore) -> None:
     arrays = fill(store, "short")
     with store.write("odd") as draft:

@@ -20,7 +20,16 @@ import preparing
 from deployments.avatars import Avatars
 from deployments.preparation import STEADINESS_KEYS, prepare_options
 from models.avatar.store import AvatarStore
-from models.errors import AvatarNotFound, ConfigError, ExistsError, IdError, NoFaceError, VideoError, WeightsError
+from models.errors import (
+    AvatarNotFound,
+    ConfigError,
+    ExistsError,
+    IdError,
+    InputError,
+    NoFaceError,
+    VideoError,
+    WeightsError,
+)
 from models.vae_files import vae_fingerprint
 
 VAE = Path(deployments.avatars.__file__).parents[1] / "models" / "embedded" / "vae"
@@ -274,3 +283,47 @@ async def test_a_poster_is_a_small_picture_of_the_face(monkeypatch, tmp_path):
     assert await stage.poster("presenter") is data  # kept
     with pytest.raises(AvatarNotFound):
         await stage.poster("nobody")
+
+
+# --- removing
+
+
+async def test_a_removed_avatar_is_listed_no_more_and_leaves_no_picture(encoder, clip, tmp_path):
+    stage = await started()
+    await anext_report(stage, clip)
+    assert {facts["avatar_id"]: facts["removable"] for facts in await stage.list()} == {"me": True, "presenter": False}
+    await stage.poster("me")
+    await stage.remove("me", "presenter")
+    assert await names(stage) == ["presenter"] and stage._posters == {}
+    assert list((tmp_path / "results" / "avatars").iterdir()) == []
+    for asked in (stage.poster("me"), stage.remove("me")):
+        with pytest.raises(AvatarNotFound, match="no avatar 'me'"):
+            await asked
+
+
+async def test_an_avatar_that_has_to_stay_says_why(encoder, clip):
+    stage = await started(avatar_id="me", video_path=str(clip))
+    with pytest.raises(InputError, match=r"ships with WarmTalk"):
+        await stage.remove("presenter", "presenter")
+    with pytest.raises(InputError, match=r"'me' is made from video_path at each start"):
+        await stage.remove("me")
+    [event async for event in stage.prepare(str(clip), "you")]
+    with pytest.raises(InputError, match=r"'you' is shown wherever none is named.*another avatar_id of Stitch"):
+        await stage.remove("you", "you")
+    with pytest.raises(IdError):
+        await stage.remove("../you")
+    assert {facts["avatar_id"]: facts["removable"] for facts in await stage.list()} == {
+        "me": False,
+        "presenter": False,
+        "you": True,
+    }
+
+
+async def test_an_own_presenter_gives_way_to_the_one_that_ships(encoder, clip):
+    stage = await started()
+    [event async for event in stage.prepare(str(clip), "presenter", force=True)]
+    (own,) = await stage.list()
+    assert own["removable"] and own["frames"] == 6
+    await stage.remove("presenter", "presenter")
+    (shipped,) = await stage.list()
+    assert not shipped["removable"] and shipped["frames"] > 6

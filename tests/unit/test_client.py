@@ -218,7 +218,6 @@ def test_a_stream_is_of_one_thing(call: Any, arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("method", "arguments", "answer", "sent", "result"),
     [
-        ("voices", (), ["nova"], "GET /base/voices", ["nova"]),
         ("sessions", (), ["a"], "GET /base/sessions", ["a"]),
         ("close_session", ("a",), {"session_id": "a"}, "POST /base/sessions/a/close", None),
         ("reset", ("a",), {"reset": True}, "GET /base/reset?session_id=a", None),
@@ -239,8 +238,31 @@ def test_sessions_and_avatars_are_typed(call: Any, server: Server) -> None:
     assert json.loads(server.requests[-1].content) == {"session_id": "a", "avatar_id": "p"}
     assert call(ok({"session_id": "a", "interrupted": 2}), "interrupt", "a").interrupted == 2
     facts = {"avatar_id": "p", "version": "1", "fps": 25, "width": 512, "height": 512, "frames": 9}
-    assert [avatar.width for avatar in call(ok([facts]), "avatars")] == [512]
+    assert [(known.width, known.removable) for known in call(ok([facts]), "avatars")] == [(512, False)]
+    (own,) = call(ok([{**facts, "removable": True}]), "avatars")
+    assert own.removable
     assert call(ok([{"role": "user", "content": "Hi"}]), "messages", "a")[0].content == "Hi"
+
+
+def test_a_removed_avatar_tells_which_sessions_ended_and_is_not_removed_twice(call: Any, server: Server) -> None:
+    answer = {"avatar_id": "me", "removed": True, "ended": ["alice"]}
+    assert call(ok(answer), "remove_avatar", "me") == ["alice"]
+    asked = server.requests[0]
+    assert (asked.method, asked.url.path) == ("DELETE", "/base/avatars/me")
+    with pytest.raises(Unreachable):  # the first may have arrived: another would meet a 404
+        call(httpx.ReadTimeout("slow"), "remove_avatar", "me")
+    assert len(server.requests) == 2
+
+
+def test_a_voice_that_is_to_be_fetched_says_so(call: Any, server: Server) -> None:
+    voices = [{"name": "heart", "ready": True, "fetch_mb": 0.0}, {"name": "emma", "ready": False, "fetch_mb": 7.9}]
+    heart, emma = call(ok(voices), "voices")
+    assert (heart.name, heart.ready) == ("heart", True) and (emma.name, emma.ready, emma.fetch_mb) == (
+        "emma",
+        False,
+        7.9,
+    )
+    assert server.requests[0].url.path == "/base/voices"
 
 
 def test_a_download_is_whole_or_not_there(call: Any, server: Server, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.failures import known_error
 from deployments.requests import SpeakEvent
-from models.errors import AvatarNotFound, BusyError, StageError, TextError
+from models.errors import AvatarNotFound, BusyError, InputError, StageError, TextError
 from tests.unit.ingress_material import SPOKEN, SUMMARY, Handle, error_of
 
 
@@ -60,7 +61,74 @@ def test_a_full_chat_is_429(serve):
 
 
 def test_voices_are_the_engines(serve):
-    assert serve(tts=Handle(voices=("nova", "onyx"))).get("/voices").json() == ["nova", "onyx"]
+    voices = ({"name": "nova", "ready": True, "fetch_mb": 0.0}, {"name": "onyx", "ready": False, "fetch_mb": 7.9})
+    assert serve(tts=Handle(voices=voices)).get("/voices").json() == list(voices)
+
+
+def test_openais_clients_find_the_engines_as_models(serve):
+    tts, whisper = Handle(stats={"config": {"engine": "hibari"}}), Handle(stats={"config": {"engine": "whisper"}})
+    client = serve(tts=tts, recognize=whisper)
+    told = client.get("/v1/models").json()
+    assert told["object"] == "list" and [model["id"] for model in told["data"]] == ["hibari", "whisper"]
+    for model in told["data"]:
+        assert (model["object"], model["owned_by"]) == ("model", "warmtalk") and 0 <= time.time() - model[
+            "created"
+        ] < 60
+        assert client.get(f"/v1/models/{model['id']}").json() == model
+    refused = client.get("/v1/models/tts-9")
+    assert refused.status_code == 404
+    assert error_of(refused)["remedy"] == "Use one of hibari, whisper."
+    alone = serve(tts=tts).get("/v1/models").json()
+    assert [model["id"] for model in alone["data"]] == ["hibari"]
+
+
+# --- removing an avatar
+
+
+class Asked:
+    """What a broadcast gives: an answer of each replica."""
+
+    def __init__(self, answers) -> None:
+        self.answers = answers
+
+    async def results_async(self, return_exceptions=False):
+        assert return_exceptions
+        return self.answers
+
+
+class Replicas(Handle):
+    """Stitch, of several replicas."""
+
+    def __init__(self, *answers) -> None:
+        super().__init__(default_avatar="presenter")
+        self.told, self.replies = [], answers
+
+    def broadcast(self, *arguments):
+        self.told.append(arguments)
+        return Asked(list(self.replies))
+
+
+def test_a_removed_avatar_is_forgotten_by_every_replica_of_stitch(serve):
+    stitch, avatars = Replicas(["bob"], [], ["alice"]), Handle(remove=None)
+    answer = serve(stitch, avatars).delete("/avatars/me")
+    assert answer.json() == {"avatar_id": "me", "removed": True, "ended": ["alice", "bob"]}
+    assert avatars.asked == [("remove", ("me", "presenter"))] and stitch.told == [("forget_avatar", "me")]
+
+
+def test_a_replica_that_cannot_be_told_does_not_hide_that_the_avatar_is_removed(serve, caplog):
+    stitch = Replicas(["bob"], RuntimeError("dead"))
+    assert serve(stitch, Handle(remove=None)).delete("/avatars/me").json()["ended"] == ["bob"]
+    assert "a replica of Stitch was not told" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(AvatarNotFound("There is none.", "See."), 404), (InputError("It ships.", "Leave it."), 422)]
+)
+def test_an_avatar_that_is_not_there_or_has_to_stay_is_a_status_and_nobody_is_told(serve, error, status):
+    stitch = Replicas([])
+    answer = serve(stitch, Handle(remove=error)).delete("/avatars/me")
+    assert answer.status_code == status and error_of(answer)["message"] == error.message and stitch.told == []
+    assert serve(stitch, Handle()).delete("/avatars/A%20b").status_code == 422
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,19 @@ async def test_an_unknown_avatar_is_named(stage):
         await stage.generate(features(1), 0, 1, "nobody", 0, 0)
 
 
+async def test_of_a_removed_avatar_nothing_more_is_made_or_kept(stage, tmp_path):
+    await stage.reconfigure(config())
+    copy_avatar(tmp_path, "me")
+    store = AvatarStore(tmp_path / "results" / "avatars")
+    version = store.version("me")
+    await stage.generate(features(1), 0, 1, "me", 0, 0, avatar_version=version)
+    assert [key[0] for key in stage._latents] == ["me"]
+    store.remove("me")
+    with pytest.raises(AvatarNotFound, match="no avatar 'me'"):  # though its latents were in memory
+        await stage.generate(features(1), 0, 1, "me", 0, 0, avatar_version=version)
+    assert not stage._latents
+
+
 async def test_an_avatar_of_another_vae_is_refused_with_the_command_to_run(stage, monkeypatch):
     await stage.reconfigure(config())
     stage._load_latents = stage.checked_load

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hibari.voices import VOICES
 
 from models.engines import find_engine
 from models.errors import ConfigError, InputError, TextError
@@ -214,6 +216,18 @@ def test_voices_are_named_and_unknown_ones_are_refused(voice: HibariTTS) -> None
     with pytest.raises(ConfigError, match="no voice 'nobody'") as caught:
         HibariTTS.load(voice="nobody")
     assert "heart" in caught.value.remedy
+
+
+def test_voices_that_are_not_here_are_told_with_their_size(
+    voice: HibariTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIBARI_HOME", str(tmp_path))
+    lacking = voice.lacking()
+    assert set(lacking) == set(voice.voices()) - {"heart"}  # that one is in the wheel
+    assert all(6e6 < size < 10e6 for size in lacking.values())
+    (tmp_path / VOICES["emma"]["file"]).write_bytes(b"as if fetched")
+    assert set(voice.lacking()) == set(lacking) - {"emma"}
+    assert len(list(tmp_path.iterdir())) == 1  # nothing was fetched
 
 
 def test_it_is_found_by_module_and_class() -> None:

@@ -66,6 +66,31 @@ class Remote(Loud):
             yield speech
 
 
+class Named(Loud):
+    """An engine whose second voice has a name that OpenAI uses, too."""
+
+    def voices(self) -> list[str]:
+        return ["plain", "nova"]
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        level = self.level / 2 if voice == "nova" else self.level
+        yield Speech(np.full(RATE // 2, level, np.float32), RATE, text, last=True)
+
+
+class Anything(Loud):
+    """An engine that leaves it to a server to know its voices."""
+
+    any_voice = True
+
+
+class Lacking(Loud):
+    """An engine one of whose voices is not here."""
+
+    def lacking(self) -> dict[str, int]:
+        return {"half": 7_940_000}
+
+
+NAMES = ("default", "nova", "alloy")
 ENGINE, OTHER = f"{__name__}:Loud", f"{__name__}:Other"
 
 
@@ -206,6 +231,30 @@ async def test_compressed_formats_hold_the_whole_speech(sound_format: str) -> No
     parts = await file_of((await stage()).encoded("one two three four", None, None, sound_format))
     samples, rate = decode_audio(b"".join(parts))
     assert all(parts) and len(samples) / rate == pytest.approx(2.0, abs=0.15)
+
+
+@pytest.mark.parametrize("voice", ["default", "alloy", "shimmer"])
+async def test_voices_that_openais_clients_must_name_mean_the_default(voice: str) -> None:
+    tts = await stage(voice="half")
+    parts = {name: await file_of(tts.encoded("one", name, None, "wav")) for name in (voice, None, "half")}
+    assert parts[voice] == parts[None] == parts["half"]
+
+
+async def test_a_voice_of_the_engine_that_has_openais_name_is_itself() -> None:
+    tts = await stage(engine=f"{__name__}:Named")
+    samples = {name: decode_audio(b"".join(await file_of(tts.encoded("one", name, None, "wav"))))[0] for name in NAMES}
+    assert [round(float(samples[name][0]), 2) for name in NAMES] == [0.25, 0.12, 0.25]
+    anything = await stage(engine=f"{__name__}:Anything")  # its server may know any voice
+    with pytest.raises(InputError, match="no voice 'alloy'"):
+        await anext(anything.encoded("one", "alloy", None, "wav"))
+    assert await file_of(anything.encoded("one", "default", None, "wav"))
+
+
+async def test_voices_tell_which_are_here() -> None:
+    ready = {"ready": True, "fetch_mb": 0.0}
+    assert await (await stage()).voices() == [{"name": "plain", **ready}, {"name": "half", **ready}]
+    tts = await stage(engine=f"{__name__}:Lacking")
+    assert await tts.voices() == [{"name": "plain", **ready}, {"name": "half", "ready": False, "fetch_mb": 7.9}]
 
 
 async def test_an_unknown_voice_or_format_fails_before_the_first_byte() -> None:

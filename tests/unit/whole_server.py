@@ -6,6 +6,7 @@ and the faces are white squares.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[st
     monkeypatch.setenv("WARMTALK_HOME", str(home))
     avatar = ann()
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
+    monkeypatch.setattr(Stitch, "_forget_removed", lambda self: asyncio.sleep(0))  # no avatar lies on this disk
     vae = SimpleNamespace(encode_reference=None, vae_fingerprint="")
     monkeypatch.setattr("deployments.avatars.load_model", lambda config: vae)
     stages: dict[str, Any] = {}
