@@ -208,8 +208,7 @@ class Stitch(Stage[StitchConfig]):
                 session = self._sessions.find(session_id) or self._sessions.store.open(session_id)
                 refuse_closed(session)
                 self._retention.hold([session_id])
-                face = face_of(session, None, "", self._load_avatar)
-                return Show(face, session.spec, session.position)
+                return Show(face_of(session, None, "", self._load_avatar), session.spec, session.position)
 
         check_id(session_id, "session id")
         async with aclosing(self._on_air.watch(session_id, find, self.worker, root, position)) as events:
@@ -283,7 +282,7 @@ class Stitch(Stage[StitchConfig]):
         return self.config.avatar_id
 
     async def forget_avatar(self, avatar_id: str) -> list[str]:
-        """End whatever shows an avatar that was removed, and keep nothing of it; the sessions that it ended here."""
+        """End what shows an avatar that was removed, and keep nothing of it; the sessions that ended here."""
         await self.ready()
         shown = sorted({*self._faces.speaking_with(avatar_id), *self._on_air.showing(avatar_id)})
         for session_id in shown:
@@ -380,8 +379,8 @@ class Stitch(Stage[StitchConfig]):
         if not broadcast.shows(utterance.avatar.prepared, utterance.spec):
             self._on_air.close(utterance.request.session_id, "replaced")  # an empty session may take another avatar
             return None
-        config = self.config
-        return self._on_air.perform(utterance, broadcast, renderer, config.live_ahead_s, config.recorded_pause_ms / 1e3)
+        times_s = (self.config.live_ahead_s, self.config.recorded_pause_ms / 1e3)
+        return self._on_air.perform(utterance, broadcast, renderer, *times_s)
 
     async def _leave(self, chunks: AsyncGenerator[Chunk, None], stage: OnStage | None, session_id: str) -> None:
         """End what an utterance has under way; the stage is free again even where this, too, is cancelled."""

@@ -1,6 +1,6 @@
 /** The settings: avatar, voice, pace, enhancement. Kept in the browser. */
 
-import { address, getJson } from "./api.js";
+import { address, getJson, request } from "./api.js";
 import { Upload } from "./upload.js";
 import { wrong } from "./wrong.js";
 
@@ -22,6 +22,8 @@ export class Settings extends EventTarget {
 
   #choosing = 0;
 
+  #leaving = ""; // the avatar that is asked about
+
   constructor() {
     super();
     $("open-settings").addEventListener("click", () => this.open());
@@ -29,6 +31,7 @@ export class Settings extends EventTarget {
     $("voice").addEventListener("change", () => this.#keep({ voice: $("voice").value }));
     $("speed").addEventListener("input", () => this.#keep({ speed: Number($("speed").value) }));
     $("enhance").addEventListener("change", () => this.#keep({ enhance: $("enhance").checked }));
+    $("sure-avatar").addEventListener("close", () => $("sure-avatar").returnValue === "remove" && this.#remove(this.#leaving));
     new Upload().addEventListener("ready", ({ detail: { name } }) => this.#added(name));
     this.#keep({});
   }
@@ -76,9 +79,10 @@ export class Settings extends EventTarget {
   }
 
   #showVoices(voices) {
-    const names = voices.map((name, index) => new Option(`${name[0].toUpperCase()}${name.slice(1)}${index ? "" : " (default)"}`, index ? name : ""));
-    $("voice").replaceChildren(...names);
-    $("voice").value = voices.includes(this.#values.voice) ? this.#values.voice : "";
+    const words = ({ name, ready, fetch_mb }, index) =>
+      `${name[0].toUpperCase()}${name.slice(1)}${index ? "" : " (default)"}${ready ? "" : `: downloads ${fetch_mb.toFixed(0)} MB at first use`}`;
+    $("voice").replaceChildren(...voices.map((voice, index) => new Option(words(voice, index), index ? voice.name : "")));
+    $("voice").value = voices.some(({ name }) => name === this.#values.voice) ? this.#values.voice : "";
   }
 
   #showAvatars(avatars) {
@@ -88,7 +92,8 @@ export class Settings extends EventTarget {
     $("avatars").replaceChildren(...avatars.map((avatar) => this.#tile(avatar, avatar.avatar_id === chosen)));
   }
 
-  #tile({ avatar_id, width, height, fps, version }, checked) {
+  #tile({ avatar_id, width, height, fps, version, removable }, checked) {
+    const cell = Object.assign(document.createElement("div"), { className: "cell" });
     const tile = Object.assign(document.createElement("label"), { className: "avatar" });
     const input = Object.assign(document.createElement("input"), { type: "radio", name: "avatar", value: avatar_id, checked });
     const face = Object.assign(document.createElement("span"), { className: "face" });
@@ -103,6 +108,35 @@ export class Settings extends EventTarget {
       this.#choosing = setTimeout(() => this.dispatchEvent(new Event("avatar")), CHOOSING_MS);
     });
     tile.append(input, face, label);
-    return tile;
+    cell.append(tile);
+    if (removable) cell.append(this.#remover(avatar_id));
+    return cell;
+  }
+
+  /** A button that asks before it removes the avatar. */
+  #remover(name) {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "round remove-avatar", title: `Remove ${name}` });
+    button.setAttribute("aria-label", `Remove ${name}`);
+    button.innerHTML = '<svg aria-hidden="true"><use href="web/icons.svg#close" /></svg>';
+    button.addEventListener("click", () => {
+      this.#leaving = name;
+      $("sure-avatar-title").textContent = `Remove “${name}”?`;
+      $("sure-avatar").returnValue = "";
+      $("sure-avatar").showModal();
+    });
+    return button;
+  }
+
+  async #remove(name) {
+    const shown = document.querySelector("#avatars :checked")?.value === name;
+    try {
+      await request(`avatars/${name}`, { method: "DELETE" });
+    } catch (failure) {
+      if (failure.code !== "avatar_not_found") return wrong("avatars-error", `It was not removed. ${failure.message} ${failure.remedy}`);
+    }
+    if (shown) this.#keep({ avatar_id: "" });
+    await this.refresh();
+    document.querySelector("#avatars :checked")?.focus(); // the button is gone
+    if (shown) this.dispatchEvent(new Event("avatar")); // its chat has ended
   }
 }

@@ -35,12 +35,22 @@ def serve_choices(app: FastAPI, state: State, film: Film) -> None:
     """Add voices, avatars and their preparation."""
 
     @app.get("/voices")
-    async def voices() -> list[str]:
-        return ["heart", "emma", "fenrir", "fable", "kore"]
+    async def voices() -> list[dict[str, Any]]:
+        names = ("heart", "emma", "fenrir", "fable", "kore")
+        return [{"name": name, "ready": name != "kore", "fetch_mb": 7.9 * (name == "kore")} for name in names]
 
     @app.get("/avatars")
     async def avatars() -> list[dict[str, Any]]:
-        return [{"avatar_id": "presenter", "version": "1", "fps": 25, "width": 512, "height": 512, "frames": 250}]
+        facts = {"version": "1", "fps": 25, "width": 512, "height": 512, "frames": 250}
+        own = [{"avatar_id": name, **facts, "removable": True} for name in state.avatars]
+        return [*own, {"avatar_id": "presenter", **facts, "removable": False}]
+
+    @app.delete("/avatars/{avatar_id}")
+    async def remove(avatar_id: str) -> Response:
+        if failed := state.failing("remove"):
+            return failed
+        state.avatars.remove(avatar_id)
+        return JSONResponse({"avatar_id": avatar_id, "removed": True, "ended": []})
 
     @app.get("/avatars/{avatar_id}/poster.jpg")
     async def poster(avatar_id: str) -> Response:

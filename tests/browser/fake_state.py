@@ -44,6 +44,7 @@ class State:
     reply: str = "Hello, nice to meet you. I am the face of a test, and I say what it wants to hear."
     think_s: float = 0.3
     fail: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
+    avatars: list[str] = field(default_factory=list)  # beside the presenter, which ships
     uploads: list[tuple[str, bytes]] = field(default_factory=list)
     viewers: int = 0
     recognition: bool = False  # whether it understands speech, and

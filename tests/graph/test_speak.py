@@ -238,6 +238,27 @@ def test_an_uploaded_video_becomes_an_avatar_that_speaks(client):
     assert (other.status_code, error_of(other)["code"]) == (422, "bad_input")
 
 
+def test_a_removed_avatar_ends_what_shows_it_and_leaves_what_was_said(client):
+    client.post("/avatars", params={"avatar_id": "leaving"}, content=clip(8))
+    said = speak(client, "Hello.", session_id="with-leaving", avatar_id="leaving")
+    with client.stream("GET", "/sessions/with-leaving/live.mp4") as live:
+        parts = live.iter_bytes()
+        assert next(parts)
+        answer = client.delete("/avatars/leaving")
+        assert answer.json() == {"avatar_id": "leaving", "removed": True, "ended": ["with-leaving"]}
+        assert b"closed" in b"".join(parts)  # it ends, and says why
+    again = client.post("/speak", json={"text": "Hi.", "session_id": "with-leaving"})
+    assert (again.status_code, error_of(again)["code"]) == (409, "session_closed")
+    assert "'leaving'" in error_of(again)["message"] and "was removed" in error_of(again)["message"]
+    other = client.post("/speak", json={"text": "Hi.", "session_id": "after-leaving", "avatar_id": "leaving"})
+    assert (other.status_code, error_of(other)["code"]) == (404, "avatar_not_found")
+    assert client.delete("/avatars/leaving").status_code == client.get("/avatars/leaving/poster.jpg").status_code == 404
+    assert "leaving" not in [facts["avatar_id"] for facts in client.get("/avatars").json()]
+    assert len(video_of(client, "with-leaving").frames) == said["frames"]
+    kept = client.delete("/avatars/presenter")
+    assert kept.status_code == 422 and "ships with WarmTalk" in error_of(kept)["message"]
+
+
 def test_an_avatar_prepared_at_30_fps_speaks_at_30_fps(client):
     answer = client.post("/avatars", params={"avatar_id": "thirty", "fps": 30}, content=clip(10))
     assert json.loads(answer.text.splitlines()[-1])["report"]["frames"] == 12  # 0.4 s

@@ -41,6 +41,14 @@ def test_every_format_of_the_speech_api_is_the_same_speech(client, sound_format)
         assert np.sqrt((samples**2).mean()) > 0.01
 
 
+def test_openais_clients_find_voices_and_models(client):
+    body = {"model": "tts-1", "input": "Hello.", "response_format": "pcm"}
+    heart, alloy = (client.post("/v1/audio/speech", json={**body, "voice": voice}) for voice in ("heart", "alloy"))
+    assert alloy.content == heart.content and len(heart.content) > 20_000
+    assert client.get("/voices").json()[0] == {"name": "heart", "ready": True, "fetch_mb": 0.0}
+    assert client.get("/v1/models").json()["data"][0]["id"] == "hibari"
+
+
 def test_the_speech_api_refuses_in_words_that_openais_clients_read(client):
     for body, status, code in (
         ({"input": "Hello.", "voice": "nobody"}, 422, "bad_input"),

@@ -24,7 +24,7 @@ def closed(serve, monkeypatch):
 
 def paths() -> list[tuple[str, str]]:
     """Every route of the server, with a method and an example of its path."""
-    ids = {"session_id": "alice", "job_id": "j1", "avatar_id": "ann", "peer_id": "p1"}
+    ids = {"session_id": "alice", "job_id": "j1", "avatar_id": "ann", "peer_id": "p1", "model": "m1"}
     found = [("HEAD", "/sessions/alice/video.mp4"), ("GET", "/docs"), ("GET", "/redoc"), ("GET", "/openapi.json")]
     for path, methods in api.openapi()["paths"].items():
         found += [(method.upper(), path.format(**ids)) for method in methods]

@@ -115,7 +115,10 @@ def test_a_thousand_mutilated_bodies_are_each_answered(client: TestClient) -> No
 
 
 def test_every_route_there_is_answers_rubbish_in_a_sentence(client: TestClient) -> None:
-    dice, ids = random.Random(2), {"session_id": "nobody", "job_id": "j1", "avatar_id": "nobody", "peer_id": "p1"}
+    dice, ids = (
+        random.Random(2),
+        {"session_id": "nobody", "job_id": "j1", "avatar_id": "nobody", "peer_id": "p1", "model": "m1"},
+    )
     kinds = [{}, JSON, {"Content-Type": "multipart/form-data; boundary=x"}, {"Content-Type": b"\xe9"}]
     names = ("speed", "force", "tag", "size", "minutes")
     for path, methods in api.openapi()["paths"].items():
@@ -210,6 +213,7 @@ BY_ID = [
     ("GET", "/status/ID"),
     ("GET", "/chat/ID"),
     ("GET", "/avatars/ID/poster.jpg"),
+    ("DELETE", "/avatars/ID"),
     ("POST", "/avatars?avatar_id=ID"),
     ("POST", "/speak/audio?session_id=ID"),
     ("POST", "/speak/audio?avatar_id=ID"),
