@@ -102,8 +102,9 @@ class OnAir:
         if (broadcast := self._broadcasts.pop(session_id, None)) is not None:
             broadcast.close(why)
 
-    def showing(self, avatar_id: str) -> list[str]:
-        """Sessions that somebody watches, or speaks in, with the avatar."""
+    def leaving(self, avatar_id: str) -> list[str]:
+        """Sessions on air with an avatar that was removed; whoever is about to watch one must ask anew."""
+        self._closings += 1
         return [session_id for session_id, cast in self._broadcasts.items() if cast.start.avatar_id == avatar_id]
 
     def shown_avatars(self) -> set[str]:
@@ -111,7 +112,6 @@ class OnAir:
 
     async def forget_idle(self, avatar_id: str, root: Path) -> None:
         """Delete the idle motion of an avatar that was removed, also that which is being coded."""
-        self._closings += 1  # whoever is about to watch it must ask anew
         coding = [task for path, task in self._coding.items() if _idle_of(path) == avatar_id]
         if coding:
             await asyncio.wait(coding)

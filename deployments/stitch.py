@@ -284,7 +284,7 @@ class Stitch(Stage[StitchConfig]):
     async def forget_avatar(self, avatar_id: str) -> list[str]:
         """End what shows an avatar that was removed, and keep nothing of it; the sessions that ended here."""
         await self.ready()
-        shown = sorted({*self._faces.speaking_with(avatar_id), *self._on_air.showing(avatar_id)})
+        shown = sorted({*self._faces.speaking_with(avatar_id), *self._on_air.leaving(avatar_id)})
         for session_id in shown:
             self._cuts.make(session_id)
         for session_id in shown:

@@ -31,18 +31,19 @@ def idle_files(home: Path) -> list[str]:
 
 async def test_speech_and_live_streams_of_a_removed_face_end_and_say_why(air, monkeypatch, tmp_path):
     stitch, live, _ = await air(delay_s=0.05)
-    await stitch.create("bob")
+    for name in ("bob", "carol"):
+        await stitch.create(name)
     watcher, idler = Watcher(await live.view("alice")), Watcher(await live.view("bob"))
     speaking = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
-    unwatched = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("carol", "y" * 400, deliver=False))))
     await spoken(stitch, "alice", 10)
+    unwatched = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("carol", "y" * 800, deliver=False))))
     await spoken(stitch, "carol", 8)
     assert [name.rsplit("-", 2)[0] for name in idle_files(tmp_path)] == ["ann"]
     gone(monkeypatch)
     assert await stitch.forget_avatar("ann") == ["alice", "bob", "carol"]
-    for said in (speaking, unwatched):
+    for said, all_of_it in ((speaking, 150), (unwatched, 2000)):
         summary = await asyncio.wait_for(said, 5)
-        assert summary["interrupted"] and 8 <= summary["frames"] < 1000
+        assert summary["interrupted"] and 8 <= summary["frames"] < all_of_it
     await asyncio.wait_for(asyncio.gather(watcher.task, idler.task), 5)
     assert all(b'"reason": "closed"' in one.data or b'"reason":"closed"' in one.data for one in (watcher, idler))
     assert idle_files(tmp_path) == [] and stitch._on_air.watched() == []
@@ -95,6 +96,26 @@ async def test_idle_motion_that_is_being_coded_is_not_left_behind(air, monkeypat
     with pytest.raises(ClosedError):
         await viewing
     assert idle_files(tmp_path) == []
+
+
+async def test_who_has_just_looked_is_not_shown_what_was_removed_meanwhile(air, monkeypatch):
+    stitch, live, _ = await air()
+    idle_file, found, release = onair.OnAir._idle_file, asyncio.Event(), asyncio.Event()
+
+    async def late(self, show, folder):
+        found.set()
+        await release.wait()
+        return await idle_file(self, show, folder)
+
+    monkeypatch.setattr(onair.OnAir, "_idle_file", late)
+    viewing = asyncio.create_task(live.view("alice"))
+    await found.wait()
+    gone(monkeypatch)
+    assert await stitch.forget_avatar("ann") == []
+    release.set()
+    with pytest.raises(ClosedError):
+        await viewing
+    assert stitch._on_air.watched() == []
 
 
 async def test_a_replica_that_was_not_told_finds_out_by_itself(air, monkeypatch, tmp_path):
