@@ -43,6 +43,7 @@ class TTS(Stage[TTSConfig]):
     def __init__(self) -> None:
         super().__init__()
         self._waiting = Worker("TTS-waiting", WAITING_THREADS)
+        self._fetching = asyncio.Lock()
 
     def apply(self, config: TTSConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"engine", "options"}:
@@ -58,14 +59,27 @@ class TTS(Stage[TTSConfig]):
                 f"The text has {len(text)} characters; the limit is {self.config.max_chars}.",
                 "Send it in parts, or raise max_chars of the TTS stage.",
             )
-        worker = self._waiting if getattr(self.engine, "waits", False) else self.worker
-        speech = iter(self.engine.speak(text, voice or self.config.voice, speed or self.config.speed))
+        engine, chosen, pace = self.engine, voice or self.config.voice, speed or self.config.speed
+        await self._fetch(engine, chosen)
+        worker = self._waiting if getattr(engine, "waits", False) else self.worker
+        received_s = time.time()
+        begun = await worker.run(engine.speak, text, chosen, pace)  # it may load a voice
+        speech, queue_s, compute_s = iter(begun.value), begun.queue_s, begun.compute_s
         while True:
-            received_s = time.time()
             done = await worker.run(next, speech, None)
             if done.value is None:
                 return
-            yield Stamped(done.value, (self.meter.stamp(0, received_s, done.queue_s, done.compute_s),))
+            queue_s, compute_s = queue_s + done.queue_s, compute_s + done.compute_s
+            yield Stamped(done.value, (self.meter.stamp(0, received_s, queue_s, compute_s),))
+            received_s, queue_s, compute_s = time.time(), 0.0, 0.0
+
+    async def _fetch(self, engine: Any, voice: str | None) -> None:
+        """Have a voice that is not here fetched, once, while others speak. Raises WeightsError."""
+        if voice is None or not hasattr(engine, "lacking"):
+            return
+        if voice in await asyncio.to_thread(engine.lacking):
+            async with self._fetching:
+                await asyncio.to_thread(engine.fetch, voice)
 
     async def encoded(
         self, text: str, voice: str | None, speed: float | None, sound_format: str

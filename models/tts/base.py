@@ -17,7 +17,8 @@ class TTSEngine(Protocol):
     `any_voice = True`: what `voices()` does not name may be a voice all the same.
 
     An engine that fetches voices at their first use has a method `lacking() -> dict[str, int]`: the bytes to fetch, by
-    the name of each voice that is not here. It loads nothing, and may be called by any thread.
+    the name of each voice that is not here; and `fetch(voice)`, which raises WeightsError. Neither loads anything, and
+    any thread may call them while another speaks.
     """
 
     sample_rate_hz: int

@@ -106,6 +106,15 @@ class HibariTTS:
                 lacking[name] = int(facts["bytes"])
         return lacking
 
+    def fetch(self, voice: str) -> None:
+        """Download a voice that is not here; nothing is loaded. Raises WeightsError."""
+        from hibari.voices import voice_path
+
+        try:
+            voice_path(voice)
+        except (OSError, RuntimeError) as error:
+            raise _not_had(voice, error) from error
+
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
         """Yield one Speech a sentence, each as soon as it is synthesised, the last with `last=True`.
 
@@ -168,10 +177,7 @@ class _Voice:
         try:
             self._hibari = Hibari(voice=name, threads=threads)
         except (OSError, RuntimeError) as error:
-            raise WeightsError(
-                f"The voice {name!r} could not be loaded: {str(error).rstrip('.')}.",
-                "Check the connection, or use the voice 'heart', which is installed with hibari-tts.",
-            ) from error
+            raise _not_had(name, error) from error
         self._session: onnxruntime.InferenceSession = self._hibari.sess
         with_durations = _session_with_output(Path(self._hibari.model_path).read_bytes(), DURATION_NODE, threads)
         self.has_durations = with_durations is not None
@@ -202,6 +208,13 @@ class _Voice:
             return samples, ()
         known = [c for c in phonemes if c in self._hibari.vocab]
         return samples, phoneme_times(["^", *known, "$"], [float(n) * STEP_S for n in steps])
+
+
+def _not_had(voice: str, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"The voice {voice!r} could not be loaded: {str(error).rstrip('.')}.",
+        "Check the connection, or use the voice 'heart', which is installed with hibari-tts.",
+    )
 
 
 def phoneme_times(symbols: list[str], durations_s: list[float]) -> tuple[Phoneme, ...]:

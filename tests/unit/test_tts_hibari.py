@@ -12,7 +12,7 @@ import pytest
 from hibari.voices import VOICES
 
 from models.engines import find_engine
-from models.errors import ConfigError, InputError, TextError
+from models.errors import ConfigError, InputError, TextError, WeightsError
 from models.text import split_sentences
 from models.tts import hibari
 from models.tts.hibari import SAMPLE_RATE_HZ, HibariTTS, phoneme_times, trim, word_times
@@ -228,6 +228,11 @@ def test_voices_that_are_not_here_are_told_with_their_size(
     (tmp_path / VOICES["emma"]["file"]).write_bytes(b"as if fetched")
     assert set(voice.lacking()) == set(lacking) - {"emma"}
     assert len(list(tmp_path.iterdir())) == 1  # nothing was fetched
+    monkeypatch.setattr("hibari.voices.BASE_URL", "http://127.0.0.1:9/")
+    for asked in (voice.fetch, lambda name: voice.speak("Hello.", name)):
+        with pytest.raises(WeightsError, match=r"'kore' could not be loaded.*use the voice 'heart'"):
+            asked("kore")
+    voice.fetch("emma")  # it is here
 
 
 def test_it_is_found_by_module_and_class() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any, ClassVar
@@ -83,11 +84,30 @@ class Anything(Loud):
     any_voice = True
 
 
+class Eager(Loud):
+    """An engine that works 50 ms before its first sentence."""
+
+    began = ""
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        self.began = threading.current_thread().name
+        time.sleep(0.05)
+        return super().speak(text, voice, speed)
+
+
 class Lacking(Loud):
-    """An engine one of whose voices is not here."""
+    """An engine one of whose voices is not here, and takes 0.3 s to fetch."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__(level)
+        self.fetched: list[str] = []
 
     def lacking(self) -> dict[str, int]:
-        return {"half": 7_940_000}
+        return {} if self.fetched else {"half": 7_940_000}
+
+    def fetch(self, voice: str) -> None:
+        time.sleep(0.3)
+        self.fetched.append(voice)
 
 
 NAMES = ("default", "nova", "alloy")
@@ -255,6 +275,24 @@ async def test_voices_tell_which_are_here() -> None:
     assert await (await stage()).voices() == [{"name": "plain", **ready}, {"name": "half", **ready}]
     tts = await stage(engine=f"{__name__}:Lacking")
     assert await tts.voices() == [{"name": "plain", **ready}, {"name": "half", "ready": False, "fetch_mb": 7.9}]
+
+
+async def test_a_voice_is_fetched_at_its_first_use_while_others_speak() -> None:
+    tts = await stage(engine=f"{__name__}:Lacking")
+    first = asyncio.create_task(level(tts, voice="half"))
+    await asyncio.sleep(0.05)
+    asked_s = time.perf_counter()
+    assert await level(tts) == 0.25 and time.perf_counter() - asked_s < 0.2 and not first.done()
+    assert await first == await level(tts, voice="half") == 0.125
+    assert tts.engine.fetched == ["half"]
+    assert [voice["ready"] for voice in await tts.voices()] == [True, True]
+
+
+async def test_an_engine_begins_to_speak_on_its_own_thread_too() -> None:
+    """It may load a voice there, or read a long text."""
+    tts = await stage(engine=f"{__name__}:Eager")
+    stamped = await anext(tts.speak("one"))
+    assert tts.engine.began.startswith("TTS") and 50 <= 1e3 * stamped.timings[0].compute_s < 500
 
 
 async def test_an_unknown_voice_or_format_fails_before_the_first_byte() -> None:
