@@ -59,7 +59,7 @@ async def test_places_are_given_back_whatever_happens_in_them():
 def test_viewers_are_counted_by_whichever_way_they_watch(serve):
     client = serve(max_viewers=3)
     ingress, portal = client.stages["Ingress"], client.portal
-    http = SimpleNamespace(client=None)
+    http = SimpleNamespace(client=None, method="GET")
     first = portal.call(ingress.live, http, "alice")
     peer = portal.call(offer)
     assert portal.call(post_offer, ingress, peer) == 201
