@@ -103,7 +103,12 @@ async def speaking(client: httpx.AsyncClient, repeats: int) -> dict[str, float]:
         holds.append(answer.raise_for_status().json()["live"]["holds"])
         await asyncio.sleep(1.5)
     task = asyncio.create_task(client.post("/speak", json={"text": LONG, "session_id": "one"}))
-    await asyncio.sleep(2.5)
+    began_s = time.perf_counter()
+    while (await client.get("/sessions/one")).json()["utterances"][-1]["text"] != LONG:
+        assert time.perf_counter() - began_s < 20 and not task.done()
+        await asyncio.sleep(0.05)
+    shown_after_s = time.perf_counter() - began_s
+    await asyncio.sleep(1.5)
     edge = len(viewer.recording.came_s)
     await client.post("/sessions/one/interrupt")
     cut = (await task).json()
@@ -125,6 +130,7 @@ async def speaking(client: httpx.AsyncClient, repeats: int) -> dict[str, float]:
         "off_line_frames": float(off_line(recording, joins_s)),
         "interrupt_s": max(0.0, said_until_s(recording.data, MediaSpec(512, 512, 25)) - edge / 25),
         "behind_s": float(np.percentile(behind_s(recording.came_s), 95)),
+        "long_ttff_s": shown_after_s,
         "holds": float(sum(holds)),
         "joins": float(len(joins_s)),
         "frames": float(shown),

@@ -275,10 +275,11 @@ class Performance:
         end = place.first_frame + place.frames
         far = frame + PHRASE_S * self.supply.fps
         phrase = min((b for b in self._breaks if far <= b < end), default=end)
-        phrase_s = self.supply.lack_s(frame, phrase, end, now_s)
+        begun = place.first_frame < self.supply.made
+        phrase_s = self.supply.lack_s(frame, phrase, end, now_s, begun)
         if not phrase_s and frame != place.first_frame and not self._waited_s:
             return 0.0  # it speaks already: it stops only where it must
-        whole_s = min(self.supply.lack_s(frame, end, end, now_s), LONGEST_WAIT_S - self._waited_s)
+        whole_s = min(self.supply.lack_s(frame, end, end, now_s, begun), LONGEST_WAIT_S - self._waited_s)
         return max(0.0, phrase_s, whole_s)
 
     async def _hold(self, due: int, lack_s: float) -> None:

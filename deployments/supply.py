@@ -48,15 +48,16 @@ class Supply:
         """Making goes on after it had to wait."""
         self.full, self.came_s = False, now_s
 
-    def lack_s(self, shown: int, until: int, end: int, now_s: float) -> float:
+    def lack_s(self, shown: int, until: int, end: int, now_s: float, begun: bool = True) -> float:
         """For how long frame `shown` must wait so that every frame up to `until` is there when it is due.
 
-        end: of the segment, with which a burst may come that is shorter than the others.
+        end: of the segment, with which a burst may come that is shorter than the others. begun: some of the segment is
+        made; else other things than frames are waited for, a voice to begin with, and how long says nothing of these.
         """
         missing = until - self.made
         if missing <= 0 or self.full:
             return 0.0
-        spent_s = max(0.0, now_s - self.came_s)
+        spent_s = max(0.0, now_s - self.came_s) if begun else 0.0
         left = end - self.made
         burst = min(self.burst, left)
         frame_s, reserve_s = self.frame_s * SAFETY, self._reserve_s()

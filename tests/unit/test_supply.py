@@ -49,6 +49,13 @@ def test_a_burst_that_is_overdue_says_that_making_has_become_slower():
     assert early_s == 0 and late_s == pytest.approx(36 * 0.1 * OVERDUE - 1.2 - 36 / 25)  # now, 100 ms a frame
 
 
+def test_what_a_segments_beginning_takes_says_nothing_of_its_frames():
+    """A voice, features: seconds of them must not look like a second for each of some frames."""
+    supply = Supply(FPS, 0.02, came_s=0.0)
+    assert supply.lack_s(0, 160, 160, 0.7, begun=False) == pytest.approx(12 * 0.02 * SAFETY)  # a burst, from now on
+    assert supply.lack_s(0, 160, 160, 0.7) > 3
+
+
 @pytest.mark.parametrize(("frame_s", "shared", "reserve_s"), [(0.01, True, 0.0), (0.03, True, RESERVE_S)])
 def test_where_others_speak_too_a_reserve_is_made_unless_there_is_much_to_spare(frame_s, shared, reserve_s):
     """Each is held up by the others: a burst may come much later than those before it."""
