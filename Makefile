@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check --progress-bar on
 TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by five small models, each in its own process.
-TEST_WORKERS ?= 3
+TEST_WORKERS ?= 2
 export PYTHONUNBUFFERED = 1
 
 .PHONY: help setup demo serve test check format bench bench-embedded bench-quality bench-live profile doctor clean
@@ -35,11 +35,11 @@ serve: setup # serve on http://127.0.0.1:8000 until Ctrl-C
 
 # Each worker computes with one thread, and now and then waits: three keep two cores busy. What starts a Ray has the
 # machine for itself.
-test: setup # all tests: tests/unit and the page in three processes, then the graph, one test after another
+test: setup # all tests: tests/unit and the page in two processes, then the graph, one test after another
 	@failed=0; \
 	echo "1 of 2: the page in Chromium, and tests/unit"; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/browser tests/gpu tests/unit \
-		-n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder || failed=1; \
+		-n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder || failed=1; \
 	echo "2 of 2: the graph on a real Ray"; \
 	$(PY) -m pytest tests/graph || failed=1; \
 	exit $$failed
