@@ -15,6 +15,7 @@ import pytest
 from avatar_material import FPS, astronaut, fake_encoder, hopper, moved, similarity, swaying, write_clip
 from staged_faces import bearded, behind_a_hand, detector, face_of, head_mask, on_ground, put, turned
 
+from models.avatar.frames import rgb_array
 from models.avatar.playback import ping_pong
 from models.avatar.prepare import PrepareReport, prepare_avatar
 from models.avatar.store import AvatarStore
@@ -55,7 +56,7 @@ def say_with(avatar: PreparedAvatar) -> list[UInt8]:
     sound = np.zeros(round(count / spec.fps * spec.sample_rate_hz), np.float32)
     data = b"".join(fragment.data for fragment in UtteranceEncoder(spec).push(frames, sound, last=True))
     with av.open(io.BytesIO(init_segment(spec) + data)) as file:
-        spoken = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        spoken = [rgb_array(frame) for frame in file.decode(video=0)]
     assert len(spoken) == count and spoken[0].shape == (avatar.height, avatar.width, 3)
     for picture, k in zip(spoken, shown, strict=True):
         changed = np.abs(picture.astype(int) - avatar.frames[k]).max(-1) > 40
