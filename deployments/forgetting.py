@@ -6,6 +6,8 @@ import asyncio
 import logging
 from typing import Any
 
+from deployments.patience import within
+
 log = logging.getLogger("ray.serve")
 
 FORGETTING_S = 15.0  # for what a replica says to end, and for idle motion that is being coded
@@ -18,7 +20,7 @@ async def forgotten(stitch: Any, avatar_id: str) -> list[str]:
     """
     asked = stitch.broadcast("forget_avatar", avatar_id)
     try:
-        answers = await asyncio.wait_for(asked.results_async(return_exceptions=True), FORGETTING_S)
+        answers = await within(FORGETTING_S, asked.results_async(return_exceptions=True))
     except asyncio.TimeoutError:
         answers = []
     failed = [answer for answer in answers if isinstance(answer, BaseException)]

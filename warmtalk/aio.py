@@ -14,7 +14,7 @@ import httpx
 
 from warmtalk import calls
 from warmtalk.calls import Call
-from warmtalk.client import BACKOFF_S, OUTAGE_S, POLL_S, URL, parsed_json, timeouts, unreachable, wait_s
+from warmtalk.client import BACKOFF_S, POLL_S, URL, parsed_json, timeouts, unreachable, wait_s
 from warmtalk.errors import Busy, ServerError, Unreachable, error_of
 from warmtalk.events import EventReader, LiveEvent
 from warmtalk.options import AudioOptions, ChatOptions, PrepareOptions, SpeechOptions
@@ -30,6 +30,7 @@ from warmtalk.results import (
     Transcript,
     Voice,
 )
+from warmtalk.waiting import Waiting
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # of typing from 3.11 on
@@ -132,24 +133,18 @@ class AsyncClient:
     ) -> ChatJob:
         """Poll a job until it is done; progress is told of each state. Raises ChatFailed, also after timeout_s.
 
-        A job outlives its server: one that cannot be reached is waited for, up to OUTAGE_S; then Unreachable is raised.
+        A job outlives its server: one that cannot be reached is waited for, up to a minute; then Unreachable is raised.
         """
-        job_id, end_s, lost_s = job if isinstance(job, str) else job.job_id, time.monotonic() + timeout_s, 0.0
+        job_id, waiting = job if isinstance(job, str) else job.job_id, Waiting(timeout_s, progress)
         while True:
             try:
                 known = await self.status(job_id)
             except (Unreachable, Busy):
-                lost_s = lost_s or time.monotonic()
-                if time.monotonic() > min(end_s, lost_s + OUTAGE_S):
+                if waiting.is_in_vain():
                     raise
             else:
-                lost_s = 0.0
-                if progress:
-                    progress(known)
-                if known.finished:
-                    return calls.answered(known)
-                if time.monotonic() > end_s:
-                    raise calls.late(known, timeout_s)
+                if (answer := waiting.take(known)) is not None:
+                    return answer
             await asyncio.sleep(POLL_S)
 
     async def ask(

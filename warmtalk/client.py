@@ -28,6 +28,7 @@ from warmtalk.results import (
     Transcript,
     Voice,
 )
+from warmtalk.waiting import Waiting
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # of typing from 3.11 on
@@ -38,7 +39,6 @@ URL = "http://127.0.0.1:8000"
 BACKOFF_S = 0.5  # doubled at each try
 LONGEST_WAIT_S = 10.0  # whatever Retry-After says
 POLL_S = 0.5
-OUTAGE_S = 60.0  # a server restarts in less
 
 
 class Client:
@@ -134,24 +134,18 @@ class Client:
     ) -> ChatJob:
         """Poll a job until it is done; progress is told of each state. Raises ChatFailed, also after timeout_s.
 
-        A job outlives its server: one that cannot be reached is waited for, up to OUTAGE_S; then Unreachable is raised.
+        A job outlives its server: one that cannot be reached is waited for, up to a minute; then Unreachable is raised.
         """
-        job_id, end_s, lost_s = job if isinstance(job, str) else job.job_id, time.monotonic() + timeout_s, 0.0
+        job_id, waiting = job if isinstance(job, str) else job.job_id, Waiting(timeout_s, progress)
         while True:
             try:
                 known = self.status(job_id)
             except (Unreachable, Busy):
-                lost_s = lost_s or time.monotonic()
-                if time.monotonic() > min(end_s, lost_s + OUTAGE_S):
+                if waiting.is_in_vain():
                     raise
             else:
-                lost_s = 0.0
-                if progress:
-                    progress(known)
-                if known.finished:
-                    return calls.answered(known)
-                if time.monotonic() > end_s:
-                    raise calls.late(known, timeout_s)
+                if (answer := waiting.take(known)) is not None:
+                    return answer
             time.sleep(POLL_S)
 
     def ask(

@@ -30,11 +30,12 @@ from warmtalk import (
     Unauthorized,
     Unreachable,
     Word,
-    aio,
     client,
+    waiting,
 )
 from warmtalk.events import EventReader
 
+pytestmark = pytest.mark.usefixtures("waits")  # no test waits for real
 Answer = httpx.Response | Exception
 SPOKEN = {"session_id": "a", "avatar_id": "p", "video_url": "/v", "frames": 25, "duration_s": 1.0}
 SPOKEN |= {"ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"calls": 1.0}}, "a_new_field": 1}
@@ -63,19 +64,6 @@ class Server:
 @pytest.fixture
 def server() -> Server:
     return Server()
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that a client would have made."""
-    made: list[float] = []
-
-    async def pause(seconds: float) -> None:
-        made.append(seconds)
-
-    monkeypatch.setattr(client.time, "sleep", made.append)
-    monkeypatch.setattr(aio.asyncio, "sleep", pause)
-    return made
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -320,8 +308,7 @@ def test_a_job_is_waited_for_while_its_server_restarts(call: Any, monkeypatch: p
     gone: list[Answer] = [httpx.ConnectError("nobody")] * 9 + [failed(503)] * 5
     done = ok({"job_id": "j", "session_id": "a", "status": "done", "reply": "Hi."})
     assert call([*gone, done], "wait", "j").reply == "Hi."
-    for module in (client, aio):
-        monkeypatch.setattr(module, "OUTAGE_S", 0.0)
+    monkeypatch.setattr(waiting, "OUTAGE_S", 0.0)
     with pytest.raises(Unreachable):
         call(httpx.ConnectError("nobody"), "wait", "j")
     with pytest.raises(NotFound):  # what the server says of the job is told at once

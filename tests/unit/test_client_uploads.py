@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from warmtalk import AsyncClient, Busy, Client, Prepared, Progress, Unreachable, aio, client
+from warmtalk import AsyncClient, Busy, Client, Prepared, Progress, Unreachable
 
 VIDEO = os.urandom(3 * 2**20 + 7)  # more than the buffers of a connection hold
 REPORT = [{"step": "finding faces", "done": 1, "total": 2}, {"report": {"frames": 2}}]
@@ -81,19 +81,6 @@ def url(door: Door) -> Iterator[str]:
         listening.shutdown(socket.SHUT_RDWR)
     thread.join(5)
     assert not thread.is_alive()
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that a client would have made."""
-    made: list[float] = []
-
-    async def pause(seconds: float) -> None:
-        made.append(seconds)
-
-    monkeypatch.setattr(client.time, "sleep", made.append)
-    monkeypatch.setattr(aio.asyncio, "sleep", pause)
-    return made
 
 
 @pytest.fixture
