@@ -89,7 +89,7 @@ def test_before_the_first_picture_the_avatar_is_seen_already(served: tuple[str, 
     page.until(f"{STATE} === 'lost' && document.querySelector('#still').dataset.of === 'poster'")
     page.shot("lost-poster")
     assert looks(page).std() > 10
-    assert page.page.inner_text("#veil-title") == "Too many watch."
+    page.until("document.querySelector('#veil-title').textContent === 'Too many watch.'", 5)  # each try says so anew
     del state.fail["live"]
     page.page.click("#retry")
     page.until(f"{STATE} === 'live' && !document.querySelector('#still').dataset.of")
