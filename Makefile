@@ -21,7 +21,7 @@ help:
 	touch .venv/ready
 
 .venv/warm: .venv/ready $(shell find models/embedded -name '*.safetensors' -o -name '*.json' 2>/dev/null)
-	$(PY) -m deployments.warm
+	$(PY) -m warmtalk.cli.warm
 	touch .venv/warm
 
 setup: .venv/warm # make .venv and compile the embedded models once

@@ -9,13 +9,13 @@ from ray import serve
 
 from configs.schema import AppConfig
 from deployments.avatars import Avatars
-from deployments.chat import Chat
+from deployments.chat.deployment import Chat
 from deployments.enhance import Enhance
 from deployments.features import AudioFeatures
-from deployments.ingress import Ingress
+from deployments.ingress.deployment import Ingress
 from deployments.lipsync import LipSync
 from deployments.recognize import Recognize
-from deployments.stitch import Stitch
+from deployments.stitch.deployment import Stitch
 from deployments.tts import TTS
 from models.errors import ConfigError
 

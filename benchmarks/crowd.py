@@ -30,9 +30,9 @@ from ray import serve
 from benchmarks.gpu import adapt
 from benchmarks.viewers import frames_in
 from configs.serve_file import deployment_of
-from launch import LocalGraph
-from models.recorded import COMPILE_MODES
-from profiling import APP
+from models.runtime.cuda_graphs import COMPILE_MODES
+from warmtalk.cli.local_graph import LocalGraph
+from warmtalk.cli.profiling import APP
 
 TEXT = (
     "Good morning, and welcome to the programme. Today many of us speak at the same time, each with a face of its own. "

@@ -23,9 +23,9 @@ import httpx
 import numpy as np
 
 from benchmarks.viewers import Recording, Viewer
-from launch import LocalGraph
-from models.stitch import boxes
-from models.stitch.encode import AAC_FRAME, MediaSpec, silent_packet
+from models.media import mp4 as boxes
+from models.media.encode import AAC_FRAME, MediaSpec, silent_packet
+from warmtalk.cli.local_graph import LocalGraph
 
 TEXT = "The first sentence is a rather long one, with a comma or two, and it goes on for a while. Here is the second."
 QUIET = 0.03  # of full scale, rms: between two words

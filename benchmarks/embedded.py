@@ -26,20 +26,20 @@ import numpy as np
 import torch
 
 from benchmarks.lip_reader import ClipReading, LipReader, closures, follow, vowel_order
-from models.audio import resample
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
-from models.avatar.warp import warp
 from models.features import WhisperFeatures
-from models.openvino_engine import OpenVINOMuseTalk
+from models.geometry import warp
+from models.media.encode import MediaSpec, UtteranceEncoder
+from models.musetalk_openvino import OpenVINOMuseTalk
 from models.quality.seam import seam_delta_e
-from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.speech.audio import resample
+from models.speech.visemes import Track, track_of
 from models.stitch.mouth import Mouth
 from models.stitch.paste import PasteMemory, Paster, warp_alpha
 from models.stitch.rest import RestSettings
 from models.stitch.steady import CropSteadier, pasted_box
 from models.types import CROP_PX, WHISPER_HZ, Float32, PreparedAvatar, Speech, UInt8
-from models.visemes import Track, track_of
 from training import presenter, voices
 from training.make_presenter import idle_poses
 from training.sentences import HELD_OUT

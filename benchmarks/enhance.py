@@ -21,9 +21,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from enhancing import LocalBackend, enhance_video
 from models.avatar.playback import ping_pong
 from models.restore.video import VideoOptions
+from warmtalk.cli.enhance import LocalBackend, enhance_video
 
 CLIP = Path(__file__).resolve().parents[1] / "models" / "embedded" / "presenter" / "presenter.mp4"
 FPS, SOUND_HZ, AAC_SAMPLES = 25, 24_000, 1024

@@ -24,15 +24,15 @@ from typing import Any
 
 from benchmarks.weights import make_weights
 from configs.serve_file import deployment_of
-from deployments.calls import PARTS
-from launch import LocalGraph
+from deployments.stitch.calls import PARTS
 from models.avatar.detect import Face
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
 from models.musetalk import MuseTalk
-from models.recorded import COMPILE_MODES
+from models.runtime.cuda_graphs import COMPILE_MODES
 from models.types import UInt8
-from profiling import Profile, profile_graph, profile_tables, run
+from warmtalk.cli.local_graph import LocalGraph
+from warmtalk.cli.profiling import Profile, profile_graph, profile_tables, run
 
 BATCH = 4  # frames and faces a call
 CODE = Path(__file__).resolve().parents[1]

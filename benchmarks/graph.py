@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from launch import CODE, LocalGraph
-from profiling import tree_megabytes
+from warmtalk.cli.local_graph import CODE, LocalGraph
+from warmtalk.cli.profiling import tree_megabytes
 
 TEXT = (
     "Good morning, and welcome to the programme. Today we measure how long it takes to make this very sentence. "

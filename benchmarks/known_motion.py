@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.frames import write_frames
-from models.avatar.warp import apply, invert
+from models.geometry import apply, invert
+from models.media.frames import write_frames
 from models.types import CROP_PX, Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]

@@ -26,12 +26,12 @@ from benchmarks.crowded import crowd, media_of
 from benchmarks.graph import machine
 from benchmarks.viewers import Recording, Viewer, behind_s, upper
 from benchmarks.webrtc import Player, late_and_apart
-from launch import LocalGraph
 from models.avatar.playback import period, ping_pong
 from models.avatar.store import AvatarStore
-from models.stitch.encode import AAC_FRAME, VIDEO_TIMESCALE, MediaSpec, UtteranceEncoder, silent_packet
+from models.media.encode import AAC_FRAME, VIDEO_TIMESCALE, MediaSpec, UtteranceEncoder, silent_packet
 from models.stitch.session import SessionFile
 from models.tts.pieces import LEAD_S
+from warmtalk.cli.local_graph import LocalGraph
 
 TEXT = "Good morning, and welcome to the programme."
 LONG = "This is a rather long sentence, which somebody is going to interrupt in its middle, long before it has ended."

@@ -17,20 +17,20 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.embedded import BATCH, EMBEDDED, FPS, Product, coded
-from models.activity import Activity
-from models.amplitude import Amplitude
-from models.audio import pad_to_frames, resample
-from models.avatar.warp import warp
-from models.offset import Offset
+from models.geometry import warp
+from models.mouth_gain import Amplitude
 from models.quality.flicker import flicker, greys
 from models.quality.lips import LipReader, follow, pearson
+from models.speech.activity import Activity
+from models.speech.audio import pad_to_frames, resample
+from models.speech.av_offset import Offset
+from models.speech.feature_windows import plosive_shifts, rest_window, rested
+from models.speech.visemes import CLOSERS
 from models.stitch.mouth import Mouth
 from models.stitch.paste import PasteMemory
 from models.stitch.steady import CropSteadier, pasted_box
 from models.tts.hibari import HibariTTS
 from models.types import CROP_PX, RESTORED_PX, WHISPER_HZ, Float16, Speech, UInt8
-from models.visemes import CLOSERS
-from models.windows import plosive_shifts, rest_window, rested
 
 Float64 = npt.NDArray[np.float64]
 

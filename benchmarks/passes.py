@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.weights import make_weights
 from models.musetalk import MuseTalk
-from models.recorded import COMPILE_MODES
 from models.restore.align import FFHQ_512
 from models.restore.gfpgan import GFPGAN
+from models.runtime.cuda_graphs import COMPILE_MODES
 from models.types import UInt8
 
 LIPSYNC_SIZES = (4, 16)

@@ -22,17 +22,17 @@ from benchmarks.embedded import EMBEDDED
 from benchmarks.known_motion import Following, KnownMotion, following, known_motion, level_rms, misplacement
 from benchmarks.said import Speaker, presenter
 from benchmarks.side_by_side import prepared
-from judging.command import write_page
-from judging.judge import judge
-from judging.page import Judged
-from judging.reading import read_video
 from models.avatar.flow import FaceFlow, Motion
 from models.avatar.parse import masks_of
 from models.avatar.store import AvatarStore
 from models.avatar.track import TrackOptions, crop_transforms, in_crop
-from models.avatar.warp import warp
+from models.geometry import warp
 from models.stitch.paste import paste, warp_alpha
 from models.types import Float32
+from warmtalk.cli.quality.command import write_page
+from warmtalk.cli.quality.judge import judge
+from warmtalk.cli.quality.page import Judged
+from warmtalk.cli.quality.reading import read_video
 
 TEXT = "Hello! I am a talking head, made by five small models. Please bring me a big map of Bombay, and some apples."
 PAUSE_S = 0.8

@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from models.audio import resample
 from models.recognition.whisper import FOLDER, WhisperRecognizer
+from models.speech.audio import resample
 from models.tts.hibari import HibariTTS
 from models.types import WHISPER_HZ, Float32
 

@@ -13,17 +13,17 @@ import numpy as np
 
 from benchmarks.embedded import BATCH, EMBEDDED
 from configs.schema import AudioFeaturesConfig, StitchConfig
-from deployments.chunks import Chunk
+from deployments.common.messages import SpeakRequest
 from deployments.features import resting_window, segment_windows
-from deployments.pasting import loaded, mouth_of, spec_of
-from deployments.requests import SpeakRequest
-from deployments.sessions import OpenSessions
-from deployments.utterance import Utterance
-from models.audio import pad_to_frames
+from deployments.stitch.chunks import Chunk
+from deployments.stitch.open_sessions import OpenSessions
+from deployments.stitch.pasting import loaded, mouth_of, spec_of
+from deployments.stitch.utterance import Utterance
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.features import WhisperFeatures
-from models.openvino_engine import OpenVINOMuseTalk
+from models.musetalk_openvino import OpenVINOMuseTalk
+from models.speech.audio import pad_to_frames
 from models.tts.hibari import HibariTTS
 from models.types import FaceCrops, Float16, PreparedAvatar, Speech, UInt8
 
@@ -58,7 +58,7 @@ class Speaker:
         return said.session.path
 
     def _chunks(self, avatar: PreparedAvatar, speeches: list[Speech], position: int) -> Iterator[Chunk]:
-        """Chunks of BATCH frames, segment after segment, padded as deployments.line pads them."""
+        """Chunks of BATCH frames, segment after segment, padded as deployments.stitch.pipeline pads them."""
         padded, first, added_s = list[tuple[Speech, int]](), 0, 0.0
         for speech in speeches:
             whole = pad_to_frames(speech, avatar.fps, added_s)

@@ -24,11 +24,11 @@ from benchmarks.known_motion import KnownMotion, known_motion
 from benchmarks.manual_way import cut_face, followed_boxes, hard_mask, paste_hard, prepared_box
 from benchmarks.said import Speaker
 from configs.schema import StitchConfig
-from deployments.pasting import loaded, mouth_of
+from deployments.stitch.pasting import loaded, mouth_of
 from models.avatar.detect import BlazeMesh
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
-from models.avatar.warp import apply, invert, warp
+from models.geometry import apply, invert, warp
 from models.quality.flicker import flicker, greys, ratio
 from models.quality.jitter import jitter, percentile_95, rms, shifts
 from models.quality.regions import regions_of

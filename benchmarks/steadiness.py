@@ -17,11 +17,11 @@ import numpy as np
 
 from benchmarks.known_motion import KnownMotion, following, known_motion, level_rms, misplacement
 from models.avatar.detect import BlazeMesh
-from models.avatar.frames import VideoFrames
 from models.avatar.parse import masks_of
 from models.avatar.survey import Follower, Survey
 from models.avatar.track import Track, TrackOptions, crop_transforms, in_crop
-from models.avatar.warp import warp
+from models.geometry import warp
+from models.media.frames import VideoFrames
 from models.stitch.paste import paste, warp_alpha
 from models.types import UInt8
 

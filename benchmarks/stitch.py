@@ -18,14 +18,14 @@ import cv2
 import numpy as np
 from skimage import data
 
-from models.avatar.warp import apply, invert
+from models.geometry import apply, invert
+from models.media.encode import MediaSpec, UtteranceEncoder
+from models.media.yuv import Drawn, Picture, picture_of
 from models.stitch.blends import BLENDS
 from models.stitch.canvas import Canvas
-from models.stitch.encode import MediaSpec, UtteranceEncoder
 from models.stitch.paste import PasteMemory, Paster
 from models.stitch.session import SessionFile
 from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
-from models.yuv import Drawn, Picture, picture_of
 
 AVATAR_FRAMES = 50
 CHUNK = 8  # frames pushed at once

@@ -13,7 +13,7 @@ import av
 import httpx
 import numpy as np
 
-from models.stitch import boxes
+from models.media import mp4 as boxes
 from models.tts.pieces import LEAD_S
 
 LOUD = 0.02

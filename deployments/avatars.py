@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import AvatarsConfig
-from deployments.paths import builtin_avatars, input_path, output_path
+from deployments.common.paths import builtin_avatars, input_path, output_path
+from deployments.common.stage import Stage
 from deployments.preparation import STEADINESS_KEYS, load_model, prepare_command, prepare_options
-from deployments.stage import Stage
 from models.avatar.poster import poster
 from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
 from models.avatar.store import AvatarStore, file_sha256
 from models.errors import AvatarNotFound, InputError, VideoError
-from models.ids import check_id
-from models.vae_files import vae_fingerprint
+from models.runtime.ids import check_id
+from models.weights.vae_files import vae_fingerprint
 
 # settings of a stored avatar that must be the config's, and what avatars have that were stored without one
 SETTINGS = {"bbox_shift": 0, "extra_margin": 10, "fps": 25, "geometry": "similarity", "detector": "blazemesh"}

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from configs.schema import EnhanceConfig
-from deployments.paths import builtin_avatars, cache_dir, input_path, keep_compiled, output_path
-from deployments.stage import Stage, Stamped
+from deployments.common.paths import builtin_avatars, cache_dir, input_path, keep_compiled, output_path
+from deployments.common.stage import Stage, Stamped
 from models.avatar.store import AvatarStore
-from models.engines import find_engine
 from models.restore import ENGINES
 from models.restore.avatar_faces import AvatarFaces
 from models.restore.base import needs_landmarks
+from models.runtime.registry import find_engine
 from models.types import CROP_PX, FaceCrops
 
 FILE_OPTIONS = ("path", "weights")  # options of an engine that name a file

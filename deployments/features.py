@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.schema import AudioFeaturesConfig
-from deployments.paths import input_path
-from deployments.stage import Stage, Stamped
-from models.activity import Activity, Spans
-from models.audio import resample
+from deployments.common.paths import input_path
+from deployments.common.stage import Stage, Stamped
+from models.speech.activity import Activity, Spans
+from models.speech.audio import resample
+from models.speech.feature_windows import plosive_shifts, rest_window, rested
 from models.types import WHISPER_HZ, FeatureWindows, Float16, Float32, Speech
-from models.windows import plosive_shifts, rest_window, rested
 
 if TYPE_CHECKING:
     from models.features import WhisperFeatures

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from configs.schema import LipSyncConfig
-from deployments.frame_batcher import FrameBatcher
-from deployments.paths import builtin_avatars, cache_dir, input_path, keep_compiled, output_path
-from deployments.stage import Stage, Stamped
-from models.amplitude import Amplitude
+from deployments.batching import FrameBatcher
+from deployments.common.paths import builtin_avatars, cache_dir, input_path, keep_compiled, output_path
+from deployments.common.stage import Stage, Stamped
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
-from models.engines import find_engine
 from models.errors import ConfigError, FencedError
+from models.mouth_gain import Amplitude
+from models.runtime.registry import find_engine
 from models.types import FaceCrops, FeatureWindows, Float16, UInt8
 
 log = logging.getLogger("ray.serve")
 
 ENGINES = {
-    "openvino": "models.openvino_engine:OpenVINOMuseTalk",
+    "openvino": "models.musetalk_openvino:OpenVINOMuseTalk",
     "torch": "models.musetalk:MuseTalk",
 }
 

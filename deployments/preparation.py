@@ -10,8 +10,8 @@ import yaml
 
 from configs.schema import AvatarsConfig
 from configs.serve_file import ConfigFileError, deployment_of, load_serve_config
-from deployments.paths import input_path
-from deployments.stage import parse_config
+from deployments.common.paths import input_path
+from deployments.common.stage import parse_config
 from models.avatar.prepare import PrepareOptions
 from models.errors import ConfigError
 

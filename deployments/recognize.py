@@ -6,12 +6,12 @@ import time
 from typing import Any
 
 from configs.schema import RecognizeConfig
-from deployments.paths import input_path
-from deployments.stage import Stage, Stamped, Worker
-from models.audio import decode_audio, resample
-from models.engines import find_engine
+from deployments.common.paths import input_path
+from deployments.common.stage import Stage, Stamped, Worker
 from models.recognition import ENGINES
 from models.recognition.base import Recognizer, Task, Transcript
+from models.runtime.registry import find_engine
+from models.speech.audio import decode_audio, resample
 from models.types import WHISPER_HZ
 
 DEFAULT_WEIGHTS = "weights/whisper-tiny.en"

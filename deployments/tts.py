@@ -9,10 +9,10 @@ from contextlib import aclosing
 from typing import Any
 
 from configs.schema import TTSConfig
-from deployments.stage import Stage, Stamped, Worker
-from models.audio import AudioEncoder
-from models.engines import find_engine
+from deployments.common.stage import Stage, Stamped, Worker
 from models.errors import TextError
+from models.runtime.registry import find_engine
+from models.speech.audio import AudioEncoder
 from models.tts import ENGINES
 from models.tts.base import TTSEngine
 from models.types import Speech
@@ -87,8 +87,8 @@ class TTS(Stage[TTSConfig]):
         """Yield the speech as the bytes of one sound file, each sentence's as soon as it is spoken.
 
         voice: one of the engine's, or `default`; of OpenAI's names, which its clients must send, those that the engine
-        has not mean the default, too. sound_format: a key of models.audio.SOUND_FORMATS. Raises what `speak` raises,
-        and AudioError.
+        has not mean the default, too. sound_format: a key of models.speech.audio.SOUND_FORMATS. Raises what `speak`
+        raises, and AudioError.
         """
         await self.ready()
         known = getattr(self.engine, "any_voice", False) or voice in self.engine.voices()

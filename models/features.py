@@ -15,11 +15,11 @@ import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from models.checkpoints import build_module, find_weights, load_state_dict, read_json
 from models.errors import AudioError
-from models.mel import HOP_SAMPLES, log_mel
-from models.tensors import as_tensor
+from models.runtime.tensors import as_tensor
+from models.speech.mel import HOP_SAMPLES, log_mel
 from models.types import WHISPER_HZ, WINDOW_STEPS
+from models.weights.loading import build_module, find_weights, load_state_dict, read_json
 
 STEP_SAMPLES = 2 * HOP_SAMPLES  # the encoder's second convolution halves 100 mel frames a second: 320 samples a step
 STEPS_PER_S = WHISPER_HZ // STEP_SAMPLES  # 50

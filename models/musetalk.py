@@ -1,7 +1,7 @@
 """Avatar latents and feature windows → face crops: the UNet and VAE of MuseTalk, in diffusers' own classes.
 
 One pass of the UNet inpaints the masked lower half of a face in latent space (Zhang et al. 2024): no diffusion.
-Knows nothing of speech, avatars on disk, HTTP or Ray. `models/openvino_engine.py` is the fast twin for CPUs.
+Knows nothing of speech, avatars on disk, HTTP or Ray. `models/musetalk_openvino.py` is the fast twin for CPUs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 
-from models.checkpoints import build_module, load_state_dict, read_json
 from models.errors import InputError, WeightsError
-from models.recorded import Recorded, check_compile, sizes_of
-from models.tensors import as_tensor
+from models.runtime.cuda_graphs import Recorded, check_compile, sizes_of
+from models.runtime.tensors import as_tensor
 from models.types import CROP_PX, LATENT_PX, WINDOW_TOKENS, UInt8
-from models.vae_files import modern_vae_keys, vae_files, vae_fingerprint
+from models.weights.loading import build_module, load_state_dict, read_json
+from models.weights.vae_files import modern_vae_keys, vae_files, vae_fingerprint
 
 POSITION_BASE = 10_000.0  # of the sinusoidal position code (Vaswani et al. 2017, as MuseTalk's PositionalEncoding)
 LATENT_CHANNELS = 4
@@ -116,7 +116,7 @@ class MuseTalk:
         return cls(unet, vae, vae_fingerprint(vae_dir), decoder)
 
     def record(self, mode: str, batch_size: int) -> None:
-        """Make `generate` quick to call with up to `batch_size` faces, on a CUDA device: see models/recorded.py.
+        """Make `generate` quick to call with up to `batch_size` faces, on CUDA: see models/runtime/cuda_graphs.py.
 
         mode: `graphs` or `inductor`; `off` undoes it. All its sizes are recorded now. Raises ConfigError.
         """

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.features import WhisperFeatures
+from models.speech.visemes import COLUMNS
 from models.types import CROP_PX, WHISPER_WIDTH, WINDOW_STEPS, WINDOW_TOKENS
-from models.visemes import COLUMNS
 from training import presenter
 from training.speech import FPS, TRAIN, Clip
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from models.features import WhisperFeatures
 from models.musetalk import Generator, load_unet, load_vae
+from models.speech.feature_windows import rest_window
 from models.types import LATENT_PX, Float16, Float32
-from models.windows import rest_window
 from training import speech
 from training.data import PairRenderer, SpeechBank, render_pairs, speech_bank
 from training.loop import Fit

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.speech.visemes import REST, VISEMES
 from models.types import RESTORED_PX, UInt8
-from models.visemes import REST, VISEMES
 from training import presenter
 
 SOUND_FRAMES = 3  # a sound lasts about 0.12 s

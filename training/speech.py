@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.speech.visemes import COLUMNS, SILENCE, track_of
 from models.types import WHISPER_HZ, Phoneme
-from models.visemes import COLUMNS, SILENCE, track_of
 from training import voices
 from training.augment import disguise
 from training.sentences import HELD_OUT, sentences

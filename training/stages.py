@@ -13,9 +13,9 @@ import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 
-from models.checkpoints import load_state_dict
 from models.musetalk import position_code
 from models.types import CROP_PX, LATENT_PX, WHISPER_WIDTH, WINDOW_TOKENS
+from models.weights.loading import load_state_dict
 from training.data import Pairs, SpeechBank, lower_half_black, to_signed
 from training.loop import Fit
 from training.losses import image_loss, image_weight, latent_weight, slope_loss, weighted_l1

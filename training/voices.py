@@ -1,6 +1,6 @@
 """Three speech synthesisers that say when each phoneme sounds: hibari, espeak-ng and flite.
 
-Each gives `Spoken`: sound at 16 kHz and timed phonemes whose symbols are keys of `models.visemes.VISEMES`, or `_`.
+Each gives `Spoken`: sound at 16 kHz and timed phonemes, keys of `models.speech.visemes.VISEMES`, or `_`.
 hibari is the product's default voice; espeak-ng gives many others; flite is never trained on and tests an unseen one.
 espeak-ng (GPL-3.0, `pip install espeakng-loader`) and flite (`apt-get install flite`) are tools of training and
 benchmarks, not dependencies of the product.
@@ -22,9 +22,9 @@ import numpy.typing as npt
 import soxr
 
 from models.errors import ConfigError
+from models.speech.visemes import SILENCE, viseme_of
 from models.tts.hibari import HibariTTS
 from models.types import WHISPER_HZ, Phoneme
-from models.visemes import SILENCE, viseme_of
 
 Float32 = npt.NDArray[np.float32]
 

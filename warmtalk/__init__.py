@@ -7,12 +7,11 @@ with Client("http://127.0.0.1:8000") as client:
     client.download("alice", "alice.mp4")
 """
 
-from warmtalk.aio import AsyncClient
-from warmtalk.client import Client
-from warmtalk.errors import Busy, ChatFailed, NotFound, Refused, ServerError, Unauthorized, Unreachable
-from warmtalk.events import Caption, Ended, LiveEvent, Making, Word
-from warmtalk.options import AudioOptions, ChatOptions, PrepareOptions, SpeechOptions
-from warmtalk.results import (
+from warmtalk.client.async_client import AsyncClient
+from warmtalk.client.errors import Busy, ChatFailed, NotFound, Refused, ServerError, Unauthorized, Unreachable
+from warmtalk.client.events import Caption, Ended, LiveEvent, Making, Word
+from warmtalk.client.options import AudioOptions, ChatOptions, PrepareOptions, SpeechOptions
+from warmtalk.client.results import (
     Avatar,
     ChatJob,
     Heard,
@@ -25,6 +24,7 @@ from warmtalk.results import (
     Transcript,
     Voice,
 )
+from warmtalk.client.sync_client import Client
 
 __all__ = [
     "AsyncClient",

@@ -8,10 +8,10 @@ import { Listening } from "./listening.js";
 import { LivePlayer } from "./live.js";
 import { Replay } from "./replay.js";
 import { Settings } from "./settings.js";
-import { Still } from "./still.js";
-import { Captions } from "./told.js";
-import { Veil } from "./veil.js";
-import { wrong } from "./wrong.js";
+import { Still } from "./last-frame.js";
+import { Captions } from "./stream-events.js";
+import { Veil } from "./status-overlay.js";
+import { wrong } from "./form-error.js";
 
 const $ = (id) => document.getElementById(id);
 const NEAR = 400; // characters that a message still has room for: from here on it is told

@@ -1,6 +1,6 @@
 /** Asks for the server's key where it wants one: once, for however many calls wait. Knows nothing of what they ask. */
 
-import { wrong } from "./wrong.js";
+import { wrong } from "./form-error.js";
 
 const $ = (id) => document.getElementById(id);
 const SIGNED_IN = "warmtalk-signed-in"; // that there is a cookie: no page can read the cookie itself

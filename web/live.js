@@ -5,13 +5,13 @@
  * A media source and not `<video src>`: measured in Chromium (tests/browser), a plain element plays about a second
  * behind, cannot be brought back to the edge, and starts from black after each break.
  * Events: "state" {state: connecting|live|lost|ended, failure?, retryMs?}, "first" {ms}, "told" {kind, message, offset}: what
- * the stream says beside its pictures (told.js), and where its 0 stands on the video's clock, "anew" when that begins anew
+ * the stream says beside its pictures (stream-events.js), and where its 0 stands on the video's clock, "anew" when that begins anew
  * with another source, "leaving" while the element still shows the picture that it is about to lose.
  */
 
 import { Backoff, Failure, failureOf, pause } from "./api.js";
 import { NoWay, Peer } from "./whep.js";
-import { EventReader } from "./told.js";
+import { EventReader } from "./stream-events.js";
 
 const BEHIND_S = 0.22; // what is buffered ahead of the picture after a jump: less stutters, more is late
 const LATE_S = 0.42; // pieces come 160 ms at a time: if the least of a second stays above this, play a little faster

@@ -2,7 +2,7 @@
 
 import { address, getJson, request } from "./api.js";
 import { Upload } from "./upload.js";
-import { wrong } from "./wrong.js";
+import { wrong } from "./form-error.js";
 
 const $ = (id) => document.getElementById(id);
 const KEY = "warmtalk-settings";

@@ -1,7 +1,7 @@
 /** The form that adds an avatar: a file, a name, and how far its upload and preparation are. */
 
 import { Failure, address, admitted, failureOf, getJson } from "./api.js";
-import { wrong } from "./wrong.js";
+import { wrong } from "./form-error.js";
 
 const STEP_NAMES = { upload: "Uploading" };
 const ASK = "Choose a video or a picture of one face, or drop it here";

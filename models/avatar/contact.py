@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.warp import apply, invert, warp
+from models.geometry import apply, invert, warp
 from models.types import CROP_PX, Float32, UInt8
 
 COLUMNS = 4

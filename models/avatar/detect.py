@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar.look import SAME_BOW, SAME_TURN, adapted, is_covered, is_same, look_at
-from models.avatar.warp import apply, invert, warp
 from models.errors import ConfigError, WeightsError
+from models.geometry import apply, invert, warp
 from models.types import Float32, UInt8
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "detect"

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar.detect import Face
-from models.checkpoints import fetch_again
 from models.errors import WeightsError
 from models.types import Float32, UInt8
-from models.weights import missing_error
+from models.weights.loading import fetch_again
+from models.weights.manifest import missing_error
 
 INPUT_WIDTH, INPUT_HEIGHT = 288, 384
 POINTS = 133  # COCO-WholeBody: 17 body, 6 feet, 68 face, 42 hands

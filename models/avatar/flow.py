@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.warp import apply
+from models.geometry import apply
 from models.types import Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from models.avatar.flow import Motion
 from models.avatar.track import Bool, Track, TrackOptions, crop_transforms, musetalk_box
-from models.avatar.warp import warp
 from models.errors import NoFaceError
+from models.geometry import warp
 from models.types import CROP_PX, Box, Float32, Int32, UInt8
 
 GEOMETRIES = ("similarity", "box", "musetalk")

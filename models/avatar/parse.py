@@ -115,7 +115,7 @@ class FaceParser:
         import torch
 
         from models.avatar.bisenet import BiSeNet
-        from models.checkpoints import build_module, load_state_dict
+        from models.weights.loading import build_module, load_state_dict
 
         state = load_state_dict(path)
         counters = {

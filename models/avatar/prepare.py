@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from models.avatar import contact
 from models.avatar.detect import DETECTORS, FaceDetector, open_detector
-from models.avatar.frames import FRAMES_CRF, GOP_BYTES, VideoFrames
 from models.avatar.geometry import GEOMETRIES, Geometry, lay
 from models.avatar.parse import CHEEK_PX, PARSE_PX, REGION_MODES, FaceParser, masks_of, paste_region
 from models.avatar.regions import RegionPacker
@@ -24,7 +23,8 @@ from models.avatar.store import CONTACT, FRAMES, AvatarStore, Draft, write_png
 from models.avatar.survey import Survey, survey_video
 from models.avatar.track import Track, TrackOptions, in_crop, shift_range
 from models.errors import ConfigError, CorruptError
-from models.ids import check_id
+from models.media.frames import FRAMES_CRF, GOP_BYTES, VideoFrames
+from models.runtime.ids import check_id
 from models.stitch.musetalk_paste import crop_box_of, cut, region_mask
 from models.types import CROP_PX, SUPPORTED_FPS, Float16, Int32, UInt8
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from av.stream import Disposition
 
-from models.avatar.frames import GOP_FRAMES, rgb_array
 from models.avatar.store import file_sha256
 from models.errors import VideoError
+from models.media.frames import GOP_FRAMES, rgb_array
 from models.types import UInt8
 
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 8192

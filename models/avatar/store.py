@@ -36,11 +36,11 @@ import numpy.typing as npt
 import psutil
 import safetensors.numpy
 
-from models.avatar.frames import CACHE_BYTES, VideoFrames
 from models.avatar.regions import PackedRegions
 from models.avatar.swap import aside_of, exchange, restore_asides, sync_folder
 from models.errors import AvatarNotFound, CorruptError, ExistsError, InputError
-from models.ids import ID_PATTERN, check_id, path_under
+from models.media.frames import CACHE_BYTES, VideoFrames
+from models.runtime.ids import ID_PATTERN, check_id, path_under
 from models.types import CROP_PX, Float16, Float32, Int32, PreparedAvatar, UInt8
 
 FORMAT = 1

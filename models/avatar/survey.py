@@ -16,8 +16,8 @@ from models.avatar.cuts import CutWatch, Sign, find_cuts
 from models.avatar.detect import Face, FaceDetector
 from models.avatar.dissolves import thumb, with_dissolves
 from models.avatar.flow import FaceFlow, Motion
-from models.avatar.frames import FrameWriter
 from models.avatar.source import Source
+from models.media.frames import FrameWriter
 from models.types import UInt8
 
 COUNT_EVERY = 25  # frames between two counts of all faces; between them only one is followed

@@ -26,8 +26,8 @@ from models.avatar.smoothing import (
     steady,
     white_noise,
 )
-from models.avatar.warp import apply
 from models.errors import ConfigError, NoFaceError
+from models.geometry import apply
 from models.types import CROP_PX, Float32
 
 Float64 = npt.NDArray[np.float64]

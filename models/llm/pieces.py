@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from models.text import MAX_SENTENCE_CHARS, printable, split_sentences
+from models.speech.text import MAX_SENTENCE_CHARS, printable, split_sentences
 
 FIRST_CLAUSE_CHARS = (
     48  # the first piece may end at a clause from here on: about 3 s of speech, enough to bridge the next

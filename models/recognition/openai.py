@@ -12,10 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from models.audio import encode_audio
 from models.errors import AudioError, ConfigError, InputError, StageError
-from models.recognition.base import Segment, Task, Transcript
-from models.remote import (
+from models.openai_http import (
     Retry,
     Server,
     check_address,
@@ -23,6 +21,8 @@ from models.remote import (
     lost,
     refusal,
 )
+from models.recognition.base import Segment, Task, Transcript
+from models.speech.audio import encode_audio
 from models.types import WHISPER_HZ, Float32
 
 OPENAI_URL = "https://api.openai.com/v1"

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from models.checkpoints import fetch_again, read_json
 from models.errors import WeightsError
-from models.weights import missing_error
+from models.weights.loading import fetch_again, read_json
+from models.weights.manifest import missing_error
 
 TIMESTAMPS = 1501  # <|0.00|> … <|30.00|>, 20 ms apart, behind <|notimestamps|> (Radford et al. 2022, section 2.3)
 LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")

@@ -17,15 +17,15 @@ import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperModel
 
-from models.activity import Activity, Spans
-from models.checkpoints import build_module, find_weights, load_state_dict, read_json
 from models.errors import ConfigError, InputError, WeightsError
 from models.features import STEP_SAMPLES, STEPS_PER_S, WEIGHT_FILES, WhisperFeatures, check_samples
-from models.mel import log_mel
 from models.recognition.base import Segment, Task, Transcript
 from models.recognition.decoding import Decoded, Piece, Rules, compression, cut, decode
 from models.recognition.vocabulary import Vocabulary, read_vocabulary
+from models.speech.activity import Activity, Spans
+from models.speech.mel import log_mel
 from models.types import WHISPER_HZ, Float32
+from models.weights.loading import build_module, find_weights, load_state_dict, read_json
 
 FOLDER = "weights/whisper-tiny.en"
 CPU_CONTEXT_S = 12.0  # of a short recording: as few words wrong as with 30 s, in a third of the time (benchmarks)

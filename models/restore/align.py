@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from models.avatar.smoothing import SMOOTH_S, smooth
 from models.avatar.track import GAP_WEIGHT
-from models.avatar.warp import apply, warp
 from models.errors import InputError
+from models.geometry import apply, warp
 from models.types import CROP_PX, RESTORED_PX, Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]

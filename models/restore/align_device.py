@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from models.avatar.warp import invert
+from models.geometry import invert
 from models.restore.align import OUTSIDE, check_faces, soft_square, to_template, upsampled
 from models.types import CROP_PX, RESTORED_PX, UInt8
 

@@ -11,7 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.warp import warp
+from models.geometry import warp
 from models.restore.align import composed, steady_points, to_template
 from models.types import CROP_PX, RESTORED_PX, Float32, PreparedAvatar, UInt8
 

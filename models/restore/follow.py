@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from models.avatar.detect import Face, FaceDetector
 from models.avatar.smoothing import SMOOTH_S, smooth
-from models.avatar.warp import apply, invert
+from models.geometry import apply, invert
 from models.restore.align import five_points, to_template
 from models.types import RESTORED_PX, UInt8
 

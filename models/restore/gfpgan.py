@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.checkpoints import build_module, load_state_dict
 from models.errors import ConfigError, InputError
-from models.recorded import Recorded, check_compile
 from models.restore.align import restore_aligned
 from models.restore.align_device import aligned_pass, enlarges, restore_on_device
 from models.restore.gfpgan_net import GFPGANNet, channels_last
-from models.tensors import as_tensor
+from models.runtime.cuda_graphs import Recorded, check_compile
+from models.runtime.tensors import as_tensor
 from models.types import RESTORED_PX, UInt8
+from models.weights.loading import build_module, load_state_dict
 
 MAX_FACES = 4  # a pass: working memory is 0.7 GB for one face and 0.43 GB for each more, in fp32 on a CPU
 DTYPES = ("float32", "float16", "bfloat16")
@@ -49,7 +49,7 @@ class GFPGAN:
         """Read `GFPGANv1.4.pth`, or any file of the same keys and shapes (safetensors, too).
 
         dtype: a torch dtype or its name; the normalisation of each modulated convolution stays in fp32. max_faces:
-        faces a pass. compile: `graphs` or `inductor` on a CUDA device, see models/recorded.py. Raises WeightsError,
+        faces a pass. compile: `graphs` or `inductor` on CUDA, see models/runtime/cuda_graphs.py. Raises WeightsError,
         which names the first keys that are wrong, and ConfigError for another dtype or mode.
         """
         name = str(dtype).removeprefix("torch.")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from models.checkpoints import check_keys, fingerprint, load_state_dict
 from models.errors import ConfigError, InputError, WeightsError
 from models.types import CROP_PX, RESTORED_PX, Float32, UInt8
+from models.weights.loading import check_keys, fingerprint, load_state_dict
 
 if TYPE_CHECKING:
     from models.restore.small_net import ImageGraph
@@ -119,7 +119,7 @@ def _torch_graph(path: Path, device: str) -> RunGraph:
 
 
 def _openvino_graph(path: Path, threads: int, cache_dir: str | Path | None) -> RunGraph:
-    from models.openvino_cache import compile_cached
+    from models.runtime.openvino_cache import compile_cached
 
     net = compile_cached(
         "small-restorer",

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import torch
 
-from models.checkpoints import load_state_dict
 from models.errors import ConfigError, WeightsError
 from models.restore.align import restore_aligned
 from models.types import RESTORED_PX, UInt8
+from models.weights.loading import load_state_dict
 
 INSTALL = "Install the extra: pip install 'warmtalk[restore]'."
 

@@ -7,7 +7,7 @@ from typing import cast
 import cv2
 import numpy as np
 
-from models.steady import coarse, rest
+from models.deflicker import coarse, rest
 from models.types import Float32, UInt8
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar.detect import FaceDetector
-from models.avatar.warp import warp
+from models.deflicker import Steadier
 from models.errors import InputError
+from models.geometry import warp
 from models.restore.align import soft_square
 from models.restore.follow import Followed, follow
 from models.restore.steady import Detail, between
-from models.steady import Steadier
 from models.stitch.paste import paste
 from models.types import CROP_PX, RESTORED_PX, UInt8
 

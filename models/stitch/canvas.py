@@ -8,9 +8,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from models.media.yuv import Drawn, Patched, picture_at, rgb_part
 from models.stitch.paste import PasteMemory, Paster
 from models.types import Box, PreparedAvatar, UInt8
-from models.yuv import Drawn, Patched, picture_at, rgb_part
 
 BESIDE_PX = 2  # around what was changed: what its chroma is the mean of
 

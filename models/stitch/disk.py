@@ -11,8 +11,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from models.files import replace_file as replace_file
-from models.stitch.encode import MediaSpec, init_segment
+from models.media.encode import MediaSpec, init_segment
+from models.runtime.atomic_file import replace_file as replace_file
 
 META, VIDEO, INDEX, EPOCH, LOCK = "session.json", "full_session.mp4", "index.jsonl", "epoch", "lock"
 FORMAT = 1  # of session.json and index.jsonl

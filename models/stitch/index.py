@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from models.stitch.cues import Cue
-from models.stitch.encode import VIDEO_TIMESCALE, Clock
+from models.live.cues import Cue
+from models.media.encode import VIDEO_TIMESCALE, Clock
 from models.types import Fragment, Word
 
 Record = dict[str, Any]

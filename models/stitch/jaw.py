@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.warp import apply, invert, warp
+from models.geometry import apply, invert, warp
 from models.types import CROP_PX, Box, Float32, PreparedAvatar, UInt8
 
 Float64 = npt.NDArray[np.float64]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.activity import Activity
+from models.speech.activity import Activity
 from models.stitch.rest import Rest, RestSettings
 from models.stitch.steady import CropSteadier
 from models.types import Float32, Speech, UInt8

@@ -15,7 +15,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from models.avatar.warp import apply, invert
+from models.geometry import apply, invert
 from models.stitch.alpha import Alpha
 from models.stitch.blends import Blend, Level, find_blend, poisson
 from models.stitch.jaw import JawDrop, JawLine

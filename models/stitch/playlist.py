@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from models.stitch.encode import VIDEO_TIMESCALE, MediaSpec
+from models.media.encode import VIDEO_TIMESCALE, MediaSpec
 
 SEGMENT_S = 2.0  # fragments are joined up to this: a player asks for every segment by itself
 

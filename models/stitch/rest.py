@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.activity import Spans, joined
+from models.speech.activity import Spans, joined
 from models.types import Float32, PreparedAvatar
 
 LEAST_FADE_S = 0.08  # a quicker fade is seen as a jump; one that silence has no room for is quicker still

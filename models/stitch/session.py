@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Literal
 
 from models.errors import ConfigError, CorruptError, FencedError, SessionNotFound
-from models.files import replace_file
+from models.live.cues import Cue
+from models.media.encode import VIDEO_TIMESCALE, Clock, MediaSpec
+from models.runtime.atomic_file import replace_file
 from models.stitch import index
-from models.stitch.cues import Cue
 from models.stitch.disk import EPOCH, INDEX, LOCK, META, VIDEO, Recovery, SessionMeta, starts_with, write_at
-from models.stitch.encode import VIDEO_TIMESCALE, Clock, MediaSpec
 from models.stitch.sidecar import Record, SidecarWriter, header, sidecar_path
 from models.types import Fragment
 

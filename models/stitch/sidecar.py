@@ -33,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import CorruptError
+from models.media.encode import MediaSpec
 from models.stitch.disk import SessionMeta, replace_file, starts_with, write_at
-from models.stitch.encode import MediaSpec
 from models.stitch.index import decode_record, encode_record
 from models.types import Float32, Phoneme, PreparedAvatar, Speech
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from models.steady import Steadier
+from models.deflicker import Steadier
 from models.types import CROP_PX, Box, PreparedAvatar, UInt8
 
 WHOLE: Box = (0, 0, CROP_PX, CROP_PX)

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from models.errors import ExistsError, SessionNotFound
-from models.ids import path_under
+from models.media.encode import MediaSpec
+from models.runtime.ids import path_under
 from models.stitch.disk import META, VIDEO
-from models.stitch.encode import MediaSpec
 from models.stitch.session import SessionFile, Sync
 
 DEFAULT_SESSION = "default"

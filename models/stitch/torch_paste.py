@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.warp import apply, invert
 from models.errors import ConfigError
+from models.geometry import apply, invert
 from models.stitch.resample import CUTOFF, MOST_MINIFIED, STEPS, low_pass, scaled
 from models.types import CROP_PX
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from models.audio import decode_audio
 from models.errors import ConfigError, InputError, StageError, WeightsError
-from models.ids import check_id
-from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.runtime.ids import check_id
+from models.speech.audio import decode_audio
+from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
 from models.tts.pieces import pieces
 from models.types import Float32, Speech
 

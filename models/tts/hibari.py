@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import ConfigError, InputError, TextError, WeightsError
-from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
 from models.tts.pieces import FADE_S, LAST_PAUSE_S, LEAD_S, pause_after, sounding
 from models.types import Float32, Phoneme, Speech, Word
 

@@ -14,9 +14,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from models.audio import decode_audio, resample
 from models.errors import AudioError, ConfigError, InputError, StageError
-from models.remote import (
+from models.openai_http import (
     Retry,
     Server,
     check_address,
@@ -25,7 +24,8 @@ from models.remote import (
     lost,
     refusal,
 )
-from models.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.speech.audio import decode_audio, resample
+from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
 from models.tts.pieces import pieces
 from models.types import Float32, Speech
 

@@ -11,8 +11,8 @@ import av
 import cv2
 import numpy as np
 
-from deployments.paths import builtin_avatars
-from models.stitch.events import event_box
+from deployments.common.paths import builtin_avatars
+from models.media.emsg import event_box
 from tests.browser.fake_state import STAGES, FakeSession
 
 FPS, RATE, FRAGMENT_FRAMES = 25, 24_000, 4

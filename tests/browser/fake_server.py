@@ -22,9 +22,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from deployments.access import Access, serve_login
-from deployments.web import serve_page
-from models.stitch.events import event_box
+from deployments.ingress.security.auth import Access, serve_login
+from deployments.ingress.static_page import serve_page
+from models.media.emsg import event_box
 from tests.browser.fake_chat import serve_chat, serve_speech
 from tests.browser.fake_media import FPS, FRAGMENT_FRAMES, Film, Viewer
 from tests.browser.fake_state import State

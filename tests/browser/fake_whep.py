@@ -13,9 +13,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from configs.schema import IngressConfig
-from deployments.whep import Whep
-from models.stitch.encode import MediaSpec, UtteranceEncoder
-from models.stitch.live import LIVE_FRAMES, Piece, ViewerTimeline, split
+from deployments.ingress.webrtc.whep import Whep
+from models.live.timeline import LIVE_FRAMES, Piece, ViewerTimeline, split
+from models.media.encode import MediaSpec, UtteranceEncoder
 
 FPS = 25
 

@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 import uvicorn
 
-from deployments.http import api
-from deployments.ingress import Ingress
-from deployments.sessions import OpenSessions
+from deployments.ingress.deployment import Ingress
+from deployments.ingress.responses import api
+from deployments.stitch.open_sessions import OpenSessions
 from models.errors import ClosedError, ExistsError
-from models.stitch.cues import Cue
-from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.live.cues import Cue
+from models.media.encode import MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
-from tests.unit.ingress_material import Handle
+from tests.support.ingress import Handle
 
 SIDE, BLOCK = 64, 16  # px
 SPEC = MediaSpec(SIDE, SIDE, 25, crf=18, preset="ultrafast")

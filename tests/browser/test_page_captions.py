@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from models.stitch.boxes import box
-from models.stitch.events import event_box
+from models.media.emsg import event_box
+from models.media.mp4 import box
 from tests.browser.chromium import Tab
 from tests.browser.fake_media import FPS
 from tests.browser.fake_state import State
@@ -89,7 +89,7 @@ def test_a_caption_ends_where_its_speech_is_cut(chat: Tab, served: tuple[str, St
 def test_a_long_sentence_is_shown_in_parts_of_two_lines(chat: Tab, served: tuple[str, State]) -> None:
     words = LONG.split()
     parts = chat.page.evaluate(
-        """async (words) => (await import('/web/told.js')).parts({
+        """async (words) => (await import('/web/stream-events.js')).parts({
           text: words.join(' '), start_s: 10, end_s: 14,
           words: words.map((text, k) => ({ text, start_s: 10 + k / 5 })) })""",
         words,
@@ -100,7 +100,8 @@ def test_a_long_sentence_is_shown_in_parts_of_two_lines(chat: Tab, served: tuple
     assert (parts[0]["start"], parts[0]["end"]) == (10, pytest.approx(10 + first / 5))
     assert (parts[1]["start"], parts[1]["end"]) == (pytest.approx(10 + first / 5), 14)
     guessed = chat.page.evaluate(
-        "async (text) => (await import('/web/told.js')).parts({ text, start_s: 10, end_s: 14 })", " ".join(words)
+        "async (text) => (await import('/web/stream-events.js')).parts({ text, start_s: 10, end_s: 14 })",
+        " ".join(words),
     )
     share = (len(guessed[0]["text"]) + 1) / len(" ".join(words))
     assert guessed[1]["start"] == pytest.approx(10 + 4 * share) and guessed[1]["end"] == 14
@@ -111,7 +112,7 @@ def test_no_word_is_left_over_for_a_caption_of_its_own(chat: Tab) -> None:
     texts = [" ".join(words[:count]) for count in range(1, len(words))]
     found = chat.page.evaluate(
         """async (texts) => {
-          const { parts } = await import('/web/told.js');
+          const { parts } = await import('/web/stream-events.js');
           return texts.map((text) => parts({ text, start_s: 0, end_s: 9 }).map((part) => part.text));
         }""",
         texts,
@@ -127,7 +128,7 @@ def test_events_are_found_however_the_stream_is_cut_up(chat: Tab) -> None:
     data = box(b"moof", b"emsg") + caption + box(b"mdat", bytes(16)) + event_box("ended", {"reason": "closed"}, 2, 1.5)
     found = chat.page.evaluate(
         """async (bytes) => {
-          const { EventReader } = await import('/web/told.js'), data = Uint8Array.from(bytes);
+          const { EventReader } = await import('/web/stream-events.js'), data = Uint8Array.from(bytes);
           return [1, 5, 64, data.length].map((size) => {
             const reader = new EventReader(), found = [];
             for (let at = 0; at < data.length; at += size) found.push(...reader.push(data.subarray(at, at + size)));

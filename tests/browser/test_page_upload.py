@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from deployments.access import Access
-from deployments.keys import Keys
+from deployments.ingress.security.auth import Access
+from deployments.ingress.security.keys import Keys
 from tests.browser.chromium import LIVE, Tab
 from tests.browser.fake_state import State
 

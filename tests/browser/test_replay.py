@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.stitch.cues import Cue
-from models.stitch.encode import MediaSpec, UtteranceEncoder
+from models.live.cues import Cue
+from models.media.encode import MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
 from tests.browser.chromium import Tab
 from tests.browser.fake_media import Film

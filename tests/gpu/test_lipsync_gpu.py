@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from models.features import WhisperFeatures
 from models.musetalk import MuseTalk
+from tests.support.paths import ROOT
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
+EMBEDDED = ROOT / "models" / "embedded"
 PAIR = (EMBEDDED / "musetalk" / "musetalk.json", EMBEDDED / "musetalk" / "unet.safetensors", EMBEDDED / "vae")
 
 

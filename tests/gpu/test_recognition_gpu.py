@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from whisper_material import TIMES, buzz, make_tokenizer, make_whisper, write_whisper
 
 from models.recognition import whisper as module
 from models.recognition.decoding import decode
 from models.recognition.whisper import WhisperRecognizer
+from tests.support.whisper import TIMES, buzz, make_tokenizer, make_whisper, write_whisper
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,18 +8,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from random_weights import gfpgan_weights
 
 from models.musetalk import MuseTalk
 from models.restore.align import FFHQ_512
 from models.restore.gfpgan import GFPGAN
 from models.restore.gfpgan_net import GFPGANNet
+from tests.support.paths import ROOT
+from tests.support.random_weights import gfpgan_weights
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
+EMBEDDED = ROOT / "models" / "embedded"
 PAIR = (EMBEDDED / "musetalk" / "musetalk.json", EMBEDDED / "musetalk" / "unet.safetensors", EMBEDDED / "vae")
 
 

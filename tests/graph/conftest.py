@@ -21,15 +21,16 @@ import numpy as np
 import psutil
 import pytest
 
-from launch import CODE, LocalGraph
 from tests.browser import chromium as browser
 from tests.browser.chromium import chromium, tab
+from tests.support.paths import ROOT
+from warmtalk.cli.local_graph import CODE, LocalGraph
 
 __all__ = ["chromium", "tab"]
 
 # share a graph, in this order: the last two kill what the others would ask
 DEMO = ("test_sessions_live", "test_speak", "test_speech_api", "test_refusals", "test_page_live", "test_failures")
-EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
+EMBEDDED = ROOT / "models" / "embedded"
 
 
 def free_port() -> int:

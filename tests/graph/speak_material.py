@@ -7,7 +7,7 @@ import av
 import httpx
 import numpy as np
 
-from models.audio import AudioEncoder
+from models.speech.audio import AudioEncoder
 from tests.graph.conftest import decode
 
 TEXT = "Hello there. This is a test of the whole graph."

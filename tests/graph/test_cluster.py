@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from configs.serve_file import deployment_of, load_serve_config
-from enhancing import ClusterBackend, LocalBackend, enhance_video
-from launch import LocalGraph
 from models.restore.video import VideoOptions
 from tests.graph.conftest import EMBEDDED, free_port
-from tests.unit.video_material import picture_of, sound_of, uneven, write_video
+from tests.support.video import picture_of, sound_of, uneven, write_video
+from warmtalk.cli.enhance import ClusterBackend, LocalBackend, enhance_video
+from warmtalk.cli.local_graph import LocalGraph
 
 pytestmark = pytest.mark.ray
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from configs.serve_file import FOLDER, deployment_of
-from launch import LocalGraph
 from tests.graph.conftest import decode, free_port
+from warmtalk.cli.local_graph import LocalGraph
 
 pytestmark = pytest.mark.ray
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from launch import LocalGraph
 from tests.browser.chromium import Tab
 from tests.graph.conftest import decode
 from tests.graph.test_failures import kill, replica_pids
 from warmtalk import AsyncClient, ChatFailed, Client, NotFound, Refused
+from warmtalk.cli.local_graph import LocalGraph
 
 pytestmark = [pytest.mark.browser, pytest.mark.ray]
 

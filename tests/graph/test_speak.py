@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from deployments.requests import SpeakRequest
-from models.audio import decode_audio
+from deployments.common.messages import SpeakRequest
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
+from models.speech.audio import decode_audio
 from models.stitch.sidecar import read_sidecar
 from models.tts.hibari import HibariTTS
 from tests.graph.conftest import EMBEDDED, clip, decode

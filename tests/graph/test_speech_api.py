@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.audio import decode_audio
+from models.speech.audio import decode_audio
 from models.tts.hibari import HibariTTS
 from models.tts.openai import OpenAITTS
 from models.tts.pieces import sounding

@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import LocalGraph
 from models.errors import StageError
 from tests.graph.conftest import STOP_S, Server, free_port
+from warmtalk.cli.local_graph import LocalGraph
 
 pytestmark = pytest.mark.ray
 

@@ -1,0 +1,1 @@
+"""The Chat stage: jobs that answer a message in speech."""

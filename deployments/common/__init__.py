@@ -1,0 +1,1 @@
+"""Shared by all stages: the base class, the messages between stages, errors, clocks, paths."""

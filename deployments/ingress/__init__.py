@@ -1,0 +1,1 @@
+"""The HTTP ingress. The only folder that imports FastAPI."""

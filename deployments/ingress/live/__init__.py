@@ -1,0 +1,1 @@
+"""Viewers of live sessions: one hub per watched session."""

@@ -1,0 +1,1 @@
+"""Access control: API keys, allowed hosts, origins."""

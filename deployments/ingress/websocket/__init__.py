@@ -1,0 +1,1 @@
+"""The WebSocket at /sessions/{id}/ws: messages, connection, audio buffer."""

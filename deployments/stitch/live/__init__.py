@@ -1,0 +1,1 @@
+"""Live sessions in Stitch: the session clock, playout, pacing and broadcast."""

@@ -1,0 +1,1 @@
+"""The live timeline of a session: positions, cues, pauses."""

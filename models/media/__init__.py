@@ -1,0 +1,1 @@
+"""Encoding, MP4 boxes, YUV frames and transcoding."""

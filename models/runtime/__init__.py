@@ -1,0 +1,1 @@
+"""Engine registry, compiled-model caches, CUDA graphs, small file and tensor helpers."""

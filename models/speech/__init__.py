@@ -1,0 +1,1 @@
+"""Audio, text, speech activity, visemes and feature windows."""

@@ -1,0 +1,1 @@
+"""Production checkpoints: manifest, installed files, loading."""

@@ -1,0 +1,106 @@
+"""The whole server without Ray: the routes over real stages that meet as objects, in one process, on one event loop.
+
+Real are the ingress, TTS, Stitch, Chat with its offline responder, Avatars, and what they write; the voice is a tone,
+and the faces are white squares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from deployments.avatars import Avatars
+from deployments.chat.deployment import Chat
+from deployments.ingress.deployment import Ingress
+from deployments.ingress.responses import api
+from deployments.stitch.deployment import Stitch
+from deployments.tts import TTS
+from models.speech.text import check_text, split_sentences
+from models.types import Speech
+from tests.support.air import RATE, Method, Response, Stages, Stream, ann
+
+PLAIN = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
+
+
+class Here:
+    """A stage as the handle that others have."""
+
+    def __init__(self, stage: Any) -> None:
+        self._stage = stage
+
+    def options(self, **options: Any) -> Here:
+        return self
+
+    def __getattr__(self, name: str) -> Method:
+        function = getattr(self._stage, name)
+        return Method(function, Stream if inspect.isasyncgenfunction(function) else Response)
+
+
+class Tone:
+    """A voice: 20 ms of a tone for each character, and the checks that every engine makes."""
+
+    sample_rate_hz = RATE
+
+    @classmethod
+    def load(cls) -> Tone:
+        return cls()
+
+    def voices(self) -> list[str]:
+        return ["tone"]
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        sentences = split_sentences(check_text(text))
+        for k, sentence in enumerate(sentences):
+            tone = 0.5 * np.sin(np.arange(len(sentence) * RATE // 50) / 10).astype(np.float32)
+            yield Speech(tone, RATE, sentence, last=k + 1 == len(sentences))
+
+
+@contextmanager
+def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[str, Any]) -> Iterator[TestClient]:
+    """A client of it. configs: user_config by stage. `client.stages` are the stages by name."""
+    monkeypatch.setenv("WARMTALK_HOME", str(home))
+    avatar = ann()
+    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
+    monkeypatch.setattr(Stitch, "_forget_removed", lambda self: asyncio.sleep(0))  # no avatar lies on this disk
+    vae = SimpleNamespace(encode_reference=None, vae_fingerprint="")
+    monkeypatch.setattr("deployments.avatars.load_model", lambda config: vae)
+    stages: dict[str, Any] = {}
+
+    async def build() -> None:
+        tts, faces, avatars = TTS(), Stages(0.0), Avatars()
+        stitch = Stitch(Here(tts), faces, faces)
+        chat = Chat(Here(stitch))
+        ingress = PLAIN(Here(stitch), Here(avatars), Here(tts), Here(chat))
+        ingress._whep._elsewhere = elsewhere
+        stages.update(TTS=tts, Stitch=stitch, Chat=chat, Avatars=avatars, Ingress=ingress)
+        given = {
+            "TTS": {"engine": f"{__name__}:Tone"},
+            "Stitch": {"crf": 30, "steady_crops": False, "rest_mouth": "generated"},
+            "Chat": {"engine": "offline", "options": {"tokens_per_s": 1e5}},
+        }
+        for name, stage in stages.items():
+            await stage.reconfigure({**given.get(name, {}), **configs.get(name, {})})
+        monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+
+    async def elsewhere(peer_id: str) -> bool:
+        return False  # there is no other replica
+
+    async def end() -> None:
+        await stages["Ingress"]._live.stop()
+        for name in ("Stitch", "Chat"):
+            stages[name]._keeper.cancel()
+
+    with TestClient(api, raise_server_exceptions=False) as client:
+        client.portal.call(build)
+        client.stages = stages
+        yield client
+        client.portal.call(end)

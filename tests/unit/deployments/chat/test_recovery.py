@@ -1,0 +1,149 @@
+"""What a chat job survives: a replica that dies, two that look for work at once, a full disk, time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.chat import deployment as module
+from deployments.chat.deployment import Chat
+from deployments.chat.store import JobStore
+from deployments.common.messages import ChatRequest
+from models.errors import NotFoundError
+from tests.support import chat as chat_material
+from tests.support.chat import Stitch, answered, finished, stage
+from tests.support.llm_server import LLMServer, streamed
+
+home, llm = chat_material.home, chat_material.llm  # fixtures
+
+
+async def dies(chat: Chat) -> None:
+    """End a replica as a kill would: its tasks go, its files stay, and nobody writes them any more."""
+    assert chat._keeper is not None
+    for task in [chat._keeper, *(running.task for running in chat._running.values())]:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    for path in chat._jobs.root.glob("*.json"):
+        os.utime(path, (time.time() - 2 * module.LEASE_S,) * 2)
+
+
+async def test_a_finished_job_can_still_be_asked_for_after_a_restart() -> None:
+    chat = await stage()
+    job = await answered(chat)
+    await dies(chat)
+    assert await (await stage()).status(job["job_id"]) == job
+
+
+def test_a_look_for_what_was_left_reads_no_finished_job_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica looks every two seconds, and a day's jobs are kept."""
+    store, read, count = JobStore(tmp_path, 3600.0), JobStore.read, 0
+
+    def reading(self: JobStore, job_id: str) -> Any:
+        nonlocal count
+        count += 1
+        return read(self, job_id)
+
+    def left(job: Any) -> None:
+        store.write(job)
+        os.utime(tmp_path / f"{job.job_id}.json", (time.time() - 60,) * 2)
+
+    monkeypatch.setattr(JobStore, "read", reading)
+    done = [store.new("alice", "Hello.", status="done") for _ in range(50)]
+    for job in done:
+        left(job)
+    assert (list(store.abandoned(6.0)), count) == ([], 50)
+    assert (list(store.abandoned(6.0)), count) == ([], 50)
+    left(other := store.new("alice", "Still there?", status="thinking"))
+    assert [job.job_id for job in store.abandoned(6.0)] == [other.job_id] and count == 51
+    (tmp_path / f"{done[0].job_id}.json").unlink()
+    list(store.abandoned(6.0))
+    assert len(store._over) == 49, "what is gone is forgotten"
+
+
+async def test_a_job_that_nobody_has_heard_of_is_taken_up_again(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Hm", " hm.", pause_s=0.3), streamed("Yes.")]
+    first = await stage(llm)
+    job_id = (await first.start(ChatRequest("Hello?")))["job_id"]
+    await asyncio.sleep(0.1)
+    await dies(first)
+    stitch = Stitch()
+    job = await finished(await stage(llm, stitch), job_id)
+    assert (job["status"], job["reply"], stitch.texts()) == ("done", "Yes.", ["Yes."])
+
+
+async def test_a_job_that_broke_off_in_the_middle_fails_in_words(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("One. ", "Two. ", *["More. "] * 50, pause_s=0.05)]
+    stitch = Stitch()
+    first = await stage(llm, stitch)
+    job_id = (await first.start(ChatRequest("Talk")))["job_id"]
+    while len(stitch.spoken) < 2:
+        await asyncio.sleep(0.01)
+    await dies(first)
+    job = await finished(await stage(llm), job_id)
+    assert job["status"] == "failed" and job["error"]["code"] == "stage_failed"
+    assert job["error"]["message"].startswith("The server stopped while it gave this answer. What was")
+
+
+async def test_a_living_replicas_job_is_left_alone(llm: LLMServer) -> None:
+    llm.answers[:] = [streamed("Well.")]
+    stitch, idle = Stitch(), Stitch()
+    stitch.pause_s = 0.3
+    chat = await stage(llm, stitch)
+    job_id = (await chat.start(ChatRequest("Hi")))["job_id"]
+    other = await stage(llm, idle)
+    await finished(chat, job_id)
+    assert idle.calls == [] and (await other.status(job_id))["status"] == "done"
+
+
+def test_of_two_replicas_one_takes_a_job_up(tmp_path: Path) -> None:
+    stores = [JobStore(tmp_path, 3600) for _ in range(2)]
+    job = stores[0].new("alice", "Hi")
+    stores[0].write(job)
+    os.utime(tmp_path / f"{job.job_id}.json", (0, 0))
+    taken = [list(store.abandoned(1.0)) for store in stores]
+    assert [len(jobs) for jobs in taken] == [1, 0] and taken[0][0].attempt == 1
+
+
+async def test_a_job_that_takes_its_replica_down_each_time_ends(home: Path) -> None:
+    store = JobStore(home / "results/chat/jobs", 3600)
+    job = store.new("alice", "Hi", attempt=module.MAX_ATTEMPTS - 1)
+    store.write(job)
+    os.utime(home / f"results/chat/jobs/{job.job_id}.json", (time.time() - 60,) * 2)
+    assert (await finished(await stage(), job.job_id))["status"] == "failed"
+
+
+def test_old_jobs_are_forgotten_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, keep_s=60)
+    old, young, torn = (store.new("a", "Hi", status="done") for _ in range(3))
+    for job in (old, young, torn):
+        store.write(job)
+    os.utime(tmp_path / f"{old.job_id}.json", (time.time() - 61,) * 2)
+    (tmp_path / f"{torn.job_id}.json").write_text("{")
+    assert store.expire() == 1
+    assert store.read(young.job_id) == young
+    with pytest.raises(NotFoundError):
+        store.read(old.job_id)
+    with pytest.raises(Exception, match="damaged"):
+        store.read(torn.job_id)
+
+
+async def test_a_full_disk_does_not_end_an_answer(llm: LLMServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm.answers[:] = [streamed("Yes.")]
+    stitch = Stitch()
+    chat = await stage(llm, stitch)
+
+    def full(job: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(chat._jobs, "write", full)
+    job_id = (await chat.start(ChatRequest("Hi")))["job_id"]
+    for _ in range(100):
+        if stitch.texts():
+            break
+        await asyncio.sleep(0.01)
+    assert stitch.texts() == ["Yes."] and job_id

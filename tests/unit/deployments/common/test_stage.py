@@ -1,0 +1,175 @@
+"""Stage.reconfigure: a tunable is applied in place, an engine is loaded anew, a broken config leaves a way back."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from configs.schema import LipSyncConfig
+from deployments.common.stage import Stage, Worker, Workers
+from deployments.tts import TTS
+from models.errors import ConfigError
+
+
+class Recorder(Stage[LipSyncConfig]):
+    """Remembers what it was asked to apply; a config of device `broken` fails half-way."""
+
+    stage = "LipSync"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.applied: list[tuple[LipSyncConfig, set[str] | None]] = []
+        self.engine = ""
+        self.threads: set[str] = set()
+
+    def apply(self, config: LipSyncConfig, changed: set[str] | None) -> None:
+        self.applied.append((config, changed))
+        self.threads.add(threading.current_thread().name)
+        if changed is None or changed & {"engine", "device"}:
+            self.engine = config.device
+        if config.device == "broken":
+            raise ConfigError("No such device.", "Use cpu.")
+
+
+async def test_the_first_config_is_applied_as_a_whole():
+    stage = Recorder()
+    await stage.reconfigure({"batch_size": 4})
+    assert [changed for _, changed in stage.applied] == [None]
+    assert stage.config.batch_size == 4
+
+
+async def test_a_tunable_is_applied_in_place_and_named():
+    stage = Recorder()
+    await stage.reconfigure({"batch_size": 4})
+    await stage.reconfigure({"batch_size": 2, "batch_wait_ms": 5.0})
+    assert stage.applied[-1][1] == {"batch_size", "batch_wait_ms"}
+    assert (stage.config.batch_size, stage.config.batch_wait_ms) == (2, 5.0)
+
+
+async def test_the_same_config_changes_nothing():
+    stage = Recorder()
+    await stage.reconfigure({"batch_size": 4})
+    await stage.reconfigure({"batch_size": 4})
+    assert len(stage.applied) == 1
+
+
+async def test_a_key_that_is_left_out_goes_back_to_its_default():
+    stage = Recorder()
+    await stage.reconfigure({"batch_size": 4})
+    await stage.reconfigure({})
+    assert stage.applied[-1][1] == {"batch_size"}
+    assert stage.config.batch_size == LipSyncConfig().batch_size
+
+
+async def test_configs_are_applied_on_the_compute_thread():
+    stage = Recorder()
+    await stage.reconfigure({})
+    assert all(name.startswith("LipSync") for name in stage.threads)
+
+
+async def test_a_misspelt_key_is_refused_before_anything_is_applied():
+    stage = Recorder()
+    with pytest.raises(ConfigError, match="did you mean 'batch_size'"):
+        await stage.reconfigure({"batch_sise": 4})
+    assert stage.applied == []
+
+
+async def test_after_a_config_that_broke_off_the_old_one_is_applied_as_a_whole():
+    stage = Recorder()
+    await stage.reconfigure({"device": "cpu"})
+    with pytest.raises(ConfigError, match="No such device"):
+        await stage.reconfigure({"device": "broken"})
+    assert (stage.config.device, stage.engine) == ("cpu", "broken")
+    await stage.reconfigure({"device": "cpu"})
+    assert (stage.applied[-1][1], stage.engine) == (None, "cpu")
+
+
+async def test_the_defaults_are_applied_once_however_many_calls_come_first():
+    stage = Recorder()
+    await asyncio.gather(*(stage.ready() for _ in range(5)))
+    assert [changed for _, changed in stage.applied] == [None]
+
+
+async def test_a_call_that_comes_while_a_config_is_applied_does_not_undo_it():
+    stage = Recorder()
+    await asyncio.gather(stage.reconfigure({"batch_size": 4}), stage.ready())
+    assert stage.config.batch_size == 4
+
+
+async def test_the_worker_computes_in_order_and_says_how_long_a_call_waited():
+    worker, order, gate = Worker("test"), [], threading.Event()
+    first = asyncio.create_task(worker.run(lambda: (gate.wait(5), order.append(1))))
+    second = asyncio.create_task(worker.run(order.append, 2))
+    await asyncio.sleep(0)  # both have asked
+    asked_s = time.perf_counter()
+    await asyncio.sleep(0.05)
+    waited_s = time.perf_counter() - asked_s
+    gate.set()
+    await first
+    assert (await second).queue_s >= waited_s
+    assert order == [1, 2]
+
+
+async def test_a_call_that_is_cancelled_in_the_queue_is_never_computed():
+    worker, order, gate = Worker("test"), [], threading.Event()
+    first = asyncio.create_task(worker.run(gate.wait, 5))
+    second = asyncio.create_task(worker.run(order.append, 2))
+    await asyncio.sleep(0.01)
+    second.cancel()
+    await asyncio.sleep(0.01)
+    gate.set()
+    await first
+    await worker.run(order.append, 3)
+    assert order == [3]
+
+
+class Voice:
+    """A voice that remembers how often it was loaded."""
+
+    loads: list[dict] = []  # noqa: RUF012
+
+    @classmethod
+    def load(cls, **options) -> "Voice":
+        cls.loads.append(options)
+        return cls()
+
+
+async def test_a_voice_is_loaded_anew_for_its_options_and_not_for_its_speed():
+    Voice.loads.clear()
+    stage, engine = TTS(), f"{__name__}:Voice"
+    await stage.reconfigure({"engine": engine, "options": {"threads": 1}})
+    voice = stage.engine
+    await stage.reconfigure({"engine": engine, "options": {"threads": 1}, "speed": 1.2, "max_chars": 100})
+    assert (stage.engine, stage.config.speed, Voice.loads) == (voice, 1.2, [{"threads": 1}])
+    await stage.reconfigure({"engine": engine, "options": {"threads": 2}})
+    assert stage.engine is not voice and Voice.loads == [{"threads": 1}, {"threads": 2}]
+
+
+async def test_a_stage_says_who_and_how_large_it_is():
+    stage = Recorder()
+    await stage.reconfigure({"batch_size": 4})
+    stats = await stage.stats()
+    assert stats["stage"] == "LipSync" and stats["pid"] > 0 and stats["rss_mb"] > 10
+    assert stats["config"]["batch_size"] == 4
+
+
+def test_a_job_takes_the_worker_with_the_fewest_and_keeps_it():
+    first, second = Worker("first"), Worker("second")
+    workers = Workers([first, second])
+    with workers.one() as a:
+        with workers.one() as b, workers.one() as c:
+            assert (a, b, c) == (first, second, first)
+        with workers.one() as d:
+            assert d is second
+    with workers.one() as e:
+        assert e is first
+
+
+async def test_jobs_of_two_workers_run_at_once_and_calls_of_one_in_order():
+    workers, meet, done = Workers([Worker("a"), Worker("b")]), threading.Barrier(2, timeout=5), []
+    with workers.one() as a, workers.one() as b:
+        calls = [worker.run(meet.wait) for worker in (a, b)]  # each waits for the other
+        assert len(await asyncio.gather(*calls)) == 2
+        await asyncio.gather(a.run(time.sleep, 0.05), *(a.run(done.append, k) for k in range(20)))
+    assert done == list(range(20))

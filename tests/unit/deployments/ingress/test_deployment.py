@@ -1,0 +1,188 @@
+"""The ingress without Ray: what speech and chat are answered with, and what errors become."""
+
+import asyncio
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from deployments.common.errors import known_error
+from deployments.common.messages import SpeakEvent
+from models.errors import AvatarNotFound, BusyError, InputError, StageError, TextError
+from tests.support.ingress import SPOKEN, SUMMARY, Handle, error_of
+
+
+def test_the_summary_is_the_answer(serve):
+    stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)])
+    answer = serve(stitch).post("/speak", json={"text": "Hello."})
+    assert (answer.status_code, answer.json()) == (200, SUMMARY)
+    (_, (request,)) = stitch.asked[0]
+    assert (request.session_id, request.text, request.deliver) == ("default", "Hello.", False)
+
+
+def test_a_stream_is_the_bytes_and_ends_with_its_call(serve):
+    stitch = Handle(speak=SPOKEN)
+    answer = serve(stitch).post("/speak", json={"text": "Hello.", "session_id": "alice", "stream": True})
+    assert (answer.content, answer.headers["x-warmtalk-session"]) == (b"initonetwo", "alice")
+    assert stitch.made[0].cancelled
+
+
+@pytest.mark.parametrize("items", [[TextError("No words.", "Send some.")], [SPOKEN[0], TextError("No words.", "x")]])
+def test_a_stream_that_fails_before_its_first_fragment_is_a_status_and_is_cancelled(serve, items):
+    stitch = Handle(speak=items)
+    answer = serve(stitch).post("/speak", json={"text": "…", "stream": True})
+    assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_text")
+    assert stitch.made[0].cancelled
+
+
+def test_an_utterance_without_a_summary_is_an_error(serve):
+    answer = serve(Handle(speak=[])).post("/speak", json={"text": "Hello."})
+    assert (answer.status_code, error_of(answer)["code"]) == (502, "stage_failed")
+
+
+def test_a_message_is_handed_to_chat_and_its_job_is_the_answer(serve):
+    started = {"job_id": "j1", "session_id": "alice"}
+    chat = Handle(start=started, status={"status": "thinking"}, messages=({"role": "user", "content": "Hi"},))
+    client = serve(chat=chat)
+    answer = client.post("/chat", json={"message": "Hi", "session_id": "alice", "voice": "nova", "speed": 1.5})
+    assert (answer.status_code, answer.json()) == (200, started)
+    (_, (request,)) = chat.asked[0]
+    assert (request.message, request.session_id, request.voice, request.speed) == ("Hi", "alice", "nova", 1.5)
+    assert client.get("/status/j1").json() == {"status": "thinking"}
+    assert client.get("/chat/alice").json() == [{"role": "user", "content": "Hi"}]
+
+
+def test_a_full_chat_is_429(serve):
+    answer = serve(chat=Handle(start=BusyError("Too many.", "Wait."))).post("/chat", json={"message": "Hi"})
+    assert (answer.status_code, answer.headers["retry-after"], error_of(answer)["code"]) == (429, "2", "busy")
+
+
+def test_voices_are_the_engines(serve):
+    voices = ({"name": "nova", "ready": True, "fetch_mb": 0.0}, {"name": "onyx", "ready": False, "fetch_mb": 7.9})
+    assert serve(tts=Handle(voices=voices)).get("/voices").json() == list(voices)
+
+
+def test_openais_clients_find_the_engines_as_models(serve):
+    tts, whisper = Handle(stats={"config": {"engine": "hibari"}}), Handle(stats={"config": {"engine": "whisper"}})
+    client = serve(tts=tts, recognize=whisper)
+    told = client.get("/v1/models").json()
+    assert told["object"] == "list" and [model["id"] for model in told["data"]] == ["hibari", "whisper"]
+    for model in told["data"]:
+        assert (model["object"], model["owned_by"]) == ("model", "warmtalk") and 0 <= time.time() - model[
+            "created"
+        ] < 60
+        assert client.get(f"/v1/models/{model['id']}").json() == model
+    refused = client.get("/v1/models/tts-9")
+    assert refused.status_code == 404
+    assert error_of(refused)["remedy"] == "Use one of hibari, whisper."
+    alone = serve(tts=tts).get("/v1/models").json()
+    assert [model["id"] for model in alone["data"]] == ["hibari"]
+
+
+# --- removing an avatar
+
+
+class Asked:
+    """What a broadcast gives: an answer of each replica."""
+
+    def __init__(self, answers) -> None:
+        self.answers = answers
+
+    async def results_async(self, return_exceptions=False):
+        assert return_exceptions
+        return self.answers
+
+
+class Replicas(Handle):
+    """Stitch, of several replicas."""
+
+    def __init__(self, *answers) -> None:
+        super().__init__(default_avatar="presenter")
+        self.told, self.replies = [], answers
+
+    def broadcast(self, *arguments):
+        self.told.append(arguments)
+        return Asked(list(self.replies))
+
+
+def test_a_removed_avatar_is_forgotten_by_every_replica_of_stitch(serve):
+    stitch, avatars = Replicas(["bob"], [], ["alice"]), Handle(remove=None)
+    answer = serve(stitch, avatars).delete("/avatars/me")
+    assert answer.json() == {"avatar_id": "me", "removed": True, "ended": ["alice", "bob"]}
+    assert avatars.asked == [("remove", ("me", "presenter"))] and stitch.told == [("forget_avatar", "me")]
+
+
+def test_a_replica_that_cannot_be_told_does_not_hide_that_the_avatar_is_removed(serve, caplog):
+    stitch = Replicas(["bob"], RuntimeError("dead"))
+    assert serve(stitch, Handle(remove=None)).delete("/avatars/me").json()["ended"] == ["bob"]
+    assert "a replica of Stitch was not told" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(AvatarNotFound("There is none.", "See."), 404), (InputError("It ships.", "Leave it."), 422)]
+)
+def test_an_avatar_that_is_not_there_or_has_to_stay_is_a_status_and_nobody_is_told(serve, error, status):
+    stitch = Replicas([])
+    answer = serve(stitch, Handle(remove=error)).delete("/avatars/me")
+    assert answer.status_code == status and error_of(answer)["message"] == error.message and stitch.told == []
+    assert serve(stitch, Handle()).delete("/avatars/A%20b").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code"),
+    [
+        (AvatarNotFound("There is none.", "Prepare it."), 404, "avatar_not_found"),
+        (RayTaskError("speak", "Traceback …", TextError("No words.", "Send some.")), 422, "bad_text"),
+        (RayTaskError("speak", "Traceback …", KeyError("secret path /root")), 502, "stage_failed"),
+        (BackPressureError(num_queued_requests=9, max_queued_requests=9), 429, "busy"),
+        (DeploymentUnavailableError(SimpleNamespace(name="Stitch", app_name="warmtalk")), 429, "busy"),
+        (ValueError("secret path /root"), 502, "stage_failed"),
+    ],
+)
+def test_whatever_is_raised_becomes_a_code_a_sentence_and_a_remedy(serve, raised, status, code):
+    answer = serve(Handle(session=raised)).get("/sessions/alice")
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert error["remedy"] and "secret" not in answer.text and "/root" not in answer.text
+    assert answer.headers.get("retry-after") == ("2" if status == 429 else None)
+
+
+def test_the_known_error_is_the_cause_where_there_is_one():
+    cause = TextError("No words.", "Send some.")
+    assert known_error(RayTaskError("speak", "…", cause)) is cause
+    assert isinstance(known_error(BackPressureError(num_queued_requests=1, max_queued_requests=1)), BusyError)
+    assert isinstance(known_error(RuntimeError("bug")), StageError)
+
+
+def test_unknown_paths_and_methods_are_errors_in_words(serve):
+    client = serve()
+    for answer, code in ((client.get("/nowhere"), "http_404"), (client.put("/speak"), "http_405")):
+        error = answer.json()["error"]
+        assert (error["code"], error["remedy"]) == (code, "See /docs for what there is.")
+
+
+def test_health_asks_stitch(serve):
+    assert serve(Handle(stats={})).get("/healthz").json() == {"status": "ok"}
+    busy = BackPressureError(num_queued_requests=9, max_queued_requests=9)
+    assert serve(Handle(stats=busy)).get("/healthz").status_code == 429
+
+
+def test_the_footprint_tells_of_each_process_and_of_viewers(serve):
+    facts = {"stage": "Stitch", "pid": 7, "rss_mb": 1.5, "open_files": 2, "threads": 3, "tasks": 4, "config": {}}
+    others = {name.lower(): Handle(stats=facts | {"stage": name}) for name in ("TTS", "Chat")}
+    told = serve(Handle(stats=facts), **others).get("/footprint").json()
+    assert told["stages"].keys() == {"Ingress", "Stitch", "Chat", "TTS"}
+    assert told["stages"]["Stitch"] == {key: facts[key] for key in ("pid", "rss_mb", "open_files", "threads", "tasks")}
+    here = told["stages"]["Ingress"]
+    assert here["pid"] == os.getpid() and here["open_files"] > 2 and here["threads"] >= 1 and here["tasks"] >= 1
+    assert 10 < here["rss_mb"] < 10_000 and told["live"] == {"hubs": 0, "viewers": 0, "dropped": 0}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stage_that_goes_away_is_a_status_and_no_broken_connection(serve, stream):
+    client = serve(Handle(speak=[asyncio.CancelledError()]))
+    answer = client.post("/speak", json={"text": "Hello.", "stream": stream})
+    assert answer.status_code == 502 and error_of(answer)["code"] == "stage_failed"

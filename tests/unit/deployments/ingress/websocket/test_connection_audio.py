@@ -1,0 +1,127 @@
+"""The WebSocket hears: a recording is understood and answered, or said as it is; in a file's form or as raw PCM."""
+
+import io
+import wave
+
+import numpy as np
+import pytest
+
+from deployments.common.messages import SpeakEvent
+from models.errors import AudioError
+from models.recognition.base import Transcript
+from models.speech.audio import decode_audio, pcm_file
+from tests.support.ingress import SUMMARY, Handle
+from tests.unit.deployments.ingress.websocket.test_connection import events_of
+
+
+class Stamped:
+    def __init__(self, text: str) -> None:
+        self.value = Transcript(text, "en", 1.0)
+
+
+def ears(text: str = "Who are you?") -> Handle:
+    return Handle(transcribe=Stamped(text))
+
+
+def answering() -> Handle:
+    return Handle(start={"job_id": "j"}, status={"status": "done", "reply": "I am."}, interrupt=0)
+
+
+@pytest.fixture
+def socket_of(serve):
+    def connect(**handles):
+        handles.setdefault(
+            "stitch", Handle(session={}, interrupt={"interrupted": 0}, cut=0, speak=[SpeakEvent(summary=SUMMARY)])
+        )
+        return serve(**handles).websocket_connect("/sessions/alice/ws")
+
+    return connect
+
+
+def test_a_recording_is_understood_told_and_answered(socket_of):
+    recognize, chat = ears(), answering()
+    with socket_of(recognize=recognize, chat=chat) as socket:
+        socket.receive_json()
+        for part, last in ((b"RIFF", False), (b"more", True)):
+            socket.send_json({"type": "audio", "last": last, "mode": "chat", "language": "en", "id": "a"})
+            socket.send_bytes(part)
+        told = events_of(socket, 3)
+    assert told[0] == {"type": "heard", "id": "a", "text": "Who are you?", "language": "en"}
+    assert [(event["type"], event["id"]) for event in told[1:]] == [("started", "a"), ("done", "a")]
+    assert told[2]["job"]["reply"] == "I am."
+    assert recognize.asked == [("transcribe", (b"RIFFmore", "en", "transcribe"))]
+    request = chat.asked[0][1][0]
+    assert (request.message, request.session_id) == ("Who are you?", "alice")
+
+
+def test_where_nothing_was_said_that_is_told_and_nothing_answered(socket_of):
+    chat = answering()
+    with socket_of(recognize=ears(""), chat=chat) as socket:
+        socket.receive_json()
+        socket.send_json({"type": "audio", "mode": "chat"})
+        socket.send_bytes(b"RIFF")
+        assert socket.receive_json() == {"type": "heard", "text": "", "language": "en"}
+        socket.send_json({"type": "interrupt"})
+        assert socket.receive_json()["type"] == "interrupted"
+    assert [name for name, _ in chat.asked] == ["interrupt"]
+
+
+def test_without_a_mode_it_moves_the_face_whether_or_not_anybody_understands(socket_of):
+    stitch, recognize = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)]), ears()
+    with socket_of(stitch=stitch, recognize=recognize) as socket:
+        socket.receive_json()
+        socket.send_json({"type": "audio"})
+        socket.send_bytes(b"RIFF")
+        assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
+    assert recognize.asked == [] and next(given for name, given in stitch.asked if name == "speak")[0].audio == b"RIFF"
+
+
+def test_without_a_recogniser_chat_is_refused_at_once_and_the_socket_goes_on(socket_of):
+    with socket_of() as socket:
+        socket.receive_json()
+        socket.send_json({"type": "audio", "mode": "chat", "id": "a"})
+        failed = socket.receive_json()
+        assert (failed["type"], failed["id"], failed["error"]["code"]) == ("failed", "a", "not_configured")
+        assert failed["error"]["message"] == "This server has no speech recognition."
+        socket.send_bytes(b"RIFF")  # was on its way
+        socket.send_json({"type": "audio", "id": "b"})
+        socket.send_bytes(b"RIFF")
+        assert [(event["type"], event["id"]) for event in events_of(socket, 2)] == [("started", "b"), ("done", "b")]
+
+
+def test_what_cannot_be_heard_is_told_with_its_code(socket_of):
+    with socket_of(recognize=Handle(transcribe=AudioError("The audio is empty.", "Send some."))) as socket:
+        socket.receive_json()
+        socket.send_json({"type": "audio", "mode": "chat", "id": "x"})
+        socket.send_bytes(b"")
+        failed = socket.receive_json()
+        assert (failed["type"], failed["id"], failed["error"]["code"]) == ("failed", "x", "bad_audio")
+
+
+@pytest.mark.parametrize("mode", ["chat", "repeat"])
+def test_raw_pcm_is_a_recording_too(socket_of, mode):
+    stitch, recognize = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)]), ears("")
+    samples = (8000 * np.sin(np.arange(4800) / 5)).astype("<i2")
+    with socket_of(stitch=stitch, recognize=recognize) as socket:
+        socket.receive_json()
+        data = samples.tobytes()
+        for part, last in ((data[:3001], False), (data[3001:] + b"\0", True)):
+            socket.send_json({"type": "audio", "mode": mode, "pcm_hz": 48_000, "last": last})
+            socket.send_bytes(part)
+        socket.receive_json()
+    given = next(given for name, given in (stitch.asked + recognize.asked) if name in ("speak", "transcribe"))[0]
+    sound, rate_hz = decode_audio(given if mode == "chat" else given.audio)
+    assert rate_hz == 48_000 and np.abs(sound * 32768 - samples).max() <= 1
+
+
+def test_half_a_sample_is_left_out():
+    with wave.open(io.BytesIO(pcm_file(b"\1\2\3", 8000))) as file:
+        assert (file.getnframes(), file.getframerate(), file.readframes(9)) == (1, 8000, b"\1\2")
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "sing"}, {"pcm_hz": 5}, {"language": "English"}])
+def test_a_form_that_makes_no_sense_is_refused(socket_of, wrong):
+    with socket_of(recognize=ears()) as socket:
+        socket.receive_json()
+        socket.send_json({"type": "audio", **wrong})
+        assert socket.receive_json()["error"]["code"] == "bad_input"

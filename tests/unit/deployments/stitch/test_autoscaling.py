@@ -1,0 +1,68 @@
+"""How many replicas of Stitch: by speech, hardly by idle viewers; as Serve itself applies the policy."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from ray.serve._private.autoscaling_state import _resolve_policy_callable
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
+
+from configs.serve_file import deployment_of, load_serve_config
+from deployments.common.messages import SpeakRequest
+from deployments.stitch.autoscaling import SPEAKING, WATCHED, BySpeech
+from tests.support.air import summary_of
+
+
+def context(told: dict[str, dict[str, float]], now: int = 1, target: float = 4) -> Any:
+    given = dict.fromkeys(AutoscalingContext.__init__.__code__.co_varnames[1:])
+    given = {key: given[key] for key in list(given)[:17]}
+    config = AutoscalingConfig(min_replicas=1, max_replicas=8, target_ongoing_requests=target)
+    given |= {"current_num_replicas": now, "target_num_replicas": now, "aggregated_metrics": told, "config": config}
+    return AutoscalingContext(**given)
+
+
+@pytest.mark.parametrize(
+    ("speaking", "watched", "replicas"),
+    [
+        ([4], [0], 1.0),
+        ([8], [0], 2.0),
+        ([6, 2], [0, 0], 2.0),  # of both replicas together
+        ([0], [100], 0.25),  # a hundred that only look
+        ([4], [104], 1.25),
+        ([8], [8], 2.0),  # who speaks and is watched counts once
+        ([0], [0], 0.0),
+    ],
+)
+def test_speech_counts_whole_and_a_silent_session_for_a_hundredth(speaking, watched, replicas):
+    told = {SPEAKING: dict(zip("ab", speaking, strict=False)), WATCHED: dict(zip("ab", watched, strict=False))}
+    assert BySpeech()(context(told))[0] == pytest.approx(replicas)
+    assert BySpeech(idle_share=0)(context(told))[0] == pytest.approx(sum(speaking) / 4)
+
+
+@pytest.mark.parametrize("told", [{}, None, {SPEAKING: {}}])
+def test_replicas_that_have_told_nothing_yet_change_nothing(told):
+    assert BySpeech()(context(told, now=3))[0] == 3
+
+
+async def test_a_replica_tells_what_it_says_and_who_watches(air):
+    stitch, live, _ = await air(delay_s=0.1)
+    viewer = await live.view("alice")
+    assert await stitch.record_autoscaling_stats() == {"speaking": 0, "watched": 1}
+    speaking = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest(name, "words")))) for name in ("a", "b")]
+    await asyncio.sleep(0.1)
+    assert await stitch.record_autoscaling_stats() == {"speaking": 2, "watched": 1}
+    await asyncio.gather(*speaking)
+    viewer.close()
+    assert (await stitch.record_autoscaling_stats())["speaking"] == 0
+
+
+@pytest.mark.parametrize("name", ["gpu", "cluster"])
+def test_the_configs_name_it_in_a_form_that_serve_takes(name):
+    given = deployment_of(load_serve_config(name), "Stitch")["autoscaling_config"]
+    config = AutoscalingConfig(**given)
+    policy = _resolve_policy_callable(config.policy)
+    told = {SPEAKING: {"a": 2 * config.target_ongoing_requests}, WATCHED: {"a": 0.0}}
+    assert type(policy).__name__ == "BySpeech"
+    assert policy(context(told, target=config.target_ongoing_requests))[0] == pytest.approx(2.0)

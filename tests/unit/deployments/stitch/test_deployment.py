@@ -1,0 +1,169 @@
+"""Stitch on fake stages, watched through a hub, without Ray: what a viewer sees of speech."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from deployments.common.messages import SpeakRequest
+from deployments.stitch.deployment import Stitch
+from deployments.stitch.utterance import Utterance
+from models.errors import BusyError
+from models.stitch.paste import PasteMemory, Paster
+from models.types import PreparedAvatar
+from tests.support.air import (
+    UNHELD,
+    Lateness,
+    Stages,
+    Watcher,
+    on_the_line,
+    summary_of,
+)
+
+
+async def test_the_first_config_and_every_later_one_says_how_the_default_avatar_is_pasted(monkeypatch, tmp_path):
+    """It is loaded while its config is applied: the paster must be of that config, not of the one before."""
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+
+    def pasted(paster: Paster, prepared: PreparedAvatar) -> np.ndarray:
+        frame = np.array(prepared.frames[0])
+        paster.paste_into(frame, noise, 0, memory=PasteMemory())
+        return frame
+
+    stitch = Stitch(*[Stages()] * 3)
+    plain = {"color_match": False, "sharpness_match": False, "jaw_follow": False}
+    for options in ({"blend_mode": "multiband", **plain}, {"blend_mode": "multiband"}, {}):
+        await stitch.reconfigure(options)
+        avatar = stitch._load_avatar("presenter")
+        keys = {**options}
+        expected = Paster(avatar.prepared, keys.pop("blend_mode", "feather"), **keys)
+        assert np.array_equal(pasted(avatar.paster, avatar.prepared), pasted(expected, avatar.prepared))
+    stitch._keeper.cancel()
+
+
+async def test_speech_is_shown_between_idle_motion_on_one_unbroken_line(air):
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    await asyncio.sleep(0.5)
+    async with Lateness() as late:  # of a busy machine
+        asked_s = time.time()
+        summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
+        shown_s = time.time() - asked_s
+    await asyncio.sleep(0.7)
+    times, edges, mouths = watcher.seen()
+    np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
+    on_the_line(edges, summary)
+    speaking = np.flatnonzero(mouths > 240)
+    assert len(speaking) == summary["frames"] == 33 and np.all(np.diff(speaking) == 1)
+    assert mouths[speaking[-1] + 1] > mouths[speaking[-1] + 2]  # it fades back
+    np.testing.assert_allclose(mouths[speaking[-1] + 6 :], edges[speaking[-1] + 6 :], atol=3)
+    first, last = watcher.loud()
+    assert first == pytest.approx(times[speaking[0]] + 0.1, abs=0.025)
+    assert last == pytest.approx(times[speaking[-1]], abs=0.07)
+    assert summary["live"]["shown_frames"] == 33 and not summary["interrupted"]
+    assert 33 / 25 < shown_s < 33 / 25 + 1.0 + late.s  # it was not made only, but shown
+    facts = await stitch.session("alice")
+    assert (facts["frames"], facts["utterances"][0]["sentences"][0]["text"]) == (33, "twelve chars")
+
+
+async def test_a_slow_machine_makes_the_head_wait_and_loses_no_frame(air):
+    stitch, live, stages = await air()
+    watcher = Watcher(await live.view("alice"))
+    await asyncio.sleep(0.2)
+    stages.delay_s = 1.2  # of the first chunk, which was expected after a third of that
+    task = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False))))
+    await asyncio.sleep(0.3)
+    stages.delay_s = 0.02
+    summary = await task
+    await asyncio.sleep(0.3)
+    times, edges, mouths = watcher.seen()
+    np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
+    assert summary["live"]["holds"] == 1 and 0.3 < summary["live"]["held_s"] < 2
+    on_the_line(edges, summary)
+    speaking = np.flatnonzero(mouths > 240)
+    assert len(speaking) == 33 and np.all(np.diff(speaking) == 1)
+    on_the_line(edges[speaking], UNHELD)
+    still = edges[:-6] == edges[6:]  # it is not frozen while it waits: 0.24 s
+    assert np.abs(edges[6:] - edges[:-6]).max() > 4 and not np.any(np.convolve(still, np.ones(6), "valid") == 6)
+
+
+async def test_without_a_viewer_speech_is_made_as_fast_as_it_can_be(air):
+    stitch, _, _ = await air()
+    async with Lateness() as late:  # of a busy machine
+        began_s = time.time()
+        summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
+        took_s = time.time() - began_s
+    assert took_s < 0.9 + late.s and summary["frames"] == 33 and "live" not in summary
+
+
+async def test_two_sessions_at_once_do_not_mix(air):
+    stitch, live, _ = await air()
+    await stitch.create("bob")
+    watchers = {name: Watcher(await live.view(name)) for name in ("alice", "bob")}
+    texts = {"alice": "five5", "bob": "ten chars."}
+    requests = [summary_of(stitch.speak(SpeakRequest(name, text, deliver=False))) for name, text in texts.items()]
+    await asyncio.gather(*requests)
+    await asyncio.sleep(0.4)
+    for name, text in texts.items():
+        _, edges, mouths = watchers[name].seen()
+        on_the_line(edges)
+        assert np.sum(mouths > 240) == round((0.1 + 0.1 * len(text)) * 25)
+        assert [line["text"] for line in (await stitch.session(name))["utterances"]] == [text]
+
+
+async def test_there_is_a_most_of_utterances_and_of_those_that_wait(air):
+    stitch, _, _ = await air(delay_s=0.2, max_utterances=1, max_waiting=1)
+    running = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest(name, "words")))) for name in ("a", "b")]
+    await asyncio.sleep(0.05)
+    with pytest.raises(BusyError):
+        await summary_of(stitch.speak(SpeakRequest("c", "words")))
+    assert [summary["frames"] > 0 for summary in await asyncio.gather(*running)] == [True, True]
+    assert (await summary_of(stitch.speak(SpeakRequest("c", "words"))))["frames"] > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_as_many_utterances_are_made_at_once_as_there_are_threads(air, monkeypatch, threads):
+    stitch, _, _ = await air(threads=threads)
+    meet, make, met = threading.Barrier(2, timeout=1.0), Utterance.make, []
+
+    def made(self, chunk, close):
+        if not chunk.crops.first_frame:  # the first chunk of one waits a second for that of the other
+            try:
+                meet.wait()
+                met.append(self.request.session_id)
+            except threading.BrokenBarrierError:
+                pass
+        return make(self, chunk, close)
+
+    monkeypatch.setattr(Utterance, "make", made)
+    await asyncio.gather(*(summary_of(stitch.speak(SpeakRequest(name, "five5"))) for name in ("alice", "bob")))
+    assert sorted(met) == ([] if threads == 1 else ["alice", "bob"])
+
+
+async def test_many_sessions_on_several_threads_have_the_bytes_of_one_thread(air, tmp_path):
+    """While they are made, they are looked at, and one more is opened and removed."""
+    texts = {f"s{k}": "chars" * (1 + k % 3) for k in range(6)}
+    videos = {}
+    for threads in (1, 3):
+        stitch, _, _ = await air(threads=threads, delay_s=0.0)
+        speaking = [
+            asyncio.create_task(summary_of(stitch.speak(SpeakRequest(name, text, deliver=False))))
+            for name, text in [*texts.items(), *texts.items()]
+        ]
+        while not all(task.done() for task in speaking):
+            await stitch.create("guest")
+            for name in await stitch.sessions():
+                facts = await stitch.session(name)
+                assert facts["size"] <= (tmp_path / facts["video_path"]).stat().st_size
+            await stitch.remove("guest")
+        for name, text in texts.items():
+            said = (await stitch.session(name))["utterances"]
+            assert [line["text"] for line in said] == [text] * 2 and said[-1]["end_s"] is not None
+        folder = tmp_path / "results" / "sessions"
+        videos[threads] = {name: (folder / name / "full_session.mp4").read_bytes() for name in texts}
+        for name in [*texts, "alice"]:
+            await stitch.remove(name)
+    assert videos[1] == videos[3] and len(set(videos[1].values())) == 3

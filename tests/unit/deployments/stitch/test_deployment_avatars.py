@@ -1,0 +1,131 @@
+"""Stitch when an avatar is removed: what shows it ends, for viewers, speakers, file and disk."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import deployments.stitch.deployment as module
+from deployments.common.messages import SpeakRequest
+from deployments.stitch.deployment import Stitch
+from deployments.stitch.live import registry as onair
+from models.errors import AvatarNotFound, ClosedError, InterruptedSpeech
+from tests.support.air import Watcher, air, spoken, summary_of
+
+__all__ = ["air"]
+
+
+def gone(monkeypatch) -> None:
+    """From now on `ann` lies on the disk no more."""
+
+    def load(self, avatar_id):
+        raise AvatarNotFound(f"There is no avatar {avatar_id!r}.", "Prepare it.")
+
+    monkeypatch.setattr(Stitch, "_load_avatar", load)
+    monkeypatch.setattr("deployments.stitch.deployment.AvatarStore.exists", lambda self, avatar_id: False)
+
+
+def idle_files(home: Path) -> list[str]:
+    return sorted(path.name for path in (home / "results" / "sessions" / ".idle").glob("*"))
+
+
+async def test_speech_and_live_streams_of_a_removed_face_end_and_say_why(air, monkeypatch, tmp_path):
+    stitch, live, _ = await air(delay_s=0.05)
+    for name in ("bob", "carol"):
+        await stitch.create(name)
+    watcher, idler = Watcher(await live.view("alice")), Watcher(await live.view("bob"))
+    speaking = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
+    await spoken(stitch, "alice", 10)
+    unwatched = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("carol", "y" * 800, deliver=False))))
+    await spoken(stitch, "carol", 8)
+    assert [name.rsplit("-", 2)[0] for name in idle_files(tmp_path)] == ["ann"]
+    gone(monkeypatch)
+    assert await stitch.forget_avatar("ann") == ["alice", "bob", "carol"]
+    for said, all_of_it in ((speaking, 150), (unwatched, 2000)):
+        summary = await asyncio.wait_for(said, 5)
+        assert summary["interrupted"] and 8 <= summary["frames"] < all_of_it
+    await asyncio.wait_for(asyncio.gather(watcher.task, idler.task), 5)
+    assert all(b'"reason": "closed"' in one.data or b'"reason":"closed"' in one.data for one in (watcher, idler))
+    assert idle_files(tmp_path) == [] and stitch._on_air.watched() == []
+    for asked in (live.view("alice"), summary_of(stitch.speak(SpeakRequest("alice", "four")))):
+        with pytest.raises(ClosedError, match="'ann', which the session 'alice' shows, was removed"):
+            await asked
+    assert (await stitch.session("alice"))["frames"] >= 10  # what was said can still be seen
+
+
+async def test_what_waits_to_be_said_with_a_removed_face_is_not(air, monkeypatch):
+    stitch, _, stages = await air(delay_s=0.05)
+    said = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 300)))) for _ in range(3)]
+    await spoken(stitch, "alice", 8)
+    gone(monkeypatch)
+    assert await stitch.forget_avatar("ann") == ["alice"]
+    first, *others = await asyncio.gather(*said, return_exceptions=True)
+    assert first["interrupted"] and [type(other) for other in others] == [InterruptedSpeech] * 2
+    assert len(stages.spoken) == 1
+
+
+async def test_other_faces_are_left_alone(air, tmp_path):
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    before = idle_files(tmp_path)
+    folder = tmp_path / "results" / "sessions" / ".idle"
+    (folder / "an-0123456789abcdef-01234567.mp4").write_bytes(b"one")
+    (folder / "an-n-0123456789abcdef-01234567.mp4").write_bytes(b"two")
+    assert await stitch.forget_avatar("an") == []
+    assert idle_files(tmp_path) == sorted([*before, "an-n-0123456789abcdef-01234567.mp4"])
+    assert not watcher.task.done() and stitch._on_air.watched() == ["alice"]
+    watcher.task.cancel()
+
+
+async def test_idle_motion_that_is_being_coded_is_not_left_behind(air, monkeypatch, tmp_path):
+    stitch, live, _ = await air()
+    code = onair._code_idle
+    began = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(show, path):
+        loop.call_soon_threadsafe(began.set)
+        asyncio.run(asyncio.sleep(0.3))
+        code(show, path)
+
+    monkeypatch.setattr(onair, "_code_idle", slow)
+    viewing = asyncio.create_task(live.view("alice"))
+    await began.wait()
+    gone(monkeypatch)
+    await stitch.forget_avatar("ann")
+    with pytest.raises(ClosedError):
+        await viewing
+    assert idle_files(tmp_path) == []
+
+
+async def test_who_has_just_looked_is_not_shown_what_was_removed_meanwhile(air, monkeypatch):
+    stitch, live, _ = await air()
+    idle_file, found, release = onair.OnAir._idle_file, asyncio.Event(), asyncio.Event()
+
+    async def late(self, show, folder):
+        found.set()
+        await release.wait()
+        return await idle_file(self, show, folder)
+
+    monkeypatch.setattr(onair.OnAir, "_idle_file", late)
+    viewing = asyncio.create_task(live.view("alice"))
+    await found.wait()
+    gone(monkeypatch)
+    assert await stitch.forget_avatar("ann") == []
+    release.set()
+    with pytest.raises(ClosedError):
+        await viewing
+    assert stitch._on_air.watched() == []
+
+
+async def test_a_replica_that_was_not_told_finds_out_by_itself(air, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "SURVEY_S", 0.1)
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    await asyncio.sleep(0.3)
+    assert not watcher.task.done()
+    gone(monkeypatch)
+    await asyncio.wait_for(watcher.task, 5)
+    for _ in range(100):  # the stream ends before the file goes
+        await asyncio.sleep(0.02 if idle_files(tmp_path) else 0)
+    assert idle_files(tmp_path) == [] and stitch._on_air.watched() == []

@@ -1,0 +1,191 @@
+"""A session's life in Stitch: closed, limited, expired, restarted."""
+
+import asyncio
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from deployments.common.messages import SpeakRequest
+from deployments.ingress.live.hubs import Live
+from deployments.stitch import deployment as module
+from deployments.stitch.deployment import Stitch
+from deployments.stitch.utterance import LoadedAvatar
+from models.errors import ClosedError, ExistsError, QuotaError, SessionNotFound
+from tests.support.air import (
+    LINE,
+    Direct,
+    Stages,
+    Watcher,
+    ann,
+    summary_of,
+)
+
+
+def with_id(avatar: LoadedAvatar, avatar_id: str) -> LoadedAvatar:
+    return replace(avatar, prepared=replace(avatar.prepared, avatar_id=avatar_id))
+
+
+async def test_a_closed_session_stays_to_be_seen_and_says_nothing_more(air):
+    stitch, live, _ = await air()
+    await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
+    watcher = Watcher(await live.view("alice"))
+    facts = await stitch.close("alice")
+    assert facts["closed"] and facts["frames"] > 0
+    with pytest.raises(ClosedError, match="is closed"):
+        await summary_of(stitch.speak(SpeakRequest("alice", "more", deliver=False)))
+    await asyncio.wait_for(watcher.task, 5)  # its live stream ends
+    assert (await stitch.close("alice"))["closed"]
+    await stitch.reset("alice")
+    assert (await summary_of(stitch.speak(SpeakRequest("alice", "more", deliver=False))))["frames"] > 0
+    with pytest.raises(SessionNotFound):
+        await stitch.close("nobody")
+
+
+async def test_a_session_gets_no_longer_than_its_limit(air):
+    stitch, _, _ = await air(session_max_minutes=0.01)
+    await summary_of(stitch.speak(SpeakRequest("alice", "x" * 10, deliver=False)))
+    with pytest.raises(ClosedError, match=r"0\.01 minutes long"):
+        await summary_of(stitch.speak(SpeakRequest("alice", "more", deliver=False)))
+
+
+async def test_there_is_a_most_of_sessions_and_of_bytes(air):
+    stitch, _, _ = await air(max_sessions=3)
+    await stitch.create("two")
+    await stitch.create("three")
+    with pytest.raises(QuotaError, match="3 sessions already"):
+        await stitch.create("four")
+    with pytest.raises(QuotaError):
+        await summary_of(stitch.speak(SpeakRequest("five", "Hello.", deliver=False)))
+    await summary_of(stitch.speak(SpeakRequest("two", "Hello.", deliver=False)))
+    with pytest.raises(ExistsError):
+        await stitch.create("two")
+    small = stitch.config.model_dump() | {"max_sessions_gb": 1e-6}
+    await stitch.reconfigure(small)
+    with pytest.raises(QuotaError, match="GB"):
+        await summary_of(stitch.speak(SpeakRequest("two", "Hello.", deliver=False)))
+
+
+async def test_sessions_that_are_opened_by_speech_count_at_once(air):
+    stitch, _, _ = await air(max_sessions=4)
+    said = [summary_of(stitch.speak(SpeakRequest(f"s{k}", "Hello.", deliver=False))) for k in range(9)]
+    answers = await asyncio.gather(*said, return_exceptions=True)
+    assert [type(answer) for answer in answers].count(QuotaError) == 6
+    assert len(await stitch.sessions()) == 4  # with the one that was open before
+
+
+@pytest.mark.parametrize("end", ["remove", "close", "reset"])
+async def test_a_session_that_ends_while_its_idle_motion_is_made_is_not_shown_on(air, monkeypatch, end):
+    """Its viewers would watch a session that is gone, and never be told."""
+    stitch, live, _ = await air()
+    coding, made = asyncio.Event(), asyncio.Event()
+    plain = stitch._on_air._idle_file
+
+    async def idle_file(*given):
+        path = await plain(*given)
+        if not made.is_set():
+            coding.set()
+            await made.wait()
+        return path
+
+    monkeypatch.setattr(stitch._on_air, "_idle_file", idle_file)
+    viewing = asyncio.create_task(live.view("alice"))
+    await coding.wait()
+    await getattr(stitch, end)("alice")
+    made.set()
+    if end == "reset":
+        await viewing
+        assert stitch._on_air.watched() == ["alice"]
+    else:
+        with pytest.raises(SessionNotFound if end == "remove" else ClosedError):
+            await viewing
+        assert stitch._on_air.watched() == []
+
+
+async def test_sessions_in_which_nothing_is_said_for_long_are_removed(air, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "SURVEY_S", 0.1)
+    monkeypatch.setattr(module, "SURVEYS_AN_EXPIRY", 1)
+    stitch, live, _ = await air(session_idle_hours=1)
+    for name in ("old", "watched"):
+        await stitch.create(name)
+    viewer = await live.view("watched")
+    for name in ("old", "watched"):
+        os.utime(tmp_path / "results" / "sessions" / name / "index.jsonl", (time.time() - 3700,) * 2)
+    await asyncio.sleep(0.5)
+    assert await stitch.sessions() == ["alice", "watched"]
+    viewer.close()
+
+
+async def test_a_session_that_is_there_is_told_at_once_even_while_it_speaks(air):
+    stitch, _, _ = await air(delay_s=0.3)
+    speaking = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 40))))
+    await asyncio.sleep(0.1)
+    asked_s = time.monotonic()
+    with pytest.raises(ExistsError):
+        await stitch.create("alice")
+    assert time.monotonic() - asked_s < 1.0 and not speaking.done()
+    speaking.cancel()
+
+
+async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restarted(air):
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    await asyncio.sleep(0.4)
+    await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
+    place = stitch._sessions.find("alice").position
+    watcher.task.cancel()
+    await live.stop()
+    again = Stitch(*[Stages()] * 3)
+    await again.reconfigure(stitch.config.model_dump())
+    after = Live(lambda session_id, position: Direct(again).live.remote(session_id, position), lambda: 100)
+    facts = await again.session("alice")
+    assert (facts["frames"], facts["utterances"][0]["sentences"][0]["text"]) == (33, "twelve chars") and place > 33
+    late = Watcher(await after.view("alice"))
+    await asyncio.sleep(0.4)
+    summary = await summary_of(again.speak(SpeakRequest("alice", "four", deliver=False)))
+    _, edges, _ = late.seen()
+    assert min(np.abs(edges[:8] - (20.0 + 4 * LINE)[p : p + 8]).max() for p in range(place - 12, place + 4)) < 2.5
+    line = (await again.session("alice"))["utterances"][-1]
+    assert summary["live"]["shown_frames"] == 13 == pytest.approx((line["end_s"] - line["start_s"]) * 25)
+    await after.stop()
+    again._keeper.cancel()
+
+
+async def test_viewers_of_an_avatar_that_is_prepared_anew_are_sent_to_its_new_picture(air, monkeypatch):
+    """Its frames are others: speech in front of the old idle motion would leap at both of its ends."""
+    stitch, live, _ = await air()
+    watcher = Watcher(await live.view("alice"))
+    await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
+    assert not watcher.task.done()
+    anew = ann()
+    anew = replace(anew, prepared=replace(anew.prepared, version="2"))
+    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: anew)
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
+    await asyncio.wait_for(watcher.task, 5)
+    assert watcher.viewer.why == "replaced" and "live" not in summary
+    again = Watcher(await live.view("alice"))
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
+    assert summary["live"]["shown_frames"] == summary["frames"] and not again.task.done()
+    again.task.cancel()
+
+
+async def test_a_session_speaks_with_the_face_it_was_opened_with(air, monkeypatch):
+    """Not with the configured one: a page that shows a face opens the session with it, and then asks for speech."""
+    stitch, live, _ = await air()
+    faces = {name: with_id(ann(), name) for name in ("presenter", "bob")}
+    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: faces[avatar_id])
+    assert (await stitch.create("chat", "bob"))["avatar_id"] == "bob"
+    watcher = Watcher(await live.view("chat"))
+    for _ in range(2):
+        summary = await summary_of(stitch.speak(SpeakRequest("chat", "four", deliver=False)))
+        assert summary["avatar_id"] == "bob"
+        assert not watcher.task.done()  # the stream was not taken away from who watches
+        watcher.task.cancel()
+        await stitch.reset("chat")
+        watcher = Watcher(await live.view("chat"))
+    assert (await stitch.session("chat"))["avatar_id"] == "bob"
+    watcher.task.cancel()
+    chosen = await summary_of(stitch.speak(SpeakRequest("chat", "four", avatar_id="presenter", deliver=False)))
+    assert chosen["avatar_id"] == "presenter"  # one that is still empty may be given another by name

@@ -1,0 +1,117 @@
+"""Cuts: what a session says and is going to say ends; what others say, or what is asked for later, does not."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from deployments.stitch.interrupts import Cut, Cuts
+from models.errors import InterruptedSpeech
+
+
+async def test_work_goes_on_without_a_cut():
+    assert await Cut().unless(asyncio.sleep(0, "done")) == "done"
+
+
+async def test_a_cut_cancels_the_work_and_waits_until_it_has_ended():
+    cut, ended = Cut(), []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append(True)
+
+    asyncio.get_running_loop().call_later(0.01, cut.make)
+    with pytest.raises(InterruptedSpeech):
+        await cut.unless(work())
+    assert ended == [True]
+
+
+async def test_an_error_of_the_work_is_its_own():
+    async def work() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await Cut().unless(work())
+
+
+async def test_a_caller_that_is_cancelled_takes_its_work_along():
+    ended = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    caller = asyncio.create_task(Cut().unless(work()))
+    await asyncio.sleep(0.01)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert ended == [True]
+
+
+def test_a_cut_concerns_one_session_and_only_what_was_asked_before_it():
+    cuts = Cuts()
+    with cuts.of("alice") as said, cuts.of("alice") as waiting, cuts.of("bob") as other:
+        assert cuts.make("alice") == 2
+        with cuts.of("alice") as later:
+            assert [said.made, waiting.made, other.made, later.made] == [True, True, False, False]
+            assert cuts.make("alice") == 1  # what was cut before is not counted again
+    assert cuts.make("alice") == cuts.make("nobody") == 0
+    with pytest.raises(InterruptedSpeech) as raised:
+        said.check()
+    assert (raised.value.status, raised.value.code) == (409, "interrupted") and raised.value.remedy
+
+
+async def test_what_is_to_happen_at_once_does_not_wait_for_work_that_cannot_be_broken_off():
+    cut, acted = Cut(), []
+
+    async def work() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.05)
+        acted.append("work ended")
+
+    cut.then(lambda: acted.append("at once"))
+    asyncio.get_running_loop().call_later(0.01, cut.make)
+    with pytest.raises(InterruptedSpeech):
+        await cut.unless(work())
+    cut.make()
+    cut.then(lambda: acted.append("too late to wait"))
+    assert acted == ["at once", "work ended", "too late to wait"]
+
+
+async def test_a_cut_does_not_wait_for_room_and_takes_none():
+    room, cut = asyncio.Semaphore(1), Cut()
+    await room.acquire()
+    asyncio.get_running_loop().call_later(0.01, cut.make)
+    with pytest.raises(InterruptedSpeech):
+        async with cut.within(room):
+            pass
+    room.release()
+    async with Cut().within(room):
+        assert room.locked()
+    assert not room.locked()
+
+
+async def test_room_that_is_given_in_the_moment_of_leaving_is_given_back():
+    room = asyncio.Semaphore(1)
+    await room.acquire()
+
+    async def enter() -> None:
+        async with Cut().within(room):
+            await asyncio.sleep(60)
+
+    for steps in range(8):
+        task = asyncio.create_task(enter())
+        await asyncio.sleep(0.01)
+        room.release()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        await asyncio.wait_for(room.acquire(), 1)

@@ -1,0 +1,362 @@
+"""Utterance: nothing is written before the first frame; frames, sound and the session's place go together."""
+
+import dataclasses
+import io
+import time
+import tracemalloc
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from deployments.common.messages import SpeakRequest
+from deployments.stitch.chunks import Chunk
+from deployments.stitch.open_sessions import OpenSessions
+from deployments.stitch.summary import summary_of
+from deployments.stitch.utterance import KEPT_CROPS, LoadedAvatar, Utterance, _packed, _unpacked
+from models.avatar.playback import ping_pong
+from models.errors import FencedError
+from models.live.pauses import Pause
+from models.live.timeline import Grid, encode_idle
+from models.media.encode import MediaSpec
+from models.media.frames import VideoFrames, write_frames
+from models.stitch.mouth import Mouth
+from models.stitch.paste import Paster
+from models.stitch.sidecar import read_sidecar, sidecar_path
+from models.types import FaceCrops, PreparedAvatar, Speech
+from tests.support.avatar import astronaut
+
+SIDE, COUNT, RATE = 64, 5, 24_000
+SPEC = MediaSpec(SIDE, SIDE, 25, fragment_frames=4, first_fragment_frames=4, crf=5)
+
+
+def loaded() -> LoadedAvatar:
+    """Five frames, each of one grey: 20, 60, 100, 140, 180. The crop covers the frame's middle; frame 3 has no face."""
+    frames = np.stack([np.full((SIDE, SIDE, 3), 20 + 40 * k, np.uint8) for k in range(COUNT)])
+    masks = np.zeros((COUNT, 256, 256), np.uint8)
+    masks[:, 64:192, 64:192] = 255
+    transforms = np.tile(np.float32([[4, 0, 1.5], [0, 4, 1.5]]), (COUNT, 1, 1))  # 64 px to 256 px
+    has_face = np.arange(COUNT) != 3
+    prepared = PreparedAvatar(
+        "ann", "1", 25, SIDE, SIDE, transforms, np.zeros((COUNT, 68, 2), np.float32), masks, has_face, frames=frames
+    )
+    return LoadedAvatar(prepared, Paster(prepared))
+
+
+def chunk(first: int, count: int, last: bool = False, speech_s: float = 0.0) -> Chunk:
+    """White crops; the speech comes with the first chunk, at a rate that is not the session's."""
+    crops = FaceCrops(np.full((count, 256, 256, 3), 250, np.uint8), first, "ann")
+    samples = np.sin(np.arange(round(speech_s * 16_000)) / 10).astype(np.float32) * 0.3
+    return Chunk(crops, Speech(samples, 16_000, last=last) if speech_s else None, last)
+
+
+@pytest.fixture
+def sessions(tmp_path) -> OpenSessions:
+    return OpenSessions(tmp_path, 8)
+
+
+def utterance(sessions: OpenSessions, position: int = 0, text: str = "Hello.") -> Utterance:
+    return Utterance(SpeakRequest("alice", text), sessions, loaded(), SPEC, position, Mouth(SPEC.fps))
+
+
+def decode(data: bytes) -> tuple[np.ndarray, float]:
+    """Frames `(n, h, w, 3)` and seconds of sound."""
+    with av.open(io.BytesIO(data)) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    with av.open(io.BytesIO(data)) as file:
+        samples = sum(frame.samples for frame in file.decode(audio=0))
+    return np.stack(frames), samples / RATE
+
+
+def test_nothing_is_written_before_the_first_frame(sessions, tmp_path):
+    utterance(sessions)
+    assert list(tmp_path.iterdir()) == [] and sessions.find("alice") is None
+
+
+def test_an_utterance_without_a_frame_cannot_be_ended(sessions, tmp_path):
+    with pytest.raises(AssertionError, match="without a frame"):
+        utterance(sessions).end()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_become_a_file_of_their_length(sessions):
+    said = utterance(sessions)
+    fragments = [*said.add(chunk(0, 4, speech_s=0.48)), *said.add(chunk(4, 8, last=True))]
+    said.end()
+    assert (said.frames, sum(fragment.frames for fragment in fragments)) == (12, 12)
+    frames, sound_s = decode(said.session.path.read_bytes())
+    assert len(frames) == 12
+    assert sound_s == pytest.approx(0.48, abs=1024 / RATE)
+    (line,) = sessions.describe("alice")["utterances"]
+    assert (line["text"], line["start_s"], line["end_s"]) == ("Hello.", 0.0, 0.48)
+
+
+def test_an_utterance_that_breaks_off_leaves_whole_fragments_and_no_end(sessions):
+    said = utterance(sessions)
+    said.add(chunk(0, 4, speech_s=0.48))
+    said.add(chunk(4, 6))
+    facts = sessions.describe("alice")
+    assert 0 < facts["frames"] <= 10 and facts["frames"] % 4 == 0
+    assert facts["utterances"][-1]["end_s"] is None
+    assert len(decode(said.session.path.read_bytes())[0]) == facts["frames"]
+    again = utterance(sessions, facts["frames"], "Again.")
+    again.add(chunk(0, 4, last=True, speech_s=0.16))
+    again.end()
+    assert len(decode(again.session.path.read_bytes())[0]) == facts["frames"] + 4
+
+
+def test_the_avatar_plays_forth_and_back_from_the_sessions_place(sessions):
+    said = utterance(sessions, position=3)
+    said.add(chunk(0, 8, last=True, speech_s=0.32))
+    frames, _ = decode(said.session.path.read_bytes())
+    corner = [round((int(frame[2, 2, 0]) - 20) / 40) for frame in frames]
+    assert corner == [1, 2, 3, 3, 4, 4, 4, 3]  # the place after three frames, with the eased turn: 0 0 1 | 1 2 3 …
+
+
+def test_crops_are_pasted_where_there_is_a_face_and_nowhere_else(sessions):
+    said = utterance(sessions, position=4)
+    said.add(chunk(0, 4, last=True, speech_s=0.16))
+    frames, _ = decode(said.session.path.read_bytes())  # of the avatar's frames 2 3 3 4
+    assert [int(frame[32, 32, 0]) > 220 for frame in frames] == [True, False, False, True]
+    assert frames[2, 32, 32, 0] == pytest.approx(140, abs=6)
+
+
+def test_the_sources_own_mouth_is_shown_where_nothing_sounds(sessions):
+    said, heard = utterance(sessions), chunk(0, 16, last=True, speech_s=0.64)
+    heard.speech.samples[: round(0.28 * 16_000)] = 0.0
+    heard.speech.samples[round(0.4 * 16_000) :] = 0.0
+    said.add(heard)
+    frames, _ = decode(said.session.path.read_bytes())
+    (weights,) = said.weights
+    assert weights[[0, 7, 8, 9, 15]].tolist() == [0.0, 1.0, 1.0, 1.0, 0.0] and 0 < weights[2] < weights[3] < 1
+    index = ping_pong(0, 16, COUNT)
+    own = 20 + 40 * index
+    shown = np.where(index == 3, own, own + weights * (250 - own))  # frame 3 has no face
+    assert frames[:, 32, 32, 0] == pytest.approx(shown, abs=6)
+
+
+def test_the_following_segment_makes_one_pause_of_two_silences(sessions):
+    said, heard, after = utterance(sessions), chunk(0, 16, speech_s=0.64), chunk(16, 16, last=True, speech_s=0.64)
+    heard.speech.samples[round(0.44 * 16_000) :] = 0.0  # 0.2 s of silence …
+    after.speech.samples[: round(0.2 * 16_000)] = 0.0  # … and 0.2 s again
+    said.add(dataclasses.replace(heard, following=(after.speech, 16)))
+    said.add(after)
+    before, later = said.weights
+    assert before.min() == 0.0 and later[0] < 1.0 and later[5:].min() == 1.0
+
+
+def test_a_viewers_own_time_starts_at_zero_in_the_middle_of_a_session(sessions):
+    first = utterance(sessions)
+    first.add(chunk(0, 8, last=True, speech_s=0.32))
+    first.end()
+    second = utterance(sessions, 8, "Again.")
+    fragments = [*second.add(chunk(0, 4, speech_s=0.32)), *second.add(chunk(4, 4, last=True))]
+    assert fragments[0].start_s == pytest.approx(0.32)
+    live = fragments[0].init + b"".join(second.live(fragment) for fragment in fragments)
+    with av.open(io.BytesIO(live)) as file:
+        times = [frame.time for frame in file.decode(video=0)]
+    assert times == pytest.approx([k / 25 for k in range(8)], abs=0.045) and times[0] < 0.045
+
+
+def test_a_writer_that_was_overtaken_stops_and_writes_nothing(sessions, tmp_path):
+    said = utterance(sessions)
+    said.add(chunk(0, 4, speech_s=0.48))
+    before = sessions.describe("alice")["frames"]
+    rival = utterance(OpenSessions(tmp_path, 8), before, "Rival.")
+    rival.add(chunk(0, 4, last=True, speech_s=0.16))
+    rival.end()
+    with pytest.raises(FencedError):
+        said.add(chunk(4, 8, last=True))
+    facts = sessions.describe("alice")
+    assert facts["frames"] == before + 4
+    assert [line["text"] for line in facts["utterances"]] == ["Hello.", "Rival."]
+    assert len(decode(said.session.path.read_bytes())[0]) == facts["frames"]
+
+
+def test_a_writer_that_only_looked_in_does_not_stop_what_was_begun(sessions, tmp_path):
+    said = utterance(sessions)
+    fragments = said.make(chunk(0, 4, speech_s=0.48), True)
+    OpenSessions(tmp_path, 8).claim("alice", SPEC, loaded().prepared)
+    for fragment in fragments:
+        said.write(fragment)
+    assert [line["text"] for line in sessions.describe("alice")["utterances"]] == ["Hello."]
+
+
+def test_speech_that_was_made_for_a_place_that_is_taken_leaves_no_line_either(sessions, tmp_path):
+    said = utterance(sessions)
+    fragments = said.make(chunk(0, 4, speech_s=0.48), True)
+    rival = utterance(OpenSessions(tmp_path, 8), 0, "Rival.")
+    rival.add(chunk(0, 4, last=True, speech_s=0.16))
+    rival.end()
+    with pytest.raises(FencedError):
+        said.write(fragments[0])
+    assert [line["text"] for line in sessions.describe("alice")["utterances"]] == ["Rival."]
+
+
+def test_speech_of_which_nothing_was_shown_leaves_nothing_in_the_file(sessions):
+    said = utterance(sessions)
+    said.make(chunk(0, 8, speech_s=0.48), True)
+    said.end(interrupted=True)
+    summary = summary_of(said, [], 0, 0.0, 0.16)
+    assert (summary["frames"], summary["duration_s"], summary["start_s"]) == (0, 0.0, 0.0)
+    assert (summary["made_s"], summary["rtf"]) == (0.32, 0.5)
+    assert sessions.describe("alice")["utterances"] == [] and sessions.describe("alice")["frames"] == 0
+    again = utterance(sessions, 0, "Again.")
+    again.add(chunk(0, 4, last=True, speech_s=0.16))
+    known = read_sidecar(sidecar_path(again.session.path), 4)
+    assert [one.text for one in known.said] == ["Again."]
+
+
+def test_the_sidecar_says_how_each_frame_came_about(sessions):
+    said = utterance(sessions)
+    said.engines = {"TTS": "hibari"}
+    said.add(chunk(0, 8, last=True, speech_s=0.32))
+    said.end()
+    again = utterance(sessions, 8, "Again.")
+    again.add(chunk(0, 4, last=True, speech_s=0.16))
+    known = read_sidecar(sidecar_path(again.session.path), 12)
+    shown = [*ping_pong(0, 8, COUNT), *ping_pong(8, 4, COUNT)]
+    assert known.avatar_frames.tolist() == [int(k) for k in shown] and (known.avatar_id, known.avatar_version) == (
+        "ann",
+        "1",
+    )
+    assert known.transforms[:, 0].tolist() == [[4, 0, 1.5]] * 12
+    faceless = known.avatar_frames == 3
+    weights = np.concatenate([*said.weights, *again.weights])
+    assert known.mouth == pytest.approx(np.where(faceless, 0, weights), abs=1e-3) and faceless.any()
+    assert [(one.text, one.first_frame, one.engines) for one in known.said] == [
+        ("Hello.", 0, {"TTS": "hibari"}),
+        ("Again.", 8, {}),
+    ]
+
+
+# --- on air: the mouth may have to come to rest at any frame
+
+
+def test_a_segment_made_before_the_mouth_was_seen_to_rest_stands_behind_a_pause_all_the_same(sessions, tmp_path):
+    """The one before it is still being played: its way to rest is made for the file alone."""
+    (tmp_path / "idle.mp4").write_bytes(encode_idle(loaded().prepared.frames, SPEC))
+    said = utterance(sessions)
+    said.on_air, said.pause = True, Pause(tmp_path / "idle.mp4", 50)
+    grid = Grid.of(COUNT, SPEC.fps)
+    until = grid.ceil(7 + 12)
+    one = dataclasses.replace(chunk(0, 7, speech_s=0.28), position=0, closes=True)
+    two = dataclasses.replace(chunk(7, 6, speech_s=0.24, last=True), position=until, closes=True)
+    first, second = said.make(one, True), said.make(two, True)
+    assert [fragment.frames for fragment in said.pause_inside(second[0])] and said.pause_inside(first[0]) == []
+    for fragment, position in ((first[0], 0), (first[1], 4), (second[0], until), (second[1], until + 4)):
+        said.write(fragment, position)
+    said.end()
+    assert said.kept_frames == sessions.describe("alice")["frames"] == until + 6
+    frames, _ = decode(said.session.path.read_bytes())
+    known = read_sidecar(sidecar_path(said.session.path), len(frames))
+    assert known.avatar_frames.tolist() == ping_pong(0, len(frames), COUNT).tolist()
+    own, mouth = 20 + 40 * known.avatar_frames, known.mouth
+    assert mouth[6] == 1 or known.avatar_frames[6] == 3
+    assert 1 > mouth[7] > mouth[8] > 0 and (mouth[9:until] == 0).all()
+    assert frames[:, 32, 32, 0] == pytest.approx(own + mouth * (250 - own), abs=8)
+    (line,) = sessions.describe("alice")["utterances"]
+    assert line["end_s"] == pytest.approx((until + 6) / 25, abs=1e-3)
+
+
+def face_512() -> np.ndarray:
+    return cv2.resize(astronaut(), (512, 512))
+
+
+def test_what_a_rest_may_need_is_small_and_goes_when_it_has_been_shown(sessions):
+    """32 crops of 512 px are 25 MB as they are; a server keeps them for every utterance on air."""
+    said = utterance(sessions)
+    said.on_air = True
+    crops = np.repeat(face_512()[None], 8, 0)
+    fragments = []
+    for first in range(0, 160, 8):
+        speech = Speech(np.full(102_400, 0.3, np.float32), 16_000) if not first else None
+        fragments += said.make(Chunk(FaceCrops(crops, first, "ann"), speech, first == 152), first == 152)
+    assert len(said._crops) == KEPT_CROPS and sum(map(len, said._crops.values())) < 5e6
+    for fragment in fragments[: len(fragments) // 2]:
+        said.write(fragment)
+    shown = sum(fragment.frames for fragment in fragments[: len(fragments) // 2])
+    assert sorted(said._crops) == list(range(shown - 1, 160, 4))
+    for fragment in fragments[len(fragments) // 2 :]:
+        said.write(fragment)
+    assert sorted(said._crops) == [159]
+
+
+def test_a_crop_that_is_kept_looks_as_it_did():
+    face = face_512()
+    error = _unpacked(_packed(face)).astype(int) - face
+    assert np.abs(error).mean() < 1.2 and np.abs(error).max() < 24
+
+
+def test_rests_share_what_pastes_beside_the_utterance(sessions, monkeypatch):
+    twins, twin = [], Paster.twin
+    monkeypatch.setattr(Paster, "twin", lambda self: twins.append(twin(self)) or twins[-1])
+    said = utterance(sessions)
+    said.on_air = True
+    said.make(chunk(0, 8, speech_s=0.32), False)
+    assert len(said.rest(2, range(2, 5))) == 3 and twins == []  # nobody else was at work
+    with said.avatar.beside() as own:
+        for shown in (4, 8):
+            assert len(said.rest(shown, range(shown, shown + 3))) == 3
+    assert len(twins) == 1 and own is said.avatar.paster
+    with said.avatar.beside() as one, said.avatar.beside() as other:
+        assert one is not other and twins[0] in (one, other)
+    assert len(twins) == 1
+
+
+def test_it_tells_how_late_its_sound_is_where_speech_meets_speech_without_any_silence(sessions):
+    late_ms, told = [], []
+    for _ in range(12):
+        said = utterance(sessions)
+        said.add(chunk(0, 11, last=True, speech_s=0.44))
+        said.end()
+        late_ms.append(said.late_s * 1e3)
+        told.append(summary_of(said, [], 0, 0.0, 0.1)["audio_delay_ms"])
+    assert late_ms[0] == 0 and 0 < max(late_ms) < 40  # a frame
+    assert told == pytest.approx(late_ms, abs=0.05)
+
+
+def large(width: int, height: int, path: Path) -> LoadedAvatar:
+    """One frame with a face 400 px wide in its middle, whatever the frame's size."""
+    write_frames(path, [cv2.resize(astronaut(), (width, height))], 25)
+    frames = VideoFrames(path.open("rb"))
+    transforms = np.float32([[[0.5, 0, 128 - width / 4], [0, 0.5, 128 - height / 4]]])
+    masks = np.zeros((1, 256, 256), np.uint8)
+    masks[:, 28:228, 28:228] = 255
+    landmarks = np.zeros((1, 68, 2), np.float32)
+    prepared = PreparedAvatar(
+        "ann", "1", 25, width, height, transforms, landmarks, masks, np.ones(1, bool), frames=frames
+    )
+    return LoadedAvatar(prepared, Paster(prepared))
+
+
+def test_a_chunk_of_large_frames_takes_the_memory_of_two(sessions, tmp_path):
+    """16 frames of 1080p would be 100 MB, of 4K 400 MB."""
+    spec = MediaSpec(1920, 1080, 25, preset="ultrafast", crf=40)
+    avatar = large(1920, 1080, tmp_path / "frames.mp4")
+    spoken = Utterance(SpeakRequest("alice", "Hi."), sessions, avatar, spec, 0, Mouth(25))
+    part = chunk(0, 16, last=True, speech_s=0.64)
+    tracemalloc.start()
+    spoken.make(part, True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert spoken.frames == 16
+    assert peak < 2 * 1920 * 1080 * 3 + 4e6
+    spoken.release()
+    assert spoken._canvas is None
+
+
+def test_a_paste_costs_what_its_region_costs_however_large_the_frame(tmp_path):
+    face, best = np.full((256, 256, 3), 90, np.uint8), {}
+    for size in ((960, 540), (3840, 2160)):
+        avatar = large(*size, tmp_path / "frames.mp4")
+        frame = avatar.prepared.frames[0].copy()
+        times = []
+        for _ in range(8):
+            began_s = time.thread_time()
+            avatar.paster.paste_into(frame, face, 0)
+            times.append(time.thread_time() - began_s)
+        best[size] = min(times)
+    assert best[3840, 2160] < 2 * best[960, 540]  # of 16 times the pixels

@@ -1,0 +1,193 @@
+"""FrameBatcher: frames of several callers in one batch, the most urgent first, nobody else's cancellation or error."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from deployments.batching import FrameBatcher
+from deployments.common.stage import Worker
+
+
+class Recorder:
+    """Doubles its items and remembers the batches; waits on `gate` when given one."""
+
+    def __init__(self, gate: threading.Event | None = None, takes_s: float = 0.001) -> None:
+        self.batches: list[list[int]] = []
+        self.gate, self.takes_s = gate, takes_s
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        if self.gate is not None:
+            self.gate.wait(10)
+        time.sleep(self.takes_s)
+        if -1 in items:
+            raise ValueError("a bad frame")
+        return [2 * item for item in items]
+
+
+def batcher_of(compute, batch_size, wait_s):
+    """A batcher on a compute thread like a stage's."""
+    return FrameBatcher(compute, Worker("compute").run, batch_size, wait_s)
+
+
+async def test_frames_of_two_callers_share_one_batch():
+    compute = Recorder()
+    batcher = batcher_of(compute, batch_size=8, wait_s=0.05)
+    one, two = await asyncio.gather(batcher.submit([1, 2, 3], 0.0, "alice"), batcher.submit([4, 5], 0.0, "bob"))
+    assert compute.batches == [[1, 2, 3, 4, 5]]
+    assert (one.results, two.results) == ([2, 4, 6], [8, 10])
+    assert one.busy_s == pytest.approx(one.compute_s * 3 / 5)
+    assert (batcher.batches, batcher.batched_items, batcher.shared_batches) == (1, 5, 1)
+
+
+async def test_a_full_batch_does_not_wait():
+    compute = Recorder()
+    batcher = batcher_of(compute, batch_size=2, wait_s=10.0)
+    done = await asyncio.wait_for(batcher.submit([1, 2], 0.0), 1.0)
+    assert done.results == [2, 4]
+
+
+async def test_a_part_full_batch_waits_no_longer_than_it_should():
+    batcher = batcher_of(Recorder(), batch_size=8, wait_s=0.03)
+    done = await asyncio.wait_for(batcher.submit([1], 0.0), 1.0)
+    assert 0.02 <= done.queue_s < 0.5
+    assert done.compute_s >= 0.001
+    assert done.busy_s == pytest.approx(done.compute_s)
+
+
+async def test_a_long_request_is_cut_into_batches_and_comes_back_in_order():
+    compute = Recorder()
+    batcher = batcher_of(compute, batch_size=4, wait_s=0.0)
+    done = await batcher.submit(list(range(10)), 0.0)
+    assert [len(batch) for batch in compute.batches] == [4, 4, 2]
+    assert done.results == [2 * k for k in range(10)]
+
+
+async def test_the_earliest_deadline_is_served_first():
+    gate = threading.Event()
+    compute = Recorder(gate)
+    batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
+    running = asyncio.create_task(batcher.submit([0, 0], 0.0))
+    await asyncio.sleep(0.01)
+    late = asyncio.create_task(batcher.submit([9, 9], 9.0))
+    soon = asyncio.create_task(batcher.submit([1, 1], 1.0))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(running, late, soon)
+    assert compute.batches == [[0, 0], [1, 1], [9, 9]]
+
+
+async def test_a_cancelled_caller_gets_no_further_batch():
+    gate = threading.Event()
+    compute = Recorder(gate)
+    batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
+    running = asyncio.create_task(batcher.submit([0, 0], 0.0))
+    await asyncio.sleep(0.01)
+    dropped = asyncio.create_task(batcher.submit([5, 5, 5, 5], 1.0))
+    kept = asyncio.create_task(batcher.submit([7], 2.0))
+    await asyncio.sleep(0.01)
+    dropped.cancel()
+    gate.set()
+    assert (await kept).results == [14]
+    await running
+    assert compute.batches == [[0, 0], [7]]
+    assert batcher.waiting() == 0
+
+
+async def test_an_error_reaches_only_the_callers_of_that_batch():
+    gate = threading.Event()
+    compute = Recorder(gate)
+    batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
+    bad = asyncio.create_task(batcher.submit([-1, 1], 0.0))
+    good = asyncio.create_task(batcher.submit([3, 4], 1.0))
+    await asyncio.sleep(0.01)
+    gate.set()
+    with pytest.raises(ValueError, match="a bad frame"):
+        await bad
+    assert (await good).results == [6, 8]
+
+
+@pytest.mark.parametrize("results", [[], [2], [2, 4, 6]])
+async def test_a_model_that_loses_items_is_an_error_and_no_endless_wait(results):
+    def compute(items: list[int]) -> list[int]:
+        return results if items == [1, 2] else items
+
+    batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
+    with pytest.raises(RuntimeError, match=f"a batch of 2 items gave {len(results)} results"):
+        await asyncio.wait_for(batcher.submit([1, 2], 0.0), 1.0)
+    assert (await asyncio.wait_for(batcher.submit([7, 8], 0.0), 1.0)).results == [7, 8]
+
+
+@pytest.mark.parametrize("end", [asyncio.CancelledError(), RuntimeError("cannot schedule new futures")])
+async def test_a_thread_that_takes_no_more_work_leaves_nobody_waiting(end):
+    refuses = [True]
+
+    async def run(function) -> None:
+        if refuses.pop():
+            raise end
+        function()
+
+    batcher = FrameBatcher(Recorder(), run, batch_size=2, wait_s=0.0)
+    with pytest.raises(type(end)):
+        await asyncio.wait_for(batcher.submit([1], 0.0), 1.0)
+    refuses += [False] * 4
+    assert (await asyncio.wait_for(batcher.submit([7], 0.0), 1.0)).results == [14]
+
+
+async def test_the_thread_begins_the_next_batch_before_this_one_is_handed_out():
+    gate, second = threading.Event(), threading.Event()
+
+    def compute(items: list[int]) -> list[int]:
+        gate.wait(10) if items == [1] else second.set()
+        return items
+
+    batcher = batcher_of(compute, batch_size=1, wait_s=0.0)
+    waits = [asyncio.create_task(batcher.submit([k], float(k))) for k in (1, 2)]
+    await asyncio.sleep(0.02)  # the first runs by now
+    gate.set()
+    assert second.wait(5), "the thread waited for the event loop, which waits here"
+    await asyncio.gather(*waits)
+
+
+async def test_what_comes_while_a_batch_runs_is_chosen_when_it_has_ended():
+    gate = threading.Event()
+    compute = Recorder(gate)
+    batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
+    waits = [asyncio.create_task(batcher.submit([0, 0], 0.0))]
+    await asyncio.sleep(0.02)
+    waits.append(asyncio.create_task(batcher.submit([9, 9], 9.0)))
+    await asyncio.sleep(0.02)  # the next batch has been asked of the thread by now
+    waits.append(asyncio.create_task(batcher.submit([1, 1], 1.0)))
+    await asyncio.sleep(0.02)
+    gate.set()
+    await asyncio.gather(*waits)
+    assert compute.batches == [[0, 0], [1, 1], [9, 9]]
+
+
+async def test_many_callers_at_once_get_their_own_results():
+    compute = Recorder(takes_s=0.0)
+    batcher = batcher_of(compute, batch_size=4, wait_s=0.0)
+
+    async def call(number: int) -> None:
+        items = [100 * number + k for k in range(number % 7 + 1)]
+        assert (await batcher.submit(items, number % 5, str(number))).results == [2 * item for item in items]
+
+    await asyncio.gather(*(call(number) for number in range(200)))
+    assert batcher.batched_items == sum(number % 7 + 1 for number in range(200))
+    assert batcher.waiting() == 0
+
+
+async def test_no_items_need_no_batch():
+    compute = Recorder()
+    assert (await batcher_of(compute, 4, 0.0).submit([], 0.0)).results == []
+    assert compute.batches == []
+
+
+async def test_waiting_and_computing_account_for_the_wall_time():
+    loop = asyncio.get_running_loop()
+    batcher = batcher_of(Recorder(), batch_size=2, wait_s=0.0)
+    begin = loop.time()
+    done = await batcher.submit([1, 2, 3, 4], 0.0)
+    assert done.queue_s + done.compute_s == pytest.approx(loop.time() - begin, rel=0.2, abs=0.002)

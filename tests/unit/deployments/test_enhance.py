@@ -1,0 +1,135 @@
+"""The Enhance stage gives an engine that asks for landmarks those of the avatar's own frames, in crop px."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deployments.enhance import Enhance
+from models.avatar.store import AvatarStore
+from models.errors import AvatarNotFound
+from models.geometry import apply, warp
+from models.restore.align import align, five_points, steady_points, to_template
+from models.restore.avatar_faces import AvatarFaces
+from models.types import FaceCrops
+from tests.support.paths import ROOT
+
+BUILTIN = ROOT / "models" / "embedded" / "avatars"
+
+
+class Asking:
+    """An engine that records what it is given."""
+
+    needs_landmarks = True
+
+    @classmethod
+    def load(cls, **options):
+        return cls()
+
+    def __init__(self):
+        self.given = []
+
+    def restore(self, faces, strength=1.0, landmarks=None, around=None):
+        self.given.append((faces.shape, strength, landmarks, around))
+        return np.zeros((len(faces), 512, 512, 3), np.uint8)
+
+
+class Plain(Asking):
+    """An engine of the first protocol: it takes no landmarks."""
+
+    needs_landmarks = False
+
+    def restore(self, faces, strength=1.0):
+        return super().restore(faces, strength)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Enhance:
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    stage = Enhance()
+    config = stage.config.model_copy(update={"engine": f"{Asking.__module__}:Asking", "batch_size": 2})
+    stage.apply(config, None)
+    stage.config = config
+    stage.engine.given.clear()
+    return stage
+
+
+@pytest.fixture(scope="module")
+def presenter():
+    return AvatarStore(BUILTIN).load("presenter", latents=False, frames=False)
+
+
+def crops(frames, avatar_id="presenter", side=256) -> FaceCrops:
+    return FaceCrops(np.zeros((len(frames), side, side, 3), np.uint8), 10, avatar_id, np.array(frames))
+
+
+def test_each_crop_comes_with_the_landmarks_of_its_avatar_frame(stage: Enhance, presenter) -> None:
+    out = stage._restore(crops([3, 2, 7]), 0.5)
+    assert [given[0][0] for given in stage.engine.given] == [2, 1]
+    landmarks = np.concatenate([given[2] for given in stage.engine.given])
+    wanted = steady_points(presenter.landmarks, presenter.transforms, presenter.has_face, presenter.fps)
+    assert np.array_equal(landmarks, wanted[[3, 2, 7]])
+    assert out.images.shape == (3, 512, 512, 3) and out.first_frame == 10
+    assert out.avatar_frames.tolist() == [3, 2, 7]
+
+
+def test_landmarks_are_near_the_raw_ones_and_smoother(presenter) -> None:
+    raw = five_points(apply(presenter.transforms, presenter.landmarks))
+    steady = steady_points(presenter.landmarks, presenter.transforms, presenter.has_face, presenter.fps)
+    assert np.abs(steady - raw).max() < 2.0
+    assert np.abs(np.diff(steady, 2, axis=0)).mean() < 0.7 * np.abs(np.diff(raw, 2, axis=0)).mean()
+    assert steady.min() > 0 and steady.max() < 256
+
+
+def test_around_the_face_lies_the_avatars_own_head(stage: Enhance, presenter) -> None:
+    """The crop itself, laid onto the template, agrees with the head where both show the face."""
+    avatar = AvatarStore(BUILTIN).load("presenter", latents=False)
+    crop = warp(avatar.frames[5], avatar.transforms[5])
+    stage._restore(FaceCrops(crop[None], 0, "presenter", np.array([5])), 1.0)
+    (_, _, landmarks, around), *_ = stage.engine.given
+    aligned = align(crop, to_template(landmarks[0]))
+    face = slice(170, 420)
+    assert np.abs(aligned[face, face].astype(int) - around[0, face, face]).mean() < 2.0
+    assert np.abs(around[0, 20:60, 200:320].astype(int) - [135, 133, 132]).mean() > 20  # hair, and not grey
+    whole = align(crop, to_template(landmarks[0]), around[0])
+    assert np.abs(whole.astype(int) - around[0]).mean() < 1.0
+
+
+def test_heads_are_kept_and_the_oldest_leave() -> None:
+    avatar = AvatarStore(BUILTIN).load("presenter", latents=False)
+    faces = AvatarFaces(avatar, cache_bytes=3 * 512 * 512 * 3)
+    first = faces.heads(np.array([0, 1, 2, 1]))
+    assert first.shape == (4, 512, 512, 3) and np.array_equal(first[1], first[3])
+    faces.heads(np.array([3]))
+    assert sorted(faces._heads) == [1, 2, 3]
+    assert np.array_equal(faces.heads(np.array([0]))[0], first[0])
+
+
+def test_crops_of_512_px_have_landmarks_at_twice_the_place(stage: Enhance) -> None:
+    stage._restore(crops([4]), 1.0)
+    stage._restore(crops([4], side=512), 1.0)
+    small, large = (given[2] for given in stage.engine.given)
+    assert np.abs(large - (2 * small + 0.5)).max() < 1e-4
+
+
+def test_crops_that_do_not_say_whose_they_are_count_as_aligned(stage: Enhance) -> None:
+    stage._restore(FaceCrops(np.zeros((1, 512, 512, 3), np.uint8), 0, ""), 1.0)
+    assert stage.engine.given[0][2] is None
+
+
+def test_an_engine_of_the_first_protocol_is_never_given_landmarks(stage: Enhance) -> None:
+    stage.engine = Plain()
+    stage._restore(crops([1]), 1.0)
+    assert stage.engine.given == [((1, 256, 256, 3), 1.0, None, None)]
+
+
+def test_an_unknown_avatar_is_named(stage: Enhance) -> None:
+    with pytest.raises(AvatarNotFound, match="nobody"):
+        stage._restore(crops([0], "nobody"), 1.0)
+
+
+async def test_the_stage_says_whether_its_engine_wants_faces_on_the_template(stage: Enhance) -> None:
+    stage._applied = True
+    assert await stage.needs_landmarks() is True
+    stage.engine = Plain()
+    assert await stage.needs_landmarks() is False

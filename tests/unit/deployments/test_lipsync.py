@@ -1,0 +1,209 @@
+"""The LipSync stage without Ray, on an engine that tells what it was given: batches, avatars, where the time went."""
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from deployments.common.paths import builtin_avatars
+from deployments.common.stage import Stamped
+from deployments.lipsync import LipSync
+from models.avatar.store import AvatarStore
+from models.errors import AvatarNotFound, ConfigError, FencedError
+from models.types import FeatureWindows
+
+
+class Engine:
+    """A crop is grey, of the sum of its latents' and its window's first values; remembers the sizes of its batches."""
+
+    loads = 0
+    vae_fingerprint = ""
+
+    @classmethod
+    def load(cls, *paths, **options) -> "Engine":
+        cls.loads += 1
+        return cls()
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def generate(self, latents, windows):
+        self.batches.append(len(latents))
+        time.sleep(0.02)
+        values = latents[:, 0, 0, 0] + windows[:, 0, 0]
+        return np.zeros((len(latents), 256, 256, 3), np.uint8) + values.astype(np.uint8)[:, None, None, None]
+
+
+@pytest.fixture
+def stage(monkeypatch, tmp_path) -> LipSync:
+    """A stage whose avatar `five` has five frames of latents 0, 10, 20, 30, 40."""
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    monkeypatch.setattr(Engine, "loads", 0)
+    fingerprint = AvatarStore(builtin_avatars()).describe("presenter")["vae_fingerprint"]
+    monkeypatch.setattr(Engine, "vae_fingerprint", fingerprint)
+    stage = LipSync()
+
+    def load(avatar_id: str):
+        AvatarStore(tmp_path / "results" / "avatars", builtin_avatars()).load(avatar_id, frames=False)
+        time.sleep(0.05)  # a large avatar, or a slow disk
+        return np.zeros((5, 8, 32, 32), np.float16) + 10 * np.arange(5, dtype=np.float16)[:, None, None, None]
+
+    stage.checked_load = stage._load_latents
+    stage._load_latents = load
+    return stage
+
+
+def config(**changes) -> dict:
+    return {"engine": f"{__name__}:Engine", "batch_size": 4, "batch_wait_ms": 10.0, **changes}
+
+
+def features(count: int, value: float = 0.0) -> Stamped[FeatureWindows]:
+    return Stamped(FeatureWindows(np.full((count, 50, 384), value, np.float16), 25), ())
+
+
+def greys(stamped) -> list[int]:
+    return stamped.value.images[:, 0, 0, 0].tolist()
+
+
+async def test_frames_take_the_latents_of_their_place_in_the_session(stage):
+    await stage.reconfigure(config())
+    done = await stage.generate(features(8), 0, 8, "presenter", position=3, first_frame=0)
+    assert greys(done) == [10, 20, 30, 30, 40, 40, 40, 30]  # forth and back, eased: after 0 0 1 comes 1 2 3 …
+
+
+async def test_a_chunk_takes_its_own_windows_of_the_segment(stage):
+    await stage.reconfigure(config())
+    windows = np.zeros((10, 50, 384), np.float16) + np.arange(10, dtype=np.float16)[:, None, None]
+    done = await stage.generate(Stamped(FeatureWindows(windows, 25), ()), 4, 3, "presenter", 3, 4)
+    assert greys(done) == [14, 25, 36] and done.value.first_frame == 4
+
+
+async def test_frames_of_two_sessions_share_one_call_and_do_not_mix(stage):
+    await stage.reconfigure(config())
+    await stage.generate(features(1), 0, 1, "presenter", 0, 0)  # its latents are there now
+    stage.model.batches.clear()
+    one, two = await asyncio.gather(
+        stage.generate(features(2, 1), 0, 2, "presenter", 1, 0, 5.0, "alice"),
+        stage.generate(features(2, 7), 0, 2, "presenter", 1, 0, 4.0, "bob"),
+    )
+    assert stage.model.batches == [4]
+    assert (greys(one), greys(two)) == ([1, 11], [7, 17])
+    assert (await stage.stats())["shared_batches"] == 1
+    assert one.timings[-1].busy_s == pytest.approx(one.timings[-1].compute_s / 2)
+
+
+async def test_waiting_and_computing_account_for_the_call_even_where_the_avatar_is_new(stage):
+    await stage.reconfigure(config())
+    done = await stage.generate(features(8), 0, 8, "presenter", 0, 0)
+    timing = done.timings[-1]
+    assert timing.queue_s >= 0.05 and timing.compute_s >= 0.04
+    assert timing.queue_s + timing.compute_s == pytest.approx(timing.done_s - timing.received_s, rel=0.1)
+
+
+async def test_a_tunable_keeps_the_engine_and_another_model_does_not(stage):
+    await stage.reconfigure(config())
+    engine = stage.model
+    await stage.reconfigure(config(batch_size=2, cached_avatars=1))
+    done = await stage.generate(features(5), 0, 5, "presenter", 0, 0)
+    assert stage.model is engine and engine.batches[1:] == [2, 2, 1] and len(greys(done)) == 5
+    await stage.reconfigure(config(batch_size=2, vae_dir="models/embedded/vae/"))
+    assert stage.model is not engine and Engine.loads == 2
+
+
+async def test_an_engine_that_cannot_change_the_amplitude_is_refused_in_words(stage):
+    with pytest.raises(ConfigError, match="cannot change the mouth's amplitude"):
+        await stage.reconfigure(config(mouth_amplitude=1.2))
+
+
+async def test_an_amplitude_that_passes_by_what_is_compiled_is_told(stage, monkeypatch, caplog):
+    engine = SimpleNamespace(generate=lambda latents, windows: None, predict=None, decode=None)
+    monkeypatch.setattr("deployments.lipsync.load_engine", lambda config: engine)
+    await stage.reconfigure(config(compile="graphs"))
+    assert caplog.messages == []
+    await stage.reconfigure(config(compile="graphs", mouth_amplitude=1.2))
+    assert caplog.messages == ["LipSync: mouth_amplitude 1.2 passes by compile: graphs"]
+
+
+async def test_the_amplitude_is_applied_without_loading_the_engine_anew(stage, monkeypatch):
+    monkeypatch.setattr(
+        Engine,
+        "predict",
+        lambda self, latents, windows: latents[:, :4] + windows[:, 0, 0, None, None, None],
+        raising=False,
+    )
+    monkeypatch.setattr(
+        Engine,
+        "decode",
+        lambda self, z: (
+            np.zeros((len(z), 256, 256, 3), np.uint8) + np.rint(z[:, 0, 0, 0]).astype(np.uint8)[:, None, None, None]
+        ),
+        raising=False,
+    )
+    await stage.reconfigure(config())
+    spoken = FeatureWindows(np.full((5, 50, 384), 20, np.float16), 25, np.full((50, 384), 10, np.float16))
+    assert greys(await stage.generate(Stamped(spoken, ()), 0, 5, "presenter", 3, 0)) == [30, 40, 50, 50, 60]
+    await stage.reconfigure(config(mouth_amplitude=1.3))
+    assert greys(await stage.generate(Stamped(spoken, ()), 0, 5, "presenter", 3, 0)) == [33, 43, 53, 53, 63]
+    await stage.reconfigure(config(mouth_amplitude=1.0))
+    assert greys(await stage.generate(Stamped(spoken, ()), 0, 5, "presenter", 3, 0)) == [30, 40, 50, 50, 60]
+    assert Engine.loads == 1
+
+
+async def test_an_unknown_avatar_is_named(stage):
+    await stage.reconfigure(config())
+    with pytest.raises(AvatarNotFound, match="no avatar 'nobody'; known avatars: presenter"):
+        await stage.generate(features(1), 0, 1, "nobody", 0, 0)
+
+
+async def test_of_a_removed_avatar_nothing_more_is_made_or_kept(stage, tmp_path):
+    await stage.reconfigure(config())
+    copy_avatar(tmp_path, "me")
+    store = AvatarStore(tmp_path / "results" / "avatars")
+    version = store.version("me")
+    await stage.generate(features(1), 0, 1, "me", 0, 0, avatar_version=version)
+    assert [key[0] for key in stage._latents] == ["me"]
+    store.remove("me")
+    with pytest.raises(AvatarNotFound, match="no avatar 'me'"):  # though its latents were in memory
+        await stage.generate(features(1), 0, 1, "me", 0, 0, avatar_version=version)
+    assert not stage._latents
+
+
+async def test_an_avatar_of_another_vae_is_refused_with_the_command_to_run(stage, monkeypatch):
+    await stage.reconfigure(config())
+    stage._load_latents = stage.checked_load
+    monkeypatch.setattr(stage.model, "vae_fingerprint", "another", raising=False)
+    with pytest.raises(ConfigError, match="prepared with another VAE") as caught:
+        await stage.generate(features(1), 0, 1, "presenter", 0, 0)
+    assert "warmtalk prepare VIDEO --avatar-id presenter --force" in caught.value.remedy
+
+
+async def test_no_more_avatars_are_kept_than_the_config_says(stage, tmp_path):
+    await stage.reconfigure(config(cached_avatars=2))
+    for name in ("a", "b", "c"):
+        copy_avatar(tmp_path, name)
+        await stage.generate(features(1), 0, 1, name, 0, 0)
+    assert [avatar_id for avatar_id, _ in stage._latents] == ["b", "c"]
+
+
+def copy_avatar(home: Path, name: str) -> None:
+    """The embedded avatar under another id, sealed anew."""
+    store = AvatarStore(home / "results" / "avatars", builtin_avatars())
+    with store.write(name) as draft:
+        source = store.folder("presenter")
+        for path in source.iterdir():
+            if path.name != "avatar.json":
+                shutil.copy(path, draft.folder / path.name)
+        facts = store.describe("presenter")
+        draft.meta |= {key: facts[key] for key in facts.keys() - {"id", "version", "sha256", "format"}}
+
+
+async def test_latents_of_another_version_than_the_frames_are_refused(stage):
+    await stage.reconfigure(config())
+    version = stage._store.version("presenter")
+    assert len((await stage.generate(features(1), 0, 1, "presenter", 0, 0, avatar_version=version)).value) == 1
+    with pytest.raises(FencedError, match="prepared anew meanwhile"):
+        await stage.generate(features(1), 0, 1, "presenter", 0, 0, avatar_version="older")

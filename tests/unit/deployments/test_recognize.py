@@ -1,0 +1,120 @@
+"""The Recognize stage without a cluster: what a change of its config means, what it decodes, and what it refuses."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+from ray import serve
+
+from deployments.recognize import Recognize, load_recognizer
+from graph import build_app
+from models.errors import AudioError, ConfigError, InputError, WeightsError
+from models.recognition.base import Transcript
+from models.recognition.whisper import WhisperRecognizer
+from models.speech.audio import encode_audio
+from tests.support.listening import Counting
+from tests.support.whisper import buzz, write_whisper
+
+ENGINE = "tests.support.listening:Counting"
+
+
+def sound(seconds: float, rate_hz: int = 24_000, form: str = "wav") -> bytes:
+    times = np.arange(round(seconds * rate_hz)) / rate_hz
+    return encode_audio((0.3 * np.sin(2 * np.pi * 300 * times)).astype(np.float32), rate_hz, form)
+
+
+async def stage(**config) -> Recognize:
+    Counting.loads.clear()
+    Counting.asked.clear()
+    recognize = Recognize()
+    await recognize.reconfigure({"engine": ENGINE, **config})
+    return recognize
+
+
+async def heard(recognize: Recognize, *given) -> Transcript:
+    return (await recognize.transcribe(*given)).value
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "mp3", "opus"])
+async def test_any_usual_sound_is_heard_at_16_khz(form):
+    transcript = await heard(await stage(), sound(1.5, 24_000, form))
+    samples, language, task = Counting.asked[0]
+    assert samples == pytest.approx(24_000, abs=1500) and (language, task) == (None, "transcribe")
+    assert transcript.duration_s == pytest.approx(1.5, abs=0.1) and "tenths" in transcript.text
+
+
+async def test_its_time_is_stamped():
+    stamped = await (await stage()).transcribe(sound(1.0))
+    (timing,) = stamped.timings
+    assert (timing.stage, timing.engine) == ("Recognize", ENGINE) and 0 < timing.compute_s < 5
+
+
+async def test_a_request_s_language_goes_before_the_config_s():
+    recognize = await stage(language="de")
+    await heard(recognize, sound(1.0))
+    await heard(recognize, sound(1.0), "fr", "translate")
+    assert [entry[1:] for entry in Counting.asked] == [("de", "transcribe"), ("fr", "translate")]
+    with pytest.raises(InputError, match="no language 'xx'"):
+        await heard(recognize, sound(1.0), "xx")
+
+
+async def test_what_is_no_sound_or_too_long_is_refused():
+    recognize = await stage(max_audio_s=2.0)
+    for data, words in ((b"", "no bytes"), (b"PK\3\4" * 50, "not audio"), (sound(4.0), "longer|limit|exceeds|2 s")):
+        with pytest.raises(AudioError, match=words):
+            await heard(recognize, data)
+    assert Counting.asked == []
+
+
+async def test_only_another_engine_is_loaded_again():
+    recognize = await stage()
+    await recognize.reconfigure({"engine": ENGINE, "language": "en", "max_audio_s": 5})
+    assert Counting.loads == ["tenths"]
+    await recognize.reconfigure({"engine": ENGINE, "options": {"unit": "parts"}})
+    assert Counting.loads == ["tenths", "parts"] and "10 parts." in (await heard(recognize, sound(1.0))).text
+    with pytest.raises(ConfigError, match="Miles"):
+        await recognize.reconfigure({"engine": ENGINE, "options": {"unit": "miles"}})
+    with pytest.raises(ConfigError, match="did you mean 'language'"):
+        await recognize.reconfigure({"engine": ENGINE, "lanugage": "en"})
+
+
+class Waiting(Counting):
+    """Waits for a server; here, until two recordings wait at once."""
+
+    waits = True
+    both = threading.Barrier(2)
+
+    def transcribe(self, samples_16khz, language=None, task="transcribe"):
+        self.both.wait(10)
+        return super().transcribe(samples_16khz, language, task)
+
+
+async def test_an_engine_that_waits_hears_several_at_once():
+    recognize = await stage(engine=f"{__name__}:Waiting")
+    texts = await asyncio.gather(*(heard(recognize, sound(seconds)) for seconds in (1.0, 2.0)))
+    assert [transcript.text[:2] for transcript in texts] == ["10", "20"]
+
+
+async def test_the_default_engine_is_a_whisper_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"fetch-weights --only whisper-tiny\.en"):
+        load_recognizer("whisper", {})
+    write_whisper(tmp_path / "weights" / "whisper-tiny.en")
+    engine = load_recognizer("whisper", {"temperatures": [0.0]})
+    assert isinstance(engine, WhisperRecognizer) and engine.temperatures == (0.0,)
+    assert engine.transcribe(buzz(0.5), "en").duration_s == 0.5
+
+
+def test_the_graph_has_the_stage_only_where_the_config_says_so():
+    def stages(**args) -> set[str]:
+        found, left = set(), [build_app(args)._bound_deployment]
+        while left:
+            deployment = left.pop()
+            found.add(deployment.name)
+            given = [*deployment.init_args, *deployment.init_kwargs.values()]
+            left += [entry._bound_deployment for entry in given if isinstance(entry, serve.Application)]
+        return found
+
+    assert "Recognize" not in stages() and stages(recognize=True) - stages() == {"Recognize"}

@@ -1,0 +1,303 @@
+"""Specification of the TTS stage, without a cluster: what a change of its config means, and what it streams."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from deployments.tts import TTS
+from models.errors import AudioError, ConfigError, InputError, TextError
+from models.speech.audio import decode_audio
+from models.types import Speech
+
+RATE = 24_000
+
+
+class Loud:
+    """An engine of two voices that says each word as a constant of the voice's level, 0.5 s at speed 1."""
+
+    sample_rate_hz = RATE
+    loads: ClassVar[list[dict[str, Any]]] = []
+    threads: ClassVar[set[str]] = set()
+
+    def __init__(self, level: float) -> None:
+        self.level = level
+
+    @classmethod
+    def load(cls, level: float = 0.25) -> Loud:
+        if level > 1:
+            raise ConfigError("Too loud.", "Lower it.")
+        cls.loads.append({"engine": cls.__name__, "level": level})
+        return cls(level)
+
+    def voices(self) -> list[str]:
+        return ["plain", "half"]
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        if voice not in (None, *self.voices()):
+            raise InputError(f"There is no voice {voice!r}.", "Use plain or half.")
+        words = text.split()
+        level = self.level / 2 if voice == "half" else self.level
+        for index, word in enumerate(words):
+            self.threads.add(threading.current_thread().name)
+            samples = np.full(round(0.5 * RATE / speed), level, np.float32)
+            yield Speech(samples, RATE, word, last=index == len(words) - 1)
+
+
+class Other(Loud):
+    """Another engine."""
+
+
+class Remote(Loud):
+    """An engine that waits for a server; here, until two utterances wait at once."""
+
+    waits = True
+    both: ClassVar[threading.Barrier] = threading.Barrier(2)
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        for speech in super().speak(text, voice, speed):
+            self.both.wait(timeout=5)
+            yield speech
+
+
+class Named(Loud):
+    """An engine whose second voice has a name that OpenAI uses, too."""
+
+    def voices(self) -> list[str]:
+        return ["plain", "nova"]
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        level = self.level / 2 if voice == "nova" else self.level
+        yield Speech(np.full(RATE // 2, level, np.float32), RATE, text, last=True)
+
+
+class Anything(Loud):
+    """An engine that leaves it to a server to know its voices."""
+
+    any_voice = True
+
+
+class Eager(Loud):
+    """An engine that works 50 ms before its first sentence."""
+
+    began = ""
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        self.began = threading.current_thread().name
+        time.sleep(0.05)
+        return super().speak(text, voice, speed)
+
+
+class Lacking(Loud):
+    """An engine one of whose voices is not here, and takes 0.3 s to fetch."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__(level)
+        self.fetched: list[str] = []
+
+    def lacking(self) -> dict[str, int]:
+        return {} if self.fetched else {"half": 7_940_000}
+
+    def fetch(self, voice: str) -> None:
+        time.sleep(0.3)
+        self.fetched.append(voice)
+
+
+NAMES = ("default", "nova", "alloy")
+ENGINE, OTHER = f"{__name__}:Loud", f"{__name__}:Other"
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded() -> None:
+    Loud.loads.clear()
+    Loud.threads.clear()
+
+
+async def stage(**config: Any) -> TTS:
+    made = TTS()
+    await made.reconfigure({"engine": ENGINE} | config)
+    return made
+
+
+async def said(tts: TTS, text: str = "one two", **options: Any) -> list[Speech]:
+    return [stamped.value async for stamped in tts.speak(text, **options)]
+
+
+async def level(tts: TTS, **options: Any) -> float:
+    return float((await said(tts, **options))[0].samples[0])
+
+
+# --- config
+
+
+async def test_a_change_of_engine_or_options_reloads_in_place() -> None:
+    tts = await stage()
+    assert await level(tts) == 0.25
+    await tts.reconfigure({"engine": ENGINE, "options": {"level": 0.5}})
+    assert await level(tts) == 0.5
+    await tts.reconfigure({"engine": OTHER, "options": {"level": 0.5}})
+    assert [(load["engine"], load["level"]) for load in Loud.loads] == [("Loud", 0.25), ("Loud", 0.5), ("Other", 0.5)]
+
+
+async def test_a_tunable_is_applied_without_a_reload() -> None:
+    tts = await stage()
+    for config in ({"voice": "half"}, {"voice": "half", "speed": 2.0}, {"max_chars": 3}, {}, {}):
+        await tts.reconfigure({"engine": ENGINE, **config})
+    assert len(Loud.loads) == 1
+    await tts.reconfigure({"engine": ENGINE, "voice": "half", "speed": 2.0})
+    speech = await said(tts)
+    assert (speech[0].samples[0], speech[0].duration_s) == (0.125, 0.25)
+
+
+async def test_an_utterance_that_has_begun_ends_in_the_voice_it_began_with() -> None:
+    tts = await stage()
+    async with aclosing(tts.speak("one two")) as spoken:
+        levels = [(await anext(spoken)).value.samples[0]]
+        await tts.reconfigure({"engine": ENGINE, "options": {"level": 0.5}})
+        levels += [stamped.value.samples[0] async for stamped in spoken]
+    assert levels == [0.25, 0.25] and await level(tts) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("config", "cause"),
+    [
+        ({"engin": ENGINE}, "did you mean 'engine'"),
+        ({"engine": "hibary"}, "no engine 'hibary'"),
+        ({"engine": f"{__name__}:Nobody"}, "cannot be imported"),
+        ({"engine": ENGINE, "options": {"level": 2.0}}, "Too loud"),
+        ({"engine": ENGINE, "speed": 9}, "speed"),
+    ],
+)
+async def test_a_refused_config_leaves_the_old_voice_speaking(config: dict[str, Any], cause: str) -> None:
+    tts = await stage(voice="half")
+    with pytest.raises(ConfigError, match=cause):
+        await tts.reconfigure(config)
+    assert await level(tts) == 0.125 and tts.config.voice == "half"
+
+
+async def test_a_config_that_was_refused_can_be_mended() -> None:
+    tts = TTS()
+    with pytest.raises(ConfigError, match="Too loud"):
+        await tts.reconfigure({"engine": ENGINE, "options": {"level": 2.0}})
+    await tts.reconfigure({"engine": ENGINE, "options": {"level": 0.5}})
+    assert await level(tts) == 0.5
+
+
+# --- speaking
+
+
+async def test_each_sentence_is_stamped_with_the_time_that_it_took() -> None:
+    tts = await stage()
+    stamps = [stamped.timings async for stamped in tts.speak("one two three")]
+    assert len(stamps) == 3
+    for (timing,) in stamps:
+        assert (timing.stage, timing.frames) == ("TTS", 0)
+        assert 0 < timing.compute_s <= timing.done_s - timing.received_s + 1e-3
+    assert stamps[0][0].done_s <= stamps[1][0].received_s
+
+
+async def test_a_request_chooses_over_the_config_and_the_config_over_the_engine() -> None:
+    tts = await stage(voice="half", speed=2.0)
+    assert await level(tts) == 0.125
+    assert await level(tts, voice="plain") == 0.25
+    assert (await said(tts, speed=0.5))[0].duration_s == 1.0
+    assert [voice["name"] for voice in await tts.voices()] == ["plain", "half"]
+
+
+async def test_the_engine_works_on_the_stages_own_thread() -> None:
+    await said(await stage())
+    assert len(Loud.threads) == 1 and threading.current_thread().name not in Loud.threads
+
+
+async def test_an_engine_that_waits_speaks_utterances_side_by_side() -> None:
+    tts = await stage(engine=f"{__name__}:Remote")
+    one, two = await asyncio.gather(said(tts, "one two"), said(tts, "three four"))
+    assert [speech.text for speech in (*one, *two)] == ["one", "two", "three", "four"]
+
+
+async def test_a_text_over_the_limit_is_refused_before_the_engine_sees_it() -> None:
+    tts = await stage(max_chars=7)
+    assert len(await said(tts, "one two")) == 2
+    with pytest.raises(TextError, match="has 8 characters; the limit is 7"):
+        await said(tts, "one twos")
+    assert len(Loud.loads) == 1
+
+
+# --- speech as a sound file
+
+
+async def file_of(parts: AsyncGenerator[bytes, None]) -> list[bytes]:
+    return [part async for part in parts]
+
+
+async def test_speech_leaves_as_one_file_in_a_part_a_sentence() -> None:
+    tts = await stage()
+    parts = await file_of(tts.encoded("one two three", "half", 2.0, "wav"))
+    assert len(parts) == 3
+    samples, rate = decode_audio(b"".join(parts))
+    assert rate == RATE and len(samples) == 3 * RATE // 4
+    np.testing.assert_allclose(samples, 0.125, atol=1e-4)
+
+
+@pytest.mark.parametrize("sound_format", ["mp3", "opus", "aac", "flac"])
+async def test_compressed_formats_hold_the_whole_speech(sound_format: str) -> None:
+    parts = await file_of((await stage()).encoded("one two three four", None, None, sound_format))
+    samples, rate = decode_audio(b"".join(parts))
+    assert all(parts) and len(samples) / rate == pytest.approx(2.0, abs=0.15)
+
+
+@pytest.mark.parametrize("voice", ["default", "alloy", "shimmer"])
+async def test_voices_that_openais_clients_must_name_mean_the_default(voice: str) -> None:
+    tts = await stage(voice="half")
+    parts = {name: await file_of(tts.encoded("one", name, None, "wav")) for name in (voice, None, "half")}
+    assert parts[voice] == parts[None] == parts["half"]
+
+
+async def test_a_voice_of_the_engine_that_has_openais_name_is_itself() -> None:
+    tts = await stage(engine=f"{__name__}:Named")
+    samples = {name: decode_audio(b"".join(await file_of(tts.encoded("one", name, None, "wav"))))[0] for name in NAMES}
+    assert [round(float(samples[name][0]), 2) for name in NAMES] == [0.25, 0.12, 0.25]
+    anything = await stage(engine=f"{__name__}:Anything")  # its server may know any voice
+    with pytest.raises(InputError, match="no voice 'alloy'"):
+        await anext(anything.encoded("one", "alloy", None, "wav"))
+    assert await file_of(anything.encoded("one", "default", None, "wav"))
+
+
+async def test_voices_tell_which_are_here() -> None:
+    ready = {"ready": True, "fetch_mb": 0.0}
+    assert await (await stage()).voices() == [{"name": "plain", **ready}, {"name": "half", **ready}]
+    tts = await stage(engine=f"{__name__}:Lacking")
+    assert await tts.voices() == [{"name": "plain", **ready}, {"name": "half", "ready": False, "fetch_mb": 7.9}]
+
+
+async def test_a_voice_is_fetched_at_its_first_use_while_others_speak() -> None:
+    tts = await stage(engine=f"{__name__}:Lacking")
+    first = asyncio.create_task(level(tts, voice="half"))
+    await asyncio.sleep(0.05)
+    asked_s = time.perf_counter()
+    assert await level(tts) == 0.25 and time.perf_counter() - asked_s < 0.2 and not first.done()
+    assert await first == await level(tts, voice="half") == 0.125
+    assert tts.engine.fetched == ["half"]
+    assert [voice["ready"] for voice in await tts.voices()] == [True, True]
+
+
+async def test_an_engine_begins_to_speak_on_its_own_thread_too() -> None:
+    """It may load a voice there, or read a long text."""
+    tts = await stage(engine=f"{__name__}:Eager")
+    stamped = await anext(tts.speak("one"))
+    assert tts.engine.began.startswith("TTS") and 50 <= 1e3 * stamped.timings[0].compute_s < 500
+
+
+async def test_an_unknown_voice_or_format_fails_before_the_first_byte() -> None:
+    tts = await stage()
+    with pytest.raises(InputError, match="no voice 'nobody'"):
+        await anext(tts.encoded("one", "nobody", None, "wav"))
+    with pytest.raises(AudioError, match="no sound format 'midi'"):
+        await anext(tts.encoded("one", None, None, "midi"))

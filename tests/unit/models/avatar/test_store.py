@@ -1,0 +1,306 @@
+"""models.avatar.store: avatars on disk, whole or not at all."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.avatar import store as store_module
+from models.avatar import swap
+from models.avatar.store import FRAMES, GEOMETRY, LATENTS, MASKS, META, AvatarStore
+from models.errors import AvatarNotFound, CorruptError, ExistsError, IdError, InputError
+from models.media.frames import write_frames
+from tests.support.avatar import astronaut
+
+N = 5
+
+
+def fill(store: AvatarStore, avatar_id: str = "ada", seed: int = 0, masks: int = 1, force: bool = False) -> dict:
+    """Write an avatar of random numbers and return them."""
+    random = np.random.default_rng(seed)
+    arrays = {
+        "transforms": random.normal(size=(N, 2, 3)).astype(np.float32),
+        "landmarks": random.normal(size=(N, 68, 2)).astype(np.float32),
+        "has_face": random.random(N) < 0.7,
+        "masks": random.integers(0, 256, (masks, 256, 256)).astype(np.uint8),
+        "mask_index": (np.arange(N) % masks).astype(np.int32),
+        "latents": random.normal(size=(N, 8, 32, 32)).astype(np.float16),
+    }
+    with store.write(avatar_id, force) as draft:
+        write_frames(draft.folder / FRAMES, [np.roll(astronaut(), 7 * k + seed, 1) for k in range(N)], 25)
+        draft.write_geometry(*(arrays[k] for k in ("transforms", "landmarks", "has_face", "masks", "mask_index")))
+        draft.write_latents(arrays["latents"])
+        draft.meta |= {"fps": 25, "width": 300, "height": 300, "frames": N, "vae_fingerprint": "vae-1"}
+        draft.meta["facts"] = {"cuts": [2, 3]}
+    return arrays
+
+
+@pytest.fixture()
+def store(tmp_path: Path) -> AvatarStore:
+    return AvatarStore(tmp_path / "avatars")
+
+
+@pytest.mark.parametrize("masks", [1, 3, 5])
+def test_what_is_written_is_read(store: AvatarStore, masks: int) -> None:
+    arrays = fill(store, masks=masks)
+    avatar = store.load("ada")
+    for name in ("transforms", "landmarks", "has_face", "latents"):
+        assert np.array_equal(getattr(avatar, name), arrays[name]), name
+        assert getattr(avatar, name).dtype == arrays[name].dtype
+    assert np.array_equal(avatar.masks, arrays["masks"][arrays["mask_index"]])
+    assert (avatar.fps, avatar.width, avatar.height, avatar.vae_fingerprint) == (25, 300, 300, "vae-1")
+    assert len(avatar) == len(avatar.frames) == N and avatar.cuts == (2, 3)
+    assert avatar.frames[3].shape == (300, 300, 3)
+
+
+def test_what_is_not_asked_for_is_not_read(store: AvatarStore) -> None:
+    fill(store)
+    (store.folder("ada") / LATENTS).unlink()
+    (store.folder("ada") / FRAMES).unlink()
+    avatar = store.load("ada", latents=False, frames=False)
+    assert avatar.latents is None and avatar.frames is None and len(avatar) == N
+
+
+def test_a_shared_mask_takes_no_memory_a_frame(store: AvatarStore) -> None:
+    fill(store)
+    masks = store.load("ada").masks
+    assert masks.shape == (N, 256, 256) and masks.strides[0] == 0
+
+
+def test_arrays_are_read_only(store: AvatarStore) -> None:
+    fill(store)
+    avatar = store.load("ada")
+    for array in (avatar.transforms, avatar.landmarks, avatar.masks, avatar.has_face, avatar.latents):
+        assert not array.flags.writeable
+
+
+def test_ids_are_sorted_and_only_of_avatars(store: AvatarStore) -> None:
+    assert store.ids() == []
+    for name in ("zoe", "ada"):
+        fill(store, name)
+    (store.root / "no-avatar").mkdir()
+    (store.root / ".draft-bob.0.0.0").mkdir()
+    assert store.ids() == ["ada", "zoe"]
+    assert store.exists("ada") and not store.exists("no-avatar")
+
+
+def test_a_missing_avatar_names_the_known_ones_and_the_command(store: AvatarStore) -> None:
+    fill(store)
+    with pytest.raises(AvatarNotFound, match=r"known avatars: ada.*warmtalk prepare VIDEO --avatar-id bob"):
+        store.load("bob")
+
+
+@pytest.mark.parametrize("avatar_id", ["", "Ada", "../ada", "a" * 65, "a b", ".draft", "ä"])
+def test_ids_outside_the_alphabet_are_refused(store: AvatarStore, avatar_id: str) -> None:
+    for call in (store.load, store.exists, store.describe, store.remove):
+        with pytest.raises(IdError):
+            call(avatar_id)
+    with pytest.raises(IdError), store.write(avatar_id):
+        pass
+
+
+def test_an_id_that_exists_needs_force(store: AvatarStore) -> None:
+    fill(store)
+    before = store.version("ada")
+    with pytest.raises(ExistsError, match="--force"):
+        fill(store, seed=1)
+    assert store.version("ada") == before
+    fill(store, seed=1, force=True)
+    assert store.version("ada") != before
+
+
+def test_the_version_is_of_the_content(store: AvatarStore, tmp_path: Path) -> None:
+    fill(store)
+    other = AvatarStore(tmp_path / "elsewhere")
+    fill(other)
+    assert store.version("ada") == other.version("ada")
+    ours, theirs = store.folder("ada"), other.folder("ada")
+    assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in (META, GEOMETRY, MASKS, FRAMES))
+
+
+@pytest.mark.parametrize("name", [GEOMETRY, LATENTS, MASKS, FRAMES])
+def test_one_flipped_bit_is_found_and_named(store: AvatarStore, name: str) -> None:
+    fill(store)
+    path = store.folder("ada") / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(CorruptError, match=rf"{name} of avatar 'ada' does not match.*--force"):
+        store.load("ada")
+    with pytest.raises(CorruptError, match=name):
+        store.check("ada")
+
+
+@pytest.mark.parametrize("name", [GEOMETRY, LATENTS, MASKS, FRAMES])
+def test_a_missing_file_is_found_and_named(store: AvatarStore, name: str) -> None:
+    fill(store)
+    (store.folder("ada") / name).unlink()
+    with pytest.raises(CorruptError, match=name):
+        store.load("ada")
+
+
+@pytest.mark.parametrize("change", ["edit", "cut", "format"])
+def test_a_changed_description_is_found(store: AvatarStore, change: str) -> None:
+    fill(store)
+    path = store.folder("ada") / META
+    meta = json.loads(path.read_text())
+    meta |= {"fps": 30} if change == "edit" else {"format": 99}
+    path.write_text(path.read_text()[:100] if change == "cut" else json.dumps(meta))
+    with pytest.raises(CorruptError, match=r"avatar\.json|format 99"):
+        store.load("ada")
+
+
+def test_an_error_while_writing_leaves_nothing(store: AvatarStore) -> None:
+    with pytest.raises(RuntimeError), store.write("ada") as draft:
+        (draft.folder / GEOMETRY).write_bytes(b"half")
+        raise RuntimeError
+    assert list(store.root.iterdir()) == []
+
+
+def test_an_error_while_replacing_leaves_the_old_one(store: AvatarStore) -> None:
+    arrays = fill(store)
+    with pytest.raises(RuntimeError), store.write("ada", force=True) as draft:
+        (draft.folder / GEOMETRY).write_bytes(b"half")
+        raise RuntimeError
+    assert np.array_equal(store.load("ada").transforms, arrays["transforms"])
+    assert [path.name for path in store.root.iterdir()] == ["ada"]
+
+
+def test_a_reader_of_the_old_one_goes_on_reading(store: AvatarStore) -> None:
+    fill(store)
+    old = store.load("ada")
+    expected = AvatarStore(store.root).load("ada").frames[4].copy()
+    fill(store, seed=9, force=True)
+    assert np.array_equal(old.frames[4], expected)
+    assert not np.array_equal(store.load("ada").frames[4], expected)
+
+
+@pytest.mark.parametrize("swaps", [True, False], ids=["one step", "without the system's help"])
+def test_replacing_leaves_one_folder(store: AvatarStore, swaps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not swaps:
+        monkeypatch.setattr(swap, "_swap", lambda first, second: False)
+    fill(store)
+    arrays = fill(store, seed=2, force=True)
+    assert np.array_equal(store.load("ada").latents, arrays["latents"])
+    assert [path.name for path in store.root.iterdir()] == ["ada"]
+
+
+def test_a_replacement_that_was_cut_short_is_undone(store: AvatarStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the system's swap a crash can fall between two renames: the old avatar is still there to read."""
+    arrays = fill(store)
+    monkeypatch.setattr(swap, "_swap", lambda first, second: False)
+    rename, calls = Path.rename, []
+
+    def crash_at_second(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "the machine stops here")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", crash_at_second)
+    with pytest.raises(OSError, match="the machine stops here"):
+        fill(store, seed=3, force=True)
+    monkeypatch.undo()
+    assert not (store.root / "ada").exists()
+    assert np.array_equal(AvatarStore(store.root).load("ada").transforms, arrays["transforms"])
+
+
+def test_a_writer_that_was_overtaken_is_told(store: AvatarStore) -> None:
+    with pytest.raises(ExistsError), store.write("ada") as draft:
+        arrays = fill(AvatarStore(store.root), seed=4)
+        for path in store.folder("ada").iterdir():
+            shutil.copy(path, draft.folder)
+    assert np.array_equal(store.load("ada").transforms, arrays["transforms"])
+
+
+def test_drafts_of_the_dead_are_swept_and_those_of_the_living_stay(store: AvatarStore) -> None:
+    store.root.mkdir()
+    host = store_module._host()
+    dead = store.root / f".draft-ada.{host}.{2**22 + 1}.00"
+    living = store.root / f".draft-ada.{host}.{os.getpid()}.00"
+    elsewhere = store.root / ".draft-ada.ffffffff.1.00"
+    old = store.root / ".draft-ada.ffffffff.2.00"
+    for folder in (dead, living, elsewhere, old):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    assert sorted(store.clean()) == sorted([dead.name, old.name])
+    assert living.exists() and elsewhere.exists()
+
+
+def test_a_built_in_avatar_is_read_hidden_and_never_written(store: AvatarStore, tmp_path: Path) -> None:
+    builtin = tmp_path / "builtin"
+    shipped = fill(AvatarStore(builtin), "presenter")
+    both = AvatarStore(store.root, builtin)
+    assert both.ids() == ["presenter"]
+    assert np.array_equal(both.load("presenter").transforms, shipped["transforms"])
+    with pytest.raises(InputError, match="ships with WarmTalk"):
+        both.remove("presenter")
+    with pytest.raises(ExistsError):
+        fill(both, "presenter", seed=1)
+    own = fill(both, "presenter", seed=1, force=True)
+    assert np.array_equal(both.load("presenter").transforms, own["transforms"])
+    both.remove("presenter")
+    assert np.array_equal(both.load("presenter").transforms, shipped["transforms"])
+
+
+# --- removing
+
+
+def test_a_removed_avatar_is_gone_whole_and_its_id_is_free(store: AvatarStore) -> None:
+    fill(store)
+    opened = store.load("ada")
+    store.remove("ada")
+    assert list(store.root.iterdir()) == [] and store.ids() == []
+    assert opened.frames is not None and opened.frames[4].shape == (300, 300, 3)  # who has it open reads on
+    with pytest.raises(AvatarNotFound):
+        store.remove("ada")
+    again = fill(store, seed=1)
+    assert np.array_equal(store.load("ada").transforms, again["transforms"])
+
+
+def test_an_avatar_is_never_half_removed(store: AvatarStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store)
+    seen = []
+    monkeypatch.setattr(store_module.shutil, "rmtree", lambda path, **options: seen.append(Path(path)))  # a crash
+    store.remove("ada")
+    assert not store.exists("ada") and store.ids() == []
+    (left,) = seen
+    assert left.parent == store.root and (left / META).is_file() and left.name.startswith(".gone-ada.")
+    monkeypatch.undo()
+    assert store.clean() == [left.name] and list(store.root.iterdir()) == []
+
+
+def test_what_a_crash_left_of_a_replacement_does_not_bring_a_removed_face_back(store: AvatarStore) -> None:
+    fill(store)
+    shutil.copytree(store.root / "ada", store.root / ".aside-ada")
+    store.remove("ada")
+    with pytest.raises(AvatarNotFound):
+        store.folder("ada")
+    assert list(store.root.iterdir()) == []
+
+
+def test_only_what_lies_in_the_root_is_owned(store: AvatarStore, tmp_path: Path) -> None:
+    builtin = tmp_path / "builtin"
+    fill(AvatarStore(builtin), "presenter")
+    fill(store, "ada")
+    both = AvatarStore(store.root, builtin)
+    assert [(both.owns(name), both.ships(name)) for name in ("ada", "presenter", "bob")] == [
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
+
+
+def test_lengths_that_disagree_are_corrupt(store: AvatarStore) -> None:
+    arrays = fill(store, "short")
+    with store.write("odd") as draft:
+        for path in store.folder("short").iterdir():
+            shutil.copy(path, draft.folder) if path.name != META else None
+        draft.write_latents(arrays["latents"][:-1])
+        draft.meta |= store.describe("short") | {"id": "odd"}
+    with pytest.raises(CorruptError, match="disagrees about its length"):
+        store.load("odd")

@@ -1,0 +1,68 @@
+"""Idle motion leads from one pose to another: on the grid, within its length, and without a leap."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deployments.common.paths import builtin_avatars
+from models.avatar.playback import ping_pong
+from models.avatar.store import AvatarStore
+from models.live.detour import detour
+from models.live.timeline import Grid
+
+KEEP = 37  # frames: the default, 1.5 s
+
+
+def shown(grid: Grid, leave: int, way: list[int], join: int) -> np.ndarray:
+    """Positions of the frames from the last before `leave` to the first behind the way."""
+    return np.array([leave - 1, *(at + k for at in way for k in range(grid.frames_at(at))), join])
+
+
+def line(length: int):
+    """look() of an avatar whose frame k is of the grey k."""
+    return lambda position: np.float32([ping_pong(position, 1, length)[0]])
+
+
+def test_after_whole_periods_the_line_just_goes_on():
+    grid = Grid.of(41, 25)
+    assert detour(grid, 8, 8 + 5 * grid.loop, 40, 200, line(41)) == []
+    assert detour(grid, 8, 24 + 5 * grid.loop, 40, 200, line(41)) == [8, 12, 16, 20]
+
+
+@pytest.mark.parametrize("join", range(1000, 1090, 8))
+def test_the_head_arrives_at_its_own_pace_wherever_it_was(join):
+    length, grid = 41, Grid.of(41, 25)
+    join = grid.ceil(join)
+    way = detour(grid, 8, join, 40, 200, line(length))
+    frames = ping_pong(0, 4000, length)[shown(grid, 8, way, join)]
+    assert np.abs(np.diff(frames)).max() <= 2
+    assert all(grid.floor(at) == at for at in way) and len(way) <= 200 // 4
+
+
+def test_where_there_is_no_time_it_leaps_several_times_a_little():
+    length, grid = 401, Grid.of(401, 25)
+    way = detour(grid, 8, 4 * 99, 40, 40, line(length))
+    frames = ping_pong(0, 4000, length)[shown(grid, 8, way, 4 * 99)]
+    assert len(way) == 10 and np.abs(np.diff(frames)).max() < 80  # of 388 frames, 40 are played
+
+
+def test_the_presenter_is_led_to_its_place_by_what_looks_like_its_own_motion():
+    """A cut at once, between the most alike of the frames around, leaps by 2.6 grey levels (median), up to 7.5."""
+    avatar = AvatarStore(Path("/nowhere"), builtin_avatars()).load("presenter", latents=False)
+    assert avatar.frames is not None
+    small = np.stack([avatar.frames[k][::8, ::8] for k in range(len(avatar))]).astype(np.float32)
+    usual = max(float(np.abs(a - b).mean()) for a, b in itertools.pairwise(small))
+    grid, line = Grid.of(len(avatar), avatar.fps), ping_pong(0, 4000, len(avatar))
+    leaps, kept = [], []
+    for until in range(201, 3000, 89):
+        leave, join = grid.ceil(until % 300), grid.ceil(300 + until)
+        way = detour(grid, leave, join, 2 * KEEP - 24, 6 * KEEP, lambda at: small[line[at]][..., 1])
+        frames = small[line[shown(grid, leave, way, join)]]
+        leaps.append(max(float(np.abs(a - b).mean()) for a, b in itertools.pairwise(frames)))
+        kept.append(4 * len(way))
+    assert np.median(leaps) <= usual and max(leaps) < 1.5 * usual
+    assert np.mean(kept) < 90

@@ -1,0 +1,197 @@
+"""The live line: idle pieces and speech join without a gap, on timelines that start at 0; late viewers lose nothing
+but what they missed."""
+
+import numpy as np
+import pytest
+
+from models.avatar.playback import period, ping_pong
+from models.live.timeline import (
+    LIVE_FRAMES,
+    Grid,
+    IdleLoop,
+    LiveClock,
+    Piece,
+    ViewerTimeline,
+    encode_closed,
+    encode_idle,
+    fading,
+    joined,
+    split,
+)
+from models.media.encode import AAC_FRAME, Clock, UtteranceEncoder, init_segment, silent_packet
+from tests.support.live import RATE, SPEC, fragments, heard, levels, shown
+
+AVATAR = levels(40)  # frames of an avatar
+LINE = ping_pong(0, 400, len(AVATAR))
+
+
+@pytest.fixture(scope="module")
+def loop() -> IdleLoop:
+    return IdleLoop(encode_idle(AVATAR, SPEC))
+
+
+def greys(positions) -> list[int]:
+    return [20 + 4 * int(LINE[p]) for p in positions]
+
+
+# --- the clock and the grid
+
+
+def test_the_clock_counts_frames_and_waits_when_the_head_does():
+    clock = LiveClock.starting(100, now_s=50.0, fps=25)
+    assert [clock.position(50.0 + s) for s in (0.0001, 0.0399, 0.0401, 1.0001)] == [100, 100, 101, 125]
+    assert clock.time_of(125) == pytest.approx(51.0)
+    assert clock.held(4).time_of(125) == pytest.approx(51.16)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 7, 40, 150])
+def test_the_grid_tiles_the_line_without_a_gap_or_a_lonely_frame(frames):
+    grid = Grid.of(frames, 25)
+    assert grid.loop >= 25 and grid.loop % period(frames) == 0
+    position, starts = 0, []
+    while position < 3 * grid.loop:
+        starts.append(position)
+        assert 2 <= grid.frames_at(position) <= LIVE_FRAMES or grid.loop == 1
+        position += grid.frames_at(position)
+    assert position == 3 * grid.loop  # every round begins with a piece
+    for p in range(2 * grid.loop):
+        assert grid.floor(p) == max(s for s in starts if s <= p)
+        assert grid.ceil(p) == min(s for s in starts if s >= p)
+
+
+# --- idle motion
+
+
+def test_idle_motion_is_the_avatars_own_playback_and_goes_on_for_ever(loop):
+    viewer, position, data = ViewerTimeline(SPEC), 0, b""
+    while position < 2 * loop.grid.loop + 8:
+        piece = loop.piece(position)
+        data += viewer.put(piece)
+        position = piece.next_position
+    times, seen = shown(viewer.init + data)
+    np.testing.assert_allclose(times, np.arange(position) / 25, atol=1e-4)
+    np.testing.assert_allclose(seen, greys(range(position)), atol=2)
+    sound_times, samples = heard(viewer.init + data)
+    np.testing.assert_allclose(np.diff(sound_times), AAC_FRAME / RATE, atol=1e-4)
+    assert np.abs(samples).max() == 0.0
+    assert len(samples) / RATE == pytest.approx(position / 25, abs=AAC_FRAME / RATE)
+
+
+def test_a_viewer_may_join_at_any_piece(loop):
+    for start in (0, 4, loop.grid.loop - loop.grid.frames_at(loop.grid.floor(loop.grid.loop - 1))):
+        viewer = ViewerTimeline(SPEC)
+        times, seen = shown(viewer.init + viewer.put(loop.piece(start)))
+        np.testing.assert_allclose(seen, greys(range(start, start + len(seen))), atol=2)
+        assert times[0] == 0.0
+
+
+def test_what_is_no_loop_is_refused():
+    whole = encode_idle(AVATAR, SPEC)
+    with pytest.raises(ValueError, match="no piece"):
+        IdleLoop(init_segment(SPEC))
+    with pytest.raises(ValueError, match="other lengths"):
+        IdleLoop(init_segment(SPEC) + b"".join(f.data for f in fragments(AVATAR)))
+    assert IdleLoop(whole).init == init_segment(SPEC)  # it plays behind a session's own init segment
+
+
+def test_a_still_picture_has_a_loop_too():
+    still = IdleLoop(encode_idle(AVATAR[:1], SPEC))
+    viewer = ViewerTimeline(SPEC)
+    _, seen = shown(viewer.init + b"".join(viewer.put(still.piece(still.grid.floor(p))) for p in (0, 4, 8)))
+    np.testing.assert_allclose(seen, [20] * 12, atol=2)
+
+
+# --- speech
+
+
+def test_a_files_fragment_is_cut_into_pieces_sample_by_sample():
+    made = fragments(levels(20))
+    pieces = [piece for f in made for piece in split(f, 100 + f.video_start // SPEC.frame_ticks, 7, False)]
+    assert [piece.frames for piece in pieces] == [4, 4, 4, 4, 4]
+    assert [piece.position for piece in pieces] == [100, 104, 108, 112, 116]
+    assert [piece.next_position for piece in pieces] == [104, 108, 112, 116, 120]
+    assert [piece.key for piece in pieces] == [True, True, False, True, False]
+    assert sum(len(piece.audio) for piece in pieces) == sum(f.audio_duration for f in made) // AAC_FRAME
+    viewer = ViewerTimeline(SPEC)
+    _, seen = shown(viewer.init + b"".join(viewer.put(piece) for piece in pieces))
+    np.testing.assert_allclose(seen, [20 + 4 * k for k in range(20)], atol=2)
+
+
+def test_the_pieces_of_a_fragment_joined_again_are_the_fragment():
+    made = fragments(levels(20))[1]
+    pieces = split(made, 4, 1, True)
+    assert joined(pieces, made, SPEC).data == made.data
+    half = joined(pieces[:1], made, SPEC)
+    assert (half.frames, half.video_duration, half.audio_start) == (4, 4 * SPEC.frame_ticks, made.audio_start)
+    assert half.audio_duration in (3 * AAC_FRAME, 4 * AAC_FRAME)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "sizes"), [((107,), [3, 4, 1]), ((105,), [4, 4]), ((110,), [4, 2, 2]), ((111,), [4, 4])]
+)
+def test_a_piece_begins_at_each_break_that_leaves_two_frames_to_either_side(breaks, sizes):
+    made = fragments(levels(20))[1]  # of 8 frames
+    pieces = split(made, 104, 1, False, breaks)
+    assert [piece.frames for piece in pieces] == sizes
+    assert joined(pieces, made, SPEC).data == made.data
+
+
+def tone(seconds: float) -> np.ndarray:
+    """Silence of 0.1 s, then a loud tone, as a voice begins."""
+    samples = 0.5 * np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * 300 / RATE)
+    samples[: RATE // 10] = 0
+    return samples.astype(np.float32)
+
+
+@pytest.mark.parametrize("idle_pieces", [1, 2, 3, 4, 5, 8, 13])
+@pytest.mark.parametrize("start", [Clock(), Clock(90_000 // 25 * 3, 2 * 1024), Clock(90_000 // 25 * 7, 7 * 1024)])
+def test_speech_follows_on_idle_without_a_gap_and_sounds_with_its_frames(loop, idle_pieces, start):
+    viewer, data, position = ViewerTimeline(SPEC), b"", 0
+    for _ in range(idle_pieces):
+        piece = loop.piece(position)
+        data, position = data + viewer.put(piece), piece.next_position
+    encoder = UtteranceEncoder(SPEC, start)
+    made = fragments(np.stack([AVATAR[k] for k in LINE[position : position + 20]]), tone(0.8), encoder=encoder)
+    begins = position
+    for f in made:
+        for piece in split(f, position, 1, f is made[0]):
+            data, position = data + viewer.put(piece), piece.next_position
+    for _ in range(3):
+        piece = loop.piece(loop.grid.ceil(position))
+        data, position = data + viewer.put(piece), piece.next_position
+    times, seen = shown(viewer.init + data)
+    np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
+    np.testing.assert_allclose(seen, greys(range(len(seen))), atol=2)  # no frame repeated, none dropped
+    sound_times, samples = heard(viewer.init + data)
+    np.testing.assert_allclose(np.diff(sound_times), AAC_FRAME / RATE, atol=1e-4)
+    first_loud = np.flatnonzero(np.abs(samples) > 0.1)[0] / RATE
+    assert first_loud - begins / 25 - 0.1 == pytest.approx(encoder.audio_delay_s, abs=AAC_FRAME / 2 / RATE + 0.003)
+
+
+def test_the_offset_of_sound_does_not_grow_with_what_a_slow_viewer_misses(loop):
+    rng = np.random.default_rng(1)
+    viewer, position, skipped = ViewerTimeline(SPEC), 0, False
+    for _ in range(400):
+        piece = loop.piece(position)
+        position = piece.next_position
+        skipped = bool(rng.random() < 0.3)
+        if not skipped:
+            viewer.put(piece, begins=True)
+    clock = viewer.clock
+    assert 0 <= clock.audio_samples - SPEC.samples_at(clock.video_ticks) < AAC_FRAME
+
+
+def test_a_closed_group_stands_anywhere():
+    viewer = ViewerTimeline(SPEC)
+    pieces = [Piece(0, 4, encode_closed(levels(4), SPEC)), Piece(9, 12, encode_closed(levels(3), SPEC))]
+    _, seen = shown(viewer.init + b"".join(viewer.put(piece) for piece in pieces))
+    np.testing.assert_allclose(seen, [20, 24, 28, 32, 20, 24, 28], atol=2)
+
+
+def test_silence_is_a_few_bytes():
+    assert len(silent_packet(SPEC)) < 16
+
+
+def test_a_mouth_fades_smoothly_and_ends_at_rest():
+    weights = fading(4)
+    assert weights == sorted(weights, reverse=True) and weights[-1] == 0.0 and 0.8 < weights[0] < 1

@@ -1,0 +1,90 @@
+"""Batches of fixed sizes, recorded and replayed; the recording itself needs CUDA (tests/gpu)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.errors import ConfigError
+from models.runtime.cuda_graphs import Recorded, _Replay, check_compile, sizes_of
+
+
+class OnCpu(Recorded):
+    """Records by remembering the function: as a graph would, it computes on its own buffers, and counts."""
+
+    recordings: list[tuple[int, ...]]
+    replays: list[int]
+
+    def _capture(self, function, inputs):  # type: ignore[no-untyped-def]
+        self.recordings = [*getattr(self, "recordings", []), tuple(inputs[0].shape)]
+        self.replays = getattr(self, "replays", [])
+        output = function(*inputs).clone()
+
+        def replay() -> None:
+            self.replays.append(len(inputs[0]))
+            output.copy_(function(*inputs))
+
+        return _Replay(inputs, replay, output)
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a * b.sum(1, keepdim=True)
+
+
+def rows(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, 3), np.float32), rng.standard_normal((n, 5), np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 9, 19])
+def test_any_number_of_rows_gives_what_the_function_gives(n: int) -> None:
+    recorded = OnCpu(product, (2, 8), "graphs", "cpu")
+    a, b = rows(n)
+    assert np.allclose(recorded(a, b).numpy(), product(torch.from_numpy(a), torch.from_numpy(b)).numpy())
+
+
+def test_a_call_runs_in_the_smallest_size_that_holds_it() -> None:
+    recorded = OnCpu(product, (8, 2), "graphs", "cpu")
+    for n in (1, 2, 3, 8, 11):
+        recorded(*rows(n))
+    assert recorded.replays == [2, 2, 8, 8, 8, 8]  # 11 rows are 8 and 3
+    assert recorded.recordings == [(2, 3), (8, 3)]  # each size once
+
+
+def test_results_outlive_the_next_call() -> None:
+    recorded = OnCpu(product, (4,), "graphs", "cpu")
+    first = recorded(*rows(4, 1))
+    kept = first.clone()
+    recorded(*rows(4, 2))
+    assert torch.equal(first, kept)
+
+
+def test_inputs_of_another_shape_are_recorded_apart() -> None:
+    recorded = OnCpu(lambda a: 2 * a, (4,), "graphs", "cpu")
+    assert recorded(np.ones((2, 3), np.float32)).shape == (2, 3)
+    assert recorded(np.ones((2, 6), np.float32)).shape == (2, 6)
+    assert recorded.recordings == [(4, 3), (4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "batch", "sizes"),
+    [
+        ("graphs", 1, (1,)),
+        ("graphs", 6, (1, 2, 4, 6)),
+        ("graphs", 16, (1, 2, 4, 8, 16)),
+        ("inductor", 16, (4, 16)),
+        ("inductor", 4, (4,)),
+        ("inductor", 3, (3,)),
+    ],
+)
+def test_recorded_sizes_end_at_the_batch_size(mode: str, batch: int, sizes: tuple[int, ...]) -> None:
+    assert sizes_of(mode, batch) == sizes
+
+
+def test_a_mode_that_cannot_run_is_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match="off, graphs, inductor"):
+        check_compile("fast", "cuda")
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        check_compile("graphs", "cpu")
+    assert check_compile("off", "cpu") == "off"

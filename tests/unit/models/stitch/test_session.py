@@ -1,0 +1,205 @@
+"""The session file: append-only, whole after a crash at any byte, written by one at a time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.errors import ConfigError, FencedError
+from models.media.encode import Clock, MediaSpec
+from models.stitch.session import SessionFile
+from tests.support.session import SPEC, playable_frames, session_bytes, speak, utterance
+
+
+def test_a_session_grows_by_exactly_its_fragments(tmp_path: Path) -> None:
+    session = SessionFile(tmp_path / "s", SPEC, avatar_id="ann", avatar_version="7")
+    assert session.path.read_bytes() == session.init_segment  # plays from its first byte even before it has a frame
+    speak(session)
+    grown = session.path.read_bytes()
+    speak(session, "Again.", 7)
+    assert session.path.read_bytes()[: len(grown)] == grown
+    assert session.size == len(session.path.read_bytes())
+    assert (session.frames, session.duration_s) == (17, 17 / 25)
+    assert session.clock.video_ticks == 17 * 3600
+    assert playable_frames(session.path.read_bytes()) == 17
+    assert (session.avatar_id, session.avatar_version, session.session_id) == ("ann", "7", "s")
+
+
+def test_another_object_reads_what_was_written_after_a_reset_to_another_format(tmp_path: Path) -> None:
+    writer, reader = SessionFile(tmp_path / "s", SPEC), SessionFile(tmp_path / "s")
+    wide = replace(SPEC, width=300, height=200)
+    writer.reset(wide)
+    speak(writer)
+    reader.refresh()
+    assert len(writer.init_segment) != len(SessionFile(tmp_path / "t", SPEC).init_segment)
+    assert (reader.spec, reader.frames, reader.size) == (wide, 10, writer.size)
+
+
+def test_another_object_reads_what_the_writer_wrote(tmp_path: Path) -> None:
+    writer, reader = SessionFile(tmp_path / "s", SPEC), SessionFile(tmp_path / "s")
+    assert reader.spec == SPEC
+    speak(writer, "Grüße, 世界 \n ok")
+    assert reader.frames == 0
+    reader.refresh()
+    assert (reader.frames, reader.size, reader.clock) == (writer.frames, writer.size, writer.clock)
+    (line,) = reader.transcript()
+    assert (line.number, line.text, line.start_s, line.end_s) == (1, "Grüße, 世界 \n ok", 0.0, 0.4)
+    assert reader.epoch is None and writer.epoch == 1
+
+
+def test_the_file_plays_whole_while_it_grows(tmp_path: Path) -> None:
+    session, expected = SessionFile(tmp_path / "s", SPEC), 0
+    for frames in (10, 3, 9):
+        for fragment in utterance(session.clock, frames):
+            session.append(fragment)
+            expected += fragment.frames
+            assert playable_frames(session.path.read_bytes()) == expected
+
+
+def test_the_index_finds_each_fragment(tmp_path: Path) -> None:
+    session = SessionFile(tmp_path / "s", SPEC)
+    speak(session)
+    data, fragments = session.path.read_bytes(), [r for r in session.records() if r["type"] == "fragment"]
+    assert [r["frames"] for r in fragments] == [4, 4, 2]
+    for record, fragment in zip(fragments, utterance(), strict=True):
+        assert data[record["at"] : record["at"] + record["bytes"]] == fragment.data
+
+
+def test_appending_costs_the_same_however_long_the_session_is(tmp_path: Path) -> None:
+    """200 utterances; the medians of the first and last 20 differ by less than 3 times; 10 would be linear."""
+    session, costs = SessionFile(tmp_path / "s", SPEC, sync="never"), []
+    for _ in range(200):
+        given = utterance.__wrapped__(session.clock, 9)
+        begun = time.process_time()
+        session.start_utterance("Hello.")
+        for fragment in given:
+            session.append(fragment)
+        session.end_utterance()
+        costs.append(time.process_time() - begun)
+    assert session.frames == 1800
+    assert np.median(costs[-20:]) < 3 * np.median(costs[:20])
+    assert playable_frames(session.path.read_bytes()) == 1800
+    reopened = SessionFile(tmp_path / "s")
+    assert (reopened.frames, reopened.clock, len(reopened.transcript())) == (1800, session.clock, 200)
+
+
+def test_the_new_writer_fences_off_the_old_one(tmp_path: Path) -> None:
+    old, new = SessionFile(tmp_path / "s", SPEC), SessionFile(tmp_path / "s", SPEC)
+    first, second, third = utterance()
+    old.append(first)
+    assert (old.epoch, new.acquire()) == (1, 2)
+    before = session_bytes(tmp_path / "s")
+    for attempt in (lambda: old.append(second), lambda: old.start_utterance("x"), old.end_utterance):
+        with pytest.raises(FencedError):
+            attempt()
+    assert session_bytes(tmp_path / "s") == before  # the overtaken writer has written nothing
+    new.append(second)
+    assert old.acquire() == old.acquire() == 3  # and may come back
+    old.append(third)
+    with pytest.raises(FencedError):
+        new.append(third)
+    assert playable_frames(old.path.read_bytes()) == 10
+
+
+def rival(folder: Path, seconds: float, results: multiprocessing.Queue) -> None:
+    """Writes as a replica does: takes the session over, appends until it is fenced off, and again."""
+    session, appended, fenced, end = SessionFile(folder), 0, 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            for fragment in utterance.__wrapped__(session.clock, 8):
+                session.append(fragment)
+                appended += fragment.frames
+        except FencedError:
+            fenced += 1
+            session.acquire()
+    results.put((appended, fenced))
+
+
+def test_two_processes_never_both_write(tmp_path: Path) -> None:
+    SessionFile(tmp_path / "s", SPEC, sync="never").close()
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    rivals = [context.Process(target=rival, args=(tmp_path / "s", 1.5, results)) for _ in range(2)]
+    for process in rivals:
+        process.start()
+    outcomes = [results.get(timeout=60) for _ in rivals]
+    for process in rivals:
+        process.join()
+    session = SessionFile(tmp_path / "s")
+    assert session.frames == sum(appended for appended, _ in outcomes)
+    assert playable_frames(session.path.read_bytes()) == session.frames
+    assert all(appended > 0 for appended, _ in outcomes) and sum(fenced for _, fenced in outcomes) > 0
+
+
+def test_a_fragment_that_does_not_follow_is_refused(tmp_path: Path) -> None:
+    session = SessionFile(tmp_path / "s", SPEC)
+    session.append(utterance()[0])
+    before = session_bytes(tmp_path / "s")
+    with pytest.raises(FencedError, match="clock"):
+        session.append(utterance()[0])
+    with pytest.raises(FencedError, match="clock"):
+        session.append(utterance()[2])
+    other = MediaSpec(64, 32, 25)
+    with pytest.raises(ConfigError, match="other settings"):
+        session.append(utterance(session.clock, 4, other)[0])
+    assert session_bytes(tmp_path / "s") == before
+
+
+def test_reset_starts_afresh_and_leaves_readers_their_file(tmp_path: Path) -> None:
+    session, bystander = SessionFile(tmp_path / "s", SPEC), SessionFile(tmp_path / "s")
+    speak(session)
+    whole = session.path.read_bytes()
+    other = SessionFile(tmp_path / "s")
+    with session.path.open("rb") as download:
+        head = download.read(100)
+        other.reset(avatar_id="bea")
+        assert head + download.read() == whole
+    assert (other.frames, other.clock, other.avatar_id) == (0, Clock(), "bea")
+    assert other.path.read_bytes() == other.init_segment and other.transcript() == []
+    with pytest.raises(FencedError):
+        session.append(utterance(session.clock)[0])
+    speak(other, "New.", 6)
+    bystander.refresh()
+    assert (bystander.frames, bystander.avatar_id) == (6, "bea")
+    larger = MediaSpec(64, 64, 30)
+    other.reset(larger)
+    assert SessionFile(tmp_path / "s").spec == larger
+
+
+def test_many_creators_make_one_session(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def create() -> None:
+        made.append(SessionFile(tmp_path / "s", SPEC).init_segment.hex())
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 8 and len(set(made)) == 1
+    meta = json.loads((tmp_path / "s" / "session.json").read_text())
+    assert json.loads((tmp_path / "s" / "index.jsonl").read_text())["generation"] == meta["generation"]
+
+
+def test_a_head_that_moved_while_nobody_spoke_is_remembered(tmp_path):
+    session = SessionFile(tmp_path / "alice", SPEC)
+    session.start_utterance("One.")
+    for fragment in utterance():
+        session.append(fragment)
+    assert session.position == session.frames == 10
+    session.end_utterance()
+    session.start_utterance("Two.")
+    for k, fragment in enumerate(utterance(session.clock)):
+        session.append(fragment, 500 if k == 0 else None)
+    assert (session.position, session.frames) == (510, 20)
+    assert SessionFile(tmp_path / "alice").position == 510
+    moved = [record.get("position") for record in session.records() if record["type"] == "fragment"]
+    assert moved == [None, None, None, 500, None, None]

@@ -1,0 +1,152 @@
+"""MuseTalk through OpenVINO: equal to the torch twin, and free of torch once converted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.errors import InputError, WeightsError
+from models.musetalk import MuseTalk
+from models.musetalk_openvino import OpenVINOMuseTalk
+from tests.support.paths import ROOT
+from tests.support.random_weights import WIDTH, make_kl, make_tiny, make_unet, write_state, write_vae
+
+LATENT_TOLERANCE = 1e-3  # of the largest latent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("weights")
+    unet = make_unet()
+    (root / "musetalk.json").write_text(json.dumps(dict(unet.config)))
+    write_state(root / "unet.safetensors", unet.state_dict())
+    write_vae(root / "kl", make_kl())
+    write_vae(root / "tiny", make_tiny())
+    return root
+
+
+def paths(folder: Path, vae: str) -> tuple[Path, Path, Path]:
+    return folder / "musetalk.json", folder / "unet.safetensors", folder / vae
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> OpenVINOMuseTalk:
+    return OpenVINOMuseTalk.load(*paths(folder, "kl"), cache_dir=folder / "cache", threads=1)
+
+
+@pytest.fixture(scope="module")
+def twin(folder: Path) -> MuseTalk:
+    return MuseTalk.load(*paths(folder, "kl"))
+
+
+def inputs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(count)
+    latents = rng.standard_normal((count, 8, 32, 32)).astype(np.float16)
+    return latents, rng.standard_normal((count, 50, WIDTH)).astype(np.float16)
+
+
+def assert_same_faces(got: np.ndarray, wanted: np.ndarray) -> None:
+    assert got.shape == wanted.shape and got.dtype == np.uint8
+    assert got.std() > 3  # a picture, so that equality means something
+    assert np.abs(got.astype(int) - wanted).max() <= 1
+    assert np.mean(got != wanted) < 0.01
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_faces_are_within_one_grey_level_of_torchs(engine: OpenVINOMuseTalk, twin: MuseTalk, count: int) -> None:
+    assert_same_faces(engine.generate(*inputs(count)), twin.generate(*inputs(count)))
+
+
+def test_a_tiny_vae_gives_torchs_faces_too(folder: Path) -> None:
+    tiny = OpenVINOMuseTalk.load(*paths(folder, "tiny"), threads=1, warm=False)
+    assert_same_faces(tiny.generate(*inputs(2)), MuseTalk.load(*paths(folder, "tiny")).generate(*inputs(2)))
+
+
+def test_another_decoder_gives_torchs_faces_too(folder: Path) -> None:
+    mixed = OpenVINOMuseTalk.load(*paths(folder, "kl"), threads=1, warm=False, decoder_dir=folder / "tiny")
+    twin = MuseTalk.load(*paths(folder, "kl"), decoder_dir=folder / "tiny")
+    assert_same_faces(mixed.generate(*inputs(2)), twin.generate(*inputs(2)))
+    assert mixed.vae_fingerprint == twin.vae_fingerprint == MuseTalk.load(*paths(folder, "kl")).vae_fingerprint
+
+
+def test_latents_are_within_a_thousandth_of_torchs(engine: OpenVINOMuseTalk, twin: MuseTalk) -> None:
+    latents, windows = inputs(3)
+    got, wanted = engine.predict(latents, windows), twin.predict(latents, windows).numpy()
+    assert got.dtype == np.float32
+    assert np.abs(got - wanted).max() <= LATENT_TOLERANCE * np.abs(wanted).max()
+
+
+def test_generate_is_decode_of_predict(engine: OpenVINOMuseTalk) -> None:
+    latents, windows = inputs(2)
+    apart = engine.decode(engine.predict(latents, windows))
+    assert np.abs(engine.generate(latents, windows).astype(int) - apart).max() <= 1
+
+
+def test_references_and_fingerprint_are_the_torch_twins(engine: OpenVINOMuseTalk, twin: MuseTalk) -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    got = engine.encode_reference(faces)
+    assert isinstance(got, np.ndarray) and got.shape == (2, 8, 32, 32)
+    np.testing.assert_allclose(got, twin.encode_reference(faces).numpy(), atol=1e-5)
+    assert engine.vae_fingerprint == twin.vae_fingerprint
+
+
+def test_it_starts_from_the_cache_without_torch(folder: Path, engine: OpenVINOMuseTalk) -> None:
+    latents, windows = inputs(5)
+    wanted = engine.decode(engine.predict(latents, windows))  # so that these two are in the cache as well
+    np.savez(folder / "inputs.npz", latents=latents, windows=windows)
+    script = """
+import sys, numpy as np
+from models.musetalk_openvino import OpenVINOMuseTalk
+*paths, cache, inputs, out = sys.argv[1:]
+given = np.load(inputs)
+engine = OpenVINOMuseTalk.load(*paths, cache_dir=cache, threads=1)
+made = engine.generate(given["latents"], given["windows"])
+apart = engine.decode(engine.predict(given["latents"], given["windows"]))
+heavy = {"torch", "diffusers", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+assert sys.modules["openvino_telemetry"] is None  # nothing is reported to anyone
+np.savez(out, made=made, apart=apart)
+"""
+    arguments = [*paths(folder, "kl"), folder / "cache", folder / "inputs.npz", folder / "out.npz"]
+    subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, check=True, timeout=120)
+    out = np.load(folder / "out.npz")
+    assert np.array_equal(out["apart"], wanted)
+    assert np.array_equal(out["made"], engine.generate(latents, windows))
+
+
+def test_other_weights_are_other_networks(folder: Path, engine: OpenVINOMuseTalk, tmp_path: Path) -> None:
+    state = make_unet().state_dict()
+    state["conv_out.bias"] += 1.0
+    weights = write_state(tmp_path / "unet.safetensors", state)
+    other = OpenVINOMuseTalk.load(folder / "musetalk.json", weights, folder / "kl", warm=False)
+    assert other._fingerprint != engine._fingerprint
+
+
+def test_wrong_files_name_their_keys_as_torchs_do(folder: Path, tmp_path: Path) -> None:
+    state = make_unet().state_dict()
+    del state["conv_in.weight"]
+    weights = write_state(tmp_path / "unet.safetensors", state)
+    with pytest.raises(WeightsError, match=r"1 missing \(conv_in\.weight\)"):
+        OpenVINOMuseTalk.load(folder / "musetalk.json", weights, folder / "kl", cache_dir=tmp_path / "cache")
+    with pytest.raises(WeightsError, match="missing"):
+        OpenVINOMuseTalk.load(folder / "musetalk.json", tmp_path / "nowhere.pth", folder / "kl")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_wrongly_shaped_inputs_say_what_is_wanted(folder: Path) -> None:
+    engine = OpenVINOMuseTalk.load(*paths(folder, "kl"), warm=False)
+    latents, windows = inputs(2)
+    for call, wanted in (
+        (lambda: engine.generate(latents[:, :4], windows), "n ≥ 1, 8, 32, 32"),
+        (lambda: engine.generate(latents, windows[..., :-1]), f"n ≥ 1, 50, {WIDTH}"),
+        (lambda: engine.predict(latents[:1], windows), "one of each a frame"),
+        (lambda: engine.predict(latents[:0], windows[:0]), "n ≥ 1"),
+        (lambda: engine.decode(latents), "n ≥ 1, 4, 32, 32"),
+    ):
+        with pytest.raises(InputError, match=wanted):
+            call()

@@ -1,0 +1,162 @@
+"""Checkpoints on a disk: their state, the lock file, and downloads of others that lie in the wrong place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from models.errors import CorruptError
+from models.weights import installed as weight_files
+from models.weights import manifest as weights
+from models.weights.installed import misplaced, move_home, read_lock, remember, sha256_of, state_of, states
+from models.weights.manifest import HubFile, WebFile, WeightFile, WeightSet
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+UNET = WeightFile("netV15/unet.pth", HubFile("owner/net", "netV15/unet.pth"), 7, sha256(b"weights"))
+VAE_CONFIG = WeightFile("sd-vae/config.json", HubFile("owner/sd-vae-ft", "config.json"), 2, sha256(b"{}"))
+VAE = WeightFile("sd-vae/vae.bin", HubFile("owner/sd-vae-ft", "vae.bin"))
+EAR_CONFIG = WeightFile("ear/config.json", HubFile("owner/ear", "config.json"), 2, sha256(b"[]"))
+RESTORER = WeightFile("GFPGAN.pth", WebFile("http://127.0.0.1/GFPGAN.pth"), 3, sha256(b"gan"))
+RESNET = WeightFile("parse/resnet.pth", WebFile("http://127.0.0.1/resnet.pth"), 3, sha256(b"res"))
+ALL = (UNET, VAE_CONFIG, VAE, EAR_CONFIG, RESTORER, RESNET)
+
+
+@pytest.fixture(autouse=True)
+def small_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "SETS", (WeightSet("all", "nets", "LipSync", "MIT", ALL),))
+
+
+def put(root: Path, name: str, data: bytes) -> Path:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_the_digest_is_sha256s_and_its_progress_adds_up(tmp_path: Path) -> None:
+    data = os.urandom(2_500_000)
+    blocks: list[int] = []
+    assert sha256_of(put(tmp_path, "a", data), blocks.append) == sha256(data)
+    assert sum(blocks) == len(data) and len(blocks) == 3
+
+
+def test_a_file_is_absent_partial_wrong_present_or_verified(tmp_path: Path) -> None:
+    def state() -> tuple[bool, bool, bool, int]:
+        found = state_of(tmp_path, UNET, read_lock(tmp_path))
+        return found.present, found.right_size, found.verified, found.part_bytes
+
+    assert state() == (False, False, False, 0)
+    part = put(tmp_path, "netV15/unet.pth.part", b"wei")
+    assert state() == (False, False, False, 3)
+    part.unlink()
+    put(tmp_path, "netV15/unet.pth", b"weight")
+    assert state() == (True, False, False, 0)
+    put(tmp_path, "netV15/unet.pth", b"weights")
+    assert state() == (True, True, False, 0)
+    remember(tmp_path, UNET, sha256(b"weights"))
+    assert state() == (True, True, True, 0)
+
+
+def test_a_changed_file_is_verified_no_more(tmp_path: Path) -> None:
+    path = put(tmp_path, "netV15/unet.pth", b"weights")
+    remember(tmp_path, UNET, sha256(b"weights"))
+    path.write_bytes(b"WEIGHTS")
+    os.utime(path, ns=(1, 1))
+    assert not state_of(tmp_path, UNET, read_lock(tmp_path)).verified
+
+
+def test_a_remembered_hash_that_is_not_the_manifests_verifies_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "netV15/unet.pth", b"WEIGHTS")
+    remember(tmp_path, UNET, sha256(b"WEIGHTS"))
+    assert not state_of(tmp_path, UNET, read_lock(tmp_path)).verified
+
+
+def test_a_size_that_nobody_knows_is_right(tmp_path: Path) -> None:
+    put(tmp_path, "sd-vae/vae.bin", b"any")
+    assert [state.right_size for state in states(tmp_path, [VAE, UNET])] == [True, False]
+
+
+def test_the_lock_file_remembers_each_file(tmp_path: Path) -> None:
+    for file, data in ((UNET, b"weights"), (RESTORER, b"gan")):
+        put(tmp_path, file.path, data)
+        remember(tmp_path, file, sha256(data))
+    document = json.loads((tmp_path / "weights.lock.json").read_text())
+    assert list(document["files"]) == ["GFPGAN.pth", "netV15/unet.pth"] and document["version"] == 1
+    entry = read_lock(tmp_path)["netV15/unet.pth"]
+    stat = (tmp_path / "netV15/unet.pth").stat()
+    assert (entry.sha256, entry.size_bytes, entry.mtime_ns) == (sha256(b"weights"), 7, stat.st_mtime_ns)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["GFPGAN.pth", "netV15", "weights.lock.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2, "files": {}}', '{"version": 1, "files": {"a": {}}}'])
+def test_a_broken_lock_file_says_what_to_do(tmp_path: Path, text: str) -> None:
+    put(tmp_path, weight_files.LOCK_NAME, text.encode())
+    with pytest.raises(CorruptError, match="cannot be read") as caught:
+        read_lock(tmp_path)
+    assert "Delete it and run `warmtalk fetch-weights`" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "data"),
+    [
+        (UNET, "netV15/netV15/unet.pth", b"weights"),  # hf_hub_download(local_dir="weights/netV15"), the manual's
+        (UNET, "net/netV15/unet.pth", b"weights"),  # a clone of the repository
+        (UNET, "unet.pth", b"weights"),
+        (RESNET, "resnet.pth", b"res"),  # the manual's tree has it at the top
+        (RESTORER, "GFPGAN.pth/GFPGAN.pth", b"gan"),
+        (VAE_CONFIG, "sd-vae-ft/config.json", b"{}"),  # MuseTalk v1.0 calls the folder so
+        (VAE_CONFIG, "sd-vae/sd-vae-ft/config.json", b"{}"),
+        (EAR_CONFIG, "config.json", b"[]"),
+        (VAE, "sd-vae/sd-vae/vae.bin", b"any size"),
+    ],
+)
+def test_a_file_in_a_wrong_place_is_found_and_moved(tmp_path: Path, file: WeightFile, place: str, data: bytes) -> None:
+    found = put(tmp_path, place, data)
+    assert misplaced(tmp_path, file) == found
+    assert move_home(tmp_path, file, found) == tmp_path / file.path
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file.path]
+    assert (tmp_path / file.path).read_bytes() == data
+    assert all(path == (tmp_path / file.path).parent for path in tmp_path.rglob("*") if path.is_dir()), "none is empty"
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "data"),
+    [
+        (UNET, "netV15/netV15/unet.pth", b"weigh"),  # truncated
+        (VAE_CONFIG, "config.json", b"[]"),  # another model's, of the same size
+        (UNET, "somewhere/else/unet.pth", b"weights"),
+    ],
+)
+def test_what_is_not_surely_the_file_stays_where_it_is(
+    tmp_path: Path, file: WeightFile, place: str, data: bytes
+) -> None:
+    put(tmp_path, place, data)
+    assert misplaced(tmp_path, file) is None
+
+
+def test_a_file_in_its_place_is_not_looked_for(tmp_path: Path) -> None:
+    put(tmp_path, "netV15/netV15/unet.pth", b"weights")
+    put(tmp_path, "netV15/unet.pth", b"weights")
+    assert misplaced(tmp_path, UNET) is None
+
+
+def test_a_file_that_is_at_home_elsewhere_is_not_taken(tmp_path: Path) -> None:
+    """`musetalk/musetalk.json` and `musetalkV15/musetalk.json` have the same bytes: each keeps its own."""
+    same = WeightFile("other/config.json", HubFile("owner/sd-vae", "config.json"), 2, sha256(b"{}"))
+    put(tmp_path, "sd-vae/config.json", b"{}")
+    assert misplaced(tmp_path, same) is None
+
+
+def test_other_files_beside_a_moved_one_stay(tmp_path: Path) -> None:
+    found = put(tmp_path, "netV15/netV15/unet.pth", b"weights")
+    put(tmp_path, "netV15/netV15/notes.txt", b"mine")
+    move_home(tmp_path, UNET, found)
+    assert (tmp_path / "netV15" / "netV15" / "notes.txt").read_bytes() == b"mine"

@@ -1,0 +1,301 @@
+"""`warmtalk enhance`: frames, times and sound stay; a crash costs a piece; a cluster is used in full, in order."""
+
+import fcntl
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from models.avatar.detect import BlazeMesh
+from models.errors import BusyError, ConfigError, InputError, StageError, VideoError
+from models.media.encode import MediaSpec
+from models.restore.video import VideoOptions
+from models.stitch.disk import SessionMeta
+from models.stitch.index import encode_record
+from models.stitch.sidecar import header, read_sidecar, sidecar_path, utterance_record
+from models.types import FaceCrops
+from tests.support.avatar import astronaut, moved, similarity
+from tests.support.paths import ROOT
+from tests.support.video import picture_of, sound_of, uneven, write_video
+from warmtalk.cli import app as cli
+from warmtalk.cli import enhance as enhancing
+from warmtalk.cli.enhance import ClusterBackend, LocalBackend, Parts, enhance_video
+
+FRAMES = 20
+EMPTY = 9  # the frame without a face
+FINE = {"piece_s": 0.16, "crf": 3.0}  # four frames a piece, encoded so well that only enhancement can differ
+
+
+class Brighter:
+    """A restorer that can be seen: 40 levels brighter. It may die at a call."""
+
+    def __init__(self, dies_at: int = 0) -> None:
+        self.calls, self.faces, self.dies_at = 0, 0, dies_at
+
+    def restore(self, faces, strength=1.0):
+        self.calls += 1
+        self.faces += len(faces)
+        if self.calls == self.dies_at:
+            raise RuntimeError("killed")
+        large = np.stack([cv2.resize(face, (512, 512), interpolation=cv2.INTER_CUBIC) for face in faces])
+        return np.clip(large.astype(int) + 40, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def detector() -> BlazeMesh:
+    return BlazeMesh()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A face that sways, a dark frame, uneven times, a late start and sound."""
+    picture = cv2.convertScaleAbs(astronaut(), alpha=0.7)
+    frames = [moved(picture, similarity(picture.shape, dx=4 * np.sin(k / 3))) for k in range(FRAMES)]
+    frames[EMPTY] = np.full_like(picture, 30)
+    return write_video(tmp_path_factory.mktemp("video") / "in.mp4", frames, uneven(FRAMES))
+
+
+@pytest.fixture(scope="module")
+def whole(video: Path, detector: BlazeMesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enhanced in one go."""
+    output = tmp_path_factory.mktemp("whole") / "out.mp4"
+    report = enhance_video(video, output, LocalBackend("test", Brighter()), detector=detector, **FINE)
+    assert (report.frames, report.faces, report.resumed) == (FRAMES, FRAMES - 1, 0)
+    return output
+
+
+def cheek(frames: list[np.ndarray]) -> np.ndarray:
+    """Mean level of the middle of the face, a frame."""
+    return np.array([frame[90:120, 130:160].mean() for frame in frames])
+
+
+def test_a_sidecar_goes_along_and_names_what_restored_its_frames(detector: BlazeMesh, tmp_path: Path) -> None:
+    video, output = write_video(tmp_path / "in.mp4", [astronaut()] * 4, uneven(4)), tmp_path / "out.mp4"
+    meta = SessionMeta.new("alice", "ann", "1", MediaSpec(256, 256, 25))
+    shown = {"avatar_frames": [3, 4, 5, 6], "transforms": [[1, 0, 2, 0, 1, 3]] * 4, "mouth": [1, 1, 0.5, 0]}
+    said = utterance_record(0, "Hello.", {"TTS": "hibari"})
+    lines = header(meta) + encode_record(said) + encode_record({"type": "frames", "first": 0, **shown})
+    sidecar_path(video).write_bytes(lines + b'{"type":"fra')
+    enhance_video(video, output, LocalBackend("small:/weights/of/mine", Brighter()), detector=detector, **FINE)
+    before, after = (read_sidecar(sidecar_path(path), 4) for path in (video, output))
+    assert before.said[0].engines == {"TTS": "hibari"}
+    assert after.said[0].engines == {"TTS": "hibari", "Enhance": "small"}
+    assert after.avatar_frames.tolist() == [3, 4, 5, 6] and np.array_equal(after.transforms, before.transforms)
+    assert (after.avatar_id, after.session_id, after.mouth.tolist()) == ("ann", "alice", [1, 1, 0.5, 0])
+    sidecar_path(video).unlink()
+    enhance_video(video, output, LocalBackend("test", Brighter()), detector=detector, **FINE)
+    assert not sidecar_path(output).exists()  # it spoke of the video that was here before
+
+
+def test_every_face_is_restored_and_all_else_stays(video: Path, whole: Path) -> None:
+    (times, before), (out_times, after) = picture_of(video), picture_of(whole)
+    assert out_times == times
+    assert sound_of(whole) == sound_of(video)
+    rise = cheek(after) - cheek(before)
+    assert np.abs(np.delete(rise, EMPTY) - 40).max() < 3
+    assert abs(rise[EMPTY]) < 1
+    corner = [np.abs(a[-60:, :60].astype(int) - b[-60:, :60]).mean() for a, b in zip(after, before, strict=True)]
+    assert max(corner) < 2.5
+    assert not whole.with_name("out.mp4.part").exists()
+
+
+def test_half_the_strength_is_half_the_change(video: Path, detector: BlazeMesh, tmp_path: Path) -> None:
+    options = VideoOptions(strength=0.5, every=4)
+    engine = Brighter()
+    enhance_video(video, tmp_path / "out.mp4", LocalBackend("test", engine), options, detector=detector)
+    rise = cheek(picture_of(tmp_path / "out.mp4")[1]) - cheek(picture_of(video)[1])
+    assert np.abs(np.delete(rise, EMPTY) - 20).max() < 3
+    assert engine.faces == 6  # frames 0, 4, 8, the first after the dark one (10), 12, 16
+
+
+def test_a_crash_costs_a_piece_and_a_rerun_goes_on(
+    video: Path, whole: Path, detector: BlazeMesh, tmp_path: Path
+) -> None:
+    output, options = tmp_path / "out.mp4", VideoOptions(batch=2)
+    with pytest.raises(RuntimeError, match="killed"):
+        enhance_video(video, output, LocalBackend("test", Brighter(dies_at=8)), options, detector=detector, **FINE)
+    assert not output.exists()
+    done = sorted(path.name for path in (tmp_path / "out.mp4.part").glob("*.mp4"))
+    assert 1 <= len(done) <= 4 and done == [f"{k:06d}.mp4" for k in range(len(done))]
+    engine, seen = Brighter(), []
+    report = enhance_video(
+        video,
+        output,
+        LocalBackend("test", engine),
+        options,
+        detector=detector,
+        **FINE,
+        progress=lambda n, of: seen.append((n, of)),
+    )
+    assert report.resumed == 4 * len(done)
+    assert (report.frames, report.faces) == (FRAMES, FRAMES - report.resumed - (report.resumed <= EMPTY))
+    assert seen == [(k, FRAMES) for k in range(report.resumed + 1, FRAMES + 1)]
+    (times, frames), (whole_times, wanted) = picture_of(output), picture_of(whole)
+    assert times == whole_times
+    assert sound_of(output) == sound_of(video)
+    assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(frames, wanted, strict=True)) < 0.5
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_killed_process_leaves_pieces_that_a_rerun_takes_up(video: Path, whole: Path, tmp_path: Path) -> None:
+    """SIGKILL, in the middle of a piece."""
+    output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.part"
+    code = f"""
+import sys, time
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(ROOT)!r}]
+from tests.unit.warmtalk.cli.test_enhance import *
+video, output = Path({str(video)!r}), Path({str(output)!r})
+slow = lambda done, of: time.sleep(0.2 if done > 6 else 0)
+enhance_video(video, output, LocalBackend("test", Brighter()), **FINE, progress=slow)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    end_s = time.monotonic() + 60
+    while not (folder / "000001.mp4").exists() and time.monotonic() < end_s:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    report = enhance_video(video, output, LocalBackend("test", Brighter()), **FINE)
+    assert report.resumed >= 4 and report.frames == FRAMES
+    for a, b in zip(picture_of(output)[1], picture_of(whole)[1], strict=True):
+        assert np.abs(a.astype(int) - b).mean() < 0.5
+
+
+def test_a_rerun_with_other_settings_or_torn_state_begins_anew(
+    video: Path, detector: BlazeMesh, tmp_path: Path
+) -> None:
+    output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.part"
+
+    def crash(options: VideoOptions) -> None:
+        backend = LocalBackend("test", Brighter(dies_at=7))
+        with pytest.raises(RuntimeError):
+            enhance_video(video, output, backend, options, detector=detector, **{**FINE, "piece_s": 0.08})
+
+    crash(VideoOptions(batch=1))
+    lines = (folder / "state.jsonl").read_text().splitlines()
+    assert len(lines) >= 3
+    job = enhancing.json.loads(lines[0])
+    assert len(Parts.open(folder, job).pieces) == len(lines) - 1
+    (folder / "state.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20])
+    assert len(Parts.open(folder, job).pieces) == len(lines) - 2
+    (folder / "000000.mp4").write_bytes(b"torn")
+    assert Parts.open(folder, job).pieces == []
+    assert list(folder.glob("*.mp4")) == []
+    crash(VideoOptions(batch=1))
+    assert Parts.open(folder, {**job, "strength": 0.3}).frames == 0
+
+
+def test_two_runs_never_write_one_output(video: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.mp4.part"
+    folder.mkdir()
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BusyError, match="Another run"):
+            enhance_video(video, tmp_path / "out.mp4", LocalBackend("test", Brighter()))
+
+
+def test_the_embedded_restorer_enhances_and_gfpgans_absence_is_told(video: Path, tmp_path: Path) -> None:
+    short = write_video(tmp_path / "short.mp4", picture_of(video)[1][:3], uneven(3))
+    report = enhance_video(short, tmp_path / "out.mkv", LocalBackend.load("small"))
+    assert (report.frames, report.faces) == (3, 3)
+    assert len(picture_of(tmp_path / "out.mkv")[1]) == 3
+    with pytest.raises(ConfigError, match="needs a model's file"):
+        LocalBackend.load("spandrel")
+
+
+# --- the cluster
+
+
+class Response:
+    def __init__(self, result) -> None:
+        self._result = result
+
+    def result(self, timeout_s=None):
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
+
+
+class Method:
+    def __init__(self, function) -> None:
+        self._function = function
+
+    def remote(self, *args):
+        return Response(self._function(*args))
+
+
+class Handle:
+    """A Serve handle of an Enhance stage. Calls in `lost` die once."""
+
+    def __init__(self, lost=(), error=None) -> None:
+        self.calls, self.lost, self.error, self.lock = [], set(lost), error, threading.Lock()
+        self.needs_landmarks = Method(lambda: False)
+        self.restore = Method(self._restore)
+
+    def _restore(self, crops, strength):
+        self.calls.append((len(crops.value), crops.value.avatar_id, crops.value.avatar_frames, strength))
+        if self.error is not None:
+            return self.error
+        if len(self.calls) in self.lost:
+            return RuntimeError("the replica died")
+        images = Brighter().restore(crops.value.images)
+        return enhancing_stamped(FaceCrops(images, 0, ""))
+
+
+def enhancing_stamped(crops):
+    from deployments.common.stage import Stamped
+
+    return Stamped(crops, ())
+
+
+def test_a_cluster_gives_the_same_frames_in_order_and_lost_calls_are_made_again(
+    video: Path, whole: Path, detector: BlazeMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enhancing, "RETRY_PAUSE_S", 0.0)
+    handle = Handle(lost={2})
+    backend = ClusterBackend(handle, replicas=5)
+    assert backend.in_flight == 15  # three a replica
+    enhance_video(video, tmp_path / "out.mp4", backend, VideoOptions(batch=4), detector=detector, **FINE)
+    assert sum(call[0] for call in handle.calls) == FRAMES - 1 + 4  # the lost call's faces once more
+    assert {call[1:] for call in handle.calls} == {("", None, 1.0)}
+    for a, b in zip(picture_of(tmp_path / "out.mp4")[1], picture_of(whole)[1], strict=True):
+        assert np.abs(a.astype(int) - b).mean() < 0.5
+
+
+def test_the_stages_own_error_and_a_dead_cluster_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enhancing, "RETRY_PAUSE_S", 0.0)
+    refused = RuntimeError("task failed")
+    refused.cause = InputError("Faces of shape (1, 2, 3) cannot be restored.")
+    with pytest.raises(InputError, match="cannot be restored"):
+        ClusterBackend(Handle(error=refused)).submit(np.zeros((1, 256, 256, 3), np.uint8))()
+    dead = Handle(error=RuntimeError("gone"))
+    with pytest.raises(StageError, match="Enhance failed"):
+        ClusterBackend(dead).submit(np.zeros((1, 256, 256, 3), np.uint8))()
+    assert len(dead.calls) == enhancing.TRIES
+
+
+# --- the command
+
+
+def test_the_command_says_what_is_wrong_in_words(video: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    same = run(cli.app, ["enhance", str(video), "-o", str(video)])
+    assert same.exit_code == 1 and "same file" in " ".join(same.output.split())
+    none = run(cli.app, ["enhance", str(tmp_path / "none.mp4"), "-o", str(tmp_path / "out.mp4")])
+    assert none.exit_code == 1 and "not found" in " ".join(none.output.split())
+    much = run(cli.app, ["enhance", str(video), "-o", str(tmp_path / "out.mp4"), "--strength", "3"])
+    assert much.exit_code == 1 and "outside 0 to 1" in " ".join(much.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_that_changes_its_size_is_refused(video: Path) -> None:
+    source = enhancing.SourceVideo(video)
+    source.height -= 2
+    with pytest.raises(VideoError, match="changes its size at frame 0"):
+        next(source.frames())

@@ -1,0 +1,334 @@
+"""Enhances the face in a finished video: `warmtalk enhance`. Here or on a running cluster, and again after a crash.
+
+Frames stream through: decode, follow the face, restore, steady, paste, encode. What is done is kept in pieces beside
+the output (`OUT.part/`); a rerun goes on behind the last of them. The output appears whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from models.avatar.detect import BlazeMesh, FaceDetector
+from models.errors import BusyError, ConfigError, CorruptError, StageError, WarmTalkError
+from models.media.transcode import (
+    CONTAINERS,
+    FrameTime,
+    Piece,
+    PieceWriter,
+    SourceVideo,
+    check_output,
+    join,
+    piece_signature,
+)
+from models.restore.base import needs_landmarks
+from models.restore.follow import reach_frames
+from models.restore.video import VideoOptions, enhance_frames
+from models.stitch.sidecar import committed_lines, enhanced_lines, replace_with_sidecar, sidecar_path
+from models.types import FaceCrops, UInt8
+
+FORMAT = 1  # of OUT.part; another one is begun anew
+PIECE_S = 8.0  # what a crash costs at most, in seconds of video
+CRF, PRESET = 16.0, "veryfast"
+CALL_TIMEOUT_S = 120.0
+TRIES = 4  # of a call to the cluster, when a replica dies or its queue is full
+RETRY_PAUSE_S = 0.5
+CALLS_PER_REPLICA = 3  # one computes, others wait at its door
+MIN_CALLS = 12  # under way on a cluster: more than a replica's target, so that Serve adds replicas
+
+Progress = Callable[[int, int], None]  # frames done, frames expected (0: not known)
+
+
+class Backend(Protocol):
+    """Where faces are restored."""
+
+    name: str  # told apart by OUT.part: another backend begins anew
+    template: bool  # wants 512 px faces on the FFHQ template
+    in_flight: int
+
+    def submit(self, faces: UInt8) -> Callable[[], UInt8]: ...
+
+
+class LocalBackend:
+    """An engine in this process, computing while the next frames are read."""
+
+    in_flight = 2
+
+    def __init__(self, name: str, engine: Any) -> None:
+        self.name, self.template = name, needs_landmarks(engine)
+        self._engine = engine
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="restore")
+
+    @classmethod
+    def load(cls, engine: str, weights: Path | None = None, device: str = "cpu") -> LocalBackend:
+        """The restorer `engine` (a short name or module:Class) with its weights. Raises ConfigError, WeightsError."""
+        from deployments.enhance import load_engine
+
+        options: dict[str, Any] = {}
+        if weights is not None:
+            options["weights" if engine == "small" else "path"] = weights.resolve()
+        elif engine == "spandrel":
+            raise ConfigError("The engine 'spandrel' needs a model's file.", "Give it with --weights.")
+        if device != "cpu":
+            options["device"] = device
+            options.update(
+                {"engine": "torch"} if engine == "small" else {"dtype": "float16"} if engine == "gfpgan" else {}
+            )
+        return cls(f"{engine}:{weights or ''}", load_engine(engine, options))
+
+    def submit(self, faces: UInt8) -> Callable[[], UInt8]:
+        return self._pool.submit(self._engine.restore, faces).result
+
+
+class ClusterBackend:
+    """The Enhance stage of a running graph; enough calls under way that every replica is used. Results keep order."""
+
+    name = "cluster"
+
+    def __init__(self, handle: Any, replicas: int = 1) -> None:
+        self._handle = handle
+        self.in_flight = max(MIN_CALLS, CALLS_PER_REPLICA * replicas)
+        self.template = bool(_call(handle.needs_landmarks.remote, ()))
+
+    @classmethod
+    def connect(cls, address: str, application: str = "warmtalk") -> ClusterBackend:
+        """address: of Ray (`auto`, `ray://host:10001`, `host:6379`). Raises StageError when no graph answers there."""
+        import ray
+        from ray import serve
+
+        remedy = "Start the graph (`warmtalk serve`), or leave --address out to enhance here."
+        try:
+            ray.init(
+                address=address, namespace="serve", log_to_driver=False, logging_level="error", ignore_reinit_error=True
+            )
+            deployments = serve.status().applications[application].deployments
+            running = deployments["Enhance"].replica_states.get("RUNNING", 0)
+            handle = serve.get_deployment_handle("Enhance", application)
+        except KeyError as error:
+            raise StageError(f"The cluster at {address} runs no Enhance stage.", remedy) from error
+        except Exception as error:  # of Ray's many kinds, for an address where nothing answers
+            raise StageError(f"No cluster answers at {address}: {error}.", remedy) from error
+        return cls(handle, running)
+
+    def submit(self, faces: UInt8) -> Callable[[], UInt8]:
+        from deployments.common.stage import Stamped
+
+        crops = Stamped(FaceCrops(faces, 0, ""), ())
+        response = self._handle.restore.remote(crops, 1.0)
+        return lambda: _call(self._handle.restore.remote, (crops, 1.0), response).value.images  # type: ignore[no-any-return]
+
+
+def _call(remote: Callable[..., Any], args: tuple[Any, ...], response: Any = None) -> Any:
+    """The result of a call, made again when a replica was lost. Raises the stage's own error, StageError."""
+    for attempt in range(TRIES):
+        try:
+            response = remote(*args) if response is None else response
+            return response.result(timeout_s=CALL_TIMEOUT_S)
+        except Exception as error:  # Ray's and the stage's, told apart by their cause
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, WarmTalkError):
+                raise cause from None
+            if attempt == TRIES - 1:
+                raise StageError(f"Enhance failed: {type(cause or error).__name__}.", "Look at its log.") from error
+            response = None
+            time.sleep(RETRY_PAUSE_S * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+@dataclass(slots=True)
+class Report:
+    """What was done. `resumed` frames were there from an earlier run; `faces` counts restored ones of this run."""
+
+    frames: int = 0
+    faces: int = 0
+    resumed: int = 0
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+def enhance_video(
+    video: Path,
+    output: Path,
+    backend: Backend,
+    options: VideoOptions | None = None,
+    crf: float = CRF,
+    detector: FaceDetector | None = None,
+    progress: Progress | None = None,
+    piece_s: float = PIECE_S,
+) -> Report:
+    """Write `video` to `output` with its largest face restored in every frame that shows one.
+
+    Frames, their times and the sound stay: times to the tick in MP4 and MOV, to the millisecond in MKV; the sound
+    packet by packet. (MKV begins at 0 or later: all is moved where the sound starts before.) The picture becomes 8 bit
+    H.264, BT.709. Other streams (subtitles, data) are left out. A sidecar goes along, and names the engine. Raises
+    VideoError, BusyError (another run writes this output), StageError (cluster), WeightsError.
+    """
+    begin_s = time.monotonic()
+    source = SourceVideo(video)
+    check_output(video, output)
+    options = replace(options or VideoOptions(), template=backend.template, in_flight=backend.in_flight)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = output.with_name(f"{output.name}.part")
+    report = Report(warnings=["The picture is reduced to 8 bit."] if source.deep else [])
+    with _locked(folder, output):
+        parts = Parts.open(folder, _job(source, backend, options, crf))
+        report.resumed = parts.frames
+        if not parts.complete:
+            _make_pieces(source, parts, backend, options, crf, detector or BlazeMesh(), progress, piece_s, report)
+        joined = folder / f"joined{output.suffix}"
+        report.frames = join(parts.pieces, source, joined, CONTAINERS[output.suffix.lower()])
+        lines = committed_lines(sidecar_path(video))  # frame by frame, it is still true
+        replace_with_sidecar(joined, output, enhanced_lines(lines, backend.name.partition(":")[0]))
+        shutil.rmtree(folder)
+    report.seconds = time.monotonic() - begin_s
+    return report
+
+
+def _make_pieces(
+    source: SourceVideo,
+    parts: Parts,
+    backend: Backend,
+    options: VideoOptions,
+    crf: float,
+    detector: FaceDetector,
+    progress: Progress | None,
+    piece_s: float,
+    report: Report,
+) -> None:
+    """Enhance what the parts lack, a closed piece after another."""
+    # 1. a few frames before the first that is lacking, for what is steadied over time
+    start = parts.frames
+    first = max(0, start - 2 * reach_frames(source.fps))
+    stream = enhance_frames(source.frames(first), detector, source.fps, backend.submit, options, first)
+    # 2. pieces of the rest
+    writer: PieceWriter | None = None
+    length = max(1, round(piece_s * source.fps))
+    try:
+        for index, (rgb, at, found) in enumerate(stream, start=first):
+            if index < start:
+                continue
+            writer = writer or PieceWriter(parts.next_path(), source, crf, PRESET)
+            _write(writer, rgb, at)
+            report.faces += found
+            if progress is not None:
+                progress(index + 1, max(source.expected, index + 1))
+            if writer.frames == length:
+                parts.add(writer.close(), writer.frames)
+                writer = None
+        if writer is not None:
+            parts.add(writer.close(), writer.frames)
+            writer = None
+    finally:
+        if writer is not None:
+            writer.abandon()
+    parts.finish()
+
+
+def _write(writer: PieceWriter, rgb: UInt8, at: FrameTime) -> None:
+    try:
+        writer.write(rgb, at)
+    except OSError as error:
+        raise StageError(
+            f"{writer.path} cannot be written: {error.strerror}.", "Free some disk and run it again."
+        ) from error
+
+
+class Parts:
+    """The finished pieces of a job, in `OUT.part/`: files, and `state.jsonl`, a line for the job and one a piece.
+
+    A piece counts once its line is on disk; a line that a crash cut short, and all behind it, never was.
+    """
+
+    def __init__(self, folder: Path, job: dict[str, Any]) -> None:
+        self.folder, self.job = folder, job
+        self.pieces: list[Piece] = []
+        self.frames, self.complete = 0, False
+        self._signature = ""
+
+    @classmethod
+    def open(cls, folder: Path, job: dict[str, Any]) -> Parts:
+        """The parts of an earlier run of the same job, or none."""
+        parts = cls(folder, job)
+        kept = list(parts._recover())
+        for path in folder.iterdir():
+            if path.name != "lock" and path not in [piece.path for piece in parts.pieces]:
+                path.unlink()
+        (folder / "state.jsonl").write_text("".join(f"{line}\n" for line in [json.dumps(job), *kept]), encoding="utf-8")
+        return parts
+
+    def next_path(self) -> Path:
+        """Where the next piece is to be written."""
+        return self.folder / f"{len(self.pieces):06d}.mp4"
+
+    def add(self, piece: Piece, frames: int) -> None:
+        """Count a closed piece. Raises CorruptError when it cannot be joined to those before."""
+        signature = hashlib.sha256(piece_signature(piece.path)).hexdigest()[:16]
+        if self._signature not in ("", signature):
+            raise CorruptError(f"{self.folder} was begun with another encoder.", "Delete that folder and begin again.")
+        self._append({"piece": piece.path.name, "frames": frames, "first_pts": piece.first_pts, "signature": signature})
+        self._count(piece, frames, signature)
+
+    def finish(self) -> None:
+        """Say that no frames are lacking."""
+        self._append({"complete": True})
+        self.complete = True
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with (self.folder / "state.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _count(self, piece: Piece, frames: int, signature: str) -> None:
+        self.pieces.append(piece)
+        self.frames += frames
+        self._signature = signature
+
+    def _recover(self) -> Iterator[str]:
+        """Read the state as far as it is sound, and yield its lines behind the job's."""
+        try:
+            lines = (self.folder / "state.jsonl").read_text(encoding="utf-8").splitlines()
+            if not lines or json.loads(lines[0]) != self.job:
+                return
+            for line in lines[1:]:
+                entry = json.loads(line)
+                if entry.get("complete"):
+                    self.complete = True
+                else:
+                    path = self.folder / entry["piece"]
+                    if hashlib.sha256(piece_signature(path)).hexdigest()[:16] != entry["signature"]:
+                        return
+                    self._count(Piece(path, entry["first_pts"]), entry["frames"], entry["signature"])
+                yield line
+        except (OSError, ValueError, KeyError, AttributeError, CorruptError):
+            return
+
+
+def _job(source: SourceVideo, backend: Backend, options: VideoOptions, crf: float) -> dict[str, Any]:
+    """What must be equal for an earlier run's pieces to be used."""
+    stat = source.path.stat()
+    settings = {key: value for key, value in asdict(options).items() if key not in ("in_flight", "batch")}
+    file = {"name": source.path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {"format": FORMAT, "source": file, "engine": backend.name, "crf": crf, "preset": PRESET, **settings}
+
+
+@contextmanager
+def _locked(folder: Path, output: Path) -> Iterator[None]:
+    """The folder, for this process alone. Raises BusyError."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BusyError(f"Another run is writing {output}.", "Wait for it, or give another output.") from error
+        yield

@@ -1,0 +1,159 @@
+"""The report as one HTML page that needs nothing beside it: no script, no font, no picture from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from warmtalk.cli.quality.gates import Gate
+from warmtalk.cli.quality.plots import curve_svg, jpeg_url, strip
+from warmtalk.cli.quality.reading import Reading
+from warmtalk.cli.quality.sight import Sight
+
+SIGNS = {"pass": "✓", "broken": "✕", "told": "·", "skipped": "–"}
+WORDS = {"pass": "holds", "broken": "broken", "told": "no bar", "skipped": "not measured"}
+
+STYLE = """
+:root { color-scheme: light; --ink: #0f172a; --soft: #64748b; --line: #e2e8f0; --good: #15803d; --bad: #dc2626; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f8fafc; color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
+main { max-width: 1000px; margin: 0 auto; padding: 24px 16px 64px; }
+header { border-radius: 14px; padding: 22px 26px; color: white; background: var(--good); }
+header.broken { background: var(--bad); }
+header h1 { margin: 0 0 4px; font-size: 28px; overflow-wrap: anywhere; }
+header p { margin: 0; opacity: .92; overflow-wrap: anywhere; }
+.warning { margin: 12px 0 0; padding: 8px 14px; border-left: 4px solid #f59e0b; background: #fffbeb;
+           border-radius: 4px; }
+table { width: 100%; border-collapse: collapse; margin: 20px 0 8px; background: white; border-radius: 12px;
+        overflow: hidden; box-shadow: 0 1px 3px #0f172a1a; }
+th { text-align: left; color: var(--soft); font-weight: 600; font-size: 13px; }
+th, td { padding: 9px 14px; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child td { border-bottom: 0; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td a { color: inherit; }
+.sign { font-weight: 700; width: 1%; }
+.pass .sign, .pass .state { color: var(--good); }
+.broken .sign, .broken .state { color: var(--bad); }
+.broken td { background: #fef2f2; }
+.skipped td, .told .sign { color: var(--soft); }
+section { background: white; border-radius: 12px; padding: 16px 20px; margin-top: 16px;
+          box-shadow: 0 1px 3px #0f172a1a; border-left: 5px solid var(--line); }
+section.pass { border-left-color: var(--good); }
+section.broken { border-left-color: var(--bad); }
+section h2 { margin: 0; font-size: 18px; }
+section h2 span { float: right; font-variant-numeric: tabular-nums; }
+section p { margin: 2px 0 8px; color: var(--soft); }
+dl { display: flex; flex-wrap: wrap; gap: 4px 22px; margin: 6px 0; font-size: 13px; }
+dl div { display: flex; gap: 6px; }
+dt { color: var(--soft); white-space: nowrap; }
+dd { margin: 0; font-variant-numeric: tabular-nums; }
+svg.plot { width: 100%; height: auto; display: block; }
+img { width: 100%; display: block; border-radius: 6px; }
+figcaption { font-size: 13px; color: var(--soft); margin-top: 8px; }
+figure { margin: 8px 0 0; }
+@media (max-width: 640px) { header h1 { font-size: 21px; } th, td { padding: 7px 8px; } .wide { display: none; } }
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """A video with its gates."""
+
+    reading: Reading
+    gates: list[Gate]
+
+    @property
+    def broken(self) -> list[Gate]:
+        return [gate for gate in self.gates if gate.broken]
+
+    @property
+    def name(self) -> str:
+        return self.reading.media.path.name
+
+
+def page(judged: Judged, reference: Judged | None = None) -> str:
+    """The whole page. reference: another video, whose numbers stand beside."""
+    reading, broken = judged.reading, judged.broken
+    measured = sum(gate.has_bar and gate.value is not None for gate in judged.gates)
+    verdict = f"{len(broken)} of {measured} gates broken" if broken else f"All {measured} gates hold"
+    parts = [
+        f'<header class="{"broken" if broken else "pass"}"><h1>{SIGNS["broken" if broken else "pass"]} {verdict}</h1>',
+        f"<p>{escape(judged.name)} · {_facts(reading)}</p>",
+        f"<p>{escape(', '.join(gate.title for gate in broken))}</p>" if broken else "",
+        "</header>",
+        *(f'<p class="warning">{escape(warning)}</p>' for warning in reading.warnings),
+        _table(judged, reference),
+        _said(reading),
+        *_sections(judged),
+    ]
+    title = f"{escape(judged.name)}: {verdict}"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _facts(reading: Reading) -> str:
+    media = reading.media
+    facts = [f"{media.width}×{media.height} px", f"{reading.frames} frames", f"{reading.fps:.5g} fps"]
+    facts += [f"avatar {reading.avatar_id}"] if reading.avatar_id else []
+    facts += ["with sidecar" if reading.sidecar is not None else "without sidecar"]
+    return escape(" · ".join(facts))
+
+
+def _table(judged: Judged, reference: Judged | None) -> str:
+    beside = f"<th>{escape(reference.name)}</th>" if reference else ""
+    rows = [f'<table><tr><th></th><th>gate</th><th>value</th>{beside}<th>bar</th><th class="wide"></th></tr>']
+    others = {gate.name: gate for gate in reference.gates} if reference else {}
+    for gate in judged.gates:
+        other = f'<td class="number">{_number(others[gate.name])}</td>' if reference else ""
+        state = escape(gate.why) if gate.why else WORDS[gate.verdict]
+        rows.append(
+            f'<tr class="{gate.verdict}"><td class="sign">{SIGNS[gate.verdict]}</td>'
+            f'<td><a href="#{gate.name}">{escape(gate.title)}</a></td><td class="number">{_number(gate)}</td>{other}'
+            f'<td class="number">{escape(gate.bar)}</td><td class="state wide">{state}</td></tr>'
+        )
+    return "".join([*rows, "</table>"])
+
+
+def _said(reading: Reading) -> str:
+    if reading.sidecar is None or not reading.sidecar.said:
+        return ""
+    rows = [
+        f"<dl><div><dt>{said.first_frame / reading.fps:.1f} s</dt><dd>{escape(said.text or 'a recording')}</dd></div>"
+        f"<div><dt>engines</dt><dd>{escape(', '.join(f'{k} {v}' for k, v in said.engines.items()))}</dd></div></dl>"
+        for said in reading.sidecar.said
+    ]
+    return f"<section><h2>What is said</h2>{''.join(rows)}</section>"
+
+
+def _sections(judged: Judged) -> list[str]:
+    reading, quiet = judged.reading, Sight(judged.reading).quiet
+    out = []
+    for gate in judged.gates:
+        parts = [f'<section class="{gate.verdict}" id="{gate.name}"><h2>{SIGNS[gate.verdict]} {escape(gate.title)}']
+        parts += [f"<span>{_number(gate)}</span></h2><p>{escape(gate.about)}</p>"]
+        if gate.why:
+            parts.append(f"<p>Not measured: {escape(gate.why)}.</p>")
+        parts.append(_numbers(gate))
+        if gate.curve is not None:
+            parts.append(curve_svg(gate, gate.curve, reading.fps, quiet))
+        if gate.worst is not None:
+            below = ", the source's own below" if reading.source is not None else ""
+            caption = f"Around the worst moment, frame {gate.worst} at {gate.worst / reading.fps:.2f} s{below}"
+            picture = jpeg_url(strip(reading, gate.worst))
+            parts.append(f'<figure><img alt="{caption}" src="{picture}"><figcaption>{caption}</figcaption></figure>')
+        out.append("".join([*parts, "</section>"]))
+    return out
+
+
+def _number(gate: Gate) -> str:
+    return "–" if gate.value is None else escape(f"{gate.value:.3g} {gate.unit}".strip())
+
+
+def _numbers(gate: Gate) -> str:
+    bar = [("bar", gate.bar)] if gate.bar else []
+    shown = [*bar, *((name.replace("_", " "), f"{value:.4g}") for name, value in gate.numbers.items())]
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in shown)
+    return f"<dl>{rows}</dl>" if rows else ""

@@ -1,0 +1,113 @@
+"""Draws a gate: its curve over time as inline SVG, and a strip of frames around its worst moment as a JPEG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from models.types import UInt8
+from warmtalk.cli.quality.gates import Curve, Gate
+from warmtalk.cli.quality.reading import Reading
+
+MADE, SOURCE, BROKEN, SPEECH, INK = "#2563eb", "#94a3b8", "#dc2626", "#e0f2fe", "#334155"
+STRIP_FRAMES, CELL_PX, CAPTION_PX, GUTTER_PX = 7, 128, 20, 4
+JPEG_QUALITY = 88
+
+
+def curve_svg(gate: Gate, curve: Curve, fps: float, quiet: npt.NDArray[np.bool_]) -> str:
+    """The curve with speech shaded, the worst moment and marked frames shown, as an SVG element."""
+    figure, axes = _figure(7.6, 1.9)
+    seconds = curve.at / fps
+    for begin, end in _runs(~quiet):
+        axes.axvspan(begin / fps, end / fps, color=SPEECH, lw=0, zorder=0)
+    if curve.source is not None:
+        axes.plot(seconds, curve.source, color=SOURCE, lw=1.3, label=curve.source_label)
+    axes.plot(seconds, curve.made, color=MADE, lw=1.1, label=curve.made_label)
+    for mark in gate.marks:
+        axes.axvline(mark / fps, color=INK, lw=0.7, ls=":", zorder=1)
+    if gate.worst is not None:
+        axes.axvline(gate.worst / fps, color=BROKEN, lw=1.1, alpha=0.8, label="worst moment")
+    axes.set_xlim(0, len(quiet) / fps)
+    axes.set_ylim(bottom=min(0.0, float(curve.made.min())))
+    axes.set_xlabel("seconds (shaded: speech)", fontsize=8, color=INK)
+    axes.set_ylabel(curve.unit, fontsize=8, color=INK)
+    if curve.source is not None or gate.worst is not None:
+        axes.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3)
+    return _svg(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """Inches. Drawn without pyplot, which keeps global state and may look for a display."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#cbd5e1")
+    axes.tick_params(labelsize=7, colors=INK, length=3)
+    axes.grid(axis="y", color="#e2e8f0", lw=0.6)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    # names of elements are random without a salt; text stays text, in whatever font the reader has
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "warmtalk", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    whole = out.getvalue()
+    svg = whole[whole.index("<svg") :]
+    size = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'class="plot"', svg, count=1)
+    return size
+
+
+def _runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Stretches of True, as (first, one past the last)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def strip(reading: Reading, worst: int) -> UInt8:
+    """Faces around a frame, RGB: the video's, and below them the source's own where they are known."""
+    half = STRIP_FRAMES // 2
+    first = int(np.clip(worst - half, 0, max(0, reading.frames - STRIP_FRAMES)))
+    shown = list(range(first, min(first + STRIP_FRAMES, reading.frames)))
+    rows = [_captions(shown, worst, reading.fps), _row(reading.made.crops, shown, worst)]
+    if reading.source is not None:
+        rows.append(_row(reading.source.crops, shown, None))
+    return np.vstack(rows)
+
+
+def _row(crops: UInt8, shown: list[int], worst: int | None) -> UInt8:
+    cells = []
+    for k in shown:
+        cell = cv2.resize(crops[k], (CELL_PX, CELL_PX), interpolation=cv2.INTER_AREA)
+        if k == worst:
+            cv2.rectangle(cell, (0, 0), (CELL_PX - 1, CELL_PX - 1), (220, 38, 38), 3)
+        cells.append(cv2.copyMakeBorder(cell, 0, GUTTER_PX, 0, GUTTER_PX, cv2.BORDER_CONSTANT, value=(255,) * 3))
+    return np.hstack(cells)
+
+
+def _captions(shown: list[int], worst: int, fps: float) -> UInt8:
+    band = np.full((CAPTION_PX, len(shown) * (CELL_PX + GUTTER_PX), 3), 255, np.uint8)
+    for place, k in enumerate(shown):
+        colour = (220, 38, 38) if k == worst else (71, 85, 105)
+        at = (place * (CELL_PX + GUTTER_PX) + 4, CAPTION_PX - 6)
+        cv2.putText(band, f"{k}  {k / fps:.2f} s", at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+    return band
+
+
+def jpeg_url(picture: UInt8) -> str:
+    """RGB as a data URL."""
+    encoded, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    assert encoded, picture.shape
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,0 +1,54 @@
+"""Compiles the embedded models once, so that later starts find them ready: `python -m warmtalk.cli.warm`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from configs.serve_file import deployment_of, load_serve_config
+from deployments import enhance, lipsync
+from deployments.common.paths import cache_dir
+from deployments.common.stage import parse_config
+from models.types import CROP_PX
+
+Step = tuple[str, Callable[[], Any]]  # what is being done, and the work
+
+
+def steps(config: dict[str, Any]) -> list[Step]:
+    """What compiles all that the stages of this Serve config would compile at their first start, in order."""
+    lips = parse_config("LipSync", deployment_of(config, "LipSync").get("user_config") or {})
+    faces = parse_config("Enhance", deployment_of(config, "Enhance").get("user_config") or {})
+    loaded: dict[str, Any] = {}
+    latents = np.zeros((lips.batch_size, 8, 32, 32), np.float16)
+    windows = np.zeros((lips.batch_size, 50, 384), np.float16)
+    crop = np.zeros((1, CROP_PX, CROP_PX, 3), np.uint8)
+    return [
+        ("compiling lip sync", lambda: loaded.update(lips=lipsync.load_engine(lips))),
+        ("first frames of lip sync", lambda: loaded["lips"].generate(latents, windows)),
+        ("compiling the restorer", lambda: loaded.update(faces=enhance.load_engine(faces.engine, faces.options))),
+        ("first face of the restorer", lambda: loaded["faces"].restore(crop)),
+    ]
+
+
+def warm(config_name: str = "demo", console: Console | None = None) -> None:
+    """Compile the models behind a progress bar: under a minute the first time, seconds when it is done already."""
+    console = console or Console(stderr=True)
+    todo, begin_s = steps(load_serve_config(config_name)), time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=len(todo))
+        for what, work in todo:
+            bar.update(task, description=f"{what} (once, under a minute)", refresh=True)
+            work()
+            bar.advance(task)
+        bar.update(task, description="models are compiled", refresh=True)
+    console.print(f"models ready in {time.monotonic() - begin_s:.1f} s, kept in {cache_dir()}")
+
+
+if __name__ == "__main__":
+    warm()

@@ -1,0 +1,1 @@
+"""The HTTP client, synchronous and asynchronous. Needs httpx only."""
