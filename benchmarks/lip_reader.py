@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from models.quality.closures import closed_below, controls, of_three
-from models.quality.lips import EDGE_FRAMES, LipReader, Mouth, pearson
+from models.quality.closures import closed_below, controls, within_one_frame
+from models.quality.lips import EDGE_FRAMES, LipMeasures, LipReader, pearson
 
-__all__ = ["ClipReading", "LipReader", "Mouth", "closures", "follow", "vowel_order"]
+__all__ = ["ClipReading", "LipMeasures", "LipReader", "closures", "follow", "vowel_order"]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -20,8 +20,8 @@ Float64 = npt.NDArray[np.float64]
 class ClipReading:
     """One clip, spoken and seen. closures: frames inside p, b, m. silent: bool `(n,)`. vowels: vowel → frames."""
 
-    truth: Mouth
-    made: Mouth
+    truth: LipMeasures
+    made: LipMeasures
     closures: tuple[int, ...]
     silent: npt.NDArray[np.bool_]
     vowels: dict[str, list[int]] = field(default_factory=dict)
@@ -77,7 +77,7 @@ def _closed_shares(clips: Sequence[ClipReading], gaps: Sequence[Float64], below:
     }
     for clip, gap in zip(clips, gaps, strict=True):
         closed = gap < below
-        near = of_three(closed)
+        near = within_one_frame(closed)
         pbm, others = list(clip.closures), controls(len(gap), clip.closures, clip.silent)
         shares["closed_at_pbm"] += near[pbm].tolist()
         shares["closed_at_pbm_exactly"] += closed[pbm].tolist()

@@ -25,7 +25,7 @@ from benchmarks.side_by_side import prepared
 from models.avatar.flow import FaceFlow, Motion
 from models.avatar.parse import masks_of
 from models.avatar.store import AvatarStore
-from models.avatar.track import TrackOptions, crop_transforms, in_crop
+from models.avatar.track import TrackOptions, crop_transforms, landmarks_in_crop
 from models.geometry import warp
 from models.stitch.paste import paste, warp_alpha
 from models.types import Float32
@@ -100,7 +100,7 @@ def put_back(face_px: float) -> dict[str, float]:
     """How far, and by how many grey levels, an untouched crop is from where it was cut: rms over frames."""
     clip = known_motion(face_px, 4 * PASTED_FRAMES, cut=None)
     track = crop_transforms(clip.true_landmarks(), np.ones(len(clip), bool), clip.fps)
-    mask = masks_of(in_crop(track), clip.fps)[0][0]
+    mask = masks_of(landmarks_in_crop(track), clip.fps)[0][0]
     away, levels = [], []
     for k in range(0, len(clip), 4):
         frame, transform = clip.frame(k), track.transforms[k]

@@ -18,8 +18,8 @@ import numpy as np
 from benchmarks.known_motion import KnownMotion, following, known_motion, level_rms, misplacement
 from models.avatar.detect import BlazeMesh
 from models.avatar.parse import masks_of
-from models.avatar.survey import Follower, Survey
-from models.avatar.track import Track, TrackOptions, crop_transforms, in_crop
+from models.avatar.survey import FaceTracker, Survey
+from models.avatar.track import CropTrack, TrackOptions, crop_transforms, landmarks_in_crop
 from models.geometry import warp
 from models.media.frames import VideoFrames
 from models.stitch.paste import paste, warp_alpha
@@ -41,7 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def surveyed(frames: list[UInt8]) -> Survey:
     """The first pass over frames."""
-    follower = Follower(BlazeMesh())
+    follower = FaceTracker(BlazeMesh())
     for frame in frames:
         follower.take(frame)
     return follower.survey(copied=False)
@@ -64,7 +64,7 @@ def pasted(clip: KnownMotion, frames: list[UInt8]) -> dict[str, float]:
     """An untouched crop, pasted back: how far it is off, and grey levels rms, where the mask weighs a half or more."""
     seen = surveyed(frames)
     track = _track(seen, seen.landmarks)
-    masks, index = masks_of(in_crop(track), FPS, scenes=track.scenes)
+    masks, index = masks_of(landmarks_in_crop(track), FPS, scenes=track.scenes)
     shifts, levels = [], []
     for k in range(0, len(clip), 7):
         frame, transform, mask = frames[k], track.transforms[k], masks[index[k]]
@@ -79,7 +79,7 @@ def pasted(clip: KnownMotion, frames: list[UInt8]) -> dict[str, float]:
     }
 
 
-def _track(seen: Survey, landmarks: Any, **options: Any) -> Track:
+def _track(seen: Survey, landmarks: Any, **options: Any) -> CropTrack:
     return crop_transforms(landmarks, seen.has_face, FPS, TrackOptions(**options), seen.motions, seen.cuts)
 
 

@@ -47,7 +47,7 @@ def rest(
     return cast(Float32, cv2.resize(same, size, interpolation=cv2.INTER_LINEAR))
 
 
-class Steadier:
+class TemporalFilter:
     """One face's memory, or that of a part of it. `reset` at a cut. size: of what change is measured on."""
 
     def __init__(self, size: Size = (COARSE_PX, COARSE_PX), levels: float = CHANGE_LEVELS) -> None:

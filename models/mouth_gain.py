@@ -22,7 +22,7 @@ KEPT = 4096  # faces at rest, 16 KB each
 SHRINK = 0.6  # of what is to go, what is taken
 
 
-class Amplitude:
+class MouthGain:
     """A lip-sync engine with a gain. Raises ConfigError for an engine that does not tell UNet from decoder."""
 
     def __init__(self, engine: Any, gain: float, kept: int = KEPT) -> None:

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 
 from models.errors import InputError, WeightsError
-from models.runtime.cuda_graphs import Recorded, check_compile, sizes_of
+from models.runtime.cuda_graphs import GraphedFunction, check_compile, graph_batch_sizes
 from models.runtime.tensors import as_tensor
 from models.types import CROP_PX, LATENT_PX, WINDOW_TOKENS, UInt8
 from models.weights.loading import build_module, load_state_dict, read_json
@@ -91,7 +91,7 @@ class MuseTalk:
     ) -> None:
         self.unet, self.vae, self.vae_fingerprint = unet, vae, vae_fingerprint
         self._generator, self._decoder = Generator(unet).eval(), Decoder(vae if decoder is None else decoder).eval()
-        self._recorded: Recorded | None = None
+        self._recorded: GraphedFunction | None = None
 
     @classmethod
     def load(
@@ -123,7 +123,7 @@ class MuseTalk:
         self._recorded = None
         if check_compile(mode, self.device) == "off":
             return
-        self._recorded = Recorded(self._faces, sizes_of(mode, batch_size), mode, self.device)
+        self._recorded = GraphedFunction(self._faces, graph_batch_sizes(mode, batch_size), mode, self.device)
         width = int(self.unet.config.cross_attention_dim)
         for size in reversed(self._recorded.sizes):  # the largest first: the others fit into its memory
             latents = np.zeros((size, UNET_CHANNELS, LATENT_PX, LATENT_PX), np.float16)

@@ -112,7 +112,7 @@ class FeatureFusion(nn.Module):  # type: ignore[misc]
         return features * weights + features
 
 
-class Head(nn.Module):  # type: ignore[misc]
+class ScoreHead(nn.Module):  # type: ignore[misc]
     """Features to class scores."""
 
     def __init__(self, channels_in: int, channels_mid: int) -> None:
@@ -131,8 +131,11 @@ class BiSeNet(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.cp = ContextPath()
         self.ffm = FeatureFusion(256)
-        self.conv_out = Head(256, 256)
-        self.conv_out16, self.conv_out32 = Head(128, 64), Head(128, 64)  # of training; in the checkpoint, never run
+        self.conv_out = ScoreHead(256, 256)
+        self.conv_out16, self.conv_out32 = (
+            ScoreHead(128, 64),
+            ScoreHead(128, 64),
+        )  # of training; in the checkpoint, never run
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores = self.conv_out(self.ffm(*self.cp(x)))

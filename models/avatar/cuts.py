@@ -30,7 +30,7 @@ GAP_JUMP = 0.05  # of the face's size for each frame without a face: so far it m
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
+class CutEvidence:
     """What tells a frame from the one before it that showed a face.
 
     picture: Hellinger distance of their colours, 0 to 1. jump: how far the landmarks went, rms, in sizes of the face.
@@ -43,7 +43,7 @@ class Sign:
     gap: int = 0
 
 
-class CutWatch:
+class CutDetector:
     """Looks at frames as they come. Not thread-safe."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class CutWatch:
         self._last, self._colours = self._colours, colours(frame)
         return self._last is not None and distance(self._last, self._colours) > NEW_PICTURE
 
-    def sign(self, landmarks: Float32 | None, motion: Motion | None) -> Sign | None:
+    def sign(self, landmarks: Float32 | None, motion: Motion | None) -> CutEvidence | None:
         """What the frame that `new_picture` took, with its landmarks `(68, 2)`, says against the last with a face."""
         if landmarks is None or self._colours is None:
             self._gap += 1
@@ -70,10 +70,10 @@ class CutWatch:
             return None
         size = max(1.0, float(np.ptp(before, axis=0).max()))
         jump = float(np.sqrt(((points - before) ** 2).sum(1).mean())) / size
-        return Sign(distance(seen, self._colours), jump, 0.0 if motion is None else motion.share, gap)
+        return CutEvidence(distance(seen, self._colours), jump, 0.0 if motion is None else motion.share, gap)
 
 
-def find_cuts(signs: Sequence[Sign | None]) -> list[int]:
+def find_cuts(signs: Sequence[CutEvidence | None]) -> list[int]:
     """Indices of the frames that begin a new scene, of signs a frame; None says nothing."""
     found = []
     for k, sign in enumerate(signs):
@@ -103,7 +103,7 @@ def distance(first: Float32, second: Float32) -> float:
     return float(np.sqrt(max(0.0, 1 - float(first @ second))))
 
 
-def _is_cut(sign: Sign, around: float) -> bool:
+def _is_cut(sign: CutEvidence, around: float) -> bool:
     """around: the larger jump of the two neighbours."""
     if sign.gap:
         return sign.picture > NEW_PICTURE or sign.jump > JUMPED + GAP_JUMP * sign.gap

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.look import SAME_BOW, SAME_TURN, adapted, is_covered, is_same, look_at
+from models.avatar.appearance import sample_appearance
+from models.avatar.face import Face, FaceDetector
 from models.errors import ConfigError, WeightsError
 from models.geometry import apply, invert, warp
 from models.types import Float32, UInt8
@@ -58,65 +59,6 @@ MESH_OF_68: tuple[tuple[int, ...], ...] = (
 )
 _FIRST = np.array([points[0] for points in MESH_OF_68])
 _SECOND = np.array([points[-1] for points in MESH_OF_68])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Face:
-    """One face. Points are in frame px, pixel centres at whole numbers.
-
-    box: x1, y1, x2, y2 around the points. score: the detector's, or the previous frame's while a face is followed.
-    flag: the mesh's own probability. mesh: float32, all points that were read: FaceMesh's `(468, 2)`, DWPose's
-    `(68, 2)`. landmarks: float32 `(68, 2)`, iBUG order. look: what the face looks like, see models/avatar/look.py; of
-    one that is followed, what it has looked like lately; None where the detector does not tell faces apart.
-    """
-
-    box: tuple[float, float, float, float]
-    score: float
-    flag: float
-    mesh: Float32
-    landmarks: Float32
-    look: Float32 | None = None
-
-    @property
-    def size_px(self) -> float:
-        """The longer side of the box."""
-        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
-
-    @property
-    def turn(self) -> float:
-        """Where the nose's tip lies between the outer corners of the eyes: 0.5 from the front, 0 or 1 in profile."""
-        right, left, tip = self.landmarks[36].astype(np.float64), self.landmarks[45], self.landmarks[30]
-        across = left - right
-        return float((tip - right) @ across / max(float(across @ across), 1e-6))
-
-    @property
-    def bow(self) -> float:
-        """Where the nose's tip lies on the way from the eyes down to the chin: 0.3 upright, 0.5 bowed by 20°."""
-        eyes, tip, chin = (self.landmarks[[36, 45]].astype(np.float64), self.landmarks[30], self.landmarks[8])
-        down = np.array([eyes[0, 1] - eyes[1, 1], eyes[1, 0] - eyes[0, 0]])
-        return float((tip - eyes.mean(0)) @ down / max(float((chin - eyes.mean(0)) @ down), 1e-6))
-
-    def recognised(self, seen: Face) -> Face | None:
-        """`seen` with the memory of this face, if it is the same one and nothing covers its mouth; else None."""
-        if self.look is None or seen.look is None:
-            return seen
-        if not is_same(self.look, seen.look):
-            return None
-        same_pose = abs(self.turn - seen.turn) < SAME_TURN and seen.bow - self.bow < SAME_BOW
-        if same_pose and is_covered(self.look, seen.look, self.mesh):
-            return None
-        return replace(seen, look=adapted(self.look, seen.look))
-
-
-class FaceDetector(Protocol):
-    """What preparation asks of a detector."""
-
-    def detect(self, frame: UInt8, near: Face | None = None) -> list[Face]:
-        """Faces in an RGB frame `(h, w, 3)`, largest first.
-
-        With `near`, a face that was seen before, that face alone is returned, if it is there and its mouth is seen.
-        """
-        ...
 
 
 def open_detector(name: str, weights: str | Path | None = None) -> FaceDetector:
@@ -221,7 +163,7 @@ class BlazeMesh:
         mesh = apply(invert(forward), in_crop).astype(np.float32)
         box = (*mesh.min(0).tolist(), *mesh.max(0).tolist())
         inside = np.all((mesh >= 0) & (mesh <= np.subtract(frame.shape[1::-1], 1)), axis=1)
-        face = Face(box, score, flag, mesh, landmarks_68(mesh), look_at(crop, in_crop, inside))
+        face = Face(box, score, flag, mesh, landmarks_68(mesh), sample_appearance(crop, in_crop, inside))
         return face if PROFILE < face.turn < 1 - PROFILE else None
 
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.detect import Face
+from models.avatar.face import Face
 from models.errors import WeightsError
 from models.types import Float32, UInt8
 from models.weights.loading import fetch_again

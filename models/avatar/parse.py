@@ -19,7 +19,7 @@ from PIL import Image
 
 from models.avatar.smoothing import smooth
 from models.errors import ConfigError, InputError
-from models.types import CROP_PX, Float32, UInt8
+from models.types import CROP_PX, Box, Float32, UInt8
 
 HALF = CROP_PX // 2  # the UNet sees the rows above; those from here on are generated
 JAW = slice(1, 16)  # iBUG jaw line, ear to ear
@@ -39,6 +39,8 @@ REGIONS = {
 REGION_MODES = tuple(REGIONS)
 CHEEK_PX = 90  # the manual's and MuseTalk's inference scripts' cheek width, either side of the middle
 CONE_ROWS, TAIL_ROWS = 21, 12  # of the kernel that lets the jaw's region grow upwards and downwards
+UPPER_SHARE = 0.5  # of the parsed square's rows that are never pasted
+BLUR_SHARE = 0.1  # the blur's kernel over the square's side; get_image, for whole files, takes 0.05
 CHEEK_ELLIPSE = (35, 3)  # width, height of the kernel that thins it at the cheeks again, twice
 
 
@@ -169,6 +171,19 @@ def paste_region(labels: npt.NDArray[np.int64], mode: str, cheek_width: int = CH
         jaw = np.where(_cheeks(cheek_width), thinned, grown)
         inside |= (jaw == 255) & (labels != NOSE)
     return np.where(inside, 255, 0).astype(np.uint8)
+
+
+def region_mask(region: UInt8, box: Box, crop_box: Box, blur: float = BLUR_SHARE) -> UInt8:
+    """The paste mask of a region `(512, 512)`: resized to the square, cut to the box and the lower half, blurred."""
+    side = crop_box[2] - crop_box[0]
+    resized = np.asarray(Image.fromarray(region).resize((side, side)))  # Pillow's default for grey pictures: bicubic
+    mask = np.zeros((side, side), np.uint8)
+    columns = slice(max(0, box[0] - crop_box[0]), max(0, box[2] - crop_box[0]))
+    rows = slice(max(int(side * UPPER_SHARE), box[1] - crop_box[1]), max(0, box[3] - crop_box[1]))
+    mask[rows, columns] = resized[rows, columns]
+    kernel = int(blur * side // 2 * 2) + 1
+    blurred: UInt8 = cv2.GaussianBlur(mask, (kernel, kernel), 0)
+    return blurred
 
 
 @cache

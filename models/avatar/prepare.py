@@ -13,19 +13,20 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar import contact
-from models.avatar.detect import DETECTORS, FaceDetector, open_detector
-from models.avatar.geometry import GEOMETRIES, Geometry, lay
-from models.avatar.parse import CHEEK_PX, PARSE_PX, REGION_MODES, FaceParser, masks_of, paste_region
-from models.avatar.regions import RegionPacker
+from models.avatar import contact_sheet
+from models.avatar.crop_geometry import GEOMETRIES, CropGeometry, crop_geometry
+from models.avatar.detect import DETECTORS, open_detector
+from models.avatar.face import FaceDetector
+from models.avatar.packed_regions import RegionPacker
+from models.avatar.parse import CHEEK_PX, PARSE_PX, REGION_MODES, FaceParser, masks_of, paste_region, region_mask
 from models.avatar.source import Source, open_source
 from models.avatar.store import CONTACT, FRAMES, AvatarStore, Draft, write_png
 from models.avatar.survey import Survey, survey_video
-from models.avatar.track import Track, TrackOptions, in_crop, shift_range
+from models.avatar.track import CropTrack, TrackOptions, landmarks_in_crop, shift_range
 from models.errors import ConfigError, CorruptError
+from models.geometry import crop_box_of, crop_padded
 from models.media.frames import FRAMES_CRF, GOP_BYTES, VideoFrames
 from models.runtime.ids import check_id
-from models.stitch.musetalk_paste import crop_box_of, cut, region_mask
 from models.types import CROP_PX, SUPPORTED_FPS, Float16, Int32, UInt8
 
 Progress = Callable[[str, int, int], None]  # step, done, total (0: not known)
@@ -53,7 +54,7 @@ class PrepareOptions(TrackOptions):
     quality of the stored frames. copy_video: keep the source's H.264 stream where it already fits. contact_frames: how
     many frames the contact sheet shows.
 
-    geometry: `similarity`, `box` or `musetalk`, see models/avatar/geometry.py. detector: `blazemesh` or `dwpose`.
+    geometry: `similarity`, `box` or `musetalk`, see models/avatar/crop_geometry.py. detector: `blazemesh` or `dwpose`.
     detector_weights: DWPose's ONNX file. parser_weights: BiSeNet's file; with geometry `musetalk` and without it the
     mask follows the landmarks. parsing_mode, cheek_width: see `paste_region`. device: of the parser.
     MuseTalk v1.0's weights know faces of geometry `musetalk`, extra_margin 0 and parsing_mode `raw`; v1.5's, 10 and
@@ -156,9 +157,9 @@ def prepare_avatar(
         )
         size = (video.height, video.width)
         seen = survey.landmarks, survey.has_face, survey.boxes
-        geometry = lay(options.geometry, *seen, options.fps, size, options, survey.motions, survey.cuts)
+        geometry = crop_geometry(options.geometry, *seen, options.fps, size, options, survey.motions, survey.cuts)
         track = geometry.track
-        masks, mask_index = masks_of(in_crop(track), options.fps, scenes=track.scenes)
+        masks, mask_index = masks_of(landmarks_in_crop(track), options.fps, scenes=track.scenes)
         with (draft.folder / FRAMES).open("rb") as file:
             frames = VideoFrames(file, FRAMES, cache_bytes=GOP_BYTES)
             second = _Second(frames, geometry, survey, masks, mask_index, options, progress)
@@ -183,7 +184,7 @@ class _Second:
     """What the second pass goes through, a slot a frame."""
 
     frames: VideoFrames
-    geometry: Geometry
+    geometry: CropGeometry
     survey: Survey
     masks: UInt8  # (u, 256, 256)
     mask_index: Int32  # (n,)
@@ -199,7 +200,7 @@ class _Second:
             whole = region_mask(region, box, square)
             inside = whole[box[1] - square[1] : box[3] - square[1], box[0] - square[0] : box[2] - square[0]]
             mask = cv2.resize(inside, (CROP_PX, CROP_PX), interpolation=cv2.INTER_AREA)
-        return contact.cell(
+        return contact_sheet.cell(
             self.frames[k], track.transforms[k], track.landmarks[k], mask, bool(self.survey.has_face[k]), k
         )
 
@@ -207,7 +208,7 @@ class _Second:
         """What the parser says is pasted back in frame `k`, uint8 0/255 `(512, 512)`; nothing without a face."""
         if not self.survey.has_face[k]:
             return np.zeros((PARSE_PX, PARSE_PX), np.uint8)
-        labels = parser.labels(cut(self.frames[k], crop_box_of(self.geometry.box(k))))
+        labels = parser.labels(crop_padded(self.frames[k], crop_box_of(self.geometry.box(k))))
         return paste_region(labels, self.options.parsing_mode, self.options.cheek_width)
 
 
@@ -217,7 +218,7 @@ def _encode(second: _Second, draft: Draft, encode_reference: EncodeReference, pa
     if len(second.frames) != n:
         raise CorruptError(f"{len(second.frames)} of {n} frames were stored.", "Prepare the avatar again.")
     latents = np.empty((n, 8, 32, 32), np.float16)
-    shown, cells = set(contact.pick_frames(n, second.options.contact_frames)), []
+    shown, cells = set(contact_sheet.pick_frames(n, second.options.contact_frames)), []
     regions = RegionPacker()
     for start in range(0, n, step):
         batch = range(start, min(n, start + step))
@@ -234,7 +235,7 @@ def _encode(second: _Second, draft: Draft, encode_reference: EncodeReference, pa
     draft.write_latents(latents)
     if parser is not None:
         draft.write_regions(regions.packed())
-    write_png(draft.folder / CONTACT, contact.sheet(cells))
+    write_png(draft.folder / CONTACT, contact_sheet.sheet(cells))
 
 
 def _to_float16(latents: Any, n: int) -> Float16:
@@ -260,7 +261,7 @@ def _meta(video: Source, options: PrepareOptions, facts: dict[str, Any]) -> dict
     }
 
 
-def _facts(survey: Survey, track: Track, source: Source) -> dict[str, Any]:
+def _facts(survey: Survey, track: CropTrack, source: Source) -> dict[str, Any]:
     """The report's numbers and warnings."""
     sizes, n, missing = survey.size_px[survey.has_face], len(survey.has_face), int((~survey.has_face).sum())
     face_px, crop_px = _spread(sizes), _spread(track.side_px)

@@ -1,7 +1,7 @@
 """Smooths what was measured a frame: without lag, or causally. Knows no faces and no pictures.
 
 A smoother takes series `(n, c)`, weights `(n,)` (1 where it was measured, near 0 where it was interpolated) and the
-frame rate, and never looks across a cut: `steady` hands it one scene at a time.
+frame rate, and never looks across a cut: `smooth_scenes` hands it one scene at a time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Smoothing:
         return self.name in ("one_euro", "kalman")
 
 
-def steady(
+def smooth_scenes(
     series: Float64, weights: Float64, scenes: Sequence[slice], fps: float, how: Smoothing, noise: Float64
 ) -> Float64:
     """Smooth `(n, c)`, each scene by itself. noise `(c,)`: standard deviation of one measurement, for `kalman`."""

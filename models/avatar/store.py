@@ -36,7 +36,7 @@ import numpy.typing as npt
 import psutil
 import safetensors.numpy
 
-from models.avatar.regions import PackedRegions
+from models.avatar.packed_regions import PackedRegions
 from models.avatar.swap import aside_of, exchange, restore_asides, sync_folder
 from models.errors import AvatarNotFound, CorruptError, ExistsError, InputError
 from models.media.frames import CACHE_BYTES, VideoFrames

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.cuts import CutWatch, Sign, find_cuts
-from models.avatar.detect import Face, FaceDetector
+from models.avatar.cuts import CutDetector, CutEvidence, find_cuts
 from models.avatar.dissolves import thumb, with_dissolves
+from models.avatar.face import Face, FaceDetector
 from models.avatar.flow import FaceFlow, Motion
 from models.avatar.source import Source
 from models.media.frames import FrameWriter
@@ -52,7 +52,7 @@ def survey_video(
     """
     copied = copy_video and source.copy_stream(target)
     writer = None if copied else FrameWriter(target, source.width, source.height, source.target_fps, crf)
-    follower = Follower(detector, round(PATIENCE_S * source.target_fps))
+    follower = FaceTracker(detector, round(PATIENCE_S * source.target_fps))
     for k, frame in enumerate(source.frames()):
         if writer is not None:
             writer.write(frame)
@@ -63,7 +63,7 @@ def survey_video(
     return follower.survey(copied)
 
 
-class Follower:
+class FaceTracker:
     """Follows the face through frames, one after the other; holds the last. Not thread-safe.
 
     patience: frames that a hidden face is waited for.
@@ -71,10 +71,10 @@ class Follower:
 
     def __init__(self, detector: FaceDetector, patience: int = round(PATIENCE_S * 25)) -> None:
         self._patience = patience
-        self._detector, self._flow, self._watch = detector, FaceFlow(), CutWatch()
+        self._detector, self._flow, self._watch = detector, FaceFlow(), CutDetector()
         self._faces: list[Face | None] = []
         self._motions: list[Motion | None] = []
-        self._signs: list[Sign | None] = []
+        self._signs: list[CutEvidence | None] = []
         self._thumbs: list[UInt8] = []  # a kilobyte a frame
         self._last: Face | None = None
         self._wanted = patience  # frames until any face will do

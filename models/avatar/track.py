@@ -23,7 +23,7 @@ from models.avatar.smoothing import (
     MIN_CUTOFF_HZ,
     SMOOTH_S,
     Smoothing,
-    steady,
+    smooth_scenes,
     white_noise,
 )
 from models.errors import ConfigError, NoFaceError
@@ -89,7 +89,7 @@ class TrackOptions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Track:
+class CropTrack:
     """transforms: float32 `(n, 2, 3)`, frame px → crop px. landmarks: float32 `(n, 68, 2)` in frame px, interpolated
     where no face was found. side_px: float32 `(n,)`, the longer side of the crop in the frame. scale_locked: whether
     all frames of each scene have one size. tracked: share of the frames whose motion was joined in. scenes: between
@@ -146,7 +146,7 @@ def crop_transforms(
     motions: Sequence[Motion | None] = (),
     cuts: Sequence[int] = (),
     upright: bool = False,
-) -> Track:
+) -> CropTrack:
     """One smooth similarity transform a frame, sub-pixel, from landmarks `(n, 68, 2)` in frame px.
 
     Where `has_face` is False the landmarks are ignored and everything is interpolated. motions: of FaceFlow, one a
@@ -172,7 +172,7 @@ def crop_transforms(
     # 3. smooth, all in px at the crop's edge, and one size a scene, unless the head comes closer
     lever = np.array([1, 1, 0, 0]) * float(size.max() / 2 * np.median(np.abs(poses[:, 0]))) + [0, 0, 1, 1]
     weights, how = np.where(has_face, 1.0, GAP_WEIGHT), options.smoother(tracked)
-    series = steady(seen * lever, weights, scenes, fps, how, white_noise(seen * lever, scenes)) / lever
+    series = smooth_scenes(seen * lever, weights, scenes, fps, how, white_noise(seen * lever, scenes)) / lever
     locked = options.scale_lock_enabled and _lock_scale(series, seen, has_face, scenes, options)
     # 4. transforms
     angle, scale = series[:, 0] * (not upright), np.exp(series[:, 1])
@@ -181,7 +181,7 @@ def crop_transforms(
         centres, sizes = np.rint(centres), np.rint(sizes)
     filled = _interpolate(points[has_face].reshape(-1, 136), times, n, scenes).reshape(n, 68, 2).astype(np.float32)
     side = sizes.max(1).astype(np.float32)
-    return Track(_transforms(angle, centres, sizes), filled, side, locked, tracked, tuple(scenes))
+    return CropTrack(_transforms(angle, centres, sizes), filled, side, locked, tracked, tuple(scenes))
 
 
 def _check_faces(has_face: Bool, max_missing: float) -> None:
@@ -271,6 +271,6 @@ def _interpolate(seen: Float64, times: npt.NDArray[np.int64], n: int, scenes: Se
     return out
 
 
-def in_crop(track: Track) -> Float32:
+def landmarks_in_crop(track: CropTrack) -> Float32:
     """The landmarks in crop px, `(n, 68, 2)`."""
     return cast(Float32, apply(track.transforms, track.landmarks).astype(np.float32))

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from models.quality.lips import Follow, follow
+from models.quality.lips import LagCorrelation, correlate_lags
 from models.quality.silence import WINDOW_S, levels_db
 from models.types import Float32, Phoneme
 
@@ -25,12 +25,12 @@ SURE_BY_PHONEMES, SURE_BY_LOUDNESS = 0.5, 0.2  # best correlation below which no
 
 
 @dataclass(frozen=True, slots=True)
-class Offset:
+class SoundOffset:
     """frames: by how many frames the sound comes late against the lips (below 0: early). lips: how they follow what is
     said. sure: whether lips follow well enough to tell."""
 
     frames: float
-    lips: Follow
+    lips: LagCorrelation
     sure: bool
 
 
@@ -57,19 +57,19 @@ def sound_delay_s(phonemes: Sequence[Phoneme], samples: Float32, sample_rate_hz:
     reach = int(SEARCH_S * STEP_HZ)
     if len(planned) <= 4 * reach:
         return 0.0
-    return follow(planned, heard, reach).lag / STEP_HZ
+    return correlate_lags(planned, heard, reach).lag / STEP_HZ
 
 
-def offset_by_phonemes(expected: Float64, gap: Float64, delay_s: float, fps: float) -> Offset:
+def offset_by_phonemes(expected: Float64, gap: Float64, delay_s: float, fps: float) -> SoundOffset:
     """expected: how lips should open `(n,)`, from phonemes; gap: how they do. delay_s: of the sound, see above."""
-    lips = follow(expected, gap, lag_reach(len(gap), fps))
-    return Offset(delay_s * fps - lips.lag, lips, lips.best_r >= SURE_BY_PHONEMES)
+    lips = correlate_lags(expected, gap, lag_reach(len(gap), fps))
+    return SoundOffset(delay_s * fps - lips.lag, lips, lips.best_r >= SURE_BY_PHONEMES)
 
 
-def offset_by_loudness(levels: Float64, gap: Float64, fps: float) -> Offset:
+def offset_by_loudness(levels: Float64, gap: Float64, fps: float) -> SoundOffset:
     """levels: of the sound at each frame, dB `(n,)`. Where phonemes are not known: lips open wider for louder sound."""
-    lips = follow(np.maximum(levels, SILENCE_DB), gap, lag_reach(len(gap), fps))
-    return Offset(-lips.lag, lips, lips.best_r >= SURE_BY_LOUDNESS)
+    lips = correlate_lags(np.maximum(levels, SILENCE_DB), gap, lag_reach(len(gap), fps))
+    return SoundOffset(-lips.lag, lips, lips.best_r >= SURE_BY_LOUDNESS)
 
 
 def lag_reach(frames: int, fps: float) -> int:

@@ -25,7 +25,7 @@ def closed_below(gap: Float64, silent: Bool) -> float:
     return rest + CLOSED_SHARE * (float(np.percentile(gap, WIDE_PERCENTILE)) - rest)
 
 
-def of_three(closed: Bool) -> Bool:
+def within_one_frame(closed: Bool) -> Bool:
     """Whether a frame or one beside it is closed: a closure may fall a frame beside its sound."""
     near: Bool = closed | np.r_[closed[1:], False] | np.r_[False, closed[:-1]]
     return near
@@ -39,4 +39,4 @@ def controls(frames: int, closures: Sequence[int], silent: Bool) -> list[int]:
 
 def closed_at(gap: Float64, closures: Sequence[int], below: float) -> Bool:
     """Of each closure, whether the lips are closed in its frame or one beside it."""
-    return of_three(gap < below)[list(closures)]
+    return within_one_frame(gap < below)[list(closures)]

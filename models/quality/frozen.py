@@ -17,7 +17,7 @@ FROZEN_S = 0.12  # repeats that last so long are seen as a freeze
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stills:
+class Freezes:
     """repeats: bool `(n,)`, frames that repeat the one before. longest: of the longest freeze, in frames; 0 without
     one. at: the frame with which it begins."""
 
@@ -26,13 +26,13 @@ class Stills:
     at: int
 
 
-def stills(
+def find_freezes(
     change: Float64,
     planned: Bool,
     fps: float,
     lasting: npt.NDArray[np.int64] | None = None,
     own: Float64 | None = None,
-) -> Stills:
+) -> Freezes:
     """change: mean grey levels from each frame to the next, `(n - 1,)`. planned: bool `(n,)`, frames that are meant to
     repeat the one before. lasting: how many frames' time each frame is on the screen, `(n,)`; one each by default.
     own: the change of the source's own frames, coded alike, `(n - 1,)`.
@@ -50,4 +50,4 @@ def stills(
             longest, at = frozen, max(0, k - run)
     if longest < round(FROZEN_S * fps):
         longest, at = 0, 0
-    return Stills(repeats | (held > 0), longest, at)
+    return Freezes(repeats | (held > 0), longest, at)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.detect import BlazeMesh, Face
+from models.avatar.detect import BlazeMesh
+from models.avatar.face import Face
 from models.types import UInt8
 
 Float64 = npt.NDArray[np.float64]
@@ -21,7 +22,7 @@ EDGE_FRAMES = 4  # left out at either end of a clip when lags are compared: so f
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Mouth:
+class LipMeasures:
     """What FaceMesh sees of a clip: inner-lip gap and mouth width of each frame, `(n,)`, over the eyes' distance."""
 
     gap: Float64
@@ -29,7 +30,7 @@ class Mouth:
 
 
 @dataclass(frozen=True, slots=True)
-class Follow:
+class LagCorrelation:
     """How one curve follows another: Pearson's r as they are, the best r, and the lag of that, whole frames, late > 0.
 
     lag: of the parabola through the best r and its neighbours, in frames.
@@ -53,20 +54,20 @@ class LipReader:
         """The face in the avatar's frame `index`."""
         if index not in self._places:
             # without its look: what is shown there in a result is to be read, however different it looks
-            self._places[index] = replace(self._mesh.detect(source)[0], look=None)
+            self._places[index] = replace(self._mesh.detect(source)[0], appearance=None)
         return self._places[index]
 
-    def read(self, frames: UInt8, places: Sequence[Face]) -> Mouth:
+    def read(self, frames: UInt8, places: Sequence[Face]) -> LipMeasures:
         """Frames `(n, h, w, 3)` and where their faces are."""
         meshes = [self._mesh.detect(frame, near=place)[0].mesh for frame, place in zip(frames, places, strict=True)]
-        return mouth_of(np.stack(meshes))
+        return lip_measures(np.stack(meshes))
 
 
-def mouth_of(meshes: npt.NDArray[Any]) -> Mouth:
+def lip_measures(meshes: npt.NDArray[Any]) -> LipMeasures:
     """The mouth in meshes `(n, 468, 2)`; NaN where a mesh is NaN."""
     eyes = _distance(meshes, OUTER_EYES)
     gap = np.mean([_distance(meshes, pair) for pair in INNER_LIPS], axis=0) / eyes
-    return Mouth(gap, _distance(meshes, CORNERS) / eyes)
+    return LipMeasures(gap, _distance(meshes, CORNERS) / eyes)
 
 
 def _distance(meshes: npt.NDArray[Any], pair: tuple[int, int]) -> Float64:
@@ -82,7 +83,7 @@ def pearson(a: Float64, b: Float64) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def follow(expected: Float64, seen: Float64, reach: int = EDGE_FRAMES) -> Follow:
+def correlate_lags(expected: Float64, seen: Float64, reach: int = EDGE_FRAMES) -> LagCorrelation:
     """How `seen` (n,) follows `expected` (n,), at lags up to `reach` frames to either side. NaN in `seen` is left out.
 
     All lags are compared over the same frames of `expected`. n must exceed 4 · reach.
@@ -93,7 +94,7 @@ def follow(expected: Float64, seen: Float64, reach: int = EDGE_FRAMES) -> Follow
     lags = range(-reach, reach + 1)
     curve = [r_of(lag) for lag in lags]
     best = int(np.argmax(curve))
-    return Follow(pearson(expected, filled), curve[best], lags[best], lags[best] + _vertex(curve, best))
+    return LagCorrelation(pearson(expected, filled), curve[best], lags[best], lags[best] + _vertex(curve, best))
 
 
 def _lagged(expected: Float64, seen: Float64, reach: int) -> Callable[[int], float]:

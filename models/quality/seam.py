@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from models.quality.flicker import FLOOR
 from models.types import Float32, UInt8
 
 SEAM_PX = 3.0  # from the mask's edge to either side
+DETAIL_SIGMA_PX = 1.5  # finer than this is detail
 
 
 def edge_of(weights: UInt8) -> tuple[Float32, Float32]:
@@ -41,6 +43,18 @@ def seam_delta_e(source: UInt8, composed: UInt8, weights: UInt8) -> float:
     if not len(edge):
         return 0.0
     return float((steps_along(composed, edge, normal) - steps_along(source, edge, normal)).mean())
+
+
+def detail(image: UInt8, region: npt.NDArray[np.bool_]) -> float:
+    """Mean absolute fine detail inside `region` (h, w) of an RGB picture uint8 `(h, w, 3)`, in grey levels."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    fine = np.abs(grey - cv2.GaussianBlur(grey, (0, 0), DETAIL_SIGMA_PX))
+    return float(fine[region].mean()) if region.any() else 0.0
+
+
+def sharpness_ratio(image: UInt8, inner: npt.NDArray[np.bool_], outer: npt.NDArray[np.bool_]) -> float:
+    """Detail inside `inner` over detail inside `outer`. What is right for a face is its source's own ratio."""
+    return (detail(image, inner) + FLOOR) / (detail(image, outer) + FLOOR)
 
 
 def _lab_at(image: UInt8, points: Float32) -> npt.NDArray[Any]:

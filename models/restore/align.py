@@ -41,7 +41,7 @@ def five_points(landmarks68: npt.NDArray[Any]) -> Float32:
     return np.stack([*eyes, *(landmarks68[..., k, :] for k in (30, 48, 54))], -2).astype(np.float32)
 
 
-def steady_points(
+def smoothed_points(
     landmarks68: npt.NDArray[Any], transforms: npt.NDArray[Any], has_face: npt.NDArray[np.bool_], fps: float
 ) -> Float32:
     """Five points of every frame of a prepared avatar in px of its 256 px crops, `(n, 5, 2)`, smooth over time.

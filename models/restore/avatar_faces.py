@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.geometry import warp
-from models.restore.align import composed, steady_points, to_template
+from models.restore.align import composed, smoothed_points, to_template
 from models.types import CROP_PX, RESTORED_PX, Float32, PreparedAvatar, UInt8
 
 CACHE_BYTES = 256 << 20  # heads on the template: 340 of them, 13 s of an avatar
@@ -23,7 +23,7 @@ class AvatarFaces:
 
     def __init__(self, avatar: PreparedAvatar, cache_bytes: int = CACHE_BYTES) -> None:
         self._avatar = avatar
-        self._points = steady_points(avatar.landmarks, avatar.transforms, avatar.has_face, avatar.fps)
+        self._points = smoothed_points(avatar.landmarks, avatar.transforms, avatar.has_face, avatar.fps)
         self._kept = max(1, cache_bytes // (RESTORED_PX * RESTORED_PX * 3))
         self._heads: OrderedDict[int, UInt8] = OrderedDict()
 

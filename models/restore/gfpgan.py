@@ -17,7 +17,7 @@ from models.errors import ConfigError, InputError
 from models.restore.align import restore_aligned
 from models.restore.align_device import aligned_pass, enlarges, restore_on_device
 from models.restore.gfpgan_net import GFPGANNet, channels_last
-from models.runtime.cuda_graphs import Recorded, check_compile
+from models.runtime.cuda_graphs import GraphedFunction, check_compile
 from models.runtime.tensors import as_tensor
 from models.types import RESTORED_PX, UInt8
 from models.weights.loading import build_module, load_state_dict
@@ -35,7 +35,7 @@ class GFPGAN:
         self.module, self.max_faces = module, max_faces
         run = aligned_pass(module_pass(module), self.device)
         off = check_compile(compile, self.device) == "off"
-        self._pass = run if off else Recorded(run, (max_faces,), compile, self.device)
+        self._pass = run if off else GraphedFunction(run, (max_faces,), compile, self.device)
 
     @classmethod
     def load(

@@ -11,15 +11,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.detect import FaceDetector
-from models.deflicker import Steadier
+from models.avatar.face import FaceDetector
+from models.deflicker import TemporalFilter, coarse, rest
 from models.errors import InputError
 from models.geometry import warp
 from models.restore.align import soft_square
-from models.restore.follow import Followed, follow
-from models.restore.steady import Detail, between
+from models.restore.tracking import TrackedFrame, track_faces
 from models.stitch.paste import paste
-from models.types import CROP_PX, RESTORED_PX, UInt8
+from models.types import CROP_PX, RESTORED_PX, Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]
 P = TypeVar("P")
@@ -58,7 +57,7 @@ class VideoOptions:
 class _Work(Generic[P]):
     """A frame on its way: what was cut out (None without a face), and what came back of it."""
 
-    followed: Followed[P]
+    followed: TrackedFrame[P]
     transform: Float64 | None = None  # (2, 3), frame px → 256 px crop
     face: UInt8 | None = None  # as the engine takes it
     key: bool = False  # goes through the network
@@ -91,9 +90,9 @@ def enhance_frames(
     if options.strength == 0:
         yield from ((frame, payload, False) for frame, payload in frames)
         return
-    steadier, shot = Steadier(), -1
+    steadier, shot = TemporalFilter(), -1
     mask = np.rint(soft_square(CROP_PX) * (255 * options.strength)).astype(np.uint8)
-    for work in _filled(_restored(follow(frames, detector, fps, first_index), submit, options), options.every):
+    for work in _filled(_restored(track_faces(frames, detector, fps, first_index), submit, options), options.every):
         followed = work.followed
         if work.transform is None or work.restored is None:
             yield followed.frame, followed.payload, False
@@ -114,7 +113,7 @@ def crop_transform(to_template: Float64, template: bool) -> Float64:
     return crop
 
 
-def _cut(followed: Followed[P], options: VideoOptions, new_shot: bool) -> _Work[P]:
+def _cut(followed: TrackedFrame[P], options: VideoOptions, new_shot: bool) -> _Work[P]:
     if followed.transform is None:
         return _Work(followed)
     key = new_shot or followed.index % options.every == 0
@@ -124,7 +123,7 @@ def _cut(followed: Followed[P], options: VideoOptions, new_shot: bool) -> _Work[
     return _Work(followed, crop, warp(followed.frame, crop, CROP_PX), key)
 
 
-def _restored(stream: Iterator[Followed[P]], submit: Submit, options: VideoOptions) -> Iterator[_Work[P]]:
+def _restored(stream: Iterator[TrackedFrame[P]], submit: Submit, options: VideoOptions) -> Iterator[_Work[P]]:
     """Cut faces out and restore the key faces, a batch a call, several calls at once, in order."""
     pending: deque[tuple[list[_Work[P]], Callable[[], UInt8] | None]] = deque()
     batch: list[_Work[P]] = []
@@ -195,3 +194,25 @@ def _fill(
         share = 0.0 if following is None else (work.followed.index - begin) / (following[0].followed.index - begin)
         work.restored = between(work.base, last[1], None if following is None else following[1], share)
         yield work
+
+
+class Detail:
+    """What a restorer added to one face, to be carried to faces near in time."""
+
+    def __init__(self, base: UInt8, restored: UInt8) -> None:
+        """base and restored: `(512, 512, 3)`."""
+        self._added = cv2.subtract(restored, base, dtype=cv2.CV_16S)
+        self._coarse = coarse(base)
+
+    def on(self, base: UInt8) -> Float32:
+        """The detail for another face `(512, 512, 3)`: all of it where that face shows the same, none where not."""
+        return cast(Float32, self._added * rest(coarse(base), self._coarse)[..., None])
+
+
+def between(base: UInt8, before: Detail, after: Detail | None, share: float) -> UInt8:
+    """An unrestored face `(512, 512, 3)` with the detail of restored ones before and after it; `share` is the latter's.
+
+    Where the face has changed since (a mouth that moves) it keeps its own pixels.
+    """
+    added = before.on(base) if after is None else (1 - share) * before.on(base) + share * after.on(base)
+    return np.clip(np.rint(base + added), 0, 255).astype(np.uint8)

@@ -15,17 +15,16 @@ from functools import partial
 import cv2
 import numpy as np
 
-from models.geometry import apply, invert
+from models.avatar.parse import region_mask
+from models.geometry import apply, crop_box_of, invert
 from models.stitch.alpha import Alpha
 from models.stitch.blends import Blend, Level, find_blend, poisson
 from models.stitch.jaw import JawDrop, JawLine
 from models.stitch.musetalk_paste import (
     alpha_of,
-    crop_box_of,
     musetalk_blend,
     musetalk_material,
     paste_box,
-    region_mask,
     soft_alpha,
 )
 from models.stitch.resample import warp_face, warp_part
@@ -101,11 +100,11 @@ class Paster:
         line = JawLine(avatar) if jaw_follow and avatar.boxes is None else None
         self._jaw = line if line is not None and line.usable else None
 
-    def twin(self) -> Paster:
+    def clone(self) -> Paster:
         """Another for the same avatar that pastes alike, with caches of its own: safe beside this one."""
         return self._again()
 
-    def reach(self, index: int) -> Box:
+    def affected_box(self, index: int) -> Box:
         """The part of frame `index`, within it, outside of which `paste_into` reads and writes nothing."""
         if index not in self._reaches:
             self._reaches[index] = self._reach(index)

@@ -7,7 +7,8 @@ from functools import cache
 import cv2
 import numpy as np
 
-from models.avatar.detect import MESH_POINTS, MESH_PX, BlazeMesh, Face, _square_around, _turned_square
+from models.avatar.detect import MESH_POINTS, MESH_PX, BlazeMesh, _square_around, _turned_square
+from models.avatar.face import Face
 from models.geometry import warp
 from models.types import UInt8
 from tests.support.avatar import hopper

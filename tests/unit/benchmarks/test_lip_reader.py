@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.lip_reader import ClipReading, Mouth, closures, follow, vowel_order
+from benchmarks.lip_reader import ClipReading, LipMeasures, closures, follow, vowel_order
 
 CLOSURES = (20, 50)
 SILENT = np.arange(100) >= 80
@@ -20,7 +20,7 @@ def opening() -> np.ndarray:
 
 def clip(made: np.ndarray, truth: np.ndarray | None = None) -> ClipReading:
     truth = opening() if truth is None else truth
-    return ClipReading(Mouth(truth, truth), Mouth(made, made), CLOSURES, SILENT)
+    return ClipReading(LipMeasures(truth, truth), LipMeasures(made, made), CLOSURES, SILENT)
 
 
 def test_a_perfect_copy() -> None:
@@ -56,8 +56,8 @@ def test_a_closure_may_fall_a_frame_beside_its_sound() -> None:
 def test_vowels_are_told_apart_by_width() -> None:
     width = np.linspace(0, 1, 10)
     reading = ClipReading(
-        Mouth(width, width), Mouth(width, width), (), np.zeros(10, bool), {"u": [1], "ɑ": [4], "i": [8, 9]}
+        LipMeasures(width, width), LipMeasures(width, width), (), np.zeros(10, bool), {"u": [1], "ɑ": [4], "i": [8, 9]}
     )
     assert vowel_order([reading]) == {"vowels_told_apart": 1.0, "vowel_pairs": 5, "vowels": 4}
-    backwards = ClipReading(reading.truth, Mouth(width, width[::-1]), (), reading.silent, reading.vowels)
+    backwards = ClipReading(reading.truth, LipMeasures(width, width[::-1]), (), reading.silent, reading.vowels)
     assert vowel_order([backwards])["vowels_told_apart"] == 0

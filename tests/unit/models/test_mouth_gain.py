@@ -1,10 +1,10 @@
-"""Amplitude: a gain on what speech changes of a face's latents, about the face at rest, which is predicted once."""
+"""MouthGain: a gain on what speech changes of a face's latents, about the face at rest, which is predicted once."""
 
 import numpy as np
 import pytest
 
 from models.errors import ConfigError
-from models.mouth_gain import Amplitude
+from models.mouth_gain import MouthGain
 
 REST = np.full((50, 384), 2, np.float16)
 
@@ -30,13 +30,13 @@ def given(values: list[float], spoken: list[float]) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("amplitude, gain", [(0.7, 0.82), (1.0, 1.0), (1.3, 1.3)])
 def test_speech_moves_the_face_from_its_rest_by_the_gain(amplitude, gain):
-    crops = Amplitude(Engine(), amplitude).generate(*given([1, 1, 3], [2, 7, 7]), REST)
+    crops = MouthGain(Engine(), amplitude).generate(*given([1, 1, 3], [2, 7, 7]), REST)
     assert crops[:, 0, 0, 0].tolist() == [30, round(10 * (3 + 5 * gain)), round(10 * (5 + 5 * gain))]
 
 
 def test_a_frames_rest_is_predicted_once():
     engine = Engine()
-    amplitude = Amplitude(engine, 1.2)
+    amplitude = MouthGain(engine, 1.2)
     for _ in range(3):
         amplitude.generate(*given([1, 1, 3, 4], [2, 3, 4, 5]), REST)
     assert engine.sizes == [4 + 3, 4, 4]
@@ -44,7 +44,7 @@ def test_a_frames_rest_is_predicted_once():
 
 def test_no_more_rests_are_kept_than_asked_for_and_results_stay_right():
     engine = Engine()
-    amplitude = Amplitude(engine, 1.3, kept=2)
+    amplitude = MouthGain(engine, 1.3, kept=2)
     first = amplitude.generate(*given([1, 2, 3], [4, 4, 4]), REST)
     assert np.array_equal(amplitude.generate(*given([1, 2, 3], [4, 4, 4]), REST), first)
     assert engine.sizes == [6, 4] and len(amplitude._rests) == 2
@@ -52,4 +52,4 @@ def test_no_more_rests_are_kept_than_asked_for_and_results_stay_right():
 
 def test_an_engine_without_its_halves_is_refused():
     with pytest.raises(ConfigError, match="cannot change the mouth's amplitude"):
-        Amplitude(object(), 1.2)
+        MouthGain(object(), 1.2)

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 
 from benchmarks.known_motion import known_motion
-from models.avatar.cuts import Sign, colours, distance, find_cuts, scenes_of
+from models.avatar.cuts import CutEvidence, colours, distance, find_cuts, scenes_of
 from models.avatar.detect import BlazeMesh
-from models.avatar.survey import Follower
+from models.avatar.survey import FaceTracker
 from models.types import UInt8
 from tests.support.avatar import astronaut, hopper, moved, similarity, swaying
 
 DETECTOR = BlazeMesh()
-STILL = Sign(picture=0.03, jump=0.005, share=1.0)
+STILL = CutEvidence(picture=0.03, jump=0.005, share=1.0)
 
 
 def cuts_in(frames: list[UInt8]) -> list[int]:
-    follower = Follower(DETECTOR)
+    follower = FaceTracker(DETECTOR)
     for frame in frames:
         follower.take(frame)
     return follower.survey(copied=False).cuts
@@ -68,20 +68,20 @@ def test_grey_frames_in_between_are_none_where_the_head_goes_on_and_one_where_it
 @pytest.mark.parametrize(
     ("sign", "cut"),
     [
-        (Sign(0.6, 0.3, 0.0), True),  # all at once
-        (Sign(0.6, 0.01, 1.0), False),  # the light changes
-        (Sign(0.03, 0.3, 1.0), True),  # a jump in the same room
-        (Sign(0.03, 0.1, 0.1), True),  # a small one
-        (Sign(0.03, 0.1, 1.0), False),  # a jerk, or a slip of the detector
-        (Sign(0.03, 0.02, 0.1), False),  # blur
+        (CutEvidence(0.6, 0.3, 0.0), True),  # all at once
+        (CutEvidence(0.6, 0.01, 1.0), False),  # the light changes
+        (CutEvidence(0.03, 0.3, 1.0), True),  # a jump in the same room
+        (CutEvidence(0.03, 0.1, 0.1), True),  # a small one
+        (CutEvidence(0.03, 0.1, 1.0), False),  # a jerk, or a slip of the detector
+        (CutEvidence(0.03, 0.02, 0.1), False),  # blur
     ],
 )
-def test_two_signs_must_agree(sign: Sign, cut: bool) -> None:
+def test_two_signs_must_agree(sign: CutEvidence, cut: bool) -> None:
     assert find_cuts([None, STILL, STILL, sign, STILL, STILL]) == ([3] if cut else [])
 
 
 def test_fast_motion_that_lasts_is_none() -> None:
-    for fast in (Sign(0.03, 0.1, 0.2), Sign(0.05, 0.3, 1.0)):
+    for fast in (CutEvidence(0.03, 0.1, 0.2), CutEvidence(0.05, 0.3, 1.0)):
         assert find_cuts([None, STILL, fast, fast, fast, STILL]) == []
 
 

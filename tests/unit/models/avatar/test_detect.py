@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from models.avatar.detect import MESH_OF_68, MESH_POINTS, BlazeMesh, Face, landmarks_68
+from models.avatar.detect import MESH_OF_68, MESH_POINTS, BlazeMesh, landmarks_68
+from models.avatar.face import Face
 from models.errors import WeightsError
 from models.geometry import apply
 from models.types import UInt8

@@ -7,7 +7,7 @@ import pytest
 
 from models.avatar.detect import BlazeMesh
 from models.avatar.parse import STILL_PX, MaskShape, lower_face_mask, masks_of
-from models.avatar.track import crop_transforms, in_crop
+from models.avatar.track import crop_transforms, landmarks_in_crop
 from tests.support.avatar import FPS, astronaut, hopper
 
 Points = npt.NDArray[np.floating]
@@ -18,7 +18,7 @@ def landmarks(request: pytest.FixtureRequest) -> Points:
     """Landmarks of a real face in its crop, `(68, 2)`."""
     picture = {"astronaut": astronaut, "hopper": hopper}[request.param]()
     (face,) = BlazeMesh().detect(picture)
-    return in_crop(crop_transforms(np.stack([face.landmarks] * 3), np.ones(3, bool), FPS))[1]
+    return landmarks_in_crop(crop_transforms(np.stack([face.landmarks] * 3), np.ones(3, bool), FPS))[1]
 
 
 def weight_at(mask: npt.NDArray[np.uint8], x: float, y: float) -> int:

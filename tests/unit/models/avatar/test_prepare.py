@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from models.avatar.detect import BlazeMesh, Face
+from models.avatar.detect import BlazeMesh
+from models.avatar.face import Face
 from models.avatar.prepare import PrepareOptions, PrepareReport, prepare_avatar
 from models.avatar.store import AvatarStore
 from models.avatar.track import musetalk_box

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from models.avatar.smoothing import Smoothing, kalman, one_euro, smooth, steady, white_noise
+from models.avatar.smoothing import Smoothing, kalman, one_euro, smooth, smooth_scenes, white_noise
 from models.errors import ConfigError
 
 FPS = 25
@@ -25,7 +25,7 @@ def lag_frames(path: np.ndarray, smoothed: np.ndarray) -> float:
 
 def smoothed(series: np.ndarray, name: str, **options: float) -> np.ndarray:
     how = Smoothing(name, **options)
-    return steady(series, np.ones(len(series)), [slice(0, len(series))], FPS, how, white_noise(series, WHOLE))
+    return smooth_scenes(series, np.ones(len(series)), [slice(0, len(series))], FPS, how, white_noise(series, WHOLE))
 
 
 def test_zero_phase_has_no_lag() -> None:
@@ -81,7 +81,7 @@ def test_causal_smoothers_do_not_look_ahead(name: str) -> None:
     changed = series.copy()
     changed[50:] += 40
     how, noise = Smoothing(name), np.full(2, 0.5)
-    one, other = (steady(s, np.ones(80), [slice(0, 80)], FPS, how, noise) for s in (series, changed))
+    one, other = (smooth_scenes(s, np.ones(80), [slice(0, 80)], FPS, how, noise) for s in (series, changed))
     assert how.causal and np.array_equal(one[:50], other[:50])
     assert np.abs(one[50:] - other[50:]).max() > 5
 
@@ -92,13 +92,13 @@ def test_nothing_passes_a_cut(name: str) -> None:
     series = sway(100)
     series[60:] += 100
     how, ones = Smoothing(name), np.ones(100)
-    together = steady(series, ones, [slice(0, 60), slice(60, 100)], FPS, how, np.ones(1))
+    together = smooth_scenes(series, ones, [slice(0, 60), slice(60, 100)], FPS, how, np.ones(1))
     alone = [
-        steady(part, np.ones(len(part)), [slice(0, len(part))], FPS, how, np.ones(1))
+        smooth_scenes(part, np.ones(len(part)), [slice(0, len(part))], FPS, how, np.ones(1))
         for part in (series[:60], series[60:])
     ]
     assert np.array_equal(together, np.concatenate(alone))
-    across = steady(series, ones, [slice(0, 100)], FPS, how, np.ones(1))
+    across = smooth_scenes(series, ones, [slice(0, 100)], FPS, how, np.ones(1))
     assert np.abs(across - together).max() > 1
 
 

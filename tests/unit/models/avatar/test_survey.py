@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from models.avatar.detect import Face, landmarks_68
-from models.avatar.survey import Follower
+from models.avatar.detect import landmarks_68
+from models.avatar.face import Face
+from models.avatar.survey import FaceTracker
 from models.types import UInt8
 
 PATIENCE = 5  # frames
@@ -34,12 +35,12 @@ class Scene:
 def taken(*script: str, frames: dict[int, UInt8] | None = None) -> str:
     """Who is taken in each frame: a letter, or `.` for nobody. script: who is there, in order of size."""
     scene, out = Scene(), ""
-    follower = Follower(scene, PATIENCE)
+    follower = FaceTracker(scene, PATIENCE)
     for k, names in enumerate(script):
         scene.faces = [face(name, 50 + 60 * (name == "B")) for name in names]
         follower.take((frames or {}).get(k, GREY))
         last = follower._faces[-1]
-        out += "." if last is None else max("AB", key=lambda name: float(LOOKS[name] @ last.look))
+        out += "." if last is None else max("AB", key=lambda name: float(LOOKS[name] @ last.appearance))
     return out
 
 

@@ -12,7 +12,7 @@ from models.avatar.track import (
     RIGID,
     TrackOptions,
     crop_transforms,
-    in_crop,
+    landmarks_in_crop,
     musetalk_box,
     shift_range,
 )
@@ -143,14 +143,14 @@ def test_the_crop_is_musetalks_box_made_square_and_upright(face: Points) -> None
     corners = apply(invert(track.transforms[1]), np.array([[-0.5, -0.5], [255.5, 255.5]]))
     assert np.abs(corners[:, 1] - [y1, y2]).max() < 2.5
     assert abs(corners[:, 0].mean() - (x1 + x2) / 2) < 1.5
-    middle = in_crop(track)[1, NOSE_HALF, 1]
+    middle = landmarks_in_crop(track)[1, NOSE_HALF, 1]
     assert 118 < middle < 128  # at mid-height, but for half of the margin below the chin
 
 
 def test_bbox_shift_moves_the_middle_of_the_box(face: Points) -> None:
     still = np.stack([face] * 3)
     rows = [
-        in_crop(crop_transforms(still, faces_at(3), FPS, TrackOptions(bbox_shift=shift, extra_margin=0)))[1]
+        landmarks_in_crop(crop_transforms(still, faces_at(3), FPS, TrackOptions(bbox_shift=shift, extra_margin=0)))[1]
         for shift in (0, 8)
     ]
     assert abs(rows[0][NOSE_HALF, 1] - 127.5) < 0.01  # in the middle without a margin
@@ -167,7 +167,7 @@ def test_a_similarity_and_nothing_else(face: Points) -> None:
 
 def test_box_shape_stretches_the_face_to_the_whole_crop(face: Points) -> None:
     track = crop_transforms(np.stack([face] * 3), faces_at(3), FPS, TrackOptions(shape="box", extra_margin=0))
-    points = in_crop(track)[1]
+    points = landmarks_in_crop(track)[1]
     assert np.abs([points[:, 0].min() + 0.5, points[:, 0].max() - 255.5, points[:, 1].max() - 255.5]).max() < 0.05
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from models.quality.av_offset import offset_by_loudness, offset_by_phonemes, planned_levels_db, sound_delay_s
 from models.quality.silence import levels_db
-from models.speech.visemes import opening_of, shaped, track_of
+from models.speech.visemes import lip_opening, mouth_track, to_visemes
 from models.types import Phoneme
 
 RATE, FPS = 16_000, 25
@@ -38,7 +38,7 @@ def spoken(delay_s: float = 0.0) -> np.ndarray:
     return np.roll(samples * level, round(delay_s * RATE))
 
 
-OPENING = opening_of(track_of(shaped(PHONEMES), FRAMES, FPS).mouth)
+OPENING = lip_opening(mouth_track(to_visemes(PHONEMES), FRAMES, FPS).mouth)
 
 
 def test_planned_levels_are_loud_in_vowels_and_silent_in_pauses() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.quality.flicker import flicker, greys, ratio
-from models.quality.frozen import stills
+from models.quality.frozen import find_freezes
 from models.quality.jitter import jitter, percentile_95, rms, shift_between, shifts
 from models.quality.silence import levels_db, motion_at_rest, quiet_frames, rest_frames, rest_ratio
 
@@ -125,9 +125,9 @@ def test_frozen_frames_are_found_with_their_place() -> None:
     change = np.random.default_rng(0).uniform(0.6, 1.4, 99)
     change[40:46] = 0.0  # frames 41 to 46 repeat frame 40
     change[70] = 0.01  # frame 71 comes twice
-    found = stills(change, np.zeros(100, bool), FPS)
+    found = find_freezes(change, np.zeros(100, bool), FPS)
     assert (found.longest, found.at) == (6, 40) and found.repeats.sum() == 7 and found.repeats[71]
-    assert stills(change[:39], np.zeros(40, bool), FPS).longest == 0
+    assert find_freezes(change[:39], np.zeros(40, bool), FPS).longest == 0
 
 
 def test_planned_repeats_are_no_fault() -> None:
@@ -135,20 +135,20 @@ def test_planned_repeats_are_no_fault() -> None:
     change[49:52] = 0.0  # a turn of the ping-pong that is eased
     planned = np.zeros(100, bool)
     planned[50:53] = True
-    assert not stills(change, planned, FPS).repeats.any()
+    assert not find_freezes(change, planned, FPS).repeats.any()
 
 
 def test_a_still_picture_that_is_refined_is_told_by_the_sources_own_change() -> None:
     change = np.full(99, 0.3)
     change[30:40] = np.geomspace(0.15, 0.05, 10)  # as x264 does to a picture that stands still
     nobody = np.zeros(100, bool)
-    found = stills(change, nobody, FPS, own=np.full(99, 0.3))
+    found = find_freezes(change, nobody, FPS, own=np.full(99, 0.3))
     assert (found.longest, found.at) == (10, 30)
-    assert not stills(change, nobody, FPS, own=0.9 * change).repeats.any()  # the source moves as little
+    assert not find_freezes(change, nobody, FPS, own=0.9 * change).repeats.any()  # the source moves as little
 
 
 def test_a_frame_that_stays_too_long_is_a_freeze() -> None:
     lasting = np.ones(100, np.int64)
     lasting[30] = 6  # a gap in the times of the file
-    found = stills(np.ones(99), np.zeros(100, bool), FPS, lasting)
+    found = find_freezes(np.ones(99), np.zeros(100, bool), FPS, lasting)
     assert (found.longest, found.at) == (5, 30)

@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from models.quality.seam import edge_of, seam_delta_e, steps_along
-from models.quality.sharpness import sharpness_ratio
+from models.quality.seam import edge_of, seam_delta_e, sharpness_ratio, steps_along
 
 WEIGHTS = np.zeros((120, 160), np.uint8)
 WEIGHTS[30:90, 40:120] = 255

@@ -17,8 +17,8 @@ from models.avatar.detect import BlazeMesh
 from models.avatar.parse import masks_of
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
-from models.avatar.survey import Follower, Survey
-from models.avatar.track import Track, TrackOptions, crop_transforms, in_crop
+from models.avatar.survey import FaceTracker, Survey
+from models.avatar.track import CropTrack, TrackOptions, crop_transforms, landmarks_in_crop
 from models.geometry import warp
 from models.stitch.paste import paste, warp_alpha
 from tests.support.avatar import fake_encoder
@@ -35,14 +35,14 @@ def clip(face_px: int) -> KnownMotion:
 @cache
 def survey(face_px: int) -> Survey:
     """The first pass over the frames as they are drawn."""
-    follower = Follower(BlazeMesh())
+    follower = FaceTracker(BlazeMesh())
     for frame in clip(face_px).frames():
         follower.take(frame)
     return follower.survey(copied=False)
 
 
 @cache
-def track(face_px: int, **options: object) -> Track:
+def track(face_px: int, **options: object) -> CropTrack:
     seen = survey(face_px)
     return crop_transforms(seen.landmarks, seen.has_face, FPS, TrackOptions(**options), seen.motions, seen.cuts)
 
@@ -102,7 +102,7 @@ def test_each_smoothing_is_steady_enough(smoothing: str) -> None:
 def test_an_untouched_crop_is_pasted_where_it_was(face_px: int, levels: float) -> None:
     """Cut out and pasted back by the product's own functions, Lanczos-4 both ways: at most 0.10 px off (here, 0.01) and
     so many grey levels rms under the mask."""
-    masks, index = masks_of(in_crop(track(face_px)), FPS, scenes=track(face_px).scenes)
+    masks, index = masks_of(landmarks_in_crop(track(face_px)), FPS, scenes=track(face_px).scenes)
     shifts, errors = [], []
     for k in range(3, N, 9):
         frame, transform, mask = clip(face_px).frame(k), track(face_px).transforms[k], masks[index[k]]

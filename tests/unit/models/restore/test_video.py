@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from models.avatar.detect import BlazeMesh
-from models.deflicker import SHARE_AT_REST, Steadier
+from models.deflicker import SHARE_AT_REST, TemporalFilter
 from models.errors import InputError
 from models.geometry import apply, invert
 from models.restore.align import five_points, to_template
-from models.restore.follow import follow, reach_frames
 from models.restore.small import SmallRestorer
 from models.restore.steady import Detail, between
+from models.restore.tracking import lookahead_frames, track_faces
 from models.restore.video import BOX, VideoOptions, crop_transform, enhance_frames
 from tests.support.avatar import astronaut, hopper, moved, similarity
 
@@ -54,7 +54,7 @@ def plain(faces: np.ndarray) -> np.ndarray:
 
 def test_every_frame_comes_out_once_in_order_whatever_it_shows(detector: BlazeMesh) -> None:
     frames = [astronaut()] * 8 + [np.zeros_like(astronaut())] + [astronaut()] * 3
-    out = list(follow(numbered(frames), detector, 25, first_index=5))
+    out = list(track_faces(numbered(frames), detector, 25, first_index=5))
     assert [item.payload for item in out] == list(range(12))
     assert [item.index for item in out] == list(range(5, 17))
     assert all(item.frame is frame for item, frame in zip(out, frames, strict=True))
@@ -64,7 +64,7 @@ def test_every_frame_comes_out_once_in_order_whatever_it_shows(detector: BlazeMe
 
 def test_a_still_face_in_noise_lies_stiller_than_its_landmarks(detector: BlazeMesh) -> None:
     frames = noisy(astronaut(), 16, 6)
-    out = list(follow(numbered(frames), detector, 25))
+    out = list(track_faces(numbered(frames), detector, 25))
     corners = np.array([[0.0, 0], [511, 0], [0, 511], [511, 511]])
     steady = np.stack([apply(invert(item.transform), corners) for item in out])
     face = detector.detect(frames[0])[0]
@@ -79,16 +79,16 @@ def test_a_still_face_in_noise_lies_stiller_than_its_landmarks(detector: BlazeMe
 
 def test_motion_is_followed_without_lag(detector: BlazeMesh) -> None:
     motions = [similarity(astronaut().shape, dx=3.0 * k - 20) for k in range(14)]
-    out = list(follow(numbered([moved(astronaut(), motion) for motion in motions]), detector, 25))
+    out = list(track_faces(numbered([moved(astronaut(), motion) for motion in motions]), detector, 25))
     centre = np.stack([apply(invert(item.transform), np.full(2, 255.5)) for item in out])
     assert np.abs(centre[2:-2, 0] - centre[7, 0] - 3.0 * (np.arange(2, 12) - 7)).max() < 0.6
 
 
 def test_nothing_is_smoothed_across_a_cut(detector: BlazeMesh) -> None:
     away = moved(astronaut(), similarity(astronaut().shape, dx=70, zoom=0.8))
-    out = list(follow(numbered([astronaut()] * 4 + [away] * 4), detector, 25))
+    out = list(track_faces(numbered([astronaut()] * 4 + [away] * 4), detector, 25))
     assert [item.shot for item in out] == [out[0].shot] * 4 + [out[0].shot + 1] * 4
-    alone = list(follow(numbered([away] * 4), detector, 25))
+    alone = list(track_faces(numbered([away] * 4), detector, 25))
     assert np.abs(out[4].transform - alone[0].transform).max() < 1e-6
 
 
@@ -101,13 +101,13 @@ def test_after_a_second_without_a_face_only_some_frames_are_searched() -> None:
             return []
 
     counting = Counting()
-    out = list(follow(numbered([np.zeros((64, 64, 3), np.uint8)] * 126), counting, 25))
+    out = list(track_faces(numbered([np.zeros((64, 64, 3), np.uint8)] * 126), counting, 25))
     assert len(out) == 126 and counting.frames == 26 + 25
 
 
 def test_the_window_is_bounded_at_any_frame_rate() -> None:
-    assert reach_frames(25) == 6
-    assert reach_frames(240) == 24
+    assert lookahead_frames(25) == 6
+    assert lookahead_frames(240) == 24
 
 
 # --- steady
@@ -116,7 +116,7 @@ def test_the_window_is_bounded_at_any_frame_rate() -> None:
 def test_at_rest_flicker_falls_as_the_share_says_and_change_passes_at_once() -> None:
     rng = np.random.default_rng(0)
     base = np.full((512, 512, 3), 120, np.uint8)
-    steadier = Steadier()
+    steadier = TemporalFilter()
     faces = [np.clip(120 + rng.normal(0, 10, base.shape), 0, 255).astype(np.uint8) for _ in range(24)]
     shown = np.stack([steadier(base, face) for face in faces]).astype(np.float32)
     ratio = np.diff(shown[12:], axis=0).std() / np.diff(np.stack(faces[12:]).astype(np.float32), axis=0).std()
@@ -292,7 +292,7 @@ def test_few_frames_are_held_whatever_the_length() -> None:
         yielded += 1
         most = max(most, taken - yielded)
     assert yielded == 400
-    assert most <= reach_frames(25) + 4 * (2 + 1)
+    assert most <= lookahead_frames(25) + 4 * (2 + 1)
 
 
 def test_crop_transforms_cut_the_box_out_of_the_template() -> None:

@@ -15,12 +15,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from models.avatar.parse import REGION_MODES, paste_region
+from models.avatar.parse import REGION_MODES, paste_region, region_mask
 from models.avatar.store import AvatarStore
 from models.avatar.track import musetalk_box
-from models.geometry import apply
+from models.geometry import apply, crop_box_of
 from models.stitch.alpha import Alpha
-from models.stitch.musetalk_paste import alpha_of, crop_box_of, region_mask
+from models.stitch.musetalk_paste import alpha_of
 from models.stitch.paste import warp_alpha
 from models.types import UInt8
 from tests.support.paths import ROOT

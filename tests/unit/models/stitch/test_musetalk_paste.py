@@ -11,8 +11,9 @@ from PIL import Image
 
 from models.avatar.parse import paste_region
 from models.errors import ConfigError
+from models.geometry import crop_box_of, crop_padded
 from models.stitch import paste
-from models.stitch.musetalk_paste import crop_box_of, cut, musetalk_blend, musetalk_material
+from models.stitch.musetalk_paste import musetalk_blend, musetalk_material
 from models.types import UInt8
 from tests.support.avatar import hopper
 from tests.unit.models.stitch.test_paste_region import face_labels
@@ -117,7 +118,7 @@ def test_the_blur_of_whole_files_is_half_as_wide() -> None:
 def test_what_is_cut_beyond_the_frame_is_black_as_pillows() -> None:
     for box in BOXES:
         square = crop_box_of(box)
-        assert np.array_equal(cut(hopper(), square), np.asarray(Image.fromarray(hopper()).crop(square)))
+        assert np.array_equal(crop_padded(hopper(), square), np.asarray(Image.fromarray(hopper()).crop(square)))
 
 
 def test_a_square_outside_the_frame_changes_nothing() -> None:

@@ -1,11 +1,12 @@
-"""models.avatar.look and Face.recognised: the same face, another, one that is covered, one that is turned away."""
+"""models.avatar.appearance and Face.recognised: the same face, another, one that is covered, one that is turned away."""
 
 import cv2
 import numpy as np
 import pytest
 
-from models.avatar.detect import Face, _square_around
-from models.avatar.look import SAME, adapted, correlation
+from models.avatar.appearance import SAME, adapted, correlation
+from models.avatar.detect import _square_around
+from models.avatar.face import Face
 from models.types import UInt8
 from tests.support.avatar import astronaut, hopper, moved, similarity
 from tests.support.staged_faces import bearded, behind_a_hand, detector, face_of, head_mask, on_ground, put, turned
@@ -31,13 +32,13 @@ def read(picture: UInt8, near: Face) -> Face:
 )
 def test_the_same_face_is_recognised(change):
     known, seen = face_of(hopper()), face_of(change(hopper()))
-    assert correlation(known.look, seen.look) > 0.9
+    assert correlation(known.appearance, seen.appearance) > 0.9
     assert known.recognised(seen) is not None
 
 
 def test_another_face_is_not():
     one, other = face_of(hopper()), face_of(astronaut())
-    assert correlation(one.look, other.look) < 0.45 < SAME
+    assert correlation(one.appearance, other.appearance) < 0.45 < SAME
     assert one.recognised(other) is None and other.recognised(one) is None
 
 
@@ -99,7 +100,7 @@ def test_what_lies_outside_the_frame_is_not_judged():
     whole = face_of(hopper())
     middle = round(float(whole.mesh[:, 0].mean()))
     cut = read(np.ascontiguousarray(hopper()[:, : middle + 20]), whole)
-    assert 0.2 < np.isnan(cut.look).mean() < 0.5
+    assert 0.2 < np.isnan(cut.appearance).mean() < 0.5
     assert whole.recognised(cut) is not None
 
 

@@ -1,4 +1,4 @@
-"""Geometry `musetalk`: integer boxes, MuseTalk's crops and masks, from preparation to the pasted frame."""
+"""CropGeometry `musetalk`: integer boxes, MuseTalk's crops and masks, from preparation to the pasted frame."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from models.avatar.bisenet import BiSeNet
-from models.avatar.geometry import box_transforms, lay
+from models.avatar.crop_geometry import box_transforms, crop_geometry
+from models.avatar.packed_regions import PackedRegions
 from models.avatar.parse import FaceParser, masks_of, paste_region
 from models.avatar.prepare import PrepareOptions, PrepareReport, prepare_avatar
-from models.avatar.regions import PackedRegions
 from models.avatar.store import AvatarStore
-from models.avatar.track import TrackOptions, in_crop, musetalk_box
+from models.avatar.track import TrackOptions, landmarks_in_crop, musetalk_box
 from models.errors import ConfigError, WeightsError
-from models.geometry import apply
-from models.stitch.musetalk_paste import crop_box_of, cut, musetalk_blend, musetalk_material
+from models.geometry import apply, crop_box_of, crop_padded
+from models.stitch.musetalk_paste import musetalk_blend, musetalk_material
 from models.stitch.paste import Paster
 from models.types import PreparedAvatar, UInt8
 from tests.support.avatar import FPS, astronaut, fake_encoder, hopper, moved, swaying, write_clip
@@ -102,7 +102,7 @@ def test_transforms_say_what_resizing_the_box_does() -> None:
 def test_a_box_at_the_border_is_cut_to_the_frame() -> None:
     points = np.zeros((3, 68, 2), np.float32)
     points[:] = np.random.default_rng(0).uniform([220, -10], [340, 110], (68, 2))
-    geometry = lay("musetalk", points, np.ones(3, bool), [None] * 3, FPS, (300, 300), TrackOptions())
+    geometry = crop_geometry("musetalk", points, np.ones(3, bool), [None] * 3, FPS, (300, 300), TrackOptions())
     x1, y1, x2, _ = geometry.box(0)
     assert (x2, y1) == (300, 0) and x1 == int(points[0, :, 0].min())
     assert geometry.crop(astronaut(), 0).shape == (256, 256, 3)
@@ -126,7 +126,7 @@ def test_the_parser_sees_the_square_around_the_box(parsed: Prepared) -> None:
     avatar, _, parser = parsed
     assert len(parser.seen) == N
     for k in range(N):
-        assert np.array_equal(parser.seen[k], cut(avatar.frames[k], crop_box_of(avatar.box(k))))
+        assert np.array_equal(parser.seen[k], crop_padded(avatar.frames[k], crop_box_of(avatar.box(k))))
 
 
 def test_frames_are_pasted_by_musetalks_own_functions(parsed: Prepared) -> None:
@@ -135,7 +135,7 @@ def test_frames_are_pasted_by_musetalks_own_functions(parsed: Prepared) -> None:
     crop = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     for k in (0, 5, 0):
         frame, box = avatar.frames[k].copy(), avatar.box(k)
-        square = cut(avatar.frames[k], crop_box_of(box))
+        square = crop_padded(avatar.frames[k], crop_box_of(box))
         mask, crop_box = musetalk_material(avatar.frames[k], box, face_labels(int(square.mean())), "jaw")
         face = cv2.resize(crop, (box[2] - box[0], box[3] - box[1]))
         paster.paste_into(frame, crop, k)
@@ -198,8 +198,10 @@ def test_the_landmark_mask_is_of_the_landmarks_seen_through_the_box(
     plain: tuple[PreparedAvatar, PrepareReport, AvatarStore],
 ) -> None:
     avatar, _, _ = plain
-    track = lay("musetalk", avatar.landmarks, avatar.has_face, [None] * N, FPS, (300, 300), TrackOptions()).track
-    masks, index = masks_of(in_crop(track), FPS)
+    track = crop_geometry(
+        "musetalk", avatar.landmarks, avatar.has_face, [None] * N, FPS, (300, 300), TrackOptions()
+    ).track
+    masks, index = masks_of(landmarks_in_crop(track), FPS)
     assert np.array_equal(avatar.masks, masks[index])
 
 
@@ -263,7 +265,9 @@ def test_bisenets_weights_are_used_where_the_options_name_them(tmp_path: Path) -
     store = AvatarStore(tmp_path / "avatars")
     prepare_avatar(picture, "a", store, fake_encoder, "v", options)
     avatar = store.load("a")
-    labels = FaceParser.load(tmp_path / "79999_iter.pth").labels(cut(avatar.frames[0], crop_box_of(avatar.box(0))))
+    labels = FaceParser.load(tmp_path / "79999_iter.pth").labels(
+        crop_padded(avatar.frames[0], crop_box_of(avatar.box(0)))
+    )
     assert np.array_equal(avatar.regions[0], paste_region(labels, "neck"))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar.flow import Motion
-from models.avatar.track import Bool, Track, TrackOptions, crop_transforms, musetalk_box
+from models.avatar.track import Bool, CropTrack, TrackOptions, crop_transforms, musetalk_box
 from models.errors import NoFaceError
 from models.geometry import warp
 from models.types import CROP_PX, Box, Float32, Int32, UInt8
@@ -28,10 +28,10 @@ DetectedBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Geometry:
+class CropGeometry:
     """Where the face lies in every frame. `boxes`, int32 `(n, 4)` within the frame, is None but for `musetalk`."""
 
-    track: Track
+    track: CropTrack
     boxes: Int32 | None = None
 
     def box(self, k: int) -> Box:
@@ -49,7 +49,7 @@ class Geometry:
         return cast(UInt8, crop)
 
 
-def lay(
+def crop_geometry(
     geometry: str,
     landmarks: npt.NDArray[Any],
     has_face: Bool,
@@ -59,7 +59,7 @@ def lay(
     options: TrackOptions,
     motions: Sequence[Motion | None] = (),
     cuts: Sequence[int] = (),
-) -> Geometry:
+) -> CropGeometry:
     """The geometry of a video from landmarks `(n, 68, 2)` in frame px, and the detector's boxes where it saw a face.
 
     size: (height, width) of the frame. motions, cuts: see `crop_transforms`. Raises NoFaceError when no frame, or too
@@ -69,13 +69,13 @@ def lay(
         options = dataclasses.replace(options, shape="box")
     track = crop_transforms(landmarks, has_face, fps, options, motions, cuts, upright=geometry == "box")
     if geometry != "musetalk":
-        return Geometry(track)
+        return CropGeometry(track)
     boxes = np.empty((len(landmarks), 4), np.int32)
     for k, points in enumerate(track.landmarks):  # interpolated where there is no face
         box = musetalk_box(points, size[0], options.bbox_shift, options.extra_margin, detected[k])
         boxes[k] = _within(box, size)
     sides = (boxes[:, 2:] - boxes[:, :2]).max(1).astype(np.float32)
-    return Geometry(dataclasses.replace(track, transforms=box_transforms(boxes), side_px=sides), boxes)
+    return CropGeometry(dataclasses.replace(track, transforms=box_transforms(boxes), side_px=sides), boxes)
 
 
 def box_transforms(boxes: Int32) -> Float32:

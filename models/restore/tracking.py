@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.detect import Face, FaceDetector
+from models.avatar.face import Face, FaceDetector
 from models.avatar.smoothing import SMOOTH_S, smooth
 from models.geometry import apply, invert
 from models.restore.align import five_points, to_template
@@ -32,7 +32,7 @@ CENTRE = np.full(2, (RESTORED_PX - 1) / 2)  # of the template
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Followed(Generic[P]):
+class TrackedFrame(Generic[P]):
     """A frame and the face in it.
 
     transform: `(2, 3)`, frame px → FFHQ template of 512 px; None where no face was found. shot: counts up wherever the
@@ -55,19 +55,19 @@ class _Seen(Generic[P]):
     shot: int
 
 
-def reach_frames(fps: float) -> int:
+def lookahead_frames(fps: float) -> int:
     """Frames that `follow` looks ahead, and back, at a frame rate."""
     return int(np.clip(math.ceil(REACH * SMOOTH_S * fps), 1, MAX_REACH))
 
 
-def follow(
+def track_faces(
     frames: Iterable[tuple[UInt8, P]], detector: FaceDetector, fps: float, first_index: int = 0
-) -> Iterator[Followed[P]]:
-    """Yield every frame of `frames` (RGB uint8 and its payload) in order, `reach_frames(fps)` later.
+) -> Iterator[TrackedFrame[P]]:
+    """Yield every frame of `frames` (RGB uint8 and its payload) in order, `lookahead_frames(fps)` later.
 
     Where the face lies is smoothed over its neighbours within the shot, ahead and back, so it neither lags nor shivers.
     """
-    reach, sigma = reach_frames(fps), SMOOTH_S * fps
+    reach, sigma = lookahead_frames(fps), SMOOTH_S * fps
     window: deque[_Seen[P]] = deque()
     waiting = 0  # entries at the window's end that have not been yielded
     face: Face | None = None
@@ -112,11 +112,11 @@ def _pose(face: Face) -> Float64:
     return np.array([math.atan2(transform[1, 0], transform[0, 0]), math.log(math.hypot(*transform[:, 0])), *centre])
 
 
-def _settled(window: deque[_Seen[P]], at: int, sigma: float) -> Followed[P]:
+def _settled(window: deque[_Seen[P]], at: int, sigma: float) -> TrackedFrame[P]:
     """The entry at `at` with its pose smoothed over its shot."""
     seen = window[at]
     if seen.pose is None:
-        return Followed(seen.frame, seen.payload, seen.index, None, seen.shot)
+        return TrackedFrame(seen.frame, seen.payload, seen.index, None, seen.shot)
     near = [entry for entry in window if entry.shot == seen.shot]  # a shot has a face in every frame, and no gap
     poses = np.stack([entry.pose for entry in near if entry.pose is not None])  # (m, 4)
     poses[:, 0] = np.unwrap(poses[:, 0])
@@ -124,7 +124,7 @@ def _settled(window: deque[_Seen[P]], at: int, sigma: float) -> Followed[P]:
     cos, sin = math.exp(log_scale) * math.cos(angle), math.exp(log_scale) * math.sin(angle)
     linear = np.array([[cos, -sin], [sin, cos]])
     transform = np.concatenate([linear, (CENTRE - linear @ np.array(centre))[:, None]], 1)
-    return Followed(seen.frame, seen.payload, seen.index, transform, seen.shot)
+    return TrackedFrame(seen.frame, seen.payload, seen.index, transform, seen.shot)
 
 
 def _forget(window: deque[_Seen[P]], done: int, reach: int) -> None:

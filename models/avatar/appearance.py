@@ -27,7 +27,7 @@ RIGHT_EYE, LEFT_EYE, NOSE_TIP = 33, 263, 4  # of the mesh
 MOUTH = (61, 291, 0, 17)  # corners, upper and lower edge of the lips
 
 
-def look_at(crop: UInt8, points: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_]) -> Float32:
+def sample_appearance(crop: UInt8, points: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_]) -> Float32:
     """Grey levels `(n,)` of an RGB crop at `points` `(n, 2)` px, mean 0, deviation 1; NaN where not `seen` `(n,)`."""
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
     grey = cv2.GaussianBlur(grey, (0, 0), BLUR * max(crop.shape))
