@@ -34,11 +34,11 @@ from models.media.encode import MediaSpec, UtteranceEncoder
 from models.musetalk_openvino import OpenVINOMuseTalk
 from models.quality.seam import seam_delta_e
 from models.speech.audio import resample
-from models.speech.visemes import Track, track_of
+from models.speech.visemes import MouthTrack, mouth_track
+from models.stitch.crop_filter import CropFilter, pasted_box
 from models.stitch.mouth import Mouth
 from models.stitch.paste import PasteMemory, Paster, warp_alpha
 from models.stitch.rest import RestSettings
-from models.stitch.steady import CropSteadier, pasted_box
 from models.types import CROP_PX, WHISPER_HZ, Float32, PreparedAvatar, Speech, UInt8
 from training import presenter, voices
 from training.make_presenter import idle_poses
@@ -87,7 +87,7 @@ class Uttered:
     """One clip of speech at 16 kHz, with the mouth track of its phonemes and the middle frames of its long vowels."""
 
     spoken: Spoken
-    track: Track
+    track: MouthTrack
     vowels: dict[str, list[int]]
 
     @classmethod
@@ -98,7 +98,7 @@ class Uttered:
             middle = int((phoneme.start_s + phoneme.end_s) / 2 * FPS)
             if phoneme.symbol in vowels and phoneme.end_s - phoneme.start_s >= 0.06 and middle < frames:
                 vowels[phoneme.symbol].append(middle)
-        return cls(spoken, track_of(spoken.phonemes, frames, FPS), vowels)
+        return cls(spoken, mouth_track(spoken.phonemes, frames, FPS), vowels)
 
 
 class Product:
@@ -129,7 +129,7 @@ class Product:
     def pasted(self, faces: UInt8, spoken: Spoken | None = None) -> UInt8:
         """Face crops in the avatar's frames, from its first on: `(n, h, w, 3)`. What was spoken steadies and rests."""
         shown, memory = self.shown(len(faces)), PasteMemory()
-        mouth = Mouth(FPS, RestSettings(source_rests=spoken is not None), CropSteadier(pasted_box(self.avatar)))
+        mouth = Mouth(FPS, RestSettings(source_rests=spoken is not None), CropFilter(pasted_box(self.avatar)))
         if spoken is not None:
             mouth.hear(Speech(spoken.samples, WHISPER_HZ, last=True, phonemes=tuple(spoken.phonemes)), 0)
         out = np.stack([self.frames[index] for index in shown])
@@ -194,7 +194,7 @@ class Bench:
         self.cache.mkdir(parents=True, exist_ok=True)
         self.seams: list[float] = []
 
-    def truth_crops(self, track: Track) -> UInt8:
+    def truth_crops(self, track: MouthTrack) -> UInt8:
         path = self.cache / f"{self.product.avatar.version}-{zlib.crc32(track.mouth.tobytes()):08x}.npz"
         if not path.exists():
             np.savez_compressed(path, parts=self.truth.parts(track.mouth))

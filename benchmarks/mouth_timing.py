@@ -18,17 +18,17 @@ import torch
 
 from benchmarks.embedded import BATCH, EMBEDDED, FPS, Product, coded
 from models.geometry import warp
-from models.mouth_gain import Amplitude
+from models.mouth_gain import MouthGain
 from models.quality.flicker import flicker, greys
-from models.quality.lips import LipReader, follow, pearson
-from models.speech.activity import Activity
+from models.quality.lips import LipReader, correlate_lags, pearson
+from models.speech.activity import ActivityDetector
 from models.speech.audio import pad_to_frames, resample
-from models.speech.av_offset import Offset
-from models.speech.feature_windows import plosive_shifts, rest_window, rested
+from models.speech.av_offset import LipOffset
+from models.speech.feature_windows import blend_rest, plosive_shifts, rest_window
 from models.speech.visemes import CLOSERS
+from models.stitch.crop_filter import CropFilter, pasted_box
 from models.stitch.mouth import Mouth
 from models.stitch.paste import PasteMemory
-from models.stitch.steady import CropSteadier, pasted_box
 from models.tts.hibari import HibariTTS
 from models.types import CROP_PX, RESTORED_PX, WHISPER_HZ, Float16, Speech, UInt8
 
@@ -57,7 +57,7 @@ class Line:
         samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
         ahead_s = plosive_shifts(speech.phonemes, frames, FPS, lead_s)
         windows = self._windows(np.pad(samples, (0, WHISPER_HZ // FPS // 2)), ahead_s)[:frames]
-        return rested(windows, self.rest, Activity()(speech), FPS, speech.last)
+        return blend_rest(windows, self.rest, ActivityDetector()(speech), FPS, speech.last)
 
     def _windows(self, samples: npt.NDArray[np.float32], ahead_s: Float64 | None) -> Float16:
         made: Float16 = self.product.features.windows_in_context(samples, FPS, ahead_s=ahead_s).numpy()
@@ -65,7 +65,7 @@ class Line:
 
     def crops(self, windows: Float16, gain: float = 1.0) -> UInt8:
         latents = self.product.latents[self.product.shown(len(windows))]
-        amplitude = Amplitude(self.product.engine, gain) if gain != 1 else None
+        amplitude = MouthGain(self.product.engine, gain) if gain != 1 else None
         parts = []
         for k in range(0, len(windows), BATCH):
             given = latents[k : k + BATCH], windows[k : k + BATCH]
@@ -86,8 +86,8 @@ class Line:
         places = [self.reader.place(k, self.product.frames[k]) for k in self.product.shown(len(frames))]
         return self.reader.read(coded(frames), places).gap
 
-    def steadier(self) -> CropSteadier:
-        return CropSteadier(pasted_box(self.product.avatar))
+    def steadier(self) -> CropFilter:
+        return CropFilter(pasted_box(self.product.avatar))
 
     def steadied(self, crops: UInt8) -> UInt8:
         steadier = self.steadier()
@@ -103,7 +103,7 @@ def steadying(line: Line, crops: list[UInt8]) -> Iterator[str]:
     after = [line.steadied(one) for one in crops]
     before_gap, after_gap = ([line.gap(line.frames(one)) for one in some] for some in (crops, after))
     r = pearson(np.concatenate(before_gap), np.concatenate(after_gap))
-    lag = np.mean([follow(a, b).lag for a, b in zip(before_gap, after_gap, strict=True)])
+    lag = np.mean([correlate_lags(a, b).lag for a, b in zip(before_gap, after_gap, strict=True)])
     yield f"lips with and without steadying: r {r:.4f}, lag {lag:+.3f} frames"
     still = [mouth_flicker(one) < 2.0 for one in crops]  # where lips do not move
     own = mouth_flicker(np.stack([warp(line.product.frames[k], line.product.avatar.transforms[k]) for k in range(80)]))
@@ -180,9 +180,9 @@ def resting(line: Line, spoken: list[Speech]) -> Iterator[str]:
 
 def knobs(line: Line, spoken: list[Speech], plain: list[Float64]) -> Iterator[str]:
     for ms in (-80, 80):
-        offset = Offset(ms / 1e3)
+        offset = LipOffset(ms / 1e3)
         gaps = [line.gap(line.frames(line.crops(line.windows(offset(speech))))) for speech in spoken[:2]]
-        lag = np.mean([follow(a, b).lag for a, b in zip(plain, gaps, strict=False)])
+        lag = np.mean([correlate_lags(a, b).lag for a, b in zip(plain, gaps, strict=False)])
         yield f"av_offset_ms {ms:+d}: lips {lag * 1e3 / FPS:+.0f} ms"
     for gain in (0.7, 0.85, 1.15, 1.3):
         gaps = [line.gap(line.frames(line.crops(line.windows(speech), gain))) for speech in spoken[:2]]

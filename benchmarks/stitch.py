@@ -20,7 +20,7 @@ from skimage import data
 
 from models.geometry import apply, invert
 from models.media.encode import MediaSpec, UtteranceEncoder
-from models.media.yuv import Drawn, Picture, picture_of
+from models.media.yuv import AnyFrame, Picture, picture_of
 from models.stitch.blends import BLENDS
 from models.stitch.canvas import Canvas
 from models.stitch.paste import PasteMemory, Paster
@@ -68,7 +68,7 @@ class Still:
 
 def paste_ms(
     given: PreparedAvatar, face: UInt8, memory: PasteMemory | None = None, mode: str = "feather", whole: bool = False
-) -> tuple[float, list[Drawn]]:
+) -> tuple[float, list[AnyFrame]]:
     """Median over warm frames from the avatar's frame to what the encoder takes, its drawing among it; and the frames.
 
     memory: as the line pastes. whole: the plain way, all of each frame as RGB.
@@ -81,17 +81,17 @@ def paste_ms(
             moved = np.roll(face, k, axis=1)
             begun = time.process_time()
             if whole:
-                made: Drawn = given.frames[k].copy()
+                made: AnyFrame = given.frames[k].copy()
                 paster.paste_into(made, moved, k, memory=memory)  # type: ignore[arg-type]
             else:
                 made = canvas.frame(paster, moved, k, memory=memory)
-            drawn.draw(made)
+            drawn.copy_from(made)
             times += [time.process_time() - begun] if lap else []
             pasted += [made] if lap else []
     return 1e3 * statistics.median(times), pasted
 
 
-def encode_ms(frames: list[Drawn], spec: MediaSpec, speech: Float32, folder: Path) -> tuple[float, float, float]:
+def encode_ms(frames: list[AnyFrame], spec: MediaSpec, speech: Float32, folder: Path) -> tuple[float, float, float]:
     """Encode an utterance and append it: ms a frame of each, and the rate in kbit/s."""
     session, encoder = SessionFile(folder, spec), UtteranceEncoder(spec)
     encoding = appending = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from models.live.timeline import LiveClock, Piece
+from models.live.timeline import LiveClock, LiveFragment
 from models.media.encode import MediaSpec
 
 DEFAULT_SESSION = "default"
@@ -19,7 +19,7 @@ Ending = Literal["closed", "removed", "expired", "reset", "replaced", "stopped",
 class SpeakRequest:
     """What one call of /speak asks for: `text`, or `audio` as the bytes of a sound file. None means the config's.
 
-    growing: in their place, the key of a text that is still being written (deployments/common/text_stream.py).
+    text_stream_key: in their place, the key of a text that is still being written (deployments/common/text_stream.py).
     """
 
     session_id: str = DEFAULT_SESSION
@@ -31,7 +31,7 @@ class SpeakRequest:
     voice: str | None = None
     speed: float | None = None
     deliver: bool = True  # False: only the summary is wanted, not the fragments
-    growing: str = ""
+    text_stream_key: str = ""
     progress: bool = False  # tell how far it is while it is made
     calls: bool = False  # the summary lists every call of every stage, for a profile
 
@@ -70,7 +70,7 @@ class LiveStart:
     spec: MediaSpec
     idle_path: str
     host: str = ""  # whose monotonic clock the session's goes by
-    zero_s: float = 0.0  # and what is added to it (clocks.py)
+    clock_offset_s: float = 0.0  # and what is added to it (clocks.py)
     avatar_version: str = ""
 
     @property
@@ -89,7 +89,7 @@ class LiveEvent:
 
     clock: LiveClock
     start: LiveStart | None = None
-    piece: Piece | None = None
+    piece: LiveFragment | None = None
     expect: int | None = None
     making: dict[str, Any] | None = None
     ended: Ending | None = None

@@ -89,7 +89,7 @@ class _View:
         return webvtt(self._session.transcript(), words)
 
     def _grown(self) -> str:
-        records = self._session.read_on(self._read)
+        records = self._session.read_since(self._read)
         self._read = records[-1][1]
         return str(self._playlist.extend(record for record, _ in records[1:]))
 

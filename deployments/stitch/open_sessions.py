@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from models.errors import ClosedError, FencedError, InputError
 from models.media.encode import MediaSpec
-from models.stitch.index import Utterance
+from models.stitch.index import UtteranceRecord
 from models.stitch.session import SessionFile
 from models.stitch.store import SessionStore
 from models.types import PreparedAvatar
@@ -145,7 +145,7 @@ class OpenSessions:
             session.close()
 
 
-def told(line: Utterance) -> dict[str, Any]:
+def told(line: UtteranceRecord) -> dict[str, Any]:
     """What dataclasses.asdict makes of it, in a tenth of the time: an hour's talk has thousands of words."""
     sentences = [
         {

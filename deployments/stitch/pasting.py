@@ -5,10 +5,10 @@ from __future__ import annotations
 from configs.schema import StitchConfig
 from deployments.stitch.utterance import LoadedAvatar
 from models.media.encode import MediaSpec
+from models.stitch.crop_filter import CropFilter, pasted_box
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.stitch.rest import RestSettings, own_mouth_rests
-from models.stitch.steady import CropSteadier, pasted_box
 from models.types import PreparedAvatar
 
 PASTE_KEYS = {"blend_mode", "color_match", "sharpness_match", "jaw_follow"}  # a change of these makes pasters anew
@@ -31,7 +31,7 @@ def mouth_of(avatar: LoadedAvatar, config: StitchConfig, fps: int) -> Mouth:
     source_rests = avatar.rests if config.rest_mouth == "auto" else config.rest_mouth == "source"
     times_s = (config.rest_fade_ms / 1e3, config.rest_pause_ms / 1e3, config.av_offset_ms / 1e3)
     rest = RestSettings(*times_s, source_rests=source_rests)
-    return Mouth(fps, rest, CropSteadier(avatar.pasted) if config.steady_crops else None)
+    return Mouth(fps, rest, CropFilter(avatar.pasted) if config.steady_crops else None)
 
 
 def spec_of(prepared: PreparedAvatar, config: StitchConfig) -> MediaSpec:

@@ -23,17 +23,17 @@ from deployments.stitch.open_sessions import OpenSessions
 from models.avatar.playback import ping_pong
 from models.errors import FencedError
 from models.live.cues import Cue, add_cue
-from models.live.pauses import Pause, PausePart, Rested
-from models.live.timeline import LIVE_FRAMES, Grid, encode_closed, fading, rest_steps
+from models.live.pauses import Pause, PausePart, RestFragment
+from models.live.timeline import LIVE_FRAMES, IdleGrid, encode_closed_gop, fade_out_weights, rest_steps
 from models.media.encode import VIDEO_TIMESCALE, Clock, MediaSpec, UtteranceEncoder, live_zero, rebase
-from models.media.yuv import Drawn, picture_at
+from models.media.yuv import AnyFrame, picture_at
 from models.speech.audio import resample
 from models.stitch.canvas import Canvas
+from models.stitch.crop_filter import WHOLE_CROP
 from models.stitch.mouth import Mouth
 from models.stitch.paste import PasteMemory, Paster
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import Record, frames_record, pause_record, speech_record, utterance_record
-from models.stitch.steady import WHOLE
 from models.types import Box, FaceCrops, Float32, Fragment, PreparedAvatar, Speech, UInt8, Word
 
 log = logging.getLogger("ray.serve")
@@ -52,7 +52,7 @@ class LoadedAvatar:
     prepared: PreparedAvatar
     paster: Paster
     rests: bool = True  # the mouth of its own frames keeps still
-    pasted: Box = WHOLE  # what of a crop is ever seen
+    pasted: Box = WHOLE_CROP  # what of a crop is ever seen
     _idle: deque[Paster] = field(default_factory=deque, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class LoadedAvatar:
         try:
             paster = self._idle.pop()
         except IndexError:
-            paster = self.paster.twin()
+            paster = self.paster.clone()
         try:
             yield paster
         finally:
@@ -160,7 +160,7 @@ class Utterance:
         self.resting = rested.weights
         return rested.video
 
-    def _resting(self, shown: int, positions: Sequence[int], moving: bool) -> Rested:
+    def _resting(self, shown: int, positions: Sequence[int], moving: bool) -> RestFragment:
         avatar = self.avatar.prepared
         known = [frame for frame in tuple(self._crops) if frame < shown]
         crop = self._crops.get(max(known)) if known and moving else None
@@ -169,11 +169,11 @@ class Utterance:
         if crop is not None:
             face = _unpacked(crop)
             level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
-            weights = [level * weight for weight in fading(len(indices))]
+            weights = [level * weight for weight in fade_out_weights(len(indices))]
         canvas = Canvas(avatar)
         with self.avatar.beside() as paster:
             frames = (canvas.frame(paster, face, *at, memory) for at in zip(indices, weights, strict=True))
-            return Rested(encode_closed(frames, self.spec), tuple(weights))
+            return RestFragment(encode_closed_gop(frames, self.spec), tuple(weights))
 
     def write(self, fragment: Fragment, position: int | None = None) -> None:
         """Append a fragment, the pause before it, and to the transcript the sentences that begin in it.
@@ -193,11 +193,11 @@ class Utterance:
             self._begin(pause)
         end = self.session.frames + fragment.frames
         while self._notes and self._notes[0][0] < end:  # lines of what is not shown would speak of what comes instead
-            self.session.note(self._notes.popleft()[1])
+            self.session.add_to_sidecar(self._notes.popleft()[1])
         for cue in tuple(self.cues):
             here = self._in_video(cue)
             if here.start_s < fragment.start_s + fragment.duration_s and self._told.get(cue.number) != cue.end_s:
-                self.session.say(here)  # again where a voice that streams has gone on with it
+                self.session.add_sentence(here)  # again where a voice that streams has gone on with it
                 self._told[cue.number] = cue.end_s
         self.session.append(fragment, position)
         self._written += fragment.frames
@@ -272,13 +272,13 @@ class Utterance:
             frames = sum(part.fragment.frames for part in parts)
             self._moved.append((first_frame, self._moved[-1][1] + frames))
 
-    def _eased(self) -> dict[int, Rested]:
+    def _eased(self) -> dict[int, RestFragment]:
         """The mouth's way to rest behind the last frame that is made, by position: as far as no viewer was shown it.
 
         A segment may be made before the one before it has been played out.
         """
         assert self.pause is not None
-        grid = Grid.of(len(self.avatar.prepared), self.spec.fps)
+        grid = IdleGrid.of(len(self.avatar.prepared), self.spec.fps)
         end = grid.ceil(self._line_end + REST_FRAMES)
         at, made = self._line_end, {}
         while at in self.pause.rested:
@@ -297,16 +297,16 @@ class Utterance:
             )
         self._keep(pause)
         self.session.start_utterance(self.request.text)
-        self.session.note(utterance_record(self.session.frames, self.request.text, self.engines))
+        self.session.add_to_sidecar(utterance_record(self.session.frames, self.request.text, self.engines))
 
     def _keep(self, pause: list[PausePart]) -> None:
         assert self.session is not None
         avatar = self.avatar.prepared
         if pause:
-            self.session.note(pause_record(self.session.frames))
+            self.session.add_to_sidecar(pause_record(self.session.frames))
         for part in pause:
             indices = ping_pong(part.position, part.fragment.frames, len(avatar))
-            self.session.note(frames_record(self.session.frames, indices, avatar, part.weights))
+            self.session.add_to_sidecar(frames_record(self.session.frames, indices, avatar, part.weights))
             self.session.append(part.fragment, part.position, pause=True)
 
     def _in_video(self, cue: Cue) -> Cue:
@@ -353,7 +353,7 @@ class Utterance:
             return np.zeros(0, np.float32)
         return resample(speech.samples, speech.sample_rate_hz, self.spec.sample_rate_hz)
 
-    def _pasted(self, position: int, crops: FaceCrops, weights: Float32) -> Iterator[Drawn]:
+    def _pasted(self, position: int, crops: FaceCrops, weights: Float32) -> Iterator[AnyFrame]:
         """The avatar's own frames with the crops pasted in; a frame without a face stays as it is. Each is done with
         when the next is asked for.
         """

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.tts.pieces import sounding
+from models.tts.streaming import sound_bounds
 from models.types import Speech, Word
 
 SAME_S = 0.02  # half a frame: times that differ by less are the same
@@ -31,12 +31,12 @@ class Cue:
     end_s: float
     words: tuple[Word, ...] = ()
 
-    def moved(self, by_s: float) -> Cue:
+    def shifted(self, by_s: float) -> Cue:
         """The same on a clock that shows `by_s` more."""
         words = tuple(Word(word.text, word.start_s + by_s, word.end_s + by_s) for word in self.words)
         return replace(self, start_s=self.start_s + by_s, end_s=self.end_s + by_s, words=words)
 
-    def cut(self, end_s: float) -> Cue:
+    def truncated(self, end_s: float) -> Cue:
         """What was heard of it up to a time: words that had begun."""
         end_s = max(self.start_s, min(self.end_s, end_s))
         words = tuple(replace(w, end_s=min(w.end_s, end_s)) for w in self.words if w.start_s < end_s)
@@ -58,7 +58,7 @@ class Caption:
     words: tuple[Word, ...] = ()
     cut: bool = False
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As JSON: times to the millisecond."""
         words = [{"text": w.text, "start_s": round(w.start_s, 3), "end_s": round(w.end_s, 3)} for w in self.words]
         times = {"start_s": round(self.start_s, 3), "end_s": round(self.end_s, 3)}
@@ -67,7 +67,7 @@ class Caption:
 
 def add_cue(cues: list[Cue], speech: Speech, at_s: float) -> None:
     """Add the sentence of a segment that begins at `at_s`; a segment without text goes on with the sentence before."""
-    begin, end = sounding(speech.samples, speech.sample_rate_hz)
+    begin, end = sound_bounds(speech.samples, speech.sample_rate_hz)
     start_s, end_s = at_s + begin / speech.sample_rate_hz, at_s + end / speech.sample_rate_hz
     if speech.text:
         words = tuple(Word(w.text, w.start_s + at_s, w.end_s + at_s) for w in speech.words)
@@ -76,12 +76,12 @@ def add_cue(cues: list[Cue], speech: Speech, at_s: float) -> None:
         cues[-1] = replace(cues[-1], end_s=end_s)
 
 
-def between(cues: Sequence[Cue], start_s: float, end_s: float) -> tuple[Cue, ...]:
+def cues_between(cues: Sequence[Cue], start_s: float, end_s: float) -> tuple[Cue, ...]:
     """The cues that sound within a span, moved to a clock that is 0 at its start."""
-    return tuple(cue.moved(-start_s) for cue in cues if cue.start_s < end_s and cue.end_s > start_s)
+    return tuple(cue.shifted(-start_s) for cue in cues if cue.start_s < end_s and cue.end_s > start_s)
 
 
-class Captions:
+class CaptionTracker:
     """What one viewer has been told."""
 
     def __init__(self) -> None:
@@ -100,9 +100,9 @@ class Captions:
             self._told, self._utterance = {}, utterance
         if held_s:
             waiting = [_cue(n, told) for n, told in self._told.items() if told.end_s > at_s + SAME_S]
-            cues = [cue.moved(held_s - at_s) for cue in waiting]
+            cues = [cue.shifted(held_s - at_s) for cue in waiting]
         for cue in cues:
-            known, here = self._told.get(cue.number), cue.moved(at_s)
+            known, here = self._told.get(cue.number), cue.shifted(at_s)
             if known is None:  # it may have begun before this viewer came
                 self._told[cue.number] = Caption(
                     next(self._ids), here.text, max(0.0, here.start_s), here.end_s, here.words
@@ -122,5 +122,5 @@ def _cue(number: int, told: Caption) -> Cue:
 
 
 def _cut(told: Caption, end_s: float) -> Caption:
-    heard = _cue(0, told).cut(end_s)
+    heard = _cue(0, told).truncated(end_s)
     return Caption(told.id, heard.text, heard.start_s, heard.end_s, heard.words, cut=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from models.live.timeline import LIVE_FRAMES, Grid
+from models.live.timeline import LIVE_FRAMES, IdleGrid
 from models.types import Float32
 
 JUMP = 0.2  # what a jump costs that nobody sees, in squares of what four frames of motion change
@@ -22,7 +22,7 @@ Look = Callable[[int], Float32]
 Costs = npt.NDArray[np.float64]
 
 
-def detour(grid: Grid, leave: int, join: int, wanted: int, most: int, look: Look) -> list[int]:
+def detour(grid: IdleGrid, leave: int, join: int, wanted: int, most: int, look: Look) -> list[int]:
     """Where the pieces begin that lead from `leave`, where the picture leaves its line, to `join`, where it goes on.
 
     Both lie on the grid. wanted, most: frames that it may take gladly, and at all. look: what the frame of a position
@@ -41,7 +41,7 @@ def detour(grid: Grid, leave: int, join: int, wanted: int, most: int, look: Look
     return [base + starts[piece] for piece in way]
 
 
-def _reachable(grid: Grid, leave: int, join: int, pieces: int) -> list[int]:
+def _reachable(grid: IdleGrid, leave: int, join: int, pieces: int) -> list[int]:
     """Starts within the loop, sorted: what `pieces` lead to from `leave` and back from `join`, also the other way."""
     found: set[int] = set()
     for position, ways in ((leave % grid.loop, 1), (join % grid.loop, -1)):
@@ -55,7 +55,7 @@ def _reachable(grid: Grid, leave: int, join: int, pieces: int) -> list[int]:
     return sorted(found)
 
 
-def _costs(grid: Grid, starts: list[int], looks: Float32) -> Costs:
+def _costs(grid: IdleGrid, starts: list[int], looks: Float32) -> Costs:
     """`(k, k)`: of showing the piece at starts[q] where that at starts[p] would come."""
     change = np.array([np.abs(looks - one).mean(axis=1) for one in looks], np.float64)
     along = [q for q in range(1, len(starts)) if starts[q - 1] + grid.frames_at(starts[q - 1]) == starts[q]]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from models.live.detour import Look, detour
-from models.live.timeline import Grid, IdleLoop, Piece
+from models.live.timeline import IdleGrid, IdleLoop, LiveFragment
 from models.media import mp4 as boxes
 from models.media.encode import AAC_FRAME, VIDEO_TIMESCALE, Clock, MediaSpec, init_segment, silent_packet
 from models.types import Float32, Fragment
@@ -25,7 +25,7 @@ DETOUR = 4  # times what may be kept at an end, more is kept at most where the h
 
 
 @dataclass(frozen=True, slots=True)
-class Rested:
+class RestFragment:
     """A piece of the mouth's way back to rest: H.264 samples, and how much of the generated mouth each frame has."""
 
     video: tuple[bytes, ...]
@@ -61,7 +61,7 @@ class Pause:
 
     idle_path: Path
     keep: int
-    rested: Mapping[int, Rested] = field(default_factory=dict)
+    rested: Mapping[int, RestFragment] = field(default_factory=dict)
 
     def parts(self, spec: MediaSpec, start: Clock, since: int, until: int, look: Look) -> Iterator[PausePart]:
         """From position `since` of the line, where the file's picture ends, to `until`, where it goes on.
@@ -83,13 +83,13 @@ class Pause:
             start = part.end
             yield part
 
-    def _rests(self, since: int, until: int) -> Iterator[tuple[Piece, tuple[float, ...]]]:
+    def _rests(self, since: int, until: int) -> Iterator[tuple[LiveFragment, tuple[float, ...]]]:
         while (rested := self.rested.get(since)) is not None and since + len(rested.video) <= until:
             end = since + len(rested.video)
-            yield Piece(since, end, rested.video), rested.weights
+            yield LiveFragment(since, end, rested.video), rested.weights
             since = end
 
-    def _idles(self, loop: IdleLoop, start: int, until: int, look: Look) -> Iterator[Piece]:
+    def _idles(self, loop: IdleLoop, start: int, until: int, look: Look) -> Iterator[LiveFragment]:
         """Whole pieces of the grid; where the pause is longer than twice `keep`, those of its ends and a way between.
 
         start: on the grid.
@@ -108,7 +108,7 @@ class Pause:
             yield loop.piece(position)
 
 
-def _starts(grid: Grid, first: int, end: int) -> Iterator[int]:
+def _starts(grid: IdleGrid, first: int, end: int) -> Iterator[int]:
     """The pieces' starts from `first` to before `end`, both on the grid."""
     while first < end:
         yield first
@@ -120,7 +120,7 @@ def _loop(path: Path) -> IdleLoop:
     return IdleLoop(path.read_bytes())
 
 
-Weighed = tuple[Piece, tuple[float, ...]]
+Weighed = tuple[LiveFragment, tuple[float, ...]]
 
 
 def _groups(pieces: list[Weighed], longest: int) -> Iterator[list[Weighed]]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.avatar.playback import period, ping_pong
-from models.live.cues import Caption, Captions, Cue
+from models.live.cues import Caption, CaptionTracker, Cue
 from models.media import mp4 as boxes
 from models.media.encode import (
     AAC_FRAME,
@@ -31,7 +31,7 @@ from models.media.encode import (
     init_segment,
     silent_packet,
 )
-from models.media.yuv import Drawn, picture_at
+from models.media.yuv import AnyFrame, picture_at
 from models.types import Fragment, FrameSource, UInt8
 
 LIVE_FRAMES = 4  # of a live piece: 160 ms at 25 fps
@@ -39,7 +39,7 @@ SHORTEST_LOOP_S = 1.0  # a still picture's loop is repeated to this length
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
+class LiveFragment:
     """Coded samples of up to LIVE_FRAMES frames from `position` on; the line goes on at `next_position`.
 
     video: H.264 samples, the first an IDR frame where `key`. audio: AAC packets, the first of which starts
@@ -86,13 +86,13 @@ class LiveClock:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class IdleGrid:
     """Where idle pieces begin: every LIVE_FRAMES frames of the loop, and at its start; its last piece may be short."""
 
     loop: int  # frames
 
     @classmethod
-    def of(cls, avatar_frames: int, fps: int) -> Grid:
+    def of(cls, avatar_frames: int, fps: int) -> IdleGrid:
         """The grid of an avatar: its loop, repeated where it is shorter than SHORTEST_LOOP_S."""
         once = period(avatar_frames)
         loop = once * -(-round(SHORTEST_LOOP_S * fps) // once)
@@ -131,21 +131,21 @@ class IdleLoop:
                 raise ValueError("a piece of the idle loop does not begin with a key frame")
             self._pieces[at] = tuple(runs[boxes.VIDEO_TRACK].samples)
             at += len(self._pieces[at])
-        self.grid = Grid(at)
+        self.grid = IdleGrid(at)
         self.init = data[: starts[0][0]]
         self.bytes = len(data)
         if any(len(video) != self.grid.frames_at(start) for start, video in self._pieces.items()):
             raise ValueError("the pieces of the idle loop have other lengths than its grid")
 
-    def piece(self, position: int) -> Piece:
+    def piece(self, position: int) -> LiveFragment:
         """The idle piece that begins at `position`, which lies on the grid."""
         video = self._pieces[position % self.grid.loop]
-        return Piece(position, position + len(video), video)
+        return LiveFragment(position, position + len(video), video)
 
 
 def encode_idle(frames: FrameSource, spec: MediaSpec) -> bytes:
     """An avatar's whole loop as a fragmented MP4 of closed pieces with silence, one for each start of its grid."""
-    grid = Grid.of(len(frames), spec.fps)
+    grid = IdleGrid.of(len(frames), spec.fps)
     encoder = UtteranceEncoder(_live_spec(spec))
     out = [encoder.init_segment]
     start = 0
@@ -159,7 +159,7 @@ def encode_idle(frames: FrameSource, spec: MediaSpec) -> bytes:
     return b"".join(out)
 
 
-def encode_closed(images: UInt8 | Iterable[Drawn], spec: MediaSpec) -> tuple[bytes, ...]:
+def encode_closed_gop(images: UInt8 | Iterable[AnyFrame], spec: MediaSpec) -> tuple[bytes, ...]:
     """H.264 samples of at most LIVE_FRAMES frames, see `UtteranceEncoder.push`, as one closed group of pictures."""
     encoder = UtteranceEncoder(_live_spec(spec))
     (fragment,) = encoder.push(images, np.zeros(0, np.float32), last=True)
@@ -171,7 +171,9 @@ def _live_spec(spec: MediaSpec) -> MediaSpec:
     return replace(spec, first_fragment_frames=LIVE_FRAMES, fragment_frames=LIVE_FRAMES)
 
 
-def split(fragment: Fragment, position: int, utterance: int, begins: bool, breaks: Collection[int] = ()) -> list[Piece]:
+def split_fragment(
+    fragment: Fragment, position: int, utterance: int, begins: bool, breaks: Collection[int] = ()
+) -> list[LiveFragment]:
     """The pieces of a file's fragment whose first frame stands at `position` of the line; nothing is coded anew.
 
     Each gets the AAC packets that start inside it. begins: whether speech begins with it. breaks: positions at which a
@@ -181,7 +183,7 @@ def split(fragment: Fragment, position: int, utterance: int, begins: bool, break
     video = runs[boxes.VIDEO_TRACK]
     audio = runs.get(boxes.AUDIO_TRACK) or boxes.Run((), fragment.audio_start, AAC_FRAME)
     rate, scale = fragment.sample_rate_hz, fragment.video_timescale
-    pieces: list[Piece] = []
+    pieces: list[LiveFragment] = []
     taken = 0
     edges = _edges(len(video.samples), {place - position for place in breaks})
     for at, behind in itertools.pairwise(edges):
@@ -198,7 +200,9 @@ def split(fragment: Fragment, position: int, utterance: int, begins: bool, break
         first = not pieces
         here = position + at
         pieces.append(
-            Piece(here, here + len(samples), samples, packets, offset, key and first, begins and first, utterance)
+            LiveFragment(
+                here, here + len(samples), samples, packets, offset, key and first, begins and first, utterance
+            )
         )
     return pieces
 
@@ -213,8 +217,8 @@ def _edges(count: int, breaks: Collection[int]) -> list[int]:
     return edges
 
 
-def joined(pieces: Sequence[Piece], fragment: Fragment, spec: MediaSpec) -> Fragment:
-    """The fragment that ends with the last of `pieces`, the first ones that `split` made of `fragment`."""
+def join_live_fragments(pieces: Sequence[LiveFragment], fragment: Fragment, spec: MediaSpec) -> Fragment:
+    """The fragment that ends with the last of `pieces`, the first ones that `split_fragment` made of `fragment`."""
     video = [sample for piece in pieces for sample in piece.video]
     audio = [packet for piece in pieces for packet in piece.audio]
     pictures = boxes.Run(video, fragment.video_start, spec.frame_ticks)
@@ -238,8 +242,8 @@ class ViewerTimeline:
     def __init__(self, spec: MediaSpec) -> None:
         self.spec = spec
         self.clock = Clock()
-        self.told: tuple[Caption, ...] = ()  # what became known of sentences with the last piece
-        self._captions = Captions()
+        self.captions: tuple[Caption, ...] = ()  # what became known of sentences with the last piece
+        self._captions = CaptionTracker()
         self._silence = silent_packet(spec)
         self._sequence = itertools.count(1)
 
@@ -251,16 +255,16 @@ class ViewerTimeline:
     def duration_s(self) -> float:
         return self.clock.video_ticks / (self.spec.fps * self.spec.frame_ticks)
 
-    def put(self, piece: Piece, begins: bool = False) -> bytes:
+    def put(self, piece: LiveFragment, begins: bool = False) -> bytes:
         """moof + mdat of the piece, behind all that was put before. begins: pieces before it were left out."""
-        video, audio = self.lay(piece, begins)
+        video, audio = self.schedule(piece, begins)
         return boxes.fragment(next(self._sequence), video, audio, piece.key)
 
-    def lay(self, piece: Piece, begins: bool = False) -> tuple[boxes.Run, boxes.Run]:
+    def schedule(self, piece: LiveFragment, begins: bool = False) -> tuple[boxes.Run, boxes.Run]:
         """The piece's pictures and sound with their times for this viewer; in place of `put`."""
         ticks = len(piece.video) * self.spec.frame_ticks
         held_s = ticks / VIDEO_TIMESCALE if piece.next_position == piece.position else 0.0
-        self.told = self._captions.take(piece.cues, piece.utterance, self.duration_s, held_s)
+        self.captions = self._captions.take(piece.cues, piece.utterance, self.duration_s, held_s)
         start = self.clock.audio_samples
         packets = self._packets(piece, begins or piece.begins, self.clock.video_ticks + ticks)
         video = boxes.Run(piece.video, self.clock.video_ticks, self.spec.frame_ticks)
@@ -268,7 +272,7 @@ class ViewerTimeline:
         self.clock = Clock(video.start + video.ticks, audio.start + audio.ticks)
         return video, audio
 
-    def _packets(self, piece: Piece, begins: bool, end_ticks: int) -> list[bytes]:
+    def _packets(self, piece: LiveFragment, begins: bool, end_ticks: int) -> list[bytes]:
         """The piece's own packets, shifted by whole slots to where they belong; silence up to its end without any."""
         here = self.clock.audio_samples
         if not piece.audio:
@@ -294,7 +298,7 @@ def rest_steps(start: int, end: int) -> Iterator[tuple[int, int]]:
         start += count
 
 
-def fading(count: int) -> list[float]:
+def fade_out_weights(count: int) -> list[float]:
     """Weights of `count` frames that take a mouth from speech to rest: smooth at both ends, never quite 1, last 0."""
     steps = np.arange(1, count + 1) / count
     return [float(1 - step * step * (3 - 2 * step)) for step in steps]

@@ -28,7 +28,7 @@ from av.video.frame import PictureType
 from models.errors import ConfigError
 from models.media import mp4 as boxes
 from models.media.frames import planes
-from models.media.yuv import Drawn
+from models.media.yuv import AnyFrame
 from models.types import SUPPORTED_FPS, Float32, Fragment, UInt8
 
 VIDEO_TIMESCALE = 90_000  # ticks a second: a whole number of them in a frame at 24, 25 and 30 fps
@@ -161,7 +161,7 @@ class UtteranceEncoder:
         """How late speech stands against its frames; 0 but where speech meets speech without any silence."""
         return self._audio.delay / self.spec.sample_rate_hz
 
-    def push(self, frames: UInt8 | Iterable[Drawn], samples: Float32, last: bool = False) -> list[Fragment]:
+    def push(self, frames: UInt8 | Iterable[AnyFrame], samples: Float32, last: bool = False) -> list[Fragment]:
         """Take RGB `(n, h, w, 3)`, or pictures, and mono `(m,)` in [−1, 1] at the spec's rate, n and m ≥ 0.
 
         Returns what is complete. frames may come one at a time: each is done with when the next is asked for, so all
@@ -179,7 +179,7 @@ class UtteranceEncoder:
             self._pending.extend(self._video.finish())
         return self._collect()
 
-    def _fit(self, frame: Drawn) -> None:
+    def _fit(self, frame: AnyFrame) -> None:
         """A frame may have an odd row or column more at its end. Raises ConfigError for one of another size."""
         height, width = self.spec.height, self.spec.width
         high, wide = frame.shape[:2]
@@ -189,7 +189,7 @@ class UtteranceEncoder:
                 "Use a session of the avatar's size.",
             )
 
-    def _encode_frame(self, frame: Drawn) -> None:
+    def _encode_frame(self, frame: AnyFrame) -> None:
         key = self._coded == self._next_key
         if key:
             self._sizes.append(self.spec.fragment_frames if self._coded else self.spec.first_fragment_frames)
@@ -255,8 +255,8 @@ class _VideoTrack:
         self._picture = planes(self._frame)
         self._count = 0
 
-    def encode(self, frame: Drawn, key: bool) -> list[bytes]:
-        self._picture.draw(frame)
+    def encode(self, frame: AnyFrame, key: bool) -> list[bytes]:
+        self._picture.copy_from(frame)
         self._frame.pts, self._count = self._count, self._count + 1
         self._frame.pict_type = PictureType.I if key else PictureType.NONE
         return [boxes.length_prefixed(bytes(packet)) for packet in self._codec.encode(self._frame)]

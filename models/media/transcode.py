@@ -40,7 +40,7 @@ class FrameTime:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TranscodedPart:
     """A closed stretch of new picture. first_pts: of its first frame, in ticks of the source."""
 
     path: Path
@@ -48,7 +48,7 @@ class Piece:
 
 
 class SourceVideo:
-    """A video to be rewritten. Sides are upright and even; `expected` estimates its frames, 0 where nothing is known.
+    """A video to be rewritten. Sides are upright and even; `expected_frames` is an estimate, 0 where unknown.
 
     Raises VideoError: not found, empty, unreadable, no picture, absurd size.
     """
@@ -81,9 +81,9 @@ class SourceVideo:
             )
         self.time_base: Fraction = stream.time_base
         self.fps = float(stream.average_rate or stream.guessed_rate or 25)
-        self.deep = any(part.bits > 8 for part in first.format.components)
+        self.high_bit_depth = any(part.bits > 8 for part in first.format.components)
         seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
-        self.expected = int(stream.frames or round(seconds * self.fps))
+        self.expected_frames = int(stream.frames or round(seconds * self.fps))
         self.height, self.width = _upright(first).shape[:2]
         aspect = stream.sample_aspect_ratio or Fraction(1)
         turned = round(first.rotation / 90) % 2 == 1
@@ -156,13 +156,13 @@ class PieceWriter:
         self._mux(self._stream.encode(frame))
         self.frames += 1
 
-    def close(self) -> Piece:
+    def close(self) -> TranscodedPart:
         """Finish the file and make it durable."""
         self._mux(self._stream.encode(None))
         self._container.close()
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
-        return Piece(self.path, self.first_pts)
+        return TranscodedPart(self.path, self.first_pts)
 
     def abandon(self) -> None:
         """Stop writing and delete the file."""
@@ -206,7 +206,7 @@ def _try_header(source: Path, kind: str) -> None:
             scratch.start_encoding()
 
 
-def piece_signature(path: Path) -> bytes:
+def part_signature(path: Path) -> bytes:
     """The codec parameters of a piece: pieces with different ones cannot be joined. Raises CorruptError."""
     try:
         with av.open(str(path)) as container:
@@ -218,7 +218,7 @@ def piece_signature(path: Path) -> bytes:
         ) from error
 
 
-def join(pieces: list[Piece], source: SourceVideo, target: Path, kind: str) -> int:
+def join(pieces: list[TranscodedPart], source: SourceVideo, target: Path, kind: str) -> int:
     """Write the pieces' picture and the source's sound to `target`, copying packets. Returns the number of frames.
 
     kind: a container's name, see CONTAINERS. Raises CorruptError when a piece cannot be read.
@@ -258,7 +258,7 @@ def _timescales(time_base: Fraction, original: Any, kind: str) -> dict[str, str]
     }
 
 
-def _picture_packets(pieces: list[Piece], time_base: Fraction, stream: Any) -> Iterator[tuple[float, Any]]:
+def _picture_packets(pieces: list[TranscodedPart], time_base: Fraction, stream: Any) -> Iterator[tuple[float, Any]]:
     for piece in pieces:
         try:
             with av.open(str(piece.path)) as container:

@@ -68,23 +68,23 @@ class Picture:
         """Height and width."""
         return self.luma.shape
 
-    def draw(self, frame: Drawn) -> None:
+    def copy_from(self, frame: AnyFrame) -> None:
         """Become that frame, without what it has beyond this picture's sides."""
         height, width = self.shape
         if isinstance(frame, np.ndarray):
             for top in range(0, height, BAND_PX):  # what lies in the processor's cache is faster, and little memory
                 write_part(self, frame[top : min(top + BAND_PX, height), :width], 0, top)
             return
-        source = frame.under if isinstance(frame, Patched) else frame
+        source = frame.under if isinstance(frame, PatchedPicture) else frame
         for own, plane in zip(self.planes, source.planes, strict=True):
             own[...] = plane[: own.shape[0], : own.shape[1]]
-        if isinstance(frame, Patched):
+        if isinstance(frame, PatchedPicture):
             rows, columns = height - frame.top, width - frame.left
             write_part(self, frame.rgb[:rows, :columns], frame.left, frame.top, frame.changed[:rows, :columns])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Patched:
+class PatchedPicture:
     """A picture with a part of it anew: rgb `(h, w, 3)` at an even place, sides even. changed: see `write_part`."""
 
     under: Picture
@@ -98,7 +98,7 @@ class Patched:
         return self.under.shape
 
 
-Drawn = UInt8 | Picture | Patched  # an array is RGB `(h, w, 3)`
+AnyFrame = UInt8 | Picture | PatchedPicture  # an array is RGB `(h, w, 3)`
 
 
 @runtime_checkable
@@ -116,7 +116,7 @@ def picture_at(frames: FrameSource, index: int) -> Picture:
 def picture_of(rgb: UInt8) -> Picture:
     """A whole frame `(h, w, 3)`; an odd row or column at its end is left out."""
     picture = Picture.empty(rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2)
-    picture.draw(rgb)
+    picture.copy_from(rgb)
     return picture
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from models.media.yuv import Drawn, Patched, picture_at, rgb_part
+from models.media.yuv import AnyFrame, PatchedPicture, picture_at, rgb_part
 from models.stitch.paste import PasteMemory, Paster
 from models.types import Box, PreparedAvatar, UInt8
 
@@ -26,12 +26,12 @@ class Canvas:
 
     def frame(
         self, paster: Paster, face: UInt8 | None, index: int, weight: float = 1.0, memory: PasteMemory | None = None
-    ) -> Drawn:
+    ) -> AnyFrame:
         """Frame `index` with `face` as `Paster.paste_into` takes it; None: as it is. Holds until the next is made."""
         under = picture_at(self._source, index)
         if face is None or weight == 0 or not self._avatar.has_face[index]:
             return under
-        x1, y1, x2, y2 = part = _even(paster.reach(index), under.shape)
+        x1, y1, x2, y2 = part = _even(paster.affected_box(index), under.shape)
         if x2 <= x1 or y2 <= y1:
             return under
         # 1. what the paste looks at, in its place
@@ -46,7 +46,7 @@ class Canvas:
         spot = (x - BESIDE_PX, y - BESIDE_PX, x + width + BESIDE_PX, y + height + BESIDE_PX)
         left, top, right, bottom = _even(spot, changed.shape)
         rgb = np.ascontiguousarray(window[top:bottom, left:right])
-        return Patched(under, rgb, x1 + left, y1 + top, np.ascontiguousarray(changed[top:bottom, left:right]))
+        return PatchedPicture(under, rgb, x1 + left, y1 + top, np.ascontiguousarray(changed[top:bottom, left:right]))
 
 
 def _even(box: Box, size: tuple[int, ...]) -> Box:

@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 
-from models.stitch.index import Sentence, Utterance
+from models.stitch.index import Sentence, UtteranceRecord
 from models.types import Word
 
 LINE_CHARS, CUE_LINES = 42, 2  # the BBC's subtitle guidelines: two lines that the eye takes in at once
@@ -15,7 +15,7 @@ CUT = "—"
 SHORTEST_CUE_S = 0.2  # of what was cut just after it began
 
 
-def webvtt(transcript: Iterable[Utterance], words: bool = False) -> str:
+def webvtt(transcript: Iterable[UtteranceRecord], words: bool = False) -> str:
     """WebVTT (W3C) with a cue for each sentence, from its first sound to its last; long ones in several cues.
 
     An utterance without sentences (a recording, or of an older session) has none. One that was cut ends where it was

@@ -25,7 +25,7 @@ def export_faststart(session: SessionFile, path_out: Path, size: int | None = No
     if size not in (None, session.size) and all(r.get("at", 0) + r.get("bytes", 0) != size for r in session.records()):
         raise InputError(f"The video has never been {size} bytes long.", "Take the `size` that the session tells.")
     with session.path.open("rb") as file:
-        remux_faststart(Head(file, size or session.size), Path(path_out))
+        remux_faststart(FilePrefix(file, size or session.size), Path(path_out))
 
 
 def remux_faststart(fragmented: Any, path_out: Path) -> None:
@@ -46,7 +46,7 @@ def remux_faststart(fragmented: Any, path_out: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-class Head:
+class FilePrefix:
     """The first `size` bytes of a file that may be growing, as a file to be read."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:

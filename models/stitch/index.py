@@ -34,7 +34,7 @@ class Sentence:
 
 
 @dataclass(frozen=True, slots=True)
-class Utterance:
+class UtteranceRecord:
     """A line of the transcript. end_s is None for one that a crash or a new writer cut short.
 
     interrupted: it was cut on purpose, where it ends. sentences: those that were begun; none in an index that is older
@@ -98,7 +98,7 @@ def header(generation: str) -> bytes:
     return encode_record({"type": "session", "generation": generation})
 
 
-def is_headed(path: Path) -> bool:
+def has_header(path: Path) -> bool:
     """Whether the file begins with the header of any session."""
     try:
         with path.open("rb") as file:
@@ -131,7 +131,7 @@ def fragment_record(
     }
 
 
-def say_record(cue: Cue, utterance: int) -> Record:
+def sentence_record(cue: Cue, utterance: int) -> Record:
     """The line of a sentence, in ticks of the video."""
     words = [[word.text, _ticks(word.start_s), _ticks(word.end_s)] for word in cue.words]
     known: Record = {"words": words} if words else {}
@@ -184,16 +184,16 @@ def verified(records: list[tuple[Record, Totals]], video: BinaryIO) -> int:
     return len(records)
 
 
-class Transcript:
+class TranscriptIndex:
     """What was said, when, as far as the index of a generation has been `read`."""
 
     def __init__(self, generation: str, read: Totals) -> None:
         self.generation, self.read = generation, read
-        self._lines: dict[int, Utterance] = {}
+        self._lines: dict[int, UtteranceRecord] = {}
         self._said: dict[int, dict[int, Cue]] = {}  # utterance → number → sentence, as it was going to be
         self._shown_s: dict[int, float] = {}  # utterance → where its video ends so far
 
-    def extend(self, records: list[tuple[Record, Totals]]) -> list[Utterance]:
+    def extend(self, records: list[tuple[Record, Totals]]) -> list[UtteranceRecord]:
         """Add the records behind the first, which stands for where they begin; return all that was said."""
         touched = {number for record, _ in records[1:] if (number := self._add(record)) in self._lines}
         self.read = records[-1][1]
@@ -211,7 +211,7 @@ class Transcript:
         number: int = record["utterance"]
         if record["type"] == "start":
             start_s = record["tick"] / VIDEO_TIMESCALE
-            self._lines[number] = Utterance(number, record["text"], start_s, None)
+            self._lines[number] = UtteranceRecord(number, record["text"], start_s, None)
             self._said[number], self._shown_s[number] = {}, start_s
         elif record["type"] == "say":
             self._say(record, self._said[number])
@@ -240,7 +240,7 @@ class Transcript:
 
 def _sentence(cue: Cue, shown_s: float, interrupted: bool) -> Sentence:
     """A sentence as far as it was shown; where it was cut, what was heard of it."""
-    heard = cue.cut(shown_s) if interrupted else replace(cue, end_s=max(cue.start_s, min(cue.end_s, shown_s)))
+    heard = cue.truncated(shown_s) if interrupted else replace(cue, end_s=max(cue.start_s, min(cue.end_s, shown_s)))
     return Sentence(heard.text, heard.start_s, heard.end_s, heard.words)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from models.speech.activity import Activity
+from models.speech.activity import ActivityDetector
+from models.stitch.crop_filter import CropFilter
 from models.stitch.rest import Rest, RestSettings
-from models.stitch.steady import CropSteadier
 from models.types import Float32, Speech, UInt8
 
 
 class Mouth:
     """Hears the speech of one utterance, weighs its frames and steadies its crops; without a steadier they stay."""
 
-    def __init__(self, fps: int, rest: RestSettings | None = None, steadier: CropSteadier | None = None) -> None:
-        self._activity, self._rest, self._steadier = Activity(), Rest(fps, rest or RestSettings()), steadier
+    def __init__(self, fps: int, rest: RestSettings | None = None, steadier: CropFilter | None = None) -> None:
+        self._activity, self._rest, self._steadier = ActivityDetector(), Rest(fps, rest or RestSettings()), steadier
         self._heard: set[int] = set()  # first frames of the segments that are known
 
     def hear(self, speech: Speech, first_frame: int) -> None:

@@ -78,7 +78,7 @@ class SessionFile:
                 "Reset the session, or use another id.",
             )
         self._totals = self._empty()
-        self._script = index.Transcript("", self._totals)
+        self._script = index.TranscriptIndex("", self._totals)
         self.refresh()
 
     @property
@@ -154,10 +154,10 @@ class SessionFile:
 
     def records(self) -> Iterator[index.Record]:
         """The index: fragments (`at`, `bytes`, `frames`, `video`, `audio` …) and utterance events, oldest first."""
-        for record, _ in self.read_on(None)[1:]:
+        for record, _ in self.read_since(None)[1:]:
             yield record
 
-    def read_on(self, since: index.Totals | None) -> list[tuple[index.Record, index.Totals]]:
+    def read_since(self, since: index.Totals | None) -> list[tuple[index.Record, index.Totals]]:
         """({}, since), then each record behind it with its totals; from the start where `since` is None."""
         return self._read_records(since or self._empty())
 
@@ -166,10 +166,10 @@ class SessionFile:
         found = (self.folder / INDEX).stat()
         return self._stored_epoch(), found.st_size, found.st_mtime_ns
 
-    def transcript(self) -> list[index.Utterance]:
+    def transcript(self) -> list[index.UtteranceRecord]:
         """What was said, when. Its cost is that of what is new."""
         if self._script.generation != self._meta.generation:
-            self._script = index.Transcript(self._meta.generation, self._empty())
+            self._script = index.TranscriptIndex(self._meta.generation, self._empty())
         return self._script.extend(self._read_records(self._script.read))
 
     # --- writing
@@ -199,7 +199,7 @@ class SessionFile:
                 os.fsync(self._video.fileno())
             self._commit(record)
 
-    def note(self, *records: Record) -> None:
+    def add_to_sidecar(self, *records: Record) -> None:
         """Add lines to the sidecar, before the frames that they speak of are appended. Raises FencedError, OSError."""
         with self._writing():
             assert self._sidecar is not None
@@ -212,10 +212,10 @@ class SessionFile:
             self._commit({"type": "start", "utterance": number, "tick": self.clock.video_ticks, "text": text})
             return number
 
-    def say(self, cue: Cue) -> None:
+    def add_sentence(self, cue: Cue) -> None:
         """Note a sentence of the utterance, in seconds of the video; again where more is known. Raises FencedError."""
         with self._writing():
-            self._commit(index.say_record(cue, self._totals.utterances))
+            self._commit(index.sentence_record(cue, self._totals.utterances))
 
     def end_utterance(self, *, text: str | None = None, interrupted: bool = False) -> None:
         """Note that the utterance ends here, and sync it to the disk. Raises FencedError.
@@ -338,7 +338,7 @@ class SessionFile:
             return 0
 
     @contextlib.contextmanager
-    def taken_over(self) -> Iterator[None]:
+    def fenced_off(self) -> Iterator[None]:
         """No other process reads its epoch or writes while the block runs, and none may go on after it."""
         with self._lock():
             self._raise_epoch()
@@ -359,7 +359,7 @@ class SessionFile:
         records = self._read_records(self._empty())
         with self.path.open("rb") as video:
             self._totals = records[index.verified(records[1:], video)][1]
-        self._script = index.Transcript("", self._totals)  # what goes may have been read
+        self._script = index.TranscriptIndex("", self._totals)  # what goes may have been read
         # 2. the rest goes
         self._open_files(epoch)
         assert self._video is not None and self._index is not None
@@ -376,7 +376,7 @@ class SessionFile:
         """Complete a reset that was cut short; refuse files that no crash makes. Raises CorruptError."""
         ours = starts_with(self.folder / INDEX, index.header(self._meta.generation))
         size = self.path.stat().st_size if self.path.is_file() else 0
-        if size < len(self.init_segment) or (not ours and index.is_headed(self.folder / INDEX)):
+        if size < len(self.init_segment) or (not ours and index.has_header(self.folder / INDEX)):
             self._write_empty_files(self._meta)
         elif not ours or not starts_with(self.path, self.init_segment):
             raise CorruptError(f"The files in {self.folder} do not fit together.", "Save the video, reset the session.")

@@ -111,7 +111,7 @@ class SidecarWriter:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SpokenUtterance:
     """An utterance of the video: its first frame, and the one behind its last."""
 
     first_frame: int
@@ -135,7 +135,7 @@ class Sidecar:
     avatar_frames: npt.NDArray[np.int64]
     transforms: Float32
     mouth: Float32
-    said: list[Said] = field(default_factory=list)
+    utterances: list[SpokenUtterance] = field(default_factory=list)
     phonemes: list[Phoneme] = field(default_factory=list)
 
     @property
@@ -223,16 +223,16 @@ def _described(records: list[Record], frames: int, spec: MediaSpec, about: dict[
         avatar_frames=indices,
         transforms=transforms,
         mouth=mouth,
-        said=_ends(said, frames),
+        utterances=_ends(said, frames),
         phonemes=list(_phonemes(speeches, [*said, *pauses], frames, spec.fps)),
     )
 
 
-def _ends(said: list[Record], frames: int) -> list[Said]:
+def _ends(said: list[Record], frames: int) -> list[SpokenUtterance]:
     """The utterances that the video shows, each up to the next."""
     edges = [*(record["first_frame"] for record in said), frames]
     return [
-        Said(edges[k], edges[k + 1], str(record["text"]), dict(record["engines"]))
+        SpokenUtterance(edges[k], edges[k + 1], str(record["text"]), dict(record["engines"]))
         for k, record in enumerate(said)
         if edges[k] < frames
     ]

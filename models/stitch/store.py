@@ -64,7 +64,7 @@ class SessionStore:
         """Delete a session; whoever writes it is fenced off first. Raises SessionNotFound, IdError."""
         session = self.open(session_id)
         gone = self.root / f"{GONE}{secrets.token_hex(8)}"
-        with session.taken_over():
+        with session.fenced_off():
             session.folder.rename(gone)  # at once: it is never half there
         shutil.rmtree(gone, ignore_errors=True)
 

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 
 from configs.schema import IngressConfig
 from deployments.ingress.webrtc.whep import Whep
-from models.live.timeline import LIVE_FRAMES, Piece, ViewerTimeline, split
+from models.live.timeline import LIVE_FRAMES, LiveFragment, ViewerTimeline, split_fragment
 from models.media.encode import MediaSpec, UtteranceEncoder
 
 FPS = 25
@@ -46,7 +46,7 @@ class PieceViewer:
         self._state.viewers -= self._open
         self._open = False
 
-    async def taken(self) -> AsyncGenerator[tuple[Piece, bool], None]:
+    async def taken(self) -> AsyncGenerator[tuple[LiveFragment, bool], None]:
         began_s, given = time.monotonic(), 0
         while self._open and not self._state.down:
             for piece in await asyncio.to_thread(self._step):
@@ -54,7 +54,7 @@ class PieceViewer:
                 given += piece.frames
                 yield piece, False
 
-    def _step(self) -> list[Piece]:
+    def _step(self) -> list[LiveFragment]:
         pieces = []
         for _ in range(LIVE_FRAMES):
             session = self._session
@@ -68,7 +68,7 @@ class PieceViewer:
                 self._news.append(("caption", {"id": self._number, "text": session.caption, "words": [], **times}))
             frame, sound = self._film.frame(self._number, speaking), self._film.samples(self._number, speaking)
             for fragment in self._encoder.push(frame[None], sound):
-                pieces += split(fragment, fragment.video_start // self._spec.frame_ticks, 0, False)
+                pieces += split_fragment(fragment, fragment.video_start // self._spec.frame_ticks, 0, False)
             self._number += 1
         return pieces
 

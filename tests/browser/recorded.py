@@ -55,7 +55,7 @@ def say(session: SessionFile, seconds: float | None = None) -> None:
     lead, tone, tail = (np.zeros(count * RATE // FPS, np.float32) for count in counts)
     tone += 0.4 * np.sin(2 * np.pi * pitch_hz(number) * np.arange(len(tone)) / RATE, dtype=np.float32)
     start_s = session.duration_s
-    session.say(Cue(1, f"Sentence {number + 1}.", start_s, start_s + sum(counts) / FPS))
+    session.add_sentence(Cue(1, f"Sentence {number + 1}.", start_s, start_s + sum(counts) / FPS))
     frames = np.stack([coded(session.frames + k) for k in range(sum(counts))])
     encoder = UtteranceEncoder(SPEC, session.clock)
     for fragment in encoder.push(frames, np.concatenate([lead, tone, tail]), last=True):

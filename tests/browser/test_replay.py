@@ -33,7 +33,7 @@ CURRENT = "document.querySelector('.line[aria-current=true] .line-text')?.textCo
 def speak(session: SessionFile, text: str, count: int, cut: bool, pictures: Any) -> None:
     session.start_utterance(text)
     if text:
-        session.say(Cue(1, HEARD if cut else text, session.duration_s, session.duration_s + count / 25))
+        session.add_sentence(Cue(1, HEARD if cut else text, session.duration_s, session.duration_s + count / 25))
     rate, first = session.spec.sample_rate_hz, session.frames % 60
     samples = 0.2 * np.sin(np.arange(count * rate // 25) * 2 * np.pi * 220 / rate, dtype=np.float32)
     for fragment in UtteranceEncoder(session.spec, session.clock).push(

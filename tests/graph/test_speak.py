@@ -201,7 +201,7 @@ def test_the_sidecar_says_which_engines_made_which_frames_of_the_avatar(client, 
     known = read_sidecar(tmp_path / "x.sidecar.jsonl", answer["frames"])
     assert known.known.all() and 0.5 < known.mouth.max() <= 1
     assert known.avatar_frames.tolist() == ping_pong(0, answer["frames"], 150).tolist()
-    (said,) = known.said
+    (said,) = known.utterances
     assert said.engines == {"TTS": "hibari", "AudioFeatures": "models/embedded/whisper", "LipSync": "openvino"}
     assert [phoneme.symbol for phoneme in known.phonemes].count("m") == 2
 

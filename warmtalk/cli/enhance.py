@@ -19,20 +19,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from models.avatar.detect import BlazeMesh, FaceDetector
+from models.avatar.detect import BlazeMesh
+from models.avatar.face import FaceDetector
 from models.errors import BusyError, ConfigError, CorruptError, StageError, WarmTalkError
 from models.media.transcode import (
     CONTAINERS,
     FrameTime,
-    Piece,
     PieceWriter,
     SourceVideo,
+    TranscodedPart,
     check_output,
     join,
-    piece_signature,
+    part_signature,
 )
 from models.restore.base import needs_landmarks
-from models.restore.follow import reach_frames
+from models.restore.tracking import lookahead_frames
 from models.restore.video import VideoOptions, enhance_frames
 from models.stitch.sidecar import committed_lines, enhanced_lines, replace_with_sidecar, sidecar_path
 from models.types import FaceCrops, UInt8
@@ -179,7 +180,7 @@ def enhance_video(
     options = replace(options or VideoOptions(), template=backend.template, in_flight=backend.in_flight)
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.with_name(f"{output.name}.part")
-    report = Report(warnings=["The picture is reduced to 8 bit."] if source.deep else [])
+    report = Report(warnings=["The picture is reduced to 8 bit."] if source.high_bit_depth else [])
     with _locked(folder, output):
         parts = Parts.open(folder, _job(source, backend, options, crf))
         report.resumed = parts.frames
@@ -208,7 +209,7 @@ def _make_pieces(
     """Enhance what the parts lack, a closed piece after another."""
     # 1. a few frames before the first that is lacking, for what is steadied over time
     start = parts.frames
-    first = max(0, start - 2 * reach_frames(source.fps))
+    first = max(0, start - 2 * lookahead_frames(source.fps))
     stream = enhance_frames(source.frames(first), detector, source.fps, backend.submit, options, first)
     # 2. pieces of the rest
     writer: PieceWriter | None = None
@@ -221,7 +222,7 @@ def _make_pieces(
             _write(writer, rgb, at)
             report.faces += found
             if progress is not None:
-                progress(index + 1, max(source.expected, index + 1))
+                progress(index + 1, max(source.expected_frames, index + 1))
             if writer.frames == length:
                 parts.add(writer.close(), writer.frames)
                 writer = None
@@ -251,7 +252,7 @@ class Parts:
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
         self.folder, self.job = folder, job
-        self.pieces: list[Piece] = []
+        self.pieces: list[TranscodedPart] = []
         self.frames, self.complete = 0, False
         self._signature = ""
 
@@ -270,9 +271,9 @@ class Parts:
         """Where the next piece is to be written."""
         return self.folder / f"{len(self.pieces):06d}.mp4"
 
-    def add(self, piece: Piece, frames: int) -> None:
+    def add(self, piece: TranscodedPart, frames: int) -> None:
         """Count a closed piece. Raises CorruptError when it cannot be joined to those before."""
-        signature = hashlib.sha256(piece_signature(piece.path)).hexdigest()[:16]
+        signature = hashlib.sha256(part_signature(piece.path)).hexdigest()[:16]
         if self._signature not in ("", signature):
             raise CorruptError(f"{self.folder} was begun with another encoder.", "Delete that folder and begin again.")
         self._append({"piece": piece.path.name, "frames": frames, "first_pts": piece.first_pts, "signature": signature})
@@ -289,7 +290,7 @@ class Parts:
             file.flush()
             os.fsync(file.fileno())
 
-    def _count(self, piece: Piece, frames: int, signature: str) -> None:
+    def _count(self, piece: TranscodedPart, frames: int, signature: str) -> None:
         self.pieces.append(piece)
         self.frames += frames
         self._signature = signature
@@ -306,9 +307,9 @@ class Parts:
                     self.complete = True
                 else:
                     path = self.folder / entry["piece"]
-                    if hashlib.sha256(piece_signature(path)).hexdigest()[:16] != entry["signature"]:
+                    if hashlib.sha256(part_signature(path)).hexdigest()[:16] != entry["signature"]:
                         return
-                    self._count(Piece(path, entry["first_pts"]), entry["frames"], entry["signature"])
+                    self._count(TranscodedPart(path, entry["first_pts"]), entry["frames"], entry["signature"])
                 yield line
         except (OSError, ValueError, KeyError, AttributeError, CorruptError):
             return

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from deployments.common.clocks import HostClocks
-from deployments.common.errors import gone, own_cancellation
+from deployments.common.errors import replica_lost_error, is_own_cancellation
 from deployments.common.messages import Ending, LiveStart
 from deployments.common.patience import within
 from deployments.ingress.send_queues import Client
 from models.errors import StageError
-from models.live.timeline import LIVE_FRAMES, IdleLoop, LiveClock, Piece, ViewerTimeline
+from models.live.timeline import LIVE_FRAMES, IdleLoop, LiveClock, LiveFragment, ViewerTimeline
 from models.media.emsg import event_box
 
 log = logging.getLogger("ray.serve")
@@ -49,7 +49,7 @@ class Viewer:
         self.dropped = 0  # pieces that were left out because the viewer is slow
         self.congested_since_s: float | None = None
         self.joined_s, self.begun = time.monotonic(), False  # when it was given out, whether anything was taken
-        self._queue: deque[Piece] = deque()
+        self._queue: deque[LiveFragment] = deque()
         self._ready = asyncio.Event()
         self._skipping = True  # until a piece that begins with a key frame
         self._making: dict[str, Any] | None = None
@@ -57,7 +57,7 @@ class Viewer:
         self._ended = False
         self.why: Ending | None = None  # it has ended; None: it goes on, or the viewer has left
 
-    def offer(self, piece: Piece) -> None:
+    def offer(self, piece: LiveFragment) -> None:
         """Give the viewer a piece, or leave it out where the viewer does not keep up."""
         if len(self._queue) >= VIEWER_PIECES or self.congested_since_s is not None:
             self.dropped += len(self._queue) + 1
@@ -81,7 +81,7 @@ class Viewer:
     def news(self) -> list[tuple[str, dict[str, Any]]]:
         """(kind, message) of what became known with the last piece; to be asked once a piece."""
         making, self._making = self._making, None
-        told = [("caption", caption.told()) for caption in self.timeline.told]
+        told = [("caption", caption.as_json()) for caption in self.timeline.captions]
         return [*told, *([("making", making)] if making is not None else [])]
 
     def to_edge(self) -> None:
@@ -89,13 +89,13 @@ class Viewer:
         while any(piece.key for piece in itertools.islice(self._queue, 1, None)):
             self._queue.popleft()
 
-    async def pieces(self) -> AsyncGenerator[tuple[Piece, bytes], None]:
+    async def pieces(self) -> AsyncGenerator[tuple[LiveFragment, bytes], None]:
         """Each piece with its bytes for this viewer; ends when the session does, or the viewer is stuck."""
         async with aclosing(self.taken()) as taken:
             async for piece, begins in taken:
                 yield piece, self.timeline.put(piece, begins)
 
-    async def taken(self) -> AsyncGenerator[tuple[Piece, bool], None]:
+    async def taken(self) -> AsyncGenerator[tuple[LiveFragment, bool], None]:
         """The pieces as they come, and whether some were left out before one: for `timeline`, to put or to lay."""
         self.begun = True
         while True:
@@ -137,8 +137,8 @@ class Hub:
         self.late = 0  # pieces that came too late to be shown when they were due
         self._subscribe, self._loops, self._clocks = subscribe, loops, clocks or HostClocks()
         self.host, self._now = "", time.time  # that has the session, and what time it is there
-        self._speech: deque[tuple[LiveClock, Piece]] = deque()
-        self._recent: deque[Piece] = deque(maxlen=KEPT_PIECES)
+        self._speech: deque[tuple[LiveClock, LiveFragment]] = deque()
+        self._recent: deque[LiveFragment] = deque(maxlen=KEPT_PIECES)
         self._arrived = asyncio.Event()
         self._position = 0
         self._speaking = False
@@ -228,7 +228,7 @@ class Hub:
                     if event.ended is not None:
                         return self._end(event.ended)
             except (Exception, asyncio.CancelledError) as error:  # a replica died, or is being replaced: not to be seen
-                if isinstance(error, asyncio.CancelledError) and own_cancellation():
+                if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
                     raise
                 log.warning("live: the stream of session %s broke off: %s", self.session_id, type(error).__name__)
             self._events.cancel()
@@ -260,7 +260,10 @@ class Hub:
 
     async def _follow(self, start: LiveStart) -> None:
         """Go by the clock of the process that has the session now."""
-        self.host, self._now = start.host, await self._clocks.at(start.host, self.session_id, start.zero_s)
+        self.host, self._now = (
+            start.host,
+            await self._clocks.clock_of(start.host, self.session_id, start.clock_offset_s),
+        )
 
     # --- what viewers see
 
@@ -279,7 +282,7 @@ class Hub:
                 viewer.offer(piece)
             self._position = piece.next_position
 
-    async def _next(self) -> Piece:
+    async def _next(self) -> LiveFragment:
         """What stands at the position: speech where there is any, else idle motion."""
         if not self._speech and (self._speaking or self._position in self._expected):  # it is on its way
             self._arrived.clear()
@@ -300,9 +303,9 @@ async def _first(events: Any) -> Any:
     try:
         return await anext(events)
     except asyncio.CancelledError as error:
-        if own_cancellation():
+        if is_own_cancellation():
             raise
-        raise gone() from error
+        raise replica_lost_error() from error
 
 
 class Loops:

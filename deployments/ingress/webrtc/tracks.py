@@ -72,7 +72,7 @@ class Feed:
         self.viewer.to_edge()
         async with aclosing(self.viewer.taken()) as taken:
             async for piece, begins in taken:
-                video, audio = self.viewer.timeline.lay(piece, begins)
+                video, audio = self.viewer.timeline.schedule(piece, begins)
                 self._keep_pace(time.monotonic() - video.start / VIDEO_TIMESCALE)
                 self._show(video, piece.key)
                 self._sound(audio)

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from deployments.common.clocks import steady_s
+from deployments.common.clocks import stable_time_s
 from deployments.common.messages import Ending, LiveEvent, LiveStart
 from deployments.common.patience import within
-from models.live.pauses import Rested
-from models.live.timeline import Grid, LiveClock, Piece
+from models.live.pauses import RestFragment
+from models.live.timeline import IdleGrid, LiveClock, LiveFragment
 from models.media.encode import MediaSpec
 from models.types import PreparedAvatar
 
@@ -25,10 +25,10 @@ HEARTBEAT_S = 5.0
 class Broadcast:
     """One session that somebody watches. Not thread-safe: one event loop."""
 
-    def __init__(self, start: LiveStart, grid: Grid, clock: LiveClock) -> None:
+    def __init__(self, start: LiveStart, grid: IdleGrid, clock: LiveClock) -> None:
         self.start, self.grid, self.clock = start, grid, clock
         self.taken = 0  # the line is spoken for up to this position
-        self.rested: dict[int, Rested] = {}  # since what the session's file ends with, by position
+        self.rested: dict[int, RestFragment] = {}  # since what the session's file ends with, by position
         self._listeners: set[asyncio.Queue[LiveEvent | None]] = set()
 
     @property
@@ -40,9 +40,9 @@ class Broadcast:
 
     def position(self) -> int:
         """The position that is due now."""
-        return self.clock.position(steady_s())
+        return self.clock.position(stable_time_s())
 
-    def send(self, piece: Piece) -> None:
+    def send(self, piece: LiveFragment) -> None:
         self._tell(LiveEvent(self.clock, piece=piece))
 
     def expect(self, position: int) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from deployments.common.clocks import steady_s
+from deployments.common.clocks import stable_time_s
 from deployments.common.patience import within
 from deployments.stitch.live.broadcast import Broadcast
 from deployments.stitch.live.pacing import LONGEST_WAIT_S, RELEASE_S, Pace, Supply
 from models.avatar.playback import sway
-from models.live.cues import Cue, between
-from models.live.timeline import LIVE_FRAMES, LiveClock, Piece, joined, rest_steps, split
+from models.live.cues import Cue, cues_between
+from models.live.timeline import LIVE_FRAMES, LiveClock, LiveFragment, join_live_fragments, rest_steps, split_fragment
 from models.types import Fragment
 
 DECIDE_S = 0.14  # so long before a position is due, what is not there counts as late: a frame must still be coded
@@ -49,7 +49,7 @@ class _Made:
     """A fragment of the file with the pieces it was cut into, and how many of them have been released."""
 
     fragment: Fragment
-    pieces: list[Piece]
+    pieces: list[LiveFragment]
     released: int = 0
 
 
@@ -89,13 +89,13 @@ class Performance:
 
     def __post_init__(self) -> None:
         fps = self.broadcast.clock.fps
-        self.supply = Supply(fps, self.pace.own_frame_s, steady_s(), self.broadcast.start.spec.fragment_frames)
+        self.supply = Supply(fps, self.pace.own_frame_s, stable_time_s(), self.broadcast.start.spec.fragment_frames)
 
     # --- where segments go
 
     def place(self, first_frame: int, frames: int) -> int:
         """Choose the position of a segment: behind the one before where there is time, else ahead of the clock."""
-        now_s, line = steady_s(), self.broadcast
+        now_s, line = stable_time_s(), self.broadcast
         if not self._places:
             self.supply.came_s = now_s
         waiting = sum(p.frames for p in self._places) - self.supply.made  # of earlier segments, still being made
@@ -141,10 +141,10 @@ class Performance:
             self._taken_one.clear()
             await self._taken_one.wait()
         if self.supply.full:
-            self.supply.resumed(steady_s())
+            self.supply.resumed(stable_time_s())
 
     def _take(self, fragments: list[Fragment], cues: Sequence[Cue]) -> None:
-        now_s, made = steady_s(), self.supply.made
+        now_s, made = stable_time_s(), self.supply.made
         frames = sum(fragment.frames for fragment in fragments)
         begins = made == self._place_of(made).first_frame
         took_s = self.supply.came(frames, now_s, learn=not begins)
@@ -157,7 +157,7 @@ class Performance:
             position = place.position + made - place.first_frame
             breaks = [place.position + frame - place.first_frame for frame in self._breaks]
             begins = made == place.first_frame  # at least there a new encoder may have been opened
-            pieces = split(fragment, position, self.number, begins, breaks)
+            pieces = split_fragment(fragment, position, self.number, begins, breaks)
             self._made.append(_Made(fragment, self._with_cues(pieces, made, cues)))
             made += fragment.frames
 
@@ -165,12 +165,12 @@ class Performance:
         """The segment that a frame of the utterance belongs to."""
         return next(place for place in reversed(self._places) if place.first_frame <= frame)
 
-    def _with_cues(self, pieces: list[Piece], first_frame: int, cues: Sequence[Cue]) -> list[Piece]:
+    def _with_cues(self, pieces: list[LiveFragment], first_frame: int, cues: Sequence[Cue]) -> list[LiveFragment]:
         """The pieces from a frame of the utterance on, each with what is heard in it."""
         fps = self.broadcast.clock.fps
         starts = accumulate((piece.frames for piece in pieces[:-1]), initial=first_frame)
         spans = [(start / fps, (start + piece.frames) / fps) for start, piece in zip(starts, pieces, strict=True)]
-        return [replace(piece, cues=between(cues, *span)) for piece, span in zip(pieces, spans, strict=True)]
+        return [replace(piece, cues=cues_between(cues, *span)) for piece, span in zip(pieces, spans, strict=True)]
 
     def _ahead_s(self) -> float:
         """How much is made and not shown yet, s: the same however far ahead of the clock it was placed."""
@@ -226,7 +226,7 @@ class Performance:
         if self._cursor is not None and piece.position != self._cursor:
             await self._come_to_rest()
             return 0.0
-        early_s = self.broadcast.clock.time_of(piece.position) - steady_s()
+        early_s = self.broadcast.clock.time_of(piece.position) - stable_time_s()
         frame = self.released_frames
         if frame > self._passed and (self._waited_s or self._may_wait(frame)):
             if early_s > DECIDE_S:
@@ -244,7 +244,7 @@ class Performance:
         """Fill the time where speech is due and not there; else how long that may still take, None: no matter."""
         if (due := self._due()) is None:
             return None
-        early_s = self.broadcast.clock.time_of(due) - steady_s()
+        early_s = self.broadcast.clock.time_of(due) - stable_time_s()
         if early_s > DECIDE_S:
             return early_s - DECIDE_S
         if self._rests_at(due):
@@ -270,7 +270,7 @@ class Performance:
 
     def _lack_s(self, frame: int) -> float:
         """How long speech must wait before a frame to be played on: to its sentence's end, or else for a phrase."""
-        now_s, place = steady_s(), self._place_of(frame)
+        now_s, place = stable_time_s(), self._place_of(frame)
         self.supply.shared = self.pace.speaking > 1
         end = place.first_frame + place.frames
         far = frame + PHRASE_S * self.supply.fps
@@ -297,11 +297,11 @@ class Performance:
             video = await self.rest(path[start : start + LIVE_FRAMES])
             self.broadcast.clock = self.broadcast.clock.held(len(video))
             self.held_frames += len(video)
-            self.broadcast.send(Piece(due, due, video, utterance=number))
+            self.broadcast.send(LiveFragment(due, due, video, utterance=number))
 
     async def _until(self, at_s: float) -> None:
         """Wait for a time, or a cut."""
-        while not self._cut and (wait_s := at_s - steady_s()) > 0:
+        while not self._cut and (wait_s := at_s - stable_time_s()) > 0:
             self._changed.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(wait_s, self._changed.wait())
@@ -312,7 +312,7 @@ class Performance:
             return self._cursor
         return self._places[self._started].position if self._started < len(self._places) else None
 
-    def _release(self, piece: Piece) -> None:
+    def _release(self, piece: LiveFragment) -> None:
         made = self._made[0]
         self.broadcast.send(piece)
         made.released += 1
@@ -330,7 +330,7 @@ class Performance:
         """After a cut: the part of a fragment that was released belongs to the session, the rest was never shown."""
         if self._made and (made := self._made[0]).released:
             spec = self.broadcast.start.spec
-            self.write(joined(made.pieces[: made.released], made.fragment, spec), made.pieces[0].position)
+            self.write(join_live_fragments(made.pieces[: made.released], made.fragment, spec), made.pieces[0].position)
         self._made.clear()
 
     async def _come_to_rest(self) -> None:
@@ -348,5 +348,5 @@ class Performance:
         line.taken = max(line.taken, end)
         for at, count in rest_steps(start, end):
             video = await self.rest(range(at, at + count))
-            line.send(Piece(due, at + count, video))
+            line.send(LiveFragment(due, at + count, video))
             due = at + count

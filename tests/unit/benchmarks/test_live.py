@@ -6,7 +6,7 @@ import pytest
 from benchmarks.crowded import heard, media_of
 from benchmarks.live import said_until_s
 from benchmarks.viewers import behind_s
-from models.live.timeline import Piece, ViewerTimeline, encode_closed, split
+from models.live.timeline import LiveFragment, ViewerTimeline, encode_closed_gop, split_fragment
 from models.media.encode import AAC_FRAME
 from tests.support.live import RATE, SPEC, fragments, levels
 
@@ -20,7 +20,7 @@ def speech(frames: int) -> np.ndarray:
     return samples
 
 
-def viewed(pieces: list[Piece]) -> bytes:
+def viewed(pieces: list[LiveFragment]) -> bytes:
     viewer = ViewerTimeline(SPEC)
     return viewer.init + b"".join(viewer.put(piece) for piece in pieces)
 
@@ -31,10 +31,10 @@ def test_a_stop_is_found_where_it_is_and_told_to_tear_a_word_or_not(before, loud
     file = made[0].init + b"".join(fragment.data for fragment in made)
     pieces, place = [], 0
     for fragment in made:
-        pieces += split(fragment, place, 1, place == 0)
+        pieces += split_fragment(fragment, place, 1, place == 0)
         place += fragment.frames
-    idle = Piece(0, 4, encode_closed(levels(4), SPEC))
-    hold = [Piece(before, before, idle.video, utterance=1)] * 3
+    idle = LiveFragment(0, 4, encode_closed_gop(levels(4), SPEC))
+    hold = [LiveFragment(before, before, idle.video, utterance=1)] * 3
     said, unsaid = [p for p in pieces if p.position < before], [p for p in pieces if p.position >= before]
     seen = [idle, idle, *said, *hold, *unsaid]
     found = heard(viewed([*seen, idle]), file, SPEC)
@@ -51,7 +51,7 @@ def test_packets_of_another_session_are_noticed():
     one = fragments(levels(16), speech(16))
     other = fragments(levels(16), speech(16)[::-1].copy())
     file = one[0].init + b"".join(fragment.data for fragment in one)
-    pieces = [piece for fragment in (*one, *other) for piece in split(fragment, 0, 1, True)]
+    pieces = [piece for fragment in (*one, *other) for piece in split_fragment(fragment, 0, 1, True)]
     assert heard(viewed(pieces), file, SPEC).mixed > 5
 
 

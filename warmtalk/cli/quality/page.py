@@ -118,12 +118,12 @@ def _table(judged: Judged, reference: Judged | None) -> str:
 
 
 def _said(reading: Reading) -> str:
-    if reading.sidecar is None or not reading.sidecar.said:
+    if reading.sidecar is None or not reading.sidecar.utterances:
         return ""
     rows = [
         f"<dl><div><dt>{said.first_frame / reading.fps:.1f} s</dt><dd>{escape(said.text or 'a recording')}</dd></div>"
         f"<div><dt>engines</dt><dd>{escape(', '.join(f'{k} {v}' for k, v in said.engines.items()))}</dd></div></dl>"
-        for said in reading.sidecar.said
+        for said in reading.sidecar.utterances
     ]
     return f"<section><h2>What is said</h2>{''.join(rows)}</section>"
 

@@ -12,7 +12,7 @@ from deployments.common import clocks as module
 from deployments.common.clocks import HostClocks, own_host
 from deployments.common.messages import LiveEvent, LiveStart
 from deployments.ingress.live.hubs import Live
-from models.live.timeline import LiveClock, Piece, encode_idle, split
+from models.live.timeline import LiveClock, LiveFragment, encode_idle, split_fragment
 from tests.support.live import SIDE, SPEC, fragments, shown
 from tests.unit.deployments.ingress.live.test_hubs import AVATAR, Stitch, greys, watch
 
@@ -44,7 +44,7 @@ def off_s(clocks: HostClocks, remote: Remote) -> float:
 async def test_a_hosts_time_is_known_to_half_of_the_quickest_call(skew_s):
     remote = Remote(skew_s, [(0.2, 0.0), (0.01, 0.03), (0.05, 0.0), (0.1, 0.1)])  # each way as long as it likes
     clocks = HostClocks(remote.ask)
-    now = await clocks.at("far", "alice")
+    now = await clocks.clock_of("far", "alice")
     assert remote.calls == module.FIRST_CALLS
     error_s = clocks.reading("far").error_s
     assert error_s == pytest.approx(min(remote.took_s) / 2, abs=0.015)
@@ -55,7 +55,7 @@ async def test_a_hosts_time_is_known_to_half_of_the_quickest_call(skew_s):
 async def test_the_quickest_counts_and_not_the_latest():
     remote = Remote(2.0, [(0.0, 0.0)] * 4 + [(0.3, 0.0)])
     clocks = HostClocks(remote.ask)
-    await clocks.at("far", "alice")
+    await clocks.clock_of("far", "alice")
     await clocks._measure("alice")
     assert abs(off_s(clocks, remote)) < 0.02  # the slow call alone would be 0.15 s off
 
@@ -63,7 +63,7 @@ async def test_the_quickest_counts_and_not_the_latest():
 async def test_a_clock_that_is_set_there_is_followed_at_the_next_call():
     remote = Remote(2.0)
     clocks = HostClocks(remote.ask)
-    await clocks.at("far", "alice")
+    await clocks.clock_of("far", "alice")
     remote.skew_s = -1.0
     await clocks._measure("alice")
     assert abs(off_s(clocks, remote)) < 0.02
@@ -73,7 +73,7 @@ async def test_a_host_is_asked_again_after_a_while_and_not_before(monkeypatch):
     monkeypatch.setattr(module, "REFRESH_S", 0.2)
     remote = Remote(2.0)
     clocks = HostClocks(remote.ask)
-    await clocks.at("far", "alice")
+    await clocks.clock_of("far", "alice")
     for _ in range(10):
         clocks.refresh("far", "alice")
     await asyncio.sleep(0.05)
@@ -89,27 +89,27 @@ async def test_a_known_host_is_not_asked_for_every_session():
     remote = Remote(2.0)
     clocks = HostClocks(remote.ask)
     for session_id in ("alice", "bob", "carol"):
-        await clocks.at("far", session_id)
+        await clocks.clock_of("far", session_id)
     assert remote.calls == module.FIRST_CALLS
 
 
 async def test_this_host_needs_no_call_and_one_that_cannot_be_asked_is_taken_to_be_in_step(caplog):
     remote = Remote(2.0)
     clocks = HostClocks(remote.ask)
-    assert await clocks.at(own_host(), "alice") is time.time and remote.calls == 0
-    assert await HostClocks().at("far", "alice") is time.time
+    assert await clocks.clock_of(own_host(), "alice") is time.time and remote.calls == 0
+    assert await HostClocks().clock_of("far", "alice") is time.time
 
     async def fails(session_id: str) -> tuple[str, float]:
         raise RuntimeError("no replica")
 
-    now = await HostClocks(fails).at("far", "alice")
+    now = await HostClocks(fails).clock_of("far", "alice")
     assert abs(now() - time.time()) < 0.01 and "taken to be in step" in caplog.text
 
 
 async def test_the_local_clock_may_be_set_without_harm(monkeypatch):
     remote = Remote(2.0)
     clocks = HostClocks(remote.ask)
-    now, before_s = await clocks.at("far", "alice"), time.time()
+    now, before_s = await clocks.clock_of("far", "alice"), time.time()
     monkeypatch.setattr(time, "time", lambda: before_s + 3600)
     assert abs(now() - (before_s + 2.0)) < 0.5
 
@@ -152,11 +152,13 @@ async def test_a_session_of_a_host_whose_clock_is_off_is_shown_in_time(idle_path
     await on_air.stop()
 
 
-def white(count: int, position: int) -> list[Piece]:
+def white(count: int, position: int) -> list[LiveFragment]:
     """Speech that shows as white frames."""
     made = fragments(np.full((count, SIDE, SIDE, 3), 250, np.uint8))
     starts = [(fragment, position + fragment.video_start // SPEC.frame_ticks) for fragment in made]
-    return [piece for fragment, start in starts for piece in split(fragment, start, 1, fragment.video_start == 0)]
+    return [
+        piece for fragment, start in starts for piece in split_fragment(fragment, start, 1, fragment.video_start == 0)
+    ]
 
 
 @pytest.mark.parametrize("skew_s", [-2.0, 2.0])

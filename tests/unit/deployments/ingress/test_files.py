@@ -132,7 +132,7 @@ def filmed(tmp_path) -> SessionFile:
     """The session `alice` with 30 frames."""
     session = SessionFile(tmp_path / "results" / "sessions" / "alice", SPEC)
     session.start_utterance("Words.")
-    session.say(Cue(1, "Words.", 0.1, 1.0))
+    session.add_sentence(Cue(1, "Words.", 0.1, 1.0))
     for fragment in fragments(levels(30)):
         session.append(fragment)
     session.end_utterance()

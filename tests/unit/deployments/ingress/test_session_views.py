@@ -33,7 +33,7 @@ def views() -> Views:
 
 def say(session: SessionFile, frames: int, end: bool = True) -> None:
     session.start_utterance("Words.")
-    session.say(Cue(1, "Words.", session.duration_s, session.duration_s + frames / 25))
+    session.add_sentence(Cue(1, "Words.", session.duration_s, session.duration_s + frames / 25))
     samples = np.sin(np.arange(frames * RATE // 25) / 10).astype(np.float32) * 0.3
     for fragment in UtteranceEncoder(SPEC, session.clock).push(levels(frames), samples, last=True):
         session.append(fragment)

@@ -11,7 +11,7 @@ import pytest
 from deployments.stitch.open_sessions import OpenSessions, refuse_other_avatar, told
 from models.errors import FencedError, InputError, SessionNotFound
 from models.media.encode import MediaSpec, UtteranceEncoder
-from models.stitch.index import Sentence, Utterance
+from models.stitch.index import Sentence, UtteranceRecord
 from models.stitch.session import SessionFile
 from models.types import PreparedAvatar, Word
 
@@ -65,7 +65,7 @@ def test_a_replica_sees_what_another_wrote(replicas):
 
 def test_a_line_of_the_transcript_is_told_whole():
     words = (Word("Hello", 0.1, 0.4), Word("there.", 0.5, 0.9))
-    line = Utterance(
+    line = UtteranceRecord(
         3, "Hello there. Yes.", 0.0, 1.5, True, (Sentence("Hello there.", 0.1, 0.9, words), Sentence("Yes.", 1.0, 1.4))
     )
     assert told(line) == asdict(line)

@@ -61,7 +61,7 @@ async def test_a_short_pause_is_in_the_file_and_nothing_leaps(air):
     quiet = np.array(sidecar.mouth) == 0
     assert edges[quiet] == pytest.approx(20 + 4 * indices[quiet], abs=3)
     assert quiet.sum() >= 15
-    assert summaries[0]["start_s"] == 0 and sidecar.said[1].first_frame == round(summaries[1]["start_s"] * 25)
+    assert summaries[0]["start_s"] == 0 and sidecar.utterances[1].first_frame == round(summaries[1]["start_s"] * 25)
     assert summaries[1]["start_s"] > summaries[0]["duration_s"] + 0.4
 
 
@@ -133,7 +133,7 @@ async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(air
     _, _, shown_mouths = await seen(watcher)
     edges, sidecar, facts = await told(stitch)
     assert [line["text"] for line in facts["utterances"]] == ["four 0", "four 1"]
-    assert [said.text for said in sidecar.said] == ["four 0", "four 1"]
+    assert [said.text for said in sidecar.utterances] == ["four 0", "four 1"]
     # the file is what the viewer saw from the first word to the last, but for a head that waits where it is
     assert (shown_mouths > 240).sum() == (np.array(sidecar.mouth) == 1).sum() == first["frames"] + last["frames"]
     on_the_line(edges, UNHELD)
@@ -151,7 +151,7 @@ def sentences(stitch) -> tuple:
 
 async def word_by_word(stitch, texts: list[str], waits_s: list[float]) -> dict:
     """The summary of an utterance whose text comes in parts, each so long after the one before began to be heard."""
-    request = SpeakRequest("alice", growing="key", deliver=False)
+    request = SpeakRequest("alice", text_stream_key="key", deliver=False)
     saying = asyncio.create_task(summary_of(stitch.speak(request)))
     for k, text in enumerate(texts):
         if k:
@@ -207,7 +207,7 @@ async def test_a_caller_that_takes_the_video_gets_the_pauses_inside_too(air):
     Watcher(await live.view("alice"))
     feeding = asyncio.create_task(_fed(stitch))
     data, frames, summary = b"", 0, None
-    async for event in stitch.speak(SpeakRequest("alice", growing="key")):
+    async for event in stitch.speak(SpeakRequest("alice", text_stream_key="key")):
         data, frames, summary = data + event.data, frames + event.frames, event.summary
     await feeding
     times, edges, _ = edges_of(data)

@@ -19,7 +19,7 @@ from deployments.stitch.utterance import KEPT_CROPS, LoadedAvatar, Utterance, _p
 from models.avatar.playback import ping_pong
 from models.errors import FencedError
 from models.live.pauses import Pause
-from models.live.timeline import Grid, encode_idle
+from models.live.timeline import IdleGrid, encode_idle
 from models.media.encode import MediaSpec
 from models.media.frames import VideoFrames, write_frames
 from models.stitch.mouth import Mouth
@@ -206,7 +206,7 @@ def test_speech_of_which_nothing_was_shown_leaves_nothing_in_the_file(sessions):
     again = utterance(sessions, 0, "Again.")
     again.add(chunk(0, 4, last=True, speech_s=0.16))
     known = read_sidecar(sidecar_path(again.session.path), 4)
-    assert [one.text for one in known.said] == ["Again."]
+    assert [one.text for one in known.utterances] == ["Again."]
 
 
 def test_the_sidecar_says_how_each_frame_came_about(sessions):
@@ -226,7 +226,7 @@ def test_the_sidecar_says_how_each_frame_came_about(sessions):
     faceless = known.avatar_frames == 3
     weights = np.concatenate([*said.weights, *again.weights])
     assert known.mouth == pytest.approx(np.where(faceless, 0, weights), abs=1e-3) and faceless.any()
-    assert [(one.text, one.first_frame, one.engines) for one in known.said] == [
+    assert [(one.text, one.first_frame, one.engines) for one in known.utterances] == [
         ("Hello.", 0, {"TTS": "hibari"}),
         ("Again.", 8, {}),
     ]
@@ -240,7 +240,7 @@ def test_a_segment_made_before_the_mouth_was_seen_to_rest_stands_behind_a_pause_
     (tmp_path / "idle.mp4").write_bytes(encode_idle(loaded().prepared.frames, SPEC))
     said = utterance(sessions)
     said.on_air, said.pause = True, Pause(tmp_path / "idle.mp4", 50)
-    grid = Grid.of(COUNT, SPEC.fps)
+    grid = IdleGrid.of(COUNT, SPEC.fps)
     until = grid.ceil(7 + 12)
     one = dataclasses.replace(chunk(0, 7, speech_s=0.28), position=0, closes=True)
     two = dataclasses.replace(chunk(7, 6, speech_s=0.24, last=True), position=until, closes=True)

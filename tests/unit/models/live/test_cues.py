@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.live.cues import Caption, Captions, Cue, add_cue, between
+from models.live.cues import Caption, CaptionTracker, Cue, add_cue, cues_between
 from models.types import Speech, Word
 
 RATE = 1000
@@ -38,19 +38,19 @@ def test_a_sentence_that_comes_in_pieces_is_one():
 
 def test_a_piece_carries_what_sounds_in_it_on_a_clock_of_its_own():
     cues = said((0.0, speech(0.1, 1.0, 0.1)), (1.2, speech(0.1, 1.0, 0.1, "Two.")))
-    (inside,) = between(cues, 0.64, 0.8)
+    (inside,) = cues_between(cues, 0.64, 0.8)
     assert (inside.start_s, inside.end_s) == (pytest.approx(-0.54), pytest.approx(0.46))
     assert inside.words[1].start_s == pytest.approx(-0.04)
-    assert [cue.number for cue in between(cues, 1.0, 1.4)] == [1, 2] and between(cues, 1.12, 1.28) == ()
+    assert [cue.number for cue in cues_between(cues, 1.0, 1.4)] == [1, 2] and cues_between(cues, 1.12, 1.28) == ()
 
 
 def pieces(cues: list[Cue], end_s: float) -> list[tuple[float, tuple[Cue, ...]]]:
     """(start in the utterance, cues) of pieces of 160 ms."""
-    return [(k * 0.16, between(cues, k * 0.16, (k + 1) * 0.16)) for k in range(round(end_s / 0.16))]
+    return [(k * 0.16, cues_between(cues, k * 0.16, (k + 1) * 0.16)) for k in range(round(end_s / 0.16))]
 
 
 def test_each_sentence_is_told_once_with_the_times_of_the_viewers_stream():
-    captions, told = Captions(), []
+    captions, told = CaptionTracker(), []
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1)), (1.2, speech(0.1, 1.0, 0.1, "Two."))), 2.4):
         told += captions.take(cues, 7, 10 + at_s)
     assert told == [
@@ -63,13 +63,13 @@ def test_each_sentence_is_told_once_with_the_times_of_the_viewers_stream():
 
 def test_who_joins_in_the_middle_is_told_what_is_being_said():
     late = pieces(said((0.0, speech(0.1, 1.0, 0.1))), 1.2)[3:]
-    captions = Captions()
+    captions = CaptionTracker()
     (caption,) = [news for at_s, cues in late for news in captions.take(cues, 7, at_s - late[0][0])]
     assert (caption.text, caption.start_s, caption.end_s) == ("Hello there.", 0.0, pytest.approx(0.62))
 
 
 def test_a_head_that_waits_moves_what_is_still_to_come():
-    captions, told = Captions(), []
+    captions, told = CaptionTracker(), []
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1))), 1.2):
         if at_s == pytest.approx(0.48):
             told += [*captions.take((), 7, 0.48, 0.16), *captions.take((), 7, 0.64, 0.16)]
@@ -81,14 +81,14 @@ def test_a_head_that_waits_moves_what_is_still_to_come():
 
 
 def test_what_is_cut_ends_where_the_speech_does_with_the_words_that_were_heard():
-    captions = Captions()
+    captions = CaptionTracker()
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1))), 0.48):
         captions.take(cues, 7, at_s)
     (cut,) = captions.take((), 0, 0.48)
     assert (cut.id, cut.text, cut.end_s, cut.cut) == (1, "Hello", pytest.approx(0.48), True)
     assert cut.words == (Word("Hello", pytest.approx(0.1), pytest.approx(0.48)),)
     assert captions.take((), 0, 0.64) == ()  # told once
-    assert cut.told() == {
+    assert cut.as_json() == {
         "id": 1,
         "text": "Hello",
         "start_s": 0.1,
@@ -99,7 +99,7 @@ def test_what_is_cut_ends_where_the_speech_does_with_the_words_that_were_heard()
 
 
 def test_the_next_utterance_has_ids_of_its_own():
-    captions = Captions()
+    captions = CaptionTracker()
     first = captions.take(said((0.0, speech(0.0, 0.1, 0.06))), 7, 0.0)
     second = captions.take(said((0.0, speech(0.0, 0.1, 0.06))), 8, 5.0)
     assert (first[0].id, second[0].id, second[0].start_s) == (1, 2, 5.0)

@@ -12,12 +12,12 @@ from deployments.common.paths import builtin_avatars
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.live.detour import detour
-from models.live.timeline import Grid
+from models.live.timeline import IdleGrid
 
 KEEP = 37  # frames: the default, 1.5 s
 
 
-def shown(grid: Grid, leave: int, way: list[int], join: int) -> np.ndarray:
+def shown(grid: IdleGrid, leave: int, way: list[int], join: int) -> np.ndarray:
     """Positions of the frames from the last before `leave` to the first behind the way."""
     return np.array([leave - 1, *(at + k for at in way for k in range(grid.frames_at(at))), join])
 
@@ -28,14 +28,14 @@ def line(length: int):
 
 
 def test_after_whole_periods_the_line_just_goes_on():
-    grid = Grid.of(41, 25)
+    grid = IdleGrid.of(41, 25)
     assert detour(grid, 8, 8 + 5 * grid.loop, 40, 200, line(41)) == []
     assert detour(grid, 8, 24 + 5 * grid.loop, 40, 200, line(41)) == [8, 12, 16, 20]
 
 
 @pytest.mark.parametrize("join", range(1000, 1090, 8))
 def test_the_head_arrives_at_its_own_pace_wherever_it_was(join):
-    length, grid = 41, Grid.of(41, 25)
+    length, grid = 41, IdleGrid.of(41, 25)
     join = grid.ceil(join)
     way = detour(grid, 8, join, 40, 200, line(length))
     frames = ping_pong(0, 4000, length)[shown(grid, 8, way, join)]
@@ -44,7 +44,7 @@ def test_the_head_arrives_at_its_own_pace_wherever_it_was(join):
 
 
 def test_where_there_is_no_time_it_leaps_several_times_a_little():
-    length, grid = 401, Grid.of(401, 25)
+    length, grid = 401, IdleGrid.of(401, 25)
     way = detour(grid, 8, 4 * 99, 40, 40, line(length))
     frames = ping_pong(0, 4000, length)[shown(grid, 8, way, 4 * 99)]
     assert len(way) == 10 and np.abs(np.diff(frames)).max() < 80  # of 388 frames, 40 are played
@@ -56,7 +56,7 @@ def test_the_presenter_is_led_to_its_place_by_what_looks_like_its_own_motion():
     assert avatar.frames is not None
     small = np.stack([avatar.frames[k][::8, ::8] for k in range(len(avatar))]).astype(np.float32)
     usual = max(float(np.abs(a - b).mean()) for a, b in itertools.pairwise(small))
-    grid, line = Grid.of(len(avatar), avatar.fps), ping_pong(0, 4000, len(avatar))
+    grid, line = IdleGrid.of(len(avatar), avatar.fps), ping_pong(0, 4000, len(avatar))
     leaps, kept = [], []
     for until in range(201, 3000, 89):
         leave, join = grid.ceil(until % 300), grid.ceil(300 + until)

@@ -11,8 +11,8 @@ import pytest
 
 from models.avatar.playback import ping_pong
 from models.live.cues import Cue
-from models.live.pauses import Pause, PausePart, Rested
-from models.live.timeline import Grid, encode_closed, encode_idle
+from models.live.pauses import Pause, PausePart, RestFragment
+from models.live.timeline import IdleGrid, encode_closed_gop, encode_idle
 from models.media.encode import AAC_FRAME, Clock, UtteranceEncoder
 from models.stitch.session import SessionFile
 from tests.support.live import RATE, SPEC, grey, heard, levels, shown
@@ -39,9 +39,9 @@ def kept(parts: list[PausePart]) -> list[int]:
     return [part.position + k for part in parts for k in range(part.fragment.frames)]
 
 
-def rested(start: int, count: int = 3) -> dict[int, Rested]:
-    video = encode_closed(np.stack([grey(level) for level in greys(start, count)]), SPEC)
-    return {start: Rested(video, (0.75, 0.25, 0.0)[:count])}
+def rested(start: int, count: int = 3) -> dict[int, RestFragment]:
+    video = encode_closed_gop(np.stack([grey(level) for level in greys(start, count)]), SPEC)
+    return {start: RestFragment(video, (0.75, 0.25, 0.0)[:count])}
 
 
 def test_a_short_pause_is_kept_whole(idle: Path) -> None:
@@ -56,7 +56,7 @@ def test_of_a_long_pause_both_ends_are_kept_and_idle_motion_leads_from_the_one_t
 ) -> None:
     parts = list(Pause(idle, 25).parts(SPEC, Clock(), 100, until, look))
     positions = kept(parts)
-    end = Grid.of(COUNT, 25).floor(until)
+    end = IdleGrid.of(COUNT, 25).floor(until)
     assert positions[:8] == list(range(100, 108)) and positions[-8:] == list(range(end - 8, end))
     assert 16 <= len(positions) <= min(until - 100, 6 * 25)
     seen = np.array([greys(position, 1)[0] for position in positions])
@@ -86,7 +86,7 @@ def test_it_follows_on_the_speech_before_and_the_speech_behind_follows_on_it(idl
 
     def speak(position: int, samples: Any) -> None:
         session.start_utterance("Words.")
-        session.say(Cue(1, "Words.", session.duration_s, session.duration_s + 2.0))  # longer than it is shown
+        session.add_sentence(Cue(1, "Words.", session.duration_s, session.duration_s + 2.0))  # longer than it is shown
         frames = np.stack([grey(level) for level in greys(position, 30)])
         for fragment in UtteranceEncoder(SPEC, session.clock).push(frames, samples, last=True):
             session.append(fragment, position)

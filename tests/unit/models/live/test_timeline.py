@@ -7,16 +7,16 @@ import pytest
 from models.avatar.playback import period, ping_pong
 from models.live.timeline import (
     LIVE_FRAMES,
-    Grid,
+    IdleGrid,
     IdleLoop,
     LiveClock,
-    Piece,
+    LiveFragment,
     ViewerTimeline,
-    encode_closed,
+    encode_closed_gop,
     encode_idle,
-    fading,
-    joined,
-    split,
+    fade_out_weights,
+    join_live_fragments,
+    split_fragment,
 )
 from models.media.encode import AAC_FRAME, Clock, UtteranceEncoder, init_segment, silent_packet
 from tests.support.live import RATE, SPEC, fragments, heard, levels, shown
@@ -46,7 +46,7 @@ def test_the_clock_counts_frames_and_waits_when_the_head_does():
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 7, 40, 150])
 def test_the_grid_tiles_the_line_without_a_gap_or_a_lonely_frame(frames):
-    grid = Grid.of(frames, 25)
+    grid = IdleGrid.of(frames, 25)
     assert grid.loop >= 25 and grid.loop % period(frames) == 0
     position, starts = 0, []
     while position < 3 * grid.loop:
@@ -106,7 +106,7 @@ def test_a_still_picture_has_a_loop_too():
 
 def test_a_files_fragment_is_cut_into_pieces_sample_by_sample():
     made = fragments(levels(20))
-    pieces = [piece for f in made for piece in split(f, 100 + f.video_start // SPEC.frame_ticks, 7, False)]
+    pieces = [piece for f in made for piece in split_fragment(f, 100 + f.video_start // SPEC.frame_ticks, 7, False)]
     assert [piece.frames for piece in pieces] == [4, 4, 4, 4, 4]
     assert [piece.position for piece in pieces] == [100, 104, 108, 112, 116]
     assert [piece.next_position for piece in pieces] == [104, 108, 112, 116, 120]
@@ -119,9 +119,9 @@ def test_a_files_fragment_is_cut_into_pieces_sample_by_sample():
 
 def test_the_pieces_of_a_fragment_joined_again_are_the_fragment():
     made = fragments(levels(20))[1]
-    pieces = split(made, 4, 1, True)
-    assert joined(pieces, made, SPEC).data == made.data
-    half = joined(pieces[:1], made, SPEC)
+    pieces = split_fragment(made, 4, 1, True)
+    assert join_live_fragments(pieces, made, SPEC).data == made.data
+    half = join_live_fragments(pieces[:1], made, SPEC)
     assert (half.frames, half.video_duration, half.audio_start) == (4, 4 * SPEC.frame_ticks, made.audio_start)
     assert half.audio_duration in (3 * AAC_FRAME, 4 * AAC_FRAME)
 
@@ -131,9 +131,9 @@ def test_the_pieces_of_a_fragment_joined_again_are_the_fragment():
 )
 def test_a_piece_begins_at_each_break_that_leaves_two_frames_to_either_side(breaks, sizes):
     made = fragments(levels(20))[1]  # of 8 frames
-    pieces = split(made, 104, 1, False, breaks)
+    pieces = split_fragment(made, 104, 1, False, breaks)
     assert [piece.frames for piece in pieces] == sizes
-    assert joined(pieces, made, SPEC).data == made.data
+    assert join_live_fragments(pieces, made, SPEC).data == made.data
 
 
 def tone(seconds: float) -> np.ndarray:
@@ -154,7 +154,7 @@ def test_speech_follows_on_idle_without_a_gap_and_sounds_with_its_frames(loop, i
     made = fragments(np.stack([AVATAR[k] for k in LINE[position : position + 20]]), tone(0.8), encoder=encoder)
     begins = position
     for f in made:
-        for piece in split(f, position, 1, f is made[0]):
+        for piece in split_fragment(f, position, 1, f is made[0]):
             data, position = data + viewer.put(piece), piece.next_position
     for _ in range(3):
         piece = loop.piece(loop.grid.ceil(position))
@@ -183,7 +183,10 @@ def test_the_offset_of_sound_does_not_grow_with_what_a_slow_viewer_misses(loop):
 
 def test_a_closed_group_stands_anywhere():
     viewer = ViewerTimeline(SPEC)
-    pieces = [Piece(0, 4, encode_closed(levels(4), SPEC)), Piece(9, 12, encode_closed(levels(3), SPEC))]
+    pieces = [
+        LiveFragment(0, 4, encode_closed_gop(levels(4), SPEC)),
+        LiveFragment(9, 12, encode_closed_gop(levels(3), SPEC)),
+    ]
     _, seen = shown(viewer.init + b"".join(viewer.put(piece) for piece in pieces))
     np.testing.assert_allclose(seen, [20, 24, 28, 32, 20, 24, 28], atol=2)
 
@@ -193,5 +196,5 @@ def test_silence_is_a_few_bytes():
 
 
 def test_a_mouth_fades_smoothly_and_ends_at_rest():
-    weights = fading(4)
+    weights = fade_out_weights(4)
     assert weights == sorted(weights, reverse=True) and weights[-1] == 0.0 and 0.8 < weights[0] < 1

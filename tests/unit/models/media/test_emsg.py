@@ -6,7 +6,7 @@ import struct
 import av
 import pytest
 
-from models.live.timeline import ViewerTimeline, split
+from models.live.timeline import ViewerTimeline, split_fragment
 from models.media.emsg import SCHEME, EventReader, event_box, read_events
 from tests.support.live import SPEC, fragments, levels, shown
 
@@ -16,7 +16,7 @@ def stream() -> tuple[bytes, bytes]:
     timeline, events, plain = ViewerTimeline(SPEC), b"", b""
     events += timeline.init
     plain += timeline.init
-    for k, piece in enumerate(split(fragments(levels(8))[0], 0, 1, True)):
+    for k, piece in enumerate(split_fragment(fragments(levels(8))[0], 0, 1, True)):
         data = timeline.put(piece)
         events += event_box("caption", {"text": f"Größe {k} 👋", "start_s": k * 0.16}, k, k * 0.16, 1.5) + data
         plain += data

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.errors import CorruptError, VideoError
-from models.media.transcode import PieceWriter, SourceVideo, check_output, join, piece_signature
+from models.media.transcode import PieceWriter, SourceVideo, check_output, join, part_signature
 from tests.support.video import picture_of, sound_of, uneven, write_video
 
 
@@ -41,7 +41,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("length", [5, 100])
 def test_frames_times_and_both_sound_tracks_are_kept(video: Path, tmp_path: Path, length: int) -> None:
     source = SourceVideo(video)
-    assert (source.width, source.height, source.expected) == (128, 96, 23)
+    assert (source.width, source.height, source.expected_frames) == (128, 96, 23)
     assert rewrite(source, tmp_path / "out.mp4", "mp4", length) == 23
     (times, frames), (out_times, out_frames) = picture_of(video), picture_of(tmp_path / "out.mp4")
     assert out_times == times
@@ -136,4 +136,4 @@ def test_outputs_that_cannot_be_written_are_named(video: Path, tmp_path: Path) -
 def test_a_broken_piece_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.mp4").write_bytes(b"x" * 100)
     with pytest.raises(CorruptError, match=r"0\.mp4"):
-        piece_signature(tmp_path / "0.mp4")
+        part_signature(tmp_path / "0.mp4")

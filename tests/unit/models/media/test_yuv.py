@@ -11,7 +11,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
 from models.media.frames import VideoFrames, planes, rgb_array, write_frames
-from models.media.yuv import Patched, Picture, picture_at, picture_of, rgb_part, write_part
+from models.media.yuv import PatchedPicture, Picture, picture_at, picture_of, rgb_part, write_part
 from models.types import UInt8
 from tests.support.avatar import astronaut
 
@@ -100,7 +100,7 @@ def test_what_has_not_changed_stays_bit_for_bit(decoded: av.VideoFrame) -> None:
     changed = np.zeros((20, 30), np.uint8)
     changed[7, 11] = 255
     drawn = Picture.empty(*under.shape)
-    drawn.draw(Patched(under, np.full((20, 30, 3), (0, 255, 0), np.uint8), 100, 50, changed))
+    drawn.copy_from(PatchedPicture(under, np.full((20, 30, 3), (0, 255, 0), np.uint8), 100, 50, changed))
     assert {(y, x) for y, x in np.argwhere(drawn.luma != under.luma)} == {(57, 111)}
     for plane, before in ((drawn.blue, under.blue), (drawn.red, under.red)):
         assert {(y, x) for y, x in np.argwhere(plane != before)} == {(28, 55)}
@@ -109,7 +109,7 @@ def test_what_has_not_changed_stays_bit_for_bit(decoded: av.VideoFrame) -> None:
 
 def test_a_part_that_is_all_new_is_what_it_is_as_a_picture(photo: UInt8) -> None:
     picture = Picture.empty(40, 60)
-    picture.draw(np.zeros((40, 60, 3), np.uint8))
+    picture.copy_from(np.zeros((40, 60, 3), np.uint8))
     write_part(picture, photo[:20, :30], 10, 8)
     alone = picture_of(photo[:20, :30])
     assert np.array_equal(picture.luma[8:28, 10:40], alone.luma)

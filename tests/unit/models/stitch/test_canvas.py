@@ -10,7 +10,7 @@ import pytest
 
 from models.avatar.store import AvatarStore
 from models.geometry import warp
-from models.media.yuv import Patched, Picture, picture_at, rgb_part
+from models.media.yuv import PatchedPicture, Picture, picture_at, rgb_part
 from models.stitch.canvas import Canvas
 from models.stitch.paste import PasteMemory, Paster
 from models.types import PreparedAvatar
@@ -38,9 +38,9 @@ def speaking(avatar: PreparedAvatar, index: int) -> np.ndarray:
     return cv2.convertScaleAbs(crop, alpha=0.97)
 
 
-def drawn(frame: Picture | Patched) -> Picture:
+def drawn(frame: Picture | PatchedPicture) -> Picture:
     picture = Picture.empty(*frame.shape)
-    picture.draw(frame)
+    picture.copy_from(frame)
     return picture
 
 
@@ -60,7 +60,7 @@ def test_a_frame_is_what_pasting_into_all_of_it_gives(avatar: PreparedAvatar, mo
     paster, whole = Paster(given, mode), Paster(given, mode)
     for index, weight in zip(FRAMES, (1.0, 1.0, 0.5, 1.0, 0.1, 1.0), strict=True):
         frame = canvas.frame(paster, speaking(given, index), index, weight, memory)
-        assert isinstance(frame, Patched)
+        assert isinstance(frame, PatchedPicture)
         expected, own = pasted_whole(given, whole, memory_of_whole, index, weight), picture_at(given.frames, index)
         rgb = rgb_part(own, (0, 0, given.width, given.height))
         touched = (expected != rgb).any(-1)
@@ -75,7 +75,7 @@ def test_outside_the_face_every_sample_is_the_files(avatar: PreparedAvatar) -> N
     for index in FRAMES:
         own = picture_at(avatar.frames, index)
         frame = canvas.frame(paster, speaking(avatar, index), index, 1.0, memory)
-        assert isinstance(frame, Patched)
+        assert isinstance(frame, PatchedPicture)
         made, outside = drawn(frame), np.ones(own.shape, bool)
         outside[frame.top : frame.top + len(frame.rgb), frame.left : frame.left + frame.rgb.shape[1]] = (
             frame.changed == 0
@@ -106,12 +106,12 @@ def test_a_frame_whose_face_is_not_seen_is_the_files_own(avatar: PreparedAvatar)
 
 
 @pytest.mark.parametrize("geometry", ["similarity", "musetalk"])
-def test_a_paste_neither_reads_nor_writes_beyond_its_reach(avatar: PreparedAvatar, geometry: str) -> None:
+def test_a_paste_neither_reads_nor_writes_outside_its_box(avatar: PreparedAvatar, geometry: str) -> None:
     given = boxed(avatar) if geometry == "musetalk" else avatar
     rng = np.random.default_rng(0)
     clean, dirty, memories = Paster(given), Paster(given), (PasteMemory(), PasteMemory())
     for index in FRAMES:
-        x1, y1, x2, y2 = clean.reach(index)
+        x1, y1, x2, y2 = clean.affected_box(index)
         assert 0 <= x1 < x2 <= 512 and 0 <= y1 < y2 <= 512 and (x2 - x1) * (y2 - y1) < 0.3 * 512 * 512
         frame = np.array(given.frames[index])
         noise = rng.integers(0, 255, frame.shape, np.uint8)
@@ -132,6 +132,6 @@ def test_a_face_that_leaves_the_frame_is_pasted_as_far_as_it_is_seen(avatar: Pre
     away = low.copy()
     away[:, :, 2] -= away[:, :, :2] @ np.float32([0, 600])
     frame = Canvas(given).frame(Paster(given), speaking(avatar, 0), 0, 1.0, PasteMemory())
-    assert isinstance(frame, Patched) and frame.top + len(frame.rgb) == 512
+    assert isinstance(frame, PatchedPicture) and frame.top + len(frame.rgb) == 512
     gone = dataclasses.replace(given, transforms=away, landmarks=avatar.landmarks + np.float32([0, 770]))
     assert isinstance(Canvas(gone).frame(Paster(gone), speaking(avatar, 0), 0, 1.0, PasteMemory()), Picture)

@@ -6,16 +6,16 @@ import re
 import pytest
 
 from models.stitch.captions import CUE_LINES, LINE_CHARS, cues, webvtt
-from models.stitch.index import Sentence, Utterance
+from models.stitch.index import Sentence, UtteranceRecord
 from models.types import Word
 
 
 def test_sentences_become_cues_at_their_times():
     sentences = (Sentence("Hello there.", 0, 1.2), Sentence("Well?", 1.2, 3))
     said = [
-        Utterance(1, "Hello there. Well?", 0.0, 3.0, sentences=sentences),
-        Utterance(2, "", 3.0, 5.0),  # a recording
-        Utterance(3, "Later.", 3700.5, 3701.25, sentences=(Sentence("Later.", 3700.5, 3701.25),)),
+        UtteranceRecord(1, "Hello there. Well?", 0.0, 3.0, sentences=sentences),
+        UtteranceRecord(2, "", 3.0, 5.0),  # a recording
+        UtteranceRecord(3, "Later.", 3700.5, 3701.25, sentences=(Sentence("Later.", 3700.5, 3701.25),)),
     ]
     assert webvtt(said) == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:01.200\nHello there.\n\n00:00:01.200 --> 00:00:03.000\nWell?\n\n"
@@ -36,12 +36,12 @@ def test_a_long_sentence_is_shown_in_parts_that_a_reader_can_follow():
 
 
 def test_what_was_cut_ends_there_with_a_dash():
-    cut = Utterance(1, "One. Two.", 0.0, 1.0, True, (Sentence("One.", 0, 0.6), Sentence("Two.", 0.6, 1.0)))
+    cut = UtteranceRecord(1, "One. Two.", 0.0, 1.0, True, (Sentence("One.", 0, 0.6), Sentence("Two.", 0.6, 1.0)))
     assert webvtt([cut]).endswith("00:00:00.600 --> 00:00:01.000\nTwo. —\n")
 
 
 def test_marks_are_text_and_no_markup():
-    said = Utterance(1, "", 0, 1, sentences=(Sentence("<b>1 & 2</b> --> 3", 0, 1),))
+    said = UtteranceRecord(1, "", 0, 1, sentences=(Sentence("<b>1 & 2</b> --> 3", 0, 1),))
     assert "&lt;b&gt;1 &amp; 2&lt;/b&gt; --&gt; 3" in webvtt([said])
 
 
@@ -61,15 +61,15 @@ def test_long_sentences_change_where_their_words_are_heard():
 
 def test_words_have_timestamps_where_they_are_asked_for():
     known = words(("R&D", 0.1, 0.4), ("<is> —", 0.4, 0.7), ("fun.", 0.7, 1.0))
-    said = Utterance(1, "", 0, 1, sentences=(Sentence("R&D <is> — fun.", 0.1, 1.0, known),))
+    said = UtteranceRecord(1, "", 0, 1, sentences=(Sentence("R&D <is> — fun.", 0.1, 1.0, known),))
     timed = "R&amp;D <00:00:00.400>&lt;is&gt; — <00:00:00.700>fun."
     assert webvtt([said], words=True) == f"WEBVTT\n\n00:00:00.100 --> 00:00:01.000\n{timed}\n"
     assert "<00" not in webvtt([said])
-    cut = Utterance(1, "", 0, 1, True, (Sentence("R&D <is> —", 0.1, 0.6, known[:2]),))
+    cut = UtteranceRecord(1, "", 0, 1, True, (Sentence("R&D <is> —", 0.1, 0.6, known[:2]),))
     assert webvtt([cut], words=True).endswith("R&amp;D <00:00:00.400>&lt;is&gt; — —\n")
     long = [Word(f"word{k:02d}", 0.1 * k, 0.1 * k + 0.1) for k in range(24)]
     parts = webvtt(
-        [Utterance(1, "", 0, 3, sentences=(Sentence(" ".join(w.text for w in long), 0, 2.4, tuple(long)),))], True
+        [UtteranceRecord(1, "", 0, 3, sentences=(Sentence(" ".join(w.text for w in long), 0, 2.4, tuple(long)),))], True
     )
     for word in long[1:]:  # the first of a cue begins with it
         stamp = f"00:00:0{word.start_s:.3f}"
@@ -80,7 +80,7 @@ def test_words_have_timestamps_where_they_are_asked_for():
     "text", ["שלום עולם, מה שלומך היום?", "Hi 👋🏽 👨‍👩‍👧‍👦 you", "a --> b\n\nNOTE c\n\nSTYLE", "&lt; & &amp; <c.x>"]
 )
 def test_any_text_is_one_valid_cue_that_reads_as_it_was_said(text):
-    said = Utterance(1, "", 0, 1, sentences=(Sentence(text, 0.5, 1.5),))
+    said = UtteranceRecord(1, "", 0, 1, sentences=(Sentence(text, 0.5, 1.5),))
     for vtt in (webvtt([said]), webvtt([said], words=True)):
         head, block = vtt.rstrip("\n").split("\n\n")  # a blank line inside would end the cue
         times, *lines = block.split("\n")
@@ -97,7 +97,7 @@ def test_words_with_hyphens_at_a_lines_end_keep_their_times(first):
     sentence = Sentence(text, 0.0, len(spoken) * 0.5, spoken)
     starts = {start_s: part.split()[0] for start_s, _, part in cues(sentence)}
     assert len(starts) > 1 and all(text.split()[round(start_s / 0.5)] == word for start_s, word in starts.items())
-    shown = webvtt([Utterance(1, text, 0.0, 20.0, sentences=(sentence,))], words=True)
+    shown = webvtt([UtteranceRecord(1, text, 0.0, 20.0, sentences=(sentence,))], words=True)
     timed = re.findall(r"<00:00:(\d\d\.\d\d\d)>(\S+)", shown)
     assert len(timed) == len(spoken) - len(starts)  # the first of each cue has its cue's time
     assert all(html.unescape(word) == text.split()[round(float(at) / 0.5)] for at, word in timed)
@@ -108,4 +108,4 @@ def test_a_word_that_is_longer_than_a_line_leaves_no_wrong_times():
     spoken = words(*((word, k * 0.5, k * 0.5 + 0.4) for k, word in enumerate(text.split())))
     sentence = Sentence(text, 0.0, len(spoken) * 0.5, spoken)
     assert [part for _, _, part in cues(sentence)] == [part for _, _, part in cues(Sentence(text, 0.0, 1.0))]
-    assert "<00:" not in webvtt([Utterance(1, text, 0.0, 20.0, sentences=(sentence,))], words=True)
+    assert "<00:" not in webvtt([UtteranceRecord(1, text, 0.0, 20.0, sentences=(sentence,))], words=True)

@@ -210,7 +210,7 @@ def test_what_a_paste_learns_belongs_to_one_utterance_and_starts_from_nothing() 
     for k, face in enumerate(face for pair in zip(red, blue, strict=True) for face in pair):
         paster.paste_into(frames[k], face, 0, memory=memories[k % 2])
     assert np.array_equal(frames[::2], alone)
-    assert np.array_equal(utterance(paster.twin(), red, PasteMemory()), alone)
+    assert np.array_equal(utterance(paster.clone(), red, PasteMemory()), alone)
     plain = utterance(paster, red, None)
     middle = (slice(110, 160), slice(200, 250), 0)
     excess = [float((images[0][middle].astype(int) - FRAME[middle]).mean()) for images in (plain, alone)]

@@ -125,6 +125,6 @@ def test_what_is_added_bit_by_bit_is_what_would_be_made_at_once(session):
     grown, read = Playlist(SPEC, len(session.init_segment), URL), None
     for frames, end in ((30, True), (130, False), (9, True)):
         speak(session, frames, end)
-        records = session.read_on(read)
+        records = session.read_since(read)
         read = records[-1][1]
         assert str(grown.extend(record for record, _ in records[1:])) == playlist(session)

@@ -17,7 +17,9 @@ def test_a_transcript_has_sentences_and_says_where_it_was_cut(tmp_path):
     for text, fragment in zip(("One.", "Two."), utterance(), strict=False):
         start_s = session.duration_s + 0.02
         words = (Word("Well,", start_s, start_s + 0.06), Word(text, start_s + 0.06, start_s + 0.2))
-        session.say(Cue(len(session.transcript()[0].sentences) + 1, f"Well, {text}", start_s, start_s + 0.1, words))
+        session.add_sentence(
+            Cue(len(session.transcript()[0].sentences) + 1, f"Well, {text}", start_s, start_s + 0.1, words)
+        )
         session.append(fragment)
     session.end_utterance(interrupted=True)
     again = SessionFile(tmp_path / "alice")
@@ -33,7 +35,7 @@ def test_what_was_cut_has_the_words_that_were_heard_and_ends_there(tmp_path):
     session = SessionFile(tmp_path / "alice", SPEC)
     session.start_utterance("Hello there. Never.")
     words = (Word("Hello", 0.04, 0.1), Word("there", 0.1, 0.2), Word("you.", 0.2, 0.4))
-    session.say(Cue(1, "Hello there you.", 0.04, 0.4, words))
+    session.add_sentence(Cue(1, "Hello there you.", 0.04, 0.4, words))
     first = utterance()[0]
     session.append(first)
     (spoken,) = session.transcript()[0].sentences
@@ -51,7 +53,7 @@ def test_a_sentence_that_a_voice_goes_on_with_is_noted_again(tmp_path):
     session = SessionFile(tmp_path / "alice", SPEC)
     session.start_utterance("On and on.")
     for until_s, fragment in zip((0.1, 0.3), utterance(), strict=False):
-        session.say(Cue(1, "On and on.", 0.05, until_s))
+        session.add_sentence(Cue(1, "On and on.", 0.05, until_s))
         session.append(fragment)
     ((spoken,),) = [line.sentences for line in session.transcript()]
     assert (spoken.text, spoken.start_s, spoken.end_s) == ("On and on.", 0.05, 0.3)
@@ -81,7 +83,7 @@ def test_a_transcript_is_read_on_from_where_it_was_read_before(tmp_path, monkeyp
     )
     for k in range(20):
         session.start_utterance(f"Line {k}.")
-        session.say(Cue(1, f"Line {k}.", k, k + 1.0))
+        session.add_sentence(Cue(1, f"Line {k}.", k, k + 1.0))
         session.end_utterance()
         sizes.clear()
         assert [line.text for line in reader.transcript()] == [f"Line {n}." for n in range(k + 1)]

@@ -37,13 +37,13 @@ def avatar(n: int = 6) -> PreparedAvatar:
 def say(session: SessionFile, first: int, frames: int, text: str = "Mama.", committed: int | None = None) -> None:
     """An utterance of `frames` frames, of which `committed` reach the video."""
     session.start_utterance(text)
-    session.note(utterance_record(first, text, ENGINES))
+    session.add_to_sidecar(utterance_record(first, text, ENGINES))
     speech = Speech(
         np.zeros(frames * 640, np.float32), 16_000, text, True, (Phoneme("m", 0.0, 0.08), Phoneme("ɑ", 0.08, 0.3))
     )
-    session.note(speech_record(first, speech))
+    session.add_to_sidecar(speech_record(first, speech))
     indices = np.arange(first, first + frames) % 6
-    session.note(frames_record(first, indices, avatar(), np.linspace(0, 1, frames, dtype=np.float32)))
+    session.add_to_sidecar(frames_record(first, indices, avatar(), np.linspace(0, 1, frames, dtype=np.float32)))
     pictures = np.zeros((frames if committed is None else committed, 32, 32, 3), np.uint8)
     for fragment in UtteranceEncoder(SPEC, session.clock).push(pictures, speech.samples, last=True):
         session.append(fragment)
@@ -65,7 +65,7 @@ def test_every_frame_is_described(session):
     assert known.avatar_frames.tolist() == [0, 1, 2, 3, 4, 5, 0, 1] and known.known.all()
     assert known.transforms[5].tolist() == [[2, 0, 5.25], [0, 2, 7.5]]
     assert known.mouth == pytest.approx([0, 0.143, 0.286, 0, 0.571, 0.714, 0.857, 1], abs=1e-3)  # frame 3: no face
-    (said,) = known.said
+    (said,) = known.utterances
     assert (said.first_frame, said.end_frame, said.text, said.engines) == (0, 8, "Mama.", ENGINES)
 
 
@@ -73,7 +73,10 @@ def test_a_session_that_goes_on_is_described_on_its_own_time(session):
     say(session, 0, 8)
     say(session, 8, 4, "Papa.")
     known = read(session)
-    assert [(said.text, said.first_frame, said.end_frame) for said in known.said] == [("Mama.", 0, 8), ("Papa.", 8, 12)]
+    assert [(said.text, said.first_frame, said.end_frame) for said in known.utterances] == [
+        ("Mama.", 0, 8),
+        ("Papa.", 8, 12),
+    ]
     times = [(phoneme.symbol, phoneme.start_s, phoneme.end_s) for phoneme in known.phonemes]
     assert times == [("m", 0, 0.08), ("ɑ", 0.08, 0.3), ("m", 0.32, 0.4), ("ɑ", 0.4, 0.48)]  # cut at the video's end
 
@@ -86,7 +89,7 @@ def test_frames_that_a_crash_kept_from_the_video_are_taken_back(session, tmp_pat
     say(after, 4, 4, "Again.")
     known = read(after)
     assert known.avatar_frames.tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
-    assert [(said.text, said.end_frame) for said in known.said] == [("Broken off.", 4), ("Again.", 8)]
+    assert [(said.text, said.end_frame) for said in known.utterances] == [("Broken off.", 4), ("Again.", 8)]
     assert [phoneme.start_s for phoneme in known.phonemes if phoneme.symbol == "m"] == [0, 0.16]
     assert max(phoneme.end_s for phoneme in known.phonemes) <= 8 / 25
 
@@ -98,7 +101,7 @@ def test_half_a_line_breaks_neither_a_reader_nor_the_next_writer(session, tmp_pa
     path = sidecar_path(session.path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    assert len(read(session).said) == 1 and not read(session).known.any()  # the frames' line was the last
+    assert len(read(session).utterances) == 1 and not read(session).known.any()  # the frames' line was the last
     assert committed_lines(path) == whole[: whole[:-cut].rfind(b"\n") + 1]
     after = SessionFile(tmp_path / "alice")
     say(after, 8, 4, "Next.")
@@ -110,7 +113,7 @@ def test_a_reset_begins_a_new_sidecar(session):
     say(session, 0, 8)
     session.reset(avatar_id="bob", avatar_version="v2")
     known = read_sidecar(sidecar_path(session.path), 0)
-    assert (known.avatar_id, known.avatar_version, known.said, known.phonemes) == ("bob", "v2", [], [])
+    assert (known.avatar_id, known.avatar_version, known.utterances, known.phonemes) == ("bob", "v2", [], [])
     say(session, 0, 4)
     assert read(session).known.all()
 
@@ -135,26 +138,26 @@ def test_a_writer_that_was_overtaken_adds_no_line(session, tmp_path):
     rival.acquire()
     before = sidecar_path(session.path).read_bytes()
     with pytest.raises(FencedError):
-        session.note(utterance_record(4, "Too late.", {}))
+        session.add_to_sidecar(utterance_record(4, "Too late.", {}))
     assert sidecar_path(session.path).read_bytes() == before
 
 
 def test_a_video_says_nothing_of_frames_behind_its_end(session):
     say(session, 0, 8, committed=4)
     known = read(session)
-    assert len(known.avatar_frames) == len(known.mouth) == 4 and known.said[0].end_frame == 4
+    assert len(known.avatar_frames) == len(known.mouth) == 4 and known.utterances[0].end_frame == 4
 
 
 def test_in_a_pause_nothing_is_heard_of_speech_that_was_cut_before_it(session):
     say(session, 0, 8, committed=4)
     session.end_utterance(interrupted=True)
-    session.note(pause_record(4), frames_record(4, np.arange(4, 8) % 6, avatar(), np.zeros(4, np.float32)))
+    session.add_to_sidecar(pause_record(4), frames_record(4, np.arange(4, 8) % 6, avatar(), np.zeros(4, np.float32)))
     quiet = UtteranceEncoder(SPEC, session.clock)
     for fragment in quiet.push(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4 * 640, np.float32), last=True):
         session.append(fragment, pause=True)
     known = read(session)
     assert [(p.symbol, p.start_s, p.end_s) for p in known.phonemes] == [("m", 0.0, 0.08), ("ɑ", 0.08, 0.16)]
-    assert known.mouth[4:].tolist() == [0, 0, 0, 0] and known.known.all() and len(known.said) == 1
+    assert known.mouth[4:].tolist() == [0, 0, 0, 0] and known.known.all() and len(known.utterances) == 1
 
 
 def test_what_is_no_sidecar_is_refused_in_words(tmp_path):

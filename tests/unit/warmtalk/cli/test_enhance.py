@@ -85,8 +85,8 @@ def test_a_sidecar_goes_along_and_names_what_restored_its_frames(detector: Blaze
     sidecar_path(video).write_bytes(lines + b'{"type":"fra')
     enhance_video(video, output, LocalBackend("small:/weights/of/mine", Brighter()), detector=detector, **FINE)
     before, after = (read_sidecar(sidecar_path(path), 4) for path in (video, output))
-    assert before.said[0].engines == {"TTS": "hibari"}
-    assert after.said[0].engines == {"TTS": "hibari", "Enhance": "small"}
+    assert before.utterances[0].engines == {"TTS": "hibari"}
+    assert after.utterances[0].engines == {"TTS": "hibari", "Enhance": "small"}
     assert after.avatar_frames.tolist() == [3, 4, 5, 6] and np.array_equal(after.transforms, before.transforms)
     assert (after.avatar_id, after.session_id, after.mouth.tolist()) == ("ann", "alice", [1, 1, 0.5, 0])
     sidecar_path(video).unlink()

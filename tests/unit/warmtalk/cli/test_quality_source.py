@@ -9,7 +9,7 @@ from models.avatar.playback import ping_pong
 from models.live.pauses import Pause
 from models.live.timeline import encode_idle
 from models.media.encode import MediaSpec, UtteranceEncoder
-from models.quality.frozen import SAME_LEVELS, stills
+from models.quality.frozen import SAME_LEVELS, find_freezes
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import frames_record, read_sidecar, sidecar_path
 from tests.unit.warmtalk.cli.test_quality import FPS, RATE, avatar
@@ -36,11 +36,11 @@ def session(tmp_path_factory) -> SessionFile:
         parts = Pause(idle, 40).parts(spec, made.clock, made.position, position, lambda at: np.zeros(1, np.float32))
         for part in parts if made.frames else ():
             indices, _ = frames_at(part.position, part.fragment.frames)
-            made.note(frames_record(made.frames, indices, avatar(), part.weights))
+            made.add_to_sidecar(frames_record(made.frames, indices, avatar(), part.weights))
             made.append(part.fragment, part.position, pause=True)
         indices, frames = frames_at(position, SPOKEN)
         made.start_utterance("Well.")
-        made.note(frames_record(made.frames, indices, avatar(), np.ones(SPOKEN, np.float32)))
+        made.add_to_sidecar(frames_record(made.frames, indices, avatar(), np.ones(SPOKEN, np.float32)))
         silence = np.zeros(SPOKEN * RATE // FPS, np.float32)
         for number, fragment in enumerate(UtteranceEncoder(made.spec, made.clock).push(frames, silence, last=True)):
             made.append(fragment, position if number == 0 else None)
@@ -72,5 +72,5 @@ def test_idle_motion_in_a_file_does_not_count_as_repeated(session):
         shown = shown_by(sidecar, avatar(), keys)
         own = changes(coded_source(avatar(), shown))
         planned = np.concatenate([[False], (own < SAME_LEVELS) | (np.diff(shown.indices) == 0)])
-        shares.append(stills(made, planned, FPS, own=own).repeats.mean())
+        shares.append(find_freezes(made, planned, FPS, own=own).repeats.mean())
     assert shares[0] < REPEATED_SHARE < 0.05 < shares[1]  # beside a source that was coded otherwise it would

@@ -18,8 +18,8 @@ from deployments.ingress.live.hubs import Live
 from deployments.ingress.webrtc.tracks import Feed
 from models.avatar.playback import ping_pong
 from models.errors import BusyError, ClosedError, SessionNotFound, StageError
-from models.live.cues import Cue, between
-from models.live.timeline import LiveClock, encode_idle, split
+from models.live.cues import Cue, cues_between
+from models.live.timeline import LiveClock, encode_idle, split_fragment
 from models.media.emsg import read_events
 from models.types import Word
 from tests.support.live import SPEC, fragments, levels, shown
@@ -142,7 +142,9 @@ async def test_speech_is_shown_at_its_place_and_nothing_is_repeated_or_left_out(
     place = on_air._running()[0]._loop.grid.ceil(stitch.clock.position(time.time() + 0.4))
     bright = np.stack([AVATAR[k] for k in LINE[place : place + 20]])
     for fragment in fragments(np.minimum(bright.astype(int) + 8, 255).astype(np.uint8)):
-        for piece in split(fragment, place + fragment.video_start // SPEC.frame_ticks, 1, fragment.video_start == 0):
+        for piece in split_fragment(
+            fragment, place + fragment.video_start // SPEC.frame_ticks, 1, fragment.video_start == 0
+        ):
             stitch.send(piece)
     data, _ = await reading
     times, seen = shown(data)
@@ -215,7 +217,7 @@ async def test_a_replica_that_goes_while_it_is_asked_is_an_error_and_no_silence(
     stitch = Stitch(idle_path)
     stitch.fails = [asyncio.CancelledError()]
     on_air = Live(stitch.subscribe, lambda: 100)
-    with pytest.raises(StageError, match="went away while"):
+    with pytest.raises(StageError, match="lost its replica while"):
         await on_air.view("alice")
     await on_air.view("alice")
     await on_air.stop()
@@ -366,8 +368,8 @@ async def test_each_viewer_is_told_what_is_heard_on_its_own_clock_and_what_is_ma
     place = on_air._running()[0]._loop.grid.ceil(stitch.clock.position(time.time()) + 8)
     cues = [Cue(1, "Hello.", 0.1, 0.6, (Word("Hello.", 0.1, 0.6),))]
     four, eight = fragments(levels(16))[:2]
-    for k, piece in enumerate([*split(four, place, 7, True), *split(eight, place + 4, 7, False)]):
-        stitch.send(replace(piece, cues=between(cues, k * 0.16, (k + 1) * 0.16)))
+    for k, piece in enumerate([*split_fragment(four, place, 7, True), *split_fragment(eight, place + 4, 7, False)]):
+        stitch.send(replace(piece, cues=cues_between(cues, k * 0.16, (k + 1) * 0.16)))
     for frames in (8, 16):  # of two that come at once, the later is told
         stitch.streams[-1].queue.put_nowait(LiveEvent(stitch.clock, making={"frames": frames}))
     starts_s = []

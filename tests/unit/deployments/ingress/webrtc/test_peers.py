@@ -14,7 +14,7 @@ from deployments.ingress.live.hubs import Live
 from deployments.ingress.webrtc import peers as webrtc
 from deployments.ingress.webrtc.peers import Peers, video_codec
 from models.errors import BusyError, InputError, NotConfiguredError, NotFoundError, SessionNotFound
-from models.live.timeline import encode_idle, split
+from models.live.timeline import encode_idle, split_fragment
 from models.media.encode import UtteranceEncoder
 from tests.support.live import RATE, SPEC
 from tests.unit.deployments.ingress.live.test_hubs import AVATAR, LINE, Stitch
@@ -93,7 +93,9 @@ async def test_an_aiortc_client_sees_the_line_and_hears_the_speech(air):
     tone = (0.5 * np.sin(np.arange(RATE * 24 // 25) / 10)).astype(np.float32)
     pictures = np.stack([AVATAR[k] for k in LINE[place : place + 24]])
     for fragment in UtteranceEncoder(SPEC).push(pictures, tone, last=True):
-        for piece in split(fragment, place + fragment.video_start // SPEC.frame_ticks, 1, fragment.video_start == 0):
+        for piece in split_fragment(
+            fragment, place + fragment.video_start // SPEC.frame_ticks, 1, fragment.video_start == 0
+        ):
             stitch.send(piece)
     await client.seen(70)
     await client.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deployments.ingress.webrtc.tracks import AHEAD_S, AUDIO_FRAME, OPUS_HZ, PACED_PIECES, Feed, annex_b
-from models.live.timeline import ViewerTimeline, split
+from models.live.timeline import ViewerTimeline, split_fragment
 from models.media.encode import UtteranceEncoder
 from models.media.mp4 import length_prefixed
 from tests.support.live import RATE, SPEC, fragments, levels
@@ -22,7 +22,7 @@ TONE = (0.5 * np.sin(np.arange(RATE) / 10)).astype(np.float32)
 def pieces(frames: int, tone: bool = False) -> list:
     samples = TONE[: frames * RATE // 25] if tone else None
     made = fragments(levels(frames), samples, encoder=UtteranceEncoder(SPEC))
-    return [p for f in made for p in split(f, f.video_start // SPEC.frame_ticks, 1, f.video_start == 0)]
+    return [p for f in made for p in split_fragment(f, f.video_start // SPEC.frame_ticks, 1, f.video_start == 0)]
 
 
 def viewer(given: list) -> SimpleNamespace:

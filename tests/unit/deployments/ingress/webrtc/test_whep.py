@@ -15,7 +15,7 @@ from deployments.ingress.responses import api
 from deployments.ingress.webrtc import whep
 from deployments.ingress.webrtc.whep import Whep, link
 from models.errors import NotFoundError, SessionNotFound
-from models.live.timeline import Grid, encode_idle, split
+from models.live.timeline import IdleGrid, encode_idle, split_fragment
 from models.media.encode import UtteranceEncoder
 from tests.support.live import RATE, SIDE, SPEC
 from tests.unit.deployments.ingress.live.test_hubs import AVATAR, Stitch
@@ -235,14 +235,16 @@ async def test_pictures_are_here_in_time_and_their_sound_is_to_be_played_with_th
             came_s.extend([time.time()] * piece.frames)
 
     watching = asyncio.create_task(watch())
-    place = Grid.of(len(AVATAR), SPEC.fps).ceil(stitch.clock.position(time.time() + 0.5))
+    place = IdleGrid.of(len(AVATAR), SPEC.fps).ceil(stitch.clock.position(time.time() + 0.5))
     random = np.random.default_rng(0)
     faces = random.integers(40, 200, (40, 4, 4, 3), np.uint8).repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
     noise = (0.3 * random.standard_normal(40 * RATE // 25)).clip(-1, 1).astype(np.float32)
     said = UtteranceEncoder(SPEC)
     file = said.push(faces, noise, last=True)
     for fragment in file:
-        for piece in split(fragment, place + fragment.video_start // SPEC.frame_ticks, 1, fragment.video_start == 0):
+        for piece in split_fragment(
+            fragment, place + fragment.video_start // SPEC.frame_ticks, 1, fragment.video_start == 0
+        ):
             stitch.send(piece)
     await asyncio.sleep(2.8)
     got = await player.stop()

@@ -409,7 +409,7 @@ def test_a_socket_that_stops_watching_stays(serve, monkeypatch):
 def test_what_is_heard_and_made_is_told_before_the_piece_that_it_belongs_to(serve, monkeypatch):
     client, ingress = serve()
     viewer = Viewer()
-    caption = Caption(1, "Hello there.", 0.3, 1.2, (Word("Hello", 0.3, 0.7), Word("there.", 0.7, 1.2))).told()
+    caption = Caption(1, "Hello there.", 0.3, 1.2, (Word("Hello", 0.3, 0.7), Word("there.", 0.7, 1.2))).as_json()
     making = {"frames": 8, "shown_frames": 4, "duration_s": 0.32, "ttff_ms": 480.0, "spoken_chars": 3}
     making |= {"stages": {"TTS": {"busy_ms": 9.0}}}
     viewer.told = [("caption", caption), ("making", making)]

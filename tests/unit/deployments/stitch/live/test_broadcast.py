@@ -12,7 +12,7 @@ from deployments.stitch.live.broadcast import LISTENER_PIECES, Broadcast
 from deployments.stitch.live.pacing import Pace
 from deployments.stitch.live.playout import DECIDE_S, SHORTEST_HOLD, Performance
 from models.avatar.playback import sway
-from models.live.timeline import LIVE_FRAMES, Grid, LiveClock, Piece
+from models.live.timeline import LIVE_FRAMES, IdleGrid, LiveClock, LiveFragment
 from models.media.encode import UtteranceEncoder
 from tests.support.live import RATE, SPEC, levels
 from tests.support.virtual_time import event_loop_policy, virtual_time
@@ -27,10 +27,10 @@ class Stage:
     """A broadcast with a performance, a listener that notes when pieces come, and what was written."""
 
     def __init__(self, position: int = 0, pace: Pace | None = None, ahead_s: float = 4.0) -> None:
-        self.broadcast = Broadcast(START, Grid(100), LiveClock.starting(position, time.time(), 25))
+        self.broadcast = Broadcast(START, IdleGrid(100), LiveClock.starting(position, time.time(), 25))
         self.written: list[tuple[int, int]] = []  # position, frames
         self.rests: list[list[int]] = []  # positions of the head
-        self.came: list[tuple[float, Piece]] = []
+        self.came: list[tuple[float, LiveFragment]] = []
         self.pace = pace or Pace(**QUICK)
         self.performance = Performance(self.broadcast, self.pace, self.rest, self.write, 1, ahead_s)
         self.encoder = UtteranceEncoder(SPEC)
@@ -303,7 +303,7 @@ async def test_a_listener_that_takes_nothing_is_let_go():
     events = stage.broadcast.listen()
     assert (await anext(events)).start == START
     for k in range(LISTENER_PIECES + 2):
-        stage.broadcast.send(Piece(k, k + 1, (b"",)))
+        stage.broadcast.send(LiveFragment(k, k + 1, (b"",)))
     assert not stage.broadcast.watched
     assert len([event async for event in events]) == LISTENER_PIECES
 

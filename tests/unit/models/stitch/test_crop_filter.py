@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from models.avatar.store import AvatarStore
+from models.stitch.crop_filter import WHOLE_CROP, CropFilter, pasted_box
 from models.stitch.mouth import Mouth
-from models.stitch.steady import WHOLE, CropSteadier, pasted_box
 from models.types import CROP_PX
 from tests.support.paths import ROOT
 
@@ -34,7 +34,7 @@ def noisy(faces: np.ndarray, levels: float) -> np.ndarray:
 
 
 def steadied(faces: np.ndarray) -> np.ndarray:
-    steadier = CropSteadier()
+    steadier = CropFilter()
     return np.stack([steadier(one) for one in faces])
 
 
@@ -73,7 +73,7 @@ def test_a_speaking_mouth_keeps_its_opening_and_its_time(noise):
 
 
 def test_the_first_frame_and_the_first_after_a_rest_are_taken_as_they_are():
-    mouth, first, other = Mouth(25, steadier=CropSteadier()), face(0), face(3)
+    mouth, first, other = Mouth(25, steadier=CropFilter()), face(0), face(3)
     assert np.array_equal(mouth.crop(first, 1.0), first)
     near = noisy(first[None], 2.0)[0]
     assert not np.array_equal(mouth.crop(near, 1.0), near)
@@ -96,7 +96,7 @@ def test_a_mouth_that_shuts_at_once_leaves_no_ghost():
 
 
 def test_only_what_is_pasted_is_steadied_and_nothing_else_is_touched():
-    steadier, first, second = CropSteadier((40, 100, 216, 256)), *noisy(np.stack([face(8)] * 2), 4.0)
+    steadier, first, second = CropFilter((40, 100, 216, 256)), *noisy(np.stack([face(8)] * 2), 4.0)
     steadier(first)
     before = second.copy()
     after = steadier(second)
@@ -112,11 +112,11 @@ def test_the_box_holds_every_mask_of_the_avatar():
     outside[:, y1:y2, x1:x2] = 0
     assert not outside.any() and (x2 - x1) * (y2 - y1) < 0.5 * CROP_PX**2
     empty = dataclasses.replace(presenter, masks=np.zeros_like(presenter.masks))
-    assert pasted_box(empty) == WHOLE  # without a mask there is nothing to go by
+    assert pasted_box(empty) == WHOLE_CROP  # without a mask there is nothing to go by
 
 
 def test_steadying_costs_little():
-    steadier, crop = CropSteadier((25, 113, 229, 256)), face(8)
+    steadier, crop = CropFilter((25, 113, 229, 256)), face(8)
     steadier(crop)
     began_s = time.perf_counter()
     for _ in range(20):
