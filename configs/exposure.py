@@ -16,16 +16,16 @@ def host_of(config: dict[str, Any]) -> str:
     return str((config.get("http_options") or {}).get("host") or DEFAULT_HOST)
 
 
-def keys_env_of(config: dict[str, Any]) -> str | None:
+def api_keys_env(config: dict[str, Any]) -> str | None:
     """The environment variable with the server's keys; None: it is open to all who reach it."""
     ingress = deployment_of(config, "Ingress").get("user_config") or {}
     name: str | None = ingress.get("api_keys_env")
     return name
 
 
-def warning_of(config: dict[str, Any]) -> str:
+def exposure_warning(config: dict[str, Any]) -> str:
     """What its owner should know before it is started; "" where nothing is to be said."""
-    name = keys_env_of(config)
+    name = api_keys_env(config)
     if name is not None and not os.environ.get(name, "").strip():
         return f"The environment variable {name}, which api_keys_env of Ingress names, is not set here."
     if name is not None or _is_loopback(host_of(config)):

@@ -11,7 +11,7 @@ from typing import Any
 from configs.schema import AvatarsConfig
 from deployments.common.paths import builtin_avatars, input_path, output_path
 from deployments.common.stage import Stage
-from deployments.preparation import STEADINESS_KEYS, load_model, prepare_command, prepare_options
+from deployments.preparation import SMOOTHING_KEYS, load_model, prepare_command, prepare_options
 from models.avatar.poster import poster
 from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
 from models.avatar.store import AvatarStore, file_sha256
@@ -160,7 +160,7 @@ class Avatars(Stage[AvatarsConfig]):
         needed = SETTINGS | MASK_SETTINGS if config.geometry == "musetalk" else SETTINGS
         same &= all(settings.get(key, default) == getattr(config, key) for key, default in needed.items())
         # avatars that were stored without these keys are as steady as they were, and stay
-        same &= all(settings[key] == getattr(config, key) for key in STEADINESS_KEYS if key in settings)
+        same &= all(settings[key] == getattr(config, key) for key in SMOOTHING_KEYS if key in settings)
         return same and facts.get("vae_fingerprint") == vae_fingerprint(input_path(config.vae_dir))
 
     def _prepare(

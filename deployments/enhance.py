@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import EnhanceConfig
-from deployments.common.paths import builtin_avatars, cache_dir, input_path, keep_compiled, output_path
+from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
 from deployments.common.stage import Stage, Stamped
 from models.avatar.store import AvatarStore
 from models.restore import ENGINES
@@ -37,7 +37,7 @@ def load_engine(name: str, options: dict[str, Any]) -> Any:
     for key in FILE_OPTIONS:
         if isinstance(options.get(key), str):
             options[key] = input_path(options[key])
-    keep_compiled()
+    set_inductor_cache()
     return find_engine(name, ENGINES).load(**options)
 
 
@@ -65,7 +65,7 @@ class Enhance(Stage[EnhanceConfig]):
         await self.ready()
         faces = crops.value
         done = await self.worker.run(self._restore, faces, self.config.strength if strength is None else strength)
-        timing = self.meter.stamp(len(faces), received_s, done.queue_s, done.compute_s)
+        timing = self.meter.record_call(len(faces), received_s, done.queue_s, done.compute_s)
         return Stamped(done.value, (*crops.timings, timing))
 
     async def needs_landmarks(self) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 from configs.schema import AudioFeaturesConfig
 from deployments.common.paths import input_path
 from deployments.common.stage import Stage, Stamped
-from models.speech.activity import Activity, Spans
+from models.speech.activity import ActivityDetector, Spans
 from models.speech.audio import resample
-from models.speech.feature_windows import plosive_shifts, rest_window, rested
+from models.speech.feature_windows import blend_rest, plosive_shifts, rest_window
 from models.types import WHISPER_HZ, FeatureWindows, Float16, Float32, Speech
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
         received_s = time.time()
         await self.ready()
         done = await self.worker.run(self._windows, self.config, speech, fps, active)
-        timing = self.meter.stamp(len(done.value), received_s, done.queue_s, done.compute_s)
+        timing = self.meter.record_call(len(done.value), received_s, done.queue_s, done.compute_s)
         return Stamped(done.value, (timing,))
 
     def _windows(
@@ -71,7 +71,7 @@ def segment_windows(
     windows = _encoded(model, config, samples, fps, ahead_s)[:count]
     if not config.rest_in_silence:
         return windows
-    return rested(windows, rest, Activity()(speech) if active is None else active, fps, speech.last)
+    return blend_rest(windows, rest, ActivityDetector()(speech) if active is None else active, fps, speech.last)
 
 
 def resting_window(model: WhisperFeatures, config: AudioFeaturesConfig) -> Float16:

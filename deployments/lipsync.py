@@ -11,12 +11,12 @@ import numpy as np
 
 from configs.schema import LipSyncConfig
 from deployments.batching import FrameBatcher
-from deployments.common.paths import builtin_avatars, cache_dir, input_path, keep_compiled, output_path
+from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
 from deployments.common.stage import Stage, Stamped
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.errors import ConfigError, FencedError
-from models.mouth_gain import Amplitude
+from models.mouth_gain import MouthGain
 from models.runtime.registry import find_engine
 from models.types import FaceCrops, FeatureWindows, Float16, UInt8
 
@@ -43,7 +43,7 @@ def load_engine(config: Any) -> Any:
 
         if config.device == "cpu":
             torch.set_num_threads(config.threads)
-        keep_compiled()
+        set_inductor_cache()
         model = engine.load(*paths, device=config.device, dtype=getattr(torch, config.dtype), **other)
         model.record(config.compile, config.batch_size)
         return model
@@ -79,7 +79,7 @@ class LipSync(Stage[LipSyncConfig]):
             self.model.record(config.compile, config.batch_size)
         if changed is None or changed & (model_keys | {"mouth_amplitude"}):
             gain = config.mouth_amplitude
-            self._amplitude = None if gain == 1 else Amplitude(self.model, gain)
+            self._amplitude = None if gain == 1 else MouthGain(self.model, gain)
         if self._amplitude is not None and config.compile != "off":
             log.warning("LipSync: mouth_amplitude %g passes by compile: %s", config.mouth_amplitude, config.compile)
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
@@ -114,7 +114,7 @@ class LipSync(Stage[LipSyncConfig]):
         loading_s = time.perf_counter() - began_s  # of an avatar that is new here: a wait, as the batcher's is
         done = await self._batcher.submit(frames, deadline_s, session_id)
         crops = FaceCrops(np.stack(done.results), first_frame, avatar_id, indices)
-        timing = self.meter.stamp(count, received_s, loading_s + done.queue_s, done.compute_s, done.busy_s)
+        timing = self.meter.record_call(count, received_s, loading_s + done.queue_s, done.compute_s, done.busy_s)
         return Stamped(crops, (timing,))
 
     async def stats(self) -> dict[str, Any]:

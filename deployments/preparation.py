@@ -15,13 +15,13 @@ from deployments.common.stage import parse_config
 from models.avatar.prepare import PrepareOptions
 from models.errors import ConfigError
 
-STEADINESS_KEYS = (
+SMOOTHING_KEYS = (
     *("smoothing", "smooth_s", "min_cutoff", "beta", "d_cutoff"),
     *("scale_lock_enabled", "scale_lock_warmup_frames", "affine_tracking_enabled", "subpixel_enabled"),
 )
 OPTION_KEYS = (
     *("fps", "bbox_shift", "extra_margin", "max_seconds", "batch_size"),
-    *("geometry", "detector", "parsing_mode", "cheek_width", *STEADINESS_KEYS),
+    *("geometry", "detector", "parsing_mode", "cheek_width", *SMOOTHING_KEYS),
 )
 
 COMMAND_CONFIG = "demo"  # that `warmtalk prepare` reads where none is named

@@ -53,9 +53,9 @@ class Recognize(Stage[RecognizeConfig]):
         """
         received_s = time.time()
         await self.ready()
-        worker = self._waiting if getattr(self.engine, "waits", False) else self.worker
+        worker = self._waiting if getattr(self.engine, "io_bound", False) else self.worker
         done = await worker.run(self._transcribe, self.config, audio, language, task)
-        return Stamped(done.value, (self.meter.stamp(0, received_s, done.queue_s, done.compute_s),))
+        return Stamped(done.value, (self.meter.record_call(0, received_s, done.queue_s, done.compute_s),))
 
     def _transcribe(self, config: RecognizeConfig, audio: bytes, language: str | None, task: Task) -> Transcript:
         samples, rate_hz = decode_audio(audio, config.max_audio_s)

@@ -61,7 +61,7 @@ class TTS(Stage[TTSConfig]):
             )
         engine, chosen, pace = self.engine, voice or self.config.voice, speed or self.config.speed
         await self._fetch(engine, chosen)
-        worker = self._waiting if getattr(engine, "waits", False) else self.worker
+        worker = self._waiting if getattr(engine, "io_bound", False) else self.worker
         received_s = time.time()
         begun = await worker.run(engine.speak, text, chosen, pace)  # it may load a voice
         speech, queue_s, compute_s = iter(begun.value), begun.queue_s, begun.compute_s
@@ -70,16 +70,16 @@ class TTS(Stage[TTSConfig]):
             if done.value is None:
                 return
             queue_s, compute_s = queue_s + done.queue_s, compute_s + done.compute_s
-            yield Stamped(done.value, (self.meter.stamp(0, received_s, queue_s, compute_s),))
+            yield Stamped(done.value, (self.meter.record_call(0, received_s, queue_s, compute_s),))
             received_s, queue_s, compute_s = time.time(), 0.0, 0.0
 
     async def _fetch(self, engine: Any, voice: str | None) -> None:
         """Have a voice that is not here fetched, once, while others speak. Raises WeightsError."""
-        if voice is None or not hasattr(engine, "lacking"):
+        if voice is None or not hasattr(engine, "missing_voices"):
             return
-        if voice in await asyncio.to_thread(engine.lacking):
+        if voice in await asyncio.to_thread(engine.missing_voices):
             async with self._fetching:
-                await asyncio.to_thread(engine.fetch, voice)
+                await asyncio.to_thread(engine.fetch_voice, voice)
 
     async def encoded(
         self, text: str, voice: str | None, speed: float | None, sound_format: str
@@ -108,8 +108,8 @@ class TTS(Stage[TTSConfig]):
     async def voices(self) -> list[dict[str, Any]]:
         """Of each voice its name, whether it can speak at once, and else how much is fetched at its first use, MB."""
         await self.ready()
-        lacking = await asyncio.to_thread(self.engine.lacking) if hasattr(self.engine, "lacking") else {}
+        missing = await asyncio.to_thread(self.engine.missing_voices) if hasattr(self.engine, "missing_voices") else {}
         return [
-            {"name": name, "ready": name not in lacking, "fetch_mb": round(lacking.get(name, 0) / 1e6, 1)}
+            {"name": name, "ready": name not in missing, "fetch_mb": round(missing.get(name, 0) / 1e6, 1)}
             for name in self.engine.voices()
         ]

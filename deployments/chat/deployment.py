@@ -21,16 +21,16 @@ from ray.serve.exceptions import RayServeException
 from configs.schema import ChatConfig
 from deployments.chat.reply import Reading, heard_of, note, noted, told
 from deployments.chat.store import Conversations, Job, JobStore
-from deployments.common.errors import known_error
+from deployments.common.errors import to_warmtalk_error
+from deployments.common.keyed_lock import KeyedLock
 from deployments.common.messages import ChatRequest, SpeakRequest
 from deployments.common.paths import output_path
 from deployments.common.stage import Stage
-from deployments.common.text_stream import speak_growing
-from deployments.common.turns import Turns
+from deployments.common.text_stream import speak_text_stream
 from models.errors import BusyError, InterruptedSpeech, SessionNotFound, StageError, TextError, WarmTalkError
 from models.llm import ENGINES
 from models.llm.base import URL_ENV, Message, Responder
-from models.llm.pieces import pieces, readable, without_thoughts
+from models.llm.token_stream import speakable_pieces, without_thoughts, without_unprintable
 from models.runtime.ids import check_id
 from models.runtime.registry import find_engine
 from models.speech.text import printable
@@ -57,7 +57,7 @@ class Chat(Stage[ChatConfig]):
     def __init__(self, stitch: Any) -> None:
         super().__init__()
         self._stitch = stitch
-        self._turns = Turns()
+        self._session_lock = KeyedLock()
         self._writing = asyncio.Lock()
         self._running: dict[str, _Running] = {}
         self._keeper: asyncio.Task[None] | None = None
@@ -158,7 +158,7 @@ class Chat(Stage[ChatConfig]):
         try:
             await self._save(job)
             written.set()
-            async with self._turns.of(job.session_id):
+            async with self._session_lock.hold(job.session_id):
                 await asyncio.wait_for(self._answer(job), self.config.job_timeout_s)
             job.status = "done"
             job.progress = job.progress if job.interrupted else 1.0
@@ -170,7 +170,7 @@ class Chat(Stage[ChatConfig]):
             limit = self.config.job_timeout_s
             _fail(job, StageError(f"The answer took longer than {limit:g} s.", "Ask for a shorter one."))
         except (WarmTalkError, RayError, RayServeException) as error:
-            _fail(job, known_error(error))
+            _fail(job, to_warmtalk_error(error))
         except Exception:
             log.exception("chat job %s", job.job_id)
             _fail(job, StageError("The answer could not be made.", "The server's log has the details."))
@@ -187,8 +187,8 @@ class Chat(Stage[ChatConfig]):
         session = await self._session(job.session_id)
         job.start_s = float(session.get("duration_s", 0.0))
         messages = await self._prompt(job, job.avatar_id or session.get("avatar_id", ""))
-        tokens = noted(job, readable(without_thoughts(self.responder.stream(messages))), began_s)
-        reading = Reading(pieces(tokens))
+        tokens = noted(job, without_unprintable(without_thoughts(self.responder.stream(messages))), began_s)
+        reading = Reading(speakable_pieces(tokens))
         try:
             failure = await self._say(job, reading, began_s) if await reading.begun() else None
             if not job.interrupted:
@@ -217,14 +217,14 @@ class Chat(Stage[ChatConfig]):
         )
         asked_ms = (time.perf_counter() - began_s) * 1e3
         try:
-            async with aclosing(speak_growing(self._stitch, request, told(job, reading.pieces()))) as events:
+            async with aclosing(speak_text_stream(self._stitch, request, told(job, reading.pieces()))) as events:
                 async for event in events:
                     before = job.frames
                     note(job, event, asked_ms)
                     if job.frames and not before:
                         await self._save(job)
         except (WarmTalkError, RayError, RayServeException) as error:
-            known = known_error(error)
+            known = to_warmtalk_error(error)
             if not isinstance(known, InterruptedSpeech):
                 return known
             job.interrupted = True  # before its first frame, and not by this stage
@@ -245,7 +245,7 @@ class Chat(Stage[ChatConfig]):
             try:
                 facts = await self._stitch.options(session_id=session_id).session.remote(session_id, False)
             except (WarmTalkError, RayError, RayServeException) as error:
-                if not isinstance(known_error(error), SessionNotFound):
+                if not isinstance(to_warmtalk_error(error), SessionNotFound):
                     raise
                 facts = {"avatar_id": (await self._stitch.stats.remote())["config"]["avatar_id"]}
             return facts

@@ -1,12 +1,13 @@
-"""What time it is at other hosts, measured by the calls themselves: a session's clock is its Stitch process's.
+"""The clock of a session's host, as seen from other hosts, measured from the calls themselves.
 
-That is the wall clock as the process found it, carried on by its host's monotonic clock: setting the wall clock neither
-stops speech nor lets it leap. All processes of a host share the monotonic one; the way from another host's is measured
-as NTP does (RFC 5905, 8 and 10): the other's time belongs to the middle of a call, and is wrong by half of it at most;
-of the latest calls the quickest counts. Knows neither stages nor sessions; a way to ask is given to it.
+A session's clock is the clock of its Stitch process: the wall clock at the start of that process, advanced by its
+host's monotonic clock. Setting the wall clock therefore neither stops speech nor makes it jump. All processes of a host
+share the monotonic clock. The offset to another host is measured as in NTP (RFC 5905, sections 8 and 10): the time that
+the other host reports is taken as the time in the middle of the call, so the error is at most half of the call's
+duration. Of the latest samples, the one with the smallest error is used.
 """
 
-# no `from __future__ import annotations`: part of what serve.ingress looks at
+from __future__ import annotations
 
 import asyncio
 import contextvars
@@ -21,26 +22,26 @@ from pathlib import Path
 
 log = logging.getLogger("ray.serve")
 
-FIRST_CALLS = 4  # before a host's time is used: the first one is slow
-REFRESH_S = 15.0  # clocks drift by 50 ppm and less: under a millisecond in so long
-KEPT_CALLS = 8  # two minutes
-PATIENCE_S = 2.0  # a call that takes longer says nothing
-NOTED_S = 0.05  # hosts whose clocks differ by more are worth a line in the log
+FIRST_CALLS = 4  # samples before a host's clock is used; the first call is slow
+REFRESH_S = 15.0  # interval between samples: clocks drift by up to 50 ppm, under 1 ms in this time
+KEPT_SAMPLES = 8  # per host: two minutes
+CALL_TIMEOUT_S = 2.0  # a slower call is dropped, since its error would be large
+WARN_SKEW_S = 0.05  # log hosts whose clocks differ by more than this
 
-ZERO_S = time.time() - time.monotonic()  # of this process: what its clock adds to its host's monotonic one
+CLOCK_OFFSET_S = time.time() - time.monotonic()  # this process's clock = this + its host's monotonic clock
 
-Ask = Callable[[str], Awaitable[tuple[str, float]]]  # session id → host, its monotonic clock in seconds
-Now = Callable[[], float]
+Ask = Callable[[str], Awaitable[tuple[str, float]]]  # session id → the session's host, its monotonic clock in seconds
+Now = Callable[[], float]  # a clock: returns seconds
 
 
-def steady_s() -> float:
-    """Seconds since the epoch, as this process found them at its start: setting the wall clock does not change them."""
-    return ZERO_S + time.monotonic()
+def stable_time_s() -> float:
+    """This process's clock: seconds since the epoch, not affected when the wall clock is set."""
+    return CLOCK_OFFSET_S + time.monotonic()
 
 
 @functools.cache
 def own_host() -> str:
-    """The same for all processes that have one wall clock: those of one running kernel, in whatever containers."""
+    """An id of this host: the same for all processes, in any container, that run on one kernel and share its clock."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -48,77 +49,78 @@ def own_host() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """offset_s: what is to be added to this process's monotonic clock, right within error_s."""
+class ClockSample:
+    """One measurement: another host's monotonic clock minus ours is offset_s, within ± error_s."""
 
     offset_s: float
     error_s: float
 
 
 class HostClocks:
-    """The clocks of the hosts that were asked for. Not thread-safe: one event loop."""
+    """Measured clocks of other hosts. Not thread-safe: use it from one event loop."""
 
     def __init__(self, ask: Ask | None = None, monotonic: Now = time.monotonic) -> None:
-        """ask: goes to whichever host has the session now. None: all hosts are taken to be in step."""
+        """ask: calls the host that owns a session; None: take the clocks of all hosts as equal to ours."""
         self._ask, self._monotonic = ask, monotonic
-        self._readings: dict[str, deque[Reading]] = {}
-        self._asked_s: dict[str, float] = {}
-        self._asking: set[asyncio.Task[None]] = set()
+        self._samples: dict[str, deque[ClockSample]] = {}
+        self._sampled_s: dict[str, float] = {}  # host → when it was last asked
+        self._refreshing: set[asyncio.Task[None]] = set()
 
-    async def at(self, host: str, session_id: str, zero_s: float = 0.0) -> Now:
-        """A function that tells the time of a process there. session_id: of a session that the host has.
+    async def clock_of(self, host: str, session_id: str, clock_offset_s: float = 0.0) -> Now:
+        """The clock of a process on `host`, as a function. Measures the host when it is new.
 
-        zero_s: the process's ZERO_S.
+        session_id: a session that the host owns. clock_offset_s: CLOCK_OFFSET_S of that process.
         """
-        if host == own_host() and zero_s:
-            return lambda: zero_s + time.monotonic()
+        if host == own_host() and clock_offset_s:
+            return lambda: clock_offset_s + time.monotonic()
         if self._ask is None or host in ("", own_host()):
             return time.time
-        for _ in range(FIRST_CALLS if host not in self._readings else 0):
-            await self._measure(session_id)
-        if self.reading(host):
-            ahead_s = self.now(host, zero_s) - time.time()
-            if abs(ahead_s) > NOTED_S:
-                log.warning("the clock of another host is %+.3f s off this one's, and is followed as it is", ahead_s)
+        for _ in range(FIRST_CALLS if host not in self._samples else 0):
+            await self._sample(session_id)
+        if self.best_sample(host):
+            skew_s = self.now(host, clock_offset_s) - time.time()
+            if abs(skew_s) > WARN_SKEW_S:
+                log.warning("The clock of another host differs by %+.3f s from this host's clock.", skew_s)
         else:
-            log.warning("the clock of another host could not be asked for: it is taken to be in step")
-        return functools.partial(self.now, host, zero_s)
+            log.warning("The clock of another host could not be measured. It is taken as equal to this host's clock.")
+        return functools.partial(self.now, host, clock_offset_s)
 
-    def now(self, host: str, zero_s: float = 0.0) -> float:
-        """What time it is for a process at a host; by this one's wall clock where the host has not told."""
-        reading = self.reading(host)
-        return zero_s + self._monotonic() + reading.offset_s if reading else time.time()
+    def now(self, host: str, clock_offset_s: float = 0.0) -> float:
+        """The time of a process's clock on `host`; this host's wall clock while there is no sample of that host."""
+        sample = self.best_sample(host)
+        return clock_offset_s + self._monotonic() + sample.offset_s if sample else time.time()
 
-    def reading(self, host: str) -> Reading | None:
-        """The most certain of its latest."""
-        return min(self._readings.get(host, ()), key=lambda reading: reading.error_s, default=None)
+    def best_sample(self, host: str) -> ClockSample | None:
+        """The kept sample with the smallest error."""
+        return min(self._samples.get(host, ()), key=lambda sample: sample.error_s, default=None)
 
     def refresh(self, host: str, session_id: str) -> None:
-        """Ask a host again if it is time; does not wait for it."""
-        due_s = self._asked_s.get(host, float("-inf")) + REFRESH_S
+        """Start another measurement of a host if REFRESH_S have passed since the last one. Does not wait for it."""
+        due_s = self._sampled_s.get(host, float("-inf")) + REFRESH_S
         if self._ask is None or host in ("", own_host()) or self._monotonic() < due_s:
             return
-        self._asked_s[host] = self._monotonic()
-        # in a context of its own: what is called in a request's ends with it
-        task = contextvars.Context().run(asyncio.create_task, self._measure(session_id))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        self._sampled_s[host] = self._monotonic()
+        # in a new context: Serve cancels calls made in a request's context when that request ends
+        task = contextvars.Context().run(asyncio.create_task, self._sample(session_id))
+        self._refreshing.add(task)
+        task.add_done_callback(self._refreshing.discard)
 
-    async def _measure(self, session_id: str) -> None:
+    async def _sample(self, session_id: str) -> None:
         assert self._ask is not None
         sent_s = self._monotonic()
         try:
-            host, there_s = await asyncio.wait_for(self._ask(session_id), PATIENCE_S)
-        except Exception as error:  # noqa: BLE001 - whatever it is: the next call may get through
-            log.info("a host's clock could not be asked for: %s", type(error).__name__)
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                host, remote_s = await self._ask(session_id)
+        except Exception as error:  # noqa: BLE001 - any failure: the next call may succeed
+            log.info("The clock of a host could not be measured: %s", type(error).__name__)
             return
-        came_s = self._monotonic()
-        self._take(host, Reading(there_s - (sent_s + came_s) / 2, (came_s - sent_s) / 2))
+        received_s = self._monotonic()
+        self._add(host, ClockSample(remote_s - (sent_s + received_s) / 2, (received_s - sent_s) / 2))
 
-    def _take(self, host: str, new: Reading) -> None:
-        readings = self._readings.setdefault(host, deque(maxlen=KEPT_CALLS))
-        best = self.reading(host)
-        if best is not None and abs(new.offset_s - best.offset_s) > new.error_s + best.error_s + NOTED_S:
-            readings.clear()  # the clock there was set: what was measured before is of no use
-        readings.append(new)
-        self._asked_s[host] = self._monotonic()
+    def _add(self, host: str, new: ClockSample) -> None:
+        samples = self._samples.setdefault(host, deque(maxlen=KEPT_SAMPLES))
+        best = self.best_sample(host)
+        if best is not None and abs(new.offset_s - best.offset_s) > new.error_s + best.error_s + WARN_SKEW_S:
+            samples.clear()  # that host's clock has jumped, so its earlier samples are wrong
+        samples.append(new)
+        self._sampled_s[host] = self._monotonic()

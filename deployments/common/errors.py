@@ -1,11 +1,11 @@
-"""What a call of another stage raised, as an error in words. Knows Ray's errors and ours; no stage and no HTTP."""
+"""Turns the errors of calls to other stages into WarmTalkErrors with a message and a remedy."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable
+from typing import TypeVar
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
@@ -13,10 +13,12 @@ from models.errors import BusyError, StageError, WarmTalkError
 
 log = logging.getLogger("ray.serve")
 
+Item = TypeVar("Item")
 
-def known_error(error: Exception) -> WarmTalkError:
-    """The WarmTalkError behind whatever a handle raised."""
-    cause = getattr(error, "cause", None)
+
+def to_warmtalk_error(error: Exception) -> WarmTalkError:
+    """The WarmTalkError that caused this error, or one that describes it. Unexpected errors are logged."""
+    cause = getattr(error, "cause", None)  # of a RayTaskError
     if isinstance(cause, WarmTalkError):
         return cause
     if isinstance(error, WarmTalkError):
@@ -25,28 +27,31 @@ def known_error(error: Exception) -> WarmTalkError:
         return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
     if isinstance(error, DeploymentUnavailableError):
         return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
-    log.error("unexpected error", exc_info=error)
-    return StageError("A stage failed while it served the request.", "Send it again; the server's log has the details.")
+    log.error("Unexpected error from a stage", exc_info=error)
+    return StageError(
+        "A stage failed while it processed the request.", "Send the request again; the server's log has the details."
+    )
 
 
-def own_cancellation() -> bool:
-    """Whether the running task itself is to end, and not only what it waits for: Ray 2.60 raises CancelledError, too,
-    where a replica goes away (told apart from Python 3.11 on).
+def is_own_cancellation() -> bool:
+    """Whether a CancelledError is for the running task itself.
+
+    Ray 2.60 also raises CancelledError from a call whose replica was lost; then the running task is not cancelled.
     """
-    task: Any = asyncio.current_task()
-    return bool(task.cancelling()) if hasattr(task, "cancelling") else True
+    task = asyncio.current_task()
+    return task is None or bool(task.cancelling())
 
 
-async def items_of(events: Any) -> AsyncGenerator[Any, None]:
-    """The items of a streaming call. Raises what it raises, and StageError where its replica goes away."""
+async def stream_items(response: AsyncIterable[Item]) -> AsyncGenerator[Item, None]:
+    """The items of a streaming call. Raises what the call raises, and StageError when its replica is lost."""
     try:
-        async for event in events:
-            yield event
+        async for item in response:
+            yield item
     except asyncio.CancelledError as error:
-        if own_cancellation():
+        if is_own_cancellation():
             raise
-        raise gone() from error
+        raise replica_lost_error() from error
 
 
-def gone() -> StageError:
-    return StageError("A stage's replica went away while it served the request.", "Send it again.")
+def replica_lost_error() -> StageError:
+    return StageError("A stage lost its replica while it processed the request.", "Send the request again.")

@@ -1,42 +1,47 @@
-"""Finds the files and folders that a config names. Knows nothing of what is in them."""
+"""Resolves the files and folders that a config names."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-CODE = Path(__file__).resolve().parents[2]
+CODE = Path(__file__).resolve().parents[2]  # the folder that holds graph.py, models/ and deployments/
 
 
 def home() -> Path:
-    """Where results, caches and weights live: $WARMTALK_HOME, else the working folder."""
+    """The folder of results, caches and weights: $WARMTALK_HOME, or the working folder."""
     return Path(os.environ.get("WARMTALK_HOME") or Path.cwd())
 
 
 def input_path(name: str) -> Path:
-    """A file or folder to read: absolute, or under home(), or, where only that is there, beside the code."""
+    """A file or folder to read: an absolute path, or a path under home(), or else one beside the code.
+
+    A path that exists in neither place is resolved under home(), where `fetch-weights` would put it.
+    """
     path = Path(name)
     if path.is_absolute() or (home() / path).exists() or not (CODE / path).exists():
-        return home() / path  # a path that is missing is named where fetch-weights would put it
+        return home() / path
     return CODE / path
 
 
 def output_path(name: str) -> Path:
-    """A folder that may be written: absolute, or under home()."""
-    path = Path(name)
-    return path if path.is_absolute() else home() / path
+    """A folder to write to: an absolute path, or a path under home()."""
+    return home() / name
 
 
 def cache_dir() -> Path:
-    """Where compiled models are kept: $WARMTALK_CACHE, else `.cache` under home()."""
+    """The folder of compiled models: $WARMTALK_CACHE, or `.cache` under home()."""
     return Path(os.environ.get("WARMTALK_CACHE") or home() / ".cache")
 
 
-def keep_compiled() -> None:
-    """Let torch keep fused kernels in cache_dir(), so that the next start finds them; the environment may say where."""
+def set_inductor_cache() -> None:
+    """Let torch store its compiled kernels under cache_dir(), so that the next start reuses them.
+
+    A TORCHINDUCTOR_CACHE_DIR that is already set is kept.
+    """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
 
 
 def builtin_avatars() -> Path:
-    """The avatars that ship with the project."""
+    """The avatars that are part of WarmTalk."""
     return CODE / "models" / "embedded" / "avatars"

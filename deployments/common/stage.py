@@ -1,12 +1,10 @@
-"""What all stages share: strict options, a compute thread, and stamps that say where the time went.
-
-Knows Serve's metrics; knows nothing of what a stage computes.
-"""
+"""The base class of all stages: a strict config, a compute thread, and timings and metrics of every call."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +15,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from pydantic import ValidationError
 
 from configs.schema import STAGES, Strict
-from deployments.common.footprint import footprint
 from models.errors import ConfigError
-
-log = logging.getLogger("ray.serve")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,88 +23,89 @@ C = TypeVar("C", bound=Strict)
 
 MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000]  # histogram boundaries
 REAL_TIME_FACTORS = [0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.5, 2, 4]
+FOOTPRINT_KEYS = ("pid", "rss_mb", "open_files", "threads", "tasks")
 
 
 @dataclass(frozen=True, slots=True)
 class StageTiming:
-    """Where one call's time went, seconds. `received_s` and `done_s` are wall-clock times of the replica's host.
+    """Where the time of one call went, in seconds.
 
-    Between hosts whose clocks differ, transfer is wrong by that difference; queue and compute are not.
-
-    `queue_s` is the wait in the replica for its compute thread or batch; `compute_s` is the work itself. What is left
-    of the call's wall time is transfer: routing, serialisation, and the wait for a free replica.
+    `received_s` and `done_s` are wall-clock times of the replica's host. The rest of the call's duration is transfer:
+    routing, serialisation, and waiting for a free replica. Between hosts whose clocks differ, the computed transfer
+    time is wrong by that difference; `queue_s` and `compute_s` are not affected.
     """
 
     stage: str
     frames: int
     received_s: float
     done_s: float
-    queue_s: float
-    compute_s: float
-    busy_s: float  # this call's share of the compute time, where a batch served several calls at once
-    engine: str = ""  # that did it
+    queue_s: float  # waiting in the replica for its compute thread or its batch
+    compute_s: float  # the computation itself
+    busy_s: float  # this call's share of compute_s, where one batch served several calls
+    engine: str = ""  # the engine that served the call
 
 
 @dataclass(frozen=True, slots=True)
 class Stamped(Generic[T]):
-    """A stage's result with the timings of the calls that led to it, the latest last."""
+    """A stage's result with the timings of the calls that produced it, the latest last."""
 
     value: T
     timings: tuple[StageTiming, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Done(Generic[T]):
-    """What the worker computed, and when, by `time.perf_counter` of its process: asked for, begun and ended."""
+class WorkResult(Generic[T]):
+    """The return value of a function that a worker ran, with its times by `time.perf_counter`."""
 
     value: T
-    asked_s: float
+    submitted_s: float
     started_s: float
     ended_s: float
 
     @property
     def queue_s(self) -> float:
-        """The wait for the thread."""
-        return self.started_s - self.asked_s
+        """How long the call waited for the thread."""
+        return self.started_s - self.submitted_s
 
     @property
     def compute_s(self) -> float:
-        """The work itself."""
+        """How long the function ran."""
         return self.ended_s - self.started_s
 
 
 class Worker:
-    """One thread that computes in order of arrival, so that the event loop stays free to answer health checks.
+    """One thread that runs functions in order of arrival, so that the event loop can answer health checks meanwhile.
 
-    More `threads` are for work that waits, for a server, and does not compute.
+    Use more `threads` only for functions that wait for a server instead of computing.
     """
 
     def __init__(self, name: str, threads: int = 1) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Done[T]:
-        asked_s = time.perf_counter()
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> WorkResult[T]:
+        """Run the function on the thread. A call that is cancelled while it waits for the thread never runs."""
+        submitted_s = time.perf_counter()
 
-        def timed() -> Done[T]:
+        def timed() -> WorkResult[T]:
             started_s = time.perf_counter()
             value = function(*args, **kwargs)
-            return Done(value, asked_s, started_s, time.perf_counter())
+            return WorkResult(value, submitted_s, started_s, time.perf_counter())
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
 
 
-class Workers:
-    """Threads of which each job takes one for all that it computes, so that its own calls stay in order.
+class WorkerPool:
+    """Several workers. A job uses one of them for all its calls, so that these run in order.
 
-    Not thread-safe: one event loop.
+    Not thread-safe: use it from one event loop.
     """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers, self._jobs = tuple(workers), [0] * len(workers)
 
     @contextmanager
-    def one(self) -> Iterator[Worker]:
-        """The worker with the fewest jobs, for one more."""
+    def least_busy(self) -> Iterator[Worker]:
+        """The worker with the fewest jobs; it counts one job more until the block ends."""
         number = self._jobs.index(min(self._jobs))
         self._jobs[number] += 1
         try:
@@ -119,26 +115,26 @@ class Workers:
 
 
 class StageMeter:
-    """Counts the calls of a stage and exports them as `warmtalk_stage_*`, with Serve's tags of the replica."""
+    """Exports metrics of a stage's calls as `warmtalk_stage_*`. Serve adds tags for the deployment and the replica."""
 
     def __init__(self, stage: str) -> None:
         from ray.serve.metrics import Counter, Histogram
 
         self.stage, self.engine = stage, ""
         tags: dict[str, Any] = {"tag_keys": ("stage",)}
-        self._calls = Counter("warmtalk_stage_calls_total", description="Calls of a stage.", **tags)
-        self._frames = Counter("warmtalk_stage_frames_total", description="Video frames through a stage.", **tags)
+        self._calls = Counter("warmtalk_stage_calls_total", description="Calls per stage.", **tags)
+        self._frames = Counter("warmtalk_stage_frames_total", description="Video frames processed per stage.", **tags)
         self._parts = {
-            part: Histogram(f"warmtalk_stage_{part}_ms", f"Milliseconds of {part} a call.", MILLISECONDS, **tags)
+            part: Histogram(f"warmtalk_stage_{part}_ms", f"Milliseconds of {part} per call.", MILLISECONDS, **tags)
             for part in ("queue", "compute", "transfer")
         }
         self._ttff = Histogram("warmtalk_ttff_ms", "Milliseconds from a request to its first fragment.", MILLISECONDS)
-        self._rtf = Histogram("warmtalk_rtf", "Seconds to make a second of video.", REAL_TIME_FACTORS)
+        self._rtf = Histogram("warmtalk_rtf", "Compute seconds per second of video.", REAL_TIME_FACTORS)
 
-    def stamp(
+    def record_call(
         self, frames: int, received_s: float, queue_s: float, compute_s: float, busy_s: float | None = None
     ) -> StageTiming:
-        """The timing of a call that ends now; counted. `busy_s` is `compute_s` unless calls shared a batch."""
+        """Count a call that ends now, and return its timing. busy_s: None means compute_s (no shared batch)."""
         tags = {"stage": self.stage}
         self._calls.inc(1, tags)
         if frames:
@@ -148,20 +144,20 @@ class StageMeter:
         busy_s = compute_s if busy_s is None else busy_s
         return StageTiming(self.stage, frames, received_s, time.time(), queue_s, compute_s, busy_s, self.engine)
 
-    def utterance(self, ttff_ms: float, rtf: float) -> None:
-        """Count an utterance: time to its first fragment, and compute over media seconds."""
+    def record_utterance(self, ttff_ms: float, rtf: float) -> None:
+        """Record one utterance: the time to its first fragment, and its compute seconds per media second."""
         self._ttff.observe(ttff_ms)
         self._rtf.observe(rtf)
 
-    def transferred(self, stage: str, transfer_s: float) -> None:
-        """Count the transfer of a call of `stage`, which only its caller can see."""
+    def record_transfer(self, stage: str, transfer_s: float) -> None:
+        """Record the transfer time of a call to `stage`. Only the caller can measure it."""
         self._parts["transfer"].observe(max(0.0, transfer_s) * 1e3, {"stage": stage})
 
 
 class Stage(Generic[C]):
-    """Base of the stage classes: a strict config, applied by `reconfigure` without a restart.
+    """Base of the stage classes: a strict config that `reconfigure` applies without a restart.
 
-    A subclass names its stage and says in `apply` what a change of options means.
+    A subclass sets `stage`, a key of configs.schema.STAGES, and implements `apply`.
     """
 
     stage: str
@@ -170,58 +166,77 @@ class Stage(Generic[C]):
         self.meter = StageMeter(self.stage)
         self.worker = Worker(self.stage)
         self.config: C = STAGES[self.stage]()  # type: ignore[assignment]
-        self._applied = False  # whether a config has ever been applied
-        self._torn = False  # whether the latest one broke off half-way
-        self._turn = asyncio.Lock()
+        self._configured = False  # a config has been applied
+        self._half_applied = False  # the latest config failed, and some of it may be in place
+        self._config_lock = asyncio.Lock()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve before the first request and at each change of `user_config`. Raises ConfigError.
+        """Apply a config. Serve calls this before the first request and whenever `user_config` changes.
 
-        After a config that could not be applied, the next one is applied as a whole: half of it may be in place.
+        After a config that failed, the next one is applied in full, because parts of the failed one may be in place.
+        Raises ConfigError.
         """
         config = parse_config(self.stage, user_config)
-        async with self._turn:
+        async with self._config_lock:
             await self._change(config)
 
     async def ready(self) -> None:
-        """Apply the defaults where Serve was given no user_config."""
-        if not self._applied:
-            async with self._turn:
-                if not self._applied:  # else somebody else did, meanwhile
+        """Apply the default config if Serve has given this stage no user_config."""
+        if not self._configured:
+            async with self._config_lock:
+                if not self._configured:  # another call may have applied one in the meantime
                     await self._change(parse_config(self.stage, {}))
 
     async def _change(self, config: C) -> None:
         changed = {key for key in type(config).model_fields if getattr(config, key) != getattr(self.config, key)}
-        whole = self._torn or not self._applied
-        if not whole and not changed:
+        in_full = self._half_applied or not self._configured
+        if not in_full and not changed:
             return
-        self._torn = True
-        await self.worker.run(self.apply, config, None if whole else changed)
-        self.config, self._applied, self._torn = config, True, False
+        self._half_applied = True
+        await self.worker.run(self.apply, config, None if in_full else changed)
+        self.config, self._configured, self._half_applied = config, True, False
         self.meter.engine = str(getattr(config, "engine", getattr(config, "weights", "")))
 
     def apply(self, config: Any, changed: set[str] | None) -> None:
-        """Load or adapt the engine, on the compute thread. `changed` names the keys that differ; None: all may."""
+        """Load or adapt the engine, on the compute thread. changed: the keys that differ; None: all."""
         raise NotImplementedError
 
     async def stats(self) -> dict[str, Any]:
-        """What this replica's process takes, in words of `footprint`, and its applied config."""
-        return {"stage": self.stage, **footprint(), "gpu_mb": _gpu_megabytes(), "config": self.config.model_dump()}
+        """The footprint of this replica's process, its GPU memory, and the config in use."""
+        return {"stage": self.stage, **footprint(), "gpu_mb": _gpu_mb(), "config": self.config.model_dump()}
 
 
 def parse_config(stage: str, user_config: dict[str, Any]) -> Any:
-    """`user_config` as the stage's strict model. Raises ConfigError naming the key and its alternatives."""
+    """`user_config` as the strict model of the stage. Raises ConfigError, which names the key and its alternatives."""
     try:
         return STAGES[stage].model_validate(user_config)
     except ValidationError as error:
         details = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors())
-        raise ConfigError(f"{stage}.user_config: {details}.", "Mend the config file and deploy it again.") from error
+        raise ConfigError(
+            f"{stage}.user_config: {details}.", "Correct the value in the config file and deploy it again."
+        ) from error
 
 
-def _gpu_megabytes() -> float:
-    import sys
+def footprint() -> dict[str, Any]:
+    """FOOTPRINT_KEYS of this process: id, memory, open files (sockets included), threads, and tasks of its event loop.
 
-    torch = sys.modules.get("torch")  # never import it only to say that it is not used
+    Compare two samples, taken before and after some work, to find leaks.
+    """
+    import psutil
+
+    process = psutil.Process()
+    return {
+        "pid": os.getpid(),
+        "rss_mb": round(process.memory_info().rss / 1e6, 1),
+        "open_files": process.num_fds(),
+        "threads": process.num_threads(),
+        "tasks": len(asyncio.all_tasks()),
+    }
+
+
+def _gpu_mb() -> float:
+    """The most GPU memory that torch has reserved, in MB; 0 without CUDA."""
+    torch = sys.modules.get("torch")  # do not import torch only to find that it is not used
     if torch is None or not torch.cuda.is_available():
         return 0.0
     return float(torch.cuda.max_memory_reserved() / 1e6)

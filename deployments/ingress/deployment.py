@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
 
 from configs.schema import IngressConfig
-from deployments.common.footprint import FOOTPRINT, footprint
+from deployments.common.stage import FOOTPRINT_KEYS, footprint
 from deployments.common.messages import DEFAULT_SESSION, ChatRequest, SpeakRequest
 from deployments.common.paths import output_path
 from deployments.common.stage import parse_config
@@ -275,5 +275,5 @@ class Ingress(SessionRoutes):
     @api.get("/footprint", summary="What the processes that sessions live in take: memory, files, threads, tasks")
     async def footprint(self) -> dict[str, Any]:
         found = await asyncio.gather(*(stage.stats.remote() for stage in (self._stitch, self._chat, self._voices)))
-        stages = {facts["stage"]: {key: facts[key] for key in FOOTPRINT} for facts in found}
+        stages = {facts["stage"]: {key: facts[key] for key in FOOTPRINT_KEYS} for facts in found}
         return {"stages": {"Ingress": footprint(), **stages}, "live": self._live.stats()}

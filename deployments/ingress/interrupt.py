@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from deployments.common.errors import known_error
+from deployments.common.errors import to_warmtalk_error
 from models.errors import SessionNotFound
 
 
@@ -21,7 +21,7 @@ async def hush(stitch: Any, chat: Any, session_id: str) -> dict[str, Any]:
     try:
         at_once = await stitch.cut.remote(session_id)  # what is heard ends now, however long the rest takes
     except (RayError, SessionNotFound) as error:
-        missing = known_error(error)
+        missing = to_warmtalk_error(error)
         if not isinstance(missing, SessionNotFound):
             raise
     answers: int = await chat.interrupt.remote(session_id)

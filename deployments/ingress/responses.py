@@ -28,7 +28,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import IngressConfig
-from deployments.common.errors import gone, known_error, own_cancellation
+from deployments.common.errors import replica_lost_error, to_warmtalk_error, is_own_cancellation
 from deployments.common.patience import within
 from deployments.ingress.backpressure import file_parts
 from deployments.ingress.security.allowed_hosts import KnownHosts
@@ -37,7 +37,7 @@ from deployments.ingress.security.origins import SameOrigin
 from deployments.ingress.send_queues import Client
 from deployments.ingress.uploads import discard
 from models.errors import InputError, WarmTalkError
-from models.runtime.ids import QUOTED
+from models.runtime.ids import MAX_QUOTED_CHARS
 
 NO_CACHE = {"Cache-Control": "no-cache"}
 UPLOADS = (
@@ -91,11 +91,11 @@ class _Route(APIRoute):
                     _refuse_unknown(http.query_params, options)
                 return await inner(http)
             except (RayError, RayServeException) as error:
-                raise known_error(error) from error
+                raise to_warmtalk_error(error) from error
             except asyncio.CancelledError as error:
-                if own_cancellation():
+                if is_own_cancellation():
                     raise
-                raise gone() from error
+                raise replica_lost_error() from error
 
         return handle
 
@@ -107,7 +107,7 @@ def _refuse_unknown(query: Mapping[str, str], options: list[str]) -> None:
             known = f"It has {', '.join(options)}." if options else "It has none."
             near = difflib.get_close_matches(name, options, n=1)
             remedy = f"Did you mean {near[0]!r}? {known}" if near else known
-            raise InputError(f"This request has no option {name[:QUOTED]!r}.", remedy)
+            raise InputError(f"This request has no option {name[:MAX_QUOTED_CHARS]!r}.", remedy)
 
 
 api.router.route_class = _Route
@@ -115,7 +115,7 @@ api.router.route_class = _Route
 
 @api.exception_handler(WarmTalkError)
 async def _on_error(http: Request, error: Exception) -> JSONResponse:
-    return error_response(known_error(error))
+    return error_response(to_warmtalk_error(error))
 
 
 @api.exception_handler(RequestValidationError)
@@ -135,7 +135,7 @@ async def _on_invalid(http: Request, error: RequestValidationError) -> JSONRespo
 def _detail(item: dict[str, Any]) -> str:
     """Where it is wrong, and what is wrong there; a name that the caller made up is cut short."""
     place = ".".join(map(str, item["loc"][1:]))
-    place = place if len(place) <= QUOTED else f"{place[:QUOTED]}…"
+    place = place if len(place) <= MAX_QUOTED_CHARS else f"{place[:MAX_QUOTED_CHARS]}…"
     return f"{place}: {item['msg']}".lstrip(": ")
 
 
@@ -157,7 +157,7 @@ async def _on_gone(http: Request, error: Exception) -> Response:
 
 @api.exception_handler(Exception)
 async def _on_bug(http: Request, error: Exception) -> JSONResponse:
-    return error_response(known_error(error))
+    return error_response(to_warmtalk_error(error))
 
 
 class BoundedJson:
@@ -313,7 +313,7 @@ async def progress_lines(first: dict[str, Any], events: Any, upload: Path) -> As
         async for event in events:
             yield json.dumps(event).encode() + b"\n"
     except (RayError, RayServeException, WarmTalkError) as error:
-        yield json.dumps({"error": known_error(error).to_dict()}).encode() + b"\n"
+        yield json.dumps({"error": to_warmtalk_error(error).to_dict()}).encode() + b"\n"
     finally:
         events.cancel()
         discard(upload)

@@ -19,8 +19,8 @@ from deployments.common.clocks import own_host
 from deployments.common.messages import Ending, LiveEvent, SpeakEvent, SpeakRequest
 from deployments.common.paths import builtin_avatars, output_path
 from deployments.common.stage import Stage, Worker
-from deployments.common.text_stream import GrowingTexts
-from deployments.common.turns import Turns
+from deployments.common.text_stream import TextStreams
+from deployments.common.keyed_lock import KeyedLock
 from deployments.stitch.autoscaling import SPEAKING, WATCHED
 from deployments.stitch.avatar_cache import Faces, face_of
 from deployments.stitch.calls import Call
@@ -39,7 +39,7 @@ from models.avatar.store import AvatarStore
 from models.errors import BusyError, InputError, InterruptedSpeech
 from models.media.encode import MediaSpec
 from models.runtime.ids import check_id
-from models.speech.audio import decode_audio, resample, segments
+from models.speech.audio import decode_audio, resample, split_audio
 from models.speech.text import check_text, printable
 from models.types import Speech
 
@@ -56,9 +56,9 @@ class Stitch(Stage[StitchConfig]):
         super().__init__()
         # Sentences are small and streamed by value; features and frames travel through the object store.
         self._handles = (tts.options(stream=True, _by_reference=False), features, lipsync, enhance)
-        self._turns = Turns()
+        self._session_lock = KeyedLock()
         self._cuts = Cuts()
-        self._growing = GrowingTexts()
+        self._text_streams = TextStreams()
         self._keeper: asyncio.Task[None] | None = None
         self._on_air = OnAir()
         self._faces = Faces()
@@ -95,9 +95,9 @@ class Stitch(Stage[StitchConfig]):
         await self.ready()
         asked_s = time.perf_counter()
         session_id = check_id(request.session_id, "session id")
-        with self._growing.spoken(request.growing), self._cuts.of(session_id) as cut:
+        with self._text_streams.reserve(request.text_stream_key), self._cuts.of(session_id) as cut:
             self._refuse_crowd(session_id)
-            async with self._turns.of(session_id), cut.within(self._room):
+            async with self._session_lock.hold(session_id), cut.within(self._room):
                 cut.check()
                 async with aclosing(self._say(request, cut, asked_s)) as events:
                     async for event in events:
@@ -117,7 +117,7 @@ class Stitch(Stage[StitchConfig]):
         if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
             utterance.speech = await asyncio.to_thread(self._given_speech, request.audio, utterance.spec)
         face = self._faces.speaking(request.session_id, utterance.avatar.prepared.avatar_id)
-        with face, self._renderers.one() as renderer:
+        with face, self._renderers.least_busy() as renderer:
             async with aclosing(self._made(request, utterance, renderer, cut, asked_s, began_s)) as events:
                 async for event in events:
                     yield event
@@ -167,7 +167,7 @@ class Stitch(Stage[StitchConfig]):
         summary = summary_of(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
         summary |= {"interrupted": interrupted}
         summary |= {"live": stage.facts()} if stage is not None else {}
-        self.meter.utterance(ttff_ms, summary["rtf"])
+        self.meter.record_utterance(ttff_ms, summary["rtf"])
         self._sessions.remember(request.session_id, summary)
         yield SpeakEvent(summary={**summary, "calls": [asdict(c) for c in calls]} if request.calls else summary)
 
@@ -175,7 +175,7 @@ class Stitch(Stage[StitchConfig]):
         """Open a session without video, and return its facts. Raises ExistsError, IdError, AvatarNotFound."""
         await self.ready()
         await asyncio.to_thread(self._sessions.store.refuse_existing, session_id)  # at once, and not behind its speech
-        async with self._turns.of(session_id):
+        async with self._session_lock.hold(session_id):
             return (await self.worker.run(self._create, session_id, avatar_id)).value
 
     async def cut(self, session_id: str) -> int:
@@ -190,12 +190,12 @@ class Stitch(Stage[StitchConfig]):
         """Cut what the session says and is going to say; answers when it is silent. Raises IdError."""
         await self.ready()
         count = self._cuts.make(check_id(session_id, "session id"))
-        async with self._turns.of(session_id):  # what was cut has left
+        async with self._session_lock.hold(session_id):  # what was cut has left
             return {"session_id": session_id, "interrupted": count}
 
     async def feed(self, session_id: str, key: str, parts: list[str], last: bool) -> None:
         """Add parts to a text that is being spoken, or is going to be. Raises TextError."""
-        self._growing.feed(key, parts, last)
+        self._text_streams.feed(key, parts, last)
 
     async def live(self, session_id: str, position: int | None = None) -> AsyncGenerator[LiveEvent, None]:
         """What the session shows from now on, for an ingress. Raises SessionNotFound, IdError, AvatarNotFound."""
@@ -241,7 +241,7 @@ class Stitch(Stage[StitchConfig]):
         """Start a session afresh; what it says, and what waits to be said, is cut. Raises IdError."""
         await self.ready()
         self._cuts.make(check_id(session_id, "session id"))
-        async with self._turns.of(check_id(session_id, "session id")):
+        async with self._session_lock.hold(check_id(session_id, "session id")):
             self._on_air.close(session_id, "reset")
             done = await self.worker.run(self._sessions.reset, session_id)
         return {"session_id": session_id, "reset": done.value}
@@ -250,7 +250,7 @@ class Stitch(Stage[StitchConfig]):
         """Delete a session and its video; what it says is cut, and viewers are told why. Raises IdError."""
         await self.ready()
         self._cuts.make(check_id(session_id, "session id"))
-        async with self._turns.of(session_id):
+        async with self._session_lock.hold(session_id):
             self._on_air.close(session_id, why)
             done = await self.worker.run(self._sessions.remove, session_id)
         return {"session_id": session_id, "removed": done.value}
@@ -271,7 +271,7 @@ class Stitch(Stage[StitchConfig]):
     async def close(self, session_id: str) -> dict[str, Any]:
         """End a session behind the utterance that is being made; it can still be seen. Raises SessionNotFound."""
         await self.ready()
-        async with self._turns.of(check_id(session_id, "session id")):
+        async with self._session_lock.hold(check_id(session_id, "session id")):
             self._on_air.close(session_id, "closed")
             return (await self.worker.run(self._sessions.finish, session_id)).value
 
@@ -287,7 +287,7 @@ class Stitch(Stage[StitchConfig]):
         for session_id in shown:
             self._cuts.make(session_id)
         for session_id in shown:
-            async with self._turns.of(session_id):  # what was cut has left
+            async with self._session_lock.hold(session_id):  # what was cut has left
                 self._on_air.close(session_id, "closed")
         await self.worker.run(self._faces.forget, avatar_id)
         await self._on_air.forget_idle(avatar_id, self._sessions.store.root)
@@ -321,7 +321,7 @@ class Stitch(Stage[StitchConfig]):
     def _plan(self, request: SpeakRequest) -> Utterance:
         """Check all that can be checked before anything is made. Raises InputError, AvatarNotFound."""
         request = replace(request, text=printable(request.text))
-        if [bool(request.text.strip()), bool(request.audio), bool(request.growing)].count(True) != 1:
+        if [bool(request.text.strip()), bool(request.audio), bool(request.text_stream_key)].count(True) != 1:
             raise InputError("There is nothing to say.", "Send a text or a sound file, and only one of them.")
         if request.text:
             check_text(request.text, LONGEST_TEXT, language="")  # which scripts can be read is for the voice to say
@@ -342,7 +342,7 @@ class Stitch(Stage[StitchConfig]):
     def _given_speech(self, audio: bytes, spec: MediaSpec) -> tuple[Speech, ...]:
         """An uploaded recording at the session's rate, cut at quiet places. Raises AudioError."""
         samples, rate = decode_audio(audio, max_seconds=self.config.max_audio_s)
-        return tuple(segments(resample(samples, rate, spec.sample_rate_hz), spec.sample_rate_hz, spec.fps))
+        return tuple(split_audio(resample(samples, rate, spec.sample_rate_hz), spec.sample_rate_hz, spec.fps))
 
     def _job(self, utterance: Utterance, stage: OnStage | None) -> Job:
         request = utterance.request
@@ -352,7 +352,7 @@ class Stitch(Stage[StitchConfig]):
             avatar_version=utterance.avatar.prepared.version,
             session_id=request.session_id,
             text=request.text,
-            parts=self._noted(utterance) if request.growing else None,
+            parts=self._noted(utterance) if request.text_stream_key else None,
             place=stage.performance.place if stage is not None else None,
             speech=utterance.speech,
             voice=request.voice,
@@ -364,7 +364,7 @@ class Stitch(Stage[StitchConfig]):
     async def _noted(self, utterance: Utterance) -> AsyncIterator[str]:
         """The parts of a growing text, each noted as said."""
         said: list[str] = []
-        async with aclosing(self._growing.read(utterance.request.growing)) as parts:
+        async with aclosing(self._text_streams.read(utterance.request.text_stream_key)) as parts:
             async for part in parts:
                 said.append(part.strip())
                 utterance.said = " ".join(said)
@@ -396,4 +396,4 @@ class Stitch(Stage[StitchConfig]):
 
     def _count_transfers(self, calls: list[Call]) -> None:
         for call in calls:
-            self.meter.transferred(call.stage, call.transfer_ms / 1e3)
+            self.meter.record_transfer(call.stage, call.transfer_ms / 1e3)

@@ -16,14 +16,14 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from deployments.common.errors import own_cancellation
+from deployments.common.errors import is_own_cancellation
 from deployments.common.stage import StageTiming, Stamped
 from deployments.stitch.calls import Call
 from deployments.stitch.chunks import Chunk, Entry, Job, LineSettings, Segment
 from models.errors import BusyError, StageError, WarmTalkError
-from models.speech.activity import Activity
+from models.speech.activity import ActivityDetector
 from models.speech.audio import pad_to_frames
-from models.speech.av_offset import Offset
+from models.speech.av_offset import LipOffset
 from models.types import FaceCrops, Speech
 
 SPEECH_AHEAD = 4  # sentences of a growing text that are spoken before their pictures are made
@@ -92,7 +92,7 @@ class Line:
         first_frame, added_s = 0, 0.0
         async with aclosing(self._speech(job)) as source:
             before: Segment | None = None
-            offset, ear = Offset(self.settings.av_offset_s), Activity()
+            offset, ear = LipOffset(self.settings.av_offset_s), ActivityDetector()
             async for speech in source:
                 padded = pad_to_frames(speech, self.settings.fps, added_s)
                 added_s += padded.duration_s - speech.duration_s
@@ -189,7 +189,7 @@ class Line:
             except (TimeoutError, RayError, RayServeException, asyncio.CancelledError) as error:
                 if response is not None:
                     response.cancel()
-                if isinstance(error, asyncio.CancelledError) and own_cancellation():
+                if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
                     raise
                 if segment.features is features:  # else another chunk of the segment has asked anew already
                     segment.features = None

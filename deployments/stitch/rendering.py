@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import cv2
 
-from deployments.common.stage import StageMeter, Worker, Workers
+from deployments.common.stage import StageMeter, Worker, WorkerPool
 from deployments.stitch.calls import Call
 from deployments.stitch.chunks import Chunk
 from deployments.stitch.interrupts import Cut
@@ -52,7 +52,7 @@ class Stitching:
         work = self.utterance.add if self.stage is None else self.utterance.make
         done = await self.worker.run(work, chunk, close)
         back_s = time.perf_counter() - done.ended_s  # from the thread to the event loop, which may be busy
-        timing = self.meter.stamp(len(chunk.crops), received_s, done.queue_s, done.compute_s)
+        timing = self.meter.record_call(len(chunk.crops), received_s, done.queue_s, done.compute_s)
         parts_ms = (done.queue_s * 1e3, back_s * 1e3, done.compute_s * 1e3)
         wall_ms = (timing.done_s - received_s) * 1e3
         self.calls.append(Call(timing.stage, len(chunk.crops), *parts_ms, wall_ms, done.compute_s * 1e3))
@@ -72,14 +72,14 @@ class Stitching:
         return fragments
 
 
-def renderers(worker: Worker, threads: int) -> Workers:
+def renderers(worker: Worker, threads: int) -> WorkerPool:
     """One thread does all there is to do; of more, none waits behind what is asked about sessions."""
     cv2.setNumThreads(1)  # else OpenCV spreads each small step over all cores of the machine, and the others' replicas
-    return Workers([worker] if threads == 1 else [Worker(f"Stitch-{number}") for number in range(threads)])
+    return WorkerPool([worker] if threads == 1 else [Worker(f"Stitch-{number}") for number in range(threads)])
 
 
 def nothing_said(utterance: Utterance) -> WarmTalkError:
     """Why an utterance gave no frame."""
-    if utterance.request.growing and not utterance.said:
+    if utterance.request.text_stream_key and not utterance.said:
         return TextError("The text has nothing to speak.", "Send at least one word.")
     return StageError("The utterance gave no frame.", "Send a longer text or recording.")

@@ -33,7 +33,7 @@ class Events:
     async def __anext__(self) -> SpeakEvent:
         if self.ended:
             raise StopAsyncIteration
-        part = await self.stitch.parts[self.request.growing].get()
+        part = await self.stitch.parts[self.request.text_stream_key].get()
         if part is None:
             self.ended = True
             summary = {

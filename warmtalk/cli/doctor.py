@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from configs.exposure import keys_env_of, warning_of
+from configs.exposure import api_keys_env, exposure_warning
 from configs.serve_file import ConfigFileError, load_serve_config
 from deployments.common.paths import home
 from models.errors import CorruptError
@@ -199,7 +199,7 @@ def check_fetched(entry: weights.WeightSet, root: Path) -> Check:
     """A set of production weights: none is needed, since the embedded ones run without them. Reads no file's bytes."""
     name, remedy = FETCHED + entry.name, f"Run `warmtalk fetch-weights --only {entry.name}`."
     try:
-        states = weight_files.states(root, entry.files)
+        states = weight_files.file_states(root, entry.files)
     except CorruptError as error:
         return Check(name, False, error.message, error.remedy, required=False)
     if not any(state.present for state in states):
@@ -263,10 +263,10 @@ def check_exposure(config: str) -> Check:
         loaded = load_serve_config(config)
     except ConfigFileError as error:
         return Check(name, False, str(error), "Mend the file, or name another with --config.", required=False)
-    if warning := warning_of(loaded):
+    if warning := exposure_warning(loaded):
         found, _, remedy = warning.partition(". ")
         return Check(name, False, found, remedy or "Export it before `warmtalk serve`.", required=False)
-    wants = "wants a key" if keys_env_of(loaded) else "is reached from this machine only"
+    wants = "wants a key" if api_keys_env(loaded) else "is reached from this machine only"
     return Check(name, True, f"its server {wants}", required=False)
 
 

@@ -1,16 +1,14 @@
-"""Starts the graph of a Serve config file on a local Ray, and stops it. Knows no model and no stage.
+"""Starts the graph of a Serve config file on a local Ray, and stops it.
 
-The same files go to a cluster with `serve deploy`; here they are handed to the Serve controller in process, so that no
-dashboard is needed.
+On a cluster the same files are deployed with `serve deploy`. Here they go to the Serve controller directly, which needs
+no dashboard.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +17,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from configs.exposure import keys_env_of, warning_of
+from configs.exposure import api_keys_env, exposure_warning
 from configs.serve_file import ConfigFileError, load_serve_config
 from models.errors import ConfigError, StageError
+from warmtalk.cli import CODE
+from warmtalk.cli.ports import require_free_port, server_url
 
-CODE = Path(__file__).resolve().parents[2]
-RAY_STARTS = 2  # a node now and then fails to come up beside another Ray that is still ending
-START_TIMEOUT_S = 600.0  # a first start may compile models
-OBJECT_STORE_BYTES = 600 * 2**20  # a second of 512 px frames is 20 MB; several sessions fit
+RAY_START_ATTEMPTS = 2  # a node sometimes fails to start while another Ray on the machine shuts down
+START_TIMEOUT_S = 600.0  # the first start may compile models
+OBJECT_STORE_BYTES = 600 * 2**20  # one second of 512 px frames is 20 MB: enough for several sessions
 
-Progress = Callable[[int, int, str], None]  # stages that run, stages in all, what is being waited for
+Progress = Callable[[int, int, str], None]  # healthy stages, all stages, names of the stages that are not healthy yet
 
 
 class LocalGraph:
-    """The graph on a Ray of its own. `with LocalGraph("demo") as graph: … graph.url …`"""
+    """The graph on its own Ray. `with LocalGraph("demo") as graph: … graph.url …`"""
 
     def __init__(
         self,
@@ -42,14 +41,13 @@ class LocalGraph:
         adapt: Callable[[dict[str, Any]], None] | None = None,
         resources: dict[str, Any] | None = None,
     ) -> None:
-        """config: a name or path. `adapt` may change the loaded config; `resources` are further arguments of ray.init.
-
-        Raises ConfigError for a bad file or a port that is in use.
+        """config: a short name or a path. home: replaces $WARMTALK_HOME. adapt: changes the loaded config in place.
+        resources: further arguments of ray.init. Raises ConfigError for an invalid config file.
         """
         try:
             self.config = load_serve_config(config)
         except ConfigFileError as error:
-            raise ConfigError(str(error), "`warmtalk doctor` checks the rest.") from error
+            raise ConfigError(str(error), "Correct the file, or name another with --config.") from error
         http = self.config["http_options"] = self.config.get("http_options") or {}
         if port is not None:
             http["port"] = port
@@ -61,26 +59,28 @@ class LocalGraph:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
-        return f"http://{host}:{self.port}"
+        return server_url(self.host, self.port)
 
     def greeting(self) -> list[str]:
-        """What to say of it when it runs, in rich's markup: where it is, how it is asked, who else can reach it."""
-        url, key = self.url, keys_env_of(self.config)
+        """What to print once it runs, in rich's markup: its address, a request to try, and a warning if it is exposed."""
+        url, key = self.url, api_keys_env(self.config)
         header = ' -H "Authorization: Bearer $WARMTALK_API_KEY"' if key else ""
         body = """-H 'Content-Type: application/json' -d '{"text": "Hello."}'"""
         lines = [f"[bold green]Open {url} and talk[/]  (API: {url}/docs, stop: Ctrl-C)"]
         lines += [f"  curl -X POST {url}/speak{header} {body}"]
-        warning = warning_of(self.config)
+        warning = exposure_warning(self.config)
         return [*lines, f"[bold yellow]{warning}[/]"] if warning else lines
 
-    def hand_key(self) -> None:
-        """Let this process ask its own server: $WARMTALK_API_KEY is its key, where it wants one."""
-        if name := keys_env_of(self.config):
+    def use_own_key(self) -> None:
+        """Set $WARMTALK_API_KEY to a key of this server if it requires one, so that this process can call it."""
+        if name := api_keys_env(self.config):
             os.environ["WARMTALK_API_KEY"] = re.split(r"[\s,]+", os.environ[name].strip())[0]
 
     def start(self, progress: Progress | None = None) -> LocalGraph:
-        """Start Ray and the graph; return when every stage runs. Raises ConfigError, StageError, and leaves nothing."""
+        """Start Ray and the graph; return when every stage is healthy.
+
+        Raises ConfigError (also for a port in use) or StageError, after stopping what was started.
+        """
         require_free_port(self.host, self.port)
         self._schema()
         try:
@@ -93,19 +93,19 @@ class LocalGraph:
         return self
 
     def deploy(self, config: dict[str, Any]) -> None:
-        """Put a changed config into the running graph: only what changed is restarted."""
+        """Apply a changed config to the running graph; Serve restarts only the stages that changed."""
         self.config = config
         self._deploy()
 
     def stop(self) -> None:
-        """End every process of this Ray. Session files are whole at any moment, so nothing needs to be waited for."""
+        """Stop every process of this Ray. Session files are playable at any byte, so nothing is awaited."""
         import ray
         from ray.serve.context import _get_global_client
 
         if not ray.is_initialized():
             return
         if client := _get_global_client(raise_if_no_controller_running=False):
-            client.shutdown_cached_handles()  # their threads would go on asking a controller that is gone
+            client.shutdown_cached_handles()  # or their threads keep calling a controller that is gone
         ray.shutdown()
 
     def __enter__(self) -> LocalGraph:
@@ -120,32 +120,33 @@ class LocalGraph:
         import ray
         from ray._private import auto_init_hook
 
-        auto_init_hook.enable_auto_connect = False  # a handle that outlives stop() must not start another Ray
+        auto_init_hook.enable_auto_connect = False  # a handle used after stop() must not start another Ray
         os.environ["WARMTALK_HOME"] = str(self.home.resolve())
         paths = [str(CODE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # workers import graph and its rooms
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # Ray's workers import graph from CODE
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         arguments: dict[str, Any] = {
-            "address": "local",  # never join, and never stop, a Ray that somebody else runs
+            "address": "local",  # never join a Ray that runs already
+            "job_config": _CodeFirst(),
             "namespace": "serve",
             "include_dashboard": False,
             "log_to_driver": False,
             "logging_level": "error",
             "object_store_memory": OBJECT_STORE_BYTES,
-            "_system_config": {"prestart_worker_first_driver": False},  # idle workers cost 100 MB and a second each
+            "_system_config": {"prestart_worker_first_driver": False},  # an idle worker costs 100 MB and one second
         }
-        for attempt in range(RAY_STARTS):
+        for attempt in range(RAY_START_ATTEMPTS):
             try:
                 ray.init(**{**arguments, **self.resources})
                 return
             except Exception as error:
                 ray.shutdown()
-                if attempt == RAY_STARTS - 1 or "timed out during startup" not in str(error):
+                if attempt == RAY_START_ATTEMPTS - 1 or "timed out during startup" not in str(error):
                     raise
 
     def _schema(self) -> Any:
-        """The config as Serve reads it. Raises ConfigError for what Serve does not take."""
+        """The config as Serve parses it. Raises ConfigError for a value that Serve refuses."""
         from ray.serve.schema import ServeDeploySchema
 
         try:
@@ -153,7 +154,8 @@ class LocalGraph:
         except ValidationError as error:
             found = error.errors()[0]
             place = ".".join(map(str, found["loc"]))
-            raise ConfigError(f"The config file is not one of Serve: {place}: {found['msg']}.", "Mend it.") from error
+            message = f"Ray Serve refuses the config file: {place}: {found['msg']}."
+            raise ConfigError(message, f"Correct {place} in the config file.") from error
 
     def _deploy(self) -> None:
         from ray.serve._private.api import serve_start
@@ -176,7 +178,7 @@ class LocalGraph:
         while time.monotonic() < end_s:
             applications = serve.status().applications
             for name, application in applications.items():
-                if application.status in ("DEPLOY_FAILED", "UNHEALTHY") or _cannot_mend(application):
+                if application.status in ("DEPLOY_FAILED", "UNHEALTHY") or _is_permanent(application):
                     raise StageError(f"The application {name!r} did not start: {_reason(application)}", _LOGS)
             stages = {name: d.status for a in applications.values() for name, d in a.deployments.items()}
             waiting = [name for name, status in stages.items() if status != "HEALTHY"]
@@ -187,42 +189,26 @@ class LocalGraph:
         raise StageError(f"The graph was not ready after {START_TIMEOUT_S:.0f} s.", _LOGS)
 
 
-# Errors that another try of the same config cannot mend; Serve makes three, of some ten seconds each.
-LASTING = ("ConfigError", "WeightsError", "CorruptError", "VideoError", "NoFaceError", "IdError", "AvatarNotFound")
+# Errors that Serve's further attempts (three in all, about ten seconds each) cannot fix.
+PERMANENT_ERRORS = ("ConfigError", "WeightsError", "CorruptError", "VideoError", "NoFaceError", "IdError", "AvatarNotFound")
 _LOGS = "Logs of every stage: /tmp/ray/session_latest/logs/serve."
 
 
-def _cannot_mend(application: Any) -> bool:
-    """Whether a replica that failed to start gave an error that it would give at each further try."""
+def _is_permanent(application: Any) -> bool:
+    """Whether a replica failed to start with an error that every further attempt would raise again."""
     text = "\n".join(_lines(application))
-    return any(kind in LASTING for kind in re.findall(r"^models\.errors\.(\w+): ", text, re.MULTILINE))
+    return any(kind in PERMANENT_ERRORS for kind in re.findall(r"^models\.errors\.(\w+): ", text, re.MULTILINE))
 
 
 def _reason(application: Any) -> str:
-    """The error's own sentence, out of what Serve says of a failed start; else the last line of that."""
+    """The message of our own error in Serve's report of a failed start; else the report's last line."""
     lines = _lines(application)
     sentences = re.findall(r"^models\.errors\.\w+: (.+)$", "\n".join(lines), re.MULTILINE)
-    return str((sentences or lines or ["no reason was given"])[-1])
+    return str((sentences or lines or ["Serve gives no reason"])[-1])
 
 
 def _lines(application: Any) -> list[str]:
-    """All that Serve says of an application and of those of its deployments that do not run."""
+    """Serve's messages about an application and about its deployments that are not healthy."""
     messages = [d.message for d in application.deployments.values() if d.status != "HEALTHY"]
     lines = [line.strip() for text in [application.message, *messages] for line in (text or "").splitlines()]
     return [line for line in lines if line]
-
-
-def require_free_port(host: str, port: int) -> None:
-    """Raises ConfigError when something listens there already, or nobody may."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError, TypeError) as error:
-            if getattr(error, "errno", None) == errno.EADDRINUSE:
-                raise ConfigError(
-                    f"Port {port} on {host} is in use.", "Stop what listens there, or choose another with --port."
-                ) from error
-            raise ConfigError(
-                f"Port {port} on {host} cannot be used: {error}.", "Choose another with --port, or mend http_options."
-            ) from error

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from configs.schema import IngressConfig
 from deployments.common.messages import DEFAULT_SESSION, SpeakRequest
-from deployments.common.text_stream import speak_growing
+from deployments.common.text_stream import speak_text_stream
 from deployments.ingress.downloads import Downloads
 from deployments.ingress.interrupt import hush
 from deployments.ingress.limits import Places
@@ -38,7 +38,7 @@ from deployments.ingress.webrtc.whep import Whep
 from deployments.ingress.websocket.connection import Talk
 from deployments.ingress.websocket.protocol import schema
 from models.errors import BusyError, NotFoundError, StageError
-from models.llm.pieces import pieces
+from models.llm.token_stream import speakable_pieces
 from models.runtime.ids import check_id
 from models.stitch.sidecar import committed_lines, sidecar_path
 
@@ -194,7 +194,7 @@ class SessionRoutes:
         request = SpeakRequest(
             session_id, avatar_id=avatar_id, enhance=enhance, voice=voice, speed=speed, deliver=False
         )
-        async with aclosing(speak_growing(self._stitch, request, pieces(written(http.stream())))) as events:
+        async with aclosing(speak_text_stream(self._stitch, request, speakable_pieces(written(http.stream())))) as events:
             summaries = [event.summary async for event in events if event.summary is not None]
         if not summaries:
             raise StageError("The utterance ended without a summary.", "Look at the log of Stitch.")

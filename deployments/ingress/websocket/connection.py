@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments.common.errors import items_of, known_error
+from deployments.common.errors import stream_items, to_warmtalk_error
 from deployments.common.messages import ChatRequest, SpeakRequest
-from deployments.common.text_stream import MAX_CHARS, speak_growing, too_long
+from deployments.common.text_stream import MAX_CHARS, speak_text_stream, text_too_long_error
 from deployments.ingress.interrupt import hush
 from deployments.ingress.limits import Places
 from deployments.ingress.live.hub import Viewer
@@ -41,9 +41,9 @@ from deployments.ingress.websocket.protocol import (
     asked_of,
 )
 from models.errors import BusyError, IdleError, InputError, TextError, WarmTalkError
-from models.llm.pieces import pieces
+from models.llm.token_stream import speakable_pieces
 from models.runtime.ids import check_id
-from models.speech.audio import pcm_file
+from models.speech.audio import wav_from_pcm
 
 UNPLAYED = 16  # pieces that may be on their way to a client that says what it has played: 2.5 s
 MAX_MESSAGE_CHARS = 256 * 2**10  # of JSON
@@ -66,7 +66,7 @@ class _Written:
         if self.over or self.chars > MAX_CHARS:
             return
         self.chars += len(part)
-        self.parts.put_nowait(part if self.chars <= MAX_CHARS else too_long())
+        self.parts.put_nowait(part if self.chars <= MAX_CHARS else text_too_long_error())
 
 
 class Talk:
@@ -100,7 +100,7 @@ class Talk:
         except WebSocketDisconnect:
             return
         except (WarmTalkError, RayError, RayServeException) as error:
-            known = known_error(error)
+            known = to_warmtalk_error(error)
             await self._tell("failed", error=known.to_dict())
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it has gone meanwhile
                 await self._socket.close(4000 + known.status, close_reason(known.message))
@@ -193,7 +193,7 @@ class Talk:
             return self._recording.drop()  # it has been refused when it was announced
         audio = self._recording.add(data, command.last)
         if audio is not None:
-            audio = pcm_file(audio, command.pcm_hz) if command.pcm_hz else audio
+            audio = wav_from_pcm(audio, command.pcm_hz) if command.pcm_hz else audio
             request = SpeakRequest(self._session_id, audio=audio, enhance=command.enhance, deliver=False)
             self._begin(self._speak(command, request) if command.mode == "repeat" else self._hear(command, audio))
 
@@ -219,7 +219,7 @@ class Talk:
                 ).speak.remote(request)
                 events = _until_closed(handle)
             else:
-                events = speak_growing(self._stitch, request, pieces(_taken(text.parts)))
+                events = speak_text_stream(self._stitch, request, speakable_pieces(_taken(text.parts)))
             async with aclosing(events):
                 async for event in events:
                     if event.summary is not None:
@@ -307,7 +307,7 @@ class Talk:
                 await self._socket.send_text(json.dumps(event.model_dump(exclude_none=True)))
 
     async def _failed(self, error: Exception, command: Any) -> None:
-        await self._tell("failed", command, error=known_error(error).to_dict())
+        await self._tell("failed", command, error=to_warmtalk_error(error).to_dict())
 
 
 def close_reason(message: str) -> str:
@@ -318,7 +318,7 @@ def close_reason(message: str) -> str:
 async def _until_closed(events: Any) -> AsyncGenerator[Any, None]:
     """The items of a streaming call, which is cancelled when the caller stops."""
     try:
-        async with aclosing(items_of(events)) as items:
+        async with aclosing(stream_items(events)) as items:
             async for event in items:
                 yield event
     finally:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.common.clocks import ZERO_S, own_host, steady_s
+from deployments.common.clocks import CLOCK_OFFSET_S, own_host, stable_time_s
 from deployments.common.messages import Ending, LiveEvent, LiveStart
 from deployments.common.stage import Worker
 from deployments.stitch.chunks import Chunk
@@ -22,11 +22,11 @@ from deployments.stitch.live.broadcast import Broadcast
 from deployments.stitch.live.pacing import Pace
 from deployments.stitch.live.playout import Performance
 from deployments.stitch.utterance import LoadedAvatar, Utterance
-from models.live.pauses import Pause, Rested
-from models.live.timeline import Grid, LiveClock, encode_idle
+from models.live.pauses import Pause, RestFragment
+from models.live.timeline import IdleGrid, LiveClock, encode_idle
 from models.media.encode import MediaSpec
-from models.speech.activity import pauses
-from models.stitch.disk import replace_file
+from models.runtime.atomic_file import replace_file
+from models.speech.activity import pause_frames
 from models.types import Fragment
 
 IDLE_FOLDER = ".idle"  # beside the sessions: every replica and ingress finds it there
@@ -152,7 +152,7 @@ class OnStage:
     async def show(self, chunk: Chunk, fragments: list[Fragment]) -> None:
         """Take what a chunk has completed; wait where it lies too far ahead. Raises what has broken the show."""
         if chunk.speech is not None:
-            quiet = await asyncio.to_thread(pauses, chunk.speech, self.performance.supply.fps)
+            quiet = await asyncio.to_thread(pause_frames, chunk.speech, self.performance.supply.fps)
             self.performance.hear([chunk.crops.first_frame + frame for frame in quiet])
         await self.performance.push(fragments, tuple(self.utterance.cues))
         if self.task.done():
@@ -181,7 +181,7 @@ class OnStage:
     async def _rest(self, positions: Sequence[int]) -> tuple[bytes, ...]:
         video = await asyncio.to_thread(self.utterance.rest, self.performance.released_frames, positions)
         if positions[-1] - positions[0] == len(positions) - 1:  # else the head swayed, and what goes on did not
-            self.performance.broadcast.rested[positions[0]] = Rested(video, self.utterance.resting)
+            self.performance.broadcast.rested[positions[0]] = RestFragment(video, self.utterance.resting)
         return video
 
     def _write(self, fragment: Fragment, position: int) -> None:
@@ -190,10 +190,10 @@ class OnStage:
 
 def _broadcast(session_id: str, show: Show, path: Path, position: int | None) -> Broadcast:
     prepared, spec = show.avatar.prepared, show.spec
-    grid = Grid.of(len(prepared), spec.fps)
-    clock = LiveClock.starting(show.position if position is None else position, steady_s(), spec.fps)
+    grid = IdleGrid.of(len(prepared), spec.fps)
+    clock = LiveClock.starting(show.position if position is None else position, stable_time_s(), spec.fps)
     version = prepared.version
-    start = LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host(), ZERO_S, version)
+    start = LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host(), CLOCK_OFFSET_S, version)
     return Broadcast(start, grid, clock)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from configs.exposure import warning_of
+from configs.exposure import exposure_warning
 from warmtalk.cli.local_graph import LocalGraph
 
 KEY = "0123456789abcdef"
@@ -20,20 +20,20 @@ def config(host: str | None, keys: str | None = None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"])
 def test_a_server_of_this_machine_alone_needs_no_word(host: str) -> None:
-    assert warning_of(config(host)) == ""
+    assert exposure_warning(config(host)) == ""
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gpu-box", None])
 def test_one_that_others_reach_without_a_key_is_warned_of(host: str | None) -> None:
-    said = warning_of(config(host))
+    said = exposure_warning(config(host))
     assert f"listens on {host or '0.0.0.0'} and wants no key" in said and "api_keys_env of Ingress" in said
 
 
 def test_a_key_is_enough_and_a_variable_without_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEYS", KEY)
-    assert warning_of(config("0.0.0.0", "MY_KEYS")) == ""
+    assert exposure_warning(config("0.0.0.0", "MY_KEYS")) == ""
     monkeypatch.delenv("MY_KEYS")
-    assert "variable MY_KEYS, which api_keys_env of Ingress names, is not set" in warning_of(config(None, "MY_KEYS"))
+    assert "variable MY_KEYS, which api_keys_env of Ingress names, is not set" in exposure_warning(config(None, "MY_KEYS"))
 
 
 def test_what_is_said_at_the_start_names_the_key_where_one_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

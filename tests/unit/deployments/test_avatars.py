@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import deployments.avatars
 from deployments.avatars import Avatars
-from deployments.preparation import STEADINESS_KEYS, prepare_options
+from deployments.preparation import SMOOTHING_KEYS, prepare_options
 from models.avatar.store import AvatarStore
 from models.errors import (
     AvatarNotFound,
@@ -160,7 +160,7 @@ async def test_an_avatar_stored_before_there_was_a_choice_of_smoothing_stays(enc
 
     def of_old(store, avatar_id):
         facts = describe(store, avatar_id)
-        settings = {key: value for key, value in facts["settings"].items() if key not in STEADINESS_KEYS}
+        settings = {key: value for key, value in facts["settings"].items() if key not in SMOOTHING_KEYS}
         return {**facts, "settings": settings | {"scale_lock": True}}
 
     monkeypatch.setattr(AvatarStore, "describe", of_old)

@@ -9,7 +9,7 @@ from deployments.enhance import Enhance
 from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound
 from models.geometry import apply, warp
-from models.restore.align import align, five_points, steady_points, to_template
+from models.restore.align import align, five_points, smoothed_points, to_template
 from models.restore.avatar_faces import AvatarFaces
 from models.types import FaceCrops
 from tests.support.paths import ROOT
@@ -67,7 +67,7 @@ def test_each_crop_comes_with_the_landmarks_of_its_avatar_frame(stage: Enhance, 
     out = stage._restore(crops([3, 2, 7]), 0.5)
     assert [given[0][0] for given in stage.engine.given] == [2, 1]
     landmarks = np.concatenate([given[2] for given in stage.engine.given])
-    wanted = steady_points(presenter.landmarks, presenter.transforms, presenter.has_face, presenter.fps)
+    wanted = smoothed_points(presenter.landmarks, presenter.transforms, presenter.has_face, presenter.fps)
     assert np.array_equal(landmarks, wanted[[3, 2, 7]])
     assert out.images.shape == (3, 512, 512, 3) and out.first_frame == 10
     assert out.avatar_frames.tolist() == [3, 2, 7]
@@ -75,7 +75,7 @@ def test_each_crop_comes_with_the_landmarks_of_its_avatar_frame(stage: Enhance, 
 
 def test_landmarks_are_near_the_raw_ones_and_smoother(presenter) -> None:
     raw = five_points(apply(presenter.transforms, presenter.landmarks))
-    steady = steady_points(presenter.landmarks, presenter.transforms, presenter.has_face, presenter.fps)
+    steady = smoothed_points(presenter.landmarks, presenter.transforms, presenter.has_face, presenter.fps)
     assert np.abs(steady - raw).max() < 2.0
     assert np.abs(np.diff(steady, 2, axis=0)).mean() < 0.7 * np.abs(np.diff(raw, 2, axis=0)).mean()
     assert steady.min() > 0 and steady.max() < 256
@@ -129,7 +129,7 @@ def test_an_unknown_avatar_is_named(stage: Enhance) -> None:
 
 
 async def test_the_stage_says_whether_its_engine_wants_faces_on_the_template(stage: Enhance) -> None:
-    stage._applied = True
+    stage._configured = True
     assert await stage.needs_landmarks() is True
     stage.engine = Plain()
     assert await stage.needs_landmarks() is False

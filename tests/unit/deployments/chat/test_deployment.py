@@ -70,7 +70,7 @@ async def test_an_answer_is_one_utterance_and_another_is_the_next(llm: LLMServer
         await answered(chat)
         assert len(stitch.calls) == number
     assert stitch.texts() == 2 * ["One is here.", "Two is.", "Three is."]
-    assert len({call.request.growing for call in stitch.calls}) == 2
+    assert len({call.request.text_stream_key for call in stitch.calls}) == 2
 
 
 async def test_a_job_outlives_the_request_that_began_it(llm: LLMServer) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from configs.schema import LipSyncConfig
-from deployments.common.stage import Stage, Worker, Workers
+from deployments.common.stage import Stage, Worker, WorkerPool
 from deployments.tts import TTS
 from models.errors import ConfigError
 
@@ -156,19 +156,19 @@ async def test_a_stage_says_who_and_how_large_it_is():
 
 def test_a_job_takes_the_worker_with_the_fewest_and_keeps_it():
     first, second = Worker("first"), Worker("second")
-    workers = Workers([first, second])
-    with workers.one() as a:
-        with workers.one() as b, workers.one() as c:
+    workers = WorkerPool([first, second])
+    with workers.least_busy() as a:
+        with workers.least_busy() as b, workers.least_busy() as c:
             assert (a, b, c) == (first, second, first)
-        with workers.one() as d:
+        with workers.least_busy() as d:
             assert d is second
-    with workers.one() as e:
+    with workers.least_busy() as e:
         assert e is first
 
 
 async def test_jobs_of_two_workers_run_at_once_and_calls_of_one_in_order():
-    workers, meet, done = Workers([Worker("a"), Worker("b")]), threading.Barrier(2, timeout=5), []
-    with workers.one() as a, workers.one() as b:
+    workers, meet, done = WorkerPool([Worker("a"), Worker("b")]), threading.Barrier(2, timeout=5), []
+    with workers.least_busy() as a, workers.least_busy() as b:
         calls = [worker.run(meet.wait) for worker in (a, b)]  # each waits for the other
         assert len(await asyncio.gather(*calls)) == 2
         await asyncio.gather(a.run(time.sleep, 0.05), *(a.run(done.append, k) for k in range(20)))

@@ -10,7 +10,7 @@ import pytest
 
 from deployments.common import text_stream as growing
 from deployments.common.messages import SpeakRequest
-from deployments.common.text_stream import GrowingTexts, speak_growing
+from deployments.common.text_stream import TextStreams, speak_text_stream
 from models.errors import BusyError, ClosedError, TextError
 from tests.support.air import (
     Direct,
@@ -31,7 +31,7 @@ async def test_a_text_is_spoken_while_it_is_still_being_written(air):
             yield part
             await asyncio.sleep(0.15)
 
-    events = speak_growing(Direct(stitch), SpeakRequest("alice", deliver=False), writing())
+    events = speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing())
     summary = await summary_of(events)
     await events.aclose()
     await asyncio.sleep(0.4)
@@ -44,7 +44,7 @@ async def test_a_text_is_spoken_while_it_is_still_being_written(air):
     (line,) = (await stitch.session("alice"))["utterances"]
     assert line["text"] == "one one. two two. three."
     assert [s["text"] for s in line["sentences"]] == ["one one.", "two two.", "three."]
-    assert len(stitch._growing) == 0
+    assert len(stitch._text_streams) == 0
 
 
 async def test_parts_are_sent_outside_the_request_that_began_them(air):
@@ -65,7 +65,7 @@ async def test_parts_are_sent_outside_the_request_that_began_them(air):
 
     request.set("the writer's")
     for _ in range(2):
-        await summary_of(speak_growing(Direct(stitch), SpeakRequest("alice", deliver=False), writing()))
+        await summary_of(speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing()))
     assert called_in == ["none"] * 6  # two parts and the end, twice
     assert [text for _, text in stages.spoken] == ["one.", "two."] * 2
 
@@ -79,7 +79,7 @@ async def test_a_writer_that_pauses_is_waited_for_with_the_mouth_at_rest(air):
         await asyncio.sleep(2.0)
         yield "two."
 
-    events = speak_growing(Direct(stitch), SpeakRequest("alice", deliver=False), writing())
+    events = speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing())
     summary = await summary_of(events)
     await events.aclose()
     await asyncio.sleep(0.4)
@@ -92,7 +92,7 @@ async def test_a_writer_that_pauses_is_waited_for_with_the_mouth_at_rest(air):
 
 
 async def test_a_silent_writer_is_given_up_and_a_long_text_refused():
-    texts = GrowingTexts(pause_s=0.05)
+    texts = TextStreams(writer_timeout_s=0.05)
     texts.feed("a", ["One."], False)
     assert [part async for part in texts.read("a")] == ["One."] and len(texts) == 0
     with pytest.raises(TextError, match="100000 characters"):
@@ -102,7 +102,7 @@ async def test_a_silent_writer_is_given_up_and_a_long_text_refused():
 async def test_a_text_that_is_over_takes_no_more_and_leaves_nothing(air):
     """Refused, or cut: whoever still writes it is not waited for, and what is written then is nobody's."""
     stitch, _, _ = await air(delay_s=0.05)
-    texts, written = stitch._growing, []
+    texts, written = stitch._text_streams, []
 
     async def writing():
         for k in range(400):
@@ -112,29 +112,29 @@ async def test_a_text_that_is_over_takes_no_more_and_leaves_nothing(air):
 
     await stitch.close("alice")
     with pytest.raises(ClosedError):
-        await summary_of(speak_growing(Direct(stitch), SpeakRequest("alice", deliver=False), writing()))
-    speaking = asyncio.create_task(summary_of(speak_growing(Direct(stitch), SpeakRequest("bob"), writing())))
+        await summary_of(speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing()))
+    speaking = asyncio.create_task(summary_of(speak_text_stream(Direct(stitch), SpeakRequest("bob"), writing())))
     await asyncio.sleep(0.8)
     await stitch.interrupt("bob")
     assert (await asyncio.wait_for(speaking, 3))["interrupted"]
     await asyncio.sleep(0.1)
     assert len(texts) == 0 and len(written) < 100
     texts.feed("late", ["One."], False)
-    with texts.spoken("late"):
+    with texts.reserve("late"):
         pass
     texts.feed("late", ["Two."], True)
     assert len(texts) == 0
 
 
 async def test_texts_that_nobody_ever_speaks_make_room_in_the_end(monkeypatch):
-    monkeypatch.setattr(growing, "MAX_TEXTS", 2)
-    texts = GrowingTexts()
+    monkeypatch.setattr(growing, "MAX_STREAMS", 2)
+    texts = TextStreams()
     for key in "ab":
         texts.feed(key, ["One."], False)
     with pytest.raises(BusyError):
         texts.feed("c", ["One."], False)
-    monkeypatch.setattr(growing, "UNREAD_S", 0.0)
-    with texts.spoken("b"):
+    monkeypatch.setattr(growing, "UNREAD_EXPIRY_S", 0.0)
+    with texts.reserve("b"):
         texts.feed("c", ["One."], False)
         assert len(texts) == 2 and "b" in texts._texts
 
@@ -146,7 +146,7 @@ async def test_an_error_of_the_writer_reaches_the_caller_behind_what_was_said(ai
         yield "one."
         raise RuntimeError("the model is gone")
 
-    events = speak_growing(Direct(stitch), SpeakRequest("alice", deliver=False), writing())
+    events = speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing())
     with pytest.raises(RuntimeError, match="the model is gone"):
         async for _ in events:
             pass

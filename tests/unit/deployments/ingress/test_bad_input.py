@@ -385,7 +385,7 @@ def test_a_body_that_stops_half_way_is_given_up_and_leaves_nothing(
         assert status == 408 and json.loads(body)["error"]["message"] == "Nothing more of the request came for 0.3 s."
     assert complaints == []  # nothing is wrong with the server
     stitch = client.stages["Stitch"]
-    assert len(stitch._growing) == len(stitch._cuts) == 0
+    assert len(stitch._text_streams) == len(stitch._cuts) == 0
     assert list((stitch._sessions.store.root.parent / "uploads").glob("*")) == []
 
 

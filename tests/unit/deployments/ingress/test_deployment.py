@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.common.errors import known_error
+from deployments.common.errors import to_warmtalk_error
 from deployments.common.messages import SpeakEvent
 from models.errors import AvatarNotFound, BusyError, InputError, StageError, TextError
 from tests.support.ingress import SPOKEN, SUMMARY, Handle, error_of
@@ -152,9 +152,9 @@ def test_whatever_is_raised_becomes_a_code_a_sentence_and_a_remedy(serve, raised
 
 def test_the_known_error_is_the_cause_where_there_is_one():
     cause = TextError("No words.", "Send some.")
-    assert known_error(RayTaskError("speak", "…", cause)) is cause
-    assert isinstance(known_error(BackPressureError(num_queued_requests=1, max_queued_requests=1)), BusyError)
-    assert isinstance(known_error(RuntimeError("bug")), StageError)
+    assert to_warmtalk_error(RayTaskError("speak", "…", cause)) is cause
+    assert isinstance(to_warmtalk_error(BackPressureError(num_queued_requests=1, max_queued_requests=1)), BusyError)
+    assert isinstance(to_warmtalk_error(RuntimeError("bug")), StageError)
 
 
 def test_unknown_paths_and_methods_are_errors_in_words(serve):

@@ -75,4 +75,4 @@ def test_a_text_that_is_being_written_is_spoken_as_it_comes(serve):
         ([], True),
     ]
     (request,) = next(arguments for name, arguments in stitch.asked if name == "speak")
-    assert (request.session_id, request.voice, request.text) == ("alice", "nova", "") and request.growing
+    assert (request.session_id, request.voice, request.text) == ("alice", "nova", "") and request.text_stream_key
