@@ -30,7 +30,7 @@ from models.avatar.playback import period, ping_pong
 from models.avatar.store import AvatarStore
 from models.media.encode import AAC_FRAME, VIDEO_TIMESCALE, MediaSpec, UtteranceEncoder, silent_packet
 from models.stitch.session import SessionFile
-from models.tts.pieces import LEAD_S
+from models.tts.streaming import LEAD_S
 from warmtalk.cli.local_graph import LocalGraph
 
 TEXT = "Good morning, and welcome to the programme."

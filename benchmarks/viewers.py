@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 
 from models.media import mp4 as boxes
-from models.tts.pieces import LEAD_S
+from models.tts.streaming import LEAD_S
 
 LOUD = 0.02
 APART_S = 1.2  # of silence between two utterances here

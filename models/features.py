@@ -185,11 +185,11 @@ class WhisperFeatures:
         """
         mel = as_tensor(mel).to(self.device, self.dtype)
         assert mel.ndim == 3 and mel.shape[1] == self.mel_bins and mel.shape[2] % 2 == 0, mel.shape
-        encoder = self.encoder_of(mel.shape[2] // 2)
+        encoder = self.encoder_for(mel.shape[2] // 2)
         with torch.no_grad():
             return torch.stack(encoder(mel, output_hidden_states=True).hidden_states, dim=2)
 
-    def encoder_of(self, context_steps: int) -> WhisperEncoder:
+    def encoder_for(self, context_steps: int) -> WhisperEncoder:
         """The encoder for a context of so many steps: a view of the same weights with its position table cut short."""
         if context_steps not in self._encoders:
             assert 0 < context_steps <= self.full_context_steps, (context_steps, self.full_context_steps)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.speech.visemes import COLUMNS, SILENCE, track_of
+from models.speech.visemes import COLUMNS, SILENCE, mouth_track
 from models.types import WHISPER_HZ, Phoneme
 from training import voices
 from training.augment import disguise
@@ -83,7 +83,7 @@ def to_clip(spoken: Spoken, use: int) -> Clip:
     """Cut to whole frames and draw the mouth track."""
     frames = len(spoken.samples) // FRAME_SAMPLES
     samples = (np.clip(spoken.samples[: frames * FRAME_SAMPLES], -1, 1) * 32767).astype(np.int16)
-    track = track_of(spoken.phonemes, frames, FPS)
+    track = mouth_track(spoken.phonemes, frames, FPS)
     return Clip(samples, track.mouth.astype(np.float16), track.closures, use)
 
 

@@ -19,7 +19,7 @@ import httpx
 
 from models.errors import ConfigError, StageError
 from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV, Message, in_turn
-from models.llm.pieces import without_thoughts
+from models.llm.token_stream import without_thoughts
 from models.openai_http import (
     Retry,
     Server,

@@ -11,7 +11,7 @@ Task = Literal["transcribe", "translate"]
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class RecognizedSegment:
     """A stretch of speech, seconds from the first sample. The two figures are None where an engine has none.
 
     logprob: mean natural logarithm of the probability of its tokens. no_speech: the engine's own doubt, 0 to 1, that
@@ -32,14 +32,14 @@ class Transcript:
     text: str
     language: str = ""
     duration_s: float = 0.0
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[RecognizedSegment, ...] = ()
 
 
 class Recognizer(Protocol):
     """Hears speech.
 
     An engine is made by its class method `load(**options)`, with the options of the stage's config. One thread uses it,
-    unless it has an attribute `waits = True`: it waits for a server, and several threads may use it at once.
+    unless it has an attribute `io_bound = True`: it waits for a server, and several threads may use it at once.
     """
 
     def transcribe(self, samples_16khz: Float32, language: str | None = None, task: Task = "transcribe") -> Transcript:

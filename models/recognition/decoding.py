@@ -97,7 +97,7 @@ def decode(
             return Decoded(tuple(tokens), total / (len(tokens) + 1), silence)
         tokens.append(token)
         given = [token]
-        if token < rules.end and (kept := before_loop(tokens, rules.first_timestamp)) is not None:
+        if token < rules.end and (kept := find_loop(tokens, rules.first_timestamp)) is not None:
             return Decoded(tuple(tokens[:kept]), total / len(tokens), silence, looped=True)
     return Decoded(tuple(tokens), total / max(len(tokens), 1), silence)
 
@@ -113,7 +113,7 @@ def _drawn(logits: torch.Tensor, temperature: float, generator: torch.Generator)
     return int(torch.multinomial((logits / temperature).softmax(0), 1, generator=generator))
 
 
-def before_loop(tokens: Sequence[int], first_timestamp: int) -> int | None:
+def find_loop(tokens: Sequence[int], first_timestamp: int) -> int | None:
     """How many tokens to keep if the words at the end go round in circles: up to the end of the first turn; else None.
 
     Times in between do not count: a loop gives each of its turns another one.
@@ -131,14 +131,14 @@ def before_loop(tokens: Sequence[int], first_timestamp: int) -> int | None:
     return None
 
 
-def compression(text: str) -> float:
+def compression_ratio(text: str) -> float:
     """How much of a text says nothing new: bytes over zlib's bytes. Speech stays below 2.4 (Whisper's own bound)."""
     data = text.encode()
     return len(data) / len(zlib.compress(data)) if data else 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenSpan:
     """Words of a window between two of its times, seconds; `closed`: the second was heard, and not only assumed."""
 
     tokens: tuple[int, ...]
@@ -147,9 +147,9 @@ class Piece:
     closed: bool
 
 
-def cut(tokens: Sequence[int], first_timestamp: int, window_s: float) -> list[Piece]:
+def token_spans(tokens: Sequence[int], first_timestamp: int, window_s: float) -> list[TokenSpan]:
     """The pieces of a window's tokens, in order; the last may be open, and then ends with the window."""
-    pieces: list[Piece] = []
+    pieces: list[TokenSpan] = []
     words: list[int] = []
     start_s = 0.0
     for token in tokens:
@@ -158,9 +158,9 @@ def cut(tokens: Sequence[int], first_timestamp: int, window_s: float) -> list[Pi
             continue
         at_s = min((token - first_timestamp) * TIMESTAMP_S, window_s)
         if words:
-            pieces.append(Piece(tuple(words), start_s, at_s, True))
+            pieces.append(TokenSpan(tuple(words), start_s, at_s, True))
             words = []
         start_s = at_s
     if words:
-        pieces.append(Piece(tuple(words), start_s, window_s, False))
+        pieces.append(TokenSpan(tuple(words), start_s, window_s, False))
     return pieces

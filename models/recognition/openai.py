@@ -21,7 +21,7 @@ from models.openai_http import (
     lost,
     refusal,
 )
-from models.recognition.base import Segment, Task, Transcript
+from models.recognition.base import RecognizedSegment, Task, Transcript
 from models.speech.audio import encode_audio
 from models.types import WHISPER_HZ, Float32
 
@@ -40,7 +40,7 @@ SERVER = Server(
 class OpenAIRecognizer:
     """A `Recognizer`. Tries again where the server is overloaded or fails."""
 
-    waits = True  # recordings are heard side by side: nothing is computed here
+    io_bound = True  # recordings are heard side by side: nothing is computed here
 
     def __init__(self, client: httpx.Client, model: str, response_format: str, tries: int) -> None:
         self._client, self._model, self._format, self._tries = client, model, response_format, tries
@@ -112,7 +112,7 @@ def _transcript(answer: Any, duration_s: float, language: str) -> Transcript:
     """An answer of either format. Raises StageError."""
     try:
         segments = tuple(
-            Segment(
+            RecognizedSegment(
                 str(entry["text"]).strip(),
                 float(entry["start"]),
                 float(entry["end"]),

@@ -19,10 +19,10 @@ from transformers.models.whisper.modeling_whisper import WhisperModel
 
 from models.errors import ConfigError, InputError, WeightsError
 from models.features import STEP_SAMPLES, STEPS_PER_S, WEIGHT_FILES, WhisperFeatures, check_samples
-from models.recognition.base import Segment, Task, Transcript
-from models.recognition.decoding import Decoded, Piece, Rules, compression, cut, decode
+from models.recognition.base import RecognizedSegment, Task, Transcript
+from models.recognition.decoding import Decoded, Rules, TokenSpan, compression_ratio, decode, token_spans
 from models.recognition.vocabulary import Vocabulary, read_vocabulary
-from models.speech.activity import Activity, Spans
+from models.speech.activity import ActivityDetector, Spans
 from models.speech.mel import log_mel
 from models.types import WHISPER_HZ, Float32
 from models.weights.loading import build_module, find_weights, load_state_dict, read_json
@@ -113,8 +113,8 @@ class WhisperRecognizer:
 
     def _transcribe(self, samples: torch.Tensor, language: str | None, task: str) -> Transcript:
         duration_s = len(samples) / WHISPER_HZ
-        sounds = Activity().from_sound(samples.numpy(), WHISPER_HZ)
-        segments: list[Segment] = []
+        sounds = ActivityDetector().from_sound(samples.numpy(), WHISPER_HZ)
+        segments: list[RecognizedSegment] = []
         raw, at_s = "", 0.0
         language = language or (None if self.multilingual else "en")
         while (start_s := _next_sound(sounds, at_s)) is not None:
@@ -123,7 +123,7 @@ class WhisperRecognizer:
             window_s = min(self.context_samples / WHISPER_HZ, duration_s - start_s)
             sounding_s = _sounding(sounds, start_s, start_s + window_s)
             heard = self._window(states, self._prompt(language, task), sounding_s)
-            pieces = cut(heard.tokens, self.rules.first_timestamp, window_s) if heard else []
+            pieces = token_spans(heard.tokens, self.rules.first_timestamp, window_s) if heard else []
             at_s, pieces = self._follow(pieces, start_s, window_s, sounds)
             for piece in pieces:
                 if heard and _sounding(sounds, start_s + piece.start_s - NEAR_S, start_s + piece.end_s + NEAR_S) > 0:
@@ -156,7 +156,7 @@ class WhisperRecognizer:
         window[0, : len(heard)] = heard
         weight = self.model.encoder.conv1.weight
         mel = log_mel(window.to(weight.device), self.model.config.num_mel_bins).to(weight.dtype)
-        states: torch.Tensor = self._encoders.encoder_of(steps)(mel).last_hidden_state
+        states: torch.Tensor = self._encoders.encoder_for(steps)(mel).last_hidden_state
         return states
 
     def _steps(self, left_s: float) -> int:
@@ -191,9 +191,11 @@ class WhisperRecognizer:
         return best if best.logprob > HOPELESS_LOGPROB else None
 
     def _circles(self, heard: Decoded) -> bool:
-        return heard.looped or compression(self.vocabulary.text(heard.tokens)) > MOST_COMPRESSION
+        return heard.looped or compression_ratio(self.vocabulary.text(heard.tokens)) > MOST_COMPRESSION
 
-    def _follow(self, pieces: list[Piece], start_s: float, window_s: float, sounds: Spans) -> tuple[float, list[Piece]]:
+    def _follow(
+        self, pieces: list[TokenSpan], start_s: float, window_s: float, sounds: Spans
+    ) -> tuple[float, list[TokenSpan]]:
         """Where to go on, and which pieces stand.
 
         What a full window cuts off is heard again, whole, in the next one; so is what sounds behind the last words.
@@ -238,9 +240,9 @@ def _sounding(sounds: Spans, start_s: float, end_s: float) -> float:
     return float(inside)
 
 
-def _segment(text: str, piece: Piece, start_s: float, heard: Decoded) -> list[Segment]:
+def _segment(text: str, piece: TokenSpan, start_s: float, heard: Decoded) -> list[RecognizedSegment]:
     """None where it says nothing but spaces."""
     if not text.strip():
         return []
     times = (round(start_s + piece.start_s, 3), round(start_s + piece.end_s, 3))
-    return [Segment(text.strip(), *times, round(heard.logprob, 4), round(heard.no_speech, 4))]
+    return [RecognizedSegment(text.strip(), *times, round(heard.logprob, 4), round(heard.no_speech, 4))]

@@ -31,7 +31,7 @@ def check_compile(mode: str, device: Any) -> str:
     return mode
 
 
-def sizes_of(mode: str, batch_size: int) -> tuple[int, ...]:
+def graph_batch_sizes(mode: str, batch_size: int) -> tuple[int, ...]:
     """Batch sizes worth recording, ascending, up to `batch_size`: powers of two where recording is cheap."""
     if mode == "graphs":
         powers = (2**k for k in range(batch_size.bit_length()))
@@ -39,11 +39,11 @@ def sizes_of(mode: str, batch_size: int) -> tuple[int, ...]:
     return tuple(sorted({min(FEW, batch_size), batch_size}))
 
 
-class Recorded:
+class GraphedFunction:
     """A function of tensors whose rows are independent, recorded for each of `sizes` and replayed.
 
     A call of n rows runs in the smallest size that holds them, the rest of which computes leftovers; more rows than the
-    largest size run in several calls. Recorded at the first call of each size and shape. Inputs are numpy arrays or
+    largest size run in several calls. GraphedFunction at the first call of each size and shape. Inputs are numpy arrays or
     tensors on any device, outputs fresh tensors on the device. Not thread-safe: all sizes share their memory.
     """
 

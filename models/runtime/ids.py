@@ -8,13 +8,15 @@ from pathlib import Path
 from models.errors import IdError
 
 ID_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
-QUOTED = 80  # characters of what is no id that an error repeats
+MAX_QUOTED_CHARS = 80  # characters of what is no id that an error repeats
 
 
 def check_id(value: str, what: str = "id") -> str:
     """Return `value` if it is 1 to 64 of a-z, 0-9, `_`, `-`. Raises IdError."""
     if not isinstance(value, str) or not ID_PATTERN.fullmatch(value):
-        shown = repr(value[:QUOTED] + "…" if isinstance(value, str) and len(value) > QUOTED else value)
+        shown = repr(
+            value[:MAX_QUOTED_CHARS] + "…" if isinstance(value, str) and len(value) > MAX_QUOTED_CHARS else value
+        )
         raise IdError(f"{shown} is not a valid {what}.", "Use 1 to 64 characters of a-z, 0-9, '_' and '-'.")
     return value
 

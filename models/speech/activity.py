@@ -43,7 +43,7 @@ LINES_DB, LINES_FRAME_S, COURSE_HZ = 3.0, 0.128, 250.0
 NEAR_S = 0.15  # a sound so close to a core belongs to it: what a stop consonant lets out after its closure
 
 
-class Activity:
+class ActivityDetector:
     """The ear of one utterance: it remembers from segment to segment how loud the voice is, and how loud the rest."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Activity:
         if not speech.phonemes:
             return heard
         known = from_phonemes(speech.phonemes)
-        return joined(np.concatenate([known, *(span[None] for span in heard if _meets(span, known))]))
+        return merge_spans(np.concatenate([known, *(span[None] for span in heard if _meets(span, known))]))
 
     def from_sound(self, samples: Float32, sample_rate_hz: int) -> Spans:
         """When float32 mono `(n,)` sounds. Digital silence, noise below −60 dB and breaths do not."""
@@ -68,7 +68,7 @@ class Activity:
             return np.zeros((0, 2))
         voiced, heard = voice > self._voice.threshold_db(voice), sound > self._sound.threshold_db(sound)
         spans = np.array(_grown(_runs(voiced), _runs(heard | voiced)), np.float64).reshape(-1, 2) * HOP_S
-        return joined(np.clip(spans, 0.0, len(samples) / sample_rate_hz))
+        return merge_spans(np.clip(spans, 0.0, len(samples) / sample_rate_hz))
 
 
 @dataclass(slots=True)
@@ -127,7 +127,7 @@ def _lines_db(samples: Float32, sample_rate_hz: int) -> float:
 def from_phonemes(phonemes: Sequence[Phoneme]) -> Spans:
     """When phonemes other than silence sound."""
     spans = [(p.start_s, p.end_s) for p in phonemes if p.symbol != SILENCE and p.end_s > p.start_s]
-    return joined(np.array(spans, np.float64).reshape(-1, 2))
+    return merge_spans(np.array(spans, np.float64).reshape(-1, 2))
 
 
 def _meets(span: npt.NDArray[np.float64], spans: Spans) -> bool:
@@ -160,7 +160,7 @@ def _grown(voiced: Runs, heard: Runs) -> Runs:
     return [run for run in heard if any(run[0] - last <= near and first - run[1] <= near for first, last in sure)]
 
 
-def joined(spans: Spans) -> Spans:
+def merge_spans(spans: Spans) -> Spans:
     """Spans in order, those that meet made one."""
     kept: list[list[float]] = []
     for start, end in spans[np.argsort(spans[:, 0])].tolist():
@@ -175,7 +175,7 @@ PAUSE_S = 0.08  # of quiet: shorter ones are closures of stop consonants
 PAUSE_DB = 25.0  # below the loudest speech of the segment
 
 
-def pauses(speech: Speech, fps: int) -> list[int]:
+def pause_frames(speech: Speech, fps: int) -> list[int]:
     """Frames of a segment before which speech may be stopped unheard: the middle of each pause inside it."""
     levels = levels_db(speech.samples, speech.sample_rate_hz, SOUND_HZ)
     if not len(levels):

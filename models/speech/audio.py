@@ -146,7 +146,7 @@ def encode_audio(samples: Float32, sample_rate_hz: int, sound_format: str) -> by
     return out.getvalue()
 
 
-def pcm_file(data: bytes, sample_rate_hz: int) -> bytes:
+def wav_from_pcm(data: bytes, sample_rate_hz: int) -> bytes:
     """Raw 16-bit little-endian mono PCM as a WAV file; half a sample at the end is left out."""
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
@@ -191,7 +191,7 @@ def frame_start(frame: int, sample_rate_hz: int, fps: int) -> int:
     return round(frame * sample_rate_hz / fps)
 
 
-def frames_over(samples: int, sample_rate_hz: int, fps: int) -> int:
+def frames_covering(samples: int, sample_rate_hz: int, fps: int) -> int:
     """How many video frames cover this many samples: the smallest k with frame_start(k) ≥ samples."""
     frames = samples * fps // sample_rate_hz
     while frame_start(frames, sample_rate_hz, fps) < samples:
@@ -207,7 +207,7 @@ def pad_to_frames(speech: Speech, fps: int, added_s: float = 0.0) -> Speech:
     than a frame longer than its speech.
     """
     count, rate_hz = len(speech.samples), speech.sample_rate_hz
-    frames = frames_over(count, rate_hz, fps)
+    frames = frames_covering(count, rate_hz, fps)
     missing = frame_start(frames, rate_hz, fps) - count
     shorter = frame_start(frames - 1, rate_hz, fps)
     if frames > 1 and added_s + missing / rate_hz > 1 / fps and _is_silent(speech.samples[shorter:]):
@@ -221,7 +221,7 @@ def _is_silent(samples: Float32) -> bool:
     return bool(np.abs(samples).max(initial=0.0) < 10 ** (SILENCE_DB / 20))
 
 
-def segments(samples: Float32, sample_rate_hz: int, fps: int, max_s: float = 8.0) -> list[Speech]:
+def split_audio(samples: Float32, sample_rate_hz: int, fps: int, max_s: float = 8.0) -> list[Speech]:
     """Cut given speech at quiet places into segments of whole video frames, each at most `max_s`; the last is marked.
 
     Joined, the segments are the input bit for bit, with silence at the end up to a whole frame: segment i begins at
@@ -229,7 +229,7 @@ def segments(samples: Float32, sample_rate_hz: int, fps: int, max_s: float = 8.0
     samples: float32 mono (n,), n ≥ 1. max_s: at least 1.
     """
     assert max_s >= 1.0 and len(samples), (max_s, len(samples))
-    total = frames_over(len(samples), sample_rate_hz, fps)
+    total = frames_covering(len(samples), sample_rate_hz, fps)
     padded = np.pad(samples, (0, frame_start(total, sample_rate_hz, fps) - len(samples)))
     cuts = [0, *_cuts(_levels_db(padded, sample_rate_hz, fps, total), fps, max_s), total]
     edges = [frame_start(k, sample_rate_hz, fps) for k in cuts]

@@ -11,7 +11,7 @@ from models.types import Float32, Phoneme, Speech
 ROUNDING_S = 1e-6  # far below a sample: what is left of a phoneme that ends with its segment is none
 
 
-class Offset:
+class LipOffset:
     """The segments of one utterance as the lips shall hear them: `seconds` later than they sound, earlier if negative.
 
     A later segment begins with the end of the one before, sound and phonemes alike; one that lies across the join is

@@ -34,7 +34,7 @@ def rest_window(windows: Callable[[Float32], Float16]) -> Float16:
     return cast(Float16, windows(heard)[round((VOWEL_S + REST_AFTER_S) * 25)].copy())
 
 
-def rested(windows: Float16, rest: Float16, active: Spans, fps: int, last: bool) -> Float16:
+def blend_rest(windows: Float16, rest: Float16, active: Spans, fps: int, last: bool) -> Float16:
     """Windows `(n, 50, 384)` of a segment with those far from speech bent to `rest`. active: when it sounds, seconds.
 
     Speech may lie beyond either end of the segment, but not behind the last one.

@@ -88,7 +88,7 @@ CLOSERS, TUCKERS, SILENCE = "pbm", "fv", "_"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Track:
+class MouthTrack:
     """mouth: float32 `(frames, 7)`. closures: the frame inside each p, b or m. silent: bool `(frames,)`, at rest."""
 
     mouth: Float32
@@ -102,18 +102,18 @@ def viseme_of(symbol: str) -> str | None:
     return symbol if symbol in VISEMES else None
 
 
-def shaped(phonemes: Sequence[Phoneme]) -> list[Phoneme]:
-    """The phonemes of any engine with symbols that `track_of` knows; one without a shape counts as silence."""
+def to_visemes(phonemes: Sequence[Phoneme]) -> list[Phoneme]:
+    """The phonemes of any engine with symbols that `mouth_track` knows; one without a shape counts as silence."""
     return [Phoneme(viseme_of(p.symbol) or SILENCE, p.start_s, p.end_s) for p in phonemes]
 
 
-def opening_of(mouth: npt.NDArray[np.floating]) -> Float64:
+def lip_opening(mouth: npt.NDArray[np.floating]) -> Float64:
     """How far the lips part, `(n,)`, for mouths `(n, 7)`: the presenter's own rule (training/presenter_shape.py)."""
     jaw, rounding, close, tuck = (mouth[:, column].astype(np.float64) for column in (JAW, ROUNDING, CLOSE, TUCK))
     return (0.190 * jaw * (1 - 0.85 * tuck) + 0.020 * rounding + 0.006 * tuck) * (1 - close)
 
 
-def track_of(phonemes: Sequence[Phoneme], frames: int, fps: int = 25) -> Track:
+def mouth_track(phonemes: Sequence[Phoneme], frames: int, fps: int = 25) -> MouthTrack:
     """The mouth of `frames` video frames for phonemes whose symbols are keys of VISEMES or `_`."""
     steps = int(frames / fps * GRID_HZ) + GRID_HZ  # one second past the end, so that smoothing has no edge
     targets = np.tile(np.array(REST[:CLOSE]), (steps, 1))  # (steps, 5)
@@ -132,7 +132,7 @@ def track_of(phonemes: Sequence[Phoneme], frames: int, fps: int = 25) -> Track:
     closures = _close(phonemes, times, fps, mouth)
     mouth[:, TUCK] = _tuck(phonemes, times)
     silent = (mouth[:, CLOSE] > 0.99) & (mouth[:, JAW] < 0.01) & (mouth[:, ROUNDING] < REST[ROUNDING] + 0.02)
-    return Track(mouth.astype(np.float32), closures, silent)
+    return MouthTrack(mouth.astype(np.float32), closures, silent)
 
 
 def _blur(values: Float64, sigma_s: float) -> Float64:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.speech.activity import Spans, joined
+from models.speech.activity import Spans, merge_spans
 from models.types import Float32, PreparedAvatar
 
 LEAST_FADE_S = 0.08  # a quicker fade is seen as a jump; one that silence has no room for is quicker still
@@ -94,7 +94,7 @@ class Rest:
         The same may be added again. last: the utterance ends with it.
         """
         start_s, offset_s = first_frame / self.fps, self.settings.offset_s
-        self._active = joined(np.concatenate([self._active, active + (start_s + offset_s)]))
+        self._active = merge_spans(np.concatenate([self._active, active + (start_s + offset_s)]))
         self._known_s, self._ends = max(self._known_s, start_s + duration_s), self._ends or last
 
     def weights(self, first_frame: int, count: int) -> Float32:

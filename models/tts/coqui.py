@@ -23,7 +23,7 @@ from models.errors import ConfigError, InputError, StageError, WeightsError
 from models.runtime.ids import check_id
 from models.speech.audio import decode_audio
 from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
-from models.tts.pieces import pieces
+from models.tts.streaming import speech_pieces
 from models.types import Float32, Speech
 
 XTTS = "tts_models/multilingual/multi-dataset/xtts_v2"
@@ -96,7 +96,7 @@ class CoquiTTS:
         return list(self._voices)
 
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
-        """Yield each sentence as it is made: with XTTS in pieces of whole seconds (models/tts/pieces.py), else whole.
+        """Yield each sentence as it is made: with XTTS in pieces of whole seconds (models/tts/streaming.py), else whole.
 
         Raises TextError and InputError at the call, StageError at an item where the model fails.
         """
@@ -114,7 +114,7 @@ class CoquiTTS:
         for index, sentence in enumerate(sentences):
             last = index == len(sentences) - 1
             blocks = self._sound(sentence, voice, speed)
-            yield from pieces(blocks, self.sample_rate_hz, sentence, last, speed, stream=self._stream)
+            yield from speech_pieces(blocks, self.sample_rate_hz, sentence, last, speed, stream=self._stream)
 
     def _longest(self) -> int:
         """Characters of a sentence: XTTS cuts off what goes beyond its limit, 71 for Japanese to 273 for French."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from models.errors import ConfigError, InputError, TextError, WeightsError
 from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
-from models.tts.pieces import FADE_S, LAST_PAUSE_S, LEAD_S, pause_after, sounding
+from models.tts.streaming import FADE_S, LAST_PAUSE_S, LEAD_S, pause_after, sound_bounds
 from models.types import Float32, Phoneme, Speech, Word
 
 if TYPE_CHECKING:
@@ -94,19 +94,19 @@ class HibariTTS:
 
         return [self._default, *(name for name in VOICES if name != self._default)]
 
-    def lacking(self) -> dict[str, int]:
+    def missing_voices(self) -> dict[str, int]:
         """Voices that `speak` would fetch first, and their bytes; nothing is loaded or fetched."""
         from hibari.voices import VOICES, voice_path
 
-        lacking = {}
+        missing_voices = {}
         for name, facts in VOICES.items():
             try:
                 voice_path(name, download_missing=False)
             except FileNotFoundError:
-                lacking[name] = int(facts["bytes"])
-        return lacking
+                missing_voices[name] = int(facts["bytes"])
+        return missing_voices
 
-    def fetch(self, voice: str) -> None:
+    def fetch_voice(self, voice: str) -> None:
         """Download a voice that is not here; nothing is loaded. Raises WeightsError."""
         from hibari.voices import voice_path
 
@@ -293,7 +293,7 @@ def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tupl
     The last sound's phoneme ends where the sound does; what follows is `_`. The first begins with the sound at the
     latest: speech of half the pace runs up to 0.17 s ahead of the first duration.
     """
-    begin, end = sounding(samples, SAMPLE_RATE_HZ)
+    begin, end = sound_bounds(samples, SAMPLE_RATE_HZ)
     first = begin - round(LEAD_S * SAMPLE_RATE_HZ)  # may lie before the samples: then zeros are put in front
     stop = end + round(tail_s * SAMPLE_RATE_HZ)
     kept = samples[max(first, 0) : min(stop, len(samples))]

@@ -26,7 +26,7 @@ from models.openai_http import (
 )
 from models.speech.audio import decode_audio, resample
 from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
-from models.tts.pieces import pieces
+from models.tts.streaming import speech_pieces
 from models.types import Float32, Speech
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -48,7 +48,7 @@ SERVER = Server(
 class OpenAITTS:
     """A `TTSEngine`. Each sentence is one request, sent when the one before it has been spoken."""
 
-    waits = True  # utterances are spoken side by side: nothing is computed here
+    io_bound = True  # utterances are spoken side by side: nothing is computed here
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class OpenAITTS:
         return list(self._voices)
 
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
-        """Yield each sentence as it comes: with `pcm` in pieces of whole seconds (models/tts/pieces.py), else whole.
+        """Yield each sentence as it comes: with `pcm` in pieces of whole seconds (models/tts/streaming.py), else whole.
 
         Raises TextError and InputError at the call; at an item InputError for what the server refuses, BusyError where
         it stays overloaded, and StageError where it fails, breaks off, or answers with something that is no sound.
@@ -122,7 +122,7 @@ class OpenAITTS:
             body = {"model": self._model, "input": sentence, "voice": voice, "response_format": self._format}
             blocks = self._sound({**body, "speed": speed})
             last = index == len(sentences) - 1
-            yield from pieces(blocks, self.sample_rate_hz, sentence, last, speed, stream=self._format == "pcm")
+            yield from speech_pieces(blocks, self.sample_rate_hz, sentence, last, speed, stream=self._format == "pcm")
 
     def _sound(self, body: dict[str, Any]) -> Iterator[Float32]:
         """Blocks of float32 mono (n,). Tries again where the server is overloaded, fails or breaks off, but never after

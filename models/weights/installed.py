@@ -63,7 +63,7 @@ class FileState:
         return self.present and self.file.size_bytes in (None, self.found_bytes)
 
 
-def state_of(root: Path, file: WeightFile, lock: dict[str, LockEntry]) -> FileState:
+def file_state(root: Path, file: WeightFile, lock: dict[str, LockEntry]) -> FileState:
     path, entry = root / file.path, lock.get(file.path)
     part = path.with_name(path.name + PART_SUFFIX)
     part_bytes = part.stat().st_size if part.is_file() else 0
@@ -75,10 +75,10 @@ def state_of(root: Path, file: WeightFile, lock: dict[str, LockEntry]) -> FileSt
     return FileState(file, path, stat.st_size, part_bytes, verified)
 
 
-def states(root: Path, files: Iterable[WeightFile] | None = None) -> list[FileState]:
+def file_states(root: Path, files: Iterable[WeightFile] | None = None) -> list[FileState]:
     """The state of each file, without reading any. Raises CorruptError for a lock file that cannot be read."""
     lock = read_lock(root)
-    return [state_of(root, file, lock) for file in (all_files() if files is None else files)]
+    return [file_state(root, file, lock) for file in (all_files() if files is None else files)]
 
 
 def read_lock(root: Path) -> dict[str, LockEntry]:
@@ -96,7 +96,7 @@ def read_lock(root: Path) -> dict[str, LockEntry]:
         raise CorruptError(f"{path} cannot be read: {error}.", remedy) from error
 
 
-def remember(root: Path, file: WeightFile, sha256: str) -> None:
+def record_hash(root: Path, file: WeightFile, sha256: str) -> None:
     """Write a file's hash, size and time into the lock file, which is replaced whole."""
     stat = (root / file.path).stat()
     entries = {**read_lock(root), file.path: LockEntry(sha256, stat.st_size, stat.st_mtime_ns)}
@@ -112,7 +112,7 @@ def remember(root: Path, file: WeightFile, sha256: str) -> None:
 # --- files that earlier downloads left in other places
 
 
-def misplaced(root: Path, file: WeightFile) -> Path | None:
+def find_misplaced(root: Path, file: WeightFile) -> Path | None:
     """The file where an earlier download has put it; None where it is in place, or nowhere.
 
     `hf_hub_download(..., local_dir="musetalkV15")` repeats a repository's folders: `musetalkV15/musetalkV15/unet.pth`.
@@ -145,7 +145,7 @@ def _is_it(path: Path, file: WeightFile) -> bool:
     return not shared or (file.sha256 is not None and sha256_of(path) == file.sha256)
 
 
-def move_home(root: Path, file: WeightFile, found: Path) -> Path:
+def move_into_place(root: Path, file: WeightFile, found: Path) -> Path:
     """Move a misplaced file to where it belongs, and remove the folders that it leaves empty. Returns its new path."""
     home = root / file.path
     home.parent.mkdir(parents=True, exist_ok=True)

@@ -322,7 +322,7 @@ def set_of(file: WeightFile) -> WeightSet:
     return next(entry for entry in SETS if file in entry.files)
 
 
-def names() -> list[str]:
+def selection_names() -> list[str]:
     """What `--only` takes beside the paths of files."""
     return [*BUNDLES, *(entry.name for entry in SETS)]
 
@@ -338,7 +338,7 @@ def select(only: Iterable[str] = ()) -> list[WeightFile]:
         sets = BUNDLES.get(name, (name,))
         found = [file.path for entry in SETS for file in entry.files if entry.name in sets or file.path == name]
         if not found:
-            raise ConfigError(f"There are no weights named {name!r}.", f"Use one of {', '.join(names())}.")
+            raise ConfigError(f"There are no weights named {name!r}.", f"Use one of {', '.join(selection_names())}.")
         wanted.update(found)
     return [file for file in all_files() if not asked or file.path in wanted]
 
@@ -359,7 +359,7 @@ def find_set(path: Path | str) -> WeightSet | None:
     return None
 
 
-def missing(paths: Iterable[Path | str]) -> list[Path]:
+def missing_files(paths: Iterable[Path | str]) -> list[Path]:
     """Those of the paths that are no files."""
     return [path for path in map(Path, paths) if not path.is_file()]
 

@@ -6,7 +6,7 @@ import pytest
 from models.speech.audio import decode_audio
 from models.tts.hibari import HibariTTS
 from models.tts.openai import OpenAITTS
-from models.tts.pieces import sounding
+from models.tts.streaming import sound_bounds
 from tests.graph.speak_material import TEXT, error_of
 
 pytestmark = pytest.mark.ray
@@ -22,7 +22,7 @@ def test_the_openai_engine_speaks_through_our_own_speech_api(client):
     for sentence, heard in zip(sentences, (spoken[:1], spoken[1:]), strict=True):
         (said,) = voice.speak(sentence)
         there = np.concatenate([speech.samples for speech in heard])
-        (begin, end), (first, last) = sounding(said.samples, 24_000), sounding(there, 24_000)
+        (begin, end), (first, last) = sound_bounds(said.samples, 24_000), sound_bounds(there, 24_000)
         assert last - first == end - begin
         np.testing.assert_allclose(there[first + 240 : last], said.samples[begin + 240 : end], atol=1 / 32768)
 

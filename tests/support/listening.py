@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from models.errors import ConfigError, InputError
-from models.recognition.base import Segment, Transcript
+from models.recognition.base import RecognizedSegment, Transcript
 from models.types import WHISPER_HZ
 
 
@@ -35,7 +35,7 @@ class Counting:
         half_s = round(duration_s / 2, 3)
         words = (f"{round(10 * duration_s)} {self.unit}.", "<b> & so on.")
         parts = (
-            Segment(words[0], 0.0, half_s, -0.2, 0.01),
-            Segment(words[1], half_s, round(duration_s, 3), -0.3, 0.02),
+            RecognizedSegment(words[0], 0.0, half_s, -0.2, 0.01),
+            RecognizedSegment(words[1], half_s, round(duration_s, 3), -0.3, 0.02),
         )
         return Transcript(" ".join(words), language or "en", duration_s, parts)

@@ -82,7 +82,7 @@ async def test_only_another_engine_is_loaded_again():
 class Waiting(Counting):
     """Waits for a server; here, until two recordings wait at once."""
 
-    waits = True
+    io_bound = True
     both = threading.Barrier(2)
 
     def transcribe(self, samples_16khz, language=None, task="transcribe"):

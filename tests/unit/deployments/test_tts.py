@@ -58,7 +58,7 @@ class Other(Loud):
 class Remote(Loud):
     """An engine that waits for a server; here, until two utterances wait at once."""
 
-    waits = True
+    io_bound = True
     both: ClassVar[threading.Barrier] = threading.Barrier(2)
 
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
@@ -102,10 +102,10 @@ class Lacking(Loud):
         super().__init__(level)
         self.fetched: list[str] = []
 
-    def lacking(self) -> dict[str, int]:
+    def missing_voices(self) -> dict[str, int]:
         return {} if self.fetched else {"half": 7_940_000}
 
-    def fetch(self, voice: str) -> None:
+    def fetch_voice(self, voice: str) -> None:
         time.sleep(0.3)
         self.fetched.append(voice)
 

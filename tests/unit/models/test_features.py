@@ -225,7 +225,7 @@ def test_a_short_context_is_the_encoder_with_a_cut_position_table(
     samples = noise(3.3)
     wanted = reference_windows(reference_states(encoder, samples, 8), len(samples), 25)
     np.testing.assert_allclose(features.windows_in_context(samples).numpy(), wanted, atol=2e-5)
-    assert features.encoder_of(400).conv1.weight.data_ptr() == features.encoder.conv1.weight.data_ptr()  # shared
+    assert features.encoder_for(400).conv1.weight.data_ptr() == features.encoder.conv1.weight.data_ptr()  # shared
 
 
 def test_a_short_context_equals_a_full_one_where_both_are_30_s(features: WhisperFeatures) -> None:

@@ -13,7 +13,7 @@ from deployments.stitch.calls import summarise
 from deployments.stitch.chunks import Entry, Job, LineSettings, Segment
 from deployments.stitch.pipeline import Line, _next_or_error
 from models.errors import BusyError, StageError, TextError
-from models.speech.activity import Activity
+from models.speech.activity import ActivityDetector
 from models.types import FaceCrops, FeatureWindows, Phoneme, Speech
 
 RATE = 24_000
@@ -164,7 +164,7 @@ async def test_one_ear_hears_the_whole_utterance_so_that_a_later_segments_noise_
     stages.windows = Method(lambda *given: active.append(given[2]) or windows(*given))
     await collect(line(stages), Job("a", 0, speech=said))
     assert active[0] == pytest.approx(np.array([[0.0, 1.0]]), abs=0.06)
-    assert len(active[1]) == 0 and len(Activity()(said[1])) == 1
+    assert len(active[1]) == 0 and len(ActivityDetector()(said[1])) == 1
 
 
 async def test_the_first_chunk_is_small_and_the_window_bounded():

@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
     WhisperTimeStampLogitsProcessor,
 )
 
-from models.recognition.decoding import Rules, before_loop, compression, cut, decode
+from models.recognition.decoding import Rules, compression_ratio, decode, find_loop, token_spans
 from tests.support.whisper import SPECIAL, TIMES, make_tokenizer, make_whisper
 
 END = make_tokenizer().get_vocab_size() - len(SPECIAL)
@@ -168,19 +168,23 @@ def test_a_loop_is_cut_after_its_first_turn_though_each_turn_has_another_time():
     ],
 )
 def test_what_counts_as_going_round_in_circles(words, kept):
-    assert before_loop(words, FIRST_TIME) == kept
+    assert find_loop(words, FIRST_TIME) == kept
 
 
 def test_repetition_compresses_and_speech_does_not():
     speech = "The harbour was quiet that morning, and the boats lay still upon the water."
-    assert compression(speech) < 1.5 and compression("Thank you. " * 20) > 2.4 * 3 and compression("") == 0.0
+    assert (
+        compression_ratio(speech) < 1.5
+        and compression_ratio("Thank you. " * 20) > 2.4 * 3
+        and compression_ratio("") == 0.0
+    )
 
 
 def test_pieces_stand_between_their_times():
     tokens = [time(0.0), 10, 11, time(1.5), time(2.0), 12, time(3.0), time(3.2), 13]
-    found = [(piece.tokens, piece.start_s, piece.end_s, piece.closed) for piece in cut(tokens, FIRST_TIME, 4.0)]
+    found = [(piece.tokens, piece.start_s, piece.end_s, piece.closed) for piece in token_spans(tokens, FIRST_TIME, 4.0)]
     wanted = [((10, 11), 0.0, 1.5, True), ((12,), 2.0, 3.0, True), ((13,), 3.2, 4.0, False)]
     assert [(t, pytest.approx(a), pytest.approx(b), c) for t, a, b, c in wanted] == found
-    assert cut([time(0.0), time(2.0)], FIRST_TIME, 4.0) == []
-    assert cut([time(0.0), 10, time(9.0)], FIRST_TIME, 4.0)[0].end_s == 4.0  # no later than the sound
-    assert np.isclose(cut([10], FIRST_TIME, 4.0)[0].end_s, 4.0)
+    assert token_spans([time(0.0), time(2.0)], FIRST_TIME, 4.0) == []
+    assert token_spans([time(0.0), 10, time(9.0)], FIRST_TIME, 4.0)[0].end_s == 4.0  # no later than the sound
+    assert np.isclose(token_spans([10], FIRST_TIME, 4.0)[0].end_s, 4.0)

@@ -92,7 +92,7 @@ def test_a_short_recording_gets_a_short_context_with_the_same_weights(recognizer
         recognizer.shortest_s = 12.0
         short = recognizer._encoded(samples, 0.0)[0, :10]
     assert long.shape == short.shape and not torch.equal(long, short)  # it hears less silence behind
-    encoder = recognizer._encoders.encoder_of(700)
+    encoder = recognizer._encoders.encoder_for(700)
     assert encoder.conv1.weight.data_ptr() == recognizer.model.encoder.conv1.weight.data_ptr()
 
 

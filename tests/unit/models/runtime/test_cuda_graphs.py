@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from models.errors import ConfigError
-from models.runtime.cuda_graphs import Recorded, _Replay, check_compile, sizes_of
+from models.runtime.cuda_graphs import GraphedFunction, _Replay, check_compile, graph_batch_sizes
 
 
-class OnCpu(Recorded):
+class OnCpu(GraphedFunction):
     """Records by remembering the function: as a graph would, it computes on its own buffers, and counts."""
 
     recordings: list[tuple[int, ...]]
@@ -79,7 +79,7 @@ def test_inputs_of_another_shape_are_recorded_apart() -> None:
     ],
 )
 def test_recorded_sizes_end_at_the_batch_size(mode: str, batch: int, sizes: tuple[int, ...]) -> None:
-    assert sizes_of(mode, batch) == sizes
+    assert graph_batch_sizes(mode, batch) == sizes
 
 
 def test_a_mode_that_cannot_run_is_refused_in_words() -> None:

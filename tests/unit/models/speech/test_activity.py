@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soxr
 
-from models.speech.activity import Activity, from_phonemes, levels_db, pauses
+from models.speech.activity import ActivityDetector, from_phonemes, levels_db, pause_frames
 from models.tts.hibari import HibariTTS
 from models.types import Phoneme, Speech
 
@@ -39,14 +39,14 @@ def voice(seconds: float, level_db: float = -20.0) -> np.ndarray:
 
 
 def spans(*pieces: np.ndarray) -> np.ndarray:
-    return Activity().from_sound(np.concatenate(pieces), RATE)
+    return ActivityDetector().from_sound(np.concatenate(pieces), RATE)
 
 
 @pytest.mark.parametrize("level_db", [-30.0, -20.0, -10.0])
 @pytest.mark.parametrize("background_db", [-120.0, -60.0, -45.0])
 def test_two_words_and_the_pause_between_them(level_db, background_db):
     sound = np.concatenate([silence(0.3), voice(0.5, level_db), silence(0.4), voice(0.6, level_db), silence(0.5)])
-    found = Activity().from_sound(sound + hiss(len(sound) / RATE, background_db), RATE)
+    found = ActivityDetector().from_sound(sound + hiss(len(sound) / RATE, background_db), RATE)
     assert found == pytest.approx(np.array([[0.3, 0.8], [1.2, 1.8]]), abs=TOLERANCE_S)
 
 
@@ -91,23 +91,26 @@ def test_whispering_is_speech():
 
 
 def test_a_segment_of_background_after_loud_speech_is_silent():
-    activity = Activity()
+    activity = ActivityDetector()
     assert len(activity.from_sound(np.concatenate([voice(1.0), hiss(0.5, -48.0)]), RATE)) == 1
     assert len(activity.from_sound(hiss(2.0, -48.0), RATE)) == 0
-    assert len(Activity().from_sound(hiss(0.8, -30.0), RATE)) == 1  # by itself, so short, it might be "shh"
+    assert len(ActivityDetector().from_sound(hiss(0.8, -30.0), RATE)) == 1  # by itself, so short, it might be "shh"
 
 
 def test_phonemes_decide_and_the_sound_only_moves_their_edges():
     samples = np.concatenate([silence(0.1), voice(0.43), silence(0.2), voice(0.2), silence(0.3)])
     phonemes = (Phoneme("_", 0.0, 0.12), Phoneme("a", 0.12, 0.3), Phoneme("m", 0.3, 0.5), Phoneme("_", 0.5, 1.23))
-    found = Activity()(Speech(samples, RATE, phonemes=phonemes))
+    found = ActivityDetector()(Speech(samples, RATE, phonemes=phonemes))
     assert found == pytest.approx(np.array([[0.1, 0.53]]), abs=TOLERANCE_S)  # a grunt at 0.73 s is no word
     assert from_phonemes(phonemes) == pytest.approx(np.array([[0.12, 0.5]]))
 
 
 def test_the_voices_own_phonemes_agree_with_what_is_heard():
     for speech in HibariTTS.load().speak("My mother baked a beautiful apple pie. Stop!"):
-        known, heard = from_phonemes(speech.phonemes), Activity().from_sound(speech.samples, speech.sample_rate_hz)
+        known, heard = (
+            from_phonemes(speech.phonemes),
+            ActivityDetector().from_sound(speech.samples, speech.sample_rate_hz),
+        )
         assert heard[0, 0] == pytest.approx(known[0, 0], abs=0.06)
         assert heard[-1, 1] == pytest.approx(known[-1, 1], abs=0.06)
 
@@ -129,8 +132,11 @@ def test_pauses_inside_a_segment_are_where_it_may_be_stopped():
 
     parts = [silence(0.2), word, silence(0.24), word, silence(0.05), word, silence(0.12), word, silence(0.4)]
     speech = Speech(np.concatenate(parts), rate)
-    assert pauses(speech, 25) == [round(0.82 * 25), round(2.05 * 25)]  # the ends are none, nor is a closure of 50 ms
-    assert pauses(Speech(word, rate), 25) == [] == pauses(Speech(np.zeros(0, np.float32), rate), 25)
+    assert pause_frames(speech, 25) == [
+        round(0.82 * 25),
+        round(2.05 * 25),
+    ]  # the ends are none, nor is a closure of 50 ms
+    assert pause_frames(Speech(word, rate), 25) == [] == pause_frames(Speech(np.zeros(0, np.float32), rate), 25)
 
 
 def words_in(noise: np.ndarray) -> np.ndarray:
@@ -142,21 +148,21 @@ def words_in(noise: np.ndarray) -> np.ndarray:
 def test_a_segment_of_nothing_but_the_utterances_background_is_not_speech():
     noise = hiss(5.0, -40.0)
     alone = noise[round(2.5 * RATE) :]
-    ear = Activity()
+    ear = ActivityDetector()
     assert len(ear.from_sound(words_in(noise), RATE)) == 2
     assert len(ear.from_sound(alone, RATE)) == 0
 
 
 def test_a_loud_background_is_known_once_a_pause_has_let_it_be_heard():
     """14 dB below the voice, nearer than a segment by itself takes a background to be."""
-    noise, ear = hiss(5.0, -34.0), Activity()
+    noise, ear = hiss(5.0, -34.0), ActivityDetector()
     words = np.array([[0.4, 1.2], [1.6, 2.2]])
     assert len(ear.from_sound(words_in(noise), RATE)) > 2
     assert ear.from_sound(words_in(noise), RATE) == pytest.approx(words, abs=TOLERANCE_S)
 
 
 def test_speech_without_a_pause_is_still_speech_after_a_pause_has_told_the_background():
-    ear = Activity()
+    ear = ActivityDetector()
     ear.from_sound(np.concatenate([voice(0.5), silence(0.5)]) + hiss(1.0, -50.0), RATE)
     assert ear.from_sound(voice(1.0, -28.0) + hiss(1.0, -50.0), RATE) == pytest.approx(np.array([[0.0, 1.0]]), abs=0.05)
 
@@ -175,7 +181,7 @@ def coloured(seconds: float, level_db: float, power: float, seed: int = 0) -> np
 def test_a_first_segment_of_nothing_but_noise_is_not_speech_and_nothing_is_missed_then(level_db, power, seconds):
     noise = coloured(seconds + 2.5, level_db, power)
     first, rest = np.split(noise, [round(seconds * RATE)])
-    ear = Activity()
+    ear = ActivityDetector()
     assert len(ear.from_sound(silence(0.5), RATE)) == len(ear.from_sound(first, RATE)) == 0
     assert len(ear.from_sound(rest, RATE)) == 0
     heard = ear.from_sound(rest + voice(2.5), RATE)

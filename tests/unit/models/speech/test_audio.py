@@ -21,10 +21,10 @@ from models.speech.audio import (
     decode_audio,
     encode_audio,
     frame_start,
-    frames_over,
+    frames_covering,
     pad_to_frames,
     resample,
-    segments,
+    split_audio,
 )
 from models.types import SUPPORTED_FPS, Float32, Phoneme, Speech
 
@@ -215,7 +215,7 @@ def test_resampling_lets_no_alias_through() -> None:
 @given(st.integers(1, 200_000), st.sampled_from([8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000]))
 def test_frames_cover_the_samples_exactly(samples: int, rate_hz: int) -> None:
     for fps in SUPPORTED_FPS:
-        frames = frames_over(samples, rate_hz, fps)
+        frames = frames_covering(samples, rate_hz, fps)
         assert frame_start(frames - 1, rate_hz, fps) < samples <= frame_start(frames, rate_hz, fps)
         assert frame_start(frames, rate_hz, fps) == round(frames * rate_hz / fps)
 
@@ -270,10 +270,10 @@ def test_segments_are_whole_frames_under_the_cap_and_join_to_the_input(
     samples = np.concatenate(
         [np.append(noise.uniform(-0.5, 0.5, int(a * rate_hz)), np.zeros(int(b * rate_hz))) for a, b in words]
     ).astype(np.float32)
-    parts = segments(samples, rate_hz, fps, max_s)
+    parts = split_audio(samples, rate_hz, fps, max_s)
     joined = np.concatenate([part.samples for part in parts])
     np.testing.assert_array_equal(joined[: len(samples)], samples)
-    assert len(joined) == frame_start(frames_over(len(samples), rate_hz, fps), rate_hz, fps)
+    assert len(joined) == frame_start(frames_covering(len(samples), rate_hz, fps), rate_hz, fps)
     assert not joined[len(samples) :].any()
     starts = {frame_start(k, rate_hz, fps) for k in range(len(joined) * fps // rate_hz + 2)}
     assert set(accumulate(len(part.samples) for part in parts)) <= starts
@@ -292,7 +292,7 @@ def talk(rate_hz: int, *words_and_pauses: float) -> Float32:
 
 
 def test_cuts_fall_into_pauses() -> None:
-    parts = segments(talk(16_000, 2.0, 0.3, 4.0, 0.3, 5.0, 0.3, 3.0), 16_000, 25)
+    parts = split_audio(talk(16_000, 2.0, 0.3, 4.0, 0.3, 5.0, 0.3, 3.0), 16_000, 25)
     ends = list(accumulate(part.duration_s for part in parts))
     assert len(parts) == 4 and ends[3] == pytest.approx(14.92)
     assert 2.0 < ends[0] < 2.3, "the first segment is short, since a pause permits"
@@ -302,19 +302,19 @@ def test_cuts_fall_into_pauses() -> None:
 
 
 def test_without_an_early_pause_the_first_segment_is_not_torn_apart() -> None:
-    parts = segments(talk(16_000, 7.0), 16_000, 25)
+    parts = split_audio(talk(16_000, 7.0), 16_000, 25)
     assert [part.duration_s for part in parts] == [7.0]
-    parts = segments(talk(16_000, 5.0, 0.3, 4.0), 16_000, 25)
+    parts = split_audio(talk(16_000, 5.0, 0.3, 4.0), 16_000, 25)
     assert 5.0 < parts[0].duration_s < 5.3 and len(parts) == 2
 
 
 def test_no_segment_is_a_stub() -> None:
-    assert [part.duration_s for part in segments(talk(16_000, 1.0, 0.2, 0.1), 16_000, 25)] == [pytest.approx(1.32)]
-    assert min(part.duration_s for part in segments(talk(16_000, 8.1), 16_000, 25)) >= 0.5
+    assert [part.duration_s for part in split_audio(talk(16_000, 1.0, 0.2, 0.1), 16_000, 25)] == [pytest.approx(1.32)]
+    assert min(part.duration_s for part in split_audio(talk(16_000, 8.1), 16_000, 25)) >= 0.5
 
 
 def test_silence_alone_is_cut_by_length() -> None:
-    parts = segments(np.zeros(16_000 * 20, np.float32), 16_000, 25)
+    parts = split_audio(np.zeros(16_000 * 20, np.float32), 16_000, 25)
     assert sum(part.duration_s for part in parts) == 20.0
     assert all(part.duration_s <= 8.0 for part in parts)
 

@@ -1,9 +1,9 @@
-"""Offset: a whole utterance is moved by the same time, whatever its segments' lengths; nothing is lost between them."""
+"""LipOffset: a whole utterance is moved by the same time, whatever its segments' lengths; nothing is lost between them."""
 
 import numpy as np
 import pytest
 
-from models.speech.av_offset import Offset
+from models.speech.av_offset import LipOffset
 from models.types import Phoneme, Speech
 
 RATE = 16_000
@@ -18,7 +18,7 @@ def parts(lengths: list[int]) -> list[Speech]:
 @pytest.mark.parametrize("lengths", [[4000], [4000, 6000], [300, 500, 9000, 200, 5000]])
 @pytest.mark.parametrize("offset_s", [0.0, 0.04, 0.1, 0.2])
 def test_later_is_the_whole_utterance_with_silence_before_it(lengths, offset_s):
-    segments, offset = parts(lengths), Offset(offset_s)
+    segments, offset = parts(lengths), LipOffset(offset_s)
     heard = [offset(segment) for segment in segments]
     assert [len(segment.samples) for segment in heard] == lengths
     whole = np.concatenate([segment.samples for segment in segments])
@@ -28,7 +28,7 @@ def test_later_is_the_whole_utterance_with_silence_before_it(lengths, offset_s):
 
 def test_earlier_ends_each_segment_in_silence_since_the_next_is_not_known():
     first, second = parts([4000, 6000])
-    offset = Offset(-0.1)
+    offset = LipOffset(-0.1)
     heard = offset(first), offset(second)
     assert np.array_equal(heard[0].samples[:2400], first.samples[1600:]) and not heard[0].samples[2400:].any()
     assert np.array_equal(heard[1].samples[:4400], second.samples[1600:]) and len(heard[1].samples) == 6000
@@ -39,14 +39,14 @@ def test_earlier_ends_each_segment_in_silence_since_the_next_is_not_known():
 )
 def test_phonemes_move_along_and_what_leaves_the_segment_is_cut(offset_s, expected):
     speech = Speech(np.zeros(6400, np.float32), RATE, phonemes=(Phoneme("a", 0.0, 0.2), Phoneme("p", 0.2, 0.4)))
-    moved = Offset(offset_s)(speech).phonemes
+    moved = LipOffset(offset_s)(speech).phonemes
     assert [p.symbol for p in moved] == [symbol for symbol, _, _ in expected]
     assert [(p.start_s, p.end_s) for p in moved] == [pytest.approx(times) for _, *times in expected]
 
 
 def test_what_a_later_segment_has_no_room_for_is_said_at_the_start_of_the_next():
     said = (Phoneme("a", 0.0, 0.2), Phoneme("p", 0.2, 0.36), Phoneme("ɪ", 0.36, 0.4))
-    offset = Offset(0.1)
+    offset = LipOffset(0.1)
     first, second, third = (offset(Speech(np.zeros(6400, np.float32), RATE, phonemes=p)) for p in (said, (), ()))
     assert [p.symbol for p in first.phonemes] == ["a", "p"]
     assert [(p.symbol, p.start_s, p.end_s) for p in second.phonemes] == [
@@ -57,7 +57,7 @@ def test_what_a_later_segment_has_no_room_for_is_said_at_the_start_of_the_next()
 
 
 def test_an_offset_longer_than_a_segment_carries_its_phonemes_over_several():
-    offset, said = Offset(0.2), (Phoneme("m", 0.01, 0.04),)
+    offset, said = LipOffset(0.2), (Phoneme("m", 0.01, 0.04),)
     heard = [offset(Speech(np.zeros(800, np.float32), RATE, phonemes=p)) for p in (said, (), (), (), (), ())]  # 50 ms
     assert [[p.symbol for p in segment.phonemes] for segment in heard] == [[], [], [], [], ["m"], []]
     assert heard[4].phonemes[0].start_s == pytest.approx(0.01) and heard[4].phonemes[0].end_s == pytest.approx(0.04)

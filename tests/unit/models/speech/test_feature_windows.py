@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.speech.feature_windows import plosive_shifts, rest_window, rested
+from models.speech.feature_windows import blend_rest, plosive_shifts, rest_window
 from models.types import Phoneme
 
 FPS = 25
@@ -30,7 +30,7 @@ def test_the_rest_is_taken_from_the_silence_after_a_vowel():
 
 def test_long_silences_rest_and_speech_does_not():
     windows = numbered(150)  # 6 s
-    bent = rested(windows, REST, np.array([[1.0, 2.0], [4.0, 6.0]]), FPS, last=False)
+    bent = blend_rest(windows, REST, np.array([[1.0, 2.0], [4.0, 6.0]]), FPS, last=False)
     changed = (bent != windows).any((1, 2))
     times = (np.arange(150) + 0.5) / FPS
     silent = ((times > 0.3) & (times < 0.7)) | ((times > 2.3) & (times < 3.7))
@@ -40,15 +40,15 @@ def test_long_silences_rest_and_speech_does_not():
 
 def test_what_follows_the_last_segment_is_silent():
     windows, active = numbered(50), np.array([[0.0, 1.0]])
-    assert np.array_equal(rested(windows, REST, active, FPS, last=False)[43:], windows[43:])
-    assert np.all(rested(windows, REST, active, FPS, last=True)[38:] == 8.0)
+    assert np.array_equal(blend_rest(windows, REST, active, FPS, last=False)[43:], windows[43:])
+    assert np.all(blend_rest(windows, REST, active, FPS, last=True)[38:] == 8.0)
 
 
 def test_a_segment_of_silence_rests_and_short_pauses_are_left_alone():
     nothing = np.zeros((0, 2))
-    assert np.all(rested(numbered(50), REST, nothing, FPS, last=True)[13:] == 8.0)
+    assert np.all(blend_rest(numbered(50), REST, nothing, FPS, last=True)[13:] == 8.0)
     pause = numbered(50)
-    assert rested(pause, REST, np.array([[0.0, 0.9], [1.3, 2.0]]), FPS, last=True) is pause
+    assert blend_rest(pause, REST, np.array([[0.0, 0.9], [1.3, 2.0]]), FPS, last=True) is pause
 
 
 def spoken(*parts: tuple[str, float, float]) -> list[Phoneme]:

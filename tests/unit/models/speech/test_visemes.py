@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.speech.visemes import CLOSE, COLUMNS, JAW, REST, ROUNDING, TUCK, VISEMES, track_of, viseme_of
+from models.speech.visemes import CLOSE, COLUMNS, JAW, REST, ROUNDING, TUCK, VISEMES, mouth_track, viseme_of
 from models.types import WHISPER_HZ, Phoneme
 from training import augment
 from training.presenter import MOUTH, REST_MOUTH
@@ -38,7 +38,7 @@ def test_columns_and_rest_are_those_of_the_presenter() -> None:
 
 def test_frame_k_is_the_mouth_at_its_middle() -> None:
     # a vowel from 0.40 to 0.80 s: frames 10 to 19 at 25 fps lie inside, 14 and 15 on either side of its middle
-    jaw = track_of(said(("_", 0.4), ("ɑ", 0.4), ("_", 0.4)), 30).mouth[:, JAW]
+    jaw = mouth_track(said(("_", 0.4), ("ɑ", 0.4), ("_", 0.4)), 30).mouth[:, JAW]
     assert jaw[14] == pytest.approx(VISEMES["ɑ"][0], abs=0.01)
     assert jaw[14 - 3] == pytest.approx(jaw[15 + 3], abs=0.02)  # symmetric about 0.60 s
     assert np.abs(jaw[[0, 1, 29]]).max() < 0.01
@@ -46,7 +46,7 @@ def test_frame_k_is_the_mouth_at_its_middle() -> None:
 
 @pytest.mark.parametrize("stop", ["p", "b", "m"])
 def test_lips_close_at_stops_however_short(stop: str) -> None:
-    track = track_of(said(("ɑ", 0.3), (stop, 0.03), ("ɑ", 0.3)), 15)
+    track = mouth_track(said(("ɑ", 0.3), (stop, 0.03), ("ɑ", 0.3)), 15)
     (frame,) = track.closures
     assert frame == int(0.315 * 25)
     assert track.mouth[frame, CLOSE] == 1
@@ -55,19 +55,19 @@ def test_lips_close_at_stops_however_short(stop: str) -> None:
 
 def test_only_lip_sounds_close_or_tuck() -> None:
     for symbol in VISEMES:
-        mouth = track_of(said(("ɑ", 0.3), (symbol, 0.1), ("ɑ", 0.3)), 17).mouth
+        mouth = mouth_track(said(("ɑ", 0.3), (symbol, 0.1), ("ɑ", 0.3)), 17).mouth
         assert (mouth[:, CLOSE].max() == 1) == (symbol in "pbm"), symbol
         assert (mouth[:, TUCK].max() > 0.5) == (symbol in "fv"), symbol
 
 
 def test_pauses_are_silent_and_speech_is_not() -> None:
-    track = track_of(said(("_", 0.6), ("i", 0.4), ("_", 0.6)), 40)
+    track = mouth_track(said(("_", 0.6), ("i", 0.4), ("_", 0.6)), 40)
     assert track.silent[[5, 8, 33, 36]].all()
     assert not track.silent[15:25].any()
 
 
 def test_lips_round_before_the_vowel() -> None:
-    rounding = track_of(said(("i", 0.4), ("u", 0.4), ("i", 0.4)), 30).mouth[:, ROUNDING]
+    rounding = mouth_track(said(("i", 0.4), ("u", 0.4), ("i", 0.4)), 30).mouth[:, ROUNDING]
     middle = (np.arange(30) * rounding).sum() / rounding.sum()
     assert (middle + 0.5) / 25 == pytest.approx(0.6 - 0.03, abs=0.005)
 

@@ -7,7 +7,7 @@ from configs.schema import StitchConfig
 from deployments.stitch.pasting import mouth_of
 from deployments.stitch.utterance import LoadedAvatar
 from models.avatar.store import AvatarStore
-from models.speech.activity import Activity
+from models.speech.activity import ActivityDetector
 from models.stitch.mouth import Mouth
 from models.stitch.rest import Rest, RestSettings, own_mouth_rests
 from models.types import PreparedAvatar, Speech
@@ -185,5 +185,5 @@ def test_noise_and_nothing_do_not_make_the_mouth_flap():
     noise = (np.random.default_rng(3).normal(size=5 * 16_000) * 1e-3).astype(np.float32)
     for samples in (noise, np.zeros(5 * 16_000, np.float32)):
         rest = Rest(FPS)
-        rest.add(0, 5.0, Activity().from_sound(samples, 16_000), last=True)
+        rest.add(0, 5.0, ActivityDetector().from_sound(samples, 16_000), last=True)
         assert np.all(rest.weights(0, 125) == 0)

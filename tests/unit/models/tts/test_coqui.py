@@ -18,7 +18,7 @@ from models.runtime.registry import find_engine
 from models.speech.audio import encode_audio
 from models.tts import ENGINES
 from models.tts.coqui import XTTS, CoquiTTS
-from models.tts.pieces import LAST_PAUSE_S, LEAD_S
+from models.tts.streaming import LAST_PAUSE_S, LEAD_S
 
 VITS = "tts_models/en/vctk/vits"
 SECONDS_A_CHARACTER = 0.1

@@ -16,7 +16,7 @@ from models.runtime.registry import find_engine
 from models.speech.text import split_sentences
 from models.tts import hibari
 from models.tts.hibari import SAMPLE_RATE_HZ, HibariTTS, phoneme_times, trim, word_times
-from models.tts.pieces import LAST_PAUSE_S, LEAD_S, PAUSES_S, SILENCE_LEVEL, sounding
+from models.tts.streaming import LAST_PAUSE_S, LEAD_S, PAUSES_S, SILENCE_LEVEL, sound_bounds
 from models.types import Float32, Phoneme, Speech
 
 TWO = "Hello there, this is a map. Where does the path go?"
@@ -222,17 +222,17 @@ def test_voices_that_are_not_here_are_told_with_their_size(
     voice: HibariTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HIBARI_HOME", str(tmp_path))
-    lacking = voice.lacking()
-    assert set(lacking) == set(voice.voices()) - {"heart"}  # that one is in the wheel
-    assert all(6e6 < size < 10e6 for size in lacking.values())
+    missing_voices = voice.missing_voices()
+    assert set(missing_voices) == set(voice.voices()) - {"heart"}  # that one is in the wheel
+    assert all(6e6 < size < 10e6 for size in missing_voices.values())
     (tmp_path / VOICES["emma"]["file"]).write_bytes(b"as if fetched")
-    assert set(voice.lacking()) == set(lacking) - {"emma"}
+    assert set(voice.missing_voices()) == set(missing_voices) - {"emma"}
     assert len(list(tmp_path.iterdir())) == 1  # nothing was fetched
     monkeypatch.setattr("hibari.voices.BASE_URL", "http://127.0.0.1:9/")
-    for asked in (voice.fetch, lambda name: voice.speak("Hello.", name)):
+    for asked in (voice.fetch_voice, lambda name: voice.speak("Hello.", name)):
         with pytest.raises(WeightsError, match=r"'kore' could not be loaded.*use the voice 'heart'"):
             asked("kore")
-    voice.fetch("emma")  # it is here
+    voice.fetch_voice("emma")  # it is here
 
 
 def test_it_is_found_by_module_and_class() -> None:
@@ -247,7 +247,7 @@ def test_the_voice_says_when_each_word_is_heard(voice: HibariTTS) -> None:
     lengths = {word.text: word.end_s - word.start_s for word in speech.words}
     assert lengths["1984 —"] > 2 * lengths["in"] and lengths["$5.50"] > 3 * lengths["for"], "numbers are read out"
     assert all(a.end_s <= b.start_s + 1e-9 for a, b in zip(speech.words, speech.words[1:], strict=False))
-    begin, end = sounding(speech.samples, SAMPLE_RATE_HZ)
+    begin, end = sound_bounds(speech.samples, SAMPLE_RATE_HZ)
     assert speech.words[0].start_s == pytest.approx(begin / SAMPLE_RATE_HZ, abs=0.06)
     assert speech.words[-1].end_s == pytest.approx(end / SAMPLE_RATE_HZ, abs=0.06)
     for word in speech.words:  # each of them is louder than the silence around the sentence
@@ -262,7 +262,7 @@ def test_at_any_pace_the_first_word_begins_with_the_sound_and_the_last_ends_with
     """Within a frame of video. Slow speech runs ahead of its first duration: by 0.13 s at half the pace."""
     for text in ("Stop.", "Go back, please.", "Cats purr.", "Birds can sing."):
         (speech,) = voice.speak(text, speed=speed)
-        begin, end = (at / speech.sample_rate_hz for at in sounding(speech.samples, speech.sample_rate_hz))
+        begin, end = (at / speech.sample_rate_hz for at in sound_bounds(speech.samples, speech.sample_rate_hz))
         assert -0.045 <= speech.words[0].start_s - begin <= 0.001, text  # lips close before a stop is heard
         assert speech.words[-1].end_s == pytest.approx(end, abs=0.001), text
 

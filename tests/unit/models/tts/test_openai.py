@@ -16,7 +16,7 @@ import pytest
 
 from models.errors import BusyError, ConfigError, InputError, StageError, TextError
 from models.tts.openai import OpenAITTS
-from models.tts.pieces import LAST_PAUSE_S, LEAD_S
+from models.tts.streaming import LAST_PAUSE_S, LEAD_S
 from tests.unit.models.speech.test_audio import wav_bytes
 
 RATE = 24_000

@@ -12,7 +12,15 @@ import pytest
 from models.errors import CorruptError
 from models.weights import installed as weight_files
 from models.weights import manifest as weights
-from models.weights.installed import misplaced, move_home, read_lock, remember, sha256_of, state_of, states
+from models.weights.installed import (
+    file_state,
+    file_states,
+    find_misplaced,
+    move_into_place,
+    read_lock,
+    record_hash,
+    sha256_of,
+)
 from models.weights.manifest import HubFile, WebFile, WeightFile, WeightSet
 
 
@@ -50,7 +58,7 @@ def test_the_digest_is_sha256s_and_its_progress_adds_up(tmp_path: Path) -> None:
 
 def test_a_file_is_absent_partial_wrong_present_or_verified(tmp_path: Path) -> None:
     def state() -> tuple[bool, bool, bool, int]:
-        found = state_of(tmp_path, UNET, read_lock(tmp_path))
+        found = file_state(tmp_path, UNET, read_lock(tmp_path))
         return found.present, found.right_size, found.verified, found.part_bytes
 
     assert state() == (False, False, False, 0)
@@ -61,33 +69,33 @@ def test_a_file_is_absent_partial_wrong_present_or_verified(tmp_path: Path) -> N
     assert state() == (True, False, False, 0)
     put(tmp_path, "netV15/unet.pth", b"weights")
     assert state() == (True, True, False, 0)
-    remember(tmp_path, UNET, sha256(b"weights"))
+    record_hash(tmp_path, UNET, sha256(b"weights"))
     assert state() == (True, True, True, 0)
 
 
 def test_a_changed_file_is_verified_no_more(tmp_path: Path) -> None:
     path = put(tmp_path, "netV15/unet.pth", b"weights")
-    remember(tmp_path, UNET, sha256(b"weights"))
+    record_hash(tmp_path, UNET, sha256(b"weights"))
     path.write_bytes(b"WEIGHTS")
     os.utime(path, ns=(1, 1))
-    assert not state_of(tmp_path, UNET, read_lock(tmp_path)).verified
+    assert not file_state(tmp_path, UNET, read_lock(tmp_path)).verified
 
 
 def test_a_remembered_hash_that_is_not_the_manifests_verifies_nothing(tmp_path: Path) -> None:
     put(tmp_path, "netV15/unet.pth", b"WEIGHTS")
-    remember(tmp_path, UNET, sha256(b"WEIGHTS"))
-    assert not state_of(tmp_path, UNET, read_lock(tmp_path)).verified
+    record_hash(tmp_path, UNET, sha256(b"WEIGHTS"))
+    assert not file_state(tmp_path, UNET, read_lock(tmp_path)).verified
 
 
 def test_a_size_that_nobody_knows_is_right(tmp_path: Path) -> None:
     put(tmp_path, "sd-vae/vae.bin", b"any")
-    assert [state.right_size for state in states(tmp_path, [VAE, UNET])] == [True, False]
+    assert [state.right_size for state in file_states(tmp_path, [VAE, UNET])] == [True, False]
 
 
 def test_the_lock_file_remembers_each_file(tmp_path: Path) -> None:
     for file, data in ((UNET, b"weights"), (RESTORER, b"gan")):
         put(tmp_path, file.path, data)
-        remember(tmp_path, file, sha256(data))
+        record_hash(tmp_path, file, sha256(data))
     document = json.loads((tmp_path / "weights.lock.json").read_text())
     assert list(document["files"]) == ["GFPGAN.pth", "netV15/unet.pth"] and document["version"] == 1
     entry = read_lock(tmp_path)["netV15/unet.pth"]
@@ -120,8 +128,8 @@ def test_a_broken_lock_file_says_what_to_do(tmp_path: Path, text: str) -> None:
 )
 def test_a_file_in_a_wrong_place_is_found_and_moved(tmp_path: Path, file: WeightFile, place: str, data: bytes) -> None:
     found = put(tmp_path, place, data)
-    assert misplaced(tmp_path, file) == found
-    assert move_home(tmp_path, file, found) == tmp_path / file.path
+    assert find_misplaced(tmp_path, file) == found
+    assert move_into_place(tmp_path, file, found) == tmp_path / file.path
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file.path]
     assert (tmp_path / file.path).read_bytes() == data
     assert all(path == (tmp_path / file.path).parent for path in tmp_path.rglob("*") if path.is_dir()), "none is empty"
@@ -139,24 +147,24 @@ def test_what_is_not_surely_the_file_stays_where_it_is(
     tmp_path: Path, file: WeightFile, place: str, data: bytes
 ) -> None:
     put(tmp_path, place, data)
-    assert misplaced(tmp_path, file) is None
+    assert find_misplaced(tmp_path, file) is None
 
 
 def test_a_file_in_its_place_is_not_looked_for(tmp_path: Path) -> None:
     put(tmp_path, "netV15/netV15/unet.pth", b"weights")
     put(tmp_path, "netV15/unet.pth", b"weights")
-    assert misplaced(tmp_path, UNET) is None
+    assert find_misplaced(tmp_path, UNET) is None
 
 
 def test_a_file_that_is_at_home_elsewhere_is_not_taken(tmp_path: Path) -> None:
     """`musetalk/musetalk.json` and `musetalkV15/musetalk.json` have the same bytes: each keeps its own."""
     same = WeightFile("other/config.json", HubFile("owner/sd-vae", "config.json"), 2, sha256(b"{}"))
     put(tmp_path, "sd-vae/config.json", b"{}")
-    assert misplaced(tmp_path, same) is None
+    assert find_misplaced(tmp_path, same) is None
 
 
 def test_other_files_beside_a_moved_one_stay(tmp_path: Path) -> None:
     found = put(tmp_path, "netV15/netV15/unet.pth", b"weights")
     put(tmp_path, "netV15/netV15/notes.txt", b"mine")
-    move_home(tmp_path, UNET, found)
+    move_into_place(tmp_path, UNET, found)
     assert (tmp_path / "netV15" / "netV15" / "notes.txt").read_bytes() == b"mine"

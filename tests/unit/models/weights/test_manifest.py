@@ -18,11 +18,11 @@ from models.weights.manifest import (
     WebFile,
     all_files,
     find_set,
-    missing,
     missing_error,
-    names,
+    missing_files,
     remedy_for,
     select,
+    selection_names,
     set_of,
 )
 from models.weights.vae_files import VAE_WEIGHT_FILES, vae_files
@@ -93,7 +93,7 @@ def test_sizes_are_those_of_the_models() -> None:
 
 def test_each_set_names_a_stage_and_a_licence() -> None:
     assert all(entry.stage and entry.licence and entry.what for entry in SETS)
-    assert len(set(names())) == len(names())
+    assert len(set(selection_names())) == len(selection_names())
     assert sum(entry.size_bytes for entry in SETS) == pytest.approx(9.81e9, rel=0.001)
 
 
@@ -143,7 +143,7 @@ def test_every_file_of_the_manifest_is_its_own_sets() -> None:
 
 def test_missing_files_are_listed(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    assert missing([tmp_path / "a", str(tmp_path / "b"), tmp_path]) == [tmp_path / "b", tmp_path]
+    assert missing_files([tmp_path / "a", str(tmp_path / "b"), tmp_path]) == [tmp_path / "b", tmp_path]
 
 
 def test_the_error_names_file_stage_and_command() -> None:

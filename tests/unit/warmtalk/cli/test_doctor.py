@@ -230,7 +230,7 @@ def test_production_weights_are_shown_as_absent_partial_wrong_and_verified(tmp_p
     (tmp_path / "net" / "net.json").write_bytes(b"{}")
     assert found() == (True, "0.0 MB, sha256 not verified yet")
     for file in NET.files:
-        weight_files.remember(tmp_path, file, hashlib.sha256((tmp_path / file.path).read_bytes()).hexdigest())
+        weight_files.record_hash(tmp_path, file, hashlib.sha256((tmp_path / file.path).read_bytes()).hexdigest())
     assert found() == (True, "0.0 MB, sha256 verified")
     (tmp_path / weight_files.LOCK_NAME).write_text("{")
     ok, text = found()

@@ -9,7 +9,7 @@ import pytest
 from deployments.common.messages import SpeakEvent
 from models.errors import AudioError
 from models.recognition.base import Transcript
-from models.speech.audio import decode_audio, pcm_file
+from models.speech.audio import decode_audio, wav_from_pcm
 from tests.support.ingress import SUMMARY, Handle
 from tests.unit.deployments.ingress.websocket.test_connection import events_of
 
@@ -115,7 +115,7 @@ def test_raw_pcm_is_a_recording_too(socket_of, mode):
 
 
 def test_half_a_sample_is_left_out():
-    with wave.open(io.BytesIO(pcm_file(b"\1\2\3", 8000))) as file:
+    with wave.open(io.BytesIO(wav_from_pcm(b"\1\2\3", 8000))) as file:
         assert (file.getnframes(), file.getframerate(), file.readframes(9)) == (1, 8000, b"\1\2")
 
 

@@ -31,7 +31,7 @@ def pause_after(text: str) -> float:
     return PAUSES_S.get(mark, CUT_PAUSE_S)
 
 
-def sounding(samples: Float32, sample_rate_hz: int) -> tuple[int, int]:
+def sound_bounds(samples: Float32, sample_rate_hz: int) -> tuple[int, int]:
     """First and one past the last sample louder than SILENCE_LEVEL, in blocks of 10 ms; (0, 0) where all is silent."""
     block = sample_rate_hz // 100
     blocks = samples[: len(samples) // block * block].reshape(-1, block)
@@ -39,7 +39,7 @@ def sounding(samples: Float32, sample_rate_hz: int) -> tuple[int, int]:
     return (int(loud[0]) * block, (int(loud[-1]) + 1) * block) if len(loud) else (0, 0)
 
 
-def pieces(
+def speech_pieces(
     blocks: Iterable[Float32], sample_rate_hz: int, text: str, last: bool, speed: float = 1.0, stream: bool = True
 ) -> Iterator[Speech]:
     """Yield the sound of one sentence as one Speech, or with `stream` as several, each as soon as its sound is there.
@@ -54,7 +54,7 @@ def pieces(
     for block in blocks:
         held = np.concatenate([held, np.clip(np.nan_to_num(block), -1.0, 1.0).astype(np.float32)])
         if not begun:
-            begin, end = sounding(held, sample_rate_hz)
+            begin, end = sound_bounds(held, sample_rate_hz)
             if begin == end:
                 continue
             held, begun = _with_lead(held, begin, sample_rate_hz), True
@@ -76,7 +76,7 @@ def _with_lead(samples: Float32, begin: int, sample_rate_hz: int) -> Float32:
 
 def _with_pause(samples: Float32, pause_s: float, sample_rate_hz: int) -> Float32:
     """The samples with `pause_s` of silence behind their last sound, faded out; at least one sample."""
-    _, end = sounding(samples, sample_rate_hz)
+    _, end = sound_bounds(samples, sample_rate_hz)
     stop = max(end + round(pause_s * sample_rate_hz), 1)
     kept = np.pad(samples[:stop], (0, max(stop - len(samples), 0)))
     fade = min(round(FADE_S * sample_rate_hz), len(kept))

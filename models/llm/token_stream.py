@@ -16,7 +16,7 @@ _OPENING, _CLOSING = "<think>", "</think>"
 _TAG = re.compile(f"{_OPENING}|{_CLOSING}")
 
 
-async def pieces(tokens: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+async def speakable_pieces(tokens: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     """Yield sentences as soon as they are whole; of a long first one, its first clause.
 
     A line break ends a piece, too: list items and headings have no full stop. Nothing but white space is lost.
@@ -89,7 +89,7 @@ def _partial_tag(text: str) -> int:
     return next((n for n in range(len(_CLOSING) - 1, 0, -1) if text.endswith((_OPENING[:n], _CLOSING[:n]))), 0)
 
 
-async def readable(tokens: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+async def without_unprintable(tokens: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     """The tokens without control characters; halves of a character that come in two of them are joined.
 
     JSON may hold a half by itself ("\\ud83d"), which neither a file nor an answer in UTF-8 can.

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from models.llm.pieces import FIRST_CLAUSE_CHARS, pieces, readable, without_thoughts
+from models.llm.token_stream import FIRST_CLAUSE_CHARS, speakable_pieces, without_thoughts, without_unprintable
 
 
 async def stream(tokens):
@@ -14,7 +14,7 @@ async def stream(tokens):
 
 
 async def cut(*tokens: str) -> list[str]:
-    return [piece async for piece in pieces(stream(tokens))]
+    return [piece async for piece in speakable_pieces(stream(tokens))]
 
 
 async def shown(*tokens: str) -> str:
@@ -35,7 +35,7 @@ async def test_a_sentence_is_given_out_as_soon_as_the_next_one_begins():
         given.append(list(heard))
 
     heard: list[str] = []
-    async for piece in pieces(tokens()):
+    async for piece in speakable_pieces(tokens()):
         heard.append(piece)
     assert given == [[], ["It is done."]] and heard == ["It is done.", "Next"]
 
@@ -103,13 +103,13 @@ async def test_halves_of_a_character_are_joined_and_what_no_screen_shows_goes():
     text = "a😀b\x1b[2Jc\x00\nd\u202ee"
     halves = [text[0], "\ud83d", "\ude00", text[2:]]
     for tokens in ([text], halves, [*"a\ud83d\ude00b\x1b[2Jc\x00\nd\u202ee"]):
-        assert "".join([t async for t in readable(stream(tokens))]) == "a😀b[2Jc\nde"
-    assert "".join([t async for t in readable(stream(["a\ude00", "\ud83db\ud83d"]))]) == "ab"
+        assert "".join([t async for t in without_unprintable(stream(tokens))]) == "a😀b[2Jc\nde"
+    assert "".join([t async for t in without_unprintable(stream(["a\ude00", "\ud83db\ud83d"]))]) == "ab"
 
 
 async def test_blanks_without_end_are_not_looked_at_again_and_again():
     begin_s = time.thread_time()
-    assert [piece async for piece in pieces(stream(["Hello", *["    "] * 4000, "there. ", *["\t "] * 4000]))] == [
-        "Hello there."
-    ]
+    assert [
+        piece async for piece in speakable_pieces(stream(["Hello", *["    "] * 4000, "there. ", *["\t "] * 4000]))
+    ] == ["Hello there."]
     assert time.thread_time() - begin_s < 1.0  # with the square of their number: 10 s
