@@ -6,7 +6,7 @@ TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by
 TEST_WORKERS ?= 2
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup demo serve test check format bench bench-embedded bench-quality bench-live profile doctor clean
+.PHONY: help setup demo serve test check format docs bench bench-embedded bench-quality bench-live profile doctor clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' $(MAKEFILE_LIST) | sed -E 's/:.*# /\t/' | expand -t 18
@@ -66,6 +66,10 @@ bench-live: setup # live sessions: first frame, joins, interruption, idle viewer
 bench-quality: setup # how real the mouth looks: the embedded default, and a clip whose motion is known
 	$(PY) -m benchmarks.quality
 	$(PY) -m benchmarks.side_by_side -o out/manual_vs_ours.png
+
+docs: .venv/ready # generate the reference pages and build the documentation into out/site
+	$(PY) docs/generate.py
+	$(PY) -m mkdocs build --strict --quiet
 
 profile: setup # p50/p95 of every stage, batch throughput, memory
 	.venv/bin/warmtalk profile --json out/profile.json

@@ -1,9 +1,9 @@
-/** Calls of the server. Every failure is a `Failure` with a sentence and a remedy. Knows nothing of the page. */
+/** Requests to the server. Every failure is a `Failure` with a message and a remedy. */
 
 const ROOT = new URL(".", document.baseURI);
 const TIMEOUT_MS = 20_000;
 
-/** The absolute address of a path of this server, wherever it is mounted. */
+/** The absolute URL of a path on this server, whatever prefix it is mounted under. */
 export const address = (path, query = {}) => {
   const url = new URL(path.replace(/^\//, ""), ROOT);
   for (const [key, value] of Object.entries(query)) if (value !== undefined && value !== null && value !== "") url.searchParams.set(key, value);
@@ -11,18 +11,18 @@ export const address = (path, query = {}) => {
 };
 
 export class Failure extends Error {
-  /** status: 0 where no answer came. */
+  /** status: HTTP status, 0 if there was no response. */
   constructor(message, remedy = "", code = "unreachable", status = 0) {
     super(message);
     Object.assign(this, { remedy, code, status });
   }
-  /** Whether the same request may succeed a little later. */
+  /** Whether the same request may succeed later. */
   get passing() {
     return this.status === 0 || this.status === 429 || this.status === 502 || this.status === 503 || this.status === 504;
   }
 }
 
-/** What an answer that is not ok says, as a Failure. */
+/** The error of a response that is not ok, as a Failure. */
 export async function failureOf(answer) {
   try {
     const { error } = await answer.json();
@@ -32,19 +32,19 @@ export async function failureOf(answer) {
   }
 }
 
-/** What to do where the server wants a key: `ask` resolves when it has one. Set by the page. */
-export const door = { ask: null };
+/** Set by the page: `ask` shows the sign-in dialog and resolves after sign-in. */
+export const auth = { ask: null };
 
-/** An answer whose status is ok, after the viewer was let in if need be. Throws Failure; AbortError where `signal` aborts. */
-export const request = (path, options = {}) => (path === "login" ? attempt(path, options) : admitted(() => attempt(path, options)));
+/** A response whose status is ok; signs in first if needed. Throws Failure, or AbortError if `signal` aborts. */
+export const request = (path, options = {}) => (path === "login" ? attempt(path, options) : withAuth(() => attempt(path, options)));
 
-/** What `call` gives; where it is refused for want of a key, what it gives once the viewer was let in. */
-export async function admitted(call) {
+/** Run `call`; if it fails with 401, sign in and run it again. */
+export async function withAuth(call) {
   try {
     return await call();
   } catch (failure) {
-    if (failure.status !== 401 || !door.ask) throw failure;
-    await door.ask();
+    if (failure.status !== 401 || !auth.ask) throw failure;
+    await auth.ask();
     return call();
   }
 }
@@ -57,8 +57,8 @@ async function attempt(path, { query, timeout = TIMEOUT_MS, signal, ...init }) {
     answer = await fetch(address(path, query), { ...init, signal: signals.length ? AbortSignal.any(signals) : undefined });
   } catch (error) {
     if (signal?.aborted) throw error;
-    if (limit?.aborted) throw new Failure("The server does not answer.", "It may be busy: try again in a moment.");
-    throw new Failure("The server cannot be reached.", "Check the connection. The page tries again by itself.");
+    if (limit?.aborted) throw new Failure("The server does not answer.", "It may be busy. Try again in a moment.");
+    throw new Failure("The server cannot be reached.", "Check your connection.");
   }
   if (!answer.ok) throw await failureOf(answer);
   return answer;
@@ -71,7 +71,7 @@ export const postJson = async (path, body, options = {}) =>
 
 export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Pauses that double from `first` to `last` milliseconds, with jitter, so that pages do not come back in step. */
+/** Exponential backoff from `first` to `last` milliseconds, with jitter. */
 export class Backoff {
   constructor(first = 500, last = 8000) {
     Object.assign(this, { first, last, next: first });

@@ -1,6 +1,6 @@
-/** The chat page: binds the live picture, the conversation, the microphone and the settings to one session. */
+/** The chat page: connects the live video, the conversation, the microphone and the settings of one session. */
 
-import { address, door, getJson, postJson, request } from "./api.js";
+import { address, auth, getJson, postJson, request } from "./api.js";
 import { Conversation } from "./conversation.js";
 import { Key } from "./key.js";
 import { draw, follow, making } from "./latency.js";
@@ -8,18 +8,18 @@ import { Listening } from "./listening.js";
 import { LivePlayer } from "./live.js";
 import { Replay } from "./replay.js";
 import { Settings } from "./settings.js";
-import { Still } from "./last-frame.js";
+import { LastFrame } from "./last-frame.js";
 import { Captions } from "./stream-events.js";
-import { Veil } from "./status-overlay.js";
-import { wrong } from "./form-error.js";
+import { StatusOverlay } from "./status-overlay.js";
+import { showFormError } from "./form-error.js";
 
 const $ = (id) => document.getElementById(id);
-const NEAR = 400; // characters that a message still has room for: from here on it is told
-const UNDERSTOOD_MS = 60_000; // a recording of two minutes takes a busy CPU that long
+const COUNTDOWN_CHARS = 400; // remaining characters are shown below this number
+const TRANSCRIPTION_TIMEOUT_MS = 60_000; // two minutes of audio on a busy CPU
 const video = $("video");
 const player = new LivePlayer(video, new URLSearchParams(location.search).get("via"));
-const still = new Still(video, $("still"));
-const veil = new Veil();
+const lastFrame = new LastFrame(video, $("last-frame"));
+const overlay = new StatusOverlay();
 const captions = new Captions(video);
 const conversation = new Conversation();
 const settings = new Settings();
@@ -29,15 +29,15 @@ const key = new Key({
   send: (value) => request("login", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ key: value }) }),
   forget: () => request("login", { method: "DELETE" }),
 });
-door.ask = () => key.ask();
+auth.ask = () => key.ask();
 const page = { session: "", live: false, seen: false, ended: false, job: "done", captions: true, hears: false };
 
-// --- the session: one a tab
+// --- the session: one per tab
 
 const ID = /^[a-z0-9_-]{1,64}$/;
 const newId = () => `web-${crypto.getRandomValues(new Uint32Array(2)).reduce((text, n) => text + n.toString(36), "")}`.slice(0, 24);
 
-/** Hold the id for as long as the tab lives: a duplicated tab has the same sessionStorage, and must not share it. */
+/** Lock the id while the tab is open: a duplicated tab has the same sessionStorage and must not share the session. */
 const hold = (id) =>
   new Promise((resolve) => {
     if (!navigator.locks) return resolve(true);
@@ -48,7 +48,7 @@ const hold = (id) =>
   });
 
 async function openSession(id) {
-  const named = id ? undefined : ID.exec(new URLSearchParams(location.search).get("session") ?? "")?.[0]; // it becomes part of addresses
+  const named = id ? undefined : ID.exec(new URLSearchParams(location.search).get("session") ?? "")?.[0]; // it becomes part of URLs
   let session = id ?? named ?? sessionStorage.getItem("warmtalk-session") ?? newId();
   if (session !== named && !(await hold(session))) {
     session = newId();
@@ -72,24 +72,24 @@ async function openSession(id) {
   await conversation.open(session);
 }
 
-/** Have the server know the session, with the chosen avatar; one that it knows already keeps its own. */
+/** Create the session on the server with the chosen avatar; an existing session keeps its own avatar. */
 async function ensure(session) {
   const body = { session_id: session, ...(settings.avatar && { avatar_id: settings.avatar }) };
   try {
     const { avatar_id: face } = await postJson("sessions", body);
-    still.of(face, address(`avatars/${face}/poster.jpg`));
+    lastFrame.of(face, address(`avatars/${face}/poster.jpg`));
   } catch (failure) {
     if (failure.code === "avatar_not_found") settings.forgetAvatar();
     if (failure.status !== 409 && failure.code !== "bad_input") throw failure;
   }
 }
 
-/** Another chat. What this one still says is for nobody any more; a named session may have other viewers. */
+/** Start a new chat and interrupt this one, unless it is a named session, which may have other viewers. */
 function fresh() {
   const here = new URL(location.href);
   if (here.searchParams.has("session")) {
     here.searchParams.delete("session");
-    history.replaceState(null, "", here); // a reload stays in the new one
+    history.replaceState(null, "", here); // a reload stays in the new session
   } else if (page.job !== "done") request(`sessions/${page.session}/interrupt`, { method: "POST" }).catch(() => {});
   return openSession(newId());
 }
@@ -108,27 +108,27 @@ function show() {
   $("caption-text").textContent = text;
   offer("unmute", video.muted && page.live && !page.chose, "mute");
   $("mute").setAttribute("aria-pressed", String(video.muted));
-  name("mute", video.muted ? "Sound is off: turn it on" : "Sound is on: turn it off");
+  name("mute", video.muted ? "Turn sound on" : "Turn sound off");
   $("mute-icon").setAttribute("href", `web/icons.svg#${video.muted ? "muted" : "sound"}`);
 }
 
-/** Name a button that shows a picture alone: for who hears it, and for who points at it. */
+/** Set the accessible name and the tooltip of an icon button. */
 const name = (id, words) => ["aria-label", "title"].forEach((attribute) => $(id).setAttribute(attribute, words));
 
-/** Show a button, or hide it; who stands on it with the keyboard is not left nowhere. */
+/** Show or hide a button; if it had the keyboard focus, move the focus to `next`. */
 function offer(id, on, next) {
   const stood = !on && $(id).matches(":focus-visible");
   $(id).hidden = !on;
   if (stood) $(next).focus();
 }
 
-/** Say what the keys do now, or how much more fits into the message. */
+/** Show what the keys do, or how many characters are left. */
 function hint() {
   const left = $("message").maxLength - $("message").value.length;
-  const near = !listening.on && left <= NEAR;
-  const recording = listening.handsFree ? "A pause ends your turn. Esc stops listening." : "Enter sends the recording, Esc discards it.";
-  const room = left ? `Room for ${left < 50 ? left : `about ${Math.floor(left / 50) * 50}`} more characters.` : `A message has room for ${$("message").maxLength} characters: no more was taken.`;
-  const words = near ? room : listening.on ? recording : "Enter sends, Shift + Enter makes a new line, Esc interrupts.";
+  const near = !listening.on && left <= COUNTDOWN_CHARS;
+  const recording = listening.handsFree ? "A pause ends your turn. Esc to stop listening" : "Enter to send the recording, Esc to discard it";
+  const room = left ? `${left < 50 ? left : `About ${Math.floor(left / 50) * 50}`} characters left` : `Maximum length of ${$("message").maxLength} characters reached`;
+  const words = near ? room : listening.on ? recording : "Enter to send, Shift + Enter for a new line, Esc to interrupt";
   $("hint").classList.toggle("now", near);
   if ($("hint").textContent !== words) $("hint").textContent = words;
 }
@@ -145,19 +145,19 @@ player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {
   page.live = state === "live";
   page.seen ||= page.live;
   page.ended = state === "ended";
-  if (page.live || page.ended) replay.look(page.session); // else the server may not know it yet
-  if (state === "connecting") veil.connecting();
+  if (page.live || page.ended) replay.look(page.session); // before that, the server may not know the session
+  if (state === "connecting") overlay.connecting();
   if (state === "lost") {
-    if (failure) veil.lost(failure, retryMs);
-    else veil.again();
+    if (failure) overlay.lost(failure, retryMs);
+    else overlay.again();
     $("screen").dataset.state = "lost";
   }
   if (page.ended) {
     if (listening.on) listening.finish(false);
     const typed = $("composer").contains(document.activeElement);
-    veil.ended();
+    overlay.ended();
     $("screen").dataset.state = "lost";
-    if (typed) $("fresh-here").focus(); // where one typed nothing can be typed any more
+    if (typed) $("fresh-here").focus(); // the message field is disabled now
   }
   show();
 });
@@ -175,19 +175,19 @@ conversation.addEventListener("job", ({ detail: job }) => {
   page.job = job.status;
   page.key = job.key;
   page.chat = job.chat;
-  const drawn = "making" in $("latency").dataset && !job.done; // by what the stream tells, which is newer
+  const drawn = "making" in $("latency").dataset && !job.done; // live events are newer than the job's status
   draw(drawn ? { first_frame_ms: job.latency?.first_frame_ms } : job.latency, job.of);
   show();
 });
-player.addEventListener("told", ({ detail: { kind, message, offset } }) => {
-  if (kind === "caption") captions.tell(message, offset);
-  if (kind === "ended" && ["reset", "removed", "expired"].includes(message.reason)) conversation.open(page.session); // it was emptied
-  if (kind === "making") making({ ...message, first_frame_ms: page.chat ? 0 : message.ttff_ms }, page.key); // a chat's waits for its model, too
+player.addEventListener("stream-event", ({ detail: { kind, message, offset } }) => {
+  if (kind === "caption") captions.add(message, offset);
+  if (kind === "ended" && ["reset", "removed", "expired"].includes(message.reason)) conversation.open(page.session); // its history is gone
+  if (kind === "making") making({ ...message, first_frame_ms: page.chat ? 0 : message.ttff_ms }, page.key); // in a chat, time to first frame includes the language model
 });
-player.addEventListener("leaving", () => still.hold());
-player.addEventListener("anew", () => {
+player.addEventListener("source-changing", () => lastFrame.hold());
+player.addEventListener("source-changed", () => {
   captions.clear();
-  still.release();
+  lastFrame.release();
 });
 captions.addEventListener("change", () => {
   conversation.mark(captions.now.sentence);
@@ -195,12 +195,12 @@ captions.addEventListener("change", () => {
 });
 conversation.addEventListener("sent", () => {
   notice("");
-  if (!page.chose) unmute(); // sending is a gesture, too: the answer should be heard
+  if (!page.chose) unmute(); // sending counts as a user gesture, so sound may be turned on
 });
 
 // --- sound
 
-/** Only after a gesture: browsers start a page silently. */
+/** Needs a user gesture: browsers start pages muted. */
 async function unmute(muted = false) {
   page.chose = true;
   video.muted = muted;
@@ -264,10 +264,10 @@ document.addEventListener("keydown", (event) => {
 
 let turns = Promise.resolve();
 
-/** Chat understands a recording where the server can; else, and to be said as it is, it moves the face directly. */
+/** In chat mode, transcribe a recording if the server can. Otherwise the recording itself moves the face. */
 function recorded({ seconds, body }) {
   if (mode() === "chat" && page.hears) {
-    turns = turns.then(() => conversation.hear(() => understood(body), settings.speech)).then(heard); // in the order in which they were said
+    turns = turns.then(() => conversation.hear(() => understood(body), settings.speech)).then(heard); // in order
     return;
   }
   const { enhance } = settings.speech;
@@ -278,7 +278,7 @@ async function understood(body) {
   const form = new FormData();
   form.append("file", body, "recording.wav");
   try {
-    return (await (await request("v1/audio/transcriptions", { method: "POST", body: form, timeout: UNDERSTOOD_MS })).json()).text;
+    return (await (await request("v1/audio/transcriptions", { method: "POST", body: form, timeout: TRANSCRIPTION_TIMEOUT_MS })).json()).text;
   } catch (failure) {
     if (failure.code === "not_configured") explain((page.hears = false));
     throw failure;
@@ -286,24 +286,24 @@ async function understood(body) {
 }
 
 function heard(words) {
-  if (words === "" && !listening.on) notice("No words were heard.", "Speak up a little, closer to the microphone.");
+  if (words === "" && !listening.on) notice("No speech recognized.", "Speak louder or closer to the microphone.");
 }
 
-/** Say what becomes of words in this mode. */
+/** Describe the current mode. */
 function explain() {
   const chat = mode() === "chat";
-  const answered = page.hears ? "Answered, typed or spoken." : "Typed words are answered: this server understands no speech.";
-  $("mode-hint").textContent = chat ? answered : "Said as it is; what you record in your own voice.";
-  name("mic", `Record your voice: it ${chat && page.hears ? "is understood and answered" : "moves the face"}`);
-  const words = chat ? "Message" : "Words to be said as they are";
+  const answered = page.hears ? "Type or speak; the presenter answers." : "The presenter answers typed messages. Speech recognition is off.";
+  $("mode-hint").textContent = chat ? answered : "The presenter repeats your text or recording.";
+  name("mic", chat && page.hears ? "Record a message" : "Record your voice for the presenter");
+  const words = chat ? "Message" : "Text to say";
   $("message").placeholder = words;
   $("message-label").textContent = words;
 }
 
 for (const radio of document.querySelectorAll("[name=mode]")) radio.addEventListener("change", explain);
 listening.addEventListener("recorded", ({ detail }) => recorded(detail));
-listening.addEventListener("begins", () => interrupt());
-listening.addEventListener("trouble", ({ detail: { title, text } }) => notice(title, text));
+listening.addEventListener("turn-started", () => interrupt());
+listening.addEventListener("error", ({ detail: { title, text } }) => notice(title, text));
 
 // --- the rest of the page
 
@@ -332,24 +332,24 @@ $("notice-close").addEventListener("click", () => notice(""));
 $("fresh").addEventListener("click", fresh);
 $("fresh-here").addEventListener("click", async () => {
   await fresh();
-  $("message").focus(); // the button is gone
+  $("message").focus(); // the button is hidden now
 });
-$("open-settings").addEventListener("click", () => replay.look(page.session)); // what can be downloaded by now
+$("open-settings").addEventListener("click", () => replay.look(page.session)); // update what can be downloaded
 conversation.addEventListener("fresh", fresh);
 settings.addEventListener("avatar", fresh);
 $("remove").addEventListener("click", () => {
-  $("sure").returnValue = "";
-  $("sure").showModal();
+  $("confirm-delete").returnValue = "";
+  $("confirm-delete").showModal();
 });
-$("sure").addEventListener("close", async () => {
-  if ($("sure").returnValue !== "delete") return;
-  wrong("chat-error");
+$("confirm-delete").addEventListener("close", async () => {
+  if ($("confirm-delete").returnValue !== "delete") return;
+  showFormError("chat-error");
   try {
     await request(`sessions/${page.session}`, { method: "DELETE" });
     $("settings").close();
     await fresh();
   } catch (failure) {
-    wrong("chat-error", `It was not deleted. ${failure.message} ${failure.remedy}`);
+    showFormError("chat-error", `Not deleted. ${failure.message} ${failure.remedy}`);
   }
 });
 $("settings").addEventListener("close", () => $("open-settings").focus());

@@ -1,9 +1,9 @@
-/** The messages on the page, and the way of each to its answer. Knows nothing of video. */
+/** The messages on the page, and the requests that answer them. */
 
 import { Backoff, Failure, getJson, pause, postJson } from "./api.js";
 
 const POLL_MS = 500;
-const TAGS = { mic: "moves the face", sound: "said as it is", heard: "spoken" }; // by how a message came
+const TAGS = { mic: "recording", sound: "say", heard: "spoken" }; // by how a message was sent
 const $ = (id) => document.getElementById(id);
 
 const element = (tag, name = "", text = "") => Object.assign(document.createElement(tag), { className: name, textContent: text });
@@ -16,7 +16,7 @@ const icon = (name) => {
   return svg;
 };
 
-/** Three dots that move; read aloud as `words`. */
+/** Animated dots; screen readers read `words`. */
 const typing = (words) => {
   const dots = element("span", "typing");
   dots.append(element("i"), element("i"), element("i"), element("span", "visually-hidden", words));
@@ -24,16 +24,16 @@ const typing = (words) => {
 };
 
 /**
- * Events: "job" {status, key, chat, latency, of, done} whenever something changes, "sent" when a message leaves, "fresh" when
- * another chat is wanted. `status`, `key` and `chat`, whether a model answers it, are those of the message that is
- * furthest; `latency` and `done` are `of`'s.
+ * Events: "job" {status, key, chat, latency, of, done} whenever a job changes, "sent" when a message is sent, "fresh" when the
+ * user asks for a new chat. `status`, `key` and `chat` (whether a language model answers) describe the most advanced job;
+ * `latency` and `done` describe the job of bubble `of`.
  */
 export class Conversation extends EventTarget {
   #log = $("log");
   #session = "";
-  #jobs = new Map(); // bubble → the latest that is known of its job
-  #heard = ""; // the sentence that is heard now
-  #stays = true; // at the latest words, also when there is less room for them
+  #jobs = new Map(); // bubble → latest status of its job
+  #heard = ""; // the sentence being spoken
+  #stays = true; // scrolled to the end
 
   constructor() {
     super();
@@ -44,7 +44,7 @@ export class Conversation extends EventTarget {
   /** Show another session's messages. */
   async open(session) {
     this.#session = session;
-    this.#jobs.clear(); // those that go on are of another chat
+    this.#jobs.clear(); // running jobs belong to the previous session
     this.#changed();
     this.#log.replaceChildren($("empty"));
     $("empty").hidden = false;
@@ -53,14 +53,14 @@ export class Conversation extends EventTarget {
     for (const { role, content } of messages) this.#bubble(role === "user" ? "user" : "presenter", content);
   }
 
-  /** Mark the sentence that is heard now; "" for none. */
+  /** Highlight the sentence being spoken; "" for none. */
   mark(sentence) {
     if (sentence === this.#heard) return;
     this.#heard = sentence;
     for (const [bubble, job] of this.#jobs) if (job.reply) this.#show(bubble, job);
   }
 
-  /** A message to be answered: POST /chat, then GET /status until it is done. */
+  /** Send a message: POST /chat, then poll GET /status until it is done. */
   async ask(message, options, symbol = "") {
     const bubble = this.#begin(message, symbol);
     try {
@@ -73,20 +73,20 @@ export class Conversation extends EventTarget {
     }
   }
 
-  /** A text to be said as it is: POST /speak. */
+  /** Speak a text without an answer: POST /speak. */
   async say(text, options) {
     await this.#speak(text, "", (session) => postJson("speak", { text, session_id: session, ...options }, { timeout: 0 }));
   }
 
-  /** A recording to be said. send(session) → the summary of POST /speak/audio. */
+  /** Play a recording through the face. send(session) → the summary of POST /speak/audio. */
   async record(seconds, send) {
     await this.#speak(`Recording, ${seconds.toFixed(1)} s`, "mic", send);
   }
 
-  /** A recording to be understood and answered. understood() → its words. Returns them; "" where there are none. */
+  /** Transcribe a recording and answer it. understood() → its text. Returns the text, "" if there was no speech. */
   async hear(understood, options) {
     const mine = this.#bubble("user", "");
-    mine.append(typing("Your words are being understood"));
+    mine.append(typing("Transcribing"));
     this.#changed(mine, { status: "thinking" });
     this.dispatchEvent(new Event("sent"));
     let words = null;
@@ -95,7 +95,7 @@ export class Conversation extends EventTarget {
     } catch (failure) {
       this.#fail(mine, failure, () => this.hear(understood, options));
     }
-    const elsewhere = !mine.isConnected && words !== null; // another chat is shown: what was said is not for it
+    const elsewhere = !mine.isConnected && words !== null; // the page shows another session now
     mine.remove();
     this.#end(mine);
     if (elsewhere) return null;
@@ -129,7 +129,7 @@ export class Conversation extends EventTarget {
     }
     const bubble = this.#bubble("presenter", "");
     bubble.append(typing("The presenter is thinking"));
-    bubble.setAttribute("aria-busy", "true"); // read aloud once, when it is whole
+    bubble.setAttribute("aria-busy", "true"); // screen readers read it once, when it is complete
     this.#changed(bubble, { status: "thinking" });
     this.dispatchEvent(new Event("sent"));
     return bubble;
@@ -141,7 +141,7 @@ export class Conversation extends EventTarget {
     this.#changed();
   }
 
-  /** Poll a job to its end. A server that is away for a while is waited for: jobs outlive it. */
+  /** Poll a job until it ends. Keeps polling while the server restarts: jobs survive a restart. */
   async #follow(id, bubble) {
     const backoff = new Backoff(POLL_MS);
     while (bubble.isConnected) {
@@ -175,19 +175,19 @@ export class Conversation extends EventTarget {
   }
 
   #fail(bubble, failure, again) {
-    if (!bubble.isConnected) return; // another chat is shown
+    if (!bubble.isConnected) return; // the page shows another session now
     if (bubble.querySelector(".typing")) bubble.remove();
-    const wrong = this.#bubble("failed", "");
-    const over = failure.code === "session_closed"; // however often it is tried
+    const failed = this.#bubble("failed", "");
+    const over = failure.code === "session_closed"; // retrying cannot help
     const retry = Object.assign(element("button", "small", over ? "New chat" : "Try again"), { type: "button" });
     retry.addEventListener("click", () => {
       if (over) return this.dispatchEvent(new Event("fresh"));
       const stood = retry.matches(":focus-visible");
-      wrong.remove();
+      failed.remove();
       if (stood) $("message").focus();
       again();
     });
-    wrong.append(element("strong", "", failure.message), failure.remedy ?? "", element("br"), retry);
+    failed.append(element("strong", "", failure.message), failure.remedy ?? "", element("br"), retry);
     this.#toEnd();
   }
 
@@ -209,7 +209,7 @@ export class Conversation extends EventTarget {
   }
 
   #changed(bubble, job) {
-    if (bubble && !bubble.isConnected) return; // of another chat
+    if (bubble && !bubble.isConnected) return; // of another session
     if (bubble) this.#jobs.set(bubble, job);
     const jobs = [...this.#jobs];
     const [key, furthest] = jobs.find(([, { status }]) => status === "speaking") ?? jobs[0] ?? [bubble, { status: "done" }];
@@ -218,7 +218,7 @@ export class Conversation extends EventTarget {
   }
 }
 
-/** What stands before, in and behind the sentence that is heard. */
+/** Split a reply into the parts before, in and after the sentence being spoken. */
 function parted(reply, heard) {
   const at = heard ? reply.lastIndexOf(heard) : -1;
   return at < 0 ? [reply, "", ""] : [reply.slice(0, at), heard, reply.slice(at + heard.length)];

@@ -1,5 +1,5 @@
-/** Says what went wrong, in the paragraph that stands for it; without words, nothing did. */
-export function wrong(id, words = "") {
+/** Show an error in a form's error paragraph; without words, hide it. */
+export function showFormError(id, words = "") {
   const paragraph = document.getElementById(id);
   paragraph.textContent = words;
   paragraph.hidden = !words;

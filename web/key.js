@@ -1,31 +1,31 @@
-/** Asks for the server's key where it wants one: once, for however many calls wait. Knows nothing of what they ask. */
+/** The sign-in dialog: asks for the API key once, however many requests wait for it. */
 
-import { wrong } from "./form-error.js";
+import { showFormError } from "./form-error.js";
 
 const $ = (id) => document.getElementById(id);
-const SIGNED_IN = "warmtalk-signed-in"; // that there is a cookie: no page can read the cookie itself
+const SIGNED_IN = "warmtalk-signed-in"; // remembers that there is a cookie, which scripts cannot read
 
 export class Key {
   #asking = null;
   #send;
 
-  /** send(key): trades the key for a cookie; throws a failure with a message. forget(): gives the cookie back. */
+  /** send(key): exchanges the key for a cookie, throws a Failure. forget(): removes the cookie. */
   constructor({ send, forget }) {
     this.#send = send;
-    $("key").addEventListener("cancel", (event) => event.preventDefault()); // behind it nothing works
+    $("key").addEventListener("cancel", (event) => event.preventDefault()); // the page does not work without a key
     $("key-show").addEventListener("change", () => ($("key-input").type = $("key-show").checked ? "text" : "password"));
     $("sign-out").hidden = !localStorage.getItem(SIGNED_IN);
     $("sign-out").addEventListener("click", () => this.#leave(forget));
   }
 
   async #leave(forget) {
-    wrong("chat-error");
+    showFormError("chat-error");
     $("sign-out").disabled = true;
     try {
       await forget();
     } catch (failure) {
-      const remedy = failure.status ? failure.remedy : "Check the connection, then sign out again.";
-      return wrong("chat-error", `You are still signed in. ${failure.message} ${remedy}`);
+      const remedy = failure.status ? failure.remedy : "Check your connection, then sign out again.";
+      return showFormError("chat-error", `You are still signed in. ${failure.message} ${remedy}`);
     } finally {
       $("sign-out").disabled = false;
     }
@@ -33,7 +33,7 @@ export class Key {
     location.reload();
   }
 
-  /** Resolves when the server has taken a key. */
+  /** Resolves after sign-in. */
   ask() {
     this.#asking ??= this.#ask().finally(() => (this.#asking = null));
     return this.#asking;
@@ -48,12 +48,12 @@ export class Key {
         $("key-form").addEventListener("submit", (event) => (event.preventDefault(), resolve(input.value.trim())), { once: true });
       });
       this.#busy(true);
-      wrong("key-error");
+      showFormError("key-error");
       try {
         await this.#send(key);
         break;
       } catch (failure) {
-        wrong("key-error", refusal(failure));
+        showFormError("key-error", refusal(failure));
         input.setAttribute("aria-invalid", String(failure.status === 401));
         input.focus();
         input.select();
@@ -74,8 +74,8 @@ export class Key {
   }
 }
 
-/** Why there is no way in, in words. */
+/** The message for a failed sign-in. */
 function refusal({ status, message, remedy }) {
-  if (status === 401) return "That is not a key of this server.";
-  return `${message} ${status ? remedy : "Check the connection, then sign in again."}`;
+  if (status === 401) return "This key is not valid.";
+  return `${message} ${status ? remedy : "Check your connection, then sign in again."}`;
 }

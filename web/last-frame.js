@@ -1,28 +1,28 @@
-/** The picture that stays while no live one is there: the last frame that was seen, or before the first the avatar's poster. */
+/** The picture shown while there is no live video: the last frame, or the avatar's poster before the first frame. */
 
-export class Still {
+export class LastFrame {
   #video;
   #canvas;
   #avatar = "";
-  #awaited = 0; // counts sources: a frame of one before the last ends nothing
+  #awaited = 0; // counts sources; frames of older sources are ignored
 
   constructor(video, canvas) {
     [this.#video, this.#canvas] = [video, canvas];
   }
 
   get #kept() {
-    return this.#canvas.dataset.of ?? ""; // frame, poster, or nothing
+    return this.#canvas.dataset.of ?? ""; // "frame", "poster" or ""
   }
 
-  /** Keep what the video shows: it is about to lose it. */
+  /** Capture the current frame before the video loses it. */
   hold() {
     const { videoWidth, videoHeight, srcObject } = this.#video;
-    const gone = srcObject && !srcObject.active; // a connection that has ended shows black
+    const gone = srcObject && !srcObject.active; // a closed connection shows black
     if (this.#kept === "frame" || gone || !this.#seen) return;
     this.#draw("frame", this.#video, videoWidth, videoHeight);
   }
 
-  /** The video has just been given a new source: its first frame replaces what is kept. */
+  /** The video has a new source: remove the picture when its first frame is shown. */
   release() {
     const awaited = ++this.#awaited;
     const seen = () => awaited === this.#awaited && this.#canvas.removeAttribute("data-of");
@@ -30,7 +30,7 @@ export class Still {
     else this.#video.addEventListener("timeupdate", seen, { once: true });
   }
 
-  /** Whose picture is going to come. What is kept of another goes; where nothing is, the poster at `url` is shown. */
+  /** Set the avatar. Drops the picture of another avatar; shows the poster at `url` if there is no picture. */
   async of(avatar, url) {
     if (avatar !== this.#avatar) this.#canvas.removeAttribute("data-of");
     this.#avatar = avatar;
@@ -39,7 +39,7 @@ export class Still {
     try {
       await image.decode();
     } catch {
-      return; // it has none
+      return; // there is no poster
     }
     if (!this.#kept && avatar === this.#avatar && !this.#seen) this.#draw("poster", image, image.naturalWidth, image.naturalHeight);
   }

@@ -1,13 +1,13 @@
 /**
- * The latency panel: time to the first frame and how it was lately, speed against real time, and the milliseconds of
- * every stage, drawn while an answer is made.
+ * The latency panel: time to first frame with its history, speed relative to real time, and milliseconds per stage,
+ * updated while an answer is made.
  */
 
 const STAGES = { TTS: "Voice", AudioFeatures: "Features", LipSync: "Lip sync", Enhance: "Enhance", Stitch: "Stitch" };
-const KEPT = 24; // answers in the sparkline
-const QUIET_MS = 1200; // without news nothing is being made
+const KEPT = 24; // number of answers in the sparkline
+const QUIET_MS = 1200; // without events for this long, nothing is being made
 const [WIDTH, HEIGHT, EDGE] = [96, 24, 3];
-const FEWEST = 9; // answers that fill the sparkline's width; fewer begin at its left
+const FEWEST = 9; // answers that fill the sparkline's width
 const $ = (id) => document.getElementById(id);
 const rows = new Map();
 const history = []; // {key, ms}, the latest last
@@ -29,9 +29,9 @@ function row(stage) {
 }
 
 /**
- * Draw an answer's latency: `{first_frame_ms, duration_s, stages: {stage: {busy_ms}}}`; what is missing stays as it was.
- * A full bar works as long as the speech lasts, or is that of the slowest stage where it takes longer. The speed is the
- * slowest stage's: they work side by side, and speech that is watched is made no faster than shown. key: the answer.
+ * Draw the latency of an answer: `{first_frame_ms, duration_s, stages: {stage: {busy_ms}}}`; missing values stay unchanged.
+ * A full bar is the duration of the speech, or the busy time of the slowest stage if that is longer. The speed is that of
+ * the slowest stage, because the stages work in parallel. key: identifies the answer.
  */
 export function draw({ first_frame_ms, duration_s, stages } = {}, key = null) {
   if (first_frame_ms) first(first_frame_ms, key);
@@ -44,10 +44,10 @@ export function draw({ first_frame_ms, duration_s, stages } = {}, key = null) {
     row(stage).querySelector(".fill").style.setProperty("--share", busy(stage) / whole);
     row(stage).querySelector(".value").textContent = stages[stage] ? milliseconds(busy(stage)) : "off";
   }
-  if (duration_s) $("bars").setAttribute("aria-label", `Milliseconds of each stage for ${duration_s.toFixed(1)} seconds of speech`);
+  if (duration_s) $("bars").setAttribute("aria-label", `Milliseconds per stage for ${duration_s.toFixed(1)} seconds of speech`);
 }
 
-/** Draw what is being made: news come several times a second, and no more when it is done. */
+/** Draw the progress of an answer: events arrive several times per second until it is done. */
 export function making(facts, key) {
   draw(facts, key);
   $("latency").dataset.making = "";
@@ -62,7 +62,7 @@ function first(ms, key) {
   else history.push({ key, ms });
   history.splice(0, history.length - KEPT);
   const values = history.map((entry) => entry.ms);
-  const most = 1.25 * Math.max(...values); // the line stays off the edge
+  const most = 1.25 * Math.max(...values); // keeps the line off the edge
   const points = values.map((value, k) => {
     const x = EDGE + (k * (WIDTH - 2 * EDGE)) / (Math.max(values.length, FEWEST) - 1);
     return [x.toFixed(1), (HEIGHT - EDGE - (value / most) * (HEIGHT - 2 * EDGE)).toFixed(1)];
@@ -70,7 +70,7 @@ function first(ms, key) {
   $("spark-line").setAttribute("points", points.map((point) => point.join()).join(" "));
   $("spark-dot").setAttribute("cx", points.at(-1)[0]);
   $("spark-dot").setAttribute("cy", points.at(-1)[1]);
-  $("spark").setAttribute("aria-label", `To first frame: ${milliseconds(ms)}; of the last ${values.length} the median is ${milliseconds(median(values))}, the slowest ${milliseconds(Math.max(...values))}`);
+  $("spark").setAttribute("aria-label", `Time to first frame: ${milliseconds(ms)}; median of the last ${values.length}: ${milliseconds(median(values))}; slowest: ${milliseconds(Math.max(...values))}`);
   $("spark").toggleAttribute("hidden", values.length < 2);
 }
 
@@ -78,7 +78,7 @@ for (const stage of Object.keys(STAGES)) row(stage);
 
 const WAYS = { webrtc: "WebRTC", mp4: "HTTP" };
 
-/** Show how the player's picture comes, and how far behind it is, for as long as the page is open. */
+/** Show the player's transport and delay, updated every second. */
 export function follow(player) {
   setInterval(() => {
     $("live-way").hidden = !player.way;

@@ -1,18 +1,18 @@
-/** The recording bar: a recording from click to click, or hands-free, a turn at a time. Knows nothing of what becomes of it. */
+/** The recording bar: one recording from click to click, or hands-free, one recording per turn. */
 
 import { Recorder, Turns } from "./microphone.js";
 
 const LONGEST_RECORDING_S = 120;
 const SHORTEST_S = 0.3;
 const HANDS_FREE = "warmtalk-hands-free";
-const BAR_PX = 8; // canvas pixels a bar of the wave, half of them its width
-const BLOCKS = 4; // of sound a bar
+const BAR_PX = 8; // canvas pixels per bar of the waveform; half of them are the bar
+const BLOCKS = 4; // audio blocks per bar
 const $ = (id) => document.getElementById(id);
 
-/** Events: "change" when it begins, ends or waits otherwise, "recorded" {seconds, body} with a WAV file, "begins" when a hands-free turn does, "trouble" {title, text}. */
+/** Events: "change" when recording starts, stops or waits; "recorded" {seconds, body} with a WAV file; "turn-started" in hands-free mode; "error" {title, text}. */
 export class Listening extends EventTarget {
   #recorder = null;
-  #starts = false; // it is being asked for: a second click must not ask again
+  #starts = false; // waiting for permission: ignore further clicks
   #turns = null; // hands-free
   #wave = [];
 
@@ -45,10 +45,10 @@ export class Listening extends EventTarget {
       this.#recorder = await Recorder.start((...block) => this.#heard(...block));
     } catch (error) {
       const denied = error.name === "NotAllowedError";
-      const elsewhere = window.isSecureContext ? "Connect one, then try again." : "Browsers give it to https and localhost pages only.";
-      this.#tell("trouble", {
-        title: denied ? "The microphone is not allowed." : "There is no microphone to record from.",
-        text: denied ? "Allow it in the browser's site settings, then try again." : elsewhere,
+      const elsewhere = window.isSecureContext ? "Connect a microphone and try again." : "Browsers allow the microphone on https and localhost only.";
+      this.#tell("error", {
+        title: denied ? "Microphone access is blocked." : "No microphone found.",
+        text: denied ? "Allow it in the browser's site settings and try again." : elsewhere,
       });
       return;
     } finally {
@@ -60,18 +60,18 @@ export class Listening extends EventTarget {
     $("send").focus();
   }
 
-  /** Let go of the microphone. sent: what is in it is a recording; of hands-free, only a turn that goes on. */
+  /** Release the microphone. sent: send what was recorded; in hands-free mode only a turn in progress. */
   finish(sent) {
     const recorder = this.#recorder;
     const stood = $("recording").matches(":has(:focus-visible)");
     const said = !this.#turns || this.#turns.speaks;
     this.#recorder = null;
     this.#show(false);
-    if (stood) $("mic").focus(); // the bar that had the focus is gone
+    if (stood) $("mic").focus(); // the recording bar, which had the focus, is hidden
     const { seconds } = recorder;
     const body = recorder.stop();
     if (!sent || !said) return;
-    if (seconds < SHORTEST_S) this.#tell("trouble", { title: "That was too short.", text: "Record at least a word." });
+    if (seconds < SHORTEST_S) this.#tell("error", { title: "Recording too short.", text: "Record at least one word." });
     else this.#tell("recorded", { seconds, body });
   }
 
@@ -108,7 +108,7 @@ export class Listening extends EventTarget {
   }
 
   #turn(change) {
-    if (change === "begin") this.#tell("begins");
+    if (change === "begin") this.#tell("turn-started");
     if (change === "end") {
       const { seconds } = this.#recorder;
       this.#tell("recorded", { seconds, body: this.#recorder.take() });

@@ -1,41 +1,41 @@
 /**
- * Plays a session at its live edge, and reconnects by itself: over WebRTC where the server has it and the network lets it
- * through, else an endless fragmented MP4, fetched and fed to a media source.
+ * Plays a session at its live edge and reconnects automatically: over WebRTC if the server and the network allow it,
+ * otherwise an endless fragmented MP4, fetched and fed to a media source.
  *
- * A media source and not `<video src>`: measured in Chromium (tests/browser), a plain element plays about a second
- * behind, cannot be brought back to the edge, and starts from black after each break.
- * Events: "state" {state: connecting|live|lost|ended, failure?, retryMs?}, "first" {ms}, "told" {kind, message, offset}: what
- * the stream says beside its pictures (stream-events.js), and where its 0 stands on the video's clock, "anew" when that begins anew
- * with another source, "leaving" while the element still shows the picture that it is about to lose.
+ * A media source instead of `<video src>`: measured in Chromium (tests/browser), a plain element plays about a second
+ * behind, cannot seek to the live edge, and starts from black after each interruption.
+ * Events: "state" {state: connecting|live|lost|ended, failure?, retryMs?}; "first-frame" {ms}; "stream-event" {kind, message, offset}:
+ * an event of the stream (stream-events.js) and the position of the stream's time 0 on the video's clock; "source-changing" while the
+ * element still shows the old picture; "source-changed" after it has a new source.
  */
 
 import { Backoff, Failure, failureOf, pause } from "./api.js";
-import { NoWay, Peer } from "./whep.js";
+import { Unavailable, Peer } from "./whep.js";
 import { EventReader } from "./stream-events.js";
 
-const BEHIND_S = 0.22; // what is buffered ahead of the picture after a jump: less stutters, more is late
-const LATE_S = 0.42; // pieces come 160 ms at a time: if the least of a second stays above this, play a little faster
-const LOST_S = 1.6; // from here on jump to the edge
-const SILENCE_MS = 8000; // a stream that sends nothing for this long is dead
-const KEEP_S = 20; // of what was played
+const BEHIND_S = 0.22; // buffer after a seek to the live edge: less stutters, more adds delay
+const LATE_S = 0.42; // if the smallest buffer within a second exceeds this, play slightly faster (fragments last 160 ms)
+const LOST_S = 1.6; // seek to the live edge beyond this delay
+const SILENCE_MS = 8000; // reconnect after this long without data
+const KEEP_S = 20; // of played media that stay in the buffer
 const TICK_MS = 100;
-const SECOND = 1000 / TICK_MS; // ticks
+const TICKS_PER_S = 1000 / TICK_MS;
 
 export class LivePlayer extends EventTarget {
   #video;
-  #find = null; // opens the session, gives the address
-  #run = 0; // another one for each address and each forced retry
+  #find = null; // opens the session and returns its URL
+  #run = 0; // identifies the current stream; an older run stops
   #wake = () => {};
   #abort = new AbortController();
   #source = null;
   #buffer = null;
   #queue = [];
-  #recent = []; // how far behind it was in the last second
-  #shown = false; // whether this session was seen: it is lost, then, and not on its way
-  #via; // mp4 or webrtc: that way alone; null: WebRTC until it has failed once
+  #recent = []; // delays of the last second
+  #shown = false; // whether this session has been shown; then a break is "lost", not "connecting"
+  #via; // "mp4" or "webrtc" forces a transport; null: WebRTC until it fails once
   #peer = null;
 
-  /** via: mp4, webrtc, or whatever is best. */
+  /** via: "mp4", "webrtc", or null for automatic. */
   constructor(video, via = null) {
     super();
     this.#video = video;
@@ -45,35 +45,35 @@ export class LivePlayer extends EventTarget {
     document.addEventListener("visibilitychange", () => document.hidden || this.#follow(true));
   }
 
-  /** Seconds from a picture being due to its being seen: what comes ahead of its time waits in the buffer. */
+  /** Seconds from the moment a frame is due until it is shown. */
   get behind() {
     return this.#peer ? this.#peer.behind : Math.max(0, Math.min(...this.#recent));
   }
 
-  /** How the picture comes: webrtc, mp4, or "" before. */
+  /** The transport in use: "webrtc", "mp4", or "" before the first frame. */
   get way() {
     return this.#peer ? "webrtc" : this.#buffer ? "mp4" : "";
   }
 
-  /** Show another stream. find: asked for the address before each connection; may throw Failure. */
+  /** Play another stream. find: returns the URL, called before each connection; may throw Failure. */
   play(find) {
     this.#find = find;
-    this.#leave();
+    this.#announceChange();
     this.#shown = false;
     this.#close();
     this.#connect(++this.#run);
   }
 
-  /** Do not wait for the next try. */
+  /** Reconnect now. */
   retry() {
     this.#wake();
   }
 
-  #leave() {
-    this.dispatchEvent(new Event("leaving"));
+  #announceChange() {
+    this.dispatchEvent(new Event("source-changing"));
   }
 
-  #tell(state, detail = {}) {
+  #setState(state, detail = {}) {
     this.#shown ||= state === "live";
     this.dispatchEvent(new CustomEvent("state", { detail: { state, ...detail } }));
   }
@@ -81,17 +81,17 @@ export class LivePlayer extends EventTarget {
   async #connect(run) {
     const backoff = new Backoff();
     while (run === this.#run) {
-      this.#tell(this.#shown ? "lost" : "connecting");
-      let failure = new Failure("The picture broke off.", "The page tries again by itself.");
+      this.#setState(this.#shown ? "lost" : "connecting");
+      let failure = new Failure("Connection lost.", "");
       try {
         await this.#show(run, () => backoff.reset());
       } catch (error) {
         if (error instanceof Failure) failure = error;
       }
       if (run !== this.#run) return;
-      if (failure.code === "session_closed") return this.#tell("ended", { failure }); // nothing more will come
+      if (failure.code === "session_closed") return this.#setState("ended", { failure }); // the session will send nothing more
       const retryMs = backoff.take();
-      this.#tell("lost", { failure, retryMs });
+      this.#setState("lost", { failure, retryMs });
       await Promise.race([pause(retryMs), new Promise((resolve) => (this.#wake = resolve))]);
     }
   }
@@ -104,49 +104,49 @@ export class LivePlayer extends EventTarget {
       try {
         return await this.#watch(run, url.replace("live.mp4", "whep"), begun, startedMs);
       } catch (error) {
-        if (this.#via === "webrtc" || !(error instanceof NoWay)) throw error;
-        if (error.status !== 429) this.#via = "mp4"; // for as long as the page is open; where it was full, only now
+        if (this.#via === "webrtc" || !(error instanceof Unavailable)) throw error;
+        if (error.status !== 429) this.#via = "mp4"; // until the page is closed; 429 (full) may pass
       }
     }
     if (run === this.#run) await this.#stream(run, url, begun, startedMs);
   }
 
-  /** One WebRTC connection, until it ends. Throws NoWay where no picture comes over it. */
+  /** One WebRTC connection until it ends. Throws Unavailable if no frame arrives over it. */
   async #watch(run, url, begun, startedMs) {
     const peer = await Peer.connect(url, this.#abort.signal);
     if (run !== this.#run) return peer.close();
-    this.#leave();
+    this.#announceChange();
     this.#queue.length = 0;
     this.#buffer = this.#source = null;
     this.#peer = peer;
     this.#video.srcObject = peer.stream;
     this.#video.playbackRate = 1;
-    this.dispatchEvent(new Event("anew"));
-    let offset = null; // of the stream's times on the video's clock
-    peer.addEventListener("told", ({ detail: { kind, message, seenS } }) => {
+    this.dispatchEvent(new Event("source-changed"));
+    let offset = null; // offset of stream time on the video's clock
+    peer.addEventListener("stream-event", ({ detail: { kind, message, seenS } }) => {
       offset ??= this.#video.currentTime - seenS;
-      this.dispatchEvent(new CustomEvent("told", { detail: { kind, message, offset } }));
+      this.dispatchEvent(new CustomEvent("stream-event", { detail: { kind, message, offset } }));
     });
     this.#video.addEventListener("loadeddata", () => {
       if (peer !== this.#peer) return;
       begun();
-      this.#tell("live");
-      this.dispatchEvent(new CustomEvent("first", { detail: { ms: performance.now() - startedMs } }));
+      this.#setState("live");
+      this.dispatchEvent(new CustomEvent("first-frame", { detail: { ms: performance.now() - startedMs } }));
     }, { once: true });
     try {
       await peer.ended;
     } finally {
-      if (peer === this.#peer) this.#leave(); // a connection that closes takes its picture with it
+      if (peer === this.#peer) this.#announceChange(); // the element turns black when the connection closes
       peer.close();
       if (peer === this.#peer) this.#peer = null;
     }
-    if (run === this.#run && !peer.seen) throw new NoWay("No picture came over WebRTC.", "Use the page with ?via=mp4.");
+    if (run === this.#run && !peer.seen) throw new Unavailable("No video arrived over WebRTC.", "Open the page with ?via=mp4.");
   }
 
-  /** One connection over HTTP, until it ends. Its timeline starts at 0: it is put behind what was played before. */
+  /** One HTTP connection until it ends. Its timeline starts at 0 and is appended after what was played before. */
   async #stream(run, url, begun, startedMs) {
     const abort = this.#abort;
-    let timer = setTimeout(() => abort.abort(), SILENCE_MS * 2); // the first answer may wait for a model
+    let timer = setTimeout(() => abort.abort(), SILENCE_MS * 2); // the first response may wait for a model to load
     try {
       const answer = await fetch(url, { signal: abort.signal, cache: "no-store" });
       if (!answer.ok) throw await failureOf(answer);
@@ -170,8 +170,8 @@ export class LivePlayer extends EventTarget {
         if (run !== this.#run) return;
         this.#append(head, events);
         begun();
-        this.#tell("live");
-        this.dispatchEvent(new CustomEvent("first", { detail: { ms: performance.now() - startedMs } }));
+        this.#setState("live");
+        this.dispatchEvent(new CustomEvent("first-frame", { detail: { ms: performance.now() - startedMs } }));
       }
     } finally {
       clearTimeout(timer);
@@ -181,7 +181,7 @@ export class LivePlayer extends EventTarget {
 
   async #open(type) {
     const Source = window.MediaSource ?? window.ManagedMediaSource;
-    if (!Source?.isTypeSupported(type)) throw new Failure("This browser cannot play the picture.", "Use a current one.");
+    if (!Source?.isTypeSupported(type)) throw new Failure("This browser cannot play the video.", "Use a current browser.");
     if (this.#buffer && this.#source.readyState === "open") {
       this.#queue.length = 0;
       if (this.#buffer.updating) await new Promise((resolve) => this.#buffer.addEventListener("updateend", resolve, { once: true }));
@@ -191,11 +191,11 @@ export class LivePlayer extends EventTarget {
       this.#buffer.timestampOffset = Math.max(currentTime, buffered.length ? buffered.end(buffered.length - 1) : 0);
       return;
     }
-    this.#leave();
+    this.#announceChange();
     this.#source = new Source();
     this.#video.srcObject = null;
     this.#video.src = URL.createObjectURL(this.#source);
-    this.dispatchEvent(new Event("anew"));
+    this.dispatchEvent(new Event("source-changed"));
     await new Promise((resolve) => this.#source.addEventListener("sourceopen", resolve, { once: true }));
     URL.revokeObjectURL(this.#video.src);
     this.#buffer = this.#source.addSourceBuffer(type);
@@ -213,7 +213,7 @@ export class LivePlayer extends EventTarget {
   #append(bytes, events) {
     this.#queue.push(bytes);
     const offset = this.#buffer?.timestampOffset ?? 0;
-    for (const told of events.push(bytes)) this.dispatchEvent(new CustomEvent("told", { detail: { ...told, offset } }));
+    for (const event of events.push(bytes)) this.dispatchEvent(new CustomEvent("stream-event", { detail: { ...event, offset } }));
     this.#feed();
   }
 
@@ -228,13 +228,13 @@ export class LivePlayer extends EventTarget {
       try {
         buffer.appendBuffer(next);
       } catch {
-        this.#abort.abort(); // a full or broken buffer: begin anew
+        this.#abort.abort(); // the buffer is full or broken: reconnect
         this.#buffer = null;
       }
     }
   }
 
-  /** Keep the picture at the live edge, whatever the network and the browser's clock do. */
+  /** Keep playback at the live edge. */
   #follow(jump = false) {
     const video = this.#video;
     const { buffered } = video;
@@ -247,14 +247,14 @@ export class LivePlayer extends EventTarget {
       video.currentTime = Math.max(start, end - BEHIND_S);
       this.#recent.length = 0;
     }
-    this.#recent = [...this.#recent, behind].slice(-SECOND);
-    const least = this.#recent.length < SECOND ? BEHIND_S : Math.min(...this.#recent);
+    this.#recent = [...this.#recent, behind].slice(-TICKS_PER_S);
+    const least = this.#recent.length < TICKS_PER_S ? BEHIND_S : Math.min(...this.#recent);
     video.playbackRate = least > LATE_S ? 1.06 : behind < 0.06 ? 0.95 : 1;
     if (video.paused && end - start > BEHIND_S) this.#start();
   }
 
   #start() {
-    this.#video.play().catch(({ name }) => name === "NotAllowedError" && (this.#video.muted = true)); // the click to unmute stays
+    this.#video.play().catch(({ name }) => name === "NotAllowedError" && (this.#video.muted = true)); // "Turn sound on" stays visible
   }
 }
 
@@ -264,7 +264,7 @@ const joined = (...parts) => {
   return whole;
 };
 
-/** The media type of an init segment, once its moov box is whole; "" before. Offsets: ISO/IEC 14496-12 and -15. */
+/** The MIME type of an init segment once its moov box is complete, "" before. Offsets: ISO/IEC 14496-12 and -15. */
 export function mimeType(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const name = (at) => String.fromCharCode(...bytes.subarray(at + 4, at + 8));

@@ -1,21 +1,21 @@
-/** The microphone: sound as WAV files, its level while it records, and where turns begin and end. Knows nothing of the page. */
+/** The microphone: recordings as WAV files, the input level, and detection of turns. */
 
-const BEGIN_S = 0.12; // of sound, for a turn to begin: a click is shorter
-const END_S = 0.7; // of silence, for it to end: longer than the pauses within a sentence
-const BEFORE_S = 0.5; // of what was before a turn goes with it: the first sound may be soft
+const BEGIN_S = 0.12; // of speech before a turn begins; a click is shorter
+const END_S = 0.7; // of silence before a turn ends; longer than pauses within a sentence
+const BEFORE_S = 0.5; // pre-roll: the first sound of a turn may be soft
 const LONGEST_TURN_S = 30;
-const ABOVE_DB = 12; // louder than the background by so much is speech
-const SOFTEST_DB = -50; // below full scale; the browser has taken noise away already
-const FLOOR_DB = [-80, -38]; // the background lies within
-const FLOOR_RISE_DB_S = 4; // how fast it is believed to have become louder; it becomes softer at once
+const ABOVE_DB = 12; // speech is this much louder than the background
+const SOFTEST_DB = -50; // dBFS; the browser's noise suppression has run already
+const FLOOR_DB = [-80, -38]; // limits of the background estimate, dBFS
+const FLOOR_RISE_DB_S = 4; // how fast the background estimate may rise; it falls at once
 
 export class Recorder {
   #chunks = [];
   #samples = 0;
 
   /**
-   * heard(level from 0 to 1, decibels below full scale, seconds) is called with each block, some 90 times a second.
-   * Throws where there is no microphone or no permission.
+   * heard(level from 0 to 1, dBFS, seconds) is called per block, about 90 times per second.
+   * Throws if there is no microphone or no permission.
    */
   static async start(heard) {
     const recorder = new Recorder();
@@ -48,7 +48,7 @@ export class Recorder {
     return this.#samples / this.context.sampleRate;
   }
 
-  /** What was recorded since the start, or the last `take`, as the bytes of a WAV file. */
+  /** The recording since the start or the last `take`, as a WAV file. */
   take() {
     const taken = wav(this.#chunks, this.#samples, this.context.sampleRate);
     this.#chunks = [];
@@ -56,13 +56,13 @@ export class Recorder {
     return taken;
   }
 
-  /** Forget all but the last moment. */
+  /** Drop everything but the pre-roll. */
   trim() {
     while (this.#chunks.length && this.#samples - this.#chunks[0].length >= BEFORE_S * this.context.sampleRate)
       this.#samples -= this.#chunks.shift().length;
   }
 
-  /** Let go of the microphone; the recording so far. */
+  /** Release the microphone and return the recording. */
   stop() {
     this.node.port.onmessage = null;
     this.#release();
@@ -75,7 +75,7 @@ export class Recorder {
   }
 }
 
-/** Finds where somebody begins to speak and ends, in the loudness of blocks. The background is learnt while nobody does. */
+/** Detects the beginning and end of speech from the loudness of blocks. Estimates the background between turns. */
 export class Turns {
   #floorDb = FLOOR_DB[1];
   #loudS = 0;
@@ -83,7 +83,7 @@ export class Turns {
   #turnS = 0;
   speaks = false;
 
-  /** The loudness of the next block → "begin", "end", or "" where nothing changes. */
+  /** Process the loudness of the next block. Returns "begin", "end", or "" if nothing changes. */
   push(db, seconds) {
     const loud = db > Math.max(this.#floorDb + ABOVE_DB, SOFTEST_DB);
     if (!this.speaks) {

@@ -1,4 +1,4 @@
-/** Hands the microphone's samples to the page, 512 at a time. */
+/** Posts the microphone's samples to the page in blocks of 512. */
 
 const BLOCK = 512;
 

@@ -1,7 +1,7 @@
 /**
- * What was said so far, once more: the session as one file, seekable, with its captions and its lines beside it.
+ * The replay dialog: the session as one seekable file, with captions and a list of its utterances.
  *
- * The file is asked for as it is at the moment of opening (`size`): its ranges fit together while the session goes on.
+ * The file is requested with its size at the moment of opening, so its ranges stay consistent while the session grows.
  */
 
 import { Failure, address, getJson } from "./api.js";
@@ -10,10 +10,10 @@ const $ = (id) => document.getElementById(id);
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
 export class Replay {
-  #live; // the element of the live picture: silent while the replay is open
+  #live; // the live video element, muted while the replay is open
   #session = "";
-  #lines = []; // of the transcript: {start_s, button}
-  #opened = 0; // how often it was: what an earlier opening still waits for is of no interest
+  #lines = []; // one per utterance: {start_s, button}
+  #opened = 0; // counts openings; responses for an earlier one are ignored
   #wasMuted = true;
 
   constructor(live) {
@@ -28,13 +28,13 @@ export class Replay {
     $("replay-again").addEventListener("click", () => this.#load());
   }
 
-  /** Another session has begun, in which there is nothing to be seen yet. */
+  /** A new session has started; there is nothing to replay yet. */
   forget() {
     this.#session = "";
     this.#offer(false);
   }
 
-  /** Offer the replay of a session if there is something to be seen in it; the server knows it. */
+  /** Show the replay buttons if the session has video. */
   async look(session) {
     this.#session = session;
     const facts = await getJson(`sessions/${session}`).catch(() => null);
@@ -56,7 +56,7 @@ export class Replay {
   async #load() {
     const opened = ++this.#opened;
     const video = $("replay-video");
-    this.#say("Putting the pieces together");
+    this.#say("Loading the replay");
     try {
       const facts = await getJson(`sessions/${this.#session}`);
       if (opened !== this.#opened) return;
@@ -65,7 +65,7 @@ export class Replay {
       $("replay-facts").textContent = clock(facts.duration_s);
       $("replay-download").href = address(`sessions/${this.#session}/download.mp4`, { size });
       $("replay-download").download = `${this.#session}.mp4`;
-      this.#list(facts.utterances.filter(({ start_s, end_s }) => (end_s ?? facts.duration_s) > start_s)); // some gave no frame
+      this.#list(facts.utterances.filter(({ start_s, end_s }) => (end_s ?? facts.duration_s) > start_s)); // skip utterances without video
       this.#captions(size);
       video.src = $("replay-download").href;
       await video.play();
@@ -74,7 +74,7 @@ export class Replay {
     }
   }
 
-  /** A track of its own for each opening: an element keeps the cues of its first address. */
+  /** A new track per opening: a track element keeps the cues of its first URL. */
   #captions(size) {
     const src = address(`sessions/${this.#session}/captions.vtt`, { size });
     const track = Object.assign(document.createElement("track"), { kind: "captions", label: "Captions", srclang: "en", src, default: true });
@@ -105,9 +105,9 @@ export class Replay {
     this.#follow();
   }
 
-  /** Mark the line that is being said. */
+  /** Highlight the utterance being played. */
   #follow() {
-    const now = $("replay-video").currentTime + 0.02; // a seek may end a moment before what it was asked for
+    const now = $("replay-video").currentTime + 0.02; // a seek may land slightly before its target
     const current = this.#lines.findLast(({ start_s }) => start_s <= now);
     for (const line of this.#lines) {
       if ((line === current) === line.button.hasAttribute("aria-current")) continue;
@@ -121,20 +121,20 @@ export class Replay {
   }
 
   #say(title, text = "", failed = false) {
-    $("replay-veil").hidden = !title;
+    $("replay-status").hidden = !title;
     $("replay-title").textContent = title;
     $("replay-text").textContent = text;
     $("replay-again").hidden = !failed;
-    $("replay-veil").querySelector(".spinner").hidden = failed;
+    $("replay-status").querySelector(".spinner").hidden = failed;
   }
 
   async #failed() {
-    if (!$("replay-video").getAttribute("src")) return; // it was closed
+    if (!$("replay-video").getAttribute("src")) return; // the dialog was closed
     const opened = this.#opened;
     const facts = await getJson(`sessions/${this.#session}`).catch((failure) => failure);
     if (opened !== this.#opened) return;
     if (facts instanceof Failure) this.#say(facts.message, facts.remedy, true);
-    else this.#say("The video could not be loaded.", "The server may be busy: try again in a moment.", true);
+    else this.#say("The video could not be loaded.", "The server may be busy. Try again in a moment.", true);
   }
 
   #closed() {
@@ -142,7 +142,7 @@ export class Replay {
     const video = $("replay-video");
     video.pause();
     video.removeAttribute("src");
-    video.load(); // gives the connection back
+    video.load(); // releases the connection
     video.replaceChildren();
     this.#live.muted = this.#wasMuted;
   }

@@ -1,12 +1,12 @@
-/** The settings: avatar, voice, pace, enhancement. Kept in the browser. */
+/** The settings dialog: avatar, voice, speed, enhancement. Stored in the browser. */
 
 import { address, getJson, request } from "./api.js";
 import { Upload } from "./upload.js";
-import { wrong } from "./form-error.js";
+import { showFormError } from "./form-error.js";
 
 const $ = (id) => document.getElementById(id);
 const KEY = "warmtalk-settings";
-const CHOOSING_MS = 400; // arrow keys pass over avatars on their way, and each would be a new chat
+const CHOOSING_MS = 400; // debounce: each avatar passed with the arrow keys would start a chat
 
 const stored = () => {
   try {
@@ -16,13 +16,13 @@ const stored = () => {
   }
 };
 
-/** Events: "avatar" when another one is chosen. */
+/** Events: "avatar" when another avatar is chosen. */
 export class Settings extends EventTarget {
   #values = { avatar_id: "", voice: "", speed: 1, enhance: null, ...stored() };
 
   #choosing = 0;
 
-  #leaving = ""; // the avatar that is asked about
+  #leaving = ""; // the avatar in the confirmation dialog
 
   constructor() {
     super();
@@ -31,12 +31,12 @@ export class Settings extends EventTarget {
     $("voice").addEventListener("change", () => this.#keep({ voice: $("voice").value }));
     $("speed").addEventListener("input", () => this.#keep({ speed: Number($("speed").value) }));
     $("enhance").addEventListener("change", () => this.#keep({ enhance: $("enhance").checked }));
-    $("sure-avatar").addEventListener("close", () => $("sure-avatar").returnValue === "remove" && this.#remove(this.#leaving));
+    $("confirm-removal").addEventListener("close", () => $("confirm-removal").returnValue === "remove" && this.#remove(this.#leaving));
     new Upload().addEventListener("ready", ({ detail: { name } }) => this.#added(name));
     this.#keep({});
   }
 
-  /** What /chat and /speak are asked with; what was not chosen is left to the server. */
+  /** Options for /chat and /speak; omitted options use the server's defaults. */
   get speech() {
     const { voice, speed, enhance } = this.#values;
     return { ...(voice && { voice }), ...(speed !== 1 && { speed }), ...(enhance !== null && { enhance }) };
@@ -46,7 +46,7 @@ export class Settings extends EventTarget {
     return this.#values.avatar_id;
   }
 
-  /** The chosen avatar is gone: let the server choose. */
+  /** The chosen avatar no longer exists: use the server's default. */
   forgetAvatar() {
     this.#keep({ avatar_id: "" });
   }
@@ -56,13 +56,13 @@ export class Settings extends EventTarget {
     this.refresh();
   }
 
-  /** Ask the server what there is. */
+  /** Reload avatars and voices from the server. */
   async refresh() {
     const [avatars, voices] = await Promise.all([getJson("avatars").catch((failure) => failure), getJson("voices").catch(() => null)]);
     if (voices) this.#showVoices(voices);
     const listed = Array.isArray(avatars);
     if (listed) this.#showAvatars(avatars);
-    wrong("avatars-error", listed ? "" : `The avatars cannot be listed. ${avatars.message} ${avatars.remedy}`);
+    showFormError("avatars-error", listed ? "" : `The avatars cannot be listed. ${avatars.message} ${avatars.remedy}`);
   }
 
   async #added(name) {
@@ -113,16 +113,16 @@ export class Settings extends EventTarget {
     return cell;
   }
 
-  /** A button that asks before it removes the avatar. */
+  /** A button that removes the avatar after confirmation. */
   #remover(name) {
     const button = Object.assign(document.createElement("button"), { type: "button", className: "round remove-avatar", title: `Remove ${name}` });
     button.setAttribute("aria-label", `Remove ${name}`);
     button.innerHTML = '<svg aria-hidden="true"><use href="web/icons.svg#close" /></svg>';
     button.addEventListener("click", () => {
       this.#leaving = name;
-      $("sure-avatar-title").textContent = `Remove “${name}”?`;
-      $("sure-avatar").returnValue = "";
-      $("sure-avatar").showModal();
+      $("confirm-removal-title").textContent = `Remove “${name}”?`;
+      $("confirm-removal").returnValue = "";
+      $("confirm-removal").showModal();
     });
     return button;
   }
@@ -132,11 +132,11 @@ export class Settings extends EventTarget {
     try {
       await request(`avatars/${name}`, { method: "DELETE" });
     } catch (failure) {
-      if (failure.code !== "avatar_not_found") return wrong("avatars-error", `It was not removed. ${failure.message} ${failure.remedy}`);
+      if (failure.code !== "avatar_not_found") return showFormError("avatars-error", `Not removed. ${failure.message} ${failure.remedy}`);
     }
     if (shown) this.#keep({ avatar_id: "" });
     await this.refresh();
-    document.querySelector("#avatars :checked")?.focus(); // the button is gone
-    if (shown) this.dispatchEvent(new Event("avatar")); // its chat has ended
+    document.querySelector("#avatars :checked")?.focus(); // the button no longer exists
+    if (shown) this.dispatchEvent(new Event("avatar")); // its chat has ended, so start a new one
   }
 }

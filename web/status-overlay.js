@@ -1,27 +1,27 @@
-/** The words over the picture while none is live: what happens, why, and what can be done about it. */
+/** The message over the video while it is not live. */
 
 const $ = (id) => document.getElementById(id);
 
-export class Veil {
+export class StatusOverlay {
   #tick = 0;
 
-  /** The first picture of a session is awaited. */
+  /** Waiting for the first frame of a session. */
   connecting() {
-    this.#say("Waking the presenter", "The first picture is on its way.", { waits: true });
+    this.#say("Connecting", "Loading the first frame.", { waits: true });
   }
 
-  /** The picture went, and is being asked for once more; why it went stays to be read. */
+  /** Reconnecting; the reason of the failure stays visible. */
   again() {
     const known = $("screen").dataset.state === "lost";
-    this.#say(known ? $("veil-title").textContent : "The picture broke off.", "Trying again …", { waits: true, retry: !$("retry").hidden }); // who stands on it stays there
+    this.#say(known ? $("status-title").textContent : "Connection lost.", "Reconnecting …", { waits: true, retry: !$("retry").hidden }); // keeps the keyboard focus
   }
 
-  /** There is no picture; the next try is in so many milliseconds. */
+  /** Connection lost; the next attempt is in retryMs. */
   lost({ message, remedy }, retryMs) {
     const triesAt = performance.now() + retryMs;
     const count = () => {
       const seconds = Math.max(1, Math.ceil((triesAt - performance.now()) / 1000));
-      this.#write("veil-text", `${remedy} Next try in ${seconds} s.`);
+      this.#write("status-text", `${remedy} Next attempt in ${seconds} s.`.trim());
     };
     this.#say(message, "", { retry: true });
     count();
@@ -29,19 +29,19 @@ export class Veil {
   }
 
   ended() {
-    this.#say("This chat has ended", "Begin a new one to talk on.", { fresh: true });
+    this.#say("This chat has ended", "Start a new chat to continue.", { fresh: true });
   }
 
   #say(title, text, { waits = false, retry = false, fresh = false }) {
     clearInterval(this.#tick);
-    this.#write("veil-title", title);
-    this.#write("veil-text", text);
-    $("veil-card").querySelector(".spinner").hidden = !waits;
+    this.#write("status-title", title);
+    this.#write("status-text", text);
+    $("status-card").querySelector(".spinner").hidden = !waits;
     $("retry").hidden = !retry;
     $("fresh-here").hidden = !fresh;
   }
 
   #write(id, text) {
-    if ($(id).textContent !== text) $(id).textContent = text; // what did not change is not read aloud again
+    if ($(id).textContent !== text) $(id).textContent = text; // unchanged text is not announced again
   }
 }

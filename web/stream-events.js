@@ -1,15 +1,15 @@
-/** What is told inside the live stream: `emsg` boxes between its fragments (ISO/IEC 23009-1), and captions made of them. */
+/** Events inside the live stream: `emsg` boxes between fragments (ISO/IEC 23009-1), and captions made from them. */
 
 const SCHEME = "urn:warmtalk:live:1";
-const LONGEST = 80; // characters of a caption, a word more or less: two lines
-const KEPT_S = 60; // captions that have passed stay in the track for this long
+const LONGEST = 80; // approximate characters per caption: two lines
+const KEPT_S = 60; // past captions are removed after this long
 
-/** Finds events in a stream that comes in parts of any size; keeps no more of it than a box's header. */
+/** Finds events in a stream that arrives in parts of any size; buffers only box headers and events. */
 export class EventReader {
-  #head = new Uint8Array(); // of a box, or a whole box that is wanted
-  #skip = 0; // bytes of the box before that are still to come
+  #head = new Uint8Array(); // header of the current box, or an event box
+  #skip = 0; // remaining bytes of a box that is skipped
 
-  /** [{kind, message}] that the part completes. */
+  /** Returns the events [{kind, message}] completed by `part`. */
   push(part) {
     const found = [];
     while (part.length) {
@@ -41,7 +41,7 @@ export class EventReader {
 
 const size = (head) => new DataView(head.buffer, head.byteOffset).getUint32(0);
 
-/** Version 1: 12 bytes of header, 20 of times, two names that end in 0, and the message. */
+/** emsg version 1: 12 bytes of header, 20 bytes of times, two zero-terminated strings, and the message. */
 function eventOf(box) {
   if (box[8] !== 1) return null;
   const names = box.indexOf(0, 32);
@@ -51,32 +51,32 @@ function eventOf(box) {
 }
 
 /**
- * Captions as cues of the video's own text track: the browser shows each when it is due on the video's clock.
- * Events: "change" whenever another text, or none, is due.
+ * Captions as cues of the video's text track, so the browser times them on the video's clock.
+ * Events: "change" when the current caption changes.
  */
 export class Captions extends EventTarget {
   #video;
   #track;
-  #known = new Map(); // connection and id → cues
+  #known = new Map(); // stream offset and caption id → cues
 
   constructor(video) {
     super();
     this.#video = video;
     this.#track = video.addTextTrack("captions", "Captions");
-    this.#track.mode = "hidden"; // timed by the browser, drawn by the page
+    this.#track.mode = "hidden"; // the browser times the cues, the page draws them
     this.#track.addEventListener("cuechange", () => this.dispatchEvent(new Event("change")));
-    video.addEventListener("webkitbeginfullscreen", () => (this.#track.mode = "showing")); // a phone's own player hides the page
+    video.addEventListener("webkitbeginfullscreen", () => (this.#track.mode = "showing")); // a phone's native player hides the page
     video.addEventListener("webkitendfullscreen", () => (this.#track.mode = "hidden"));
   }
 
-  /** What is due now: {text, sentence}, the sentence that the text is a part of; both "" where nothing is. */
+  /** The current caption {text, sentence}; text is a part of the sentence. Both "" if there is none. */
   get now() {
     const cue = [...(this.#track.activeCues ?? [])].at(-1);
     return { text: cue?.text ?? "", sentence: cue?.sentence ?? "" };
   }
 
-  /** A caption of the stream whose 0 stands at `offset` seconds of the video; a later one of the same id replaces it. */
-  tell(caption, offset) {
+  /** Add a caption. offset: video time of the stream's time 0. A later caption with the same id replaces it. */
+  add(caption, offset) {
     const key = `${offset}/${caption.id}`;
     for (const cue of this.#known.get(key) ?? []) this.#track.removeCue(cue);
     const cues = parts(caption).map(({ text, start, end }) => {
@@ -88,7 +88,7 @@ export class Captions extends EventTarget {
     this.#forget();
   }
 
-  /** Another stream is shown. */
+  /** Remove all captions. */
   clear() {
     for (const cues of this.#known.values()) for (const cue of cues) this.#track.removeCue(cue);
     this.#known.clear();
@@ -103,7 +103,7 @@ export class Captions extends EventTarget {
   }
 }
 
-/** A long sentence in parts of about the same length: they change where their words are heard, or else by their letters. */
+/** Split a long sentence into parts of similar length, timed by its words if known, otherwise by character count. */
 export function parts({ text, start_s, end_s, words = [] }) {
   const known = words.map((word) => word.text).join(" ") === text;
   let letters = 0;
@@ -118,7 +118,7 @@ export function parts({ text, start_s, end_s, words = [] }) {
   const out = [];
   let passed = 0;
   for (const unit of units) {
-    // a part begins where that is nearest to its even share, so that no word is left over for a part of its own
+    // start a part at the word nearest to its even share, so that no single word is left over
     const begins = out.length < most && passed + unit.text.length / 2 >= (out.length * text.length) / most;
     if (begins) out.push({ ...unit, start: out.length ? unit.start : start_s });
     else out.at(-1).text += ` ${unit.text}`;

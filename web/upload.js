@@ -1,17 +1,17 @@
-/** The form that adds an avatar: a file, a name, and how far its upload and preparation are. */
+/** The form that adds an avatar, with the progress of upload and preparation. */
 
-import { Failure, address, admitted, failureOf, getJson } from "./api.js";
-import { wrong } from "./form-error.js";
+import { Failure, address, withAuth, failureOf, getJson } from "./api.js";
+import { showFormError } from "./form-error.js";
 
 const STEP_NAMES = { upload: "Uploading" };
-const ASK = "Choose a video or a picture of one face, or drop it here";
+const ASK = "Choose or drop a video or picture of one face";
 const $ = (id) => document.getElementById(id);
 
 const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
-/** Events: "ready" {name} when an avatar has been prepared. */
+/** Events: "ready" {name} after an avatar was prepared. */
 export class Upload extends EventTarget {
-  #call = null; // AbortController of what is under way
+  #call = null; // AbortController of the running upload
 
   constructor() {
     super();
@@ -38,7 +38,7 @@ export class Upload extends EventTarget {
     $("drop").classList.toggle("chosen", Boolean(file));
     $("drop-text").textContent = file ? `${file.name} (${size(file.size)})` : ASK;
     if (file) $("upload-name").value ||= file.name.replace(/\.[^.]*$/, "").toLowerCase().replace(/[^a-z0-9_-]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 64);
-    wrong("upload-error");
+    showFormError("upload-error");
   }
 
   async #send(file, name) {
@@ -46,11 +46,11 @@ export class Upload extends EventTarget {
     this.#call = new AbortController();
     const { signal } = this.#call;
     this.#show(true);
-    this.#told({ step: "upload", done: 0, total: file.size });
+    this.#progress({ step: "upload", done: 0, total: file.size });
     try {
-      const known = await getJson("avatars"); // who has to sign in does so before a long upload, and not behind it
-      if (known.some(({ avatar_id }) => avatar_id === name)) throw new Failure(`There is an avatar “${name}” already.`, "Choose another name.");
-      await admitted(() => prepare(file, name, (event) => this.#told(event), signal));
+      const known = await getJson("avatars"); // sign in before a long upload, not after it
+      if (known.some(({ avatar_id }) => avatar_id === name)) throw new Failure(`An avatar named “${name}” already exists.`, "Choose another name.");
+      await withAuth(() => prepare(file, name, (event) => this.#progress(event), signal));
       $("upload-form").reset();
       this.#chosen();
       this.#show(false);
@@ -60,32 +60,32 @@ export class Upload extends EventTarget {
     } catch (failure) {
       this.#show(false);
       if (signal.aborted) return $("upload-go").focus();
-      wrong("upload-error", `${failure.message} ${failure.remedy}`);
+      showFormError("upload-error", `${failure.message} ${failure.remedy}`);
     }
   }
 
   #show(on) {
     if (!on) this.#call = null;
-    wrong("upload-error");
+    showFormError("upload-error");
     $("upload-progress").hidden = !on;
     $("upload-bar").hidden = $("upload-cancel").hidden = !on;
     for (const way of ["upload-go", "upload-file", "upload-name"]) $(way).disabled = on;
     $("upload-go").textContent = on ? "Preparing …" : "Prepare";
   }
 
-  #told({ step, done, total }) {
+  #progress({ step, done, total }) {
     if (total) $("upload-bar").value = done / total;
-    else $("upload-bar").removeAttribute("value"); // it is not known how far
+    else $("upload-bar").removeAttribute("value"); // indeterminate
     const name = STEP_NAMES[step] ?? step[0].toUpperCase() + step.slice(1);
     const words = total ? `${name}, ${Math.floor((100 * done) / total)} %` : name;
     if ($("upload-step").textContent !== words) $("upload-step").textContent = words;
   }
 }
 
-/** POST /avatars; told({step, done, total}) of the upload, then of each line that the server sends. Throws Failure. */
-function prepare(file, name, told, signal) {
+/** POST /avatars; onProgress({step, done, total}) for the upload, then for each line the server sends. Throws Failure. */
+function prepare(file, name, onProgress, signal) {
   return new Promise((resolve, reject) => {
-    const call = new XMLHttpRequest(); // fetch does not tell how much of an upload has gone
+    const call = new XMLHttpRequest(); // fetch does not report upload progress
     let read = 0;
     let report = null;
     const lines = () => {
@@ -94,19 +94,19 @@ function prepare(file, name, told, signal) {
         const event = JSON.parse(line);
         if (event.error) return reject(new Failure(event.error.message, event.error.remedy, event.error.code, 200));
         if (event.report) report = event.report;
-        else told(event);
+        else onProgress(event);
       }
       read = whole;
     };
     call.open("POST", address("avatars", { avatar_id: name }));
-    call.upload.onprogress = ({ loaded, total }) => told({ step: "upload", done: loaded, total });
+    call.upload.onprogress = ({ loaded, total }) => onProgress({ step: "upload", done: loaded, total });
     call.onprogress = () => call.status === 200 && lines();
     call.onerror = () => broken().then(reject);
     call.onabort = () => reject(new Failure("The upload was cancelled."));
     call.onload = () => {
       if (call.status === 200) {
         lines();
-        return report ? resolve(report) : reject(new Failure("The preparation broke off.", "Send it again."));
+        return report ? resolve(report) : reject(new Failure("The preparation failed.", "Send it again."));
       }
       try {
         const { error } = JSON.parse(call.responseText);
@@ -120,9 +120,9 @@ function prepare(file, name, told, signal) {
   });
 }
 
-/** Why an upload broke off: a server that wants a key may hang up in the midst of it. */
+/** Why an upload failed: a server that requires a key may close the connection during it. */
 async function broken() {
   const answer = await fetch(address("avatars")).catch(() => null);
   if (answer?.status === 401) return failureOf(answer);
-  return new Failure("The upload broke off.", "Check the connection and send it again.");
+  return new Failure("The upload failed.", "Check your connection and send it again.");
 }

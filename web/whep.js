@@ -1,44 +1,43 @@
 /**
- * One WebRTC connection that plays a session, as WHEP has it: offered, answered, watched until it is lost.
+ * One WebRTC connection that plays a session (WHEP), from the offer until the connection is lost.
  *
- * Measured in Chromium: its picture is about 0.1 s behind what is due, where a media source's is 0.2 to 0.4 s (live.js).
- * Where UDP does not come through, there is no picture at all.
+ * Measured in Chromium: about 0.1 s behind, where a media source is 0.2 to 0.4 s behind (live.js). Needs UDP.
  */
 
 import { Failure, failureOf } from "./api.js";
 
-const GATHER_MS = 500; // for candidates: this machine's own come at once
-const ANSWER_MS = 16_000; // the first may wait for a model
-const CONNECT_MS = 2000; // from the answer to the first packet: longer, and the network lets no UDP through
-const STALL_MS = 2000; // without a packet: idle motion, too, is 25 pictures a second
-const UNSEEN_MS = 5000; // packets that give no picture; a hidden tab may decode none
+const GATHER_MS = 500; // wait for ICE candidates; host candidates arrive at once
+const ANSWER_MS = 16_000; // the first answer may wait for a model to load
+const CONNECT_MS = 2000; // from the answer to the first packet; longer means that UDP is blocked
+const STALL_MS = 2000; // without a packet; the idle loop also sends 25 frames per second
+const UNSEEN_MS = 5000; // packets arrive but no frame is decoded; hidden tabs may not decode
 const TICK_MS = 500;
-const HELD_S = 0.08; // the server sends a picture so long after it is due
+const HELD_S = 0.08; // the server sends a frame this long after it is due
 
-/** A session that cannot be watched in this way, here and now; in another it may. */
-export class NoWay extends Failure {}
+/** WebRTC is not available here; another transport may be. */
+export class Unavailable extends Failure {}
 
 export class Peer extends EventTarget {
   stream = new MediaStream();
-  behind = HELD_S + 0.05; // seconds from a picture being due to its being shown, of the latest half second
-  seen = false; // whether a picture has come
+  behind = HELD_S + 0.05; // seconds from due to shown, over the last half second
+  seen = false; // whether a frame was decoded
   #connection;
   #resource = "";
   #over = () => {};
   #timer = 0;
   #last = { packets: 0, cameMs: 0, decoded: 0, seenMs: 0, delay: 0, count: 0 };
 
-  /** Settles when nothing more is going to come. */
+  /** Resolves when the connection has ended. */
   ended = new Promise((resolve) => (this.#over = resolve));
 
-  /** A connection over which pictures come. url: of the session's WHEP endpoint. Throws Failure, NoWay. */
+  /** Connect. url: the session's WHEP endpoint. Throws Failure, Unavailable. */
   static async connect(url, abort) {
     const signal = AbortSignal.any([abort, AbortSignal.timeout(ANSWER_MS)]);
     const codecs = window.RTCPeerConnection && RTCRtpReceiver.getCapabilities?.("video")?.codecs;
     const h264 = codecs?.filter(({ mimeType }) => mimeType === "video/H264" || mimeType === "video/rtx");
-    if (!h264?.some(({ mimeType }) => mimeType === "video/H264")) throw new NoWay("This browser has no WebRTC with H.264.");
+    if (!h264?.some(({ mimeType }) => mimeType === "video/H264")) throw new Unavailable("This browser has no WebRTC with H.264.");
     const answer = await fetch(url, { method: "OPTIONS", cache: "no-store", signal });
-    if (answer.status === 405 || (answer.ok && !answer.headers.get("Allow")?.includes("POST"))) throw new NoWay("This server has no WebRTC.", "Install its extra [webrtc].");
+    if (answer.status === 405 || (answer.ok && !answer.headers.get("Allow")?.includes("POST"))) throw new Unavailable("This server has no WebRTC.", "Install the extra [webrtc] on the server.");
     if (!answer.ok) throw await failureOf(answer);
     const peer = new Peer(iceServers(answer.headers.get("Link") ?? ""), h264);
     try {
@@ -58,7 +57,7 @@ export class Peer extends EventTarget {
       if (kind === "video") transceiver.setCodecPreferences?.(codecs);
       this.stream.addTrack(transceiver.receiver.track);
     }
-    this.#connection.createDataChannel("told").addEventListener("message", ({ data }) => this.#told(JSON.parse(data)));
+    this.#connection.createDataChannel("told").addEventListener("message", ({ data }) => this.#emit(JSON.parse(data)));
     this.#connection.addEventListener("connectionstatechange", () => ["failed", "closed"].includes(this.#connection.connectionState) && this.#over());
   }
 
@@ -66,7 +65,7 @@ export class Peer extends EventTarget {
     clearInterval(this.#timer);
     this.#connection.close();
     this.#over();
-    if (this.#resource) fetch(this.#resource, { method: "DELETE", keepalive: true }).catch(() => {}); // it may have gone
+    if (this.#resource) fetch(this.#resource, { method: "DELETE", keepalive: true }).catch(() => {}); // it may be gone already
     this.#resource = "";
   }
 
@@ -81,13 +80,13 @@ export class Peer extends EventTarget {
     });
     if (answer.status === 429 || answer.status === 501) {
       const { message, remedy, code, status } = await failureOf(answer);
-      throw new NoWay(message, remedy, code, status);
+      throw new Unavailable(message, remedy, code, status);
     }
     if (!answer.ok) throw await failureOf(answer);
     this.#resource = `${url.split("?")[0]}/${answer.headers.get("Location").split("/").pop()}${new URL(url).search}`;
     await this.#connection.setRemoteDescription({ type: "answer", sdp: await answer.text() });
-    const track = this.stream.getVideoTracks()[0]; // it is muted until a packet comes
-    if (!(await until(track, "unmute", () => !track.muted, CONNECT_MS))) throw new NoWay("WebRTC does not come through.", "The network may let no UDP pass.");
+    const track = this.stream.getVideoTracks()[0]; // muted until the first packet arrives
+    if (!(await until(track, "unmute", () => !track.muted, CONNECT_MS))) throw new Unavailable("No WebRTC connection.", "The network may block UDP.");
     this.#last.cameMs = this.#last.seenMs = performance.now();
     this.#timer = setInterval(() => this.#look(), TICK_MS);
   }
@@ -96,7 +95,7 @@ export class Peer extends EventTarget {
     return until(this.#connection, event, done, ms);
   }
 
-  /** Whether pictures still come, and how late. */
+  /** Check that frames still arrive, and measure the delay. */
   async #look() {
     const stats = [...(await this.#connection.getStats()).values()];
     const video = stats.find(({ type, kind }) => type === "inbound-rtp" && kind === "video");
@@ -114,17 +113,17 @@ export class Peer extends EventTarget {
     if (nowMs - last.cameMs > STALL_MS || nowMs - last.seenMs > UNSEEN_MS) this.#over();
   }
 
-  #told({ type, now_s, ...rest }) {
+  #emit({ type, now_s, ...rest }) {
     if (type === "ended") {
-      this.#resource = ""; // the server has ended it by itself
-      if (this.seen) this.#over(); // and nobody need wait for packets
+      this.#resource = ""; // the server has closed it already
+      if (this.seen) this.#over(); // do not wait for the stall timeout
     }
-    const seenS = now_s - (this.behind - HELD_S); // now_s is being sent
-    this.dispatchEvent(new CustomEvent("told", { detail: { kind: type, message: rest[type], seenS } }));
+    const seenS = now_s - (this.behind - HELD_S); // now_s: stream time being sent
+    this.dispatchEvent(new CustomEvent("stream-event", { detail: { kind: type, message: rest[type], seenS } }));
   }
 }
 
-/** Wait for something to be so, as an event tells; whether it was, in time. */
+/** Wait until done() holds, checked on each event. Returns whether it did in time. */
 async function until(target, event, done, ms) {
   if (done()) return true;
   return new Promise((resolve) => {
@@ -140,7 +139,7 @@ async function until(target, event, done, ms) {
   });
 }
 
-/** The ICE servers that a Link header names (RFC 9725, 4.6), as RTCPeerConnection takes them. */
+/** The ICE servers in a Link header (RFC 9725, 4.6), for RTCPeerConnection. */
 export function iceServers(header) {
   const value = (text, name) => text.match(new RegExp(`;\\s*${name}="((?:[^"\\\\]|\\\\.)*)"`))?.[1].replace(/\\(.)/g, "$1");
   return [...header.matchAll(/<([^>]*)>((?:;\s*[\w-]+="(?:[^"\\]|\\.)*")*)/g)]

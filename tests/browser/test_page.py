@@ -55,7 +55,7 @@ def test_it_starts_muted_and_one_click_gives_the_sound(chat: Tab) -> None:
     chat.page.click("#unmute")
     assert not chat.page.evaluate("document.querySelector('video').muted")
     assert not chat.page.is_visible("#unmute")
-    assert chat.page.get_attribute("#mute", "aria-label") == "Sound is on: turn it off"
+    assert chat.page.get_attribute("#mute", "aria-label") == "Turn sound off"
 
 
 # --- talking
@@ -182,8 +182,8 @@ def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Ta
     state.down = True
     chat.until("document.querySelector('#screen').dataset.state === 'lost'")
     assert chat.page.inner_text("#pill-text") == "Reconnecting"
-    chat.until("document.querySelector('#veil-title').textContent === 'The server restarts.'")
-    chat.until("document.querySelector('#veil-text').textContent.includes('Next try in')")
+    chat.until("document.querySelector('#status-title').textContent === 'The server restarts.'")
+    chat.until("document.querySelector('#status-text').textContent.includes('Next attempt in')")
     chat.shot("reconnecting")
     before = chat.page.evaluate("document.querySelector('video').currentTime")
     state.down = False
@@ -304,8 +304,8 @@ def luminance(colour: str) -> float:
     ("ink", "paper"),
     [
         *(("ink", "paper"), ("ink", "raised"), ("ink", "sunken"), ("soft", "paper"), ("soft", "raised")),
-        *(("soft", "sunken"), ("accent-ink", "accent"), ("wrong", "raised"), ("ink", "wrong-wash")),
-        *(("wrong", "wrong-wash"), ("accent", "raised"), ("ink", "accent-wash")),
+        *(("soft", "sunken"), ("accent-ink", "accent"), ("error", "raised"), ("ink", "error-wash")),
+        *(("error", "error-wash"), ("accent", "raised"), ("ink", "accent-wash")),
     ],
 )
 def test_text_stands_out_from_what_it_stands_on(theme: str, ink: str, paper: str) -> None:

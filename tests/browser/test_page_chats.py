@@ -28,7 +28,7 @@ def test_a_chat_that_was_closed_says_so_asks_no_more_and_leads_to_a_new_one(chat
     state.down = True  # the stream ends
     chat.until("document.querySelector('#screen').dataset.state === 'lost'")
     state.down = False
-    chat.until("document.querySelector('#veil-title').textContent === 'This chat has ended'")
+    chat.until("document.querySelector('#status-title').textContent === 'This chat has ended'")
     assert chat.page.inner_text("#pill-text") == "Ended"
     assert chat.page.is_disabled("#suggestions button")
     assert not chat.page.is_visible("#retry") and chat.page.is_disabled("#message") and chat.page.is_disabled("#mic")
@@ -40,7 +40,7 @@ def test_a_chat_that_was_closed_says_so_asks_no_more_and_leads_to_a_new_one(chat
     del state.fail["live"]
     chat.page.click("#fresh-here")
     chat.until("document.querySelector('#screen').dataset.state === 'live'")
-    assert session_of(chat) != before and chat.page.is_enabled("#message") and not chat.page.is_visible("#veil")
+    assert session_of(chat) != before and chat.page.is_enabled("#message") and not chat.page.is_visible("#status-overlay")
     assert chat.page.evaluate("document.activeElement.id") == "message"
 
 
@@ -89,7 +89,7 @@ def test_a_session_that_somebody_else_removed_is_empty_here_too(chat: Tab, state
 def test_words_that_are_understood_too_late_are_not_for_the_next_chat(chat: Tab, state: State) -> None:
     state.recognition, state.think_s = True, 1.5
     chat.page.reload()
-    chat.until("document.querySelector('#mode-hint').textContent === 'Answered, typed or spoken.'")
+    chat.until("document.querySelector('#mode-hint').textContent === 'Type or speak; the presenter answers.'")
     chat.page.click("#mic")
     chat.until("document.querySelector('#level').value > 0.3")
     chat.page.wait_for_timeout(500)

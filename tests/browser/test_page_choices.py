@@ -35,10 +35,10 @@ def test_an_uploaded_avatar_is_removed_by_keyboard_when_that_was_meant(settings:
     assert page.locator(".remove-avatar").count() == 2  # none on the one that ships
     page.focus("[aria-label='Remove bob']")
     page.keyboard.press("Enter")
-    assert page.inner_text("#sure-avatar-title") == "Remove “bob”?"
-    assert page.evaluate("document.activeElement.textContent") == "Keep it"
+    assert page.inner_text("#confirm-removal-title") == "Remove “bob”?"
+    assert page.evaluate("document.activeElement.textContent") == "Cancel"
     page.keyboard.press("Enter")
-    settings.until("!document.querySelector('#sure-avatar').open")
+    settings.until("!document.querySelector('#confirm-removal').open")
     assert state.avatars == ["ann", "bob"]
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Remove bob"
     page.keyboard.press("Enter")
@@ -57,7 +57,7 @@ def test_removing_the_face_that_is_shown_begins_a_chat_with_another(settings: Ta
     settings.until_served(lambda: len(opened) == 1)
     settings.until(LIVE)
     settings.page.click("[aria-label='Remove ann']")
-    settings.page.click("#sure-avatar .danger")
+    settings.page.click("#confirm-removal .danger")
     settings.until_served(lambda: len(opened) == 2)
     assert [body.get("avatar_id") for body in opened] == ["ann", None]
     settings.until(LIVE)
@@ -72,8 +72,8 @@ def test_what_keeps_an_avatar_is_told(settings: Tab, state: State) -> None:
     }
     state.fail["remove"] = (422, error)
     settings.page.click("[aria-label='Remove ann']")
-    settings.page.click("#sure-avatar .danger")
+    settings.page.click("#confirm-removal .danger")
     settings.page.wait_for_selector("#avatars-error:not([hidden])")
     told = settings.page.inner_text("#avatars-error")
-    assert told == "It was not removed. The avatar 'ann' is shown wherever none is named. Set another."
+    assert told == "Not removed. The avatar 'ann' is shown wherever none is named. Set another."
     assert settings.page.evaluate(NAMES) == "ann,bob,presenter"

@@ -37,7 +37,7 @@ def test_it_asks_once_says_what_is_wrong_and_goes_on_where_it_stood(served: tupl
     assert page.page.evaluate(ASKS)
     enter(page, "not-a-key-of-this-server")
     page.until("!document.querySelector('#key-error').hidden")
-    assert page.page.inner_text("#key-error") == "That is not a key of this server." and page.page.evaluate(ASKS)
+    assert page.page.inner_text("#key-error") == "This key is not valid." and page.page.evaluate(ASKS)
     page.shot("key-wrong")
     enter(page, KEY)
     page.until(LIVE)

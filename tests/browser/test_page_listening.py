@@ -52,7 +52,7 @@ def chat(served: tuple[str, State], tab: Any) -> Tab:
     opened: Tab = tab(served[0])
     opened.page.add_init_script(HUM)
     opened.open()
-    opened.until("document.querySelector('#mode-hint').textContent === 'Answered, typed or spoken.'")
+    opened.until("document.querySelector('#mode-hint').textContent === 'Type or speak; the presenter answers.'")
     return opened
 
 
@@ -93,7 +93,7 @@ def test_a_recording_is_understood_shown_as_the_viewers_words_and_answered(chat:
 def test_what_is_to_be_said_is_not_understood_but_moves_the_face(chat: Tab, state: State) -> None:
     chat.page.check("[name=mode][value=say]", force=True)
     assert "what you record in your own" in chat.page.inner_text("#mode-hint")
-    assert chat.page.get_attribute("#mic", "aria-label") == "Record your voice: it moves the face"
+    assert chat.page.get_attribute("#mic", "aria-label") == "Record your voice for the presenter"
     record(chat, 0.8)
     chat.page.click("#send")
     chat.state("speaking")
@@ -106,7 +106,7 @@ def test_where_nothing_was_said_nothing_is_answered(chat: Tab, state: State) -> 
     record(chat, 0.6)
     chat.page.click("#send")
     chat.page.wait_for_selector("#notice:not([hidden])")
-    assert chat.page.inner_text("#notice-title") == "No words were heard."
+    assert chat.page.inner_text("#notice-title") == "No speech recognized."
     assert chat.texts(".bubble") == [] and state.jobs == {} and chat.page.is_visible("#empty")
 
 
@@ -130,12 +130,12 @@ def test_without_a_recogniser_the_page_says_that_a_recording_moves_the_face(
     chat = tab(served[0])
     chat.page.add_init_script(HUM)
     chat.open()
-    assert chat.page.inner_text("#mode-hint").endswith("this server understands no speech.")
+    assert chat.page.inner_text("#mode-hint").endswith("Speech recognition is off.")
     record(chat, 0.6)
     chat.page.click("#send")
     chat.state("speaking")
     chat.until_served(lambda: served[1].uploads)
-    assert served[1].uploads[0][0] in served[1].sessions and "moves the face" in chat.texts(".bubble.user")[0]
+    assert served[1].uploads[0][0] in served[1].sessions and "recording" in chat.texts(".bubble.user")[0]
 
 
 # --- hands-free

@@ -14,7 +14,7 @@ from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
 STATE = "document.querySelector('#screen').dataset.state"
-TITLE = "document.querySelector('#veil-title').textContent"
+TITLE = "document.querySelector('#status-title').textContent"
 WHY = {"webrtc": "This server has no WebRTC.", "mp4": "The server restarts."}  # as the server of canned media says
 FACE = (slice(60, 150), slice(200, 420))  # rows and columns of the screen: above the words, beside pill and tools
 
@@ -47,7 +47,7 @@ def test_the_last_picture_stays_until_the_new_one_is_there(served: tuple[str, St
     seen = [looks(page) for _ in range(4)]
     assert page.page.inner_text("#pill-text") == "Reconnecting"
     page.until(f"{TITLE} === '{WHY[way]}'")
-    page.until("document.querySelector('#veil-text').textContent.includes('Next try in')")
+    page.until("document.querySelector('#status-text').textContent.includes('Next attempt in')")
     page.shot(f"lost-{way}")
     state.down = False
     page.page.click("#retry")
@@ -56,7 +56,7 @@ def test_the_last_picture_stays_until_the_new_one_is_there(served: tuple[str, St
     seen += [looks(page) for _ in range(6)]
     assert len(seen) > 10
     assert min(alike(live, picture) for picture in seen) > 0.6
-    page.until("!document.querySelector('#still').dataset.of")
+    page.until("!document.querySelector('#last-frame').dataset.of")
     assert page.watch(1.0)["played"] > 0.7
 
 
@@ -66,30 +66,30 @@ def test_the_words_say_what_happens_and_count_down(served: tuple[str, State], ta
     page.page.evaluate("""() => {
       window.said = [];
       const look = () => {
-        const words = document.querySelector('#veil-card').innerText.replace(/\\n+/g, ' | ');
+        const words = document.querySelector('#status-card').innerText.replace(/\\n+/g, ' | ');
         if (words && said.at(-1) !== words) said.push(words);
       };
       const all = { subtree: true, childList: true, attributes: true, characterData: true };
-      new MutationObserver(look).observe(document.querySelector('#veil'), all);
+      new MutationObserver(look).observe(document.querySelector('#status-overlay'), all);
     }""")
     state.down = True
-    page.until("said.filter((words) => words.includes('Next try in')).length > 6", 40)
+    page.until("said.filter((words) => words.includes('Next attempt in')).length > 6", 40)
     said = page.page.evaluate("said")
-    assert not [words for words in said if words.startswith("Waking")]  # it was awake
-    assert any(words.startswith("The server restarts. | Trying again …") for words in said)
-    assert any("Wait. Next try in 3 s." in words for words in said)
-    assert any("Wait. Next try in 2 s." in words for words in said)
-    assert page.page.get_attribute("#veil-title", "role") == "status"
+    assert not [words for words in said if words.startswith("Connecting")]  # it was awake
+    assert any(words.startswith("The server restarts. | Reconnecting …") for words in said)
+    assert any("Wait. Next attempt in 3 s." in words for words in said)
+    assert any("Wait. Next attempt in 2 s." in words for words in said)
+    assert page.page.get_attribute("#status-title", "role") == "status"
 
 
 def test_before_the_first_picture_the_avatar_is_seen_already(served: tuple[str, State], tab: Any) -> None:
     url, state = served
     state.fail["live"] = (503, {"code": "busy", "message": "Too many watch.", "remedy": "Wait a little."})
     page: Tab = tab(url).open("?via=mp4", live=False)
-    page.until(f"{STATE} === 'lost' && document.querySelector('#still').dataset.of === 'poster'")
+    page.until(f"{STATE} === 'lost' && document.querySelector('#last-frame').dataset.of === 'poster'")
     page.shot("lost-poster")
     assert looks(page).std() > 10
-    page.until("document.querySelector('#veil-title').textContent === 'Too many watch.'", 5)  # each try says so anew
+    page.until("document.querySelector('#status-title').textContent === 'Too many watch.'", 5)  # each try says so anew
     del state.fail["live"]
     page.page.click("#retry")
-    page.until(f"{STATE} === 'live' && !document.querySelector('#still').dataset.of")
+    page.until(f"{STATE} === 'live' && !document.querySelector('#last-frame').dataset.of")

@@ -82,7 +82,7 @@ def test_a_name_that_is_taken_is_found_before_anything_is_sent(chat: Tab, state:
     chat.page.fill("#upload-name", "presenter")
     chat.page.click("#upload-go")
     chat.page.wait_for_selector("#upload-error:not([hidden])")
-    assert chat.page.inner_text("#upload-error") == "There is an avatar “presenter” already. Choose another name."
+    assert chat.page.inner_text("#upload-error") == "An avatar named “presenter” already exists. Choose another name."
     assert state.uploads == [] and not chat.page.is_visible("#upload-progress")
 
 
@@ -94,8 +94,8 @@ def test_a_server_that_cannot_be_reached_is_told(chat: Tab, where: str) -> None:
         chat.page.route("**/avatars?*", lambda route: route.abort())
     chat.page.click("#upload-go")
     chat.page.wait_for_selector("#upload-error:not([hidden])")
-    told = {"first": "The server cannot be reached.", "amid": "The upload broke off."}
-    assert chat.page.inner_text("#upload-error").startswith(f"{told[where]} Check the connection")
+    told = {"first": "The server cannot be reached.", "amid": "The upload failed."}
+    assert chat.page.inner_text("#upload-error").startswith(f"{told[where]} Check your connection")
     assert chat.page.is_enabled("#upload-go") and "Me.mp4 (1.0 MB)" in chat.page.inner_text("#drop-text")
 
 
@@ -136,7 +136,7 @@ def test_signing_in_and_out_without_a_server_is_told(
     enter(page)
     page.until("!document.querySelector('#key-error').hidden")
     assert page.page.inner_text("#key-error") == (
-        "The server cannot be reached. Check the connection, then sign in again."
+        "The server cannot be reached. Check your connection, then sign in again."
     )
     assert page.page.input_value("#key-input") == KEY
     page.page.context.set_offline(False)
@@ -147,7 +147,7 @@ def test_signing_in_and_out_without_a_server_is_told(
     page.page.click("#sign-out")
     page.page.wait_for_selector("#chat-error:not([hidden])")
     assert page.page.inner_text("#chat-error") == (
-        "You are still signed in. The server cannot be reached. Check the connection, then sign out again."
+        "You are still signed in. The server cannot be reached. Check your connection, then sign out again."
     )
     page.page.context.set_offline(False)
     with page.page.expect_navigation():
@@ -158,16 +158,16 @@ def test_signing_in_and_out_without_a_server_is_told(
 def test_a_chat_is_deleted_when_that_was_meant_and_what_stops_it_is_told(chat: Tab, state: State) -> None:
     (session,) = state.sessions
     chat.page.click("#remove")
-    assert chat.page.evaluate("document.activeElement.textContent") == "Keep it"
+    assert chat.page.evaluate("document.activeElement.textContent") == "Cancel"
     chat.page.keyboard.press("Enter")
-    assert not chat.page.is_visible("#sure") and session in state.sessions
+    assert not chat.page.is_visible("#confirm-delete") and session in state.sessions
     chat.page.context.set_offline(True)
     chat.page.click("#remove")
-    chat.page.click("#sure .danger")
+    chat.page.click("#confirm-delete .danger")
     chat.page.wait_for_selector("#chat-error:not([hidden])")
-    assert chat.page.inner_text("#chat-error").startswith("It was not deleted. The server cannot be reached.")
+    assert chat.page.inner_text("#chat-error").startswith("Not deleted. The server cannot be reached.")
     chat.page.context.set_offline(False)
     chat.page.click("#remove")
-    chat.page.click("#sure .danger")
+    chat.page.click("#confirm-delete .danger")
     chat.until_served(lambda: session not in state.sessions)
     chat.until("!document.querySelector('#settings').open")

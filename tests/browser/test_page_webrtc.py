@@ -74,7 +74,7 @@ def test_where_it_is_asked_for_and_does_not_come_that_is_said(
     state.webrtc = False
     opened = tab(served[0]).open("?via=webrtc", live=False)
     opened.until("document.querySelector('#screen').dataset.state === 'lost'")
-    opened.until("document.querySelector('#veil-title').textContent === 'This server has no WebRTC.'", timeout_s=5)
+    opened.until("document.querySelector('#status-title').textContent === 'This server has no WebRTC.'", timeout_s=5)
 
 
 def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Tab, state: State) -> None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 def test_on_a_phone_pictures_keep_the_names_of_the_words_they_replace(served: tuple[str, State], tab: Any) -> None:
     page = tab(served[0], viewport={"width": 390, "height": 844}).open("?via=mp4").page
-    for name in ("New chat", "Settings", "Captions", "Full screen", "Send", "Record your voice: it moves the face"):
+    for name in ("New chat", "Settings", "Captions", "Full screen", "Send", "Record your voice for the presenter"):
         button = page.get_by_role("button", name=name, exact=True)
         assert button.count() == 1, name
         assert button.bounding_box()["width"] < 48, name
@@ -27,30 +27,30 @@ def test_on_a_phone_pictures_keep_the_names_of_the_words_they_replace(served: tu
 def test_the_hint_says_what_the_keys_do_and_when_a_message_is_full(served: tuple[str, State], tab: Any) -> None:
     chat: Tab = tab(served[0]).open("?via=mp4")
     hint = "#hint"
-    assert chat.page.inner_text(hint).startswith("Enter sends, Shift")
+    assert chat.page.inner_text(hint).startswith("Enter to send, Shift")
     chat.page.fill("#message", "x" * 3650)
-    assert chat.page.inner_text(hint) == "Room for about 350 more characters."
+    assert chat.page.inner_text(hint) == "About 350 characters left"
     chat.page.fill("#message", "x" * 3990)
-    assert chat.page.inner_text(hint) == "Room for 10 more characters."
+    assert chat.page.inner_text(hint) == "10 characters left"
     chat.page.press("#message", "End")
     chat.page.keyboard.insert_text("y" * 50)
-    assert chat.page.inner_text(hint) == "A message has room for 4000 characters: no more was taken."
+    assert chat.page.inner_text(hint) == "Maximum length of 4000 characters reached"
     assert chat.page.input_value("#message") == "x" * 3990 + "y" * 10
     chat.page.fill("#message", "")
-    assert chat.page.inner_text(hint).startswith("Enter sends, Shift")
+    assert chat.page.inner_text(hint).startswith("Enter to send, Shift")
     chat.page.click("#mic")
-    chat.until("document.querySelector('#hint').textContent === 'Enter sends the recording, Esc discards it.'")
+    chat.until("document.querySelector('#hint').textContent === 'Enter to send the recording, Esc to discard it'")
     chat.page.check("#hands-free")
     chat.until("document.querySelector('#hint').textContent === 'A pause ends your turn. Esc stops listening.'")
     chat.page.keyboard.press("Escape")
-    chat.until("document.querySelector('#hint').textContent.startsWith('Enter sends, Shift')")
+    chat.until("document.querySelector('#hint').textContent.startsWith('Enter to send, Shift')")
 
 
 def test_the_latency_panel_says_what_it_is_for_until_there_is_something_in_it(
     served: tuple[str, State], tab: Any
 ) -> None:
     chat: Tab = tab(served[0]).open("?via=mp4")
-    assert chat.page.inner_text(".figures").startswith("Say something to see where the time goes")
+    assert chat.page.inner_text(".figures").startswith("Send a message to see timings")
     served[1].reply = "Yes."
     for text in ("One", "Two"):
         chat.send(text)
@@ -89,7 +89,7 @@ def test_the_keyboard_is_not_left_nowhere_when_a_button_goes(served: tuple[str, 
     press(".bubble.failed button")
     chat.until(f"{stands} === 'message'")
     state.down = True
-    chat.until("document.querySelector('#veil-text').textContent.includes('Next try in')")
+    chat.until("document.querySelector('#status-text').textContent.includes('Next attempt in')")
     press("#retry")
-    chat.until("document.querySelector('#veil-text').textContent.startsWith('Trying again')")
+    chat.until("document.querySelector('#status-text').textContent.startsWith('Reconnecting')")
     assert chat.page.evaluate(stands) == "retry"

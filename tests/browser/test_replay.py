@@ -83,7 +83,7 @@ def replay(over: Callable[..., Tab]) -> Tab:
 def test_a_closed_session_is_played_from_its_start_to_its_end(replay: Tab) -> None:
     video = "document.querySelector('#replay-video')"
     assert replay.page.evaluate(f"{video}.duration") == pytest.approx(SECONDS, abs=0.05)
-    assert not replay.page.is_visible("#replay-veil") and replay.page.inner_text("#replay-facts") == "0:07"
+    assert not replay.page.is_visible("#replay-status") and replay.page.inner_text("#replay-facts") == "0:07"
     replay.page.evaluate(f"{video}.playbackRate = 4")
     replay.until(f"{video}.ended", 15)
     assert replay.page.evaluate(f"{video}.getVideoPlaybackQuality().totalVideoFrames") > 50
@@ -128,11 +128,11 @@ def test_the_live_picture_is_silent_while_it_is_open_and_goes_on_as_before(over:
 
 def test_it_is_offered_where_a_closed_session_says_so_and_not_where_nothing_was_said(over: Callable[..., Tab]) -> None:
     page = over()
-    page.page.click(".veil-card [data-replay]")
+    page.page.click(".status-card [data-replay]")
     page.until("document.querySelector('#replay-video').currentTime > 0.1")
     empty = over("empty")
     empty.page.wait_for_timeout(500)
-    assert not empty.page.is_visible("#open-replay") and not empty.page.is_visible(".veil-card [data-replay]")
+    assert not empty.page.is_visible("#open-replay") and not empty.page.is_visible(".status-card [data-replay]")
 
 
 def test_a_session_that_is_gone_says_so_and_can_be_tried_again(over: Callable[..., Tab], server: Any) -> None:

@@ -1,7 +1,8 @@
-"""What README.md and docs/ say, held against the project: their Python, YAML, routes, commands, names and links."""
+"""README.md and docs/: Python, YAML, commands, names and links match the project; generated pages are up to date."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -19,9 +20,13 @@ from tests.support.paths import ROOT
 from warmtalk.cli.app import app
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+assert spec is not None and spec.loader is not None
+generate = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(generate)
+
 TEXT = "\n".join(page.read_text() for page in PAGES)
-INTERNAL = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/", "/web"}  # FastAPI's, and the page's own
-ALLOWED_AWAIT = "async with", "await "
+AWAIT = "async with", "await "
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -31,15 +36,15 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
+def _mypy_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MYPYPATH", str(ROOT))
 
 
 def test_python_passes_a_strict_type_checker_as_it_stands(tmp_path: Path) -> None:
-    """As a user's own program would: the client is typed. What awaits at the top stands for the body of a function."""
+    """As in a user's own program. A snippet with a top-level `await` is checked as the body of a function."""
     files = []
     for number, (page, code) in enumerate(blocks("python")):
-        if any(line.startswith(ALLOWED_AWAIT) for line in code.splitlines()):
+        if any(line.startswith(AWAIT) for line in code.splitlines()):
             code = "async def main() -> None:\n" + textwrap.indent(code, "    ")
         files.append(tmp_path / f"{page.split('.')[0].lower()}_{number}.py")
         files[-1].write_text(code)
@@ -55,12 +60,12 @@ def test_python_passes_a_strict_type_checker_as_it_stands(tmp_path: Path) -> Non
         "3.11",
         "--follow-imports=silent",
     ]
-    said, wrong, status = mypy.run([*options, *map(str, files)])
-    assert status == 0, said + wrong
+    output, errors, status = mypy.run([*options, *map(str, files)])
+    assert status == 0, output + errors
 
 
-def test_a_wrong_call_does_not_pass_it(tmp_path: Path) -> None:
-    """Else the test above would hold for anything."""
+def test_the_type_check_rejects_wrong_calls(tmp_path: Path) -> None:
+    """Shows that the test above can fail."""
     file = tmp_path / "wrong.py"
     file.write_text(
         "from warmtalk import Client\n\n"
@@ -71,12 +76,12 @@ def test_a_wrong_call_does_not_pass_it(tmp_path: Path) -> None:
         'client.stream("Hi").close()\n'
     )
     options = ["--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache"), "--follow-imports=silent"]
-    said, _, status = mypy.run([*options, str(file)])
-    assert status == 1 and re.findall(r"wrong\.py:(\d): error", said) == ["4", "5", "6"], said
+    output, _, status = mypy.run([*options, str(file)])
+    assert status == 1 and re.findall(r"wrong\.py:(\d): error", output) == ["4", "5", "6"], output
 
 
-def test_yaml_is_what_the_config_takes() -> None:
-    """Each user_config, under its stage or alone, and each `args`."""
+def test_yaml_snippets_match_the_config_schema() -> None:
+    """Each `user_config`, under its stage or alone, and each `args`."""
     checked = 0
     for page, code in blocks("yaml"):
         given = yaml.safe_load(textwrap.dedent(code))
@@ -88,12 +93,12 @@ def test_yaml_is_what_the_config_takes() -> None:
 
 
 def sections(given: object) -> list[tuple[type, dict[str, object]]]:
-    """The parts of a piece of a config file that the schema knows, wherever the piece begins."""
+    """The parts of a config snippet that the schema describes, at whatever level the snippet begins."""
     found: list[tuple[type, dict[str, object]]] = []
     for entry in given if isinstance(given, list) else [given]:
         if not isinstance(entry, dict):
             continue
-        if "import_path" in entry:  # another application's
+        if "import_path" in entry:  # another application
             continue
         if isinstance(entry.get("user_config"), dict):
             values = entry["user_config"]
@@ -110,33 +115,44 @@ def sections(given: object) -> list[tuple[type, dict[str, object]]]:
     return found
 
 
-def test_every_route_is_told_of() -> None:
-    schema = api.openapi()
-    untold = [path for path in schema["paths"] if path not in INTERNAL and not told(path)]
-    assert untold == [] and len(schema["paths"]) > 25
+@pytest.mark.parametrize("name", sorted(generate.PAGES))
+def test_generated_pages_are_up_to_date(name: str) -> None:
+    """`make docs` writes them."""
+    assert (ROOT / "docs" / name).read_text() == generate.PAGES[name]()
 
 
-def told(path: str) -> bool:
-    """Whether a page names the path, with an example or a placeholder in it, or what stands behind the session's id."""
-    pattern = re.sub(r"\\\{\w+\\\}", r"(?:\\{\\w+\\}|[A-Za-z_<>-]+)", re.escape(path))
-    behind = re.fullmatch(r"/sessions/\{session_id\}/([\w.]+)(/.*)?", path)
-    return bool(re.search(pattern + r"(?![\w/])", TEXT)) or bool(
-        behind and f"`{behind.group(1)}`" in TEXT + part_of_table()
-    )
+def test_the_reference_describes_every_key_of_every_stage() -> None:
+    models = {"AppConfig": AppConfig, **STAGES}
+    missing = [
+        f"{stage}.{key}"
+        for stage, kind in models.items()
+        for key, field in kind.model_fields.items()
+        if not field.description
+    ]
+    assert missing == []
 
 
-def part_of_table() -> str:
-    """Names in the README's table of what lies under a session: `interrupt` (POST)."""
-    return " ".join(f"`{name}`" for name in re.findall(r"^\| `([\w.]+)`", TEXT, re.MULTILINE))
+def test_the_api_page_describes_every_route_and_parameter() -> None:
+    schema, page = api.openapi(), (ROOT / "docs" / "http-api.md").read_text()
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            assert f"## {method.upper()} {path}\n" in page
+            for parameter in operation.get("parameters", []):
+                described = parameter.get("description") or parameter["schema"].get("description")
+                assert described, f"{method} {path}: {parameter['name']} has no description"
+
+
+def test_the_readme_has_at_most_160_lines() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 160
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"(?:`|^)warmtalk ([a-z][a-z-]+)\b", TEXT, re.MULTILINE))))
-def test_every_command_that_is_named_is_there(command: str) -> None:
+def test_every_command_in_the_docs_exists(command: str) -> None:
     assert command in get_command(app).commands  # type: ignore[attr-defined]
 
 
-def test_every_command_has_help_with_an_example_that_it_takes() -> None:
-    """The example is parsed, not run: its options and arguments are those of the command."""
+def test_every_command_has_help_with_a_valid_example() -> None:
+    """The example is parsed, not run."""
     for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
         example = re.fullmatch(r"Example: `warmtalk (.+)`", command.epilog or "")
         assert example and command.help, name
@@ -145,7 +161,7 @@ def test_every_command_has_help_with_an_example_that_it_takes() -> None:
         command.make_context(name, said[1:])
 
 
-def test_everything_else_that_is_named_is_there() -> None:
+def test_targets_benchmarks_links_and_paths_in_the_docs_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`make ([a-z-]+)", TEXT)):
         assert f"\n{target}:" in makefile, target
@@ -159,6 +175,6 @@ def test_everything_else_that_is_named_is_there() -> None:
         assert (ROOT / path).exists() or (ROOT / f"{path}.md").exists(), path
 
 
-def test_json_in_examples_is_json() -> None:
+def test_json_in_examples_is_valid() -> None:
     bodies = re.findall(r"-d '(\{.*?\})'", TEXT)
     assert len(bodies) >= 3 and all(json.loads(body) for body in bodies)
