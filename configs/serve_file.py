@@ -1,4 +1,4 @@
-"""Reads Serve config files and checks our part of them before anything is started. Knows YAML and the schema only."""
+"""Reads Serve config files and checks them before anything is started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from configs.schema import STAGES, AppConfig
 
 FOLDER = Path(__file__).parent
 
-# Serve 2.60's own keys of an entry under `deployments`. It passes over others, so a misspelt limit would be no limit.
+# The keys of an entry under `deployments` in Serve 2.60. Serve ignores unknown ones, so a misspelt limit has no effect.
 DEPLOYMENT_KEYS = (
     "name", "num_replicas", "max_ongoing_requests", "max_queued_requests", "backpressure_config", "user_config",
     "autoscaling_config", "graceful_shutdown_wait_loop_s", "graceful_shutdown_timeout_s", "health_check_period_s",
@@ -22,15 +22,15 @@ DEPLOYMENT_KEYS = (
     "gang_scheduling_config", "deployment_actors", "rolling_update_percentage", "max_surge_percent",
 )  # fmt: skip
 
-SINGLE = ("Chat",)  # stages of one replica
+SINGLE_REPLICA = ("Chat",)  # stages that must have one replica
 
 
 class ConfigFileError(ValueError):
-    """A config file that cannot be used; the message says where and why."""
+    """A config file that cannot be used. The message names the place and the reason."""
 
 
 def config_path(name: str) -> Path:
-    """The file of a short name (`demo`, `gpu`, `cluster`) or of a path. Raises ConfigFileError."""
+    """The config file for a short name (`demo`, `gpu`, `cluster`) or a path. Raises ConfigFileError."""
     path = Path(name)
     if not path.suffix and (FOLDER / f"{name}.yaml").is_file():
         return FOLDER / f"{name}.yaml"
@@ -41,9 +41,10 @@ def config_path(name: str) -> Path:
 
 
 def load_serve_config(name: str) -> dict[str, Any]:
-    """The config as a dictionary, checked: every user_config against its stage's schema. Raises ConfigFileError.
+    """The config as a dictionary. Every user_config is checked against the schema of its stage.
 
-    Where `args` leave a stage out of the graph its section goes, too: Serve refuses options of what is not there.
+    Sections of stages that `args` leave out of the graph are removed, because Serve refuses options for deployments
+    that do not exist. Raises ConfigFileError.
     """
     path = config_path(name)
     try:
@@ -54,7 +55,7 @@ def load_serve_config(name: str) -> dict[str, Any]:
         raise ConfigFileError(f"{path}: cannot be read: {error.strerror}.") from error
     applications = config.get("applications") if isinstance(config, dict) else None
     if not applications or not _are_mappings(applications):
-        raise ConfigFileError(f"{path}: a Serve config file has a list named 'applications'.")
+        raise ConfigFileError(f"{path}: a Serve config file needs a list named 'applications'.")
     for application in applications:
         _check_application(path, application)
     return dict(config)
@@ -67,7 +68,7 @@ def _check_application(path: Path, application: dict[str, Any]) -> None:
         raise ConfigFileError(f"{path}: args: {_sentence(error)}") from error
     deployments = application.get("deployments") or []
     if not _are_mappings(deployments):
-        raise ConfigFileError(f"{path}: 'deployments' is a list of stages, each with its name.")
+        raise ConfigFileError(f"{path}: 'deployments' must be a list of stages, each with its name.")
     for deployment in deployments:
         name = deployment.get("name")
         if name not in STAGES:
@@ -81,25 +82,25 @@ def _check_application(path: Path, application: dict[str, Any]) -> None:
             STAGES[name].model_validate(deployment.get("user_config") or {})
         except ValidationError as error:
             raise ConfigFileError(f"{path}: {name}.user_config: {_sentence(error)}") from error
-        _refuse_replicas(path, deployment)
-    absent = {name for name, there in (("Enhance", args.enhance), ("Recognize", args.recognize)) if not there}
+        _check_replicas(path, deployment)
+    absent = {name for name, present in (("Enhance", args.enhance), ("Recognize", args.recognize)) if not present}
     if absent:
         application["deployments"] = [entry for entry in deployments if entry["name"] not in absent]
 
 
-def _refuse_replicas(path: Path, deployment: dict[str, Any]) -> None:
-    """Chat is one: a job's replica alone can interrupt it, and nothing leads a session's calls to it."""
-    wanted = deployment.get("num_replicas") or 1
-    most = (deployment.get("autoscaling_config") or {}).get("max_replicas", 100 if wanted == "auto" else 1)
-    if deployment["name"] in SINGLE and (wanted not in (1, "auto") or most != 1):
+def _check_replicas(path: Path, deployment: dict[str, Any]) -> None:
+    """Chat must have one replica: only the replica that runs a job can interrupt it, and calls are not routed to it."""
+    replicas = deployment.get("num_replicas") or 1
+    most = (deployment.get("autoscaling_config") or {}).get("max_replicas", 100 if replicas == "auto" else 1)
+    if deployment["name"] in SINGLE_REPLICA and (replicas not in (1, "auto") or most != 1):
         raise ConfigFileError(
-            f"{path}: {deployment['name']}: it has one replica: messages wait for others, and jobs outlive it. "
-            "Set num_replicas: 1, or max_replicas: 1 of its autoscaling_config."
+            f"{path}: {deployment['name']} must have exactly one replica. "
+            "Set num_replicas: 1, or max_replicas: 1 in its autoscaling_config."
         )
 
 
 def deployment_of(config: dict[str, Any], stage: str) -> dict[str, Any]:
-    """The entry of `stage` under `deployments` of the first application, made if it is not there."""
+    """The entry of `stage` under `deployments` of the first application. It is added if it is missing."""
     deployments: list[dict[str, Any]] = config["applications"][0].setdefault("deployments", [])
     for deployment in deployments:
         if deployment["name"] == stage:

@@ -1,4 +1,4 @@
-"""Who can reach a server, by its config file alone; and what is said of it when it starts."""
+"""Warnings about servers that everybody can reach, and what is printed when a server starts."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ def config(host: str | None, keys: str | None = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"])
-def test_a_server_of_this_machine_alone_needs_no_word(host: str) -> None:
+def test_no_warning_for_a_server_on_a_loopback_address(host: str) -> None:
     assert exposure_warning(config(host)) == ""
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gpu-box", None])
-def test_one_that_others_reach_without_a_key_is_warned_of(host: str | None) -> None:
-    said = exposure_warning(config(host))
-    assert f"listens on {host or '0.0.0.0'} and wants no key" in said and "api_keys_env of Ingress" in said
+def test_a_warning_for_a_server_that_others_can_reach_without_a_key(host: str | None) -> None:
+    warning = exposure_warning(config(host))
+    assert f"listens on {host or '0.0.0.0'} and requires no API key" in warning and "api_keys_env of Ingress" in warning
 
 
-def test_a_key_is_enough_and_a_variable_without_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_silences_the_warning_and_a_variable_without_a_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEYS", KEY)
     assert exposure_warning(config("0.0.0.0", "MY_KEYS")) == ""
     monkeypatch.delenv("MY_KEYS")
-    assert "variable MY_KEYS, which api_keys_env of Ingress names, is not set" in exposure_warning(config(None, "MY_KEYS"))
+    assert "variable MY_KEYS, which api_keys_env of Ingress names, is not set" in exposure_warning(
+        config(None, "MY_KEYS")
+    )
 
 
-def test_what_is_said_at_the_start_names_the_key_where_one_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_greeting_shows_how_to_send_a_key_when_one_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = LocalGraph("demo", 8123)
     opened, asked = graph.greeting()
     assert "http://127.0.0.1:8123 and talk" in opened and "Authorization" not in asked
     graph = LocalGraph("cluster", 8123)
-    assert "wants no key" in graph.greeting()[-1]
+    assert "requires no API key" in graph.greeting()[-1]
     monkeypatch.setenv("MY_KEYS", f"{KEY}, {KEY}2")
     monkeypatch.delenv("WARMTALK_API_KEY", raising=False)
     graph = LocalGraph("demo", adapt=lambda loaded: loaded.update(config("0.0.0.0", "MY_KEYS")))
     assert len(graph.greeting()) == 2 and '"Authorization: Bearer $WARMTALK_API_KEY"' in graph.greeting()[1]
-    graph.hand_key()
+    graph.use_own_key()
     import os
 
     assert os.environ.pop("WARMTALK_API_KEY") == KEY

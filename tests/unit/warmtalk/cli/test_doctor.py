@@ -121,7 +121,7 @@ def test_a_port_in_use_is_seen() -> None:
 def test_a_server_that_others_can_use_without_a_key_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctor.check_exposure("demo").found == "its server is reached from this machine only"
     cluster = doctor.check_exposure("cluster")
-    assert not cluster.ok and not cluster.required and "0.0.0.0 and wants no key" in cluster.found
+    assert not cluster.ok and not cluster.required and "0.0.0.0 and requires no API key" in cluster.found
     assert "api_keys_env of Ingress" in cluster.remedy
     assert "There is no config file" in doctor.check_exposure("nowhere").found
 

@@ -149,8 +149,8 @@ def test_a_stun_server_is_named_without_the_turn_servers_password():
 @pytest.mark.parametrize(
     ("server", "wrong"),
     [
-        ({"urls": ["http://stun.example"]}, "is no stun:"),
-        ({"urls": ["stun:a.example>; rel=x"]}, "is no stun:"),
+        ({"urls": ["http://stun.example"]}, "is not a stun:"),
+        ({"urls": ["stun:a.example>; rel=x"]}, "is not a stun:"),
         ({"urls": ["turn:turn.example"]}, "needs username and credential"),
         ({"urls": []}, "at least 1"),
         ({"url": "stun:stun.example"}, "did you mean 'urls'"),
