@@ -1,1 +1,1 @@
-"""The live timeline of a session: positions, cues, pauses."""
+"""The live timeline of a session: positions, cues and pauses."""

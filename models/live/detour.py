@@ -1,7 +1,7 @@
-"""The way of idle motion from one pose of the head to another, so that a pause can be shortened without a leap.
+"""Finds a path of idle motion from one head pose to another, so that a pause can be shortened without a visible jump.
 
-Idle motion is coded in pieces, each of which can follow on any other: the more alike what comes is to what would have
-come, the less is seen of it (Video Textures, Schödl and others, 2000). Pure.
+Any idle fragment can follow any other. A jump is the less visible, the more similar the frame shown is to the frame
+that would have come next (Video Textures, Schödl et al., 2000).
 """
 
 from __future__ import annotations
@@ -14,49 +14,49 @@ import numpy.typing as npt
 from models.live.timeline import LIVE_FRAMES, IdleGrid
 from models.types import Float32
 
-JUMP = 0.2  # what a jump costs that nobody sees, in squares of what four frames of motion change
-SPREAD = 48  # places all over the loop that are looked at besides what is near
-LATER, SOONER = 0.1, 0.02  # and a piece more, or less, than was wanted
+JUMP = 0.2  # cost of an invisible jump; unit: the square of the mean change over four frames of motion
+SPREAD = 48  # candidate positions spread over the whole loop, beside those near both ends
+LATER, SOONER = 0.1, 0.02  # cost of each fragment more, or fewer, than wanted
 
-Look = Callable[[int], Float32]
+Thumbnail = Callable[[int], Float32]  # the appearance of the frame at a timeline position: an array of any fixed shape
 Costs = npt.NDArray[np.float64]
 
 
-def detour(grid: IdleGrid, leave: int, join: int, wanted: int, most: int, look: Look) -> list[int]:
-    """Where the pieces begin that lead from `leave`, where the picture leaves its line, to `join`, where it goes on.
+def detour(grid: IdleGrid, leave: int, join: int, wanted: int, most: int, thumbnail: Thumbnail) -> list[int]:
+    """The starts of the idle fragments to show between positions `leave` and `join`, both on the grid.
 
-    Both lie on the grid. wanted, most: frames that it may take gladly, and at all. look: what the frame of a position
-    looks like, an array of any one shape. The way is the cheapest by dynamic programming: a jump costs the square of
-    its grey levels, so that many small ones are better than a large one, and none is best.
+    wanted, most: the preferred and the largest number of frames. The path of the lowest cost is found by dynamic
+    programming. The cost of a jump grows with the square of the difference in grey levels, so several small jumps are
+    better than a large one, and no jump is best.
     """
     longest = max(0, min(most, join - leave) // LIVE_FRAMES)
     starts = _reachable(grid, leave, join, longest)
-    looks = np.stack([look(start).ravel() for start in starts])  # (k, pixels)
+    looks = np.stack([thumbnail(start).ravel() for start in starts])  # (k, pixels)
     costs = _costs(grid, starts, looks)
     first, last = starts.index(leave % grid.loop), starts.index(join % grid.loop)
-    nexts = [(start + grid.frames_at(start)) % grid.loop for start in starts]  # what would come behind each piece
+    nexts = [(start + grid.frames_at(start)) % grid.loop for start in starts]  # the natural successor of each fragment
     between = np.stack([costs[starts.index(at)] if at in starts else np.full(len(starts), np.inf) for at in nexts])
-    way = _cheapest(costs[first], between[:, last], between, longest, wanted // LIVE_FRAMES, costs[first, last])
+    path = _cheapest(costs[first], between[:, last], between, longest, wanted // LIVE_FRAMES, costs[first, last])
     base = leave - leave % grid.loop
-    return [base + starts[piece] for piece in way]
+    return [base + starts[k] for k in path]
 
 
-def _reachable(grid: IdleGrid, leave: int, join: int, pieces: int) -> list[int]:
-    """Starts within the loop, sorted: what `pieces` lead to from `leave` and back from `join`, also the other way."""
+def _reachable(grid: IdleGrid, leave: int, join: int, steps: int) -> list[int]:
+    """Candidate starts in the loop, sorted: up to `steps` fragments after `leave` and before `join`, also mirrored."""
     found: set[int] = set()
-    for position, ways in ((leave % grid.loop, 1), (join % grid.loop, -1)):
-        near = {(position + ways * LIVE_FRAMES * step) % grid.loop for step in range(pieces + 2)}
+    for position, direction in ((leave % grid.loop, 1), (join % grid.loop, -1)):
+        near = {(position + direction * LIVE_FRAMES * step) % grid.loop for step in range(steps + 2)}
         found |= {grid.floor(at) for at in near}
         found |= {grid.floor((grid.loop - at) % grid.loop) for at in near}
         found.add(position)
-    for at in range(0, grid.loop, max(LIVE_FRAMES, grid.loop // SPREAD)):  # else far poses, and what looks like these
+    for at in range(0, grid.loop, max(LIVE_FRAMES, grid.loop // SPREAD)):  # also distant positions that may look alike
         start = grid.floor(at)
         found |= {start, (start + grid.frames_at(start)) % grid.loop}
     return sorted(found)
 
 
 def _costs(grid: IdleGrid, starts: list[int], looks: Float32) -> Costs:
-    """`(k, k)`: of showing the piece at starts[q] where that at starts[p] would come."""
+    """`(k, k)`: the cost of showing the fragment at starts[q] where the one at starts[p] would come."""
     change = np.array([np.abs(looks - one).mean(axis=1) for one in looks], np.float64)
     along = [q for q in range(1, len(starts)) if starts[q - 1] + grid.frames_at(starts[q - 1]) == starts[q]]
     usual = float(np.mean([change[q - 1, q] for q in along])) if along else 0.0
@@ -66,9 +66,10 @@ def _costs(grid: IdleGrid, starts: list[int], looks: Float32) -> Costs:
 
 
 def _cheapest(after: Costs, before: Costs, between: Costs, longest: int, wanted: int, cheapest: float) -> list[int]:
-    """The pieces of the way. after: what each costs as the first, `(k,)`; before: as the last; between: `(k, k)`.
+    """The path of the lowest cost, as indices of fragments.
 
-    cheapest: what no piece at all costs.
+    after: cost of each fragment as the first one, `(k,)`. before: as the last one, `(k,)`. between: `(k, k)`.
+    cheapest: the cost of an empty path.
     """
     spent, best = after, list[int]()
     cheapest += SOONER * wanted

@@ -1,14 +1,14 @@
-"""The live picture of a session: idle motion and speech as one endless stream. Pure: knows no time source, no network.
+"""The live timeline of a session: idle motion and speech as one endless stream. No time source, no network access.
 
-A session's live line is a count of video frames, its *position*: frame p of the line shows avatar frame ping_pong(p),
-whether the avatar speaks or not. So idle motion and speech meet without a repeated or dropped frame wherever speech was
-rendered for the positions at which it is shown. `LiveClock` says which position is due when.
+The timeline counts video frames. Timeline position p shows avatar frame ping_pong(p), whether the avatar speaks or not.
+So idle motion and speech join without a repeated or missing frame, if speech is rendered for the positions at which it
+is shown. `LiveClock` says which position is due at a given time.
 
-The line is cut into *pieces* of at most LIVE_FRAMES frames. Idle pieces are coded once for an avatar, as closed groups
-of pictures, and serve every session and viewer; speech pieces are cut out of the fragments of the session's file,
-sample by sample, and need not begin with a key frame. `ViewerTimeline` muxes pieces for one viewer: times from 0, no
-gap. Sound keeps its grid of 1024 samples; where speech begins, its packets are laid to the nearest slot of the viewer's
-grid, so a viewer's sound stands within half an AAC frame (21 ms at 24 kHz) of the file's.
+The stream consists of `LiveFragment`s of at most LIVE_FRAMES frames. Idle fragments are encoded once per avatar, as
+closed GOPs, and are shared by all sessions and viewers. Speech fragments are cut out of the fragments of the session
+file without re-encoding, so not all of them start with a keyframe. `ViewerTimeline` muxes live fragments for one
+viewer: times start at 0 and have no gaps. Audio keeps a grid of 1024 samples. Where speech starts, its packets move to
+the nearest slot of the viewer's grid, so the audio offset of a viewer is at most half an AAC frame (21 ms at 24 kHz).
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from models.media.encode import (
 from models.media.yuv import AnyFrame, picture_at
 from models.types import Fragment, FrameSource, UInt8
 
-LIVE_FRAMES = 4  # of a live piece: 160 ms at 25 fps
-SHORTEST_LOOP_S = 1.0  # a still picture's loop is repeated to this length
+LIVE_FRAMES = 4  # frames per live fragment: 160 ms at 25 fps
+SHORTEST_LOOP_S = 1.0  # shorter loops, such as that of a still image, are repeated up to this length
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveFragment:
-    """Coded samples of up to LIVE_FRAMES frames from `position` on; the line goes on at `next_position`.
+    """Up to LIVE_FRAMES encoded frames from timeline `position` on. The timeline continues at `next_position`.
 
-    video: H.264 samples, the first an IDR frame where `key`. audio: AAC packets, the first of which starts
-    `audio_offset` samples after the first frame; none is silence. begins: whether it follows on something else than
-    the piece before it in its utterance. `next_position` is `position` for a hold: the head waits.
+    video: H.264 samples; the first is an IDR frame if `key`. audio: AAC packets, none for silence; the first starts
+    `audio_offset` samples after the first frame. begins: it does not continue the previous live fragment of its
+    utterance. A fragment whose `next_position` equals `position` delays the timeline: the avatar waits.
     """
 
     position: int
@@ -54,8 +54,8 @@ class LiveFragment:
     audio_offset: int = 0
     key: bool = True
     begins: bool = True
-    utterance: int = 0  # 0: nobody speaks
-    cues: tuple[Cue, ...] = ()  # sentences that are heard in it, in seconds from its first frame
+    utterance: int = 0  # number of the utterance, 0 if nobody speaks
+    cues: tuple[Cue, ...] = ()  # sentences that sound in it, in seconds from its first frame
 
     @property
     def frames(self) -> int:
@@ -64,87 +64,89 @@ class LiveFragment:
 
 @dataclass(frozen=True, slots=True)
 class LiveClock:
-    """Which position is due when: position 0 at `zero_s`, one more each frame. Times are seconds of one wall clock."""
+    """Maps time to timeline positions: position 0 is due at `zero_s`, then one per frame. Seconds of a wall clock."""
 
     zero_s: float
     fps: int
 
     @classmethod
     def starting(cls, position: int, now_s: float, fps: int) -> LiveClock:
-        """The clock on which `position` is due now."""
+        """The clock on which `position` is due at `now_s`."""
         return cls(now_s - position / fps, fps)
 
     def position(self, now_s: float) -> int:
+        """The position that is due at `now_s`."""
         return int((now_s - self.zero_s) * self.fps // 1)
 
     def time_of(self, position: int) -> float:
+        """When `position` is due."""
         return self.zero_s + position / self.fps
 
-    def held(self, frames: int) -> LiveClock:
-        """The clock after the head has waited for some frames."""
+    def delayed(self, frames: int) -> LiveClock:
+        """The clock after the avatar has waited for `frames` frames."""
         return replace(self, zero_s=self.zero_s + frames / self.fps)
 
 
 @dataclass(frozen=True, slots=True)
 class IdleGrid:
-    """Where idle pieces begin: every LIVE_FRAMES frames of the loop, and at its start; its last piece may be short."""
+    """Where idle fragments start: every LIVE_FRAMES frames from the start of the loop. The last one may be shorter."""
 
-    loop: int  # frames
+    loop: int  # frames in the loop
 
     @classmethod
     def of(cls, avatar_frames: int, fps: int) -> IdleGrid:
-        """The grid of an avatar: its loop, repeated where it is shorter than SHORTEST_LOOP_S."""
+        """The grid of an avatar. A loop shorter than SHORTEST_LOOP_S is repeated."""
         once = period(avatar_frames)
         loop = once * -(-round(SHORTEST_LOOP_S * fps) // once)
-        while loop % LIVE_FRAMES == 1:  # two key frames in a row would need different ids
+        while loop % LIVE_FRAMES == 1:  # adjacent IDR frames need different idr_pic_id values
             loop += once
         return cls(loop)
 
     def floor(self, position: int) -> int:
-        """The last piece's start that is not behind `position`."""
+        """The latest fragment start at or before `position`."""
         return position - position % self.loop % LIVE_FRAMES
 
     def ceil(self, position: int) -> int:
-        """The first piece's start that is not before `position`."""
+        """The first fragment start at or after `position`."""
         start = self.floor(position)
         return position if start == position else start + self.frames_at(start)
 
     def frames_at(self, start: int) -> int:
-        """Frames of the idle piece that begins at `start`, a position of the grid."""
+        """Number of frames of the idle fragment that starts at `start`, a position on the grid."""
         return min(LIVE_FRAMES, self.loop - start % self.loop)
 
 
 class IdleLoop:
-    """An avatar's idle motion, coded: a piece at any position of the grid, without encoding anything."""
+    """An avatar's encoded idle motion. Returns the fragment at any grid position without encoding."""
 
     def __init__(self, data: bytes) -> None:
-        """data: what `encode_idle` made. Raises ValueError for anything else."""
+        """data: the output of `encode_idle`. Raises ValueError for anything else."""
         starts = [(start - 8, end) for kind, start, end in boxes.children(data, 0, len(data)) if kind == b"moof"]
         if not starts:
-            raise ValueError("the idle loop holds no piece")
+            raise ValueError("the idle loop contains no fragment")
         ends = [start for start, _ in starts[1:]] + [len(data)]
-        self._pieces: dict[int, tuple[bytes, ...]] = {}
+        self._video: dict[int, tuple[bytes, ...]] = {}  # H.264 samples by start
         at = 0
         for (start, _), end in zip(starts, ends, strict=True):
             runs, key = boxes.read_fragment(data[start:end])
             if not key:
-                raise ValueError("a piece of the idle loop does not begin with a key frame")
-            self._pieces[at] = tuple(runs[boxes.VIDEO_TRACK].samples)
-            at += len(self._pieces[at])
+                raise ValueError("a fragment of the idle loop does not start with a keyframe")
+            self._video[at] = tuple(runs[boxes.VIDEO_TRACK].samples)
+            at += len(self._video[at])
         self.grid = IdleGrid(at)
         self.init = data[: starts[0][0]]
         self.bytes = len(data)
-        if any(len(video) != self.grid.frames_at(start) for start, video in self._pieces.items()):
-            raise ValueError("the pieces of the idle loop have other lengths than its grid")
+        if any(len(video) != self.grid.frames_at(start) for start, video in self._video.items()):
+            raise ValueError("the lengths of the fragments in the idle loop do not match its grid")
 
-    def piece(self, position: int) -> LiveFragment:
-        """The idle piece that begins at `position`, which lies on the grid."""
-        video = self._pieces[position % self.grid.loop]
+    def fragment_at(self, position: int) -> LiveFragment:
+        """The idle fragment that starts at `position`, which must be on the grid."""
+        video = self._video[position % self.grid.loop]
         return LiveFragment(position, position + len(video), video)
 
 
 def encode_idle(frames: FrameSource, spec: MediaSpec) -> bytes:
-    """An avatar's whole loop as a fragmented MP4 of closed pieces with silence, one for each start of its grid."""
+    """An avatar's whole loop, with silence, as a fragmented MP4: one closed GOP per start of its grid."""
     grid = IdleGrid.of(len(frames), spec.fps)
     encoder = UtteranceEncoder(_live_spec(spec))
     out = [encoder.init_segment]
@@ -160,7 +162,7 @@ def encode_idle(frames: FrameSource, spec: MediaSpec) -> bytes:
 
 
 def encode_closed_gop(images: UInt8 | Iterable[AnyFrame], spec: MediaSpec) -> tuple[bytes, ...]:
-    """H.264 samples of at most LIVE_FRAMES frames, see `UtteranceEncoder.push`, as one closed group of pictures."""
+    """H.264 samples of at most LIVE_FRAMES frames as one closed GOP. images: see `UtteranceEncoder.push`."""
     encoder = UtteranceEncoder(_live_spec(spec))
     (fragment,) = encoder.push(images, np.zeros(0, np.float32), last=True)
     runs, _ = boxes.read_fragment(fragment.data)
@@ -174,41 +176,41 @@ def _live_spec(spec: MediaSpec) -> MediaSpec:
 def split_fragment(
     fragment: Fragment, position: int, utterance: int, begins: bool, breaks: Collection[int] = ()
 ) -> list[LiveFragment]:
-    """The pieces of a file's fragment whose first frame stands at `position` of the line; nothing is coded anew.
+    """Split a fragment of the session file into live fragments, without re-encoding.
 
-    Each gets the AAC packets that start inside it. begins: whether speech begins with it. breaks: positions at which a
-    piece is to begin, where that leaves two frames to either side.
+    position: timeline position of its first frame. Each live fragment gets the AAC packets that start inside it.
+    begins: speech starts with this fragment. breaks: positions at which a live fragment should start, if at least two
+    frames remain on each side.
     """
     runs, key = boxes.read_fragment(fragment.data)
     video = runs[boxes.VIDEO_TRACK]
     audio = runs.get(boxes.AUDIO_TRACK) or boxes.Run((), fragment.audio_start, AAC_FRAME)
     rate, scale = fragment.sample_rate_hz, fragment.video_timescale
-    pieces: list[LiveFragment] = []
+    parts: list[LiveFragment] = []
     taken = 0
     edges = _edges(len(video.samples), {place - position for place in breaks})
-    for at, behind in itertools.pairwise(edges):
-        samples = tuple(video.samples[at:behind])
+    for at, until in itertools.pairwise(edges):
+        samples = tuple(video.samples[at:until])
         start = round((video.start + at * video.sample_ticks) * rate / scale)
         end = round((video.start + (at + len(samples)) * video.sample_ticks) * rate / scale)
-        last = behind == len(video.samples)
+        last = until == len(video.samples)
         inside = len(audio.samples) - taken
         if not last:
             inside = min(inside, max(0, -(-(end - audio.start - taken * AAC_FRAME) // AAC_FRAME)))
         packets = tuple(audio.samples[taken : taken + inside])
         offset = audio.start + taken * AAC_FRAME - start
         taken += inside
-        first = not pieces
-        here = position + at
-        pieces.append(
+        first, here = not parts, position + at
+        parts.append(
             LiveFragment(
                 here, here + len(samples), samples, packets, offset, key and first, begins and first, utterance
             )
         )
-    return pieces
+    return parts
 
 
 def _edges(count: int, breaks: Collection[int]) -> list[int]:
-    """Where pieces of `count` frames begin, and their end."""
+    """The starts of the live fragments within `count` frames, and the end."""
     edges = [0]
     while edges[-1] < count:
         here = edges[-1]
@@ -217,10 +219,10 @@ def _edges(count: int, breaks: Collection[int]) -> list[int]:
     return edges
 
 
-def join_live_fragments(pieces: Sequence[LiveFragment], fragment: Fragment, spec: MediaSpec) -> Fragment:
-    """The fragment that ends with the last of `pieces`, the first ones that `split_fragment` made of `fragment`."""
-    video = [sample for piece in pieces for sample in piece.video]
-    audio = [packet for piece in pieces for packet in piece.audio]
+def join_live_fragments(parts: Sequence[LiveFragment], fragment: Fragment, spec: MediaSpec) -> Fragment:
+    """The start of `fragment`, up to the end of `parts`, which are the first results of `split_fragment`."""
+    video = [sample for part in parts for sample in part.video]
+    audio = [packet for part in parts for packet in part.audio]
     pictures = boxes.Run(video, fragment.video_start, spec.frame_ticks)
     sound = boxes.Run(audio, fragment.audio_start, AAC_FRAME)
     sequence = fragment.video_start // spec.frame_ticks + 1
@@ -234,16 +236,16 @@ def join_live_fragments(pieces: Sequence[LiveFragment], fragment: Fragment, spec
 
 
 class ViewerTimeline:
-    """Muxes pieces for one viewer: both tracks start at 0 and never leave a gap, whatever pieces are left out.
+    """Muxes live fragments for one viewer: both tracks start at 0 and have no gaps, even if fragments are skipped.
 
-    The first piece must begin with a key frame, and so must the first after some were left out.
+    The first fragment, and the first one after skipped fragments, must start with a keyframe.
     """
 
     def __init__(self, spec: MediaSpec) -> None:
         self.spec = spec
         self.clock = Clock()
-        self.captions: tuple[Caption, ...] = ()  # what became known of sentences with the last piece
-        self._captions = CaptionTracker()
+        self.captions: tuple[Caption, ...] = ()  # captions that are new or changed with the last fragment
+        self._tracker = CaptionTracker()
         self._silence = silent_packet(spec)
         self._sequence = itertools.count(1)
 
@@ -255,32 +257,32 @@ class ViewerTimeline:
     def duration_s(self) -> float:
         return self.clock.video_ticks / (self.spec.fps * self.spec.frame_ticks)
 
-    def put(self, piece: LiveFragment, begins: bool = False) -> bytes:
-        """moof + mdat of the piece, behind all that was put before. begins: pieces before it were left out."""
-        video, audio = self.schedule(piece, begins)
-        return boxes.fragment(next(self._sequence), video, audio, piece.key)
+    def put(self, fragment: LiveFragment, begins: bool = False) -> bytes:
+        """moof + mdat of the fragment, after all previous ones. begins: fragments before it were skipped."""
+        video, audio = self.schedule(fragment, begins)
+        return boxes.fragment(next(self._sequence), video, audio, fragment.key)
 
-    def schedule(self, piece: LiveFragment, begins: bool = False) -> tuple[boxes.Run, boxes.Run]:
-        """The piece's pictures and sound with their times for this viewer; in place of `put`."""
-        ticks = len(piece.video) * self.spec.frame_ticks
-        held_s = ticks / VIDEO_TIMESCALE if piece.next_position == piece.position else 0.0
-        self.captions = self._captions.take(piece.cues, piece.utterance, self.duration_s, held_s)
+    def schedule(self, fragment: LiveFragment, begins: bool = False) -> tuple[boxes.Run, boxes.Run]:
+        """The fragment's video and audio with the times for this viewer. Call either this or `put`."""
+        ticks = len(fragment.video) * self.spec.frame_ticks
+        delay_s = ticks / VIDEO_TIMESCALE if fragment.next_position == fragment.position else 0.0
+        self.captions = self._tracker.update(fragment.cues, fragment.utterance, self.duration_s, delay_s)
         start = self.clock.audio_samples
-        packets = self._packets(piece, begins or piece.begins, self.clock.video_ticks + ticks)
-        video = boxes.Run(piece.video, self.clock.video_ticks, self.spec.frame_ticks)
+        packets = self._packets(fragment, begins or fragment.begins, self.clock.video_ticks + ticks)
+        video = boxes.Run(fragment.video, self.clock.video_ticks, self.spec.frame_ticks)
         audio = boxes.Run(packets, start, AAC_FRAME)
         self.clock = Clock(video.start + video.ticks, audio.start + audio.ticks)
         return video, audio
 
-    def _packets(self, piece: LiveFragment, begins: bool, end_ticks: int) -> list[bytes]:
-        """The piece's own packets, shifted by whole slots to where they belong; silence up to its end without any."""
+    def _packets(self, fragment: LiveFragment, begins: bool, end_ticks: int) -> list[bytes]:
+        """The fragment's packets, shifted by whole slots to their place; silence up to its end if it has none."""
         here = self.clock.audio_samples
-        if not piece.audio:
+        if not fragment.audio:
             missing = self.spec.samples_at(end_ticks) - here
             return [self._silence] * max(0, -(-missing // AAC_FRAME))
-        packets = list(piece.audio)
-        late = here - self.spec.samples_at(self.clock.video_ticks) - piece.audio_offset  # samples, < 0: early
-        tolerance = AAC_FRAME // 2 if begins else AAC_FRAME  # within speech only what was lost is mended
+        packets = list(fragment.audio)
+        late = here - self.spec.samples_at(self.clock.video_ticks) - fragment.audio_offset  # samples, < 0: early
+        tolerance = AAC_FRAME // 2 if begins else AAC_FRAME  # within speech, only correct for skipped fragments
         while late < -tolerance:
             packets.insert(0, self._silence)
             late += AAC_FRAME
@@ -291,14 +293,14 @@ class ViewerTimeline:
 
 
 def rest_steps(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Positions and lengths of the pieces in which a mouth comes to rest from `start` to `end`, two frames or more."""
+    """(position, frames) of the fragments in which a mouth comes to rest, from `start` to `end`, two frames or more."""
     while start < end:
-        count = end - start if end - start <= LIVE_FRAMES else LIVE_FRAMES - 1  # never a piece of one frame
+        count = end - start if end - start <= LIVE_FRAMES else LIVE_FRAMES - 1  # avoids a fragment of one frame
         yield start, count
         start += count
 
 
 def fade_out_weights(count: int) -> list[float]:
-    """Weights of `count` frames that take a mouth from speech to rest: smooth at both ends, never quite 1, last 0."""
+    """Weights of the generated mouth over `count` frames that fade it out: smooth at both ends, below 1, the last 0."""
     steps = np.arange(1, count + 1) / count
     return [float(1 - step * step * (3 - 2 * step)) for step in steps]

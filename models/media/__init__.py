@@ -1,1 +1,1 @@
-"""Encoding, MP4 boxes, YUV frames and transcoding."""
+"""Encoding and decoding: H.264/AAC fragments, MP4 boxes, YUV frames and transcoding."""

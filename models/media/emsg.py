@@ -1,7 +1,7 @@
-"""Events inside a live stream: `emsg` boxes between its fragments, which players pass over. Pure.
+"""Writes and reads `emsg` boxes: events between the fragments of a live stream. Players skip events they do not know.
 
-ISO/IEC 23009-1 (DASH), 5.10.3.3, version 1: a time on the stream's own clock, and a message. Here the scheme is SCHEME,
-the value says which event it is, and the message is a JSON object in UTF-8.
+Format: ISO/IEC 23009-1 (DASH), 5.10.3.3, version 1. `scheme_id_uri` is SCHEME, `value` is the kind of the event, and
+`message_data` is a JSON object in UTF-8. Event times are on the clock of the stream.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from models.media import mp4 as boxes
 
 SCHEME = "urn:warmtalk:live:1"
-TIMESCALE = 1000  # ticks a second
-UNKNOWN_DURATION = 0xFFFFFFFF
+TIMESCALE = 1000  # ticks per second
+UNKNOWN_DURATION = 0xFFFFFFFF  # as defined by the standard
 
 
 def event_box(kind: str, message: dict[str, Any], number: int, at_s: float, duration_s: float | None = None) -> bytes:
-    """An event as it stands in the stream, before the fragment that it belongs to. number: another one for each."""
+    """One event box, to be sent before the fragment that it describes. number: the event's id, unique in the stream."""
     ticks = UNKNOWN_DURATION if duration_s is None else round(duration_s * TIMESCALE)
     times = struct.pack(">IQII", TIMESCALE, round(max(0.0, at_s) * TIMESCALE), ticks, number & 0xFFFFFFFF)
     names = SCHEME.encode() + b"\0" + kind.encode() + b"\0"
@@ -26,14 +26,14 @@ def event_box(kind: str, message: dict[str, Any], number: int, at_s: float, dura
 
 
 class EventReader:
-    """Finds the events in a stream that comes in parts of any size; keeps no more of it than a box's header."""
+    """Finds events in a stream that arrives in chunks of any size. Buffers only box headers and `emsg` boxes."""
 
     def __init__(self) -> None:
-        self._head = b""  # of a box, or a whole box that is wanted
-        self._skip = 0  # bytes of the box before that are still to come
+        self._head = b""  # bytes of a box header, or of an `emsg` box, received so far
+        self._skip = 0  # remaining bytes of the box that is being skipped
 
     def push(self, part: bytes) -> list[tuple[str, dict[str, Any]]]:
-        """(kind, message) of each event that the part completes. Raises ValueError where the stream is no MP4."""
+        """(kind, message) of each event that `part` completes. Raises ValueError if the stream is not an MP4."""
         found: list[tuple[str, dict[str, Any]]] = []
         while part:
             if self._skip:
@@ -55,7 +55,7 @@ class EventReader:
 
 
 def read_events(data: bytes) -> list[tuple[str, dict[str, Any]]]:
-    """(kind, message) of each event among whole boxes."""
+    """(kind, message) of each event in `data`, which consists of whole boxes."""
     found = []
     for kind, start, end in boxes.children(data, 0, len(data)):
         if kind == b"emsg" and data[start] == 1:
@@ -68,5 +68,5 @@ def read_events(data: bytes) -> list[tuple[str, dict[str, Any]]]:
 def _size(head: bytes) -> int:
     size = int.from_bytes(head[:4], "big")
     if size < 8:
-        raise ValueError("The stream is no fragmented MP4.")
+        raise ValueError("The stream is not a fragmented MP4.")
     return size

@@ -1,16 +1,19 @@
-"""Encodes one utterance, frames and speech, to fragments of MP4. Knows nothing of files, faces, HTTP or Ray.
+"""Encodes the frames and the speech of one utterance as fragments of MP4. No file access, no Ray imports.
 
-Timelines. Video is constant-rate: frame k of a session starts at tick k × VIDEO_TIMESCALE / fps, across utterances.
-Audio is one unbroken grid of AAC frames of 1024 samples. A fragment carries the AAC frames that start inside it, so the
-two tracks part by less than one AAC frame at any fragment's end, and that difference never adds up.
+Timelines. The video has a constant frame rate: frame k of a session starts at tick k × VIDEO_TIMESCALE / fps, across
+all utterances. The audio is one continuous grid of AAC frames of 1024 samples. A fragment contains the AAC frames that
+start inside it. So at the end of any fragment the two tracks differ by less than one AAC frame, and the difference does
+not accumulate.
 
-Where utterances meet. An utterance starts at a video tick, which falls inside an AAC frame of the grid. If that frame
-is still free, silence fills it up to the tick, and speech is placed to the sample. If the utterance before has used it,
-the new speech gives up that many samples of its leading silence, and again stands exact. Only where neither the end of
-the one nor the start of the other is silent, speech is late: by less than a video frame, constant within the utterance.
+Joining utterances. An utterance starts at a video tick, which usually falls inside an AAC frame of the grid.
+- If that AAC frame is still free, silence fills it up to the tick, and speech starts at the exact sample.
+- If the previous utterance has used it, the same number of samples is removed from the leading silence of the new
+  speech, which again starts at the exact sample.
+- If neither the end of the previous utterance nor the start of the new one is silent, the new speech is late by less
+  than one video frame. This delay is constant within the utterance.
 
-AAC transforms overlap by one frame, and each utterance has its own encoder, whose first (priming) packet is dropped:
-speech that begins without any silence fades in over the first 1024 samples. Synthesised speech begins with more.
+AAC transforms overlap by one frame. Each utterance has its own encoder, and the first (priming) packet is dropped, so
+speech that starts without silence fades in over the first 1024 samples. Synthesised speech starts with more silence.
 """
 
 from __future__ import annotations
@@ -31,16 +34,16 @@ from models.media.frames import planes
 from models.media.yuv import AnyFrame
 from models.types import SUPPORTED_FPS, Float32, Fragment, UInt8
 
-VIDEO_TIMESCALE = 90_000  # ticks a second: a whole number of them in a frame at 24, 25 and 30 fps
-AAC_FRAME = 1024  # samples
+VIDEO_TIMESCALE = 90_000  # ticks per second: divisible by 24, 25 and 30 fps
+AAC_FRAME = 1024  # samples per AAC frame
 AAC_RATES_HZ = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-SILENCE = 10 ** (-50 / 20)  # peak below which speech counts as silent: −50 dBFS
-GLOBAL_HEADER = 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER: parameter sets stand in the init segment, not in the frames
+SILENCE = 10 ** (-50 / 20)  # samples with a smaller absolute value are silence: −50 dBFS
+GLOBAL_HEADER = 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER: parameter sets go into the init segment, not into the frames
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where a session ends: video ticks of 1 / VIDEO_TIMESCALE s, and audio samples."""
+    """A point in time on both tracks: video ticks of 1 / VIDEO_TIMESCALE s, and audio samples."""
 
     video_ticks: int = 0
     audio_samples: int = 0
@@ -48,10 +51,12 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class MediaSpec:
-    """How a session is coded. It is fixed for the life of a session file.
+    """How a session is encoded. Fixed for the life of a session file.
 
-    width, height: px, even. crf: x264's constant quality, lower is better. The first fragment of an utterance is short,
-    so that a viewer sees it early; later ones are longer, since each opens with an IDR frame. Raises ConfigError.
+    width, height: even, px. crf: x264's constant quality, lower is better. The first fragment of an utterance is short
+    to reduce latency. Later fragments are longer, because each one starts with an IDR frame, which is large.
+
+    Raises: ConfigError for a size, frame rate or sample rate that is not supported.
     """
 
     width: int
@@ -59,7 +64,7 @@ class MediaSpec:
     fps: int
     sample_rate_hz: int = 24_000
     crf: int = 20
-    preset: str = "veryfast"  # 2 % more bits than `faster` in two thirds of its time
+    preset: str = "veryfast"  # 2 % more bits than `faster` at two thirds of its encoding time
     fragment_frames: int = 12
     first_fragment_frames: int = 6
     threads: int = 1
@@ -71,18 +76,21 @@ class MediaSpec:
         if self.fps not in SUPPORTED_FPS:
             raise ConfigError(f"{self.fps} fps is not supported.", f"Use one of {SUPPORTED_FPS}.")
         if self.sample_rate_hz not in AAC_RATES_HZ:
-            raise ConfigError(f"{self.sample_rate_hz} Hz is no AAC rate.", f"Use one of {AAC_RATES_HZ}.")
+            raise ConfigError(f"{self.sample_rate_hz} Hz is not an AAC sample rate.", f"Use one of {AAC_RATES_HZ}.")
         if min(self.fragment_frames, self.first_fragment_frames) < 1:
-            raise ConfigError("A fragment holds at least one frame.", "Raise fragment_frames, first_fragment_frames.")
+            raise ConfigError(
+                "A fragment must hold at least one frame.",
+                "Set fragment_frames and first_fragment_frames to at least 1.",
+            )
 
     @classmethod
     def for_source(cls, width: int, height: int, fps: int, **options: int | str) -> MediaSpec:
-        """The spec of a source of any size: `UtteranceEncoder.push` crops an odd row or column at its end."""
+        """The spec for a source of any size. `UtteranceEncoder.push` crops the last row or column of an odd side."""
         return cls(width - width % 2, height - height % 2, fps, **options)  # type: ignore[arg-type]
 
     @property
     def format(self) -> str:
-        """In words, what must stay the same for the life of a session; how well it is coded may change."""
+        """The properties that must not change during a session, as text. Quality settings may change."""
         return f"{self.width}×{self.height} px at {self.fps} fps with sound at {self.sample_rate_hz} Hz"
 
     @property
@@ -90,83 +98,86 @@ class MediaSpec:
         return VIDEO_TIMESCALE // self.fps
 
     def samples_at(self, video_ticks: int) -> int:
-        """The audio sample that sounds when a video tick begins."""
+        """The number of the audio sample that plays at a video tick."""
         return round(Fraction(video_ticks * self.sample_rate_hz, VIDEO_TIMESCALE))
 
 
 @lru_cache(maxsize=64)
 def init_segment(spec: MediaSpec) -> bytes:
-    """The ftyp + moov of every session of this spec. Raises ConfigError."""
+    """The ftyp + moov of every session with this spec. Raises ConfigError."""
     return _make_init(spec, _VideoTrack(spec).extradata, _AudioTrack(spec, Clock()).extradata)
 
 
 @lru_cache(maxsize=64)
 def codec_headers(spec: MediaSpec) -> tuple[bytes, bytes]:
-    """What decoders need before the first sample: SPS and PPS (Annex B), and the AudioSpecificConfig."""
+    """What decoders need before the first frame: SPS and PPS (Annex B), and the AudioSpecificConfig."""
     return _VideoTrack(spec).extradata, _AudioTrack(spec, Clock()).extradata
 
 
 @lru_cache(maxsize=64)
 def silent_packet(spec: MediaSpec) -> bytes:
-    """An AAC packet of silence between silence: the same bytes wherever it stands in a session of this spec."""
+    """A steady-state AAC packet of silence. It is valid at any place in a session of this spec."""
     track = _AudioTrack(spec, Clock())
     track.feed(np.zeros(8 * AAC_FRAME, np.float32))
     return track.take(8 * AAC_FRAME)[4]
 
 
 def codecs(init: bytes) -> str:
-    """What a browser's `MediaSource.isTypeSupported` asks for (RFC 6381), such as `avc1.64000c, mp4a.40.2`."""
-    profile = init.index(b"avcC") + 5  # behind the box's kind and its version: profile, constraints, level
+    """The codecs string for `MediaSource.isTypeSupported` (RFC 6381), such as `avc1.64000c, mp4a.40.2`."""
+    profile = init.index(b"avcC") + 5  # after the box type and the version byte: profile, constraints, level
     return f"avc1.{init[profile : profile + 3].hex()}, mp4a.40.2"
 
 
 def rebase(fragment: Fragment, video_zero: int, audio_zero: int) -> bytes:
-    """The fragment's bytes with its decode times counted from `video_zero` ticks and `audio_zero` samples.
+    """The fragment's bytes with decode times relative to `video_zero` ticks and `audio_zero` samples.
 
-    A viewer who joins a session gets a timeline that starts at 0; `live_zero` of the first fragment gives the zeros.
+    The timeline of a viewer who joins later must start at 0: `live_zero` of the first fragment gives both offsets.
     """
     return boxes.shift_decode_times(fragment.data, {boxes.VIDEO_TRACK: video_zero, boxes.AUDIO_TRACK: audio_zero})
 
 
 def live_zero(first: Fragment) -> Clock:
-    """The one instant, in ticks and in samples, at which the earlier track of a viewer's first fragment starts."""
-    rate = Fraction(first.sample_rate_hz, first.video_timescale)  # samples a tick
+    """The start of the earlier track of a viewer's first fragment, in ticks and in samples."""
+    rate = Fraction(first.sample_rate_hz, first.video_timescale)  # samples per tick
     if not first.audio_duration or first.audio_start >= first.video_start * rate:
         return Clock(first.video_start, round(first.video_start * rate))
     return Clock(min(first.video_start, round(first.audio_start / rate)), first.audio_start)
 
 
 class UtteranceEncoder:
-    """Encodes one utterance from `start`, the clock of the session that it continues.
+    """Encodes one utterance, starting at `start`, the end of the session so far.
 
-    Give speech as early as it is known: a fragment leaves only when the AAC frames inside it are coded, and AAC looks
-    two frames ahead. Not thread-safe; its output is deterministic.
+    Pass speech as early as possible: a fragment is returned only when all AAC frames inside it are encoded, and AAC
+    looks ahead by two frames. Not thread-safe. Equal input gives equal bytes.
     """
 
     def __init__(self, spec: MediaSpec, start: Clock = Clock()) -> None:
         self.spec = spec
-        self.clock = start  # where the fragments given out so far end
+        self.clock = start  # end of the fragments returned so far
         self._video = _VideoTrack(spec)
         self._audio = _AudioTrack(spec, start)
         self.init_segment = _make_init(spec, self._video.extradata, self._audio.extradata)
-        self._pending: deque[bytes] = deque()  # coded frames not yet in a fragment
-        self._coded = 0  # frames
-        self._next_key = 0  # the frame that opens the next fragment
-        self._sizes: deque[int] = deque()  # frames of each fragment begun
+        self._pending: deque[bytes] = deque()  # encoded frames that are not in a fragment yet
+        self._coded = 0  # number of encoded frames
+        self._next_key = 0  # index of the first frame of the next fragment
+        self._sizes: deque[int] = deque()  # number of frames of each fragment that has been started
         self._video_start = start.video_ticks
         self._done = False
 
     @property
     def audio_delay_s(self) -> float:
-        """How late speech stands against its frames; 0 but where speech meets speech without any silence."""
+        """How late the speech is relative to the frames; 0 unless two utterances meet without any silence."""
         return self._audio.delay / self.spec.sample_rate_hz
 
     def push(self, frames: UInt8 | Iterable[AnyFrame], samples: Float32, last: bool = False) -> list[Fragment]:
-        """Take RGB `(n, h, w, 3)`, or pictures, and mono `(m,)` in [−1, 1] at the spec's rate, n and m ≥ 0.
+        """Add frames and speech; return the fragments that are complete.
 
-        Returns what is complete. frames may come one at a time: each is done with when the next is asked for, so all
-        may be one buffer. `last` ends the utterance at its last frame: speech beyond it is cut, a lack is filled with
-        silence. For speech of s seconds give ceil(s × fps) frames. Raises ConfigError for frames of another size.
+        frames: RGB `(n, h, w, 3)`, or an iterable of frames. A frame is encoded before the next one is requested, so an
+        iterable may reuse one buffer. samples: mono `(m,)` in [−1, 1] at the spec's rate. n and m may be 0.
+        last: the utterance ends at its last frame. Excess speech is cut, missing speech is filled with silence. For
+        s seconds of speech pass ceil(s × fps) frames in total.
+
+        Raises: ConfigError for frames of another size.
         """
         assert not self._done, "the utterance has ended"
         self._audio.feed(samples)
@@ -180,7 +191,7 @@ class UtteranceEncoder:
         return self._collect()
 
     def _fit(self, frame: AnyFrame) -> None:
-        """A frame may have an odd row or column more at its end. Raises ConfigError for one of another size."""
+        """Check the size: one extra row or column at the end is allowed. Raises ConfigError."""
         height, width = self.spec.height, self.spec.width
         high, wide = frame.shape[:2]
         if not (0 <= high - height <= 1 and 0 <= wide - width <= 1):
@@ -212,7 +223,7 @@ class UtteranceEncoder:
     def _fragment(self, frames: list[bytes], end_samples: int) -> Fragment:
         video = boxes.Run(frames, self.clock.video_ticks, self.spec.frame_ticks)
         audio = boxes.Run(self._audio.take(end_samples), self.clock.audio_samples, AAC_FRAME)
-        sequence = video.start // self.spec.frame_ticks + 1  # of the first frame: rises, and needs no memory
+        sequence = video.start // self.spec.frame_ticks + 1  # number of the first frame: increases without a counter
         self.clock = Clock(video.start + video.ticks, audio.start + audio.ticks)
         return Fragment(
             data=boxes.fragment(sequence, video, audio, key=True),
@@ -229,7 +240,7 @@ class UtteranceEncoder:
 
 
 class _VideoTrack:
-    """Frames → H.264 samples as MP4 stores them. No B-frames and no lookahead: each frame comes out at once."""
+    """Encodes frames as H.264 samples in MP4 form. No B-frames and no lookahead: each frame is returned at once."""
 
     def __init__(self, spec: MediaSpec) -> None:
         self._codec = av.CodecContext.create("libx264", "w")
@@ -249,9 +260,9 @@ class _VideoTrack:
         try:
             self._codec.open()
         except av.FFmpegError as error:
-            raise ConfigError(f"x264 refuses its settings: {error}.", "Check preset, crf and size.") from error
+            raise ConfigError(f"x264 rejects its settings: {error}.", "Check preset, crf and size.") from error
         self.extradata = bytes(self._codec.extradata)
-        self._frame = av.VideoFrame(spec.width, spec.height, "yuv420p")  # filled anew for each: x264 takes a copy
+        self._frame = av.VideoFrame(spec.width, spec.height, "yuv420p")  # reused for all frames: x264 copies it
         self._picture = planes(self._frame)
         self._count = 0
 
@@ -266,7 +277,7 @@ class _VideoTrack:
 
 
 class _AudioTrack:
-    """Speech → AAC frames on the session's grid. Positions are samples of the session."""
+    """Encodes speech as AAC frames on the grid of the session. Positions are samples from the session's start."""
 
     def __init__(self, spec: MediaSpec, start: Clock) -> None:
         self._spec = spec
@@ -279,18 +290,18 @@ class _AudioTrack:
         self.extradata = bytes(self._codec.extradata)
         self._grid_start = start.audio_samples
         lead = spec.samples_at(start.video_ticks) - start.audio_samples
-        self._pending = np.zeros(max(0, lead), np.float32)  # silence up to the utterance's first frame
-        self._taken = max(0, -lead)  # samples at the utterance's start that the grid has already given away
-        self._loud_until = start.audio_samples  # behind the last sample that is not silent
-        self._fed = start.audio_samples  # behind the last sample given to the codec
+        self._pending = np.zeros(max(0, lead), np.float32)  # silence before the utterance's first frame
+        self._taken = max(0, -lead)  # samples after the utterance's start that the previous utterance has used
+        self._loud_until = start.audio_samples  # end of the last sample that is not silent
+        self._fed = start.audio_samples  # end of the samples passed to the codec
         self._packets: deque[bytes] = deque()
-        self._first_packet = start.audio_samples  # where _packets[0] starts
+        self._first_packet = start.audio_samples  # start of _packets[0]
         self.coded_until = start.audio_samples
         self.delay = 0
 
     def feed(self, samples: Float32) -> None:
         loud = np.flatnonzero(np.abs(samples) > SILENCE)
-        if self._taken and len(samples):  # 1. leading silence makes room for what the utterance before has used
+        if self._taken and len(samples):  # 1. drop leading silence in exchange for the samples already used
             cut = min(self._taken, int(loud[0]) if len(loud) else len(samples))
             samples, loud = samples[cut:], loud - cut
             self._taken -= cut
@@ -298,7 +309,7 @@ class _AudioTrack:
                 self.delay, self._taken = self._taken, 0
         if len(loud):
             self._loud_until = self._fed + len(self._pending) + int(loud[-1]) + 1
-        # 2. whole AAC frames go to the codec, the rest waits
+        # 2. encode whole AAC frames, keep the rest
         self._pending = np.concatenate([self._pending, np.clip(samples, -1, 1, dtype=np.float32)])
         whole = len(self._pending) // AAC_FRAME * AAC_FRAME
         for at in range(0, whole, AAC_FRAME):
@@ -306,10 +317,10 @@ class _AudioTrack:
         self._pending = self._pending[whole:].copy()
 
     def finish(self, video_end: int) -> None:
-        """End the grid where the video ends: the AAC frame across its end is used only if it carries sound."""
+        """End the grid where the video ends. The AAC frame across that end is kept only if it contains sound."""
         whole = max(0, video_end - self._grid_start) // AAC_FRAME * AAC_FRAME
         end = self._grid_start + whole
-        spare = max(0, AAC_FRAME - self._spec.samples_at(self._spec.frame_ticks))  # keeps any delay below a video frame
+        spare = max(0, AAC_FRAME - self._spec.samples_at(self._spec.frame_ticks))  # keeps the delay below a video frame
         if min(video_end, self._loud_until) - end > spare:
             end += AAC_FRAME
         missing = end - self._fed - len(self._pending)
@@ -335,7 +346,7 @@ class _AudioTrack:
 
     def _store(self, packets: list[av.Packet]) -> None:
         for packet in packets:
-            if packet.pts >= 0:  # the priming packet, at −1024, decodes to what lies before the utterance
+            if packet.pts >= 0:  # drop the priming packet, at −1024: it covers the time before the utterance
                 self._packets.append(bytes(packet))
                 self.coded_until += AAC_FRAME
 

@@ -1,18 +1,18 @@
-"""Frames of an avatar on disk: a short-GOP H.264 file that is written once and read in any order. Knows no faces.
+"""Stores the frames of an avatar in a short-GOP H.264 file that is written once and read in any order.
 
-Colour is BT.709, limited range, in both directions, so that what is read is what was written but for H.264's own loss.
+Colours are BT.709, limited range, when writing and when reading, so only the loss of H.264 separates the two.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
+import cachetools
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
@@ -20,14 +20,14 @@ from models.errors import CorruptError
 from models.media.yuv import Picture, picture_of
 from models.types import UInt8
 
-CACHE_BYTES = 512 << 20  # decoded frames that one avatar may keep in memory
-GOP_FRAMES = 12  # half a second: cheap to play backwards, half the size of all-intra
-GOP_BYTES = 96 << 20  # decoded; keeps four groups of 4K frames inside the cache
-FRAMES_CRF = 16.0  # x264's: no visible loss
-X264_THREADS = 2  # fixed, because the stream depends on it
+CACHE_BYTES = 512 << 20  # decoded frames kept in memory per avatar
+GOP_FRAMES = 12  # half a second: cheap to play backwards, and half the size of intra-only video
+GOP_BYTES = 96 << 20  # limit of a decoded GOP, counted as RGB; four GOPs of 4K frames fit into the cache
+FRAMES_CRF = 16.0  # x264 quality without visible loss
+X264_THREADS = 2  # fixed, because the encoded bytes depend on it
 BT709 = 1  # AVCOL_PRI_BT709 = AVCOL_TRC_BT709 = AVCOL_SPC_BT709
 LIMITED, FULL = 1, 2  # AVCOL_RANGE_MPEG, AVCOL_RANGE_JPEG
-# without these swscale darkens a picture by more than one level on its way there and back
+# Without these flags, swscale darkens a picture by more than one level when converting to YUV and back.
 TO_YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 TO_RGB = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 COLORSPACES = {
@@ -39,7 +39,7 @@ COLORSPACES = {
 
 
 def gop_frames(width: int, height: int) -> int:
-    """Frames between two key frames: 12, fewer where twelve decoded frames would be large."""
+    """Frames between two keyframes: 12, or fewer if 12 decoded frames would exceed GOP_BYTES."""
     return int(np.clip(GOP_BYTES // (3 * width * height), 1, GOP_FRAMES))
 
 
@@ -56,7 +56,7 @@ def yuv_frame(rgb: UInt8) -> av.VideoFrame:
 
 
 def rgb_array(frame: av.VideoFrame) -> UInt8:
-    """A decoded frame → RGB uint8 `(h, w, 3)`. An untagged picture of 720 lines or more counts as BT.709, else 601."""
+    """A decoded frame → RGB uint8 `(h, w, 3)`. Untagged video counts as BT.709 from 720 rows on, else as BT.601."""
     untagged = int(frame.colorspace) not in COLORSPACES
     guess = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
     space = guess if untagged else COLORSPACES[int(frame.colorspace)]
@@ -73,7 +73,7 @@ def rgb_array(frame: av.VideoFrame) -> UInt8:
 
 
 def planes(frame: av.VideoFrame) -> Picture:
-    """The samples of a yuv420p frame with even sides, where they lie: they live as long as what is returned."""
+    """The planes of a yuv420p frame with even sides, without copying. They keep the memory of the frame alive."""
     assert frame.format.name == "yuv420p", frame.format.name
     flat = [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]  # type: ignore[call-overload]
     luma, blue, red = (data[: plane.height, : plane.width] for data, plane in zip(flat, frame.planes, strict=True))
@@ -81,9 +81,9 @@ def planes(frame: av.VideoFrame) -> Picture:
 
 
 class FrameWriter:
-    """Writes RGB frames to an H.264 MP4 of closed, short GOPs without B-frames; the same frames give the same bytes.
+    """Writes RGB frames to an H.264 MP4 with short closed GOPs and no B-frames. Equal frames give equal bytes.
 
-    width and height in px, even. `crf` is x264's quality (lower is better; 16 loses nothing that can be seen).
+    width, height: even, px. crf: x264's quality, lower is better; 16 has no visible loss.
     """
 
     def __init__(self, path: Path, width: int, height: int, fps: int, crf: float = FRAMES_CRF) -> None:
@@ -116,19 +116,22 @@ class FrameWriter:
 
 
 class VideoFrames:
-    """A PictureSource over an MP4: decodes a group of pictures at once and keeps the last ones, up to `cache_bytes`.
+    """A PictureSource over an MP4. Decodes one GOP at a time and caches GOPs, up to `cache_bytes`.
 
-    They are kept as they were coded, half as large as in RGB, which is made when it is asked for. Forward and backward
-    play both decode each group once. Safe to read from several threads. Arrays are read-only.
-    Takes an open binary file, so that replacing or removing the avatar does not disturb a reader.
+    The cache holds YUV frames, which need half the memory of RGB; RGB is computed on request. Forward and backward
+    playback both decode each GOP once. Thread-safe. Returned arrays are read-only. Takes an open binary file, so
+    that a reader is not affected when the avatar is replaced or removed.
     """
 
     def __init__(self, file: BinaryIO, name: str = "frames.mp4", cache_bytes: int = CACHE_BYTES) -> None:
-        self._name, self._cache_bytes = name, cache_bytes
+        self._name = name
         self._lock = threading.Lock()
-        self._cache: OrderedDict[int, list[av.VideoFrame]] = OrderedDict()
-        self._cached = 0
-        self._latest: tuple[int, UInt8] | None = None  # the frame that was last asked for, in RGB
+        limit = max(cache_bytes, 1)
+        # a GOP larger than the limit is kept alone
+        self._cache: cachetools.LRUCache[int, list[av.VideoFrame]] = cachetools.LRUCache(
+            limit, getsizeof=lambda frames: min(_size_bytes(frames), limit)
+        )
+        self._latest: tuple[int, UInt8] | None = None  # the frame requested last, as RGB
         try:
             self._container = av.open(file, "r", format="mp4")
             self._stream: Any = self._container.streams.video[0]
@@ -138,7 +141,7 @@ class VideoFrames:
         self._stream.thread_type = "NONE"
 
     def _index(self) -> tuple[list[int], list[int]]:
-        """First frame index of each group (and the end), and the pts of each group's key frame."""
+        """The first frame index of each GOP, plus the number of frames; and the pts of each GOP's keyframe."""
         starts, key_pts, count = [], [], 0
         for packet in self._container.demux(self._stream):
             if packet.pts is None:
@@ -148,7 +151,7 @@ class VideoFrames:
                 key_pts.append(int(packet.pts))
             count += 1
         if not starts or starts[0] != 0:
-            raise self._broken("it does not begin with a key frame")
+            raise self._broken("it does not start with a keyframe")
         return [*starts, count], key_pts
 
     def _broken(self, why: str) -> CorruptError:
@@ -159,18 +162,21 @@ class VideoFrames:
 
     def __getitem__(self, index: int) -> UInt8:
         """Frame `index`, RGB uint8 `(h, w, 3)`, read-only. Raises IndexError outside 0 … len - 1."""
-        with self._lock:  # swscale marks the frame that it reads
+        with self._lock:  # swscale changes metadata of the frame that it reads
             if self._latest is None or self._latest[0] != index:
                 self._latest = index, rgb_array(self._frame(index))
                 self._latest[1].flags.writeable = False
             return self._latest[1]
 
     def picture(self, index: int) -> Picture:
-        """Frame `index` as it was coded, read-only: nothing is converted. Raises IndexError outside 0 … len - 1."""
+        """Frame `index` as it was encoded, without conversion, read-only. Raises IndexError outside 0 … len - 1."""
         with self._lock:
             frame = self._frame(index)
-            plain = frame.format.name == "yuv420p" and (int(frame.colorspace), frame.color_range) == (BT709, LIMITED)
-            picture = planes(frame) if plain else picture_of(rgb_array(frame))
+            is_native = frame.format.name == "yuv420p" and (int(frame.colorspace), frame.color_range) == (
+                BT709,
+                LIMITED,
+            )
+            picture = planes(frame) if is_native else picture_of(rgb_array(frame))
         for plane in picture.planes:
             plane.flags.writeable = False
         return picture
@@ -182,16 +188,9 @@ class VideoFrames:
         return self._group(group)[index - self._starts[group]]
 
     def _group(self, group: int) -> list[av.VideoFrame]:
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
-        frames = self._decode(group)
-        size = _bytes(frames)
-        while self._cache and self._cached + size > self._cache_bytes:
-            _, dropped = self._cache.popitem(last=False)
-            self._cached -= _bytes(dropped)
-        self._cache[group] = frames
-        self._cached += size
+        frames: list[av.VideoFrame] | None = self._cache.get(group)
+        if frames is None:
+            frames = self._cache[group] = self._decode(group)
         return frames
 
     def _decode(self, group: int) -> list[av.VideoFrame]:
@@ -207,16 +206,18 @@ class VideoFrames:
         except av.FFmpegError as error:
             raise self._broken(str(error)) from error
         if len(decoded) != count:
-            raise self._broken(f"{len(decoded)} of {count} frames decode from frame {self._starts[group]} on")
+            raise self._broken(
+                f"only {len(decoded)} of {count} frames can be decoded from frame {self._starts[group]} on"
+            )
         return decoded
 
 
-def _bytes(frames: Iterable[av.VideoFrame]) -> int:
+def _size_bytes(frames: Iterable[av.VideoFrame]) -> int:
     return sum(plane.buffer_size for frame in frames for plane in frame.planes)
 
 
 def write_frames(path: Path, frames: Iterable[UInt8], fps: int, crf: float = FRAMES_CRF) -> int:
-    """Write all of `frames` (RGB uint8, one even size, at least one) to `path`. Returns how many there were."""
+    """Write all `frames` (RGB uint8, equal even sizes, at least one) to `path`. Returns their number."""
     writer = None
     for frame in frames:
         writer = writer or FrameWriter(path, frame.shape[1], frame.shape[0], fps, crf)

@@ -1,8 +1,8 @@
-"""Writes the boxes of fragmented MP4: an init segment (ftyp + moov) and fragments (moof + mdat).
+"""Writes and reads the boxes of fragmented MP4: init segments (ftyp + moov) and fragments (moof + mdat).
 
-Knows nothing of codecs, sessions or files. Box layouts follow ISO/IEC 14496-12 (base format), -14 (`mp4a`, `esds`) and
--15 (`avc1`, `avcC`). Written by hand because the muxer's own timeline cannot be resumed: here each fragment states its
-decode times, and every utterance of a session shares one init segment byte for byte.
+Box layouts follow ISO/IEC 14496-12 (base format), -14 (`mp4a`, `esds`) and -15 (`avc1`, `avcC`). FFmpeg's muxer is not
+used because its timeline cannot be resumed: here each fragment states its decode times, and all utterances of a session
+share one init segment, byte for byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SYNC_SAMPLE = 0x02000000  # sample_depends_on = 2: an IDR frame, or any AAC fram
 DELTA_SAMPLE = 0x01010000  # sample_depends_on = 1, sample_is_non_sync_sample
 UNITY_MATRIX = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 MOVIE_TIMESCALE = 1000
-START_CODE = re.compile(rb"\x00{2,}\x01")  # Annex B; a NAL unit holds no such run inside and ends in no zero
+START_CODE = re.compile(rb"\x00{2,}\x01")  # Annex B; a NAL unit contains no start code and does not end in a zero byte
 SPS, PPS, ACCESS_UNIT_DELIMITER = 7, 8, 9  # nal_unit_type
 
 
@@ -42,7 +42,7 @@ class AudioTrack:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive samples of one track: coded bytes, each lasting `sample_ticks`, the first decoded at `start`."""
+    """Consecutive samples of one track: encoded bytes. Each lasts `sample_ticks`; the first is decoded at `start`."""
 
     samples: Sequence[bytes]
     start: int
@@ -55,15 +55,17 @@ class Run:
 
 def box(kind: bytes, *parts: bytes) -> bytes:
     body = b"".join(parts)
+    """A box: size, type and body."""
     return struct.pack(">I4s", 8 + len(body), kind) + body
 
 
 def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
     return box(kind, struct.pack(">I", version << 24 | flags), *parts)
+    """A box with a version and flags."""
 
 
 def children(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start of body, end) of each box within data[start:end]."""
+    """(type, start of body, end) of each box in data[start:end]."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         assert 8 <= size <= end - start, (kind, size)
@@ -77,13 +79,13 @@ def nal_units(annex_b: bytes) -> list[bytes]:
 
 
 def length_prefixed(annex_b: bytes) -> bytes:
-    """A coded frame as MP4 stores it: each NAL unit behind its length; parameter sets stay in the init segment."""
+    """An encoded frame as MP4 stores it: each NAL unit with a length prefix, without parameter sets."""
     units = [u for u in nal_units(annex_b) if u[0] & 31 not in (SPS, PPS, ACCESS_UNIT_DELIMITER)]
     return b"".join(struct.pack(">I", len(unit)) + unit for unit in units)
 
 
 def init_segment(video: VideoTrack, audio: AudioTrack) -> bytes:
-    """ftyp + moov: codecs and timescales of both tracks, no samples. Equal input gives equal bytes."""
+    """ftyp + moov: codecs and timescales of both tracks, without samples. Equal input gives equal bytes."""
     movie_header = struct.pack(">4I", 0, 0, MOVIE_TIMESCALE, 0)
     movie_header += (
         struct.pack(">IH10x", 0x10000, 0x100) + UNITY_MATRIX + bytes(24) + struct.pack(">I", AUDIO_TRACK + 1)
@@ -100,7 +102,7 @@ def init_segment(video: VideoTrack, audio: AudioTrack) -> bytes:
 
 
 def fragment(sequence: int, video: Run, audio: Run, key: bool) -> bytes:
-    """moof + mdat. key: whether the first frame of `video` is an IDR frame. A run without samples gets no track box."""
+    """moof + mdat. key: the first frame of `video` is an IDR frame. A run without samples gets no `traf` box."""
 
     def moof(video_offset: int, audio_offset: int) -> bytes:
         tracks = [full_box(b"mfhd", 0, 0, struct.pack(">I", sequence & 0xFFFFFFFF))]
@@ -110,7 +112,7 @@ def fragment(sequence: int, video: Run, audio: Run, key: bool) -> bytes:
             tracks.append(_traf(AUDIO_TRACK, audio, audio_offset, SYNC_SAMPLE, SYNC_SAMPLE))
         return box(b"moof", *tracks)
 
-    data_at = len(moof(0, 0)) + 8  # behind the header of mdat, counted from the moof
+    data_at = len(moof(0, 0)) + 8  # offset of the first sample from the start of the moof, after the mdat header
     return moof(data_at, data_at + sum(map(len, video.samples))) + box(b"mdat", *video.samples, *audio.samples)
 
 
@@ -123,14 +125,14 @@ def shift_decode_times(data: bytes, shifts: dict[int, int]) -> bytes:
         for traf in ((s, e) for k, s, e in children(out, start, end) if k == b"traf"):
             at = {k: s for k, s, _ in children(out, *traf)}
             (track,) = struct.unpack_from(">I", out, at[b"tfhd"] + 4)
-            (time,) = struct.unpack_from(">Q", out, at[b"tfdt"] + 4)  # version 1, as written by `_traf`
+            (time,) = struct.unpack_from(">Q", out, at[b"tfdt"] + 4)  # version 1, as `_traf` writes it
             assert time >= shifts[track], (track, time, shifts)
             struct.pack_into(">Q", out, at[b"tfdt"] + 4, time - shifts[track])
     return bytes(out)
 
 
 def read_fragment(data: bytes) -> tuple[dict[int, Run], bool]:
-    """The runs of a fragment that `fragment` wrote, by track, and whether its first video frame is an IDR frame."""
+    """The runs of a fragment that `fragment` has written, by track id, and whether its first frame is an IDR frame."""
     runs: dict[int, Run] = {}
     key = False
     for kind, start, end in children(data, 0, len(data)):
@@ -142,7 +144,7 @@ def read_fragment(data: bytes) -> tuple[dict[int, Run], bool]:
             (time,) = struct.unpack_from(">Q", data, at[b"tfdt"] + 4)
             count, offset, flags = struct.unpack_from(">IiI", data, at[b"trun"] + 4)
             sizes = struct.unpack_from(f">{count}I", data, at[b"trun"] + 16)
-            offset += start - 8  # counted from the moof's first byte
+            offset += start - 8  # relative to the first byte of the moof
             samples = []
             for size in sizes:
                 samples.append(data[offset : offset + size])
@@ -153,11 +155,11 @@ def read_fragment(data: bytes) -> tuple[dict[int, Run], bool]:
 
 
 def _traf(track: int, run: Run, data_offset: int, flags: int, first_flags: int) -> bytes:
-    header_flags = 0x020000 | 0x08 | 0x20  # offsets count from the moof; default duration; default flags
+    header_flags = 0x020000 | 0x08 | 0x20  # offsets relative to the moof; default duration; default flags
     header = full_box(b"tfhd", 0, header_flags, struct.pack(">3I", track, run.sample_ticks, flags))
     time = full_box(b"tfdt", 1, 0, struct.pack(">Q", run.start))
     sizes = struct.pack(f">{len(run.samples)}I", *map(len, run.samples))
-    run_flags = 0x01 | 0x04 | 0x200  # data offset; flags of the first sample; a size for each sample
+    run_flags = 0x01 | 0x04 | 0x200  # data offset; flags of the first sample; one size per sample
     samples = full_box(b"trun", 0, run_flags, struct.pack(">IiI", len(run.samples), data_offset, first_flags), sizes)
     return box(b"traf", header, time, samples)
 
@@ -168,7 +170,7 @@ def _trak(
     volume = 0x100 if handler == b"soun" else 0
     header = struct.pack(">5I8xHHHH", 0, 0, track, 0, 0, 0, 0, volume, 0) + UNITY_MATRIX
     header += struct.pack(">II", size_px[0] << 16, size_px[1] << 16)
-    reference = full_box(b"dref", 0, 0, struct.pack(">I", 1), full_box(b"url ", 0, 1))  # flag 1: data in this file
+    reference = full_box(b"dref", 0, 0, struct.pack(">I", 1), full_box(b"url ", 0, 1))  # flag 1: same file
     table = box(
         b"stbl",
         full_box(b"stsd", 0, 0, struct.pack(">I", 1), entry),
@@ -196,7 +198,9 @@ def _video_trak(video: VideoTrack) -> bytes:
     if sps[0][1] >= 100:  # High profile: 4:2:0, 8 bit luma and chroma, no SPS extension
         config += b"\xfd\xf8\xf8\x00"
     entry = struct.pack(">6xH16xHHIIIH32xHh", 1, video.width, video.height, 0x480000, 0x480000, 0, 1, 24, -1)
-    colour = box(b"colr", b"nclx", struct.pack(">HHHB", 1, 1, 1, 0))  # BT.709 throughout, limited range
+    colour = box(
+        b"colr", b"nclx", struct.pack(">HHHB", 1, 1, 1, 0)
+    )  # BT.709 primaries, transfer, matrix; limited range
     square = box(b"pasp", struct.pack(">II", 1, 1))
     entry_box = box(b"avc1", entry, box(b"avcC", config), colour, square)
     media_header = full_box(b"vmhd", 0, 1, bytes(8))

@@ -1,7 +1,7 @@
-"""Rewrites the picture of a video and keeps the rest: same frames, same times, the sound packet by packet.
+"""Replaces the picture of a video and keeps its frame times and its audio packets.
 
-The new picture is written in pieces, each a closed file, so that a crash costs one piece; in the end the pieces and the
-source's sound are joined without encoding again. Knows no faces and no Ray.
+The new picture is written in parts, each a complete file, so that a crash loses at most one part. At the end the parts
+and the audio of the source are joined without re-encoding.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from models.types import UInt8
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 8192
-MAX_TIMESCALE = 2**31 - 1  # of MP4
-MAX_DAMAGED = 1000  # pieces of a stream that cannot be decoded, before the video is given up
+MAX_TIMESCALE = 2**31 - 1  # limit of MP4
+MAX_DAMAGED = 1000  # undecodable packets after which reading stops
 READABLE = "Use a video (MP4, MOV, WebM, MKV …)."
 
 
 @dataclass(frozen=True, slots=True)
 class FrameTime:
-    """Where a frame stands in its stream, in ticks of `SourceVideo.time_base`; `duration` is 0 where not known."""
+    """Presentation time and duration of a frame, in ticks of `SourceVideo.time_base`; duration 0 means unknown."""
 
     pts: int
     duration: int
@@ -41,16 +41,16 @@ class FrameTime:
 
 @dataclass(frozen=True, slots=True)
 class TranscodedPart:
-    """A closed stretch of new picture. first_pts: of its first frame, in ticks of the source."""
+    """A complete file with a part of the new picture. first_pts: time of its first frame, in ticks of the source."""
 
     path: Path
     first_pts: int
 
 
 class SourceVideo:
-    """A video to be rewritten. Sides are upright and even; `expected_frames` is an estimate, 0 where unknown.
+    """A video to be transcoded. width and height are even, after rotation. `expected_frames` is an estimate, or 0.
 
-    Raises VideoError: not found, empty, unreadable, no picture, absurd size.
+    Raises: VideoError if the file is missing, empty or unreadable, has no picture, or an unsupported size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,22 +61,22 @@ class SourceVideo:
             raise VideoError(f"{path.name} is empty (0 bytes).", "Record or copy it again.")
         try:
             with av.open(str(path)) as container:
-                self._look(container)
+                self._read_properties(container)
         except av.FFmpegError as error:
             raise VideoError(f"{path.name} cannot be read as a video.", READABLE) from error
 
-    def _look(self, container: Any) -> None:
-        stream = _moving_picture(container)
+    def _read_properties(self, container: Any) -> None:
+        stream = _video_stream(container)
         if stream is None:
-            held = "sound but no picture" if container.streams.audio else "no video"
-            raise VideoError(f"{self.path.name} holds {held}.", READABLE)
+            found = "audio but no video" if container.streams.audio else "no video"
+            raise VideoError(f"{self.path.name} contains {found}.", READABLE)
         first = next(iter(container.decode(stream)), None)
         if first is None:
-            raise VideoError(f"{self.path.name} holds no frame that can be decoded.", READABLE)
+            raise VideoError(f"{self.path.name} contains no frame that can be decoded.", READABLE)
         if min(first.width, first.height) < MIN_SIDE_PX or max(first.width, first.height) > MAX_SIDE_PX:
             raise VideoError(
-                f"The frames measure {first.width} × {first.height} px; each side must lie between {MIN_SIDE_PX} and "
-                f"{MAX_SIDE_PX}.",
+                f"The frames are {first.width} × {first.height} px. Each side must be between {MIN_SIDE_PX} and "
+                f"{MAX_SIDE_PX} px.",
                 "Scale the video first.",
             )
         self.time_base: Fraction = stream.time_base
@@ -90,10 +90,10 @@ class SourceVideo:
         self.pixel_aspect = (1 / aspect if turned else aspect) if aspect > 0 else Fraction(1)
 
     def frames(self, skip: int = 0) -> Iterator[tuple[UInt8, FrameTime]]:
-        """RGB uint8 `(height, width, 3)`, upright, and times that rise strictly, from frame `skip` on.
+        """RGB uint8 `(height, width, 3)`, rotated upright, with strictly increasing times, from frame `skip` on.
 
-        Times are the source's own; only where two frames have one time, or none, the later is moved a tick on. Damaged
-        pieces are skipped. Raises VideoError when the size changes within the video.
+        Times are those of the source. Where a time is missing or not later than the previous one, it is set one frame
+        or one tick later. Damaged packets are skipped. Raises VideoError if the frame size changes.
         """
         last = None
         step = max(1, round(1 / (self.fps * self.time_base)))
@@ -104,13 +104,15 @@ class SourceVideo:
                 continue
             rgb = _upright(frame)
             if rgb.shape[:2] != (self.height, self.width):
-                raise VideoError(f"{self.path.name} changes its size at frame {index}.", "Cut it there.")
+                raise VideoError(
+                    f"The frame size of {self.path.name} changes at frame {index}.", "Split the video there."
+                )
             yield rgb, FrameTime(last, int(frame.duration or 0))
 
     def _decoded(self) -> Iterator[Any]:
         damaged = 0
         with av.open(str(self.path)) as container:
-            stream = _moving_picture(container)
+            stream = _video_stream(container)
             stream.thread_type = "AUTO"
             packets = container.demux(stream)
             while damaged <= MAX_DAMAGED:
@@ -124,10 +126,10 @@ class SourceVideo:
                 yield from frames
 
 
-class PieceWriter:
-    """Writes one piece: H.264 in MP4, its first frame an IDR frame at time 0, no B-frames, times of the source.
+class PartWriter:
+    """Writes one part: H.264 in MP4, starting with an IDR frame at time 0, no B-frames, frame times of the source.
 
-    Use `close` to finish; a piece that is not closed is no piece. crf: x264's quality, lower is better.
+    Call `close` to finish it; without `close` the file is not valid. crf: x264's quality, lower is better.
     """
 
     def __init__(self, path: Path, source: SourceVideo, crf: float, preset: str) -> None:
@@ -147,7 +149,7 @@ class PieceWriter:
         self._durations: dict[int, int] = {}
 
     def write(self, rgb: UInt8, time: FrameTime) -> None:
-        """Append a frame, RGB uint8 `(height, width, 3)`."""
+        """Append an RGB frame, uint8 `(height, width, 3)`."""
         if not self.frames:
             self.first_pts = time.pts
         frame = yuv_frame(rgb)
@@ -157,7 +159,7 @@ class PieceWriter:
         self.frames += 1
 
     def close(self) -> TranscodedPart:
-        """Finish the file and make it durable."""
+        """Finish the file and sync it to the disk."""
         self._mux(self._stream.encode(None))
         self._container.close()
         with self.path.open("rb") as file:
@@ -172,33 +174,33 @@ class PieceWriter:
     def _mux(self, packets: Iterable[Any]) -> None:
         for packet in packets:
             duration = self._durations.pop(packet.pts, 0)
-            if duration:  # of the last frame of a piece, nothing else tells it
+            if duration:  # the muxer cannot derive the duration of the last frame
                 packet.duration = duration
             self._container.mux(packet)
 
 
 def check_output(source: Path, output: Path) -> None:
-    """Raises VideoError unless `output` can hold H.264 and every sound of `source`, and is another file."""
+    """Raises VideoError if `output` is the same file as `source`, or cannot hold H.264 and the source's audio."""
     if output.suffix.lower() not in CONTAINERS:
         raise VideoError(
-            f"{output.name}: videos of the kind {output.suffix or '(no suffix)'} are not written.",
+            f"{output.name}: videos of type {output.suffix or '(no suffix)'} cannot be written.",
             f"Use one of {', '.join(CONTAINERS)}.",
         )
     if output.exists() and output.samefile(source):
-        raise VideoError("Input and output are the same file.", "Give the output another name.")
+        raise VideoError("Input and output are the same file.", "Pass another output name.")
     if output.is_dir():
-        raise VideoError(f"{output} is a folder.", "Give the name of a file.")
+        raise VideoError(f"The output {output} is a folder.", "Pass the name of a file.")
     try:
         _try_header(source, CONTAINERS[output.suffix.lower()])
     except (ValueError, av.FFmpegError) as error:
         raise VideoError(
-            f"{output.suffix} cannot hold the sound of {source.name} as it is.",
-            "Write a .mkv, or change the sound's codec first.",
+            f"A {output.suffix} file cannot hold the audio of {source.name}.",
+            "Write a .mkv file, or convert the audio first.",
         ) from error
 
 
 def _try_header(source: Path, kind: str) -> None:
-    """Begin a file of this kind with the sounds of `source`, in memory."""
+    """Start a file of this container type with the audio streams of `source`, in memory."""
     with av.open(str(source)) as container, av.open(io.BytesIO(), "w", format=kind) as scratch:
         for stream in container.streams.audio:
             scratch.add_stream_from_template(stream)
@@ -207,25 +209,27 @@ def _try_header(source: Path, kind: str) -> None:
 
 
 def part_signature(path: Path) -> bytes:
-    """The codec parameters of a piece: pieces with different ones cannot be joined. Raises CorruptError."""
+    """The codec parameters of a part. Parts with different ones cannot be joined. Raises CorruptError."""
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             return bytes(stream.codec_context.extradata or b"")
     except (av.FFmpegError, IndexError) as error:
-        raise CorruptError(
-            f"The piece {path.name} cannot be read.", "Delete the .part folder and begin again."
-        ) from error
+        raise _unreadable_part(path) from error
 
 
-def join(pieces: list[TranscodedPart], source: SourceVideo, target: Path, kind: str) -> int:
-    """Write the pieces' picture and the source's sound to `target`, copying packets. Returns the number of frames.
+def _unreadable_part(path: Path) -> CorruptError:
+    return CorruptError(f"The part {path.name} cannot be read.", "Delete the .part folder and start again.")
 
-    kind: a container's name, see CONTAINERS. Raises CorruptError when a piece cannot be read.
+
+def join(parts: list[TranscodedPart], source: SourceVideo, target: Path, kind: str) -> int:
+    """Write the picture of the parts and the audio of the source to `target`, by copying packets.
+
+    kind: a container format, see CONTAINERS. Returns the number of frames. Raises CorruptError for an unreadable part.
     """
     with (
         av.open(str(source.path)) as original,
-        av.open(str(pieces[0].path)) as first,
+        av.open(str(parts[0].path)) as first,
         av.open(str(target), "w", format=kind, options=_timescales(source.time_base, original, kind)) as output,
     ):
         picture = output.add_stream_from_template(first.streams.video[0])
@@ -233,8 +237,8 @@ def join(pieces: list[TranscodedPart], source: SourceVideo, target: Path, kind: 
         sounds = {stream.index: output.add_stream_from_template(stream) for stream in original.streams.audio}
         frames = 0
         for _, packet in heapq.merge(
-            _picture_packets(pieces, source.time_base, picture),
-            _sound_packets(original, sounds),
+            _video_packets(parts, source.time_base, picture),
+            _audio_packets(original, sounds),
             key=lambda pair: pair[0],
         ):
             frames += packet.stream is picture
@@ -245,38 +249,36 @@ def join(pieces: list[TranscodedPart], source: SourceVideo, target: Path, kind: 
 
 
 def _timescales(time_base: Fraction, original: Any, kind: str) -> dict[str, str]:
-    """Options that keep a late start exact: MP4 tells it in ticks of the whole film, milliseconds if not asked."""
+    """Muxer options that keep a late start exact: MP4 stores it in ticks of the movie timescale, by default 1 ms."""
     if kind == "matroska":
         return {}
-    parts = [time_base.denominator, *(stream.time_base.denominator for stream in original.streams.audio)]
-    common = math.lcm(*parts)
-    film = common if common < MAX_TIMESCALE else time_base.denominator
+    denominators = [time_base.denominator, *(stream.time_base.denominator for stream in original.streams.audio)]
+    common = math.lcm(*denominators)
+    movie = common if common < MAX_TIMESCALE else time_base.denominator
     return {
         "video_track_timescale": str(time_base.denominator),
-        "movie_timescale": str(film),
+        "movie_timescale": str(movie),
         "movflags": "+faststart",
     }
 
 
-def _picture_packets(pieces: list[TranscodedPart], time_base: Fraction, stream: Any) -> Iterator[tuple[float, Any]]:
-    for piece in pieces:
+def _video_packets(parts: list[TranscodedPart], time_base: Fraction, stream: Any) -> Iterator[tuple[float, Any]]:
+    for part in parts:
         try:
-            with av.open(str(piece.path)) as container:
+            with av.open(str(part.path)) as container:
                 for packet in container.demux(container.streams.video[0]):
                     if packet.dts is None:
                         continue
                     ticks = packet.time_base / time_base
-                    packet.pts = packet.dts = piece.first_pts + round(packet.pts * ticks)
+                    packet.pts = packet.dts = part.first_pts + round(packet.pts * ticks)
                     packet.duration = round((packet.duration or 0) * ticks)
                     packet.time_base, packet.stream = time_base, stream
                     yield float(packet.dts * time_base), packet
         except av.FFmpegError as error:
-            raise CorruptError(
-                f"The piece {piece.path.name} cannot be read.", "Delete the .part folder and begin again."
-            ) from error
+            raise _unreadable_part(part.path) from error
 
 
-def _sound_packets(container: Any, streams: dict[int, Any]) -> Iterator[tuple[float, Any]]:
+def _audio_packets(container: Any, streams: dict[int, Any]) -> Iterator[tuple[float, Any]]:
     if not streams:
         return
     for packet in container.demux(*(stream for stream in container.streams.audio)):
@@ -287,14 +289,14 @@ def _sound_packets(container: Any, streams: dict[int, Any]) -> Iterator[tuple[fl
         yield time_s, packet
 
 
-def _moving_picture(container: Any) -> Any:
-    """The first video stream that is not a cover picture of a sound file, or None."""
+def _video_stream(container: Any) -> Any:
+    """The first video stream that is not an attached cover picture, or None."""
     moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
     return next(moving, None)
 
 
 def _upright(frame: Any) -> UInt8:
-    """RGB turned as the file says, without the last row or column of an odd side: H.264's colour is halved."""
+    """RGB with the file's rotation applied. The last row or column of an odd side is cropped, for 4:2:0 chroma."""
     rgb = np.rot90(rgb_array(frame), round(frame.rotation / 90) % 4)  # counter-clockwise, both
     height, width = rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2
     return np.ascontiguousarray(rgb[:height, :width])

@@ -165,7 +165,7 @@ class Hub:
         start = self._position
         for _ in range(JOIN_PIECES):  # as if it had been watched already
             start = self._loop.grid.floor(start - 1)
-            self._recent.appendleft(self._loop.piece(start))
+            self._recent.appendleft(self._loop.fragment_at(start))
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._play())]
         for task in self._tasks:
             task.add_done_callback(self._broken)
@@ -295,7 +295,7 @@ class Hub:
             if piece.utterance or not late:  # a way to rest that idle motion has overtaken is of no use any more
                 return piece
         grid = self._loop.grid
-        return self._loop.piece(grid.floor(self._position))
+        return self._loop.fragment_at(grid.floor(self._position))
 
 
 async def _first(events: Any) -> Any:

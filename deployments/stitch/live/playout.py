@@ -295,7 +295,7 @@ class Performance:
                 self._astray = (due, path[start - 1] + 1) if start else None
                 return
             video = await self.rest(path[start : start + LIVE_FRAMES])
-            self.broadcast.clock = self.broadcast.clock.held(len(video))
+            self.broadcast.clock = self.broadcast.clock.delayed(len(video))
             self.held_frames += len(video)
             self.broadcast.send(LiveFragment(due, due, video, utterance=number))
 

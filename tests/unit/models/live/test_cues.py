@@ -52,19 +52,19 @@ def pieces(cues: list[Cue], end_s: float) -> list[tuple[float, tuple[Cue, ...]]]
 def test_each_sentence_is_told_once_with_the_times_of_the_viewers_stream():
     captions, told = CaptionTracker(), []
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1)), (1.2, speech(0.1, 1.0, 0.1, "Two."))), 2.4):
-        told += captions.take(cues, 7, 10 + at_s)
+        told += captions.update(cues, 7, 10 + at_s)
     assert told == [
         Caption(1, "Hello there.", pytest.approx(10.1), pytest.approx(11.1), told[0].words),
         Caption(2, "Two.", pytest.approx(11.3), pytest.approx(12.3), told[1].words),
     ]
     assert told[0].words[1].start_s == pytest.approx(10.6)
-    assert captions.take((), 0, 12.4) == ()  # it had ended by itself
+    assert captions.update((), 0, 12.4) == ()  # it had ended by itself
 
 
 def test_who_joins_in_the_middle_is_told_what_is_being_said():
     late = pieces(said((0.0, speech(0.1, 1.0, 0.1))), 1.2)[3:]
     captions = CaptionTracker()
-    (caption,) = [news for at_s, cues in late for news in captions.take(cues, 7, at_s - late[0][0])]
+    (caption,) = [news for at_s, cues in late for news in captions.update(cues, 7, at_s - late[0][0])]
     assert (caption.text, caption.start_s, caption.end_s) == ("Hello there.", 0.0, pytest.approx(0.62))
 
 
@@ -72,22 +72,22 @@ def test_a_head_that_waits_moves_what_is_still_to_come():
     captions, told = CaptionTracker(), []
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1))), 1.2):
         if at_s == pytest.approx(0.48):
-            told += [*captions.take((), 7, 0.48, 0.16), *captions.take((), 7, 0.64, 0.16)]
-        told += captions.take(cues, 7, at_s + (0.32 if at_s > 0.4 else 0.0))
+            told += [*captions.update((), 7, 0.48, 0.16), *captions.take((), 7, 0.64, 0.16)]
+        told += captions.update(cues, 7, at_s + (0.32 if at_s > 0.4 else 0.0))
     assert [(c.id, c.start_s, c.end_s) for c in told] == [(1, 0.1, pytest.approx(end_s)) for end_s in (1.1, 1.26, 1.42)]
     heard, waited = told[-1].words
     assert (heard.start_s, waited.start_s) == (pytest.approx(0.1), pytest.approx(0.6 + 0.32))
-    assert captions.take((), 0, 1.44) == ()
+    assert captions.update((), 0, 1.44) == ()
 
 
 def test_what_is_cut_ends_where_the_speech_does_with_the_words_that_were_heard():
     captions = CaptionTracker()
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1))), 0.48):
-        captions.take(cues, 7, at_s)
-    (cut,) = captions.take((), 0, 0.48)
+        captions.update(cues, 7, at_s)
+    (cut,) = captions.update((), 0, 0.48)
     assert (cut.id, cut.text, cut.end_s, cut.cut) == (1, "Hello", pytest.approx(0.48), True)
     assert cut.words == (Word("Hello", pytest.approx(0.1), pytest.approx(0.48)),)
-    assert captions.take((), 0, 0.64) == ()  # told once
+    assert captions.update((), 0, 0.64) == ()  # told once
     assert cut.as_json() == {
         "id": 1,
         "text": "Hello",
@@ -100,6 +100,6 @@ def test_what_is_cut_ends_where_the_speech_does_with_the_words_that_were_heard()
 
 def test_the_next_utterance_has_ids_of_its_own():
     captions = CaptionTracker()
-    first = captions.take(said((0.0, speech(0.0, 0.1, 0.06))), 7, 0.0)
-    second = captions.take(said((0.0, speech(0.0, 0.1, 0.06))), 8, 5.0)
+    first = captions.update(said((0.0, speech(0.0, 0.1, 0.06))), 7, 0.0)
+    second = captions.update(said((0.0, speech(0.0, 0.1, 0.06))), 8, 5.0)
     assert (first[0].id, second[0].id, second[0].start_s) == (1, 2, 5.0)

@@ -41,7 +41,7 @@ def test_the_clock_counts_frames_and_waits_when_the_head_does():
     clock = LiveClock.starting(100, now_s=50.0, fps=25)
     assert [clock.position(50.0 + s) for s in (0.0001, 0.0399, 0.0401, 1.0001)] == [100, 100, 101, 125]
     assert clock.time_of(125) == pytest.approx(51.0)
-    assert clock.held(4).time_of(125) == pytest.approx(51.16)
+    assert clock.delayed(4).time_of(125) == pytest.approx(51.16)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 7, 40, 150])
@@ -65,7 +65,7 @@ def test_the_grid_tiles_the_line_without_a_gap_or_a_lonely_frame(frames):
 def test_idle_motion_is_the_avatars_own_playback_and_goes_on_for_ever(loop):
     viewer, position, data = ViewerTimeline(SPEC), 0, b""
     while position < 2 * loop.grid.loop + 8:
-        piece = loop.piece(position)
+        piece = loop.fragment_at(position)
         data += viewer.put(piece)
         position = piece.next_position
     times, seen = shown(viewer.init + data)
@@ -80,7 +80,7 @@ def test_idle_motion_is_the_avatars_own_playback_and_goes_on_for_ever(loop):
 def test_a_viewer_may_join_at_any_piece(loop):
     for start in (0, 4, loop.grid.loop - loop.grid.frames_at(loop.grid.floor(loop.grid.loop - 1))):
         viewer = ViewerTimeline(SPEC)
-        times, seen = shown(viewer.init + viewer.put(loop.piece(start)))
+        times, seen = shown(viewer.init + viewer.put(loop.fragment_at(start)))
         np.testing.assert_allclose(seen, greys(range(start, start + len(seen))), atol=2)
         assert times[0] == 0.0
 
@@ -97,7 +97,7 @@ def test_what_is_no_loop_is_refused():
 def test_a_still_picture_has_a_loop_too():
     still = IdleLoop(encode_idle(AVATAR[:1], SPEC))
     viewer = ViewerTimeline(SPEC)
-    _, seen = shown(viewer.init + b"".join(viewer.put(still.piece(still.grid.floor(p))) for p in (0, 4, 8)))
+    _, seen = shown(viewer.init + b"".join(viewer.put(still.fragment_at(still.grid.floor(p))) for p in (0, 4, 8)))
     np.testing.assert_allclose(seen, [20] * 12, atol=2)
 
 
@@ -148,7 +148,7 @@ def tone(seconds: float) -> np.ndarray:
 def test_speech_follows_on_idle_without_a_gap_and_sounds_with_its_frames(loop, idle_pieces, start):
     viewer, data, position = ViewerTimeline(SPEC), b"", 0
     for _ in range(idle_pieces):
-        piece = loop.piece(position)
+        piece = loop.fragment_at(position)
         data, position = data + viewer.put(piece), piece.next_position
     encoder = UtteranceEncoder(SPEC, start)
     made = fragments(np.stack([AVATAR[k] for k in LINE[position : position + 20]]), tone(0.8), encoder=encoder)
@@ -157,7 +157,7 @@ def test_speech_follows_on_idle_without_a_gap_and_sounds_with_its_frames(loop, i
         for piece in split_fragment(f, position, 1, f is made[0]):
             data, position = data + viewer.put(piece), piece.next_position
     for _ in range(3):
-        piece = loop.piece(loop.grid.ceil(position))
+        piece = loop.fragment_at(loop.grid.ceil(position))
         data, position = data + viewer.put(piece), piece.next_position
     times, seen = shown(viewer.init + data)
     np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
@@ -172,7 +172,7 @@ def test_the_offset_of_sound_does_not_grow_with_what_a_slow_viewer_misses(loop):
     rng = np.random.default_rng(1)
     viewer, position, skipped = ViewerTimeline(SPEC), 0, False
     for _ in range(400):
-        piece = loop.piece(position)
+        piece = loop.fragment_at(position)
         position = piece.next_position
         skipped = bool(rng.random() < 0.3)
         if not skipped:

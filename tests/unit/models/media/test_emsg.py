@@ -46,7 +46,7 @@ def test_events_of_other_schemes_are_passed_over():
 
 
 def test_a_stream_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="no fragmented MP4"):
+    with pytest.raises(ValueError, match="not a fragmented MP4"):
         EventReader().push(b"\0\0\0\3html")
 
 

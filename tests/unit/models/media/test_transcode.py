@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.errors import CorruptError, VideoError
-from models.media.transcode import PieceWriter, SourceVideo, check_output, join, part_signature
+from models.media.transcode import PartWriter, SourceVideo, check_output, join, part_signature
 from tests.support.video import picture_of, sound_of, uneven, write_video
 
 
@@ -23,7 +23,7 @@ def stripes(n: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
 def rewrite(source: SourceVideo, output: Path, kind: str, length: int) -> int:
     pieces, writer = [], None
     for rgb, at in source.frames():
-        writer = writer or PieceWriter(output.with_name(f"{len(pieces)}.mp4"), source, 12, "veryfast")
+        writer = writer or PartWriter(output.with_name(f"{len(pieces)}.mp4"), source, 12, "veryfast")
         writer.write(rgb, at)
         if writer.frames == length:
             pieces.append(writer.close())
@@ -113,7 +113,7 @@ def test_inputs_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         audio.sample_rate = 24000
         container.mux(track.encode(audio))
         container.mux(track.encode(None))
-    with pytest.raises(VideoError, match="sound but no picture"):
+    with pytest.raises(VideoError, match="audio but no video"):
         SourceVideo(tmp_path / "sound.m4a")
 
 
@@ -121,7 +121,7 @@ def test_outputs_that_cannot_be_written_are_named(video: Path, tmp_path: Path) -
     check_output(video, tmp_path / "out.mp4")
     with pytest.raises(VideoError, match="same file"):
         check_output(video, video)
-    with pytest.raises(VideoError, match=r"\.avi are not written"):
+    with pytest.raises(VideoError, match=r"\.avi cannot be written"):
         check_output(video, tmp_path / "out.avi")
     with pytest.raises(VideoError, match="is a folder"):
         (tmp_path / "folder.mp4").mkdir()
