@@ -1,30 +1,26 @@
-"""Specification of cluster/: the manifest is what KubeRay takes, fits its own stages, and names what exists."""
+"""The files in cluster/: the manifest is valid for KubeRay, has room for its stages, and names things that exist."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from configs.serve_file import load_serve_config
+from deployments.common.stage import StageMeter
+from models.runtime.registry import find_engine
 from tests.support.paths import ROOT
 
 CLUSTER = ROOT / "cluster"
 CONFIG = ROOT / "configs" / "cluster.yaml"
-METRICS = {  # name in the stages → kind
-    "warmtalk_stage_calls_total": "counter",
-    "warmtalk_stage_frames_total": "counter",
-    "warmtalk_stage_queue_ms": "histogram",
-    "warmtalk_stage_compute_ms": "histogram",
-    "warmtalk_stage_transfer_ms": "histogram",
-    "warmtalk_ttff_ms": "histogram",
-    "warmtalk_rtf": "histogram",
-}
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +50,29 @@ def container(group: dict[str, Any]) -> dict[str, Any]:
     return group["template"]["spec"]["containers"][0]
 
 
-def test_the_manifest_is_the_rendered_one(render: ModuleType) -> None:
+def test_the_manifest_is_up_to_date(render: ModuleType) -> None:
     assert (CLUSTER / "rayservice.yaml").read_text() == render.render(CONFIG.read_text()), "run cluster/render.py"
 
 
-def test_the_manifest_holds_the_serve_config_as_it_is(documents: list[dict[str, Any]]) -> None:
+def test_the_manifest_contains_the_serve_config_unchanged(documents: list[dict[str, Any]]) -> None:
     service = next(d for d in documents if d["kind"] == "RayService")
     assert service["spec"]["serveConfigV2"].rstrip("\n") == CONFIG.read_text().rstrip("\n")
 
 
-def test_kuberay_gets_the_fields_that_it_requires(documents: list[dict[str, Any]], cluster: dict[str, Any]) -> None:
+def test_policies_and_routers_named_in_the_configs_can_be_imported() -> None:
+    """Serve imports them by name in the controller, where a wrong name stops the whole deployment."""
+    named = set()
+    for name in ("demo", "gpu", "cluster"):
+        for stage in load_serve_config(name)["applications"][0]["deployments"]:
+            policy = stage.get("autoscaling_config", {}).get("policy", {}).get("policy_function")
+            router = stage.get("request_router_config", {}).get("request_router_class")
+            named |= {path for path in (policy, router) if path}
+    assert any(path.startswith("deployments.stitch.") for path in named)
+    for path in named:
+        assert callable(find_engine(path, {}))  # module:Class
+
+
+def test_the_manifest_has_the_fields_kuberay_requires(documents: list[dict[str, Any]], cluster: dict[str, Any]) -> None:
     service = next(d for d in documents if d["kind"] == "RayService")
     assert service["apiVersion"] == "ray.io/v1" and service["metadata"]["name"] == "warmtalk"
     assert container(cluster["headGroupSpec"])["name"] == "ray-head"
@@ -80,7 +89,7 @@ def test_the_head_runs_no_stage_and_has_no_gpu(cluster: dict[str, Any]) -> None:
     assert "nvidia.com/gpu" not in container(head)["resources"]["limits"]
 
 
-def test_gpus_are_in_the_gpu_group_alone_and_with_the_gpu_image(cluster: dict[str, Any]) -> None:
+def test_only_the_gpu_group_has_gpus_and_the_gpu_image(cluster: dict[str, Any]) -> None:
     cpu, gpu = groups(cluster)["cpu"], groups(cluster)["gpu"]
     assert container(gpu)["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in container(cpu)["resources"]["limits"]
@@ -88,7 +97,7 @@ def test_gpus_are_in_the_gpu_group_alone_and_with_the_gpu_image(cluster: dict[st
     assert gpu["template"]["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
 
 
-def test_the_least_replicas_of_all_stages_fit_into_the_first_pods(cluster: dict[str, Any]) -> None:
+def test_the_minimum_replicas_of_all_stages_fit_into_the_minimum_pods(cluster: dict[str, Any]) -> None:
     config = yaml.safe_load(CONFIG.read_text())
     cpus = {True: 0.0, False: 0.0}
     gpus = 0.0
@@ -104,7 +113,7 @@ def test_the_least_replicas_of_all_stages_fit_into_the_first_pods(cluster: dict[
     assert cpus[False] <= cpu["minReplicas"] * int(container(cpu)["resources"]["limits"]["cpu"])
 
 
-def test_all_pods_share_the_results(documents: list[dict[str, Any]], cluster: dict[str, Any]) -> None:
+def test_all_pods_share_the_results_volume(documents: list[dict[str, Any]], cluster: dict[str, Any]) -> None:
     claim = next(d for d in documents if d["kind"] == "PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
@@ -116,7 +125,7 @@ def test_all_pods_share_the_results(documents: list[dict[str, Any]], cluster: di
         assert home["value"] == mount["mountPath"]
 
 
-def test_workers_are_ready_when_serve_answers_and_alive_while_ray_does(cluster: dict[str, Any]) -> None:
+def test_readiness_checks_serve_and_liveness_checks_ray_alone(cluster: dict[str, Any]) -> None:
     for group in cluster["workerGroupSpecs"]:
         ready, alive = container(group)["readinessProbe"], container(group)["livenessProbe"]
         assert "8000/-/healthz" in ready["exec"]["command"][-1] and "local_raylet" in ready["exec"]["command"][-1]
@@ -125,7 +134,7 @@ def test_workers_are_ready_when_serve_answers_and_alive_while_ray_does(cluster: 
         assert ports == {"serve": 8000, "metrics": 8080}
 
 
-def test_the_versions_are_those_of_the_project(render: ModuleType, cluster: dict[str, Any]) -> None:
+def test_versions_match_the_project(render: ModuleType, cluster: dict[str, Any]) -> None:
     import ray
 
     project = (ROOT / "pyproject.toml").read_text()
@@ -135,7 +144,7 @@ def test_the_versions_are_those_of_the_project(render: ModuleType, cluster: dict
     assert f"ARG RAY_VERSION={render.RAY_VERSION}" in dockerfile
 
 
-def test_render_puts_in_the_images_that_it_is_told(render: ModuleType, tmp_path: Path) -> None:
+def test_render_uses_the_given_image_and_tag(render: ModuleType, tmp_path: Path) -> None:
     output = tmp_path / "out.yaml"
     assert render.main(["--image", "registry.example.com/wt", "--tag", "7", "--output", str(output)]) == 0
     text = output.read_text()
@@ -153,35 +162,57 @@ def test_render_checks_without_writing(render: ModuleType, tmp_path: Path, capsy
         render.main(["--config", str(tmp_path / "none.yaml")])
 
 
-def copied() -> list[str]:
-    text = (CLUSTER / "Dockerfile").read_text()
-    lines = re.findall(r"^COPY (?:--\S+ )*(.+)$", text, re.MULTILINE)
-    return [source for line in lines for source in line.split()[:-1]]
+def copied() -> set[str]:
+    """The sources of the Dockerfile's COPY lines."""
+    lines = re.findall(r"^COPY (?:--\S+ )*(.+)$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)
+    return {source.rstrip("/") for line in lines for source in line.split()[:-1]}
 
 
-@pytest.mark.parametrize("source", copied())
-def test_the_dockerfile_copies_what_exists_and_is_sent(source: str) -> None:
+@pytest.mark.parametrize("source", sorted(copied()))
+def test_the_dockerfile_copies_files_that_exist_and_are_in_the_build_context(source: str) -> None:
     assert (ROOT / source).exists()
     sent = {line[1:] for line in (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
-    assert source.rstrip("/") in sent or (source.endswith(".py") and "*.py" in sent)
+    assert source in sent or (source.endswith(".py") and "*.py" in sent)
 
 
-def test_the_image_holds_every_module_that_the_project_installs() -> None:
-    project = (ROOT / "pyproject.toml").read_text()
-    listed = re.search(r"py-modules = \[(.*?)\]", project)
-    assert listed is not None
-    modules = re.findall(r'"(\w+)"', listed.group(1))
-    assert {f"{module}.py" for module in modules} <= set(copied())
-    assert {"models/", "deployments/", "configs/"} <= set(copied())
+def own_modules(package: Path) -> set[str]:
+    """Top-level modules of this repository that the files of a package import."""
+    own = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    found: set[str] = set()
+    for path in [package] if package.is_file() else package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found & own
 
 
-def test_the_image_downloads_no_script() -> None:
+def test_the_image_has_every_module_that_the_server_and_the_command_line_import() -> None:
+    needed, waiting = set(), {"graph", "warmtalk"}
+    while waiting:
+        module = waiting.pop()
+        needed.add(module)
+        path = ROOT / f"{module}.py"
+        waiting |= own_modules(path if path.is_file() else ROOT / module) - needed
+    files = {f"{module}.py" if (ROOT / f"{module}.py").is_file() else module for module in needed}
+    assert files >= {"graph.py", "models", "deployments", "configs", "warmtalk"}
+    assert files <= copied()
+
+
+def test_the_image_has_the_web_page() -> None:
+    from deployments.ingress.static_page import FOLDER
+
+    assert FOLDER.relative_to(ROOT).parts[0] in copied()
+
+
+def test_the_dockerfile_downloads_no_scripts_and_copies_the_code_last() -> None:
     text = (CLUSTER / "Dockerfile").read_text()
     assert not re.search(r"curl|wget|\| *(ba)?sh\b", text)
-    assert text.index("COPY --chown=ray:users requirements.lock") < text.index("models/"), "code changes keep the layer"
+    assert text.index("COPY --chown=ray:users requirements.lock") < text.index("models/")
 
 
-def test_prometheus_finds_pods_by_the_port_that_they_name(cluster: dict[str, Any]) -> None:
+def test_prometheus_finds_pods_by_the_name_of_their_metrics_port(cluster: dict[str, Any]) -> None:
     jobs = {job["job_name"]: job for job in yaml.safe_load((CLUSTER / "prometheus.yml").read_text())["scrape_configs"]}
     rules = jobs["warmtalk-kubernetes"]["relabel_configs"]
     named = next(r["regex"] for r in rules if "__meta_kubernetes_pod_container_port_name" in r["source_labels"])
@@ -190,28 +221,31 @@ def test_prometheus_finds_pods_by_the_port_that_they_name(cluster: dict[str, Any
     assert jobs["warmtalk-local"]["file_sd_configs"][0]["files"] == ["/tmp/ray/prom_metrics_service_discovery.json"]
 
 
-def exported() -> set[str]:
-    """Names as Prometheus sees them: Ray prefixes `ray_`, and a histogram has three series."""
-    names = set()
-    for name, kind in METRICS.items():
-        names |= {f"ray_{name}"} if kind == "counter" else {f"ray_{name}_{part}" for part in ("bucket", "sum", "count")}
-    return names
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The metrics that a stage creates: name → kind."""
+    made: dict[str, str] = {}
+
+    class Metric:
+        def __init__(self, name: str, *arguments: Any, **options: Any) -> None:
+            made[name] = type(self).__name__
+
+    kinds = {name: type(name, (Metric,), {}) for name in ("Counter", "Histogram", "Gauge")}
+    monkeypatch.setitem(sys.modules, "ray.serve.metrics", SimpleNamespace(**kinds))
+    StageMeter("LipSync")
+    return made
 
 
-def test_the_dashboard_asks_for_metrics_that_are_exported_and_leaves_none_out() -> None:
+def test_the_dashboard_shows_all_metrics_of_the_stages_and_no_others(exported: dict[str, str]) -> None:
+    series = {}  # name in Prometheus → metric; Ray adds the prefix, and a histogram has three series
+    for name, kind in exported.items():
+        suffixes = ("_bucket", "_sum", "_count") if kind == "Histogram" else ("",)
+        series |= {f"ray_{name}{suffix}": name for suffix in suffixes}
     dashboard = json.loads((CLUSTER / "grafana" / "warmtalk.json").read_text())
-    text = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
-    asked = set(re.findall(r"ray_warmtalk_\w+", text))
-    assert asked <= exported()
-    assert {name for name in METRICS if any(a.startswith(f"ray_{name}") for a in asked)} == METRICS.keys()
-
-
-def test_the_stages_export_those_metrics() -> None:
-    source = (ROOT / "deployments" / "stage.py").read_text()
-    for name in ("warmtalk_stage_calls_total", "warmtalk_stage_frames_total"):
-        assert f'Counter("{name}"' in source
-    assert 'f"warmtalk_stage_{part}_ms"' in source
-    assert all(f'"{part}"' in source for part in ("queue", "compute", "transfer"))
+    queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    queried = set(re.findall(r"ray_warmtalk_\w+", queries))
+    assert queried <= series.keys()
+    assert {series[name] for name in queried} == exported.keys()
 
 
 def test_no_two_panels_overlap() -> None:
