@@ -75,7 +75,7 @@ class _View:
 
     def text(self, kind: str) -> str:
         with self._lock:
-            mark = self._session.mark()
+            mark = self._session.change_marker()
             if mark != self._mark:
                 self._texts.clear()
                 if self._mark is not None and mark[0] != self._mark[0]:

@@ -54,7 +54,7 @@ class Pause:
     """The time between two utterances, or between two segments of one, as the live stream showed it.
 
     idle_path: the avatar's idle motion, made by models.live.timeline.encode_idle. keep: number of frames to keep at
-    each end of the pause. The middle is left out, and a detour of idle motion connects the ends (models/live/detour.py).
+    each end of the pause. The middle is left out; a detour of idle motion connects the ends (models/live/detour.py).
     rested: the mouth's fade to rest, by timeline position.
     """
 

@@ -1,1 +1,1 @@
-"""Pastes crops into frames, encodes fragments, keeps the growing session file."""
+"""Pasting faces into frames, and the session file that the fragments are appended to."""

@@ -1,4 +1,4 @@
-"""What stands in a session's folder beside video and index: session.json, and how files are written safely."""
+"""The files of a session's folder: their names, session.json, and safe writing at an offset."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from models.media.encode import MediaSpec, init_segment
-from models.runtime.atomic_file import replace_file as replace_file
 
 META, VIDEO, INDEX, EPOCH, LOCK = "session.json", "full_session.mp4", "index.jsonl", "epoch", "lock"
-FORMAT = 1  # of session.json and index.jsonl
+FORMAT = 1  # version of session.json and index.jsonl
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recovery:
-    """What recovering a session found: its frames, and the debris that was cut off, in bytes."""
+    """The result of recovering a session: its frames, and the bytes that were cut off the video and the index."""
 
     frames: int
     video_cut: int
@@ -29,13 +28,13 @@ class Recovery:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionMeta:
-    """session.json: what is fixed from a session's start to its reset."""
+    """The content of session.json: what does not change between two resets of a session."""
 
     session_id: str
     avatar_id: str
     avatar_version: str
     created: str  # UTC, ISO 8601
-    generation: str  # another one after each reset
+    generation: str  # a random id, new after each reset
     spec: MediaSpec
     init: bytes
 
@@ -50,7 +49,7 @@ class SessionMeta:
 
     @classmethod
     def from_json(cls, data: bytes) -> SessionMeta:
-        """Raises ValueError, KeyError or TypeError for anything that `to_json` has not made."""
+        """Raises ValueError, KeyError or TypeError for anything but the output of `to_json`."""
         fields: dict[str, Any] = json.loads(data)
         if fields.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
@@ -58,7 +57,7 @@ class SessionMeta:
 
 
 def write_at(file: io.FileIO, offset: int, data: bytes) -> None:
-    """Write all of `data` at `offset`; where the disk refuses, cut the file back to `offset` and raise OSError."""
+    """Write all of `data` at `offset`. If the disk refuses, truncate the file to `offset` and raise OSError."""
     view = memoryview(data)
     try:
         while view:
@@ -69,7 +68,7 @@ def write_at(file: io.FileIO, offset: int, data: bytes) -> None:
 
 
 def starts_with(path: Path, head: bytes) -> bool:
-    """Whether the file is there and begins with `head`."""
+    """Whether the file exists and starts with `head`."""
     try:
         with path.open("rb") as file:
             return file.read(len(head)) == head

@@ -1,4 +1,4 @@
-"""A session's video as a progressive MP4. Nothing is coded anew."""
+"""Converts a session's fragmented video to a progressive MP4, without re-encoding."""
 
 from __future__ import annotations
 
@@ -14,40 +14,44 @@ from models.stitch.session import SessionFile
 
 
 def export_faststart(session: SessionFile, path_out: Path, size: int | None = None) -> None:
-    """Write a session as a progressive MP4, moov first.
+    """Write a session as a progressive MP4 with the moov box first.
 
-    size: leave out what was added when the video already had so many bytes. Raises NotFoundError if it is empty,
-    InputError where no fragment ends at `size`.
+    size: use only the first `size` bytes of the video.
+
+    Raises: NotFoundError if the session is empty; InputError if no fragment ends at `size`.
     """
     session.refresh()
     if not session.frames:
-        raise NotFoundError(f"The session {session.session_id!r} has no video yet.", "Speak in it first.")
+        raise NotFoundError(f"The session {session.session_id!r} has no video yet.", "Speak in the session first.")
     if size not in (None, session.size) and all(r.get("at", 0) + r.get("bytes", 0) != size for r in session.records()):
-        raise InputError(f"The video has never been {size} bytes long.", "Take the `size` that the session tells.")
+        raise InputError(
+            f"No fragment of the video ends at byte {size}.",
+            "Use a `size` that the server has reported.",
+        )
     with session.path.open("rb") as file:
         remux_faststart(FilePrefix(file, size or session.size), Path(path_out))
 
 
 def remux_faststart(fragmented: Any, path_out: Path) -> None:
-    """Write a fragmented MP4 as a progressive one, its moov first; `path_out` appears whole or not at all."""
+    """Convert a fragmented MP4 to a progressive one with its moov first. `path_out` is replaced atomically."""
     part = path_out.with_name(f".{path_out.name}.{uuid.uuid4().hex}")
     try:
         with (
-            av.open(fragmented) as given,
-            av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as made,
+            av.open(fragmented) as source,
+            av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as target,
         ):
-            streams = {stream.index: made.add_stream_from_template(stream) for stream in given.streams}
-            for packet in given.demux():
+            streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+            for packet in source.demux():
                 if packet.dts is not None:
                     packet.stream = streams[packet.stream.index]
-                    made.mux(packet)
+                    target.mux(packet)
         part.replace(path_out)
     finally:
         part.unlink(missing_ok=True)
 
 
 class FilePrefix:
-    """The first `size` bytes of a file that may be growing, as a file to be read."""
+    """A read-only file object over the first `size` bytes of a file that may be growing."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size

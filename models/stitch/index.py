@@ -1,7 +1,7 @@
-"""The index of a session file: one JSON line a fragment or utterance event. Knows its records, not who writes them.
+"""The index of a session file: one JSON line per fragment and per utterance event.
 
-A line counts only if it is whole (ends in a newline), follows on the line before, and its fragment is whole in the
-video file. The first line that does not count ends the index; whatever stands behind it is the debris of a crash.
+A line is valid if it ends in a newline, continues the previous line, and its fragment is complete in the video file.
+The first invalid line ends the index. Everything after it was left by a crash.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 class Sentence:
     """A sentence of an utterance, from its first sound to its last, in seconds of the session's video.
 
-    words: where the voice knows them. In an index that is older than they are, it lasts up to the next one.
+    words: empty if the TTS engine gives no word times. In old indexes without end times it ends where the next starts.
     """
 
     text: str
@@ -35,10 +35,10 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class UtteranceRecord:
-    """A line of the transcript. end_s is None for one that a crash or a new writer cut short.
+    """One utterance of the transcript. end_s is None if a crash or a new writer ended it.
 
-    interrupted: it was cut on purpose, where it ends. sentences: those that were begun; none in an index that is older
-    than they are, or where a recording was played.
+    interrupted: it was ended early on purpose. sentences: those that were started; empty in old indexes and for audio
+    input.
     """
 
     number: int
@@ -51,10 +51,10 @@ class UtteranceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a session amounts to at the end of an index line. Sizes in bytes; `video_bytes` counts the init segment.
+    """The state of a session after an index record. Sizes in bytes; `video_bytes` includes the init segment.
 
-    position: where the avatar's head is, a count of frames that were shown. Beyond `frames` where idle motion, which is
-    not in the file, was shown between utterances.
+    position: timeline position after the last frame shown. It exceeds `frames` if idle motion that is not in the file
+    was shown between utterances.
     """
 
     video_bytes: int
@@ -67,7 +67,7 @@ class Totals:
     closed: bool = False
 
     def after(self, record: Record, line_bytes: int) -> Totals | None:
-        """The totals behind `record`, or None where it does not follow on these."""
+        """The totals after `record`, or None if the record does not continue them."""
         end = self.index_bytes + line_bytes
         try:
             if record["type"] == "close":
@@ -94,12 +94,12 @@ class Totals:
 
 
 def header(generation: str) -> bytes:
-    """The first line: names the session.json that the index belongs to."""
+    """The first line: the generation of the session.json that the index belongs to."""
     return encode_record({"type": "session", "generation": generation})
 
 
 def has_header(path: Path) -> bool:
-    """Whether the file begins with the header of any session."""
+    """Whether the file starts with a header line of any generation."""
     try:
         with path.open("rb") as file:
             return (decode_record(file.readline()) or {}).get("type") == "session"
@@ -110,12 +110,12 @@ def has_header(path: Path) -> bool:
 def fragment_record(
     fragment: Fragment, totals: Totals, epoch: int, position: int | None = None, pause: bool = False
 ) -> Record:
-    """The line of a fragment; `position` of its first frame is written where it does not follow on the one before.
+    """The record of a fragment. `position` is stored only if it does not continue the previous fragment.
 
-    pause: nothing is said in it; it belongs to no utterance.
+    pause: nothing is said in it, and it belongs to no utterance.
     """
-    moved: Record = {"pause": True} if pause else {}
-    moved |= {} if position in (None, totals.position) else {"position": position}
+    extra: Record = {"pause": True} if pause else {}
+    extra |= {} if position in (None, totals.position) else {"position": position}
     return {
         "type": "fragment",
         "at": totals.video_bytes,
@@ -127,12 +127,12 @@ def fragment_record(
         "key": fragment.key,
         "epoch": epoch,
         "utterance": totals.utterances,
-        **moved,
+        **extra,
     }
 
 
 def sentence_record(cue: Cue, utterance: int) -> Record:
-    """The line of a sentence, in ticks of the video."""
+    """The record of a sentence, in ticks of the video."""
     words = [[word.text, _ticks(word.start_s), _ticks(word.end_s)] for word in cue.words]
     known: Record = {"words": words} if words else {}
     times = {"tick": _ticks(cue.start_s), "until": _ticks(cue.end_s)}
@@ -141,10 +141,11 @@ def sentence_record(cue: Cue, utterance: int) -> Record:
 
 def encode_record(record: Record) -> bytes:
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
+    """A record as one line of JSON."""
 
 
 def decode_record(line: bytes) -> Record | None:
-    """The record of a line, None for debris."""
+    """The record of a line, or None if the line is incomplete or not JSON."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -155,7 +156,7 @@ def decode_record(line: bytes) -> Record | None:
 
 
 def read(path: Path, totals: Totals, video_size: int) -> list[tuple[Record, Totals]]:
-    """The records that count behind `totals`, each with the totals after it. `video_size`: bytes of the video file."""
+    """The valid records after `totals`, each with the totals after it. `video_size`: bytes of the video file."""
     out: list[tuple[Record, Totals]] = []
     with path.open("rb") as file:
         file.seek(totals.index_bytes)
@@ -170,9 +171,9 @@ def read(path: Path, totals: Totals, video_size: int) -> list[tuple[Record, Tota
 
 
 def verified(records: list[tuple[Record, Totals]], video: BinaryIO) -> int:
-    """How many of `records` are sound: those since the last synced utterance are compared with their checksums.
+    """The number of valid `records`. Those after the last synced utterance are compared with their checksums.
 
-    The video file is synced before an utterance's `end` is written, so what stands before an `end` needs no look.
+    The video file is synced before an utterance's `end` is written, so fragments before an `end` need no check.
     """
     ends = [k for k, (record, _) in enumerate(records) if record["type"] == "end"]
     for k in range(ends[-1] + 1 if ends else 0, len(records)):
@@ -185,62 +186,63 @@ def verified(records: list[tuple[Record, Totals]], video: BinaryIO) -> int:
 
 
 class TranscriptIndex:
-    """What was said, when, as far as the index of a generation has been `read`."""
+    """What was said and when, updated incrementally from the index of one generation. `read`: the totals read up to."""
 
     def __init__(self, generation: str, read: Totals) -> None:
         self.generation, self.read = generation, read
-        self._lines: dict[int, UtteranceRecord] = {}
-        self._said: dict[int, dict[int, Cue]] = {}  # utterance → number → sentence, as it was going to be
-        self._shown_s: dict[int, float] = {}  # utterance → where its video ends so far
+        self._utterances: dict[int, UtteranceRecord] = {}
+        self._cues: dict[int, dict[int, Cue]] = {}  # utterance → number → sentence as planned
+        self._video_end_s: dict[int, float] = {}  # utterance → end of its video so far
 
     def extend(self, records: list[tuple[Record, Totals]]) -> list[UtteranceRecord]:
-        """Add the records behind the first, which stands for where they begin; return all that was said."""
-        touched = {number for record, _ in records[1:] if (number := self._add(record)) in self._lines}
+        """Add all records but the first, which stands for the starting point. Returns all utterances so far."""
+        changed = {number for record, _ in records[1:] if (number := self._add(record)) in self._utterances}
         self.read = records[-1][1]
-        for number in touched:
-            line = self._lines[number]
-            end_s = self._shown_s[number]
-            said = [_sentence(cue, end_s, line.interrupted) for cue in self._said[number].values()]
-            self._lines[number] = replace(line, sentences=tuple(sentence for sentence in said if sentence.text))
-        return list(self._lines.values())
+        for number in changed:
+            utterance, end_s = self._utterances[number], self._video_end_s[number]
+            spoken = [_sentence(cue, end_s, utterance.interrupted) for cue in self._cues[number].values()]
+            self._utterances[number] = replace(utterance, sentences=tuple(one for one in spoken if one.text))
+        return list(self._utterances.values())
 
     def _add(self, record: Record) -> int:
-        """The utterance that the record belongs to; 0: none."""
+        """Add one record. Returns the number of its utterance, or 0 for none."""
         if record["type"] == "close":
             return 0
         number: int = record["utterance"]
         if record["type"] == "start":
             start_s = record["tick"] / VIDEO_TIMESCALE
-            self._lines[number] = UtteranceRecord(number, record["text"], start_s, None)
-            self._said[number], self._shown_s[number] = {}, start_s
+            self._utterances[number] = UtteranceRecord(number, record["text"], start_s, None)
+            self._cues[number], self._video_end_s[number] = {}, start_s
         elif record["type"] == "say":
-            self._say(record, self._said[number])
+            _add_sentence(record, self._cues[number])
         elif record["type"] == "end":
-            self._lines[number] = replace(
-                self._lines[number],
-                text=record.get("text", self._lines[number].text),
+            self._utterances[number] = replace(
+                self._utterances[number],
+                text=record.get("text", self._utterances[number].text),
                 end_s=record["tick"] / VIDEO_TIMESCALE,
                 interrupted=bool(record.get("interrupted", False)),
             )
         elif not record.get("pause"):
-            self._shown_s[number] = sum(record["video"]) / VIDEO_TIMESCALE
+            self._video_end_s[number] = sum(record["video"]) / VIDEO_TIMESCALE
         return number
 
-    def _say(self, record: Record, said: dict[int, Cue]) -> None:
-        start_s = record["tick"] / VIDEO_TIMESCALE
-        if "until" in record:
-            words = tuple(Word(t, a / VIDEO_TIMESCALE, b / VIDEO_TIMESCALE) for t, a, b in record.get("words", ()))
-            end_s = record["until"] / VIDEO_TIMESCALE
-            said[record["number"]] = Cue(record["number"], record["text"], start_s, end_s, words)
-            return
-        if said:
-            said[len(said)] = replace(said[len(said)], end_s=start_s)
-        said[len(said) + 1] = Cue(len(said) + 1, record["text"], start_s, math.inf)
+
+def _add_sentence(record: Record, cues: dict[int, Cue]) -> None:
+    start_s = record["tick"] / VIDEO_TIMESCALE
+    if "until" in record:
+        words = tuple(Word(t, a / VIDEO_TIMESCALE, b / VIDEO_TIMESCALE) for t, a, b in record.get("words", ()))
+        end_s = record["until"] / VIDEO_TIMESCALE
+        cues[record["number"]] = Cue(record["number"], record["text"], start_s, end_s, words)
+        return
+    # an old index: no end times, so each sentence ends where the next one starts
+    if cues:
+        cues[len(cues)] = replace(cues[len(cues)], end_s=start_s)
+    cues[len(cues) + 1] = Cue(len(cues) + 1, record["text"], start_s, math.inf)
 
 
-def _sentence(cue: Cue, shown_s: float, interrupted: bool) -> Sentence:
-    """A sentence as far as it was shown; where it was cut, what was heard of it."""
-    heard = cue.truncated(shown_s) if interrupted else replace(cue, end_s=max(cue.start_s, min(cue.end_s, shown_s)))
+def _sentence(cue: Cue, end_s: float, interrupted: bool) -> Sentence:
+    """A sentence up to `end_s`, the end of the video. For an interrupted utterance, only the words that were heard."""
+    heard = cue.truncated(end_s) if interrupted else replace(cue, end_s=max(cue.start_s, min(cue.end_s, end_s)))
     return Sentence(heard.text, heard.start_s, heard.end_s, heard.words)
 
 

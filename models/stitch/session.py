@@ -1,23 +1,23 @@
-"""The growing file of a session. Knows nothing of other sessions, frames, faces, HTTP or Ray.
+"""The growing file of one session.
 
     <root>/<session id>/
-        session.json        id, avatar, media spec, init segment; its generation changes with each reset
-        full_session.mp4    the init segment and every fragment so far
-        full_session.sidecar.jsonl   how each frame came about (models.stitch.sidecar)
-        index.jsonl         one line a fragment and utterance event (models.stitch.index)
-        epoch               how often the session has been taken over
-        lock                held during each change, never replaced
+        session.json        id, avatar, media spec, init segment; a reset gives it a new generation
+        full_session.mp4    the init segment and all fragments so far
+        full_session.sidecar.jsonl   how each frame was made (models.stitch.sidecar)
+        index.jsonl         one line per fragment and per utterance event (models.stitch.index)
+        epoch               the fencing epoch: how often the session has changed its writer
+        lock                locked during each change, never replaced
 
-Order of writing. A fragment goes to the video first, then its line to the index; a line is the commit. session.json is
-the commit of a new or reset session: an index of another generation is replaced by an empty one. So a crash at any byte
-leaves debris that `recover` cuts off, and never a fragment that is half there.
+Write order. The data of a fragment is written to the video first, then its line to the index; the line is the commit.
+session.json is the commit of a new or reset session: an index of another generation is replaced by an empty one. So a
+crash at any byte leaves incomplete data at the end, which `recover` removes, and never an incomplete fragment.
 
-Durability. Each append reaches the operating system before it returns: no crash of a process loses it. The disk is
-synced at the end of each utterance (`sync="utterance"`): a power cut costs at most the utterance under way.
+Durability. `append` returns after the data has reached the operating system, so a crash of the process loses nothing.
+With `sync="utterance"`, fsync runs at the end of each utterance, so a power failure loses at most the last utterance.
 
-One writer. Taking a session over raises its epoch; each change is made under the lock and compares the epoch first, so
-a replica that was overtaken gets FencedError and has written nothing. The lock is flock(2): on a shared file system it
-needs one that honours it between hosts (NFS 4, CephFS, EFS, Lustre with `-o flock`).
+One writer. Taking over a session increments its epoch. Each change is made under the lock and compares the epoch first,
+so a replica that has lost the session gets FencedError and writes nothing. The lock is flock(2): a shared file system
+must support it across hosts (NFS 4, CephFS, EFS, Lustre with `-o flock`).
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ Sync = Literal["never", "utterance", "fragment"]
 
 
 class SessionFile:
-    """One session on disk: append-only, crash-safe, one writer at a time, any number of readers.
+    """One session on disk: append-only, crash-safe, with one writer at a time and any number of readers.
 
-    A new object only reads; `append` and the other changes take the session over on their first call. With `spec`, a
-    folder that holds no session becomes one. Raises SessionNotFound without, CorruptError for a damaged session.json,
-    ConfigError where the session's picture or sound has another format than `spec`. Not thread-safe.
+    A new object only reads. `append` and the other changes take over the session when first called. With `spec`, a
+    session is created if the folder contains none. Not thread-safe.
+
+    Raises: SessionNotFound without `spec` if there is no session; CorruptError for a damaged session.json; ConfigError
+    if the picture or audio format of the session differs from `spec`.
     """
 
     def __init__(
@@ -68,26 +70,28 @@ class SessionFile:
         if not (self.folder / META).is_file():
             if spec is None:
                 raise SessionNotFound(
-                    f"There is no session {self.folder.name!r}.", "Speak in it first, or check its id."
+                    f"There is no session {self.folder.name!r}.",
+                    "Check the id, or speak in it to create it.",
                 )
             self._create(SessionMeta.new(self.folder.name, avatar_id, avatar_version, spec))
         self._meta = self._read_meta()
         if spec is not None and spec.format != self.spec.format:
             raise ConfigError(
                 f"The session is {self.spec.format}, not {spec.format}.",
-                "Reset the session, or use another id.",
+                "Reset the session, or use another session id.",
             )
         self._totals = self._empty()
-        self._script = index.TranscriptIndex("", self._totals)
+        self._transcript = index.TranscriptIndex("", self._totals)
         self.refresh()
 
     @property
     def path(self) -> Path:
+        """The video file."""
         return self.folder / VIDEO
 
     @property
     def spec(self) -> MediaSpec:
-        """The spec to encode with: the one that the session was made with."""
+        """The spec to encode with: the one that the session was created with."""
         return self._meta.spec
 
     @property
@@ -117,12 +121,12 @@ class SessionFile:
 
     @property
     def position(self) -> int:
-        """Where the avatar's head is: the frame count of all that was shown, idle motion included."""
+        """The timeline position after the last frame shown, idle motion included."""
         return self._totals.position
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more may be said in it, until it is reset."""
+        """Whether speaking in the session is refused until it is reset."""
         return self._totals.closed
 
     @property
@@ -131,68 +135,68 @@ class SessionFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the video that are committed; a reader goes no further, the file may hold half a fragment more."""
+        """Size of the committed video in bytes. Readers must stop here: the file may contain an incomplete fragment."""
         return self._totals.video_bytes
 
     @property
     def video_tag(self) -> str:
-        """Names this very video file: the same while it grows, another after a reset. Raises OSError."""
+        """An id of the video file: constant while the file grows, new after a reset. Raises OSError."""
         return f"{self._meta.generation}-{self.path.stat().st_ino:x}"
 
     @property
     def epoch(self) -> int | None:
-        """The epoch that this object writes under, None in a reader."""
+        """The fencing epoch that this object writes under; None if it only reads."""
         return self._epoch
 
     def refresh(self) -> None:
-        """Read what a writer elsewhere has added. Its cost is that of what is new."""
+        """Read what another process has added. The cost is proportional to what is new."""
         meta = self._read_meta()
         if meta.generation != self._meta.generation:
             self._meta = meta
-            self._totals = self._empty()  # of the new init segment, which may have another length
+            self._totals = self._empty()  # the length of the init segment may have changed
         self._totals = self._read_records(self._totals)[-1][1]
 
     def records(self) -> Iterator[index.Record]:
-        """The index: fragments (`at`, `bytes`, `frames`, `video`, `audio` …) and utterance events, oldest first."""
+        """The records of the index, oldest first: fragments (`at`, `bytes`, `frames`, …) and utterance events."""
         for record, _ in self.read_since(None)[1:]:
             yield record
 
     def read_since(self, since: index.Totals | None) -> list[tuple[index.Record, index.Totals]]:
-        """({}, since), then each record behind it with its totals; from the start where `since` is None."""
+        """({}, since), then each later record with the totals after it; all records if `since` is None."""
         return self._read_records(since or self._empty())
 
-    def mark(self) -> tuple[int, int, int]:
-        """Another one whenever something has been written, for the cost of a look; its first part with each writer."""
+    def change_marker(self) -> tuple[int, int, int]:
+        """A cheap value that changes with every write. Its first item, the epoch, changes with every writer."""
         found = (self.folder / INDEX).stat()
         return self._stored_epoch(), found.st_size, found.st_mtime_ns
 
     def transcript(self) -> list[index.UtteranceRecord]:
-        """What was said, when. Its cost is that of what is new."""
-        if self._script.generation != self._meta.generation:
-            self._script = index.TranscriptIndex(self._meta.generation, self._empty())
-        return self._script.extend(self._read_records(self._script.read))
+        """What was said and when. The cost is proportional to what is new."""
+        if self._transcript.generation != self._meta.generation:
+            self._transcript = index.TranscriptIndex(self._meta.generation, self._empty())
+        return self._transcript.extend(self._read_records(self._transcript.read))
 
     # --- writing
 
     def append(self, fragment: Fragment, position: int | None = None, pause: bool = False) -> None:
-        """Add a fragment that starts at `clock`; constant cost, however long the session is.
+        """Add a fragment that starts at `clock`, at constant cost.
 
-        position: of its first frame on the session's line; None where it follows on the last one. pause: it belongs
-        to no utterance.
+        position: timeline position of its first frame; None if it continues the last fragment. pause: the fragment
+        belongs to no utterance.
 
-        Raises FencedError where another writer, or a reset, has taken the session over or moved its end, ConfigError
-        for a fragment of another codec set-up, OSError where the disk is full (the session stays as it was).
+        Raises: FencedError if the session was taken over, reset or extended by another writer; ConfigError for a
+        fragment with other codec settings; OSError if the disk is full, in which case the session is unchanged.
         """
         with self._writing():
             assert self._video is not None
             if fragment.init and fragment.init != self._meta.init:
-                raise ConfigError("The fragment was coded with other settings than its session.", "Reset the session.")
+                raise ConfigError("The fragment has other encoder settings than the session.", "Reset the session.")
             record = index.fragment_record(fragment, self._totals, self._epoch or 0, position, pause)
             if self._totals.after(record, 0) is None:
                 raise FencedError(
                     f"The fragment starts at {fragment.video_start, fragment.audio_start}, the session ends at "
                     f"{self.clock.video_ticks, self.clock.audio_samples}.",
-                    "Start the utterance again at the session's clock.",
+                    "Start the utterance again at the end of the session.",
                 )
             write_at(self._video, self._totals.video_bytes, fragment.data)
             if self._sync == "fragment":
@@ -200,27 +204,27 @@ class SessionFile:
             self._commit(record)
 
     def add_to_sidecar(self, *records: Record) -> None:
-        """Add lines to the sidecar, before the frames that they speak of are appended. Raises FencedError, OSError."""
+        """Add sidecar records; call it before the frames they describe are appended. Raises FencedError, OSError."""
         with self._writing():
             assert self._sidecar is not None
             self._sidecar.append(records)
 
     def start_utterance(self, text: str) -> int:
-        """Note in the transcript that `text` is spoken from here. Returns its number, from 1. Raises FencedError."""
+        """Record that an utterance with this text starts here. Returns its number, from 1. Raises FencedError."""
         with self._writing():
             number = self._totals.utterances + 1
             self._commit({"type": "start", "utterance": number, "tick": self.clock.video_ticks, "text": text})
             return number
 
     def add_sentence(self, cue: Cue) -> None:
-        """Note a sentence of the utterance, in seconds of the video; again where more is known. Raises FencedError."""
+        """Record a sentence, in seconds of the video. A later call with its number replaces it. Raises FencedError."""
         with self._writing():
             self._commit(index.sentence_record(cue, self._totals.utterances))
 
     def end_utterance(self, *, text: str | None = None, interrupted: bool = False) -> None:
-        """Note that the utterance ends here, and sync it to the disk. Raises FencedError.
+        """Record the end of the utterance and sync it to the disk. Raises FencedError.
 
-        text: what it says in all, where that was not known at its start. interrupted: it was cut on purpose.
+        text: the whole text, if it was not known at the start. interrupted: the utterance was ended early on purpose.
         """
         known: index.Record = {} if text is None else {"text": text}
         known |= {"interrupted": True} if interrupted else {}
@@ -235,27 +239,27 @@ class SessionFile:
                 os.fsync(self._index.fileno())
 
     def finish(self) -> None:
-        """Close the session: it can be watched, and nothing more is said in it. Raises FencedError."""
+        """Close the session: it stays readable, and nothing more can be said in it. Raises FencedError."""
         with self._writing():
             if not self.closed:
                 self._commit({"type": "close"})
 
     def acquire(self) -> int:
-        """Become the session's writer, before each utterance: free for who still is. Returns the epoch."""
+        """Become the session's writer. Call it before each utterance; cheap if still the writer. Returns the epoch."""
         with self._lock():
             if self._epoch is None or self._stored_epoch() != self._epoch:
                 self._take_over()
             return self._epoch or 0
 
     def recover(self) -> Recovery:
-        """Cut the file and its index back to the last whole fragment, as the session's new writer."""
+        """Take over the session and truncate the video and the index to the last complete fragment."""
         with self._lock():
             return self._take_over()
 
     def reset(
         self, spec: MediaSpec | None = None, *, avatar_id: str | None = None, avatar_version: str | None = None
     ) -> None:
-        """Start afresh, as the session's new writer. Readers keep the old file: the new one is another inode."""
+        """Take over the session and empty it. Open readers keep the old file, because the new one has another inode."""
         with self._lock():
             epoch = self._raise_epoch()
             old = self._read_meta()
@@ -271,13 +275,13 @@ class SessionFile:
             self._open_files(epoch)
 
     def close(self) -> None:
-        """Close the writer's files; the object still reads, and takes the session over again when it writes."""
+        """Close the files. The object can still read, and takes over the session again when it writes."""
         for file in (self._video, self._index, self._sidecar):
             if file is not None:
                 file.close()
         self._video = self._index = self._sidecar = self._epoch = None
 
-    # --- inside
+    # --- internal
 
     def _empty(self) -> index.Totals:
         return index.Totals(len(self._meta.init), len(index.header(self._meta.generation)))
@@ -286,12 +290,10 @@ class SessionFile:
         try:
             return SessionMeta.from_json((self.folder / META).read_bytes())
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptError(
-                f"{self.folder / META} is damaged: {error}.", "Remove the folder of the session."
-            ) from error
+            raise CorruptError(f"{self.folder / META} is damaged: {error}.", "Delete the session's folder.") from error
 
     def _read_records(self, since: index.Totals) -> list[tuple[index.Record, index.Totals]]:
-        """({}, since), then each record behind it with its totals; only the former where the index is another's."""
+        """({}, since), then each later record with its totals. No records if the index has another generation."""
         records: list[tuple[index.Record, index.Totals]] = [({}, since)]
         if starts_with(self.folder / INDEX, index.header(self._meta.generation)) and self.path.is_file():
             records += index.read(self.folder / INDEX, since, self.path.stat().st_size)
@@ -304,31 +306,32 @@ class SessionFile:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(file)  # gives the lock back
+            os.close(file)  # releases the lock
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
+        """Hold the lock as the session's writer. Raises FencedError if another writer has taken over."""
         with self._lock():
             if self._epoch is None:
                 self._take_over()
             elif self._stored_epoch() != self._epoch:
                 raise FencedError(
-                    f"The session {self.session_id!r} has a new writer: epoch {self._epoch} has passed.",
-                    "Send the request again: it goes to the new writer.",
+                    f"The session {self.session_id!r} has a new writer; epoch {self._epoch} is no longer valid.",
+                    "Send the request again. It is routed to the new writer.",
                 )
             yield
 
     def _create(self, meta: SessionMeta) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
-            if not (self.folder / META).is_file():  # another creator may have been faster
+            if not (self.folder / META).is_file():  # another process may have created it first
                 self._write_empty_files(meta)
                 replace_file(self.folder / META, meta.to_json(), self._synced)
 
     def _write_empty_files(self, meta: SessionMeta) -> None:
         replace_file(self.folder / VIDEO, meta.init, self._synced)
         replace_file(sidecar_path(self.folder / VIDEO), header(meta), self._synced)
-        # the index is last: it vouches for the video
+        # the index is last: it is valid only together with the video
         replace_file(self.folder / INDEX, index.header(meta.generation), self._synced)
 
     def _stored_epoch(self) -> int:
@@ -339,13 +342,13 @@ class SessionFile:
 
     @contextlib.contextmanager
     def fenced_off(self) -> Iterator[None]:
-        """No other process reads its epoch or writes while the block runs, and none may go on after it."""
+        """Fence off all other writers, and hold the lock while the block runs."""
         with self._lock():
             self._raise_epoch()
             yield
 
     def _raise_epoch(self) -> int:
-        """Fence off whoever writes. The new epoch is ours only once `_open_files` has it."""
+        """Fence off other writers. The new epoch is ours only after `_open_files`."""
         self.close()
         epoch = self._stored_epoch() + 1
         replace_file(self.folder / EPOCH, str(epoch).encode(), self._synced)
@@ -353,14 +356,14 @@ class SessionFile:
 
     def _take_over(self) -> Recovery:
         epoch = self._raise_epoch()
-        # 1. what counts
+        # 1. find the last complete fragment
         self._meta = self._read_meta()
         self._check_files()
         records = self._read_records(self._empty())
         with self.path.open("rb") as video:
             self._totals = records[index.verified(records[1:], video)][1]
-        self._script = index.TranscriptIndex("", self._totals)  # what goes may have been read
-        # 2. the rest goes
+        self._transcript = index.TranscriptIndex("", self._totals)  # it may contain records that are removed now
+        # 2. remove what follows
         self._open_files(epoch)
         assert self._video is not None and self._index is not None
         recovery = Recovery(
@@ -373,13 +376,13 @@ class SessionFile:
         return recovery
 
     def _check_files(self) -> None:
-        """Complete a reset that was cut short; refuse files that no crash makes. Raises CorruptError."""
+        """Complete a reset that a crash has interrupted. Raises CorruptError for files that no crash can cause."""
         ours = starts_with(self.folder / INDEX, index.header(self._meta.generation))
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size < len(self.init_segment) or (not ours and index.has_header(self.folder / INDEX)):
             self._write_empty_files(self._meta)
         elif not ours or not starts_with(self.path, self.init_segment):
-            raise CorruptError(f"The files in {self.folder} do not fit together.", "Save the video, reset the session.")
+            raise CorruptError(f"The files in {self.folder} do not match.", "Copy the video, then reset the session.")
 
     def _open_files(self, epoch: int) -> None:
         self._epoch = epoch

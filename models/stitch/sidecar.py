@@ -1,22 +1,22 @@
-"""What stands beside a video that we made: how each of its frames came about. JSON lines, only ever appended.
+"""The sidecar of a video: JSON lines that describe how each of its frames was made. Append-only.
 
     full_session.mp4, full_session.sidecar.jsonl        out/demo.mp4, out/demo.sidecar.jsonl
 
-One JSON object a line, told apart by `type`. Frames count from 0 within the video, times are in seconds.
+One JSON object per line, distinguished by `type`. Frames count from 0 within the video, times are in seconds.
 
-    video      the first line. format, generation (the session's, another one after a reset), session_id, avatar_id,
-               avatar_version, spec (MediaSpec: picture, sound, and how they are coded)
+    video      the first line. format, generation (of the session, new after a reset), session_id, avatar_id,
+               avatar_version, spec (MediaSpec: picture and audio format, and encoder settings)
     utterance  first_frame, text, engines (stage → engine)
-    speech     frame (its first), seconds, text, phonemes [[symbol, start, end], …] from that frame on, [] if not known
-    pause      first_frame: from here on nothing is said, until a line of speech or an utterance says otherwise
+    speech     frame (its first), seconds, text, phonemes [[symbol, start, end], …] relative to that frame, or []
+    pause      first_frame: from here on nothing is said, until the next `speech` or `utterance` line
     frames     first, avatar_frames [k, …], transforms [[a, b, x, c, d, y], …] (frame px → 256 px crop), mouth [w, …]:
-               which avatar frame is shown, where its face lies, how much of the generated mouth it has, 0 to 1
+               avatar frame, face position, and weight of the generated mouth (0 to 1) of each frame
 
-Crashes. Lines of frames are written before those frames are committed to the video, so no committed frame lacks its
-line; lines of frames that never came are left standing. Hence two rules for readers: an utterance, and a pause, take
-back all that was said of their first frame and later, and what lies behind the video's end says nothing. A line counts
-only if it ends in a newline and is JSON; a writer that takes over cuts off half a line first. A lost or foreign sidecar
-is begun anew.
+Crashes. `frames` lines are written before the frames are committed to the video, so every committed frame has its line,
+and lines of frames that were never committed may remain. This gives two rules for readers: an `utterance` or `pause`
+line invalidates all earlier lines about its first frame and later ones; and lines beyond the end of the video are
+ignored. A line is valid if it ends in a newline and is JSON; a new writer first removes an incomplete last line. A
+missing sidecar, or that of another session, is replaced by an empty one.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ import numpy.typing as npt
 
 from models.errors import CorruptError
 from models.media.encode import MediaSpec
-from models.stitch.disk import SessionMeta, replace_file, starts_with, write_at
+from models.runtime.atomic_file import replace_file
+from models.stitch.disk import SessionMeta, starts_with, write_at
 from models.stitch.index import decode_record, encode_record
 from models.types import Float32, Phoneme, PreparedAvatar, Speech
 
 FORMAT = 1
 SUFFIX = ".sidecar.jsonl"
-NEWEST_LINE_BYTES = 1 << 20  # no line is longer: 64 frames or a sentence
-UNKNOWN = -1  # avatar frame of a frame that no line speaks of
+NEWEST_LINE_BYTES = 1 << 20  # upper limit of a line: 64 frames or a sentence
+UNKNOWN = -1  # avatar frame of a video frame without a line
 
 Record = dict[str, Any]
 
 
 def sidecar_path(video: Path) -> Path:
-    """Where the sidecar of a video lies."""
+    """The path of a video's sidecar."""
     return video.with_suffix(SUFFIX)
 
 
@@ -73,7 +74,7 @@ def speech_record(frame: int, speech: Speech) -> Record:
 
 
 def frames_record(first: int, indices: npt.NDArray[np.int64], avatar: PreparedAvatar, mouth: Float32) -> Record:
-    """indices: the avatar's frames `(n,)`. mouth: weights `(n,)`; 0 is written for a frame without a face."""
+    """indices: avatar frames `(n,)`. mouth: weights `(n,)`; frames without a face get weight 0."""
     transforms = np.round(avatar.transforms[indices].reshape(-1, 6).astype(np.float64), 6)
     weights = np.round(np.where(avatar.has_face[indices], mouth, 0).astype(np.float64), 3)
     return {
@@ -86,7 +87,7 @@ def frames_record(first: int, indices: npt.NDArray[np.int64], avatar: PreparedAv
 
 
 class SidecarWriter:
-    """Appends lines to a sidecar that begins with `head`; anything else there is replaced. One writer at a time."""
+    """Appends lines to a sidecar that starts with `head`; a file with another start is replaced. Single writer."""
 
     def __init__(self, path: Path, head: bytes) -> None:
         if not starts_with(path, head):
@@ -98,12 +99,13 @@ class SidecarWriter:
         self._file.truncate(self._end)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Raises OSError where the disk is full; the sidecar stays as it was."""
+        """Append records. Raises OSError if the disk is full; the sidecar is then unchanged."""
         lines = b"".join(map(encode_record, records))
         write_at(self._file, self._end, lines)
         self._end += len(lines)
 
     def sync(self) -> None:
+        """Sync the file to the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -112,7 +114,7 @@ class SidecarWriter:
 
 @dataclass(frozen=True, slots=True)
 class SpokenUtterance:
-    """An utterance of the video: its first frame, and the one behind its last."""
+    """An utterance of the video: frames first_frame to end_frame − 1."""
 
     first_frame: int
     end_frame: int
@@ -122,10 +124,10 @@ class SpokenUtterance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sidecar:
-    """What is known of a video of n frames.
+    """The description of a video of n frames.
 
-    avatar_frames: int64 `(n,)`, -1 where not known. transforms: float32 `(n, 2, 3)`. mouth: float32 `(n,)`, weight of
-    the generated mouth. phonemes: in seconds of the video.
+    avatar_frames: int64 `(n,)`, -1 where unknown. transforms: float32 `(n, 2, 3)`. mouth: float32 `(n,)`, weight of the
+    generated mouth. phonemes: in seconds of the video.
     """
 
     session_id: str
@@ -140,28 +142,30 @@ class Sidecar:
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        """Frames that a line speaks of, `(n,)`."""
+        """Which frames have a line, `(n,)`."""
         known: npt.NDArray[np.bool_] = self.avatar_frames != UNKNOWN
         return known
 
 
 def read_sidecar(path: Path, frames: int) -> Sidecar:
-    """The sidecar of a video of `frames` frames. Raises OSError, and CorruptError for a file that is none."""
+    """The sidecar of a video of `frames` frames. Raises OSError, and CorruptError for a file of another kind."""
     with path.open("rb") as file:
         records = list(_records(file))
     try:
         first = records[0]
         if first["type"] != "video" or first["format"] != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+            raise ValueError(f"the format is not {FORMAT}")
         spec = MediaSpec(**first["spec"])
         about = {name: str(first[name]) for name in ("session_id", "avatar_id", "avatar_version")}
-        return _described(records[1:], frames, spec, about)
+        return _build(records[1:], frames, spec, about)
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"{path} is no sidecar: {error!r}.", "Remove it, and make the video again.") from error
+        raise CorruptError(
+            f"{path} is not a valid sidecar: {error!r}.", "Delete it and create the video again."
+        ) from error
 
 
 def committed_lines(path: Path) -> bytes:
-    """The whole lines of a sidecar that somebody may be writing; none where there is no sidecar."""
+    """The complete lines of a sidecar that may be growing; empty if there is no sidecar."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -170,7 +174,7 @@ def committed_lines(path: Path) -> bytes:
 
 
 def enhanced_lines(lines: bytes, engine: str) -> bytes:
-    """A sidecar's lines for the same frames, restored by `engine` afterwards: its utterances name it as Enhance's."""
+    """The sidecar lines after the faces were restored by `engine`: it becomes the Enhance engine of all utterances."""
     out = []
     for record in _records(io.BytesIO(lines)):
         if record["type"] == "utterance":
@@ -180,7 +184,7 @@ def enhanced_lines(lines: bytes, engine: str) -> bytes:
 
 
 def replace_with_sidecar(part: Path, video: Path, lines: bytes) -> None:
-    """Put `part` in the place of `video`, with these lines beside it, if any: never beside another video's sidecar."""
+    """Move `part` to `video` and write `lines`, if any, as its sidecar. A video never has a wrong sidecar meanwhile."""
     beside = sidecar_path(video)
     beside.unlink(missing_ok=True)
     part.replace(video)
@@ -195,18 +199,18 @@ def _records(file: Iterable[bytes]) -> Iterator[Record]:
             yield record
 
 
-def _described(records: list[Record], frames: int, spec: MediaSpec, about: dict[str, str]) -> Sidecar:
+def _build(records: list[Record], frames: int, spec: MediaSpec, about: dict[str, str]) -> Sidecar:
     indices = np.full(frames, UNKNOWN, np.int64)
     transforms = np.full((frames, 2, 3), np.nan, np.float32)
     mouth = np.full(frames, np.nan, np.float32)
-    said: list[Record] = []
+    utterances: list[Record] = []
     speeches: list[Record] = []
     pauses: list[Record] = []
     for record in records:
-        if record["type"] in ("utterance", "pause"):  # it takes back what was said of its first frame and later
+        if record["type"] in ("utterance", "pause"):  # invalidates earlier records about its first frame and later
             begin = record["first_frame"]
-            said = [old for old in said if old["first_frame"] < begin]
-            (said if record["type"] == "utterance" else pauses).append(record)
+            utterances = [old for old in utterances if old["first_frame"] < begin]
+            (utterances if record["type"] == "utterance" else pauses).append(record)
             speeches = [old for old in speeches if old["frame"] < begin]
             indices[begin:], transforms[begin:], mouth[begin:] = UNKNOWN, np.nan, np.nan
         elif record["type"] == "speech":
@@ -223,24 +227,24 @@ def _described(records: list[Record], frames: int, spec: MediaSpec, about: dict[
         avatar_frames=indices,
         transforms=transforms,
         mouth=mouth,
-        utterances=_ends(said, frames),
-        phonemes=list(_phonemes(speeches, [*said, *pauses], frames, spec.fps)),
+        utterances=_with_ends(utterances, frames),
+        phonemes=list(_phonemes(speeches, [*utterances, *pauses], frames, spec.fps)),
     )
 
 
-def _ends(said: list[Record], frames: int) -> list[SpokenUtterance]:
-    """The utterances that the video shows, each up to the next."""
-    edges = [*(record["first_frame"] for record in said), frames]
+def _with_ends(utterances: list[Record], frames: int) -> list[SpokenUtterance]:
+    """The utterances in the video. Each ends where the next one starts."""
+    edges = [*(record["first_frame"] for record in utterances), frames]
     return [
         SpokenUtterance(edges[k], edges[k + 1], str(record["text"]), dict(record["engines"]))
-        for k, record in enumerate(said)
+        for k, record in enumerate(utterances)
         if edges[k] < frames
     ]
 
 
-def _phonemes(speeches: list[Record], begun: list[Record], frames: int, fps: int) -> Iterator[Phoneme]:
-    """All phonemes in seconds of the video. What lies behind the end, or where something else begins, was not heard."""
-    edges = sorted({*(record["first_frame"] for record in begun), frames})
+def _phonemes(speeches: list[Record], starts: list[Record], frames: int, fps: int) -> Iterator[Phoneme]:
+    """All phonemes, in seconds of the video, cut at the next utterance or pause and at the end of the video."""
+    edges = sorted({*(record["first_frame"] for record in starts), frames})
     for record in sorted(speeches, key=lambda record: int(record["frame"])):
         end_s = next((edge for edge in edges if edge > record["frame"]), frames) / fps
         at_s = record["frame"] / fps

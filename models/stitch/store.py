@@ -1,4 +1,4 @@
-"""The sessions under one folder, by id. Knows no picture, no sound and no writer but a session's own."""
+"""The sessions below one folder, by id."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from models.stitch.disk import META, VIDEO
 from models.stitch.session import SessionFile, Sync
 
 DEFAULT_SESSION = "default"
-GONE = ".gone-"  # what a removed session's folder is called until it is empty
-SWEEP_S = 600.0  # one that is still there so long after has lost whoever emptied it
+GONE = ".gone-"  # prefix of the folders of removed sessions while their files are deleted
+SWEEP_S = 600.0  # after this time, a folder with this prefix was left by a process that died
 
 
 class SessionStore:
-    """The sessions under one folder, by id."""
+    """Opens, creates, lists and removes the sessions below one folder."""
 
     def __init__(self, root: Path, sync: Sync = "utterance") -> None:
         self.root = Path(root)
@@ -32,19 +32,19 @@ class SessionStore:
         return SessionFile(path_under(self.root, session_id, "session id"), sync=self._sync)
 
     def create(self, session_id: str, spec: MediaSpec, avatar_id: str = "", avatar_version: str = "") -> SessionFile:
-        """A new session, whole or not at all. Raises ExistsError, IdError."""
+        """Create a session. Raises ExistsError, IdError."""
         self.refuse_existing(session_id)
         return self.open_or_create(session_id, spec, avatar_id, avatar_version)
 
     def refuse_existing(self, session_id: str) -> None:
-        """Raises ExistsError where there is a session of that id, IdError."""
+        """Raises ExistsError if the session exists, IdError for an invalid id."""
         if self.exists(session_id):
-            raise ExistsError(f"There is a session {session_id!r} already.", "Open or reset it.")
+            raise ExistsError(f"The session {session_id!r} already exists.", "Open it, reset it, or use another id.")
 
     def open_or_create(
         self, session_id: str, spec: MediaSpec, avatar_id: str = "", avatar_version: str = ""
     ) -> SessionFile:
-        """The session of that id; made, if there is none. Raises ConfigError where it has another format, IdError."""
+        """The session with this id, created if missing. Raises IdError, and ConfigError if its format differs."""
         folder = path_under(self.root, session_id, "session id")
         return SessionFile(folder, spec, avatar_id=avatar_id, avatar_version=avatar_version, sync=self._sync)
 
@@ -54,23 +54,24 @@ class SessionStore:
     def path(self, session_id: str = DEFAULT_SESSION) -> Path:
         """The video file of a session. Raises SessionNotFound, IdError."""
         if not self.exists(session_id):
-            raise SessionNotFound(f"There is no session {session_id!r}.", "Speak in it first, or check its id.")
+            raise SessionNotFound(f"There is no session {session_id!r}.", "Check the id, or speak in it to create it.")
         return self.root / session_id / VIDEO
 
     def list(self) -> list[str]:
+        """The ids of all sessions, sorted."""
         return sorted(path.parent.name for path in self.root.glob(f"[!.]*/{META}"))
 
     def remove(self, session_id: str) -> None:
-        """Delete a session; whoever writes it is fenced off first. Raises SessionNotFound, IdError."""
+        """Delete a session after fencing off its writer. Raises SessionNotFound, IdError."""
         session = self.open(session_id)
         gone = self.root / f"{GONE}{secrets.token_hex(8)}"
         with session.fenced_off():
-            session.folder.rename(gone)  # at once: it is never half there
+            session.folder.rename(gone)  # atomic: no reader sees a partly deleted session
         shutil.rmtree(gone, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what was left of sessions whose remover died over it."""
+        """Delete the remains of sessions whose removal was interrupted."""
         for gone in self.root.glob(f"{GONE}*"):
-            with contextlib.suppress(FileNotFoundError):  # another replica was faster
-                if time.time() - gone.stat().st_ctime > SWEEP_S:  # of its renaming, or of the last file that went
+            with contextlib.suppress(FileNotFoundError):  # another replica may delete it at the same time
+                if time.time() - gone.stat().st_ctime > SWEEP_S:  # since the rename, or the last deletion in it
                     shutil.rmtree(gone, ignore_errors=True)

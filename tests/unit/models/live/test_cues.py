@@ -72,7 +72,7 @@ def test_a_head_that_waits_moves_what_is_still_to_come():
     captions, told = CaptionTracker(), []
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1))), 1.2):
         if at_s == pytest.approx(0.48):
-            told += [*captions.update((), 7, 0.48, 0.16), *captions.take((), 7, 0.64, 0.16)]
+            told += [*captions.update((), 7, 0.48, 0.16), *captions.update((), 7, 0.64, 0.16)]
         told += captions.update(cues, 7, at_s + (0.32 if at_s > 0.4 else 0.0))
     assert [(c.id, c.start_s, c.end_s) for c in told] == [(1, 0.1, pytest.approx(end_s)) for end_s in (1.1, 1.26, 1.42)]
     heard, waited = told[-1].words

@@ -127,7 +127,7 @@ def test_outputs_that_cannot_be_written_are_named(video: Path, tmp_path: Path) -
         (tmp_path / "folder.mp4").mkdir()
         check_output(video, tmp_path / "folder.mp4")
     loud = write_video(tmp_path / "flac.mkv", stripes(2), [0, 512], ("flac",))
-    with pytest.raises(VideoError, match=r"\.mov cannot hold the sound of flac\.mkv"):
+    with pytest.raises(VideoError, match=r"\.mov file cannot hold the audio of flac\.mkv"):
         check_output(loud, tmp_path / "out.mov")
     check_output(loud, tmp_path / "out.mkv")
     check_output(loud, tmp_path / "out.mp4")

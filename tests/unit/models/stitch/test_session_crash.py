@@ -175,7 +175,7 @@ def test_files_that_no_crash_makes_are_refused_and_kept(tmp_path: Path) -> None:
     video, index = session.path.read_bytes(), (tmp_path / "s" / "index.jsonl").read_bytes()
     for name, damaged in (("index.jsonl", b"\0" + index[1:]), ("full_session.mp4", b"\x09" + video[1:])):
         (tmp_path / "s" / name).write_bytes(damaged)
-        with pytest.raises(CorruptError, match="fit together"):
+        with pytest.raises(CorruptError, match="do not match"):
             SessionFile(tmp_path / "s").recover()
         assert (tmp_path / "s" / name).read_bytes() == damaged
         session.path.write_bytes(video)

@@ -163,7 +163,7 @@ def test_in_a_pause_nothing_is_heard_of_speech_that_was_cut_before_it(session):
 def test_what_is_no_sidecar_is_refused_in_words(tmp_path):
     for content in (b"", b"hello\n", b'{"type":"video","format":99}\n', b'{"a":1}\n'):
         (tmp_path / "x.sidecar.jsonl").write_bytes(content)
-        with pytest.raises(CorruptError, match="no sidecar"):
+        with pytest.raises(CorruptError, match="not a valid sidecar"):
             read_sidecar(tmp_path / "x.sidecar.jsonl", 4)
 
 
