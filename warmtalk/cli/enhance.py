@@ -25,7 +25,7 @@ from models.errors import BusyError, ConfigError, CorruptError, StageError, Warm
 from models.media.transcode import (
     CONTAINERS,
     FrameTime,
-    PieceWriter,
+    PartWriter,
     SourceVideo,
     TranscodedPart,
     check_output,
@@ -212,13 +212,13 @@ def _make_pieces(
     first = max(0, start - 2 * lookahead_frames(source.fps))
     stream = enhance_frames(source.frames(first), detector, source.fps, backend.submit, options, first)
     # 2. pieces of the rest
-    writer: PieceWriter | None = None
+    writer: PartWriter | None = None
     length = max(1, round(piece_s * source.fps))
     try:
         for index, (rgb, at, found) in enumerate(stream, start=first):
             if index < start:
                 continue
-            writer = writer or PieceWriter(parts.next_path(), source, crf, PRESET)
+            writer = writer or PartWriter(parts.next_path(), source, crf, PRESET)
             _write(writer, rgb, at)
             report.faces += found
             if progress is not None:
@@ -235,7 +235,7 @@ def _make_pieces(
     parts.finish()
 
 
-def _write(writer: PieceWriter, rgb: UInt8, at: FrameTime) -> None:
+def _write(writer: PartWriter, rgb: UInt8, at: FrameTime) -> None:
     try:
         writer.write(rgb, at)
     except OSError as error:
