@@ -1,4 +1,4 @@
-"""Client of a WarmTalk server: `Client` and `AsyncClient`. Needs httpx only; knows no model and no Ray.
+"""Client of a WarmTalk server: `Client` and `AsyncClient`. Needs httpx only.
 
 from warmtalk import Client
 

@@ -1,20 +1,19 @@
-"""The client for asyncio: the same methods as Client's, awaited. What is said stands in calls.py."""
+"""The client for asyncio: the methods of Client, awaited."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import httpx
 
 from warmtalk.client import calls
-from warmtalk.client.calls import Call
-from warmtalk.client.errors import Busy, ServerError, Unreachable, error_of
+from warmtalk.client.calls import ApiCall
+from warmtalk.client.errors import Busy, ServerError, Unreachable
 from warmtalk.client.events import EventReader, LiveEvent
 from warmtalk.client.options import AudioOptions, ChatOptions, PrepareOptions, SpeechOptions
 from warmtalk.client.results import (
@@ -29,21 +28,17 @@ from warmtalk.client.results import (
     Transcript,
     Voice,
 )
-from warmtalk.client.sync_client import BACKOFF_S, POLL_S, URL, parsed_json, timeouts, unreachable, wait_s
-from warmtalk.client.waiting import Waiting
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack  # of typing from 3.11 on
+from warmtalk.client.retries import Attempts, broken_off, parsed_json, timeouts
+from warmtalk.client.sync_client import URL
+from warmtalk.client.waiting import POLL_S, JobWait
 
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """A connection pool to one server; to be closed, or used in an `async with`.
+    """A connection pool to one server. Use it in an `async with` block, or close it.
 
-    timeout_s: without a byte; what speaks has a longer one of its own. tries: of a call that meets a full queue, or
-    that may be repeated without harm. api_key: of a server that wants one; $WARMTALK_API_KEY by default.
-    transport: of httpx, for proxies of one's own. Every method raises a ServerError of warmtalk.client.errors.
+    The arguments are those of Client. Every method raises a ServerError of warmtalk.client.errors.
     """
 
     def __init__(
@@ -57,7 +52,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if tries < 1:
-            raise ValueError("tries is at least 1")
+            raise ValueError("tries must be at least 1")
         self._tries = tries
         self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
@@ -81,13 +76,13 @@ class AsyncClient:
     # --- speaking
 
     async def speak(self, text: str, session_id: str | None = None, **options: Unpack[SpeechOptions]) -> Speech:
-        """Say a text; return when it is whole. options: avatar_id, enhance, strength, voice, speed."""
+        """Speak a text; return when it is finished. options: avatar_id, enhance, strength, voice, speed."""
         return await self._do(calls.speak(text, session_id=session_id, **options))
 
     async def speak_audio(
         self, audio: bytes | str | Path, session_id: str | None = None, **options: Unpack[AudioOptions]
     ) -> Speech:
-        """Say a recording: bytes, or the path, of a WAV, FLAC, MP3 or OGG. options: avatar_id, enhance, strength."""
+        """Speak a recording: WAV, FLAC, MP3 or OGG as bytes or path. options: avatar_id, enhance, strength."""
         return await self._do(calls.speak_audio(calls.bytes_of(audio), session_id=session_id, **options))
 
     async def stream(
@@ -97,32 +92,32 @@ class AsyncClient:
         session_id: str | None = None,
         **options: Unpack[SpeechOptions],
     ) -> AsyncGenerator[bytes, None]:
-        """Say a text or a recording; yield fragmented MP4 as it is made. Closing it ends the speech."""
+        """Speak a text or a recording; yield fragmented MP4 as it is produced. Closing it stops the speech."""
         sound = None if audio is None else calls.bytes_of(audio)
         async with aclosing(self._bytes(calls.stream(text, sound, session_id=session_id, **options))) as parts:
             async for part in parts:
                 yield part
 
     async def say(self, parts: AsyncIterable[str], session_id: str, **options: Unpack[ChatOptions]) -> Speech:
-        """Say a text while it is still being written, such as a language model's tokens. options: as of `chat`."""
+        """Speak a text while it is being written, such as a language model's tokens. options: those of `chat`."""
         return await self._do(calls.say((part.encode() async for part in parts), session_id, **options))
 
     async def transcribe(self, audio: bytes | str | Path, language: str | None = None) -> Transcript:
-        """What is said in a recording: bytes, or the path, of a WAV, FLAC, MP3, OGG or WebM. language: ISO 639-1."""
+        """Transcribe a recording: WAV, FLAC, MP3, OGG or WebM as bytes or path. language: ISO 639-1."""
         return await self._do(calls.transcribe(calls.bytes_of(audio), language))
 
     async def interrupt(self, session_id: str) -> Interruption:
-        """Stop what the session says and is going to say."""
+        """Stop the session's current utterance and drop the queued ones."""
         return await self._do(calls.interrupt(session_id))
 
     async def voices(self) -> list[Voice]:
-        """Voices of the server's engine, the default first."""
+        """Voices of the server's TTS engine, the default first."""
         return await self._do(calls.voices())
 
     # --- chat
 
     async def chat(self, message: str, session_id: str | None = None, **options: Unpack[ChatOptions]) -> ChatJob:
-        """Have a message answered in speech; return at once. options: avatar_id, enhance, voice, speed."""
+        """Send a message to answer in speech; return without waiting. options: avatar_id, enhance, voice, speed."""
         return await self._do(calls.chat(message, session_id=session_id, **options))
 
     async def status(self, job_id: str) -> ChatJob:
@@ -131,16 +126,16 @@ class AsyncClient:
     async def wait(
         self, job: ChatJob | str, timeout_s: float = 300.0, progress: Callable[[ChatJob], None] | None = None
     ) -> ChatJob:
-        """Poll a job until it is done; progress is told of each state. Raises ChatFailed, also after timeout_s.
+        """Poll a job until it is done; `progress` gets each state. Raises ChatFailed, also after timeout_s.
 
-        A job outlives its server: one that cannot be reached is waited for, up to a minute; then Unreachable is raised.
+        A job survives a restart of the server: Unreachable is raised only after an outage of one minute.
         """
-        job_id, waiting = job if isinstance(job, str) else job.job_id, Waiting(timeout_s, progress)
+        job_id, waiting = job if isinstance(job, str) else job.job_id, JobWait(timeout_s, progress)
         while True:
             try:
                 known = await self.status(job_id)
             except (Unreachable, Busy):
-                if waiting.is_in_vain():
+                if waiting.give_up():
                     raise
             else:
                 if (answer := waiting.take(known)) is not None:
@@ -150,17 +145,17 @@ class AsyncClient:
     async def ask(
         self, message: str, session_id: str | None = None, timeout_s: float = 300.0, **options: Unpack[ChatOptions]
     ) -> ChatJob:
-        """`chat` and `wait`: the answer, when it has been spoken."""
+        """`chat`, then `wait`: return when the answer has been spoken."""
         return await self.wait(await self.chat(message, session_id, **options), timeout_s)
 
     async def messages(self, session_id: str) -> list[Message]:
-        """The conversation of a session, the oldest message first."""
+        """The conversation of a session, oldest message first."""
         return await self._do(calls.messages(session_id))
 
     # --- sessions
 
     async def open_session(self, session_id: str | None = None, avatar_id: str | None = None) -> Session:
-        """Open a session, so that it can be watched before anything is said."""
+        """Open a session, so that viewers can join before anything is said."""
         return await self._do(calls.open_session(session_id, avatar_id))
 
     async def sessions(self) -> list[str]:
@@ -170,13 +165,13 @@ class AsyncClient:
         return await self._do(calls.session(session_id))
 
     async def live(self, session_id: str) -> AsyncGenerator[bytes, None]:
-        """The session live, as fragmented MP4 without end."""
+        """The live stream of a session: fragmented MP4 without end."""
         async with aclosing(self._bytes(calls.live(session_id))) as parts:
             async for part in parts:
                 yield part
 
     async def events(self, session_id: str) -> AsyncGenerator[LiveEvent, None]:
-        """What the live stream tells: what is heard when, how its making goes, and at last why it ends."""
+        """Events of the live stream: captions with times, progress of an utterance, and why the stream ends."""
         reader = EventReader()
         async with aclosing(self._bytes(calls.live(session_id))) as parts:
             async for part in parts:
@@ -184,7 +179,7 @@ class AsyncClient:
                     yield event
 
     async def download(self, session_id: str, path: str | Path) -> Path:
-        """Write the session so far to `path`, for any player; nothing is left where it breaks off. Raises OSError."""
+        """Write the session so far to `path`, for any player; whole, or not at all. Raises OSError."""
         path, part = Path(path), Path(f"{path}.part")
         try:
             with part.open("wb") as file:
@@ -199,15 +194,15 @@ class AsyncClient:
         return b"".join([part async for part in self._bytes(calls.captions(session_id))]).decode()
 
     async def reset(self, session_id: str) -> None:
-        """Start the session afresh."""
+        """Delete the session's video and start again with an empty one."""
         await self._do(calls.reset(session_id))
 
     async def close_session(self, session_id: str) -> None:
-        """End the session: it can still be seen, and nothing more is said."""
+        """End the session: its video stays, and nothing more can be said."""
         await self._do(calls.close_session(session_id))
 
     async def delete_session(self, session_id: str) -> bool:
-        """Delete the session with its video; whether there was one."""
+        """Delete the session with its video; returns whether it existed."""
         return await self._do(calls.delete_session(session_id))
 
     # --- avatars
@@ -216,7 +211,7 @@ class AsyncClient:
         return await self._do(calls.avatars())
 
     async def remove_avatar(self, avatar_id: str) -> list[str]:
-        """Delete an avatar for good; the sessions that showed it and so have ended. Videos of its sessions stay."""
+        """Delete an avatar; returns the ids of its sessions, which end. Their videos stay."""
         return await self._do(calls.remove_avatar(avatar_id))
 
     async def prepare(
@@ -226,7 +221,7 @@ class AsyncClient:
         progress: Callable[[Progress], None] | None = None,
         **options: Unpack[PrepareOptions],
     ) -> Prepared:
-        """Prepare an avatar from a video or a picture. options: PrepareOptions."""
+        """Prepare an avatar from a video or a picture. options: those of PrepareOptions."""
         path = Path(source)
         size = (await asyncio.to_thread(path.stat)).st_size
         call = calls.prepare(lambda: _file_parts(path, size), size, avatar_id, **options)
@@ -237,62 +232,53 @@ class AsyncClient:
                     return event
                 if progress:
                     progress(event)
-        raise ServerError("broken_off", "The preparation broke off.", "Send it again.")
+        raise ServerError("broken_off", "The answer ended before the preparation was finished.", "Send it again.")
 
     async def healthy(self) -> bool:
-        """Whether the server is there and its graph answers."""
+        """Whether the server and its graph answer."""
         try:
             return await self._do(calls.healthz())
         except ServerError:
             return False
 
-    # --- how a call is carried out
+    # --- sending a call
 
-    async def _do(self, call: Call[T]) -> T:
+    async def _do(self, call: ApiCall[T]) -> T:
         async with self._answer(call) as answer:
-            return call.read(parsed_json(await answer.aread(), answer.status_code))
+            return call.parse(parsed_json(await answer.aread(), answer.status_code))
 
-    async def _bytes(self, call: Call[Any]) -> AsyncGenerator[bytes, None]:
+    async def _bytes(self, call: ApiCall[Any]) -> AsyncGenerator[bytes, None]:
         async with self._answer(call) as answer:
             async for part in answer.aiter_bytes():
                 yield part
 
     @asynccontextmanager
-    async def _answer(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
-        """An answer of 2xx whose body is still to come. Raises ServerError."""
+    async def _answer(self, call: ApiCall[Any]) -> AsyncIterator[httpx.Response]:
+        """A 2xx answer whose body is not read yet. Raises ServerError."""
         answer = await self._sent(call)
         try:
             yield answer
         except httpx.TransportError as error:
-            raise Unreachable("broken_off", f"The answer broke off: {error}.", "Try again.") from error
+            raise broken_off(error) from error
         finally:
             await answer.aclose()
 
-    async def _sent(self, call: Call[Any]) -> httpx.Response:
-        patience_s = call.timeout_s or self._timeout_s
-        end_s = time.monotonic() + patience_s
-        for attempt in range(self._tries):
-            last = attempt == self._tries - 1 or not call.replayable
-            arguments = call.arguments() | {"timeout": timeouts(patience_s)}
-            request = self._http.build_request(call.method, call.path, **arguments)
+    async def _sent(self, call: ApiCall[Any]) -> httpx.Response:
+        attempts = Attempts(call, self._tries, self._timeout_s)
+        while True:
+            request = self._http.build_request(call.method, call.path, **attempts.arguments())
             try:
                 answer = await self._http.send(request, stream=True)
             except httpx.TransportError as error:
-                if last or not (call.repeatable or isinstance(error, httpx.ConnectError)):
-                    raise unreachable(error) from error
-                await asyncio.sleep(BACKOFF_S * 2**attempt)
-                continue
-            if answer.is_success:
-                return answer
-            try:
-                failure = error_of(answer.status_code, await answer.aread())
-            except httpx.TransportError:
-                failure = error_of(answer.status_code, b"")  # its words were lost, its status was not
-            pause_s = wait_s(answer, attempt)
-            if last or not call.may_repeat(answer.status_code) or time.monotonic() + pause_s > end_s:
-                raise failure
+                pause_s = attempts.pause_after_error(error)
+            else:
+                if answer.is_success:
+                    return answer
+                body = b""
+                with suppress(httpx.TransportError):  # the status counts even if the body is lost
+                    body = await answer.aread()
+                pause_s = attempts.pause_after_refusal(answer, body)
             await asyncio.sleep(pause_s)
-        raise AssertionError("tries is at least 1")
 
 
 async def _file_parts(path: Path, size: int) -> AsyncGenerator[bytes, None]:

@@ -1,12 +1,12 @@
-"""What a call can raise. Each says what happened and what to do next, in the server's own words where it has some.
+"""Errors of the clients: what happened and what to do next, in the server's words if it sent any.
 
 ServerError
-├── Unreachable    no answer came: the server is down, or the network
-├── Busy           429, 503: queues are full; tried again already
+├── Unreachable    no answer: the server or the network is down
+├── Busy           429, 503: queues are full; raised after the retries
 ├── NotFound       404
-├── Refused        other 4xx: what was sent cannot be used
-│   └── Unauthorized   401: the server wants a key, or another one: `api_key`, or $WARMTALK_API_KEY
-└── ChatFailed     a chat job that ended without an answer
+├── Refused        other 4xx: the request is invalid
+│   └── Unauthorized   401: the server requires a key, or another one: `api_key`, or $WARMTALK_API_KEY
+└── ChatFailed     a chat job ended without an answer
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class ServerError(Exception):
-    """code: stable and short. message: one sentence. remedy: one sentence, or "". status: of HTTP, 0 where none."""
+    """code: short and stable. message, remedy: one sentence each, the remedy may be "". status: HTTP status or 0."""
 
     def __init__(self, code: str, message: str, remedy: str = "", status: int = 0) -> None:
         super().__init__(code, message, remedy, status)
@@ -31,7 +31,7 @@ class Unreachable(ServerError):
 
 
 class Busy(ServerError):
-    """The server has no room at the moment."""
+    """The server's queues are full."""
 
 
 class NotFound(ServerError):
@@ -39,11 +39,11 @@ class NotFound(ServerError):
 
 
 class Refused(ServerError):
-    """What was sent cannot be used."""
+    """The request is invalid."""
 
 
 class Unauthorized(Refused):
-    """The server wants a key, or another one."""
+    """The server requires a key, or another one."""
 
 
 class ChatFailed(ServerError):
@@ -51,13 +51,12 @@ class ChatFailed(ServerError):
 
 
 def error_of(status: int, body: bytes) -> ServerError:
-    """The error of an answer that is not 2xx; whatever a proxy may have put in its place included."""
-    said: dict[str, Any] = {}
+    """The error of an answer that is not 2xx; the body may be a proxy's."""
     try:
-        said = json.loads(body)["error"]
-        code, message, remedy = str(said["code"]), str(said["message"]), str(said.get("remedy", ""))
+        sent: dict[str, Any] = json.loads(body)["error"]
+        code, message, remedy = str(sent["code"]), str(sent["message"]), str(sent.get("remedy", ""))
     except (ValueError, KeyError, TypeError):
-        code, message, remedy = f"http_{status}", f"The server answered {status}.", "Look at its log."
+        code, message, remedy = f"http_{status}", f"The server answered with status {status}.", "Read its log."
     return _kind(status)(code, message, remedy, status)
 
 

@@ -1,4 +1,4 @@
-"""What a live stream tells beside its pictures: `emsg` boxes (ISO/IEC 23009-1) between its fragments, typed."""
+"""Events of a live stream: parses the `emsg` boxes (ISO/IEC 23009-1) between its fragments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEME = b"urn:warmtalk:live:1"
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word, in seconds of this stream."""
+    """A word and its times, seconds from the start of the stream."""
 
     text: str
     start_s: float
@@ -22,10 +22,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A sentence from its first sound to its last, in seconds of this stream, whose first piece is at 0.
+    """A sentence from its first sound to its last, seconds from the start of the stream.
 
-    A later one of the same id replaces it. words: where the voice knows them. cut: it was interrupted at end_s; text
-    and words are then those that were heard.
+    A later caption with the same id replaces it. words: empty if the voice gives no word times. cut: it was interrupted
+    at end_s; text and words are then those that were heard.
     """
 
     id: int
@@ -38,7 +38,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """How far the utterance that is being made has come; `stages` as those of a Speech, so far."""
+    """Progress of the current utterance; `stages` as in Speech, so far."""
 
     frames: int = 0
     shown_frames: int = 0
@@ -50,7 +50,7 @@ class Making:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The stream ends here, and why."""
+    """The stream ends, and why."""
 
     reason: Literal["closed", "removed", "expired", "reset", "replaced", "stopped", "slow"]
 
@@ -59,14 +59,14 @@ LiveEvent = Caption | Making | Ended
 
 
 class EventReader:
-    """Finds the events in a stream that comes in parts of any size; keeps no more of it than a box's header."""
+    """Finds the events in a stream that arrives in chunks of any size. Buffers one box header or one emsg box."""
 
     def __init__(self) -> None:
-        self._head = bytearray()  # of a box, or a whole box that is wanted
-        self._skip = 0  # bytes of the box before that are still to come
+        self._head = bytearray()  # of the current box, or the whole box if it is an emsg
+        self._skip = 0  # remaining bytes of a box without events
 
     def push(self, part: bytes) -> list[LiveEvent]:
-        """The events that the part completes; those of a newer server that are not known here are passed over."""
+        """Events completed by this chunk. Unknown kinds, from a newer server, are ignored."""
         found: list[LiveEvent] = []
         rest = memoryview(part)
         while rest:
@@ -92,14 +92,14 @@ class EventReader:
 
 
 def _event(box: bytes) -> LiveEvent | None:
-    """Version 1: 12 bytes of header, 20 of times, two names that end in 0, and the message."""
+    """An emsg box of version 1: 12 bytes of header, 20 of times, two zero-terminated names, and the message."""
     if box[8:9] != b"\1":
         return None
     scheme, kind, message = box[32:].split(b"\0", 2)
     if scheme != SCHEME:
         return None
-    told: dict[str, Any] = json.loads(message)
+    event: dict[str, Any] = json.loads(message)
     if kind == b"caption":
-        return parsed(Caption, told | {"words": [parsed(Word, word) for word in told.get("words", [])]})
+        return parsed(Caption, event | {"words": [parsed(Word, word) for word in event.get("words", [])]})
     kinds = {b"making": Making, b"ended": Ended}
-    return parsed(kinds[kind], told) if kind in kinds else None
+    return parsed(kinds[kind], event) if kind in kinds else None

@@ -1,6 +1,6 @@
-"""What calls may be asked for beside their text or recording, typed: keyword arguments of the clients' methods.
+"""Typed keyword options of the clients' methods.
 
-None, or left out, is the server's own choice. What stands here for one call is refused by the server for another.
+None or a missing option means the server's default. The server refuses options that a call does not list here.
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ from typing import Literal, TypedDict
 
 
 class AudioOptions(TypedDict, total=False):
-    """Of a recording that is said."""
+    """Options of a recording to speak."""
 
     avatar_id: str | None
     enhance: bool | None  # face restoration
-    strength: float | None  # of it, 0 to 1
+    strength: float | None  # of the face restoration, 0 to 1
 
 
 class ChatOptions(TypedDict, total=False):
-    """Of a chat message, and of a text that is still being written."""
+    """Options of a chat message, and of a text that is spoken while it is written."""
 
     avatar_id: str | None
     enhance: bool | None  # face restoration
     voice: str | None  # one of `voices()`
-    speed: float | None  # 0.5 to 2; 1 is the voice's own pace
+    speed: float | None  # 0.5 to 2; 1 is the voice's normal speed
 
 
 class SpeechOptions(ChatOptions, total=False):
-    """Of a text that is said."""
+    """Options of a text to speak."""
 
-    strength: float | None  # of the restoration, 0 to 1
+    strength: float | None  # of the face restoration, 0 to 1
 
 
 class PrepareOptions(TypedDict, total=False):
-    """Of an avatar's preparation; the names are those of Avatars in the server's config."""
+    """Options of preparing an avatar, named like those of Avatars in the server's config."""
 
-    force: bool  # replace an avatar of that id
+    force: bool  # replace an existing avatar of that id
     fps: Literal[24, 25, 30] | None
     bbox_shift: int | None
     extra_margin: int | None

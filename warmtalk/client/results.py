@@ -1,4 +1,4 @@
-"""What the server answers, typed. Fields that a newer server adds are passed over."""
+"""The server's answers as dataclasses. Fields that a newer server adds are ignored."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ T = TypeVar("T")
 
 
 def parsed(kind: type[T], answer: dict[str, Any]) -> T:
-    """`answer` as a dataclass of results, without what that does not know."""
+    """Build the dataclass `kind` from a JSON object, ignoring unknown fields."""
     names = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
     return kind(**{key: value for key, value in answer.items() if key in names})
 
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """An utterance that was spoken. `stages`: per stage calls, frames and milliseconds of queue, transfer, compute.
+    """A spoken utterance. stages: per stage its calls, frames, and milliseconds of queue, transfer and compute.
 
-    frames, duration_s: what of it is in the session's video. start_s: where it begins there. interrupted: it was cut,
-    and the transcript says where; of what was cut before anybody saw it, nothing is in the video.
+    frames, duration_s: length in the session's video. start_s: where it begins there. interrupted: it was stopped; the
+    transcript says where. Speech interrupted before its first frame is not in the video.
     """
 
     session_id: str
@@ -36,7 +36,7 @@ class Speech:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A stretch of a recording, seconds from its start."""
+    """A segment of a transcript, seconds from the start of the recording."""
 
     text: str
     start_s: float
@@ -45,7 +45,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What is said in a recording; `text` is empty where nothing is."""
+    """The transcript of a recording; `text` is empty without speech."""
 
     text: str
     language: str = ""
@@ -55,7 +55,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Facts of a session; `utterances` is its transcript."""
+    """A session. utterances: its transcript. size: bytes of its video."""
 
     session_id: str
     avatar_id: str = ""
@@ -68,7 +68,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Interruption:
-    """How many utterances were cut or dropped; the transcript says where."""
+    """interrupted: number of utterances that were stopped or dropped."""
 
     session_id: str
     interrupted: int = 0
@@ -76,7 +76,7 @@ class Interruption:
 
 @dataclass(frozen=True, slots=True)
 class Avatar:
-    """A prepared avatar. removable: it was not there from the start, and `remove_avatar` deletes it."""
+    """A prepared avatar. removable: `remove_avatar` can delete it, unlike the built-in ones."""
 
     avatar_id: str
     version: str
@@ -89,7 +89,7 @@ class Avatar:
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A voice of the server's engine; one that is not `ready` is fetched at its first use: `fetch_mb`, 10⁶ bytes."""
+    """A voice of the TTS engine. One that is not `ready` is downloaded at its first use: `fetch_mb`, 10⁶ bytes."""
 
     name: str
     ready: bool = True
@@ -98,7 +98,7 @@ class Voice:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a preparation has come; `total` is 0 where it is not known."""
+    """Progress of a preparation; `total` is 0 if it is not known."""
 
     step: str
     done: int
@@ -107,7 +107,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A preparation that succeeded, with the server's report."""
+    """A finished preparation, with the server's report."""
 
     avatar_id: str
     report: dict[str, Any]
@@ -123,10 +123,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatJob:
-    """How far a message has come. `reply` grows until it is `written`, `saying` and `frames` while it is speaking.
+    """State of a chat message. `reply` grows until it is `written`; `saying` and `frames` change while it is spoken.
 
-    progress: how much of the reply was heard, or made where nobody watches, 0 to 1; it never goes back. latency: of
-    what is made so far, also while it is speaking. interrupted: it was cut, and is done.
+    progress: share of the reply that was heard, or produced if nobody watches, 0 to 1; it never decreases. latency:
+    measured so far, also while it is spoken. interrupted: it was stopped, and its status is done.
     """
 
     job_id: str

@@ -1,4 +1,4 @@
-"""How long a client waits for a job: what it makes of each look at it, and of a server that is away meanwhile."""
+"""Waiting for a chat job: when it is finished, when it is late, and how long the server may be unreachable."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from collections.abc import Callable
 from warmtalk.client import calls
 from warmtalk.client.results import ChatJob
 
-OUTAGE_S = 60.0  # a server restarts in less
+POLL_S = 0.5
+MAX_OUTAGE_S = 60.0  # a server restarts in less
 
 
-class Waiting:
-    """One wait for a job, from now on. It looks at no server itself: both clients do."""
+class JobWait:
+    """One wait for a job, which begins now. The clients poll the server and pass on what they find."""
 
     def __init__(self, timeout_s: float, progress: Callable[[ChatJob], None] | None) -> None:
         self._timeout_s, self._progress = timeout_s, progress
-        self._end_s, self._lost_s = time.monotonic() + timeout_s, 0.0
+        self._end_s, self._unreachable_since_s = time.monotonic() + timeout_s, 0.0
 
-    def is_in_vain(self) -> bool:
-        """The server cannot be reached now: whether that has lasted too long."""
-        self._lost_s = self._lost_s or time.monotonic()
-        return time.monotonic() > min(self._end_s, self._lost_s + OUTAGE_S)
+    def give_up(self) -> bool:
+        """Call when the server cannot be reached: whether the outage has lasted too long."""
+        self._unreachable_since_s = self._unreachable_since_s or time.monotonic()
+        return time.monotonic() > min(self._end_s, self._unreachable_since_s + MAX_OUTAGE_S)
 
-    def take(self, known: ChatJob) -> ChatJob | None:
-        """The job once it is answered; None: it is to be looked at again. Raises ChatFailed, also where it is late."""
-        self._lost_s = 0.0
+    def take(self, job: ChatJob) -> ChatJob | None:
+        """Call with the job's state: returns the finished job, or None to poll again.
+
+        Raises ChatFailed if it failed or is not finished after the timeout.
+        """
+        self._unreachable_since_s = 0.0
         if self._progress:
-            self._progress(known)
-        if known.finished:
-            return calls.answered(known)
+            self._progress(job)
+        if job.finished:
+            return calls.answered(job)
         if time.monotonic() > self._end_s:
-            raise calls.late(known, self._timeout_s)
+            raise calls.late(job, self._timeout_s)
         return None
