@@ -139,7 +139,8 @@ def test_the_api_key_comes_from_the_argument_or_the_environment(
     call([ok([])], "sessions")
     assert "authorization" not in server.requests[-1].headers
     with pytest.raises(Unauthorized, match="API key is required") as caught:
-        call([httpx.Response(401, json={"error": {"code": "unauthorized", "message": "An API key is required."}})], "sessions")
+        error = {"code": "unauthorized", "message": "An API key is required."}
+        call([httpx.Response(401, json={"error": error})], "sessions")
     assert (caught.value.status, caught.value.code) == (401, "unauthorized")
     monkeypatch.setenv("WARMTALK_API_KEY", "of-the-environment")
     call([ok([])], "sessions")
@@ -342,7 +343,7 @@ def test_prepare_raises_an_error_from_the_middle_of_the_answer(call: Any, tmp_pa
 @pytest.mark.parametrize(
     ("status", "kind"), [(400, Refused), (404, NotFound), (413, Refused), (422, Refused), (500, ServerError)]
 )
-def test_an_error_has_the_servers_message_and_the_right_class(call: Any, server: Server, status: int, kind: type[ServerError]) -> None:
+def test_an_error_has_the_servers_message_and_class(call: Any, server: Server, status: int, kind: type[ServerError]) -> None:
     with pytest.raises(kind, match=r"It is wrong\. Fix it\.") as caught:
         call(failed(status, "bad_text"), "speak", "…")
     assert type(caught.value) is kind and (caught.value.code, caught.value.status) == ("bad_text", status)
