@@ -1,4 +1,4 @@
-"""The machine's own Chromium, driven by Playwright. Where there is none that plays H.264, tests are skipped."""
+"""The machine's Chromium, driven by Playwright. Tests are skipped if there is none that plays H.264."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 FLAGS = (
     "--no-sandbox",  # containers run as root
     "--use-fake-ui-for-media-stream",
-    "--use-fake-device-for-media-stream",  # a microphone that beeps
+    "--use-fake-device-for-media-stream",  # a fake microphone that beeps
     "--disable-dev-shm-usage",
 )
 MOUTH = (222, 300, 68, 52)  # x, y, width, height in the presenter's 512 px frames
 LIVE = "document.querySelector('#screen').dataset.state === 'live' && document.querySelector('video').currentTime > 0.5"
 
-# the mouth's pixels and the sound's power, several times; differences are of neighbours in time
+# samples the mouth's pixels and the audio power; motion is the difference of successive samples
 WATCH = """
 async ([seconds, [x, y, w, h]]) => {
   const video = document.querySelector('video'), canvas = new OffscreenCanvas(w, h);
@@ -57,14 +57,14 @@ def find_chromium() -> str | None:
 
 
 class Shared:
-    """The Chromium that tests share which follow on each other; each has contexts of its own, which share nothing."""
+    """One Chromium shared by all tests of a process; each test uses its own isolated browser contexts."""
 
     def __init__(self) -> None:
         self._running = contextlib.ExitStack()
         self._browser: Any = None
 
     def get(self) -> Any:
-        """Skips where there is none, or where it does not play H.264."""
+        """Skips the test if there is no Chromium or it does not play H.264."""
         if self._browser is None:
             sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: see the extra [dev]")
             path = find_chromium()
@@ -82,7 +82,7 @@ class Shared:
         return self._browser
 
     def stop(self) -> None:
-        """While Playwright's own loop runs in this thread, asyncio tests cannot."""
+        """Stop Playwright's event loop, so that asyncio tests can run in this thread."""
         self._browser = None
         self._running.close()
 
@@ -96,7 +96,7 @@ def chromium() -> Any:
 
 
 class Tab:
-    """A page of the chat with what it said to the console, and the things that tests do with it."""
+    """A chat page, its console errors, and helpers for tests."""
 
     def __init__(self, page: Any, url: str) -> None:
         self.page, self.url = page, url
@@ -112,7 +112,7 @@ class Tab:
         return self
 
     def until(self, expression: str, timeout_s: float = 30.0) -> float:
-        """Wait for an expression of JavaScript to be true; how long it took, seconds."""
+        """Wait until a JavaScript expression is true. Returns the seconds it took."""
         began_s = time.monotonic()
         while not self.page.evaluate(expression):
             if time.monotonic() - began_s > timeout_s:
@@ -121,25 +121,25 @@ class Tab:
         return time.monotonic() - began_s
 
     def until_served(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
-        """Wait for the server to have what the page has said that it sends."""
+        """Wait until the server has received what the page sent."""
         end_s = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < end_s, f"the server has not got it; {self.complaints}"
             self.page.wait_for_timeout(20)
 
     def watch(self, seconds: float) -> dict[str, float]:
-        """How far the video played in what time, how much the mouth moved, and how loud it was."""
+        """Measure playback progress, elapsed time, mouth motion and loudness."""
         seen: dict[str, float] = self.page.evaluate(WATCH, [seconds, MOUTH])
         return seen
 
     def heard(self, within_s: float, above: float) -> None:
-        """The sound begins in time."""
+        """Wait until sound begins; fail if it does not begin in time."""
         end_s = time.monotonic() + within_s
         while (loudness := self.watch(0.3)["loudness"]) <= above:
             assert time.monotonic() < end_s, f"only {loudness:.4f} after {within_s:g} s"
 
     def silent(self, within_s: float, seconds: float, below: float) -> None:
-        """The sound ends in time, and stays away."""
+        """Wait until sound ends and stays silent."""
         end_s = time.monotonic() + within_s
         while (loudness := self.watch(0.3)["loudness"]) >= below:
             assert time.monotonic() < end_s, f"still {loudness:.4f} after {within_s:g} s"
@@ -164,7 +164,7 @@ class Tab:
 
 @pytest.fixture
 def tab(chromium: Any) -> Iterator[Callable[..., Tab]]:
-    """tab(url, **options of a browser context) → a page of its own; tab(url, context=other.page.context) shares one."""
+    """tab(url, **context_options) opens a page in its own context; tab(url, context=other.page.context) shares one."""
     contexts = []
 
     def make(url: str, context: Any = None, **options: Any) -> Tab:

@@ -1,4 +1,4 @@
-"""One Chromium for all tests of this folder, and the chat page over a server of canned media."""
+"""Fixtures: one Chromium for all tests of this folder, and the chat page on a fake server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.browser.fake_state import State
 __all__ = ["chromium", "tab"]
 
 
-@pytest.hookimpl(trylast=True)  # behind the fixtures, which close what they have opened
+@pytest.hookimpl(trylast=True)  # after the fixtures, which close what they opened
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is None or nextitem.path.parent != item.path.parent:
         browser.SHARED.stop()
@@ -28,7 +28,7 @@ def film() -> Film:
 
 @pytest.fixture
 def served(film: Film) -> Iterator[tuple[str, State]]:
-    """Address and state of a server of this test's own."""
+    """URL and state of a fake server for one test."""
     with fake_server(film) as (url, state):
         yield url, state
 
@@ -40,5 +40,5 @@ def state(served: tuple[str, State]) -> State:
 
 @pytest.fixture
 def chat(served: tuple[str, State], tab: Callable[..., Tab]) -> Tab:
-    """The page, live."""
+    """The page, showing live video."""
     return tab(served[0]).open()

@@ -1,4 +1,4 @@
-"""The routes of the server of canned media by which something is said: chat, text, recordings, an interruption."""
+"""Routes of the fake server for chat, speech, recordings and interruption."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.browser.fake_state import STAGES, FakeSession, State
 
 
 async def answer(state: State, job: dict[str, Any], session: FakeSession) -> None:
-    """Say `state.reply` sentence by sentence, as the job of a chat tells."""
+    """Speak `state.reply` sentence by sentence and report the job's status."""
     job["status"] = "thinking"
     interrupts = session.interrupts
     await asyncio.sleep(state.think_s)
@@ -43,7 +43,7 @@ async def answer(state: State, job: dict[str, Any], session: FakeSession) -> Non
 
 
 def latency(length_s: float) -> dict[str, Any]:
-    """Of a sentence of that length."""
+    """The busy times of a sentence of this length."""
     frames = round(length_s * FPS)
     stages = {s: {"calls": 9, "frames": frames, "busy_ms": ms, "compute_ms": ms} for s, ms in STAGES.items()}
     first = {"first_token_ms": 28.0, "first_frame_ms": 571.0, "ttff_ms": 493.0}
@@ -51,14 +51,14 @@ def latency(length_s: float) -> dict[str, Any]:
 
 
 def spoken(session_id: str, length_s: float) -> dict[str, Any]:
-    """What /speak answers."""
+    """The response of /speak."""
     facts = {"session_id": session_id, "avatar_id": "presenter", "frames": round(length_s * FPS)}
     facts |= {"duration_s": length_s, "ttff_ms": 480.0, "rtf": 0.6, "stages": {}}
     return {**facts, "video_url": f"/sessions/{session_id}/video.mp4"}
 
 
 def serve_chat(app: FastAPI, state: State) -> None:
-    """Add /chat, the status of its jobs and what was said."""
+    """Add /chat, job status and chat history."""
 
     @app.post("/chat")
     async def chat(body: dict[str, Any]) -> Response:
@@ -85,7 +85,7 @@ def serve_chat(app: FastAPI, state: State) -> None:
 
 
 def serve_speech(app: FastAPI, state: State) -> None:
-    """Add what is said as it is, what is understood, and the interruption."""
+    """Add /speak, /speak/audio, transcription and interruption."""
 
     @app.post("/speak")
     async def speak(body: dict[str, Any]) -> Response:

@@ -1,4 +1,4 @@
-"""Canned media: the embedded presenter idles and, in a session that speaks, moves a painted mouth and hums."""
+"""Synthetic media: the embedded presenter idles; in a speaking session it moves a painted mouth and hums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOUTH = (slice(306, 346), slice(222, 290))  # of the presenter's 512 px frames: 
 
 
 def read_frames(path: Path, limit: int = 10_000) -> tuple[list[Any], Any]:
-    """RGB frames and mono sound at RATE of a video."""
+    """RGB frames and mono audio at RATE of a video."""
     frames, sound = [], []
     resampler = av.AudioResampler("flt", "mono", RATE)
     with av.open(str(path)) as container:
@@ -36,7 +36,7 @@ def read_frames(path: Path, limit: int = 10_000) -> tuple[list[Any], Any]:
 
 
 class Film:
-    """The frames and the sound of a moment: idle, or speaking."""
+    """Frames and audio for idle and for speech."""
 
     def __init__(self, speech: Path | None = None) -> None:
         source = builtin_avatars() / "presenter" / "frames.mp4"
@@ -44,7 +44,7 @@ class Film:
         self.speech, self.sound = read_frames(speech) if speech else ([], np.zeros(0, np.float32))
 
     def frame(self, number: int, speaking: int | None) -> Any:
-        """Frame `number` of a viewer; `speaking` counts frames since the speech began."""
+        """Frame `number` of a viewer. `speaking`: frames since the speech began."""
         turn = number % (2 * len(self.idle) - 2)
         frame = self.idle[turn if turn < len(self.idle) else 2 * len(self.idle) - 2 - turn]
         if speaking is None:
@@ -68,7 +68,7 @@ class Film:
 
 
 class Sink(io.RawIOBase):
-    """Collects what a muxer writes; it cannot seek, as a stream cannot."""
+    """Collects what a muxer writes. Not seekable, like a stream."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -101,13 +101,13 @@ class Viewer:
         self._video = self._out.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "tune": "zerolatency"})
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
         self._video.gop_size = 25
-        self._caption: dict[str, Any] | None = None  # that was told last, and is heard
-        self._made: dict[str, Any] = {}  # that was told last
+        self._caption: dict[str, Any] | None = None  # the current caption
+        self._made: dict[str, Any] = {}  # the last `making` event
         self._told = 0
         self._audio = self._out.add_stream("aac", rate=RATE, layout="mono")
 
     def step(self) -> bytes:
-        """FRAGMENT_FRAMES more frames, as bytes, and what is told with them."""
+        """The next FRAGMENT_FRAMES frames as bytes, with their events."""
         told = b""
         for _ in range(FRAGMENT_FRAMES):
             now_s = time.monotonic()
@@ -125,7 +125,7 @@ class Viewer:
         return told + self._sink.take()
 
     def _make(self, speaking: int) -> bytes:
-        """What is being made: twice as fast as it is shown, told with every fragment."""
+        """The `making` event: speech is made twice as fast as shown."""
         length = round((self._session.until_s - self._session.began_s) * FPS)
         frames = min(length, 8 + 2 * speaking)
         if frames == self._made.get("frames"):
@@ -136,7 +136,7 @@ class Viewer:
         return event_box("making", self._made, 1000 + self._number, self._number / FPS)
 
     def _tell(self, speaking: int | None) -> bytes:
-        """The caption that begins, or is cut, with the next frame."""
+        """The caption event that begins or ends with the next frame."""
         now_s, session, last = self._number / FPS, self._session, self._caption
         told = b""
         if last is not None and (speaking is None or session.began_s != last["began_s"]):

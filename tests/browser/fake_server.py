@@ -1,7 +1,9 @@
-"""A server with the real page, the real routes' forms and canned media: a face that idles and, asked to, speaks.
+"""A fake server with the real page, the real routes' formats and synthetic media.
 
-One thread, one encoder a viewer, no model and no Ray, so that the page can be tested and looked at on any machine.
-`python -m tests.browser.fake_server 8010 [speech.mp4]` serves it by hand; speech.mp4 replaces the painted mouth.
+The presenter idles, and speaks on request.
+
+One thread, one encoder per viewer, no models and no Ray: the page can be tested on any machine.
+`python -m tests.browser.fake_server 8010 [speech.mp4]` serves it; speech.mp4 replaces the painted mouth.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ def serve_choices(app: FastAPI, state: State, film: Film) -> None:
 
 
 def serve_sessions(app: FastAPI, state: State, film: Film) -> None:
-    """Add sessions and their endless streams."""
+    """Add sessions and their live streams."""
 
     @app.post("/sessions", status_code=201)
     async def create(body: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def serve_sessions(app: FastAPI, state: State, film: Film) -> None:
 
     @app.get("/sessions/{session_id}")
     async def facts(session_id: str) -> dict[str, Any]:
-        """Nothing is recorded here: tests/browser/recorded.py has sessions that can be seen once more."""
+        """There are no recordings here; see tests/browser/recorded.py."""
         return {"session_id": session_id, "frames": 0, "duration_s": 0.0, "size": 0, "utterances": []}
 
     @app.delete("/sessions/{session_id}")
@@ -117,7 +119,7 @@ def serve_sessions(app: FastAPI, state: State, film: Film) -> None:
 
 def make_app(state: State, film: Film) -> FastAPI:
     app = FastAPI()
-    app.add_middleware(Access)  # the real one: open unless a test gives it keys
+    app.add_middleware(Access)  # the real middleware, open unless a test sets keys
     serve_login(app)
 
     @app.get("/healthz")
@@ -135,7 +137,7 @@ def make_app(state: State, film: Film) -> FastAPI:
 
 @contextmanager
 def fake_server(film: Film, port: int = 0) -> Any:
-    """Yields (address, state)."""
+    """Yields (url, state)."""
     state = State()
     config = uvicorn.Config(make_app(state, film), port=port, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -1,4 +1,4 @@
-"""What the server of canned media remembers, and what a test may look at and turn."""
+"""The state of the fake server, which tests read and change."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 WORD_S = 0.32
-STAGES = {"TTS": 92, "AudioFeatures": 140, "LipSync": 1320, "Enhance": 640, "Stitch": 410}  # ms of a sentence
+STAGES = {
+    "TTS": 92,
+    "AudioFeatures": 140,
+    "LipSync": 1320,
+    "Enhance": 640,
+    "Stitch": 410,
+}  # busy milliseconds per sentence
 
 
 @dataclass
 class FakeSession:
-    """`until_s`: the monotonic time at which its speech ends."""
+    """One session. `until_s`: monotonic time at which its speech ends."""
 
     began_s: float = 0.0
     until_s: float = 0.0
@@ -27,7 +33,7 @@ class FakeSession:
         return self.began_s <= time.monotonic() < self.until_s
 
     def say(self, text: str) -> float:
-        """Begin to speak, behind what is being said; how long it takes, seconds."""
+        """Queue speech after the current one. Returns its duration in seconds."""
         length_s = max(1.0, WORD_S * len(text.split()))
         self.began_s = max(time.monotonic(), self.until_s)
         self.until_s = self.began_s + length_s
@@ -37,28 +43,28 @@ class FakeSession:
 
 @dataclass
 class State:
-    """What a test may look at and turn: `reply` answers /chat, `fail` is the error of each call that it names."""
+    """State that tests read and change. `reply`: the answer of /chat. `fail`: error per call name."""
 
     sessions: dict[str, FakeSession] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     reply: str = "Hello, nice to meet you. I am the face of a test, and I say what it wants to hear."
     think_s: float = 0.3
     fail: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
-    avatars: list[str] = field(default_factory=list)  # beside the presenter, which ships
+    avatars: list[str] = field(default_factory=list)  # besides the embedded presenter
     uploads: list[tuple[str, bytes]] = field(default_factory=list)
     viewers: int = 0
-    recognition: bool = False  # whether it understands speech, and
-    heard: str = "What time is it?"  # what of any recording
-    webrtc: Any = False  # whether there is WebRTC; "lost": it is offered, and does not come through
-    ended: list[str] = field(default_factory=list)  # WebRTC connections that the page has ended
-    down: bool = False  # every live stream ends, and new ones are refused
-    why: str = ""  # they end, as they tell
+    recognition: bool = False  # whether speech recognition is on
+    heard: str = "What time is it?"  # transcription of any recording
+    webrtc: Any = False  # whether WebRTC is offered; "lost": offered, but no media arrives
+    ended: list[str] = field(default_factory=list)  # WebRTC connections closed by the page
+    down: bool = False  # live streams end and new ones are refused
+    why: str = ""  # reason in the `ended` event
 
     def session(self, session_id: str) -> FakeSession:
         return self.sessions.setdefault(session_id, FakeSession())
 
     def failing(self, name: str) -> JSONResponse | None:
-        """The answer of a call that is to fail."""
+        """The error response of a call that should fail."""
         if name not in self.fail:
             return None
         status, error = self.fail[name]

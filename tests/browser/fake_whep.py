@@ -1,4 +1,4 @@
-"""WebRTC for the server of canned media: the real connections and their feed, over pieces coded for each viewer."""
+"""WebRTC for the fake server: the real connections and tracks, over fragments encoded per viewer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FPS = 25
 
 
 class PieceViewer:
-    """What the feed of a WebRTC viewer takes from: a session of the fake server as pieces."""
+    """The source of a WebRTC viewer: a session of the fake server as fragments."""
 
     def __init__(self, film: Any, session: Any, state: Any) -> None:
         height, width = film.idle[0].shape[:2]
@@ -36,7 +36,7 @@ class PieceViewer:
         state.viewers += 1
 
     def to_edge(self) -> None:
-        """It has no past."""
+        """There are no earlier fragments."""
 
     def news(self) -> list[tuple[str, dict[str, Any]]]:
         news, self._news = self._news, []
@@ -74,7 +74,7 @@ class PieceViewer:
 
 
 def serve_whep(app: FastAPI, state: Any, film: Any) -> None:
-    """Add the routes; whether WebRTC is there is `state.webrtc`."""
+    """Add the WHEP routes. `state.webrtc` turns WebRTC on."""
 
     async def view(session_id: str) -> PieceViewer:
         return PieceViewer(film, state.session(session_id), state)
@@ -94,7 +94,7 @@ def serve_whep(app: FastAPI, state: Any, film: Any) -> None:
     @app.post("/sessions/{session_id}/whep")
     async def play(http: Request, session_id: str) -> Response:
         answer = await whep.play(http, session_id)
-        if state.webrtc == "lost":  # nothing comes through, as where no UDP may pass
+        if state.webrtc == "lost":  # no media arrives, as if UDP were blocked
             sdp = re.sub(r"a=ice-pwd:\S+", f"a=ice-pwd:{'x' * 22}", bytes(answer.body).decode())
             return Response(sdp, 201, {"Location": answer.headers["location"]}, "application/sdp")
         return answer

@@ -1,7 +1,7 @@
-"""Sessions whose every frame and utterance can be told apart, and the project's own routes over them, on a socket.
+"""Recorded sessions with identifiable frames and utterances, served by the ingress's own routes.
 
-A frame shows its number as sixteen black or white blocks; utterance k is a tone of its own pitch, which begins and ends
-inside the utterance at a known frame. So a test can ask a player what it shows and sounds, and know what it should.
+A frame shows its number as sixteen black or white blocks. Utterance k is a tone of its own pitch that begins and ends at
+a known frame. A test can therefore compare what a player shows and plays with what it should.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from tests.support.ingress import Handle
 SIDE, BLOCK = 64, 16  # px
 SPEC = MediaSpec(SIDE, SIDE, 25, crf=18, preset="ultrafast")
 RATE, FPS = SPEC.sample_rate_hz, SPEC.fps
-LEAD_FRAMES, TONE_FRAMES, TAIL_FRAMES = 4, 5, 3  # of an utterance: silence, its tone, silence
+LEAD_FRAMES, TONE_FRAMES, TAIL_FRAMES = 4, 5, 3  # per utterance: silence, tone, silence
 FRAMES = LEAD_FRAMES + TONE_FRAMES + TAIL_FRAMES
 
 
 def coded(number: int) -> Any:
-    """The frame of a number below 65536: bit k is white where it is set, in rows of four blocks."""
+    """The frame for a number below 65536. Block k is white if bit k is set; four blocks per row."""
     bits = np.array([number >> k & 1 for k in range(16)], np.uint8).reshape(4, 4) * 219 + 16
     return np.repeat(np.kron(bits, np.ones((BLOCK, BLOCK), np.uint8))[..., None], 3, axis=2)
 
 
 def pitch_hz(utterance: int) -> float:
-    """Of utterance 0, 1, 2 …: 40 Hz apart, so that a window of 50 ms tells neighbours apart."""
+    """Pitch of utterance `number`. 40 Hz apart, so that a window of 50 ms distinguishes neighbours."""
     return 400.0 + 40.0 * (utterance % 200)
 
 
 def say(session: SessionFile, seconds: float | None = None) -> None:
-    """One more utterance: FRAMES long with a short tone, or `seconds` of it."""
+    """Append an utterance: FRAMES long with a short tone, or `seconds` long."""
     number = session.start_utterance("") - 1
     tone_frames = TONE_FRAMES if seconds is None else round(seconds * FPS) - LEAD_FRAMES - TAIL_FRAMES
     counts = (LEAD_FRAMES, tone_frames, TAIL_FRAMES)
@@ -64,7 +64,7 @@ def say(session: SessionFile, seconds: float | None = None) -> None:
 
 
 class _Stitch(Handle):
-    """What the routes of recorded sessions ask of Stitch, answered by the very code that answers there."""
+    """What these routes call on Stitch, answered by the same code."""
 
     def __init__(self, root: Path) -> None:
         over = ClosedError("The session is closed.", "Open another one.")
@@ -80,14 +80,14 @@ class _Stitch(Handle):
 
 @contextmanager
 def recorded_server(home: Path) -> Iterator[tuple[str, Path]]:
-    """The ingress's own routes on a socket, over the sessions in a folder. Yields (address, folder)."""
+    """Serve the ingress's routes over the sessions in a folder. Yields (url, folder)."""
     root = home / "sessions"
     stitch = _Stitch(root)
-    plain: Any = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
+    plain: Any = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapper
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARMTALK_HOME", str(home))
         served = plain(stitch, Handle(list=()), Handle(voices=()), Handle(messages=()))
-        with ThreadPoolExecutor(1) as thread:  # in this one may run Playwright's loop
+        with ThreadPoolExecutor(1) as thread:  # Playwright's loop may run in the calling thread
             thread.submit(asyncio.run, served.reconfigure({})).result()
         patch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=served))
         server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning", timeout_graceful_shutdown=1))

@@ -1,4 +1,4 @@
-"""The latency panel in Chromium: drawn while an answer is made, and how it was lately."""
+"""The latency panel: live updates while an answer is made, and the history of first frames."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOTE = """() => {
 }"""
 
 
-def test_stages_are_drawn_while_they_work(served: tuple[str, State], tab: Any) -> None:
+def test_stage_bars_update_while_an_answer_is_made(served: tuple[str, State], tab: Any) -> None:
     chat: Tab = tab(served[0]).open()
     served[1].reply = "One sentence that is long enough to be looked at while it is made and said."
     chat.page.evaluate(NOTE)
@@ -32,13 +32,13 @@ def test_stages_are_drawn_while_they_work(served: tuple[str, State], tab: Any) -
     values = [float(text.removesuffix(" ms")) for _, text in drawn if text.endswith(" ms")]
     assert values == sorted(values) and len(values) >= 4
     times = [at for at, _ in drawn[:-1]]
-    assert (len(times) - 1) / (times[-1] - times[0]) >= 2  # a second
+    assert (len(times) - 1) / (times[-1] - times[0]) >= 2  # updates per second
     assert chat.texts("#bars .value")[2] == f"{STAGES['LipSync'] / 1000:.2f} s"
     chat.until("!('making' in document.querySelector('#latency').dataset)")
     assert chat.complaints == []
 
 
-def test_the_first_frames_of_the_latest_answers_are_a_line(served: tuple[str, State], tab: Any) -> None:
+def test_the_sparkline_shows_the_first_frame_times_of_recent_answers(served: tuple[str, State], tab: Any) -> None:
     chat: Tab = tab(served[0]).open()
     served[1].reply = "Yes."
     assert not chat.page.is_visible("#spark")
@@ -48,7 +48,7 @@ def test_the_first_frames_of_the_latest_answers_are_a_line(served: tuple[str, St
         chat.state("live")
     points = chat.page.get_attribute("#spark-line", "points").split()
     assert len(points) == 3 and chat.page.is_visible("#spark")
-    assert len({point.split(",")[1] for point in points}) == 1  # all took as long
+    assert len({point.split(",")[1] for point in points}) == 1  # all answers took equally long
     label = "To first frame: 571 ms; of the last 3 the median is 571 ms, the slowest 571 ms"
     assert chat.page.get_attribute("#spark", "aria-label") == label
     chat.page.check("[name=mode][value=say]", force=True)
@@ -61,7 +61,7 @@ def test_the_first_frames_of_the_latest_answers_are_a_line(served: tuple[str, St
     chat.shot("latency")
 
 
-def test_it_looks_well_on_a_phone(served: tuple[str, State], tab: Any) -> None:
+def test_the_panel_fits_on_a_phone(served: tuple[str, State], tab: Any) -> None:
     phone: Tab = tab(served[0], viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True).open()
     served[1].reply = "Yes."
     for k in range(2):
@@ -74,6 +74,6 @@ def test_it_looks_well_on_a_phone(served: tuple[str, State], tab: Any) -> None:
     phone.page.wait_for_timeout(500)
     phone.shot("latency-phone")
     assert phone.page.evaluate("document.documentElement.scrollWidth") == 390
-    assert not phone.page.is_visible("#spark")  # there is no room for it
+    assert not phone.page.is_visible("#spark")  # hidden: no room
     panel, figures = (phone.page.locator(name).bounding_box() for name in ("#latency", ".figures"))
-    assert figures["y"] - panel["y"] < 20  # at the top
+    assert figures["y"] - panel["y"] < 20  # figures are at the top of the panel

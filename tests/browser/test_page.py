@@ -1,4 +1,4 @@
-"""The chat page in Chromium, over a server of canned media: what it shows, says, sends, survives, and how it looks."""
+"""The chat page in Chromium on a fake server: video, chat, errors, settings, accessibility."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LIVE_AGAIN = "document.querySelector('#screen').dataset.state === 'live'"
 BUSY = {"code": "busy", "message": "All replicas are busy.", "remedy": "Try again in a few seconds."}
 
 
-# --- the picture
+# --- video
 
 
-def test_the_presenter_idles_without_a_sound_and_the_page_complains_of_nothing(chat: Tab) -> None:
+def test_the_presenter_idles_silently_without_console_errors(chat: Tab) -> None:
     seen = chat.watch(2.0)
     assert seen["played"] == pytest.approx(seen["passed"], abs=0.4) and seen["loudness"] < 1e-4
     assert chat.page.inner_text("#pill-text") == "Live"
@@ -30,8 +30,8 @@ def test_the_presenter_idles_without_a_sound_and_the_page_complains_of_nothing(c
     assert chat.complaints == []
 
 
-def test_it_plays_close_to_the_live_edge_where_a_plain_video_does_not(chat: Tab) -> None:
-    """Seconds between how long a stream has run and what is seen of it, three seconds after it was asked for."""
+def test_playback_stays_near_the_live_edge_unlike_a_plain_video(chat: Tab) -> None:
+    """Compare the delay behind the live edge three seconds after the request."""
     plain = chat.page.evaluate("""async () => {
       const video = Object.assign(document.createElement('video'), { muted: true, autoplay: true });
       document.body.append(video);
@@ -50,7 +50,7 @@ def test_it_plays_close_to_the_live_edge_where_a_plain_video_does_not(chat: Tab)
     assert ours < 0.8 and ours < plain - 1, (ours, plain)
 
 
-def test_it_starts_muted_and_one_click_gives_the_sound(chat: Tab) -> None:
+def test_the_page_starts_muted_and_one_click_unmutes(chat: Tab) -> None:
     assert chat.page.evaluate("document.querySelector('video').muted")
     chat.page.click("#unmute")
     assert not chat.page.evaluate("document.querySelector('video').muted")
@@ -58,10 +58,10 @@ def test_it_starts_muted_and_one_click_gives_the_sound(chat: Tab) -> None:
     assert chat.page.get_attribute("#mute", "aria-label") == "Turn sound off"
 
 
-# --- talking
+# --- chat
 
 
-def test_a_message_leads_to_speech_that_is_seen_heard_and_read(chat: Tab, state: State) -> None:
+def test_a_message_is_answered_with_video_sound_and_captions(chat: Tab, state: State) -> None:
     idle = chat.watch(1.0)
     chat.send("Hello, who are you?")
     chat.state("speaking")
@@ -78,13 +78,13 @@ def test_a_message_leads_to_speech_that_is_seen_heard_and_read(chat: Tab, state:
     shares = chat.page.evaluate(
         "[...document.querySelectorAll('.fill')].map((bar) => +bar.style.getPropertyValue('--share'))"
     )
-    spoken_ms = 1000 * WORD_S * len(state.reply.split(". ")[1].split())  # of the sentence that was said last
+    spoken_ms = 1000 * WORD_S * len(state.reply.split(". ")[1].split())  # duration of the last sentence
     assert shares == pytest.approx([ms / spoken_ms for ms in STAGES.values()], abs=1e-3)
-    assert chat.page.get_attribute("#bars", "aria-label").startswith("Milliseconds of each stage for 4.8 seconds")
+    assert chat.page.get_attribute("#bars", "aria-label").startswith("Milliseconds per stage for 4.8 seconds")
     assert chat.complaints == []
 
 
-def test_what_is_to_be_said_is_said_as_it_is(chat: Tab, state: State) -> None:
+def test_say_mode_speaks_the_text_unchanged(chat: Tab, state: State) -> None:
     chat.page.check("[name=mode][value=say]", force=True)
     chat.send("Exactly these words.")
     chat.state("speaking")
@@ -95,7 +95,7 @@ def test_what_is_to_be_said_is_said_as_it_is(chat: Tab, state: State) -> None:
 
 
 @pytest.mark.parametrize("how", ["button", "Escape"])
-def test_an_interruption_ends_speech_at_once(chat: Tab, state: State, how: str) -> None:
+def test_an_interruption_stops_speech_at_once(chat: Tab, state: State, how: str) -> None:
     state.reply = "This is a long sentence that goes on and on, and on, and on, for the sake of an interruption."
     chat.send("Talk!")
     chat.state("speaking")
@@ -105,12 +105,12 @@ def test_an_interruption_ends_speech_at_once(chat: Tab, state: State, how: str) 
     else:
         chat.page.press("#message", "Escape")
     assert chat.state("live") < 1.5
-    chat.silent(within_s=1.5, seconds=0.8, below=1e-3)  # what had come before is still played
+    chat.silent(within_s=1.5, seconds=0.8, below=1e-3)  # buffered media is still played
     assert "interrupted" in chat.texts(".bubble.presenter")[0]
     assert not chat.page.is_visible("#caption")
 
 
-def test_a_recording_moves_the_face(chat: Tab, state: State) -> None:
+def test_a_recording_is_played_through_the_face(chat: Tab, state: State) -> None:
     chat.page.click("#mic")
     chat.until("document.querySelector('#level').value > 0.3")  # the fake microphone beeps
     chat.shot("recording")
@@ -128,15 +128,15 @@ def test_a_recording_moves_the_face(chat: Tab, state: State) -> None:
     assert re.match(r"Recording, \d+\.\d s", chat.texts(".bubble.user")[0])
 
 
-def test_right_to_left_text_and_markup_are_shown_as_they_are(chat: Tab) -> None:
+def test_right_to_left_text_and_markup_are_shown_literally(chat: Tab) -> None:
     for text in ("שלום עולם 👋", "<b>bold</b> & <script>alert(1)</script>"):
         chat.send(text)
     assert chat.texts(".bubble.user") == ["שלום עולם 👋", "<b>bold</b> & <script>alert(1)</script>"]
     assert chat.page.evaluate("getComputedStyle(document.querySelector('.bubble.user')).direction") == "rtl"
 
 
-def test_a_link_cannot_make_the_page_ask_for_something_else(served: tuple[str, State], tab: Any) -> None:
-    """Of `?session=…` an address is made: `../reset?session_id=alice` would reset alice's session."""
+def test_a_session_parameter_cannot_change_the_requested_path(served: tuple[str, State], tab: Any) -> None:
+    """`?session=../reset?session_id=alice` must not become a request that resets alice's session."""
     asked: list[str] = []
     other = tab(served[0])
     other.page.on("request", lambda request: asked.append(request.url))
@@ -147,7 +147,7 @@ def test_a_link_cannot_make_the_page_ask_for_something_else(served: tuple[str, S
 # --- two tabs
 
 
-def test_two_tabs_do_not_mix(chat: Tab, state: State, tab: Any) -> None:
+def test_two_tabs_have_separate_sessions(chat: Tab, state: State, tab: Any) -> None:
     other = tab(chat.url, context=chat.page.context).open()
     chat.send("Only here.")
     chat.state("speaking")
@@ -174,10 +174,10 @@ def test_a_reload_keeps_the_conversation(chat: Tab, state: State) -> None:
     assert chat.texts(".bubble") == ["Still there?", "Yes."] and len(state.sessions) == 1
 
 
-# --- what goes wrong
+# --- errors
 
 
-def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Tab, state: State) -> None:
+def test_the_page_reconnects_after_a_server_restart(chat: Tab, state: State) -> None:
     chat.send("Hello?")
     state.down = True
     chat.until("document.querySelector('#screen').dataset.state === 'lost'")
@@ -194,7 +194,7 @@ def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Ta
     assert chat.page.evaluate("document.querySelector('video').currentTime") > before
 
 
-def test_errors_are_the_servers_words_and_can_be_tried_again(chat: Tab, state: State) -> None:
+def test_server_errors_are_shown_and_can_be_retried(chat: Tab, state: State) -> None:
     state.fail["chat"] = (429, BUSY)
     chat.send("Hello?")
     chat.page.wait_for_selector(".bubble.failed")
@@ -219,7 +219,7 @@ def test_a_job_that_fails_shows_its_error(chat: Tab, state: State) -> None:
 # --- settings
 
 
-def test_an_avatar_is_uploaded_with_progress_and_a_refusal_is_told(chat: Tab, state: State) -> None:
+def test_an_avatar_upload_shows_progress_and_errors(chat: Tab, state: State) -> None:
     chat.page.click("#open-settings")
     chat.page.wait_for_selector(".avatar img")
     chat.shot("settings")
@@ -245,7 +245,7 @@ def test_an_avatar_is_uploaded_with_progress_and_a_refusal_is_told(chat: Tab, st
     assert chat.page.inner_text("#upload-error") == "No face was found. Use another video."
 
 
-def test_choices_are_sent_and_kept(chat: Tab, state: State) -> None:
+def test_settings_are_sent_and_stored(chat: Tab, state: State) -> None:
     sent: list[dict[str, Any]] = []
     chat.page.on("request", lambda r: r.url.endswith("/chat") and r.method == "POST" and sent.append(r.post_data_json))
     chat.page.click("#open-settings")
@@ -265,7 +265,7 @@ def test_choices_are_sent_and_kept(chat: Tab, state: State) -> None:
     assert chat.page.is_checked("#enhance")
 
 
-# --- for everybody
+# --- accessibility
 
 
 def test_every_control_has_a_name(chat: Tab) -> None:
@@ -278,7 +278,7 @@ def test_every_control_has_a_name(chat: Tab) -> None:
     assert nameless == []
 
 
-def test_the_keyboard_reaches_everything_and_focus_is_seen(chat: Tab) -> None:
+def test_the_keyboard_reaches_every_control_with_visible_focus(chat: Tab) -> None:
     reached = []
     for _ in range(24):
         chat.page.keyboard.press("Tab")
@@ -293,7 +293,7 @@ def test_the_keyboard_reaches_everything_and_focus_is_seen(chat: Tab) -> None:
 
 
 def luminance(colour: str) -> float:
-    """Of `#rrggbb`, by WCAG 2.2."""
+    """Relative luminance of `#rrggbb` (WCAG 2.2)."""
     parts = (int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -308,7 +308,7 @@ def luminance(colour: str) -> float:
         *(("error", "error-wash"), ("accent", "raised"), ("ink", "accent-wash")),
     ],
 )
-def test_text_stands_out_from_what_it_stands_on(theme: str, ink: str, paper: str) -> None:
+def test_text_has_enough_contrast(theme: str, ink: str, paper: str) -> None:
     """WCAG 2.2 AA: at least 4.5 to 1."""
     light, dark = (ROOT / "web" / "style.css").read_text().split(':root[data-theme="dark"]')
     tokens = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", light if theme == "light" else dark.split("}")[0]))
@@ -316,7 +316,7 @@ def test_text_stands_out_from_what_it_stands_on(theme: str, ink: str, paper: str
     assert (other + 0.05) / (one + 0.05) >= 4.5
 
 
-def test_motion_is_reduced_for_those_who_ask(served: tuple[str, State], tab: Any) -> None:
+def test_motion_is_reduced_on_request(served: tuple[str, State], tab: Any) -> None:
     page = tab(served[0], reduced_motion="reduce").open().page
     duration = "parseFloat(getComputedStyle(element).transitionDuration)"
     longest = page.evaluate(f"Math.max(...[...document.querySelectorAll('*')].map((element) => {duration}))")
@@ -324,7 +324,7 @@ def test_motion_is_reduced_for_those_who_ask(served: tuple[str, State], tab: Any
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_on_a_phone_nothing_overflows_and_thumbs_hit(served: tuple[str, State], tab: Any, theme: str) -> None:
+def test_on_a_phone_nothing_overflows_and_targets_are_large(served: tuple[str, State], tab: Any, theme: str) -> None:
     phone = tab(served[0], viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, color_scheme=theme)
     phone.open()
     served[1].reply = "Hello, nice to meet you. Here is a sentence that is long enough to need two lines of captions."
@@ -341,4 +341,4 @@ def test_on_a_phone_nothing_overflows_and_thumbs_hit(served: tuple[str, State], 
     screen = phone.page.locator("#screen").bounding_box()
     caption = phone.page.locator("#caption").bounding_box()
     mouth_bottom = screen["y"] + screen["height"] * (MOUTH_BOTTOM / 512)
-    assert caption["y"] > mouth_bottom  # the words never cover the lips
+    assert caption["y"] > mouth_bottom  # captions never cover the lips

@@ -1,4 +1,4 @@
-"""Captions in Chromium: shown while they are heard, as cues of the video itself, in parts that can be read."""
+"""Captions: timed as cues of the video, shown while their sentence is heard, split into readable parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 LONG = "It has many words, and none of them is long, so that it can be cut where a reader would breathe"
 
-# When each text was drawn, by the video's clock and by the page's; and what the track has.
+# Records when each caption was drawn (video clock and page clock), and the cues of the track.
 NOTE = """() => {
   const video = document.querySelector('video'), caption = document.querySelector('#caption');
   window.drawn = [];
@@ -29,7 +29,7 @@ NOTE = """() => {
 CUES = """() => [...document.querySelector('video').textTracks[0].cues]
   .map(({ text, startTime, endTime }) => ({ text, startS: startTime, endS: endTime }))"""
 
-# When the sound became loud, by the page's clock: looked at for each block of 128 samples (5 ms).
+# Records when the audio became loud, on the page clock, per block of 128 samples (5 ms).
 LISTEN = """async () => {
   const audio = new AudioContext(), code = `registerProcessor('ear', class extends AudioWorkletProcessor {
     process([[samples]]) {
@@ -48,11 +48,11 @@ LISTEN = """async () => {
 
 @pytest.fixture
 def chat(served: tuple[str, State], tab: Any) -> Tab:
-    opened: Tab = tab(served[0], bypass_csp=True).open()  # the ear is a script of the test's own
+    opened: Tab = tab(served[0], bypass_csp=True).open()  # the test injects its own audio script
     return opened
 
 
-def test_each_sentence_is_shown_while_it_is_heard(chat: Tab, served: tuple[str, State]) -> None:
+def test_each_caption_is_shown_while_its_sentence_is_heard(chat: Tab, served: tuple[str, State]) -> None:
     served[1].reply = "One is short. Two is a little longer than that. Three."
     chat.page.evaluate(LISTEN)
     chat.page.evaluate(NOTE)
@@ -71,7 +71,7 @@ def test_each_sentence_is_shown_while_it_is_heard(chat: Tab, served: tuple[str, 
     assert shown[0]["pageS"] - heard_s == pytest.approx(0, abs=0.15)
 
 
-def test_a_caption_ends_where_its_speech_is_cut(chat: Tab, served: tuple[str, State]) -> None:
+def test_a_caption_ends_at_an_interruption(chat: Tab, served: tuple[str, State]) -> None:
     served[1].reply = "This is a sentence that goes on and on, and on, for the sake of an interruption."
     chat.page.evaluate(NOTE)
     chat.send("Talk!")
@@ -86,7 +86,7 @@ def test_a_caption_ends_where_its_speech_is_cut(chat: Tab, served: tuple[str, St
     assert 0.5 < cue["endS"] - begun["videoS"] < 2.0
 
 
-def test_a_long_sentence_is_shown_in_parts_of_two_lines(chat: Tab, served: tuple[str, State]) -> None:
+def test_a_long_sentence_is_split_into_parts_of_two_lines(chat: Tab, served: tuple[str, State]) -> None:
     words = LONG.split()
     parts = chat.page.evaluate(
         """async (words) => (await import('/web/stream-events.js')).parts({
@@ -107,7 +107,7 @@ def test_a_long_sentence_is_shown_in_parts_of_two_lines(chat: Tab, served: tuple
     assert guessed[1]["start"] == pytest.approx(10 + 4 * share) and guessed[1]["end"] == 14
 
 
-def test_no_word_is_left_over_for_a_caption_of_its_own(chat: Tab) -> None:
+def test_no_part_consists_of_a_single_leftover_word(chat: Tab) -> None:
     words = [w for k in range(12) for w in ("so", "that", "nobody", "is", "misunderstood", "afterwards,", "a", "word")]
     texts = [" ".join(words[:count]) for count in range(1, len(words))]
     found = chat.page.evaluate(
@@ -123,7 +123,7 @@ def test_no_word_is_left_over_for_a_caption_of_its_own(chat: Tab) -> None:
         assert max(sizes) <= 90 and min(sizes) >= max(sizes) - 2 * len("misunderstood"), parts
 
 
-def test_events_are_found_however_the_stream_is_cut_up(chat: Tab) -> None:
+def test_events_are_parsed_whatever_the_sizes_of_the_parts(chat: Tab) -> None:
     caption = event_box("caption", {"text": "Größe 👋"}, 1, 0.5, 1.0)
     data = box(b"moof", b"emsg") + caption + box(b"mdat", bytes(16)) + event_box("ended", {"reason": "closed"}, 2, 1.5)
     found = chat.page.evaluate(

@@ -1,4 +1,4 @@
-"""One chat after another in the page, over a server of canned media: what ends, and what must not leak."""
+"""Consecutive chats: what ends with a chat, and what must not leak into the next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def session_of(chat: Tab) -> str:
     return str(chat.page.evaluate("sessionStorage.getItem('warmtalk-session')"))
 
 
-def test_a_chat_that_was_closed_says_so_asks_no_more_and_leads_to_a_new_one(chat: Tab, state: State) -> None:
+def test_a_closed_chat_stops_reconnecting_and_offers_a_new_one(chat: Tab, state: State) -> None:
     asked: list[str] = []
     chat.page.on("request", lambda request: request.url.endswith("live.mp4") and asked.append(request.url))
     before = session_of(chat)
@@ -35,16 +35,18 @@ def test_a_chat_that_was_closed_says_so_asks_no_more_and_leads_to_a_new_one(chat
     assert chat.page.evaluate("document.activeElement.id") == "fresh-here"
     chat.shot("ended")
     count = len(asked)
-    chat.page.wait_for_timeout(3000)  # more than two of the pauses between tries
+    chat.page.wait_for_timeout(3000)  # longer than two reconnect pauses
     assert len(asked) == count
     del state.fail["live"]
     chat.page.click("#fresh-here")
     chat.until("document.querySelector('#screen').dataset.state === 'live'")
-    assert session_of(chat) != before and chat.page.is_enabled("#message") and not chat.page.is_visible("#status-overlay")
+    assert (
+        session_of(chat) != before and chat.page.is_enabled("#message") and not chat.page.is_visible("#status-overlay")
+    )
     assert chat.page.evaluate("document.activeElement.id") == "message"
 
 
-def test_a_message_to_a_chat_that_is_over_leads_to_a_new_one(chat: Tab, state: State) -> None:
+def test_a_message_to_a_closed_chat_offers_a_new_one(chat: Tab, state: State) -> None:
     state.fail["chat"] = (409, CLOSED)
     chat.send("Hello?")
     chat.page.wait_for_selector(".bubble.failed")
@@ -55,30 +57,30 @@ def test_a_message_to_a_chat_that_is_over_leads_to_a_new_one(chat: Tab, state: S
     assert session_of(chat) != before and chat.texts(".bubble") == []
 
 
-def test_nothing_of_an_answer_goes_on_in_the_chat_behind_it(chat: Tab, state: State) -> None:
+def test_a_new_chat_interrupts_and_hides_the_previous_answer(chat: Tab, state: State) -> None:
     state.reply = LONG
     chat.send("Talk!")
     chat.state("speaking")
     before = session_of(chat)
     chat.page.click("#fresh")
-    chat.until_served(lambda: state.sessions[before].interrupts == 1, 5)  # nobody sees the rest
+    chat.until_served(lambda: state.sessions[before].interrupts == 1, 5)  # the rest has no viewer
     chat.state("live", 5)
     asked: list[str] = []
     chat.page.on("request", lambda request: "/status/" in request.url and asked.append(request.url))
     chat.page.wait_for_timeout(1500)
-    assert len(asked) <= 1  # one may have been on its way
+    assert len(asked) <= 1  # one request may have been in flight
     assert chat.texts(".bubble") == [] and not chat.page.is_visible("#interrupt") and chat.complaints == []
 
 
 @pytest.mark.parametrize(("why", "left"), [("removed", 0), ("stopped", 2)])
-def test_a_session_that_somebody_else_removed_is_empty_here_too(chat: Tab, state: State, why: str, left: int) -> None:
+def test_a_session_removed_elsewhere_is_emptied_here(chat: Tab, state: State, why: str, left: int) -> None:
     state.reply = "Yes."
     chat.send("Still there?")
     chat.state("speaking")
     chat.state("live")
     (session,) = state.sessions.values()
     chat.until_served(lambda: session.messages)
-    session.messages.clear()  # where the server only stopped, the page does not ask for them again
+    session.messages.clear()  # after a plain server stop the page does not reload them
     state.why, state.down = why, True
     chat.until("document.querySelector('#screen').dataset.state === 'lost'")
     state.down = False
@@ -86,7 +88,7 @@ def test_a_session_that_somebody_else_removed_is_empty_here_too(chat: Tab, state
     assert len(chat.texts(".bubble")) == left
 
 
-def test_words_that_are_understood_too_late_are_not_for_the_next_chat(chat: Tab, state: State) -> None:
+def test_a_late_transcription_is_not_sent_to_the_next_chat(chat: Tab, state: State) -> None:
     state.recognition, state.think_s = True, 1.5
     chat.page.reload()
     chat.until("document.querySelector('#mode-hint').textContent === 'Type or speak; the presenter answers.'")
@@ -101,7 +103,7 @@ def test_words_that_are_understood_too_late_are_not_for_the_next_chat(chat: Tab,
     assert state.jobs == {} and chat.texts(".bubble") == [] and not chat.page.is_visible("#notice")
 
 
-def test_a_new_chat_beside_a_named_session_is_not_called_by_its_name(served: tuple[str, State], tab: Any) -> None:
+def test_a_new_chat_after_a_named_session_does_not_show_its_name(served: tuple[str, State], tab: Any) -> None:
     named = tab(served[0]).open("?session=alice&via=mp4")
     assert named.page.inner_text("#conversation-name") == "Session alice"
     named.page.click("#fresh")
@@ -113,13 +115,13 @@ def test_a_new_chat_beside_a_named_session_is_not_called_by_its_name(served: tup
     assert session_of(named) == session and named.page.url.endswith("?via=mp4")
 
 
-def test_what_was_not_said_cannot_be_downloaded(chat: Tab) -> None:
+def test_an_empty_chat_offers_no_download(chat: Tab) -> None:
     chat.page.click("#open-settings")
     assert not chat.page.is_visible("#download") and not chat.page.is_visible("#download-captions")
     assert chat.page.is_visible("#remove")
 
 
-def test_two_clicks_ask_for_one_microphone(served: tuple[str, State], tab: Any) -> None:
+def test_two_clicks_request_the_microphone_once(served: tuple[str, State], tab: Any) -> None:
     chat = tab(served[0])
     chat.page.add_init_script("""window.asked = 0;
       const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
@@ -134,7 +136,7 @@ def test_two_clicks_ask_for_one_microphone(served: tuple[str, State], tab: Any) 
     assert chat.page.evaluate("asked") == 1
 
 
-def test_a_microphone_that_cannot_be_listened_to_is_let_go(served: tuple[str, State], tab: Any) -> None:
+def test_the_microphone_is_released_if_the_worklet_fails(served: tuple[str, State], tab: Any) -> None:
     chat = tab(served[0])
     chat.page.add_init_script("""const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
       navigator.mediaDevices.getUserMedia = async (...all) => (window.given = await real(...all));

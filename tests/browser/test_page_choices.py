@@ -1,4 +1,4 @@
-"""What can be chosen on the page: voices that are here or must be fetched, and avatars that can be removed."""
+"""Settings: voices that are installed or must be downloaded, and avatars that can be removed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def settings(served: tuple[str, State], tab: Any) -> Tab:
     return page
 
 
-def test_a_voice_that_must_be_fetched_says_so(settings: Tab) -> None:
+def test_a_voice_that_must_be_downloaded_says_so(settings: Tab) -> None:
     words = settings.page.locator("#voice option").all_inner_texts()
     assert words == ["Heart (default)", "Emma", "Fenrir", "Fable", "Kore: downloads 8 MB at first use"]
     settings.page.select_option("#voice", "kore")
     assert settings.page.evaluate("JSON.parse(localStorage.getItem('warmtalk-settings')).voice") == "kore"
 
 
-def test_an_uploaded_avatar_is_removed_by_keyboard_when_that_was_meant(settings: Tab, state: State) -> None:
+def test_an_uploaded_avatar_is_removed_by_keyboard_after_confirmation(settings: Tab, state: State) -> None:
     page = settings.page
-    assert page.locator(".remove-avatar").count() == 2  # none on the one that ships
+    assert page.locator(".remove-avatar").count() == 2  # the embedded avatar has none
     page.focus("[aria-label='Remove bob']")
     page.keyboard.press("Enter")
     assert page.inner_text("#confirm-removal-title") == "Remove “bob”?"
@@ -47,10 +47,10 @@ def test_an_uploaded_avatar_is_removed_by_keyboard_when_that_was_meant(settings:
     settings.until(f"{NAMES} === 'ann,presenter'")
     assert state.avatars == ["ann"]
     settings.until("document.activeElement.value === 'presenter'")
-    assert len(state.sessions) == 1  # the chat shows another face, and goes on
+    assert len(state.sessions) == 1  # the chat shows another avatar and continues
 
 
-def test_removing_the_face_that_is_shown_begins_a_chat_with_another(settings: Tab, state: State) -> None:
+def test_removing_the_current_avatar_starts_a_chat_with_another(settings: Tab, state: State) -> None:
     opened: list[dict[str, Any]] = []
     settings.page.on("request", lambda asked: asked.url.endswith("/sessions") and opened.append(asked.post_data_json))
     settings.page.check(".avatar input[value=ann]", force=True)
@@ -64,7 +64,7 @@ def test_removing_the_face_that_is_shown_begins_a_chat_with_another(settings: Ta
     assert settings.page.evaluate(NAMES) == "bob,presenter" and state.avatars == ["bob"]
 
 
-def test_what_keeps_an_avatar_is_told(settings: Tab, state: State) -> None:
+def test_the_reason_for_a_refused_removal_is_shown(settings: Tab, state: State) -> None:
     error = {
         "code": "bad_input",
         "message": "The avatar 'ann' is shown wherever none is named.",
@@ -74,6 +74,6 @@ def test_what_keeps_an_avatar_is_told(settings: Tab, state: State) -> None:
     settings.page.click("[aria-label='Remove ann']")
     settings.page.click("#confirm-removal .danger")
     settings.page.wait_for_selector("#avatars-error:not([hidden])")
-    told = settings.page.inner_text("#avatars-error")
-    assert told == "Not removed. The avatar 'ann' is shown wherever none is named. Set another."
+    message = settings.page.inner_text("#avatars-error")
+    assert message == "Not removed. The avatar 'ann' is shown wherever none is named. Set another."
     assert settings.page.evaluate(NAMES) == "ann,bob,presenter"

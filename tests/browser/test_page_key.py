@@ -1,4 +1,4 @@
-"""The chat page of a server that wants a key: it asks once, says when a key is wrong, and is remembered."""
+"""The page on a server that requires an API key: one sign-in dialog, errors, and a remembered browser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def enter(page: Tab, key: str) -> None:
     page.page.press("#key-input", "Enter")
 
 
-def test_it_asks_once_says_what_is_wrong_and_goes_on_where_it_stood(served: tuple[str, State], tab: Any) -> None:
+def test_sign_in_is_asked_once_reports_errors_and_resumes(served: tuple[str, State], tab: Any) -> None:
     url, state = served
     page: Tab = tab(url).open(live=False)
     page.until(ASKS)
@@ -44,13 +44,13 @@ def test_it_asks_once_says_what_is_wrong_and_goes_on_where_it_stood(served: tupl
     assert not page.page.evaluate(ASKS) and page.page.input_value("#key-input") == ""
     page.send("Who are you?")
     page.state("speaking")
-    assert [c for c in page.complaints if "401" not in c] == []  # Chromium itself notes each refused call
+    assert [c for c in page.complaints if "401" not in c] == []  # Chromium logs each refused request
     page.page.click("#open-settings")
     page.until("document.querySelectorAll('#avatars .avatar').length > 0")
     page.shot("key-settings")
 
 
-def test_the_browser_is_remembered_and_no_script_can_read_how(served: tuple[str, State], tab: Any) -> None:
+def test_the_browser_stays_signed_in_with_an_unreadable_cookie(served: tuple[str, State], tab: Any) -> None:
     page: Tab = tab(served[0]).open(live=False)
     page.until(ASKS)
     enter(page, KEY)
@@ -63,7 +63,7 @@ def test_the_browser_is_remembered_and_no_script_can_read_how(served: tuple[str,
     assert not other.page.evaluate(ASKS)
 
 
-def test_signing_out_closes_the_door_again(served: tuple[str, State], tab: Any) -> None:
+def test_signing_out_requires_a_key_again(served: tuple[str, State], tab: Any) -> None:
     page: Tab = tab(served[0]).open(live=False)
     page.until(ASKS)
     enter(page, KEY)
@@ -75,7 +75,7 @@ def test_signing_out_closes_the_door_again(served: tuple[str, State], tab: Any) 
     assert page.page.context.cookies() == []
 
 
-def test_a_key_that_ends_while_the_page_is_open_is_asked_for_anew(
+def test_a_revoked_key_leads_to_another_sign_in(
     served: tuple[str, State], tab: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, state = served
@@ -89,10 +89,10 @@ def test_a_key_that_ends_while_the_page_is_open_is_asked_for_anew(
     enter(page, KEY + "-new")
     page.state("speaking")
     assert "Are you there?" in page.texts(".user")[0]
-    assert len(state.jobs) == 1  # sent once more, and not twice
+    assert len(state.jobs) == 1  # sent exactly once
 
 
-def test_on_a_phone_the_dialog_fits(served: tuple[str, State], tab: Any) -> None:
+def test_the_dialog_fits_on_a_phone(served: tuple[str, State], tab: Any) -> None:
     page: Tab = tab(served[0], viewport={"width": 360, "height": 640}, color_scheme="dark").open(live=False)
     page.until(ASKS)
     page.shot("key-phone")

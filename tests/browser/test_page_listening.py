@@ -1,4 +1,4 @@
-"""The microphone of the page in Chromium, over a server of canned media: understood, repeated, and hands-free."""
+"""The microphone: transcribed, repeated, and hands-free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
 
-# a microphone that hums for a second, and is silent for two, again and again; `window.hum` says what it does
+# a fake microphone that alternates one second of hum and two of silence; `window.hum` is its state
 HUM = """
 navigator.mediaDevices.getUserMedia = async () => {
   const context = new AudioContext(), gain = context.createGain(), tone = context.createOscillator();
@@ -57,7 +57,7 @@ def chat(served: tuple[str, State], tab: Any) -> Tab:
 
 
 def length_s(data: bytes) -> float:
-    """Of the loud part of a WAV."""
+    """Duration of the loud part of a WAV file in seconds."""
     with wave.open(io.BytesIO(data)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
         blocks = samples[: len(samples) // 480 * 480].reshape(-1, 480)
@@ -72,7 +72,7 @@ def record(chat: Tab, seconds: float) -> None:
     chat.page.wait_for_timeout(1000 * seconds)
 
 
-def test_a_recording_is_understood_shown_as_the_viewers_words_and_answered(chat: Tab, state: State) -> None:
+def test_a_recording_is_transcribed_shown_and_answered(chat: Tab, state: State) -> None:
     state.think_s = 1.0
     record(chat, 1.0)
     chat.shot("listening")
@@ -90,9 +90,9 @@ def test_a_recording_is_understood_shown_as_the_viewers_words_and_answered(chat:
     assert chat.texts(".bubble.presenter") == [state.reply] and chat.complaints == []
 
 
-def test_what_is_to_be_said_is_not_understood_but_moves_the_face(chat: Tab, state: State) -> None:
+def test_in_say_mode_a_recording_is_not_transcribed(chat: Tab, state: State) -> None:
     chat.page.check("[name=mode][value=say]", force=True)
-    assert "what you record in your own" in chat.page.inner_text("#mode-hint")
+    assert "repeats your text or recording" in chat.page.inner_text("#mode-hint")
     assert chat.page.get_attribute("#mic", "aria-label") == "Record your voice for the presenter"
     record(chat, 0.8)
     chat.page.click("#send")
@@ -101,7 +101,7 @@ def test_what_is_to_be_said_is_not_understood_but_moves_the_face(chat: Tab, stat
     assert state.uploads[0][0] in state.sessions and state.jobs == {}
 
 
-def test_where_nothing_was_said_nothing_is_answered(chat: Tab, state: State) -> None:
+def test_a_recording_without_speech_is_not_answered(chat: Tab, state: State) -> None:
     state.heard = ""
     record(chat, 0.6)
     chat.page.click("#send")
@@ -110,7 +110,7 @@ def test_where_nothing_was_said_nothing_is_answered(chat: Tab, state: State) -> 
     assert chat.texts(".bubble") == [] and state.jobs == {} and chat.page.is_visible("#empty")
 
 
-def test_a_server_that_fails_is_quoted_and_asked_again(chat: Tab, state: State) -> None:
+def test_a_failed_transcription_shows_the_error_and_can_be_retried(chat: Tab, state: State) -> None:
     state.fail["transcribe"] = (429, {"code": "busy", "message": "All replicas are busy.", "remedy": "Wait."})
     record(chat, 0.6)
     chat.page.click("#send")
@@ -123,9 +123,7 @@ def test_a_server_that_fails_is_quoted_and_asked_again(chat: Tab, state: State) 
     assert state.uploads[0] == state.uploads[1]
 
 
-def test_without_a_recogniser_the_page_says_that_a_recording_moves_the_face(
-    served: tuple[str, State], tab: Any
-) -> None:
+def test_without_recognition_a_recording_is_played_through_the_face(served: tuple[str, State], tab: Any) -> None:
     served[1].recognition = False
     chat = tab(served[0])
     chat.page.add_init_script(HUM)
@@ -141,7 +139,7 @@ def test_without_a_recogniser_the_page_says_that_a_recording_moves_the_face(
 # --- hands-free
 
 
-def test_turns_begin_with_speech_and_end_after_a_pause(chat: Tab) -> None:
+def test_a_turn_begins_with_speech_and_ends_after_a_pause(chat: Tab) -> None:
     def found(*parts: tuple[float, float]) -> Any:
         """parts: level in dB, seconds."""
         return chat.page.evaluate(TURNS, [db for db, seconds in parts for _ in range(round(100 * seconds))])
@@ -153,13 +151,13 @@ def test_turns_begin_with_speech_and_end_after_a_pause(chat: Tab) -> None:
     ]
     assert found(quiet, (-25.0, 0.08), quiet) == []  # a click
     assert found(quiet, loud, (-70.0, 0.6), loud, quiet)[1] == ["end", pytest.approx(5.3, abs=0.02)]  # a pause
-    assert found((-45.0, 3.0)) == []  # a room that is loud all the time
+    assert found((-45.0, 3.0)) == []  # constant background noise
     assert found((-45.0, 3.0), (-25.0, 1.0), (-45.0, 1.0))[0] == ["begin", pytest.approx(3.11, abs=0.02)]
     long = found(quiet, (-25.0, 40.0))
     assert long[1] == ["end", pytest.approx(31.1, abs=0.1)] and long[2][0] == "begin"
 
 
-def test_hands_free_sends_each_turn_by_itself_and_goes_on_listening(chat: Tab, state: State) -> None:
+def test_hands_free_sends_each_turn_and_keeps_listening(chat: Tab, state: State) -> None:
     state.reply, state.think_s = "Yes.", 0.1
     chat.page.click("#mic")
     chat.page.check("#hands-free")
@@ -173,9 +171,9 @@ def test_hands_free_sends_each_turn_by_itself_and_goes_on_listening(chat: Tab, s
         chat.until(f"document.querySelectorAll('.bubble.user').length === {turn} && !document.querySelector('.typing')")
         chat.state("live")
     assert [kind for kind, _ in state.uploads] == ["heard", "heard"]
-    assert all(0.85 < length_s(data) < 1.2 for _, data in state.uploads)  # no turn holds another's sound
+    assert all(0.85 < length_s(data) < 1.2 for _, data in state.uploads)  # no turn contains sound of another
     assert len(state.jobs) == 2 and chat.page.is_visible("#recording")
-    chat.page.click("#send")  # nobody speaks: nothing is sent
+    chat.page.click("#send")  # no speech: nothing is sent
     assert (
         chat.page.get_attribute("#send", "aria-label") == "Send"
         and not chat.page.is_visible("#recording")
@@ -185,7 +183,7 @@ def test_hands_free_sends_each_turn_by_itself_and_goes_on_listening(chat: Tab, s
     assert len(state.uploads) == 2
 
 
-def test_who_speaks_interrupts_the_presenter(chat: Tab, state: State) -> None:
+def test_speaking_interrupts_the_presenter(chat: Tab, state: State) -> None:
     state.reply = "This is a long sentence that goes on and on, and on, and on, for the sake of an interruption."
     chat.page.click("#mic")
     chat.page.check("#hands-free")
@@ -200,7 +198,7 @@ def test_who_speaks_interrupts_the_presenter(chat: Tab, state: State) -> None:
     assert "interrupted" in chat.texts(".bubble.presenter")[0]
 
 
-def test_the_choice_of_hands_free_is_kept(chat: Tab) -> None:
+def test_the_hands_free_setting_is_stored(chat: Tab) -> None:
     chat.page.click("#mic")
     chat.page.check("#hands-free")
     chat.page.keyboard.press("Escape")
@@ -210,7 +208,7 @@ def test_the_choice_of_hands_free_is_kept(chat: Tab) -> None:
     assert chat.page.is_checked("#hands-free")
 
 
-def test_on_a_phone_the_recording_bar_fits(served: tuple[str, State], tab: Any) -> None:
+def test_the_recording_bar_fits_on_a_phone(served: tuple[str, State], tab: Any) -> None:
     phone = tab(served[0], viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
     served[1].recognition = False
     phone.page.add_init_script(HUM)
@@ -223,7 +221,7 @@ def test_on_a_phone_the_recording_bar_fits(served: tuple[str, State], tab: Any) 
     edge = entry["x"]
     for part in ("#recording .dot", "#recording-time", ".hands-free", "#recording-cancel", "#send"):
         box = phone.page.locator(part).bounding_box()
-        assert box["x"] >= edge and box["width"] >= 6, part  # one behind another
+        assert box["x"] >= edge and box["width"] >= 6, part  # in order
         edge = box["x"] + box["width"]
         assert edge <= entry["x"] + entry["width"], part
         assert box["y"] >= entry["y"] and box["y"] + box["height"] <= entry["y"] + entry["height"] + 1, part

@@ -1,4 +1,4 @@
-"""While the connection is away the page shows the last picture, and says what happens; it is never black."""
+"""While disconnected, the page keeps the last frame and explains the state; it is never black."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tests.browser.fake_state import State
 pytestmark = pytest.mark.browser
 STATE = "document.querySelector('#screen').dataset.state"
 TITLE = "document.querySelector('#status-title').textContent"
-WHY = {"webrtc": "This server has no WebRTC.", "mp4": "The server restarts."}  # as the server of canned media says
-FACE = (slice(60, 150), slice(200, 420))  # rows and columns of the screen: above the words, beside pill and tools
+WHY = {"webrtc": "This server has no WebRTC.", "mp4": "The server restarts."}  # the fake server's messages
+FACE = (slice(60, 150), slice(200, 420))  # rows and columns of the screen without text, pill and tools
 
 
 def looks(page: Tab) -> Any:
-    """The upper part of the presenter as it is seen: grey levels."""
+    """Grey levels of the upper part of the presenter on screen."""
     shot = page.page.locator("#screen").screenshot()
     picture = cv2.imdecode(np.frombuffer(io.BytesIO(shot).getvalue(), np.uint8), cv2.IMREAD_GRAYSCALE)
     return picture[FACE].astype(np.float32)
 
 
 def alike(one: Any, other: Any) -> float:
-    """Correlation of two pictures, whatever the brightness of each; 0 where one is even, as black is."""
+    """Correlation of two pictures, independent of brightness; 0 if one is uniform (for example black)."""
     one, other = one - one.mean(), other - other.mean()
     return float((one * other).mean() / max(one.std() * other.std(), 1.0))
 
 
 @pytest.mark.parametrize("way", ["webrtc", "mp4"])
-def test_the_last_picture_stays_until_the_new_one_is_there(served: tuple[str, State], tab: Any, way: str) -> None:
+def test_the_last_frame_stays_until_a_new_one_arrives(served: tuple[str, State], tab: Any, way: str) -> None:
     if way == "webrtc":
         pytest.importorskip("aiortc")
     url, state = served
@@ -41,7 +41,7 @@ def test_the_last_picture_stays_until_the_new_one_is_there(served: tuple[str, St
     page: Tab = tab(url).open(f"?via={way}")
     page.until("document.querySelector('#figure-behind').textContent !== '–'")
     live = looks(page)
-    assert live.std() > 20  # there is something to lose
+    assert live.std() > 20  # the picture has content
     state.down = True
     page.until(f"{STATE} === 'lost'", 10)
     seen = [looks(page) for _ in range(4)]
@@ -60,7 +60,7 @@ def test_the_last_picture_stays_until_the_new_one_is_there(served: tuple[str, St
     assert page.watch(1.0)["played"] > 0.7
 
 
-def test_the_words_say_what_happens_and_count_down(served: tuple[str, State], tab: Any) -> None:
+def test_the_message_gives_the_reason_and_counts_down(served: tuple[str, State], tab: Any) -> None:
     url, state = served
     page: Tab = tab(url).open()
     page.page.evaluate("""() => {
@@ -75,21 +75,23 @@ def test_the_words_say_what_happens_and_count_down(served: tuple[str, State], ta
     state.down = True
     page.until("said.filter((words) => words.includes('Next attempt in')).length > 6", 40)
     said = page.page.evaluate("said")
-    assert not [words for words in said if words.startswith("Connecting")]  # it was awake
+    assert not [words for words in said if words.startswith("Connecting")]  # it was connected before
     assert any(words.startswith("The server restarts. | Reconnecting …") for words in said)
     assert any("Wait. Next attempt in 3 s." in words for words in said)
     assert any("Wait. Next attempt in 2 s." in words for words in said)
     assert page.page.get_attribute("#status-title", "role") == "status"
 
 
-def test_before_the_first_picture_the_avatar_is_seen_already(served: tuple[str, State], tab: Any) -> None:
+def test_the_poster_is_shown_before_the_first_frame(served: tuple[str, State], tab: Any) -> None:
     url, state = served
     state.fail["live"] = (503, {"code": "busy", "message": "Too many watch.", "remedy": "Wait a little."})
     page: Tab = tab(url).open("?via=mp4", live=False)
     page.until(f"{STATE} === 'lost' && document.querySelector('#last-frame').dataset.of === 'poster'")
     page.shot("lost-poster")
     assert looks(page).std() > 10
-    page.until("document.querySelector('#status-title').textContent === 'Too many watch.'", 5)  # each try says so anew
+    page.until(
+        "document.querySelector('#status-title').textContent === 'Too many watch.'", 5
+    )  # shown again after each attempt
     del state.fail["live"]
     page.page.click("#retry")
     page.until(f"{STATE} === 'live' && !document.querySelector('#last-frame').dataset.of")

@@ -1,4 +1,4 @@
-"""Adding an avatar on the page: signed in on the way, cancelled, refused, cut off; the chosen file stays chosen."""
+"""Avatar upload: sign-in, cancel, refusal, broken connection; the chosen file stays selected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def enter(page: Tab) -> None:
 
 @pytest.fixture
 def chat(served: tuple[str, State], tab: Any) -> Tab:
-    """The page with its settings open, and a file chosen."""
+    """The page with settings open and a file chosen."""
     page: Tab = tab(served[0]).open("?via=mp4")
     page.page.click("#open-settings")
     page.page.click("#upload summary")
@@ -34,22 +34,22 @@ def chat(served: tuple[str, State], tab: Any) -> Tab:
     return page
 
 
-def test_who_has_to_sign_in_does_so_first_and_the_same_file_goes(
+def test_sign_in_comes_before_the_upload_of_the_same_file(
     chat: Tab, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Access, "keys", Keys([KEY]))
     chat.page.click("#upload-go")
     chat.until(ASKS)
-    assert state.uploads == []  # nothing was sent in vain
+    assert state.uploads == []  # nothing was sent before sign-in
     enter(chat)
     chat.until(READY)
     assert state.uploads == [("me", CLIP["buffer"])]
 
 
-def test_a_key_that_ends_amid_the_upload_is_asked_for_and_the_same_file_goes(
+def test_a_key_revoked_during_upload_leads_to_sign_in_and_a_new_attempt(
     chat: Tab, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chat.page.route("**/avatars", lambda route: route.fulfill(json=[]))  # it was known until then
+    chat.page.route("**/avatars", lambda route: route.fulfill(json=[]))  # the cookie was valid until then
     monkeypatch.setattr(Access, "keys", Keys([KEY]))
     chat.page.route("**/avatars?*", lambda route: route.continue_())
     chat.page.click("#upload-go")
@@ -61,7 +61,7 @@ def test_a_key_that_ends_amid_the_upload_is_asked_for_and_the_same_file_goes(
     assert state.uploads == [("me", CLIP["buffer"])]
 
 
-def test_an_upload_can_be_cancelled_and_sent_again(chat: Tab, state: State) -> None:
+def test_an_upload_can_be_cancelled_and_repeated(chat: Tab, state: State) -> None:
     held: list[Any] = []
     chat.page.route("**/avatars?*", lambda route: held.append(route))
     chat.page.click("#upload-go")
@@ -78,7 +78,7 @@ def test_an_upload_can_be_cancelled_and_sent_again(chat: Tab, state: State) -> N
     assert state.uploads == [("me", CLIP["buffer"])]
 
 
-def test_a_name_that_is_taken_is_found_before_anything_is_sent(chat: Tab, state: State) -> None:
+def test_a_taken_name_is_refused_before_upload(chat: Tab, state: State) -> None:
     chat.page.fill("#upload-name", "presenter")
     chat.page.click("#upload-go")
     chat.page.wait_for_selector("#upload-error:not([hidden])")
@@ -87,24 +87,22 @@ def test_a_name_that_is_taken_is_found_before_anything_is_sent(chat: Tab, state:
 
 
 @pytest.mark.parametrize("where", ["first", "amid"])
-def test_a_server_that_cannot_be_reached_is_told(chat: Tab, where: str) -> None:
+def test_an_unreachable_server_is_reported(chat: Tab, where: str) -> None:
     if where == "first":
         chat.page.context.set_offline(True)
     else:
         chat.page.route("**/avatars?*", lambda route: route.abort())
     chat.page.click("#upload-go")
     chat.page.wait_for_selector("#upload-error:not([hidden])")
-    told = {"first": "The server cannot be reached.", "amid": "The upload failed."}
-    assert chat.page.inner_text("#upload-error").startswith(f"{told[where]} Check your connection")
+    message = {"first": "The server cannot be reached.", "amid": "The upload failed."}
+    assert chat.page.inner_text("#upload-error").startswith(f"{message[where]} Check your connection")
     assert chat.page.is_enabled("#upload-go") and "Me.mp4 (1.0 MB)" in chat.page.inner_text("#drop-text")
 
 
-# --- choosing
+# --- choosing an avatar
 
 
-def test_arrow_keys_pass_over_avatars_and_the_one_where_they_rest_begins_a_chat(
-    served: tuple[str, State], tab: Any
-) -> None:
+def test_arrow_keys_start_a_chat_only_with_the_final_avatar(served: tuple[str, State], tab: Any) -> None:
     facts = {"version": "1", "fps": 25, "width": 512, "height": 512, "frames": 250}
     names = ["ann", "bob", "presenter"]
     opened: list[dict[str, Any]] = []
@@ -123,10 +121,10 @@ def test_arrow_keys_pass_over_avatars_and_the_one_where_they_rest_begins_a_chat(
     page.until("document.querySelector('#screen').dataset.state === 'live'")
 
 
-# --- signing in and out, and deleting, where no server is
+# --- sign-in, sign-out and delete without a server
 
 
-def test_signing_in_and_out_without_a_server_is_told(
+def test_sign_in_and_out_without_a_server_report_the_error(
     served: tuple[str, State], tab: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Access, "keys", Keys([KEY]))
@@ -155,7 +153,7 @@ def test_signing_in_and_out_without_a_server_is_told(
     page.until(ASKS)
 
 
-def test_a_chat_is_deleted_when_that_was_meant_and_what_stops_it_is_told(chat: Tab, state: State) -> None:
+def test_a_chat_is_deleted_after_confirmation_and_errors_are_shown(chat: Tab, state: State) -> None:
     (session,) = state.sessions
     chat.page.click("#remove")
     assert chat.page.evaluate("document.activeElement.textContent") == "Cancel"

@@ -1,4 +1,4 @@
-"""The page over WebRTC, in Chromium: chosen where it is offered and comes through, and all works as over HTTP."""
+"""The page over WebRTC: used if offered and reachable; everything works as over HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def served(served: tuple[str, State]) -> tuple[str, State]:
     return served
 
 
-def test_the_picture_comes_over_webrtc_idles_and_is_close_to_what_is_due(chat: Tab) -> None:
+def test_video_arrives_over_webrtc_with_little_delay(chat: Tab) -> None:
     chat.until(OVER_WEBRTC)
     idle = chat.watch(2.0)
     assert idle["played"] == pytest.approx(idle["passed"], abs=0.3) and idle["loudness"] < 2e-3
@@ -32,7 +32,7 @@ def test_the_picture_comes_over_webrtc_idles_and_is_close_to_what_is_due(chat: T
     assert chat.complaints == []
 
 
-def test_a_message_leads_to_speech_that_is_seen_heard_and_read(chat: Tab, state: State) -> None:
+def test_a_message_is_answered_with_video_sound_and_captions(chat: Tab, state: State) -> None:
     idle = chat.watch(1.0)
     chat.send("Hello!")
     chat.heard(within_s=10, above=0.01)
@@ -48,7 +48,7 @@ def test_a_message_leads_to_speech_that_is_seen_heard_and_read(chat: Tab, state:
     assert chat.complaints == []
 
 
-def test_it_starts_muted_and_one_click_gives_the_sound(chat: Tab) -> None:
+def test_the_page_starts_muted_and_one_click_unmutes(chat: Tab) -> None:
     assert chat.page.evaluate("document.querySelector('video').muted")
     chat.page.click("#unmute")
     assert not chat.page.evaluate("document.querySelector('video').muted")
@@ -56,7 +56,7 @@ def test_it_starts_muted_and_one_click_gives_the_sound(chat: Tab) -> None:
 
 
 @pytest.mark.parametrize(("query", "webrtc"), [("?via=mp4", True), ("", False), ("", "lost")])
-def test_else_it_comes_over_http_without_a_word(
+def test_without_webrtc_the_page_falls_back_to_http_silently(
     served: tuple[str, State], state: State, tab: Any, query: str, webrtc: Any
 ) -> None:
     state.webrtc = webrtc
@@ -65,19 +65,17 @@ def test_else_it_comes_over_http_without_a_word(
     assert opened.watch(1.0)["played"] > 0.7
     assert opened.page.evaluate("document.querySelector('video').srcObject") is None
     assert not opened.page.is_visible("#notice") and opened.complaints == []
-    assert len(state.ended) == (webrtc == "lost")  # what does not come through is not left to the server
+    assert len(state.ended) == (webrtc == "lost")  # a failed connection is closed on the server
 
 
-def test_where_it_is_asked_for_and_does_not_come_that_is_said(
-    served: tuple[str, State], state: State, tab: Any
-) -> None:
+def test_a_forced_webrtc_that_fails_is_reported(served: tuple[str, State], state: State, tab: Any) -> None:
     state.webrtc = False
     opened = tab(served[0]).open("?via=webrtc", live=False)
     opened.until("document.querySelector('#screen').dataset.state === 'lost'")
     opened.until("document.querySelector('#status-title').textContent === 'This server has no WebRTC.'", timeout_s=5)
 
 
-def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Tab, state: State) -> None:
+def test_the_page_reconnects_after_a_server_restart(chat: Tab, state: State) -> None:
     chat.until(OVER_WEBRTC)
     state.down = True
     chat.until("document.querySelector('#screen').dataset.state === 'lost'", 10)
@@ -86,7 +84,7 @@ def test_after_a_restart_of_the_server_the_picture_comes_back_by_itself(chat: Ta
     assert chat.watch(1.0)["played"] > 0.7
 
 
-def test_a_page_that_is_left_ends_its_connection(chat: Tab, state: State) -> None:
+def test_leaving_the_page_closes_the_connection(chat: Tab, state: State) -> None:
     chat.until(OVER_WEBRTC)
     assert state.viewers == 1
     chat.page.goto("about:blank")
@@ -106,6 +104,6 @@ def test_a_page_that_is_left_ends_its_connection(chat: Tab, state: State) -> Non
         ),
     ],
 )
-def test_ice_servers_are_read_from_the_servers_header(chat: Tab, header: str, servers: list[Any]) -> None:
+def test_ice_servers_are_parsed_from_the_link_header(chat: Tab, header: str, servers: list[Any]) -> None:
     read = chat.page.evaluate("async (header) => (await import('/web/whep.js')).iceServers(header)", header)
     assert read == servers

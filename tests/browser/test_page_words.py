@@ -1,4 +1,4 @@
-"""What the page says beside the conversation: names of what is only a picture, hints, and what there is no room for."""
+"""Texts of the page: accessible names, hints, and limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.browser.fake_state import State
 pytestmark = pytest.mark.browser
 
 
-def test_on_a_phone_pictures_keep_the_names_of_the_words_they_replace(served: tuple[str, State], tab: Any) -> None:
+def test_on_a_phone_icon_buttons_keep_their_accessible_names(served: tuple[str, State], tab: Any) -> None:
     page = tab(served[0], viewport={"width": 390, "height": 844}).open("?via=mp4").page
     for name in ("New chat", "Settings", "Captions", "Full screen", "Send", "Record your voice for the presenter"):
         button = page.get_by_role("button", name=name, exact=True)
@@ -21,10 +21,10 @@ def test_on_a_phone_pictures_keep_the_names_of_the_words_they_replace(served: tu
     pointed = page.evaluate(
         "[...document.querySelectorAll('button[aria-label]')].filter((b) => !b.title).map((b) => b.id)"
     )
-    assert pointed == ["notice-close"]  # a cross in a corner needs no words
+    assert pointed == ["notice-close"]  # a close button needs no tooltip
 
 
-def test_the_hint_says_what_the_keys_do_and_when_a_message_is_full(served: tuple[str, State], tab: Any) -> None:
+def test_the_hint_shows_keys_and_remaining_characters(served: tuple[str, State], tab: Any) -> None:
     chat: Tab = tab(served[0]).open("?via=mp4")
     hint = "#hint"
     assert chat.page.inner_text(hint).startswith("Enter to send, Shift")
@@ -46,9 +46,7 @@ def test_the_hint_says_what_the_keys_do_and_when_a_message_is_full(served: tuple
     chat.until("document.querySelector('#hint').textContent.startsWith('Enter to send, Shift')")
 
 
-def test_the_latency_panel_says_what_it_is_for_until_there_is_something_in_it(
-    served: tuple[str, State], tab: Any
-) -> None:
+def test_the_empty_latency_panel_shows_a_hint(served: tuple[str, State], tab: Any) -> None:
     chat: Tab = tab(served[0]).open("?via=mp4")
     assert chat.page.inner_text(".figures").startswith("Send a message to see timings")
     served[1].reply = "Yes."
@@ -61,7 +59,7 @@ def test_the_latency_panel_says_what_it_is_for_until_there_is_something_in_it(
     assert (spark["width"], spark["height"]) == (96, 24)
 
 
-def test_the_keyboard_is_not_left_nowhere_when_a_button_goes(served: tuple[str, State], tab: Any) -> None:
+def test_focus_moves_when_a_focused_button_disappears(served: tuple[str, State], tab: Any) -> None:
     url, state = served
     chat: Tab = tab(url).open("?via=mp4")
     stands = "document.activeElement.id"
@@ -70,7 +68,7 @@ def test_the_keyboard_is_not_left_nowhere_when_a_button_goes(served: tuple[str, 
         chat.page.focus(selector)
         chat.page.keyboard.press("Enter")
 
-    chat.page.keyboard.press("Tab")  # from here on the focus is the keyboard's
+    chat.page.keyboard.press("Tab")  # switch to keyboard focus
     press("#unmute")
     chat.until(f"{stands} === 'mute'")
     chat.send("Hello?")

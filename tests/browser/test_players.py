@@ -1,4 +1,4 @@
-"""Recorded sessions in real players: hls.js and Chromium's own, and ffmpeg's library, over the ingress's own routes.
+"""Recorded sessions in real players: hls.js, Chromium and FFmpeg's library, over the ingress's routes.
 
 Every frame shows its number and every utterance has a pitch (recorded.py), so what a player shows and sounds is known.
 """
@@ -55,7 +55,7 @@ window.seek = async (frame) => {{
 window.decoded = () => video.getVideoPlaybackQuality().totalVideoFrames;
 """
 
-# begin to play at a frame; the strongest pitch in each of some windows of 85 ms while it plays
+# play from a frame; returns the strongest pitch in windows of 85 ms
 LISTEN = """
 async ([frame, seconds]) => {
   const audio = window.audio ??= new AudioContext({ sampleRate: 48000 });
@@ -80,7 +80,7 @@ async ([frame, seconds]) => {
 }
 """
 
-# Chromium's own decoder over the whole file: where each tone begins, seconds
+# decode the whole file in Chromium; returns where each tone begins, seconds
 ONSETS = """
 async ([src, rate, from, step]) => {
   const bytes = await (await fetch(src)).arrayBuffer();
@@ -103,7 +103,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 
 def session(server: tuple[str, Path], name: str, utterances: int) -> SessionFile:
-    """Without syncing the disk, which is what takes the time."""
+    """Does not sync the disk, which would take most of the time."""
     made = SessionFile(server[1] / name, SPEC, sync="never")
     for _ in range(utterances):
         say(made)
@@ -119,7 +119,7 @@ def long(server: tuple[str, Path]) -> SessionFile:
 
 @pytest.fixture
 def player(server: tuple[str, Path], tab: Callable[..., Any]) -> Any:
-    """A page with nothing but a `<video>` and the helpers above."""
+    """A page with only a `<video>` element and the helpers above."""
     opened = tab(f"{server[0]}/player")
     body = "<!doctype html><title>player</title><video muted playsinline></video>"
     opened.page.route("**/player", lambda route: route.fulfill(body=body, content_type="text/html"))
@@ -150,7 +150,7 @@ def test_a_session_of_200_utterances_plays_and_seeks_in_chromium(server, long, p
 
 
 @pytest.mark.parametrize("name", ["video.mp4", "download.mp4"])
-def test_behind_a_seek_the_sound_is_that_of_the_place(server, long, player, name):
+def test_after_a_seek_the_sound_matches_the_position(server, long, player, name):
     player.page.evaluate("load", f"{server[0]}/sessions/long/{name}")
     player.page.evaluate("video.muted = false")
     for utterance in (196, 2, 120):
@@ -158,18 +158,18 @@ def test_behind_a_seek_the_sound_is_that_of_the_place(server, long, player, name
         assert np.median(heard) == pytest.approx(pitch_hz(utterance), abs=15), (utterance, heard)
 
 
-def test_after_200_utterances_picture_and_sound_are_less_than_a_frame_apart_in_chromium(server, long, player):
+def test_after_200_utterances_audio_and_video_are_in_sync_within_a_frame(server, long, player):
     url = f"{server[0]}/sessions/long/video.mp4"
     player.page.evaluate("load", url)
     found = player.page.evaluate(ONSETS, [url, RATE, 0, FRAMES / FPS])
     spoken = [k * FRAMES + LEAD_FRAMES for k in range(UTTERANCES)]
-    assert seeks(player, spoken[-3:]) == spoken[-3:]  # the frame painted at the tone is the one that is seen then
+    assert seeks(player, spoken[-3:]) == spoken[-3:]  # the frame at the tone is the one shown
     apart = np.array(found["onsets"][:UTTERANCES]) - np.array(spoken) / FPS
     assert np.abs(apart).max() < 0.5 / FPS and abs(apart[-10:].mean() - apart[:10].mean()) < 0.002
 
 
 @pytest.mark.parametrize("name", ["video.mp4", "download.mp4", "index.m3u8"])
-def test_ffmpegs_library_decodes_all_of_it_over_http_and_seeks(server, long, name):
+def test_pyav_decodes_the_file_over_http_and_seeks(server, long, name):
     with av.open(f"{server[0]}/sessions/long/{name}") as file:
         frames = [frame.to_ndarray(format="gray") for frame in file.decode(video=0)]
     assert [number(frame) for frame in frames] == list(range(LONG_FRAMES))
@@ -191,7 +191,7 @@ def number(frame: Any) -> int:
 
 
 def hls(player: Any, server: tuple[str, Path], name: str) -> None:
-    """Let hls.js play a session's playlist; what it complains of is in `errors`."""
+    """Play a session's playlist with hls.js; its errors are in `errors`."""
     player.page.add_script_tag(path=HLS)
     player.page.evaluate(
         """(src) => {
@@ -208,11 +208,11 @@ def hls(player: Any, server: tuple[str, Path], name: str) -> None:
 
 
 def complaints(player: Any) -> list[Any]:
-    """What hls.js found wrong, but requests that it gave up for a seek."""
+    """Errors of hls.js, except requests aborted by a seek."""
     return [error for error in player.page.evaluate("errors") if error[1] or error[0] != "aborted"]
 
 
-def test_hls_js_is_the_one_that_its_note_names():
+def test_the_vendored_hls_js_has_the_documented_version():
     note = (HLS.parent / "README.md").read_text()
     assert hashlib.sha256(HLS.read_bytes()).hexdigest() in note
     assert re.search(r"hls\.js (\d+\.\d+\.\d+)", note).group(1) in HLS.read_text()
@@ -231,12 +231,12 @@ def test_hls_js_plays_a_closed_session_from_start_to_end_and_seeks(server, playe
     before = player.page.evaluate("decoded()")
     player.page.evaluate("() => { video.playbackRate = 2; return video.play(); }")
     player.until("video.ended", 15)
-    assert player.page.evaluate("decoded()") - before > 0.7 * 8 * FRAMES  # a loaded machine drops some
+    assert player.page.evaluate("decoded()") - before > 0.7 * 8 * FRAMES  # a loaded machine drops frames
     assert player.page.evaluate("shown()") == 8 * FRAMES - 1
     assert complaints(player) == []
 
 
-def test_hls_js_follows_a_session_that_grows_until_it_is_closed(server, player):
+def test_hls_js_follows_a_growing_session_until_it_is_closed(server, player):
     made = session(server, "growing", 4)
     hls(player, server, "growing")
     player.until("video.readyState >= 2")
@@ -251,7 +251,7 @@ def test_hls_js_follows_a_session_that_grows_until_it_is_closed(server, player):
     writer = threading.Thread(target=grow)
     writer.start()
     whole = 4 * FRAMES + 2 * (FRAMES + 60)
-    player.until(f"video.currentTime > {4 * FRAMES / FPS + 0.5}", 20)  # into what was not there when it began
+    player.until(f"video.currentTime > {4 * FRAMES / FPS + 0.5}", 20)  # into media that did not exist at the start
     writer.join()
     made.finish()
     player.page.evaluate("video.playbackRate = 2")
@@ -264,7 +264,7 @@ def test_hls_js_follows_a_session_that_grows_until_it_is_closed(server, player):
     assert player.page.evaluate("fragments") == playlist.count("#EXTINF")
 
 
-def test_hls_js_waits_for_a_session_in_which_nothing_was_said_yet(server, player):
+def test_hls_js_waits_for_an_empty_session(server, player):
     made = session(server, "empty", 0)
     hls(player, server, "empty")
     player.page.wait_for_timeout(500)
@@ -273,7 +273,7 @@ def test_hls_js_waits_for_a_session_in_which_nothing_was_said_yet(server, player
     assert {(name, fatal) for name, fatal, _ in player.page.evaluate("errors")} == {("levelEmptyError", False)}
 
 
-def test_ranges_of_a_session_that_was_reset_are_refused(server):
+def test_ranges_of_a_reset_session_are_refused(server):
     made = session(server, "reset", 2)
     playlist = get(f"{server[0]}/sessions/reset/index.m3u8")[0].decode()
     address = f"{server[0]}/sessions/reset/{playlist.splitlines()[-1]}"

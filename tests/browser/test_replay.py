@@ -1,4 +1,4 @@
-"""The replay of a session in the page: offered when there is something to see, seekable, with captions and lines."""
+"""The replay dialog: offered if the session has video, seekable, with captions and a list of utterances."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def server(pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def over(server: tuple[str, Path], tab: Callable[..., Tab]) -> Callable[..., Tab]:
-    """The page of a session that is over."""
+    """The page of a closed session."""
 
     def opened(session: str = "said", **options: Any) -> Tab:
         page: Tab = tab(f"{server[0]}/?session={session}", **options).open(live=False)
@@ -90,8 +90,8 @@ def test_a_closed_session_is_played_from_its_start_to_its_end(replay: Tab) -> No
     assert replay.page.evaluate(f"{video}.error") is None
 
 
-def test_captions_and_lines_follow_the_picture(replay: Tab) -> None:
-    texts = [f"{HEARD} —" if cut else text or "A recording" for text, _, cut in SAID]  # what was cut was not said
+def test_captions_and_lines_follow_playback(replay: Tab) -> None:
+    texts = [f"{HEARD} —" if cut else text or "A recording" for text, _, cut in SAID]  # interrupted text is not listed
     assert replay.texts(".line-text") == texts
     assert replay.texts(".line-time") == ["0:00", "0:02", "0:05", "0:06"]
     replay.until(f"{CURRENT} === {texts[0]!r}")
@@ -105,7 +105,7 @@ def test_captions_and_lines_follow_the_picture(replay: Tab) -> None:
     replay.until(f"{CURRENT} === {texts[3]!r} && {CAPTION}.includes('was cut')")
 
 
-def test_a_line_at_the_end_can_be_chosen_with_the_keyboard(replay: Tab) -> None:
+def test_the_last_line_can_be_selected_with_the_keyboard(replay: Tab) -> None:
     replay.page.focus(".line >> nth=3")
     replay.page.keyboard.press("Enter")
     replay.until("document.querySelector('#replay-video').currentTime >= 6.2")
@@ -114,7 +114,7 @@ def test_a_line_at_the_end_can_be_chosen_with_the_keyboard(replay: Tab) -> None:
     assert replay.page.evaluate("document.activeElement.id") == "open-replay"
 
 
-def test_the_live_picture_is_silent_while_it_is_open_and_goes_on_as_before(over: Callable[..., Tab]) -> None:
+def test_live_video_is_muted_while_the_replay_is_open(over: Callable[..., Tab]) -> None:
     page = over()
     page.page.evaluate("document.querySelector('#video').muted = false")
     page.page.click("#open-replay")
@@ -126,7 +126,7 @@ def test_the_live_picture_is_silent_while_it_is_open_and_goes_on_as_before(over:
     assert page.page.evaluate("document.querySelector('#replay-video').hasAttribute('src')") is False
 
 
-def test_it_is_offered_where_a_closed_session_says_so_and_not_where_nothing_was_said(over: Callable[..., Tab]) -> None:
+def test_the_replay_is_offered_for_closed_sessions_with_video_only(over: Callable[..., Tab]) -> None:
     page = over()
     page.page.click(".status-card [data-replay]")
     page.until("document.querySelector('#replay-video').currentTime > 0.1")
@@ -135,7 +135,7 @@ def test_it_is_offered_where_a_closed_session_says_so_and_not_where_nothing_was_
     assert not empty.page.is_visible("#open-replay") and not empty.page.is_visible(".status-card [data-replay]")
 
 
-def test_a_session_that_is_gone_says_so_and_can_be_tried_again(over: Callable[..., Tab], server: Any) -> None:
+def test_a_deleted_session_shows_an_error_and_can_be_retried(over: Callable[..., Tab], server: Any) -> None:
     page, folder = over(), server[1] / "said"
     page.page.route("**/sessions/said", lambda route: route.fulfill(status=404, json={"error": GONE}))
     page.page.click("#open-replay")
@@ -149,7 +149,7 @@ def test_a_session_that_is_gone_says_so_and_can_be_tried_again(over: Callable[..
 GONE = {"code": "session_not_found", "message": "There is no session.", "remedy": "Speak in it first."}
 
 
-def test_on_a_phone_the_picture_is_above_and_nothing_runs_over_the_edge(over: Callable[..., Tab]) -> None:
+def test_the_replay_fits_on_a_phone(over: Callable[..., Tab]) -> None:
     page = over(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, color_scheme="dark")
     page.page.tap("#open-replay")
     page.until("document.querySelector('#replay-video').currentTime > 0.6")
