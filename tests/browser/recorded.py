@@ -1,7 +1,7 @@
 """Recorded sessions with identifiable frames and utterances, served by the ingress's own routes.
 
-A frame shows its number as sixteen black or white blocks. Utterance k is a tone of its own pitch that begins and ends at
-a known frame. A test can therefore compare what a player shows and plays with what it should.
+A frame shows its number as sixteen black or white blocks. Utterance k is a tone of its own pitch that begins and ends
+at a known frame. A test can therefore compare what a player shows and plays with what it should.
 """
 
 from __future__ import annotations
