@@ -1,12 +1,11 @@
-"""configs/cluster.yaml on a local Ray with a pretended GPU: fractions share it, and a change touches one stage alone.
+"""configs/cluster.yaml on a local Ray with a pretended GPU: fractions share it, and a change touches one stage only.
 
-The embedded engines on the CPU are swapped in; resources, replicas and limits stay as the file has them.
+The graph runs with demo.yaml until then. The embedded CPU engines replace those of the GPU; resources, replicas and
+limits stay as the file has them.
 """
 
 import copy
 import itertools
-import re
-import time
 from typing import Any
 
 import av
@@ -16,10 +15,11 @@ import pytest
 
 from configs.serve_file import deployment_of, load_serve_config
 from models.restore.video import VideoOptions
-from tests.graph.conftest import EMBEDDED, free_port
+from tests.graph.media import EMBEDDED
+from tests.graph.processes import apply, replicas
+from tests.graph.requests import wait_until
 from tests.support.video import picture_of, sound_of, uneven, write_video
 from warmtalk.cli.enhance import ClusterBackend, LocalBackend, enhance_video
-from warmtalk.cli.local_graph import LocalGraph
 
 pytestmark = pytest.mark.ray
 
@@ -33,41 +33,18 @@ ON_CPU: dict[str, dict[str, Any]] = {
 }
 
 
-def use_cpu_engines(config: dict[str, Any]) -> None:
-    config["http_options"]["host"] = "127.0.0.1"
+@pytest.fixture(scope="module", autouse=True)
+def cluster(graph) -> None:
+    """The shared graph with the deployments of cluster.yaml; it is not used for anything else after this module."""
+    config = copy.deepcopy(graph.config)
+    config["applications"] = load_serve_config("cluster")["applications"]
     for stage, user_config in ON_CPU.items():
         deployment_of(config, stage)["user_config"] = copy.deepcopy(user_config)
+    apply(graph, config)
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory):
-    resources = {"num_cpus": 32, "num_gpus": 1}
-    graph = LocalGraph("cluster", free_port(), tmp_path_factory.mktemp("home"), use_cpu_engines, resources)
-    with graph:
-        yield graph
-
-
-def replicas() -> dict[str, set[int]]:
-    """Stage → process ids of its replicas."""
-    found: dict[str, set[int]] = {}
-    for process in psutil.Process().children(recursive=True):
-        title = " ".join(process.cmdline())
-        if stage := re.search(r"ServeReplica:warmtalk:(\w+)", title):  # behind it, the method that is being run
-            found.setdefault(stage.group(1), set()).add(process.pid)
-    return found
-
-
-def settle(graph: LocalGraph, config: dict[str, Any]) -> None:
-    from ray import serve
-
-    graph.deploy(config)
-    end_s = time.monotonic() + 90
-    while time.monotonic() < end_s:
-        application = serve.status().applications["warmtalk"]
-        if application.status == "RUNNING" and all(d.status == "HEALTHY" for d in application.deployments.values()):
-            return
-        time.sleep(0.5)
-    raise AssertionError(serve.status())
+def others(found: dict[str, set[int]], stage: str) -> dict[str, set[int]]:
+    return {name: pids for name, pids in found.items() if name != stage}
 
 
 def test_the_fractions_share_one_gpu(graph):
@@ -77,29 +54,28 @@ def test_the_fractions_share_one_gpu(graph):
     used = sum(d["ray_actor_options"].get("num_gpus", 0) * d.get("num_replicas", 1) for d in config)
     assert 0 < used <= 1
     assert ray.cluster_resources()["GPU"] == 1
-    assert ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0) == pytest.approx(used)
-    assert replicas().keys() == {"TTS", "AudioFeatures", "LipSync", "Enhance", "Stitch", "Avatars", "Chat", "Ingress"}
+    wait_until(lambda: 1 - ray.available_resources().get("GPU", 0) == pytest.approx(used), "the shares are taken")
+    counts = {stage: len(pids) for stage, pids in replicas().items()}
+    ones = ("TTS", "AudioFeatures", "LipSync", "Enhance", "Stitch", "Avatars", "Chat")
+    assert counts == {**dict.fromkeys(ones, 1), "Ingress": 2}
 
 
-def test_more_replicas_of_enhance_change_enhance_alone(graph):
+def test_more_replicas_of_enhance_change_enhance_only(graph):
     before = replicas()
     config = copy.deepcopy(graph.config)
     deployment_of(config, "Enhance")["autoscaling_config"]["min_replicas"] = 2
-    settle(graph, config)
-    end_s = time.monotonic() + 60
-    while len(replicas()["Enhance"]) < 2 and time.monotonic() < end_s:
-        time.sleep(0.5)
+    apply(graph, config)
+    wait_until(lambda: len(replicas()["Enhance"]) == 2, "two replicas of Enhance")
     after = replicas()
-    assert len(after["Enhance"]) == 2 and before["Enhance"] < after["Enhance"]
-    assert {s: p for s, p in after.items() if s != "Enhance"} == {s: p for s, p in before.items() if s != "Enhance"}
+    assert before["Enhance"] < after["Enhance"] and others(after, "Enhance") == others(before, "Enhance")
 
 
 class Killed(Exception):
     """Stands for the end of the process."""
 
 
-def test_both_replicas_enhance_a_video_and_a_rerun_goes_on(graph, tmp_path):
-    """`warmtalk enhance --address`, with what it does here: the same picture, times and sound."""
+def test_both_replicas_enhance_a_video_and_a_second_run_resumes_it(graph, tmp_path):
+    """`warmtalk enhance --address`, compared with an enhancement in this process: same picture, times and sound."""
     import ray
 
     frames = [frame.to_ndarray(format="rgb24") for frame in presenter(FRAMES)]
@@ -119,15 +95,16 @@ def test_both_replicas_enhance_a_video_and_a_rerun_goes_on(graph, tmp_path):
         enhance_video(source, output, backend, **how, progress=progress)
     assert not output.exists()
     report = enhance_video(source, output, backend, **how)
-    assert (report.frames, report.resumed) == (FRAMES, 18)  # two pieces of nine frames were there
+    assert (report.frames, report.resumed) == (FRAMES, 18)  # two parts of nine frames were there
     assert all(worker.cpu_times().user - begun > 0.1 for worker, begun in zip(workers, before, strict=True))
 
     (times, enhanced), (wanted_times, shown) = picture_of(output), picture_of(source)
     assert times == wanted_times and sound_of(output) == sound_of(source)
     enhance_video(source, tmp_path / "here.mp4", LocalBackend.load("small"), **how)
     here = picture_of(tmp_path / "here.mp4")[1]
-    assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(enhanced, here, strict=True)) < 0.5
-    assert min(np.abs(a.astype(int) - b).max() for a, b in zip(enhanced, shown, strict=True)) > 10
+    change = min(np.abs(a.astype(int) - b).mean() for a, b in zip(here, shown, strict=True))
+    error = max(np.abs(a.astype(int) - b).mean() for a, b in zip(enhanced, here, strict=True))
+    assert error < 0.25 * change  # the engines of both processes may round differently
 
 
 def presenter(count: int) -> list[av.VideoFrame]:
@@ -135,7 +112,7 @@ def presenter(count: int) -> list[av.VideoFrame]:
         return list(itertools.islice(container.decode(video=0), count))
 
 
-def test_a_tunable_of_one_stage_is_applied_without_any_restart(graph):
+def test_a_tunable_of_one_stage_is_applied_without_a_restart(graph):
     from ray import serve
 
     handle = serve.get_deployment_handle("LipSync", "warmtalk")
@@ -143,16 +120,15 @@ def test_a_tunable_of_one_stage_is_applied_without_any_restart(graph):
     assert handle.stats.remote().result()["config"]["batch_size"] == 8
     config = copy.deepcopy(graph.config)
     deployment_of(config, "LipSync")["user_config"]["batch_size"] = 4
-    settle(graph, config)
+    apply(graph, config)
     assert replicas() == before
     assert handle.stats.remote().result()["config"]["batch_size"] == 4
 
 
-def test_a_change_of_resources_restarts_that_stage_alone(graph):
+def test_a_change_of_resources_restarts_that_stage_only(graph):
     before = replicas()
     config = copy.deepcopy(graph.config)
     deployment_of(config, "TTS")["ray_actor_options"]["num_cpus"] = 2
-    settle(graph, config)
-    after = replicas()
-    assert after["TTS"].isdisjoint(before["TTS"])
-    assert {s: p for s, p in after.items() if s != "TTS"} == {s: p for s, p in before.items() if s != "TTS"}
+    apply(graph, config)
+    after = wait_until(lambda: (now := replicas())["TTS"].isdisjoint(before["TTS"]) and now, "TTS is replaced")
+    assert others(after, "TTS") == others(before, "TTS")

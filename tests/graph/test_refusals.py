@@ -1,4 +1,4 @@
-"""What a real graph refuses, and in what words: requests, recordings, uploads that break off."""
+"""What a real graph refuses, with which errors: requests, recordings, uploads that break off."""
 
 import json
 import socket
@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.graph.speak_material import error_of, silence, speak, wav
+from tests.graph.media import silence, wav
+from tests.graph.requests import error_of, speak, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -27,7 +28,7 @@ def test_an_upload_without_a_face_is_refused_and_leaves_nothing(client):
         ({"text": "🎉🎉"}, 422, "bad_text"),
         ({"text": "word " * 1000}, 422, "bad_text"),
         ({"text": "a" * 10_000_000}, 413, "http_413"),
-        ({"text": "\x00\x07\x1b"}, 422, "bad_input"),  # nothing is left of it
+        ({"text": "\x00\x07\x1b"}, 422, "bad_input"),  # nothing remains of it
         ({"text": "مرحبا بالعالم"}, 422, "bad_text"),
         ({"text": "Hello.", "session_id": "../etc"}, 422, "bad_id"),
         ({"text": "Hello.", "avatar_id": "nobody"}, 404, "avatar_not_found"),
@@ -62,12 +63,12 @@ def test_a_bad_request_leaves_no_session_behind(client):
     ],
     ids=["none", "text", "cut", "zero", "hour", "picture"],
 )
-def test_a_bad_recording_is_refused_in_words(client, data, code):
+def test_a_bad_recording_is_refused_with_an_error(client, data, code):
     answer = client.post("/speak/audio", params={"session_id": "bad"}, content=data)
     assert (answer.status_code, error_of(answer)["code"]) == (422, code)
 
 
-def test_odd_characters_among_words_are_spoken_around(client):
+def test_characters_that_cannot_be_spoken_are_left_out(client):
     said = speak(client, "Hello \u202e\x07 world 🎉 שלום!", session_id="odd")
     assert said["frames"] > 15
     half_a_pair = rb'{"text": "Hello \ud800 world!", "session_id": "odd"}'
@@ -80,15 +81,14 @@ def test_an_upload_that_breaks_off_leaves_nothing(client, graph, path):
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
     with socket.create_connection((graph.host, graph.port), 10) as connection:
         connection.sendall(head.encode() + b"RIFF" + bytes(1000))
-        time.sleep(0.3)
-    time.sleep(0.5)
+        time.sleep(0.3)  # the server has begun to read
     uploads = graph.home / "results" / "uploads"
-    assert list(uploads.glob("*")) == []
+    wait_until(lambda: list(uploads.glob("*")) == [], "the upload is removed")
     assert "half" not in client.get("/sessions").json()
     assert "half" not in [facts["avatar_id"] for facts in client.get("/avatars").json()]
 
 
-def test_malformed_json_is_refused_in_words(client):
+def test_malformed_json_is_refused_with_an_error(client):
     answer = client.post("/speak", content=b"{not json", headers={"Content-Type": "application/json"})
     assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_input")
 

@@ -1,4 +1,4 @@
-"""A session live on a real Ray: an endless stream, speech in it, an interruption that reaches the UNet, one socket."""
+"""Live sessions on a real Ray: an endless stream with speech in it, an interruption, a WebSocket, WebRTC."""
 
 import asyncio
 import json
@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from benchmarks.viewers import Recording
-from tests.graph.conftest import decode
+from tests.graph.media import decode
+from tests.graph.requests import speak, wait_until
 
 pytestmark = pytest.mark.ray
 
-LONG = "This is a rather long sentence, which somebody is going to interrupt in its middle, long before it has ended."
+LONG = "This is a rather long sentence, which somebody is going to interrupt long before it has ended. " * 3
 
 
 class Viewer(threading.Thread):
@@ -48,11 +49,11 @@ class Viewer(threading.Thread):
 
 @pytest.fixture(scope="module")
 def warm(client: httpx.Client) -> httpx.Client:
-    client.post("/speak", json={"text": "Warm up.", "session_id": "warm"}).raise_for_status()
+    speak(client, "Warm up.", session_id="warm")
     return client
 
 
-def test_a_viewer_sees_idle_motion_and_hears_speech_without_a_gap(warm):
+def test_a_viewer_gets_idle_motion_and_speech_without_a_gap(warm):
     assert warm.post("/sessions", json={"session_id": "watched"}).status_code == 201
     viewer = Viewer(warm, "watched")
     time.sleep(1)
@@ -61,18 +62,18 @@ def test_a_viewer_sees_idle_motion_and_hears_speech_without_a_gap(warm):
     recording = viewer.stop()
     np.testing.assert_allclose(np.diff(recording.times()), 0.04, atol=1e-3)
     spans = recording.loud_s()
-    assert len(spans) == 1 or answer["live"]["holds"]  # a busy machine may make the head wait, and says so
+    assert len(spans) == 1 or answer["live"]["holds"]  # on a busy machine playout may hold, and the answer says so
     assert spans[0][0] > 0.5 and sum(e - s for s, e in spans) == pytest.approx(answer["duration_s"], abs=0.8)
     assert answer["live"]["shown_frames"] == answer["frames"]
     facts = warm.get("/sessions/watched").json()
-    assert facts["frames"] == answer["frames"]  # of idle motion only what lies between utterances is in the file
+    assert facts["frames"] == answer["frames"]  # idle motion before and after is not recorded
     vtt = warm.get("/sessions/watched/captions.vtt").text
     assert "Hello there, this is live." in vtt
     assert "#EXT-X-MAP" in warm.get("/sessions/watched/index.m3u8").text
     assert len(decode(warm.get("/sessions/watched/download.mp4").content).frames) == answer["frames"]
 
 
-def test_an_interruption_ends_the_unets_work_for_it(warm):
+def test_an_interruption_stops_rendering(warm):
     from ray import serve
 
     def rendered() -> int:
@@ -84,24 +85,20 @@ def test_an_interruption_ends_the_unets_work_for_it(warm):
         target=lambda: said.update(warm.post("/speak", json={"text": LONG, "session_id": "cut"}).json())
     )
     thread.start()
-    end_s = time.monotonic() + 30  # a busy machine begins later
-    while not warm.get("/sessions/cut").json()["frames"]:
-        assert time.monotonic() < end_s, "nothing has been shown"
-        time.sleep(0.1)
-    time.sleep(0.5)
+    wait_until(lambda: warm.get("/sessions/cut").json()["frames"] > 8, "speech is shown")
     assert warm.post("/sessions/cut/interrupt").json()["interrupted"] == 1
     after = rendered()
-    thread.join(10)
+    thread.join(60)
     time.sleep(1.0)
-    assert rendered() - after <= 8  # at most the batch that was under way
+    assert rendered() - after <= 24  # at most the window of 3 chunks that had been sent; over 300 frames remained
     viewer.stop()
     (line,) = warm.get("/sessions/cut").json()["utterances"]
-    assert said["interrupted"] and line["interrupted"] and line["end_s"] < 4
+    assert said["interrupted"] and line["interrupted"] and line["end_s"] < 12  # of about 16 s
     assert len(decode(warm.get("/sessions/cut/video.mp4").content).frames) == said["frames"] < said["made_s"] * 25 + 1
-    assert 0 < said["live"]["shown_frames"] <= said["frames"]  # beside its speech, the pauses inside it
+    assert 0 < said["live"]["shown_frames"] <= said["frames"]  # without idle motion
 
 
-def test_a_client_that_leaves_is_forgotten_and_errors_are_in_words(warm):
+def test_errors_of_live_routes_and_a_closed_session(warm):
     for path in ("/sessions/nobody/live.mp4", "/sessions/nobody/captions.vtt", "/sessions/nobody/index.m3u8"):
         answer = warm.get(path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
@@ -113,7 +110,7 @@ def test_a_client_that_leaves_is_forgotten_and_errors_are_in_words(warm):
     assert warm.get("/sessions/watched/index.m3u8").text.endswith("#EXT-X-ENDLIST\n")
 
 
-def test_one_socket_speaks_and_shows(warm, graph):
+def test_a_websocket_speaks_and_shows(warm, graph):
     from websockets.sync.client import connect
 
     warm.post("/sessions", json={"session_id": "socket"}).raise_for_status()
@@ -123,9 +120,9 @@ def test_one_socket_speaks_and_shows(warm, graph):
         assert socket.recv(20)[4:8] == b"ftyp"
         for word in ("Hello ", "over ", "a ", "socket."):
             socket.send(json.dumps({"type": "text", "text": word, "last": word == "socket.", "id": "1"}))
-        pieces, events, end_s = 0, [], time.time() + 30
-        while "done" not in [event["type"] for event in events] and time.time() < end_s:
-            message = socket.recv(20)
+        pieces, events = 0, []
+        while "done" not in [event["type"] for event in events]:
+            message = socket.recv(60)
             pieces += isinstance(message, bytes)
             events += [] if isinstance(message, bytes) else [json.loads(message)]
         kinds = [event["type"] for event in events]
@@ -133,8 +130,8 @@ def test_one_socket_speaks_and_shows(warm, graph):
         assert events[-1]["summary"]["frames"] > 10
 
 
-async def test_a_webrtc_player_sees_and_hears_a_session_in_time_and_leaves_nothing(warm, graph):
-    """Idle motion and speech, decoded by aiortc; then it leaves, once by DELETE and once without a word."""
+async def test_a_webrtc_player_gets_picture_and_sound_in_time_and_leaves_nothing(warm, graph):
+    """Idle motion and speech, decoded by aiortc; it leaves once by DELETE and once by closing its connection."""
     pytest.importorskip("aiortc")
     from benchmarks.live import Viewer as Watcher
     from benchmarks.webrtc import Player, lateness_s, sound_after_picture_s
@@ -152,13 +149,15 @@ async def test_a_webrtc_player_sees_and_hears_a_session_in_time_and_leaves_nothi
         ).raise_for_status()
         await asyncio.sleep(1.5)
         assert (await client.delete(player.resource)).status_code == 200
+        assert player.connection.connectionState == "closed"
+        await asyncio.sleep(0.5)  # what was on its way arrives
         seen = len((got := player.received).came_s)
         await asyncio.sleep(0.5)
-        assert seen > 50 and len(got.came_s) - seen <= 3 and player.connection.connectionState == "closed"
-        assert np.abs(np.concatenate(got.sound)).max() > 2000  # it has heard speech, int16
+        assert len(got.came_s) == seen > 50
+        assert np.abs(np.concatenate(got.sound)).max() > 2000  # of int16: speech was heard
         live = await watcher.stop()
         late_s = lateness_s(got, live.data, live.came_s)
-        assert len(late_s) > 0.9 * seen and np.median(late_s) < 0.3
+        assert len(late_s) > 0.8 * seen and np.median(late_s) < 1.0  # not by a whole buffer of live.mp4
         parts_s = sound_after_picture_s(got, (await client.get("/sessions/rtc/video.mp4")).content)
         assert abs(parts_s) < 0.08, parts_s
         again = await Player(client, "rtc").play()
@@ -166,10 +165,11 @@ async def test_a_webrtc_player_sees_and_hears_a_session_in_time_and_leaves_nothi
         await again.stop()
         missing = await client.delete(again.resource)
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
-        await asyncio.sleep(0.5)
-        after = await counted()
-        assert after["webrtc"] == 0 and after["viewers"] == before["viewers"] - 1  # the watcher has left, too
-        assert after["tasks"] <= before["tasks"] + 2
+        end_s = time.monotonic() + 30
+        while (after := await counted())["webrtc"] or after["tasks"] > before["tasks"] + 2:
+            assert time.monotonic() < end_s, (before, after)
+            await asyncio.sleep(0.1)
+        assert after["viewers"] == before["viewers"] - 1  # the watcher has left, too
 
 
 async def counted() -> dict:

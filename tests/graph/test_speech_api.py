@@ -1,4 +1,4 @@
-"""The OpenAI-compatible speech API of a real graph, asked by this project's own client of such servers."""
+"""The OpenAI-compatible speech API of a real graph, called by this project's own engine for such servers."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from models.speech.audio import decode_audio
 from models.tts.hibari import HibariTTS
 from models.tts.openai import OpenAITTS
 from models.tts.streaming import sound_bounds
-from tests.graph.speak_material import TEXT, error_of
+from tests.graph.requests import TEXT, error_of
 
 pytestmark = pytest.mark.ray
 
@@ -41,7 +41,7 @@ def test_every_format_of_the_speech_api_is_the_same_speech(client, sound_format)
         assert np.sqrt((samples**2).mean()) > 0.01
 
 
-def test_openais_clients_find_voices_and_models(client):
+def test_voices_and_models_are_listed_for_openais_clients(client):
     body = {"model": "tts-1", "input": "Hello.", "response_format": "pcm"}
     heart, alloy = (client.post("/v1/audio/speech", json={**body, "voice": voice}) for voice in ("heart", "alloy"))
     assert alloy.content == heart.content and len(heart.content) > 20_000
@@ -49,7 +49,7 @@ def test_openais_clients_find_voices_and_models(client):
     assert client.get("/v1/models").json()["data"][0]["id"] == "hibari"
 
 
-def test_the_speech_api_refuses_in_words_that_openais_clients_read(client):
+def test_the_speech_api_refuses_bad_requests_with_errors(client):
     for body, status, code in (
         ({"input": "Hello.", "voice": "nobody"}, 422, "bad_input"),
         ({"input": "", "voice": "heart"}, 422, "bad_text"),

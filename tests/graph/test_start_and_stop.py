@@ -1,54 +1,156 @@
-"""What goes wrong while it starts, or ends it then: it says why, is gone in 8 s, and leaves no process behind."""
+"""A server that starts, fails to start, loses its power and stops. Each needs processes of its own."""
 
-import time
+from __future__ import annotations
+
+import os
+import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import psutil
+import httpx
 import pytest
+import yaml
 
+from configs.serve_file import FOLDER, deployment_of
 from models.errors import StageError
-from tests.graph.conftest import STOP_S, Server, free_port
+from tests.graph.media import assert_without_gaps, video_of
+from tests.graph.processes import STOP_S, Server, command_lines, free_port
+from tests.graph.requests import speak, wait_until
 from warmtalk.cli.local_graph import LocalGraph
 
 pytestmark = pytest.mark.ray
 
+LONG = "This sentence is a rather long one, which goes on and on until somebody switches the power off. " * 2
+
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def starting(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path)
     yield server
     if server.process.poll() is None:
         server.kill()
 
 
-def test_sigint_while_it_starts_stops_it_as_fast(server):
-    server.wait(lambda: any("raylet" in " ".join(process.cmdline()) for process in server.tree()), 60)
-    time.sleep(2.0)
-    assert server.interrupt() < STOP_S
-    assert server.process.returncode == 130 and "Traceback" not in server.log.read_text()
+def test_sigint_during_the_start_stops_every_process(starting: Server) -> None:
+    starting.wait(lambda: any("ServeController" in " ".join(p.cmdline()) for p in starting.tree()), "Serve starts")
+    assert starting.interrupt() < STOP_S
+    assert starting.process.returncode == 130 and "Traceback" not in starting.log.read_text()
 
 
-def processes_here() -> set[int]:
-    return {process.pid for process in psutil.Process().children(recursive=True)}
+def test_a_stage_that_cannot_start_is_reported_and_leaves_no_process(tmp_path: Path) -> None:
+    before = command_lines().keys()
 
-
-def test_a_stage_that_cannot_start_says_why_and_leaves_no_process(tmp_path):
-    before = processes_here()
-
-    def without_its_avatar(config: dict) -> None:
-        for deployment in config["applications"][0]["deployments"]:
-            if deployment["name"] == "Avatars":
-                deployment["user_config"] = {"video_path": "me.mp4", "avatar_id": "me", "preparation": False}
+    def without_its_avatar(config: dict[str, Any]) -> None:
+        deployment_of(config, "Avatars")["user_config"] = {
+            "video_path": "me.mp4",
+            "avatar_id": "me",
+            "preparation": False,
+        }
 
     (tmp_path / "me.mp4").write_bytes(b"a video that nobody has prepared")
     with pytest.raises(StageError) as caught:
         LocalGraph("demo", free_port(), tmp_path, without_its_avatar).start()
     assert caught.value.message == (
-        "The application 'warmtalk' did not start: The avatar 'me' is missing or not of this video. "
+        "The application 'warmtalk' did not start: The avatar 'me' is missing or outdated. "
         "Run: warmtalk prepare me.mp4 --avatar-id me --force"
     )
-    end_s = time.monotonic() + STOP_S
-    while processes_here() - before and time.monotonic() < end_s:
-        time.sleep(0.1)
-    assert processes_here() - before == set()
+    wait_until(lambda: not command_lines().keys() - before, "all processes have ended", STOP_S)
+
+
+# --- one server for the rest, which ends with a power cut, starts again, and is stopped
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """demo.yaml, with Enhance left out by `args` alone, and without recorded pauses."""
+    folder = tmp_path_factory.mktemp("server")
+    config = yaml.safe_load((FOLDER / "demo.yaml").read_text())
+    config["applications"][0]["args"]["enhance"] = False
+    deployment_of(config, "Stitch")["user_config"]["recorded_pause_ms"] = 0
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    server = Server(folder, str(folder / "config.yaml"))
+    server.wait(server.answers, "the server answers")
+    yield server
+    if server.process.poll() is None:
+        server.kill()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        yield client
+
+
+def test_without_the_enhance_stage_a_request_for_enhancement_is_served_plain(client: httpx.Client) -> None:
+    answer = speak(client, "No restoration here.", session_id="plain", enhance=True)
+    assert answer["stages"].keys() == {"TTS", "AudioFeatures", "LipSync", "Stitch"}
+    assert len(video_of(client, "plain").frames) == answer["frames"]
+
+
+def test_everything_said_survives_a_power_cut_and_the_session_goes_on(server: Server, client: httpx.Client) -> None:
+    said = speak(client, "This was said before.", session_id="lasting")
+    job = client.post("/chat", json={"message": "Who are you?", "session_id": "chatting"}).json()["job_id"]
+    wait_until(lambda: client.get(f"/status/{job}").json()["status"] in ("done", "failed"), "the chat answers")
+    done = client.get(f"/status/{job}").json()
+    assert done["status"] == "done"
+    captions, messages = client.get("/sessions/lasting/captions.vtt").text, client.get("/chat/chatting").json()
+    story = {"message": "Tell me a long story.", "session_id": "chatting"}
+    open_job = client.post("/chat", json=story).json()["job_id"]
+    shown = cut_the_power_while_it_speaks(server, client, "lasting", said["frames"])
+    server.start()
+    server.wait(server.answers, "the server answers again")
+    assert client.get(f"/status/{job}").json() == done
+    assert client.get("/chat/chatting").json()[: len(messages)] == messages
+    half = client.get(f"/status/{open_job}").json()
+    assert half["status"] == "done" or (half["status"] == "failed" and half["error"]["message"])
+    facts = client.get("/sessions/lasting").json()
+    assert facts["frames"] >= said["frames"] + shown and shown > 0
+    left = video_of(client, "lasting")
+    assert len(left.frames) == facts["frames"]
+    assert client.get("/sessions/lasting/captions.vtt").text.startswith(captions.rstrip())
+    more = speak(client, "And this afterwards.", session_id="lasting")
+    whole = video_of(client, "lasting")
+    assert len(whole.frames) == facts["frames"] + more["frames"]
+    assert (whole.frames[: len(left.frames)] == left.frames).all()
+    assert_without_gaps(whole)
+    lines = client.get("/sessions/lasting").json()["utterances"]
+    assert [line["text"] for line in lines] == ["This was said before.", LONG, "And this afterwards."]
+    assert lines[1]["end_s"] is None and lines[2]["start_s"] == pytest.approx(facts["frames"] / 25, abs=1e-3)
+    assert "And this afterwards." in client.get("/sessions/lasting/captions.vtt").text
+
+
+def cut_the_power_while_it_speaks(server: Server, client: httpx.Client, session_id: str, before: int) -> int:
+    """Kill every process while an utterance grows, and leave half a fragment; return the utterance's frames so far."""
+
+    def say() -> None:
+        try:
+            httpx.post(f"{server.url}/speak", json={"text": LONG, "session_id": session_id}, timeout=120)
+        except httpx.TransportError:
+            return  # the connection ends with the server
+
+    def frames() -> int:
+        return int(client.get(f"/sessions/{session_id}").json()["frames"])
+
+    speaking = threading.Thread(target=say)
+    speaking.start()
+    wait_until(lambda: frames() >= before + 18, "the utterance grows")
+    shown = frames() - before
+    server.kill()
+    speaking.join(30)
+    folder = server.folder / "results" / "sessions" / session_id
+    with (folder / "full_session.mp4").open("ab") as file:  # bytes of the file whose index line was not written
+        file.write(struct.pack(">I4s", 4000, b"moof") + os.urandom(500))
+    with (folder / "index.jsonl").open("ab") as file:
+        file.write(b'{"type": "fragment", "at"')
+    return shown
+
+
+def test_sigint_stops_the_server_and_its_ray_within_eight_seconds(server: Server, client: httpx.Client) -> None:
+    answer = speak(client, "Hello.", session_id="last")
+    assert Path(answer["video_path"]).is_relative_to(server.folder / "results" / "sessions")
+    assert server.interrupt() < STOP_S
+    assert server.process.returncode == 0
+    log = server.log.read_text()
+    assert server.url in log and "Traceback" not in log
