@@ -1,4 +1,4 @@
-"""How the tests are shared out among processes."""
+"""How pytest-xdist distributes the tests among its processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A file's tests stay together, for its fixtures; the page's all do: one Chromium at a time is load enough."""
+    """A file's tests run in one process, which share its fixtures; so do all tests of the page, which share a Chromium."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     here = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Fixtures that several files of unit tests share; what they are made of stands in the `*_material.py` beside them."""
+"""Fixtures that several files of unit tests share, from tests/support."""
 
 from tests.support.air import air
 from tests.support.client import waits
