@@ -1,4 +1,7 @@
-"""The graph: one line a stage, in the order of the data. Resources, replicas and engines come from the config file."""
+"""The graph of Serve deployments: one bind line per stage, in the order of the data flow.
+
+text → TTS → AudioFeatures → LipSync → Enhance → Stitch → fragment → client
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,12 @@ from models.errors import ConfigError
 
 
 def build_app(args: AppConfig | dict[str, Any] | None = None) -> serve.Application:
-    """The application `import_path: graph:build_app` of the Serve config files.
+    """Build the application. Serve config files name this function: `import_path: graph:build_app`.
 
-    text → TTS → AudioFeatures → LipSync → Enhance → Stitch → fragment → client
-
-    Options of each deployment (num_gpus, autoscaling_config, user_config …) are applied by Serve from `deployments` of
-    the config file, by the names below. Raises ConfigError for args outside AppConfig.
+    Serve applies the options of each deployment (num_gpus, autoscaling_config, user_config …) by the names below.
+    Raises ConfigError for args that AppConfig refuses.
     """
-    config = _app_config(args)
+    config = _parse_args(args)
     tts = serve.deployment(TTS, name="TTS").bind()
     features = serve.deployment(AudioFeatures, name="AudioFeatures").bind()
     lipsync = serve.deployment(LipSync, name="LipSync").bind()
@@ -40,8 +41,9 @@ def build_app(args: AppConfig | dict[str, Any] | None = None) -> serve.Applicati
     return serve.deployment(Ingress, name="Ingress").bind(stitch, avatars, tts, chat, recognize)
 
 
-def _app_config(args: AppConfig | dict[str, Any] | None) -> AppConfig:
+def _parse_args(args: AppConfig | dict[str, Any] | None) -> AppConfig:
     try:
         return args if isinstance(args, AppConfig) else AppConfig.model_validate(args or {})
     except ValidationError as error:
-        raise ConfigError(f"args of the application: {error.errors()[0]['msg']}.", "Mend the config file.") from error
+        message = f"args of the application: {error.errors()[0]['msg']}."
+        raise ConfigError(message, "Correct args in the config file.") from error

@@ -1,4 +1,5 @@
-"""The Serve half: thin wrappers that give each model its own replicas, queue and profile. No tensor arithmetic here.
+"""The Ray Serve deployments. One file per stage at the top; a stage with several files has a folder.
 
-Stage files never import one another: they meet as handles in `graph.py`.
+stitch/ runs the pipeline of an utterance and owns the sessions; ingress/ is the HTTP server; chat/ answers messages;
+common/ has what all of them share. Stages never import one another: graph.py connects them through handles.
 """

@@ -1,4 +1,4 @@
-"""The Avatars stage: prepares avatars from videos, beside the line. Used before a session, never during one."""
+"""The Avatars stage: prepares avatars from videos, lists and removes them. It is not part of the speech pipeline."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+
+from cachetools import LRUCache
 
 from configs.schema import AvatarsConfig
 from deployments.common.paths import builtin_avatars, input_path, output_path
@@ -19,14 +21,14 @@ from models.errors import AvatarNotFound, InputError, VideoError
 from models.runtime.ids import check_id
 from models.weights.vae_files import vae_fingerprint
 
-# settings of a stored avatar that must be the config's, and what avatars have that were stored without one
+# settings that a stored avatar must share with the config, with the values of avatars stored before they existed
 SETTINGS = {"bbox_shift": 0, "extra_margin": 10, "fps": 25, "geometry": "similarity", "detector": "blazemesh"}
-MASK_SETTINGS = {"parsing_mode": "jaw", "cheek_width": 90}  # of geometry `musetalk`
-POSTERS = 256  # of 10 KB that are kept in memory
+MASK_SETTINGS = {"parsing_mode": "jaw", "cheek_width": 90}  # for geometry `musetalk`
+CACHED_POSTERS = 256  # 10 KB each
 
 
-class _GivenUpError(Exception):
-    """Ends a preparation that nobody waits for any more."""
+class _AbandonedError(Exception):
+    """Ends a preparation whose caller has gone."""
 
 
 class Avatars(Stage[AvatarsConfig]):
@@ -34,23 +36,23 @@ class Avatars(Stage[AvatarsConfig]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._posters: dict[tuple[str, str], bytes] = {}  # by id and version
+        self._posters: LRUCache[tuple[str, str], bytes] = LRUCache(CACHED_POSTERS)  # by avatar id and version
 
     def apply(self, config: AvatarsConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"vae_dir", "unet_config", "unet_weights", "device", "dtype"}:
-            self._model: Any = None  # loaded at the first preparation: most replicas never need it
+            self._model: Any = None  # loaded at the first preparation, since most replicas never need it
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
         self._store.clean()
-        self._at_start(config)
+        self._prepare_configured(config)
 
     async def prepare(
         self, source: str, avatar_id: str, force: bool = False, options: dict[str, Any] | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        """Prepare the video or picture at `source` (a path that this replica can read).
+        """Prepare an avatar from the video or picture at `source`, a path that this replica can read.
 
-        Yields `{"step", "done", "total"}` as it goes, and last `{"report": {...}}`. `options` override the config's
-        OPTION_KEYS (models/avatar/prepare.py says what they mean). Closing it ends the preparation, and leaves nothing.
-        Raises IdError, ExistsError, VideoError, NoFaceError.
+        Yields `{"step", "done", "total"}` as progress, and at the end `{"report": {...}}`. options: overrides of
+        PreparationOptions. Closing the generator stops the preparation and leaves no files. Raises IdError,
+        ExistsError, VideoError, NoFaceError.
         """
         await self.ready()
         check_id(avatar_id, "avatar id")
@@ -59,7 +61,7 @@ class Avatars(Stage[AvatarsConfig]):
 
         def progress(step: str, done: int, total: int) -> None:
             if closed.is_set():
-                raise _GivenUpError
+                raise _AbandonedError
             loop.call_soon_threadsafe(events.put_nowait, {"step": step, "done": done, "total": total})
 
         chosen = prepare_options(self.config, options or {})
@@ -80,46 +82,47 @@ class Avatars(Stage[AvatarsConfig]):
             work.cancel()
 
     async def list(self) -> list[dict[str, Any]]:
-        """Facts of every avatar: id, version, fps, size, frames, and whether it can be removed."""
+        """Facts about every avatar: id, version, fps, size, frames, and whether it can be removed."""
         await self.ready()
-        store, keys, made = self._store, ("version", "fps", "width", "height", "frames"), self._made_at_start()
+        store, configured = self._store, self._configured_avatar()
+        keys = ("version", "fps", "width", "height", "frames")
 
         def facts_of(avatar_id: str) -> dict[str, Any] | None:
             try:
                 facts = store.describe(avatar_id)
-            except AvatarNotFound:  # it was removed a moment ago
+            except AvatarNotFound:  # removed since ids() listed it
                 return None
-            removable = store.owns(avatar_id) and avatar_id != made
+            removable = store.owns(avatar_id) and avatar_id != configured
             return {"avatar_id": avatar_id, **{key: facts[key] for key in keys}, "removable": removable}
 
-        # on a thread of its own: the compute thread may be preparing for minutes
+        # not on the compute thread, which may be busy with a preparation for minutes
         found = await asyncio.to_thread(lambda: [facts_of(avatar_id) for avatar_id in store.ids()])
         return [facts for facts in found if facts is not None]
 
     async def remove(self, avatar_id: str, needed: str = "") -> None:
-        """Delete an avatar for good. needed: the one that sessions which name none cannot do without.
+        """Delete an avatar permanently. needed: the default avatar of sessions, which must stay.
 
-        Raises IdError, AvatarNotFound, and InputError for one that has to stay.
+        Raises IdError, AvatarNotFound, and InputError for an avatar that cannot be removed.
         """
         await self.ready()
         store = self._store
         check_id(avatar_id, "avatar id")
-        if avatar_id == self._made_at_start():
+        if avatar_id == self._configured_avatar():
             raise InputError(
-                f"The avatar {avatar_id!r} is made from video_path at each start: it would come back.",
-                "Take video_path out of Avatars in the config file first.",
+                f"The avatar {avatar_id!r} is prepared from video_path at each start, so it would come back.",
+                "First remove video_path of Avatars from the config file.",
             )
         if avatar_id == needed and store.owns(avatar_id) and not store.ships(avatar_id):
             raise InputError(
-                f"The avatar {avatar_id!r} is shown wherever none is named.",
-                "Set another avatar_id of Stitch in the config file first.",
+                f"The avatar {avatar_id!r} is the default of new sessions.",
+                "First set another avatar_id of Stitch in the config file.",
             )
         await asyncio.to_thread(store.remove, avatar_id)
         for key in [key for key in self._posters if key[0] == avatar_id]:
             del self._posters[key]
 
-    def _made_at_start(self) -> str | None:
-        """The avatar that the config has made, if any."""
+    def _configured_avatar(self) -> str | None:
+        """The id of the avatar that is prepared at start, if any."""
         return self.config.avatar_id if self.config.video_path is not None else None
 
     async def poster(self, avatar_id: str) -> bytes:
@@ -128,13 +131,11 @@ class Avatars(Stage[AvatarsConfig]):
         store = self._store
         key = (avatar_id, await asyncio.to_thread(store.version, avatar_id))
         if key not in self._posters:
-            while len(self._posters) >= POSTERS:
-                self._posters.pop(next(iter(self._posters)))
             self._posters[key] = await asyncio.to_thread(lambda: poster(store.load(avatar_id, latents=False)))
         return self._posters[key]
 
-    def _at_start(self, config: AvatarsConfig) -> None:
-        """The manual's `preparation`: make the configured avatar now, or refuse with the command to run."""
+    def _prepare_configured(self, config: AvatarsConfig) -> None:
+        """Prepare the configured avatar if it is missing or outdated; without `preparation`, raise AvatarNotFound."""
         if config.video_path is None:
             return
         source = input_path(config.video_path)
@@ -144,13 +145,13 @@ class Avatars(Stage[AvatarsConfig]):
             return
         if not config.preparation:
             raise AvatarNotFound(
-                f"The avatar {config.avatar_id!r} is missing or not of this video.", f"Run: {prepare_command(config)}"
+                f"The avatar {config.avatar_id!r} is missing or outdated.", f"Run: {prepare_command(config)}"
             )
         options = prepare_options(config, {})
         self._prepare(config, source, config.avatar_id, options, True, lambda step, done, total: None)
 
     def _is_current(self, config: AvatarsConfig, source: Path) -> bool:
-        """Whether the stored avatar was made of this very video with these settings and this VAE."""
+        """Whether the stored avatar was prepared from this video with these settings and this VAE."""
         if not self._store.exists(config.avatar_id):
             return False
         facts = self._store.describe(config.avatar_id)
@@ -159,7 +160,7 @@ class Avatars(Stage[AvatarsConfig]):
         settings = facts.get("settings", {})
         needed = SETTINGS | MASK_SETTINGS if config.geometry == "musetalk" else SETTINGS
         same &= all(settings.get(key, default) == getattr(config, key) for key, default in needed.items())
-        # avatars that were stored without these keys are as steady as they were, and stay
+        # avatars stored before these settings existed stay valid
         same &= all(settings[key] == getattr(config, key) for key in SMOOTHING_KEYS if key in settings)
         return same and facts.get("vae_fingerprint") == vae_fingerprint(input_path(config.vae_dir))
 

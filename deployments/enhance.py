@@ -1,12 +1,12 @@
-"""The Enhance stage: 256 px crops in, restored 512 px crops out. Knows no other stage."""
+"""The Enhance stage: face crops of 256 px in, restored crops of 512 px out."""
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from configs.schema import EnhanceConfig
 from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
@@ -18,14 +18,14 @@ from models.restore.base import needs_landmarks
 from models.runtime.registry import find_engine
 from models.types import CROP_PX, FaceCrops
 
-FILE_OPTIONS = ("path", "weights")  # options of an engine that name a file
+FILE_OPTIONS = ("path", "weights")  # engine options that are resolved by input_path
 GFPGAN_WEIGHTS = "weights/GFPGANv1.4.pth"
-CACHED_AVATARS = 4  # whose landmarks and heads are kept
-FRAME_CACHE_BYTES = 64 << 20  # decoded frames an avatar: each is looked at once, in order
+CACHED_AVATARS = 4  # avatars whose landmarks and heads stay in memory
+FRAME_CACHE_BYTES = 64 << 20  # decoded frames per avatar; small, because each frame is read once, in order
 
 
 def load_engine(name: str, options: dict[str, Any]) -> Any:
-    """The restorer behind a name, loaded with a config's options; relative files are looked up as everywhere.
+    """Load the engine with its options from the config. Relative FILE_OPTIONS are resolved by `input_path`.
 
     Raises ConfigError, WeightsError.
     """
@@ -47,7 +47,7 @@ class Enhance(Stage[EnhanceConfig]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._faces: OrderedDict[tuple[str, str], AvatarFaces] = OrderedDict()
+        self._faces: LRUCache[tuple[str, str], AvatarFaces] = LRUCache(CACHED_AVATARS)  # by avatar id and version
 
     def apply(self, config: EnhanceConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"engine", "options"}:
@@ -56,10 +56,11 @@ class Enhance(Stage[EnhanceConfig]):
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars(), FRAME_CACHE_BYTES)
 
     async def restore(self, crops: Stamped[FaceCrops], strength: float | None = None) -> Stamped[FaceCrops]:
-        """The same faces at 512 px; `strength` 0 to 1, None for the config's. Keeps the timings of what came before.
+        """The same faces at 512 px, with the timings of the calls before.
 
-        An engine that needs landmarks finds them by the crops' avatar and its frames; crops without `avatar_frames`
-        must lie on the FFHQ template already. Raises AvatarNotFound, InputError.
+        strength: 0 to 1; None means the config's. For an engine that needs landmarks, the crops' avatar id and frame
+        numbers give them; crops without `avatar_frames` must already be on the FFHQ template. Raises AvatarNotFound,
+        InputError.
         """
         received_s = time.time()
         await self.ready()
@@ -69,30 +70,29 @@ class Enhance(Stage[EnhanceConfig]):
         return Stamped(done.value, (*crops.timings, timing))
 
     async def needs_landmarks(self) -> bool:
-        """Whether the engine works on faces laid onto the FFHQ template."""
+        """Whether the engine works on faces that are aligned to the FFHQ template."""
         await self.ready()
         return needs_landmarks(self.engine)
 
     def _restore(self, crops: FaceCrops, strength: float) -> FaceCrops:
         size = self.config.batch_size
-        known = self._avatar_faces(crops)
+        avatar_faces = self._avatar_faces(crops)
         parts = []
         for k in range(0, len(crops), size):
-            given = {}
-            if known is not None and crops.avatar_frames is not None:
+            extra = {}
+            if avatar_faces is not None and crops.avatar_frames is not None:
                 frames = crops.avatar_frames[k : k + size]
-                given = {"landmarks": known.points(frames, crops.images.shape[1]), "around": known.heads(frames)}
-            parts.append(self.engine.restore(crops.images[k : k + size], strength, **given))  # (≤ size, 512, 512, 3)
+                points = avatar_faces.points(frames, crops.images.shape[1])
+                extra = {"landmarks": points, "around": avatar_faces.heads(frames)}
+            parts.append(self.engine.restore(crops.images[k : k + size], strength, **extra))  # (≤ size, 512, 512, 3)
         return FaceCrops(np.concatenate(parts), crops.first_frame, crops.avatar_id, crops.avatar_frames)
 
     def _avatar_faces(self, crops: FaceCrops) -> AvatarFaces | None:
-        """Where the faces lie and what is around them, if the engine asks for it and the crops say whose they are."""
+        """Landmarks and surroundings of the avatar's faces; None if the engine or the crops do not use them."""
         if crops.avatar_frames is None or not needs_landmarks(self.engine):
             return None
         key = (crops.avatar_id, self._store.version(crops.avatar_id))
-        if key not in self._faces:
-            self._faces[key] = AvatarFaces(self._store.load(crops.avatar_id, latents=False))
-            while len(self._faces) > CACHED_AVATARS:
-                self._faces.popitem(last=False)
-        self._faces.move_to_end(key)
-        return self._faces[key]
+        faces = self._faces.get(key)
+        if faces is None:
+            faces = self._faces[key] = AvatarFaces(self._store.load(crops.avatar_id, latents=False))
+        return faces

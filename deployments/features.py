@@ -1,4 +1,4 @@
-"""The AudioFeatures stage: speech in, one Whisper feature window a video frame out. Knows no other stage."""
+"""The AudioFeatures stage: speech in, one Whisper feature window per video frame out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.types import WHISPER_HZ, FeatureWindows, Float16, Float32, Speech
 if TYPE_CHECKING:
     from models.features import WhisperFeatures
 
-ROUNDING_FRAMES = 0.01  # a whole number of frames is one even where frames are not whole samples
+ROUNDING_FRAMES = 0.01  # tolerance for speech of a whole number of frames whose frames are not whole samples
 
 
 class AudioFeatures(Stage[AudioFeaturesConfig]):
@@ -34,13 +34,20 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
             self.model = WhisperFeatures.load(
                 input_path(config.weights), device=config.device, dtype=getattr(torch, config.dtype)
             )
-        if changed is None or changed & {"weights", "device", "dtype", "context_s", "margin_s"}:  # warms up, too
+        if changed is None or changed & {
+            "weights",
+            "device",
+            "dtype",
+            "context_s",
+            "margin_s",
+        }:  # also warms up the model
             self._rest = resting_window(self.model, config)
 
     async def windows(self, speech: Speech, fps: int, active: Spans | None = None) -> Stamped[FeatureWindows]:
-        """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps). Raises AudioError.
+        """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps).
 
-        active: when it sounds, as the ear of the whole utterance has it; None: as the segment alone tells.
+        active: when there is speech in the segment, detected with the context of the whole utterance; None: detect it
+        in the segment alone. Raises AudioError.
         """
         received_s = time.time()
         await self.ready()
@@ -62,10 +69,14 @@ def segment_windows(
     fps: int,
     active: Spans | None = None,
 ) -> Float16:
-    """The windows `(n, 50, 384)` of one segment. active: when it sounds; None: judged by itself. Raises AudioError."""
+    """The windows `(n, 50, 384)` of one segment, with resting windows in its silences.
+
+    rest: the window of a mouth at rest. active: when there is speech; None: detect it in the segment alone. Raises
+    AudioError.
+    """
     count = int(speech.duration_s * fps + ROUNDING_FRAMES)
     samples = resample(speech.samples, speech.sample_rate_hz, WHISPER_HZ)
-    samples = np.pad(samples, (0, WHISPER_HZ // fps // 2))  # so that rounding to 16 kHz cannot cost a frame
+    samples = np.pad(samples, (0, WHISPER_HZ // fps // 2))  # rounding to 16 kHz must not lose a frame
     lead_s = config.plosive_lead_ms / 1e3
     ahead_s = plosive_shifts(speech.phonemes, count, fps, lead_s) if lead_s else None
     windows = _encoded(model, config, samples, fps, ahead_s)[:count]
@@ -75,12 +86,12 @@ def segment_windows(
 
 
 def resting_window(model: WhisperFeatures, config: AudioFeaturesConfig) -> Float16:
-    """The window `(50, 384)` of a mouth at rest, as this encoder hears it in the config's context."""
+    """The window `(50, 384)` of a mouth at rest, as this encoder produces it with the config's context."""
     return rest_window(lambda samples: _encoded(model, config, samples, 25, None))
 
 
 def _encoded(model: WhisperFeatures, config: AudioFeaturesConfig, samples: Float32, fps: int, ahead_s: Any) -> Float16:
-    """Windows `(n, 50, 384)` of 16 kHz."""
+    """Windows `(n, 50, 384)` of samples at 16 kHz."""
     if config.context_s is None:
         windows = model.windows(samples, fps, ahead_s)
     else:

@@ -1,13 +1,13 @@
-"""The LipSync stage: feature windows and an avatar's latents in, generated face crops out. Knows no other stage."""
+"""The LipSync stage: feature windows and an avatar's latents in, generated face crops out."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from configs.schema import LipSyncConfig
 from deployments.batching import FrameBatcher
@@ -27,27 +27,32 @@ ENGINES = {
     "torch": "models.musetalk:MuseTalk",
 }
 
-Frame = tuple[Float16, Float16, Float16 | None]  # latents (8, 32, 32), window (50, 384), that of rest
+MODEL_KEYS = frozenset(  # a change of one of these loads the engine again
+    ["engine", "unet_config", "unet_weights", "vae_dir", "decoder", "decoder_dir", "device", "dtype", "threads"]
+)
+
+Frame = tuple[Float16, Float16, Float16 | None]  # latents (8, 32, 32), window (50, 384), resting window (50, 384)
 
 
-def load_engine(config: Any) -> Any:
-    """The engine of a stage's config, loaded. LipSync and set-up then let it compile by a first call."""
+def load_engine(config: LipSyncConfig) -> Any:
+    """Load the engine of a config. It compiles at its first call. Raises ConfigError, WeightsError."""
     engine = find_engine(config.engine, ENGINES)
     if config.compile != "off" and config.engine != "torch":
-        raise ConfigError(f"Engine {config.engine} cannot compile: {config.compile}.", "Use engine: torch on a GPU.")
+        message = f"The engine {config.engine!r} does not support compile: {config.compile}."
+        raise ConfigError(message, "Use engine: torch on a GPU, or compile: off.")
     paths = [input_path(config.unet_config), input_path(config.unet_weights), input_path(config.vae_dir)]
-    # an engine of module:Class need not know other decoders
-    other = {"decoder_dir": input_path(config.decoder_dir)} if config.decoder == "tiny" else {}
+    # passed only when needed, since an engine of module:Class may not support other decoders
+    decoder = {"decoder_dir": input_path(config.decoder_dir)} if config.decoder == "tiny" else {}
     if config.engine == "torch":
         import torch
 
         if config.device == "cpu":
             torch.set_num_threads(config.threads)
         set_inductor_cache()
-        model = engine.load(*paths, device=config.device, dtype=getattr(torch, config.dtype), **other)
+        model = engine.load(*paths, device=config.device, dtype=getattr(torch, config.dtype), **decoder)
         model.record(config.compile, config.batch_size)
         return model
-    return engine.load(*paths, cache_dir=cache_dir(), threads=config.threads, **other)
+    return engine.load(*paths, cache_dir=cache_dir(), threads=config.threads, **decoder)
 
 
 class LipSync(Stage[LipSyncConfig]):
@@ -55,33 +60,23 @@ class LipSync(Stage[LipSyncConfig]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._latents: OrderedDict[tuple[str, str], Float16] = OrderedDict()
+        self._latents: LRUCache[tuple[str, str], Float16] = LRUCache(1)  # by avatar id and version
         self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(self._generate, self.worker.run, 1, 0.0)
 
     def apply(self, config: LipSyncConfig, changed: set[str] | None) -> None:
-        model_keys = {
-            "engine",
-            "unet_config",
-            "unet_weights",
-            "vae_dir",
-            "decoder",
-            "decoder_dir",
-            "device",
-            "dtype",
-            "threads",
-        }
-        if changed is None or changed & model_keys:
+        if changed is None or changed & MODEL_KEYS:
             self.model = load_engine(config)
             latents = np.zeros((config.batch_size, 8, 32, 32), np.float16)
             self.model.generate(latents, np.zeros((config.batch_size, 50, 384), np.float16))  # warm up
-            self._latents = OrderedDict()  # a new one: the event loop may be using the old
         elif changed & {"compile", "batch_size"} and config.engine == "torch":
             self.model.record(config.compile, config.batch_size)
-        if changed is None or changed & (model_keys | {"mouth_amplitude"}):
+        if changed is None or changed & (MODEL_KEYS | {"cached_avatars"}):
+            self._latents = LRUCache(config.cached_avatars)  # not cleared: the event loop may be using the old object
+        if changed is None or changed & (MODEL_KEYS | {"mouth_amplitude"}):
             gain = config.mouth_amplitude
-            self._amplitude = None if gain == 1 else MouthGain(self.model, gain)
-        if self._amplitude is not None and config.compile != "off":
-            log.warning("LipSync: mouth_amplitude %g passes by compile: %s", config.mouth_amplitude, config.compile)
+            self._mouth_gain = None if gain == 1 else MouthGain(self.model, gain)
+        if self._mouth_gain is not None and config.compile != "off":
+            log.warning("LipSync: mouth_amplitude %g disables compile: %s", config.mouth_amplitude, config.compile)
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
         self._batcher.batch_size, self._batcher.wait_s = config.batch_size, config.batch_wait_ms / 1e3
 
@@ -99,10 +94,10 @@ class LipSync(Stage[LipSyncConfig]):
     ) -> Stamped[FaceCrops]:
         """Crops of `count` frames, from window `start` of the segment.
 
-        position: the session's frame number of the first of them, which says which avatar frames are shown.
-        first_frame: its number in the utterance. deadline_s: when it is due (wall clock); the earlier is batched first.
-        avatar_version: of the frames that the crops go into; latents of another version would not fit them.
-        Raises AvatarNotFound, FencedError (another version), ConfigError (an avatar prepared with another VAE).
+        position: the frame number of the first crop in the session, which selects the avatar's frames. first_frame: its
+        number in the utterance. deadline_s: when it is due (wall clock); earlier ones are computed first.
+        avatar_version: the version of the avatar frames into which the crops are pasted. Raises AvatarNotFound,
+        FencedError (the avatar now has another version), ConfigError (the avatar was prepared with another VAE).
         """
         received_s, began_s = time.time(), time.perf_counter()
         await self.ready()
@@ -111,14 +106,14 @@ class LipSync(Stage[LipSyncConfig]):
         windows = features.value.windows[start : start + count]
         rest = features.value.rest
         frames = [(latents[index], window, rest) for index, window in zip(indices, windows, strict=True)]
-        loading_s = time.perf_counter() - began_s  # of an avatar that is new here: a wait, as the batcher's is
+        loading_s = time.perf_counter() - began_s  # of an avatar that was not in memory; counted as queue time
         done = await self._batcher.submit(frames, deadline_s, session_id)
         crops = FaceCrops(np.stack(done.results), first_frame, avatar_id, indices)
         timing = self.meter.record_call(count, received_s, loading_s + done.queue_s, done.compute_s, done.busy_s)
         return Stamped(crops, (timing,))
 
     async def stats(self) -> dict[str, Any]:
-        """As of every stage, and UNet calls, the frames in them, and the calls that held frames of several sessions."""
+        """As for every stage, and counts of UNet calls, their frames, and the calls that several sessions share."""
         batcher = self._batcher
         counts = {
             "batches": batcher.batches,
@@ -130,33 +125,29 @@ class LipSync(Stage[LipSyncConfig]):
     def _generate(self, frames: list[Frame]) -> list[UInt8]:
         latents = np.stack([frame[0] for frame in frames])  # (n, 8, 32, 32)
         windows = np.stack([frame[1] for frame in frames])  # (n, 50, 384)
-        rest = frames[0][2]  # the same for all speech
-        if self._amplitude is not None and rest is not None:
-            return list(self._amplitude.generate(latents, windows, rest))
+        rest = frames[0][2]  # the same in all requests
+        if self._mouth_gain is not None and rest is not None:
+            return list(self._mouth_gain.generate(latents, windows, rest))
         return list(self.model.generate(latents, windows))  # n × (256, 256, 3)
 
     async def _avatar_latents(self, avatar_id: str, version: str) -> Float16:
         cached = self._latents
-        if not self._store.exists(avatar_id):  # of a face that was removed nothing more is made, or kept
-            for known in [known for known in cached if known[0] == avatar_id]:
-                del cached[known]
+        if not self._store.exists(avatar_id):  # never generate from, or keep, latents of a removed avatar
+            for stale in [key for key in cached if key[0] == avatar_id]:
+                del cached[stale]
         key = (avatar_id, version or self._store.version(avatar_id))
-        if key not in cached:
+        latents = cached.get(key)
+        if latents is None:
             if self._store.version(avatar_id) != key[1]:
-                raise FencedError(f"The avatar {avatar_id!r} was prepared anew meanwhile.", "Send the request again.")
-            done = await self.worker.run(self._load_latents, avatar_id)
-            cached[key] = done.value
-            while len(cached) > self.config.cached_avatars:
-                cached.popitem(last=False)
-        latents = cached[key]
-        cached.move_to_end(key)
+                raise FencedError(f"The avatar {avatar_id!r} has been prepared again.", "Send the request again.")
+            latents = cached[key] = (await self.worker.run(self._load_latents, avatar_id)).value
         return latents
 
     def _load_latents(self, avatar_id: str) -> Float16:
         avatar = self._store.load(avatar_id, frames=False)
         if avatar.vae_fingerprint != self.model.vae_fingerprint:
             raise ConfigError(
-                f"The avatar {avatar_id!r} was prepared with another VAE ({avatar.vae_fingerprint}) than LipSync runs "
+                f"The avatar {avatar_id!r} was prepared with another VAE ({avatar.vae_fingerprint}) than LipSync uses "
                 f"({self.model.vae_fingerprint}).",
                 f"Prepare it again: warmtalk prepare VIDEO --avatar-id {avatar_id} --force.",
             )

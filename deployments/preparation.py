@@ -1,4 +1,4 @@
-"""The VAE and the options of avatar preparation, from the Avatars stage's config. Used by the stage and by the CLI."""
+"""The model and the options of avatar preparation, from the config of Avatars. Used by that stage and by the CLI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from configs.schema import AvatarsConfig
+from configs.schema import AvatarsConfig, PreparationOptions
 from configs.serve_file import ConfigFileError, deployment_of, load_serve_config
 from deployments.common.paths import input_path
 from deployments.common.stage import parse_config
@@ -19,13 +19,10 @@ SMOOTHING_KEYS = (
     *("smoothing", "smooth_s", "min_cutoff", "beta", "d_cutoff"),
     *("scale_lock_enabled", "scale_lock_warmup_frames", "affine_tracking_enabled", "subpixel_enabled"),
 )
-OPTION_KEYS = (
-    *("fps", "bbox_shift", "extra_margin", "max_seconds", "batch_size"),
-    *("geometry", "detector", "parsing_mode", "cheek_width", *SMOOTHING_KEYS),
-)
+OPTION_KEYS = tuple(PreparationOptions.model_fields)  # options that one preparation may override
 
-COMMAND_CONFIG = "demo"  # that `warmtalk prepare` reads where none is named
-WHAT_KEYS = ("avatar_id", "video_path", "preparation")  # say which avatar, and when; all others say how
+COMMAND_CONFIG = "demo"  # the config that `warmtalk prepare` reads by default
+SOURCE_KEYS = ("avatar_id", "video_path", "preparation")  # which avatar is prepared and when; the other keys say how
 
 
 def load_model(config: AvatarsConfig) -> Any:
@@ -44,7 +41,7 @@ def load_model(config: AvatarsConfig) -> Any:
 
 
 def prepare_options(config: AvatarsConfig, overrides: dict[str, Any]) -> PrepareOptions:
-    """The config's options of a preparation, with some of OPTION_KEYS replaced (not by None). Raises ConfigError."""
+    """The preparation options of a config, with overrides of OPTION_KEYS (None: no override). Raises ConfigError."""
     chosen = {key: getattr(config, key) for key in OPTION_KEYS}
     chosen |= {key: value for key, value in overrides.items() if key in OPTION_KEYS and value is not None}
     parser = input_path(config.parser_weights) if config.parser_weights else None
@@ -56,29 +53,29 @@ def prepare_options(config: AvatarsConfig, overrides: dict[str, Any]) -> Prepare
     )
 
 
-def configured(name: str, settings: dict[str, Any] | None = None) -> AvatarsConfig:
-    """A config file's Avatars stage, with some of its keys replaced. Raises ConfigFileError, ConfigError."""
+def load_avatars_config(name: str, settings: dict[str, Any] | None = None) -> AvatarsConfig:
+    """The config of Avatars in a config file, with some keys replaced. Raises ConfigFileError, ConfigError."""
     given = deployment_of(load_serve_config(name), "Avatars").get("user_config") or {}
     config: AvatarsConfig = parse_config("Avatars", given | (settings or {}))
     return config
 
 
 def prepare_command(config: AvatarsConfig) -> str:
-    """The command line that makes the config's avatar just as the stage would: it names what is not COMMAND_CONFIG's.
+    """The command line that prepares the config's avatar exactly as the stage would.
 
-    The config must name a video.
+    It lists the settings that differ from COMMAND_CONFIG. The config must name a video.
     """
     try:
-        usual = configured(COMMAND_CONFIG)
-    except (ConfigFileError, ConfigError):  # of a file that this stage was not started from
-        usual = AvatarsConfig()
+        default = load_avatars_config(COMMAND_CONFIG)
+    except (ConfigFileError, ConfigError):  # that file may be broken: this stage was started from another one
+        default = AvatarsConfig()
     words = ["warmtalk", "prepare", str(config.video_path), "--avatar-id", config.avatar_id]
-    for key, value in config.model_dump(exclude=set(WHAT_KEYS)).items():
-        if value != getattr(usual, key):
+    for key, value in config.model_dump(exclude=set(SOURCE_KEYS)).items():
+        if value != getattr(default, key):
             words += ["--set", f"{key}={_as_yaml(value)}"]
     return shlex.join([*words, "--force"])
 
 
 def _as_yaml(value: object) -> str:
-    """A scalar that YAML reads back as it is."""
+    """The value as YAML text that is read back as the same value."""
     return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)

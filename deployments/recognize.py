@@ -1,4 +1,4 @@
-"""The Recognize stage: a recording in, what was said in it out. Optional; beside the line. Knows no other stage."""
+"""The Recognize stage: recorded speech in, text out. It is optional."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from models.speech.audio import decode_audio, resample
 from models.types import WHISPER_HZ
 
 DEFAULT_WEIGHTS = "weights/whisper-tiny.en"
-WAITING_THREADS = 16  # recordings that wait for a server at a time; more than max_ongoing_requests
+IO_THREADS = 16  # for engines that wait for a server; more than max_ongoing_requests
 
 
 def load_recognizer(name: str, options: dict[str, Any]) -> Recognizer:
-    """The recogniser behind a name, loaded with a config's options; a relative folder is looked up as everywhere.
+    """Load the engine with its options from the config. Relative `weights` are resolved by `input_path`.
 
     Raises ConfigError, WeightsError.
     """
@@ -38,7 +38,7 @@ class Recognize(Stage[RecognizeConfig]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting = Worker("Recognize-waiting", WAITING_THREADS)
+        self._io_worker = Worker("Recognize-io", IO_THREADS)
 
     def apply(self, config: RecognizeConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"engine", "options"}:
@@ -47,13 +47,14 @@ class Recognize(Stage[RecognizeConfig]):
     async def transcribe(
         self, audio: bytes, language: str | None = None, task: Task = "transcribe"
     ) -> Stamped[Transcript]:
-        """What is said in a sound file of any usual kind. language: ISO 639-1; None is the config's.
+        """The text of a sound file in any common format.
 
-        Raises AudioError for what is no sound, or longer than max_audio_s; InputError for an unknown language.
+        language: ISO 639-1; None means the config's. Raises AudioError for data that is not sound or is longer than
+        max_audio_s, InputError for an unknown language.
         """
         received_s = time.time()
         await self.ready()
-        worker = self._waiting if getattr(self.engine, "io_bound", False) else self.worker
+        worker = self._io_worker if getattr(self.engine, "io_bound", False) else self.worker
         done = await worker.run(self._transcribe, self.config, audio, language, task)
         return Stamped(done.value, (self.meter.record_call(0, received_s, done.queue_s, done.compute_s),))
 

@@ -1,4 +1,4 @@
-"""The TTS stage: text in, a Speech a sentence out, as a stream. Knows no other stage."""
+"""The TTS stage: text in, a stream of speech out, one Speech per sentence."""
 
 from __future__ import annotations
 
@@ -17,23 +17,15 @@ from models.tts import ENGINES
 from models.tts.base import TTSEngine
 from models.types import Speech
 
-# Of POST /v1/audio/speech: `default`, and OpenAI's voices (its API reference, "Create speech")
-OPENAI_VOICES = (
-    "alloy",
-    "ash",
-    "ballad",
-    "cedar",
-    "coral",
-    "echo",
-    "fable",
-    "marin",
-    "nova",
-    "onyx",
-    "sage",
-    "shimmer",
+# These names select the default voice, unless the engine has a voice of that name: OpenAI's clients must send one of
+# OpenAI's voices (its API reference, "Create speech").
+DEFAULT_VOICE_NAMES = frozenset(
+    (
+        *("default", "alloy", "ash", "ballad", "cedar", "coral", "echo"),
+        *("fable", "marin", "nova", "onyx", "sage", "shimmer", "verse"),
+    )
 )
-USUAL_VOICES = frozenset(("default", *OPENAI_VOICES, "verse"))
-WAITING_THREADS = 32  # more than the sentences that a replica is given at a time (max_ongoing_requests)
+IO_THREADS = 32  # for engines that wait for a server; more than max_ongoing_requests
 
 
 class TTS(Stage[TTSConfig]):
@@ -42,8 +34,8 @@ class TTS(Stage[TTSConfig]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting = Worker("TTS-waiting", WAITING_THREADS)
-        self._fetching = asyncio.Lock()
+        self._io_worker = Worker("TTS-io", IO_THREADS)
+        self._fetch_lock = asyncio.Lock()
 
     def apply(self, config: TTSConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"engine", "options"}:
@@ -52,18 +44,21 @@ class TTS(Stage[TTSConfig]):
     async def speak(
         self, text: str, voice: str | None = None, speed: float | None = None
     ) -> AsyncGenerator[Stamped[Speech], None]:
-        """Yield one stamped Speech a sentence or a piece of it. Raises TextError for text that cannot be spoken."""
+        """Yield one stamped Speech per sentence, or several for a sentence that the engine streams.
+
+        voice, speed: None means the config's. Raises TextError for text that is too long or cannot be spoken.
+        """
         await self.ready()
         if len(text) > self.config.max_chars:
             raise TextError(
                 f"The text has {len(text)} characters; the limit is {self.config.max_chars}.",
                 "Send it in parts, or raise max_chars of the TTS stage.",
             )
-        engine, chosen, pace = self.engine, voice or self.config.voice, speed or self.config.speed
-        await self._fetch(engine, chosen)
-        worker = self._waiting if getattr(engine, "io_bound", False) else self.worker
+        engine, voice, speed = self.engine, voice or self.config.voice, speed or self.config.speed
+        await self._fetch(engine, voice)
+        worker = self._io_worker if getattr(engine, "io_bound", False) else self.worker
         received_s = time.time()
-        begun = await worker.run(engine.speak, text, chosen, pace)  # it may load a voice
+        begun = await worker.run(engine.speak, text, voice, speed)  # may load a voice
         speech, queue_s, compute_s = iter(begun.value), begun.queue_s, begun.compute_s
         while True:
             done = await worker.run(next, speech, None)
@@ -74,25 +69,25 @@ class TTS(Stage[TTSConfig]):
             received_s, queue_s, compute_s = time.time(), 0.0, 0.0
 
     async def _fetch(self, engine: Any, voice: str | None) -> None:
-        """Have a voice that is not here fetched, once, while others speak. Raises WeightsError."""
+        """Download a voice that is missing, once, while other calls go on. Raises WeightsError."""
         if voice is None or not hasattr(engine, "missing_voices"):
             return
         if voice in await asyncio.to_thread(engine.missing_voices):
-            async with self._fetching:
+            async with self._fetch_lock:
                 await asyncio.to_thread(engine.fetch_voice, voice)
 
     async def encoded(
         self, text: str, voice: str | None, speed: float | None, sound_format: str
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the speech as the bytes of one sound file, each sentence's as soon as it is spoken.
+        """Yield the speech as the bytes of one sound file, sentence by sentence.
 
-        voice: one of the engine's, or `default`; of OpenAI's names, which its clients must send, those that the engine
-        has not mean the default, too. sound_format: a key of models.speech.audio.SOUND_FORMATS. Raises what `speak`
-        raises, and AudioError.
+        voice: a voice of the engine, or `default`. A name of OpenAI's voices, which OpenAI's clients must send, selects
+        the default voice if the engine has no voice of that name. sound_format: a key of
+        models.speech.audio.SOUND_FORMATS. Raises what `speak` raises, and AudioError.
         """
         await self.ready()
         known = getattr(self.engine, "any_voice", False) or voice in self.engine.voices()
-        if voice == "default" or (voice in USUAL_VOICES and not known):
+        if voice == "default" or (voice in DEFAULT_VOICE_NAMES and not known):
             voice = None
         encoder: AudioEncoder | None = None
         async with aclosing(self.speak(text, voice, speed)) as spoken:
@@ -106,7 +101,7 @@ class TTS(Stage[TTSConfig]):
                     yield data
 
     async def voices(self) -> list[dict[str, Any]]:
-        """Of each voice its name, whether it can speak at once, and else how much is fetched at its first use, MB."""
+        """Per voice: its name, whether it is installed, and if not, how many MB its first use downloads."""
         await self.ready()
         missing = await asyncio.to_thread(self.engine.missing_voices) if hasattr(self.engine, "missing_voices") else {}
         return [

@@ -1,7 +1,4 @@
-"""An answer on its way from the language model to the voice: read to its end, noted in its job as it is said.
-
-Belongs to Chat; knows no handle.
-"""
+"""The reply of the language model on its way to the voice, and what the job records of it."""
 
 from __future__ import annotations
 
@@ -10,18 +7,18 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from deployments.chat.store import Job
+from deployments.chat.store import ChatJob
 from deployments.common.messages import SpeakEvent
 from models.speech.text import normalise, split_sentences
 
-CHARS_A_S = 15.0  # of speech, and
-FPS = 25  # of video: how much could be heard of an answer that nobody watches is told by about these
-UNWRITTEN = 0.5  # an answer that is still being written has not come further than this: its length is not known
-UNFINISHED = 0.99
+CHARS_PER_S = 15.0  # typical speaking rate, to estimate what was heard of a reply without viewers
+FPS = 25  # typical frame rate, for the same estimate
+MAX_PROGRESS_UNWRITTEN = 0.5  # while the length of the reply is unknown
+MAX_PROGRESS_UNFINISHED = 0.99
 
 
-class Reading:
-    """Reads an answer to its end, however slowly it is spoken. What breaks it off is raised by `finish` alone."""
+class ReplyReader:
+    """Reads a reply to its end at the model's speed, however slowly it is spoken. `finish` raises the model's error."""
 
     def __init__(self, source: AsyncGenerator[str, None]) -> None:
         self._pieces: list[str] = []
@@ -32,39 +29,40 @@ class Reading:
     async def _read(self, source: AsyncGenerator[str, None]) -> None:
         async with aclosing(source):
             async for piece in source:
-                if any(c.isalnum() for c in normalise(piece)):  # the rest is shown, but there is nothing to say of it
+                if any(c.isalnum() for c in normalise(piece)):  # pieces without a word are shown but not spoken
                     self._pieces.append(piece)
                     self._changed.set()
 
-    async def begun(self) -> bool:
-        """Whether there is something to say, once that is known."""
+    async def has_speech(self) -> bool:
+        """Wait for the first piece that can be spoken; False if the reply ends without one."""
         while not self._pieces and not self._task.done():
-            await self._change()
+            await self._wait_for_change()
         return bool(self._pieces)
 
     async def pieces(self) -> AsyncGenerator[str, None]:
-        """What is to be said, as it comes."""
+        """The pieces to speak, as they arrive."""
         while self._pieces or not self._task.done():
             if self._pieces:
                 yield self._pieces.pop(0)
             else:
-                await self._change()
+                await self._wait_for_change()
 
-    async def _change(self) -> None:
+    async def _wait_for_change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
 
     async def finish(self) -> None:
-        """Wait for the end. Raises what broke it off."""
+        """Wait for the end of the reply. Raises what stopped the model."""
         await self._task
 
     async def close(self) -> None:
+        """Stop reading."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-async def noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) -> AsyncGenerator[str, None]:
-    """The tokens, each added to the job's reply as it comes."""
+async def record_tokens(job: ChatJob, tokens: AsyncGenerator[str, None], began_s: float) -> AsyncGenerator[str, None]:
+    """Yield the tokens; add each to the job's reply. began_s: time.perf_counter at the start of the answer."""
     async with aclosing(tokens):
         async for token in tokens:
             if not job.reply:
@@ -74,16 +72,19 @@ async def noted(job: Job, tokens: AsyncGenerator[str, None], began_s: float) -> 
     job.written = True
 
 
-async def told(job: Job, parts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """The parts, each noted as given to the voice."""
-    async with aclosing(parts):
-        async for part in parts:
-            job.saying = f"{job.saying or ''} {part}".strip()
-            yield part
+async def record_spoken(job: ChatJob, pieces: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """Yield the pieces; add each to the job as given to the voice."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            job.saying = f"{job.saying or ''} {piece}".strip()
+            yield piece
 
 
-def note(job: Job, event: SpeakEvent, asked_ms: float) -> None:
-    """Write down what was made and heard, and where its time went. asked_ms: when the voice was asked for it."""
+def record_event(job: ChatJob, event: SpeakEvent, asked_ms: float) -> None:
+    """Store progress and timings of the speech in the job.
+
+    asked_ms: when the speech was requested, in milliseconds after the start of the answer.
+    """
     if (making := event.making) is not None:
         job.frames = making["frames"]
         if making["ttff_ms"] is not None:
@@ -93,21 +94,25 @@ def note(job: Job, event: SpeakEvent, asked_ms: float) -> None:
         if making["shown_frames"]:
             job.video_url = f"/sessions/{job.session_id}/video.mp4"
         share = making["spoken_chars"] / max(len(job.reply.strip()), 1)
-        job.progress = max(job.progress, round(min(share, UNFINISHED if job.written else UNWRITTEN), 3))
+        limit = MAX_PROGRESS_UNFINISHED if job.written else MAX_PROGRESS_UNWRITTEN
+        job.progress = max(job.progress, round(min(share, limit), 3))
     if event.summary is not None:
         job.interrupted = job.interrupted or bool(event.summary.get("interrupted"))
-        job.start_s = event.summary.get("start_s", job.start_s)  # behind the pause that is kept before it
+        job.start_s = event.summary.get("start_s", job.start_s)  # after the pause that the file keeps before it
         job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "stages")}
         job.latency["duration_s"] = event.summary["made_s"]
 
 
-def heard_of(job: Job, seen_s: float) -> str:
-    """What was heard of an answer that was cut: its sentences that had begun; where nobody watches, by time alone."""
+def heard_text(job: ChatJob, seen_s: float) -> str:
+    """The sentences of an interrupted answer that viewers began to hear.
+
+    Without viewers this is an estimate from the generated frames and from seen_s, the time since the first frame.
+    """
     if job.heard is not None:
         return job.heard
     heard, passed = [], 0
     for sentence in split_sentences(job.saying or "") if job.frames else ():
-        if passed <= min(job.frames / FPS, seen_s) * CHARS_A_S:
+        if passed <= min(job.frames / FPS, seen_s) * CHARS_PER_S:
             heard.append(sentence)
         passed += len(sentence)
     return " ".join(heard)

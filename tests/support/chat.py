@@ -1,4 +1,4 @@
-"""A stand-in for Stitch, and the Chat stage over it, for the tests of both its ways and its survival."""
+"""A fake Stitch and the Chat stage on top of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deployments.chat.deployment import Chat
-from deployments.chat.reply import CHARS_A_S
+from deployments.chat.reply import CHARS_PER_S
 from deployments.common.messages import ChatRequest, SpeakEvent
 from models.errors import SessionNotFound
 from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV
@@ -21,7 +21,7 @@ from tests.support.llm_server import LLMServer, llm_server
 
 
 class Events:
-    """A streaming call of Stitch: speaks each part of its text in `pause_s`, and ends with a summary or an error."""
+    """A streaming call to Stitch: speaks each part of its text in `pause_s`, and ends with a summary or an error."""
 
     def __init__(self, stitch: Stitch, request: Any) -> None:
         self.stitch, self.request, self.ended, self.cancelled = stitch, request, False, False
@@ -52,7 +52,7 @@ class Events:
         self.stitch.spoken.append((self.request.session_id, part))
         self.said = f"{self.said} {part}".strip()
         self.ttff_ms = self.ttff_ms or (time.monotonic() - self.asked_s) * 1e3
-        frames = round(25 * len(self.said) / CHARS_A_S)
+        frames = round(25 * len(self.said) / CHARS_PER_S)
         making = {"frames": frames, "shown_frames": frames, "duration_s": frames / 25, "ttff_ms": self.ttff_ms}
         making |= {"spoken_chars": len(self.said), "spoken": self.said, "watched": self.stitch.watched}
         return SpeakEvent(making=making | {"stages": {"TTS": {"busy_ms": float(len(self.said))}}})
@@ -62,7 +62,7 @@ class Events:
 
 
 class Stitch:
-    """The handle of Stitch: remembers what it was asked to speak, and what of it was cancelled."""
+    """A handle of Stitch that records what it is asked to speak and what is cancelled."""
 
     def __init__(self) -> None:
         self.spoken: list[tuple[str, str]] = []
@@ -72,7 +72,7 @@ class Stitch:
         self.facts: dict[str, dict[str, Any]] = {}
         self.pause_s = 0.0
         self.watched = False
-        self.summary: dict[str, Any] = {}  # what the summary says besides
+        self.summary: dict[str, Any] = {}  # further keys of the summary
         self.may_speak = asyncio.Event()  # cleared: what is being spoken does not end
         self.may_speak.set()
         self.parts: dict[str, asyncio.Queue[str | None]] = defaultdict(asyncio.Queue)  # of the texts that grow, by key
@@ -130,7 +130,7 @@ async def stage(llm: LLMServer | None = None, stitch: Stitch | None = None, **co
 async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
     end_s = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end_s, "it has not come"
+        assert time.monotonic() < end_s, "the condition has not become true"
         await asyncio.sleep(0.01)
 
 

@@ -1,4 +1,4 @@
-"""Prepares an avatar in this process, as the Avatars stage of a config would. Knows no Ray and no terminal."""
+"""`warmtalk prepare`: prepares an avatar in this process, as the Avatars stage of a config would, or on a server."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import yaml
 
 from configs.serve_file import ConfigFileError
 from deployments.common.paths import builtin_avatars, output_path
-from deployments.preparation import configured, load_model, prepare_options
+from deployments.preparation import load_avatars_config, load_model, prepare_options
 from models.avatar.prepare import Progress, prepare_avatar
 from models.avatar.store import AvatarStore
 from models.errors import ConfigError, InputError
+from warmtalk.cli.terminal import StepProgress
+from warmtalk.client.sync_client import Client
 
 
-def settings_of(words: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words, values as YAML has them → keys of Avatars' `user_config`. Raises InputError."""
+def settings_of(assignments: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` arguments, values in YAML, as keys of the `user_config` of Avatars. Raises InputError."""
     settings: dict[str, Any] = {}
-    for word in words:
+    for word in assignments:
         key, equals, value = word.partition("=")
         try:
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             equals = ""
         if not (key and equals):
-            raise InputError(f"{word!r} is no setting.", "Write KEY=VALUE, as in --set min_cutoff=0.5.")
+            raise InputError(f"{word!r} is not a setting.", "Write KEY=VALUE, for example --set min_cutoff=0.5.")
     return settings
 
 
@@ -39,15 +41,16 @@ def prepare_here(
     settings: dict[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Prepare `video`; what `PrepareReport.to_dict` gives.
+    """Prepare `video`; return `PrepareReport.to_dict()`. Needs no Ray.
 
-    config: a short name or a path; `settings` replace keys of its Avatars stage, `options` those of OPTION_KEYS, where
-    they are not None. Raises ConfigError, ExistsError, VideoError, NoFaceError and other WarmTalkErrors.
+    config: a short name or a path. settings: replace keys of its Avatars stage. options: preparation options, by the
+    names of Client.prepare; None keeps the config's value. Raises ConfigError, ExistsError, VideoError, NoFaceError
+    and other WarmTalkErrors.
     """
     try:
-        stage = configured(config, settings)
+        stage = load_avatars_config(config, settings)
     except ConfigFileError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(str(error), "Correct the config file or the --set options.") from error
     store = AvatarStore(output_path(stage.avatars_dir), builtin_avatars())
     store.refuse_existing(avatar_id, force)
     model, chosen = load_model(stage), prepare_options(stage, options)
@@ -55,3 +58,18 @@ def prepare_here(
         video, avatar_id, store, model.encode_reference, model.vae_fingerprint, chosen, force=force, progress=progress
     )
     return report.to_dict()
+
+
+def prepare_on_server(
+    url: str, video: Path, avatar_id: str, force: bool, options: dict[str, Any], progress: StepProgress
+) -> dict[str, Any]:
+    """Upload `video` to a running server, follow its progress, and return the report. Raises ServerError."""
+    with Client(url, tries=1) as client:
+        prepared = client.prepare(
+            video,
+            avatar_id,
+            lambda event: progress(event.step, event.done, event.total),
+            force=force,
+            **{key: value for key, value in options.items() if value is not None},  # type: ignore[typeddict-item]
+        )
+    return prepared.report

@@ -117,7 +117,7 @@ async def test_another_vae_makes_a_changed_avatar(encoder, clip, monkeypatch):
 
 async def refused(clip, **config) -> list[str]:
     """The words of the command that a stage names which must not prepare by itself."""
-    with pytest.raises(AvatarNotFound, match="'me' is missing or not of this video") as caught:
+    with pytest.raises(AvatarNotFound, match="'me' is missing or outdated") as caught:
         await started(avatar_id="me", video_path=str(clip), preparation=False, **config)
     return shlex.split(caught.value.remedy.removeprefix("Run: "))
 
@@ -254,7 +254,7 @@ async def test_a_parser_that_is_not_there_gives_way_to_landmarks(encoder, clip, 
     path.parent.mkdir(parents=True)
     path.write_bytes(b"nonsense")
     assert prepare_options(stage.config, {}).parser_weights == path
-    with pytest.raises(WeightsError, match="79999_iter.pth is no complete checkpoint"):
+    with pytest.raises(WeightsError, match="79999_iter.pth is not a complete checkpoint"):
         [event async for event in stage.prepare(str(clip), "you")]
 
 
@@ -305,10 +305,10 @@ async def test_an_avatar_that_has_to_stay_says_why(encoder, clip):
     stage = await started(avatar_id="me", video_path=str(clip))
     with pytest.raises(InputError, match=r"ships with WarmTalk"):
         await stage.remove("presenter", "presenter")
-    with pytest.raises(InputError, match=r"'me' is made from video_path at each start"):
+    with pytest.raises(InputError, match=r"'me' is prepared from video_path at each start"):
         await stage.remove("me")
     [event async for event in stage.prepare(str(clip), "you")]
-    with pytest.raises(InputError, match=r"'you' is shown wherever none is named.*another avatar_id of Stitch"):
+    with pytest.raises(InputError, match=r"'you' is the default of new sessions.*another avatar_id of Stitch"):
         await stage.remove("you", "you")
     with pytest.raises(IdError):
         await stage.remove("../you")

@@ -125,7 +125,7 @@ async def test_an_amplitude_that_passes_by_what_is_compiled_is_told(stage, monke
     await stage.reconfigure(config(compile="graphs"))
     assert caplog.messages == []
     await stage.reconfigure(config(compile="graphs", mouth_amplitude=1.2))
-    assert caplog.messages == ["LipSync: mouth_amplitude 1.2 passes by compile: graphs"]
+    assert caplog.messages == ["LipSync: mouth_amplitude 1.2 disables compile: graphs"]
 
 
 async def test_the_amplitude_is_applied_without_loading_the_engine_anew(stage, monkeypatch):
@@ -205,5 +205,5 @@ async def test_latents_of_another_version_than_the_frames_are_refused(stage):
     await stage.reconfigure(config())
     version = stage._store.version("presenter")
     assert len((await stage.generate(features(1), 0, 1, "presenter", 0, 0, avatar_version=version)).value) == 1
-    with pytest.raises(FencedError, match="prepared anew meanwhile"):
+    with pytest.raises(FencedError, match="has been prepared again"):
         await stage.generate(features(1), 0, 1, "presenter", 0, 0, avatar_version="older")

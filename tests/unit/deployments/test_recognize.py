@@ -61,7 +61,7 @@ async def test_a_request_s_language_goes_before_the_config_s():
 
 async def test_what_is_no_sound_or_too_long_is_refused():
     recognize = await stage(max_audio_s=2.0)
-    for data, words in ((b"", "no bytes"), (b"PK\3\4" * 50, "not audio"), (sound(4.0), "longer|limit|exceeds|2 s")):
+    for data, words in ((b"", "empty"), (b"PK\3\4" * 50, "not audio"), (sound(4.0), "longer|limit|exceeds|2 s")):
         with pytest.raises(AudioError, match=words):
             await heard(recognize, data)
     assert Counting.asked == []

@@ -299,5 +299,5 @@ async def test_an_unknown_voice_or_format_fails_before_the_first_byte() -> None:
     tts = await stage()
     with pytest.raises(InputError, match="no voice 'nobody'"):
         await anext(tts.encoded("one", "nobody", None, "wav"))
-    with pytest.raises(AudioError, match="no sound format 'midi'"):
+    with pytest.raises(AudioError, match="no audio format 'midi'"):
         await anext(tts.encoded("one", None, None, "midi"))

@@ -1,4 +1,4 @@
-"""The Chat stage without Ray: a job's way from message to spoken answer, and what it survives."""
+"""The Chat stage without Ray: from a message to its spoken answer, interruptions, errors and limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deployments.chat.reply import CHARS_A_S
+from deployments.chat.reply import CHARS_PER_S
 from deployments.common.messages import ChatRequest
 from models.errors import BusyError, IdError, InterruptedSpeech, NotFoundError, TextError
 from models.llm.base import MODEL_ENV, URL_ENV
@@ -21,7 +21,7 @@ from tests.support.llm_server import LLMServer, broken_off, refused, streamed
 
 home, llm = chat_material.home, chat_material.llm  # fixtures
 
-# --- the way of a message
+# --- answering a message
 
 
 async def test_an_answer_is_spoken_sentence_by_sentence_into_its_session(llm: LLMServer) -> None:
@@ -33,10 +33,10 @@ async def test_an_answer_is_spoken_sentence_by_sentence_into_its_session(llm: LL
     assert job["video_url"] == "/sessions/alice/video.mp4" and job["error"] is None
     asked = stitch.calls[0].request
     assert (asked.enhance, asked.voice, asked.speed) == (True, "nova", 1.5)
-    assert job["frames"] == round(25 * len(" ".join(stitch.texts())) / CHARS_A_S)
+    assert job["frames"] == round(25 * len(" ".join(stitch.texts())) / CHARS_PER_S)
 
 
-async def test_speech_begins_while_the_model_still_talks(llm: LLMServer) -> None:
+async def test_speech_starts_before_the_model_has_finished(llm: LLMServer) -> None:
     heard = threading.Event()
     llm.answers[:] = [streamed("First one. ", "Second ", "one ", heard, "is ", "slow.")]
     stitch = Stitch()
@@ -49,7 +49,7 @@ async def test_speech_begins_while_the_model_still_talks(llm: LLMServer) -> None
     assert stitch.texts() == ["First one.", "Second one is slow."]
 
 
-async def test_the_model_goes_on_while_a_piece_is_spoken(llm: LLMServer) -> None:
+async def test_the_model_is_read_while_a_piece_is_spoken(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("One is here. ", "Two is. ", "Three ", "is.", pause_s=0.02)]
     stitch = Stitch()
     stitch.may_speak.clear()
@@ -61,8 +61,8 @@ async def test_the_model_goes_on_while_a_piece_is_spoken(llm: LLMServer) -> None
     await chat.interrupt("default")
 
 
-async def test_an_answer_is_one_utterance_and_another_is_the_next(llm: LLMServer) -> None:
-    """Within an utterance there is no pause but the voice's own."""
+async def test_each_answer_is_one_utterance(llm: LLMServer) -> None:
+    """Between utterances there would be a pause."""
     llm.answers[:] = [streamed("One is here. ", "Two is. ", "Three ", "is.", pause_s=0.02)]
     stitch = Stitch()
     chat = await stage(llm, stitch)
@@ -73,8 +73,8 @@ async def test_an_answer_is_one_utterance_and_another_is_the_next(llm: LLMServer
     assert len({call.request.text_stream_key for call in stitch.calls}) == 2
 
 
-async def test_a_job_outlives_the_request_that_began_it(llm: LLMServer) -> None:
-    """Serve cancels what was called in a request's context together with the request."""
+async def test_a_job_is_not_cancelled_with_the_request_that_started_it(llm: LLMServer) -> None:
+    """Serve cancels calls made in a request's context when that request ends."""
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
     llm.answers[:] = [streamed("Yes.")]
     stitch, called_in = Stitch(), []
@@ -85,7 +85,7 @@ async def test_a_job_outlives_the_request_that_began_it(llm: LLMServer) -> None:
     assert called_in == ["none"]
 
 
-async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer) -> None:
+async def test_status_reports_progress_and_latency(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("One is here. ", "Two ", "is here. ", pause_s=0.05)]
     stitch = Stitch()
     stitch.pause_s = 0.15
@@ -109,7 +109,7 @@ async def test_status_tells_how_far_it_is_and_where_the_time_went(llm: LLMServer
     assert (latency["rtf"], latency["stages"]) == (0.5, {"TTS": {"wall_ms": 9.0}})
 
 
-async def test_messages_of_one_session_wait_for_each_other_and_others_do_not(llm: LLMServer) -> None:
+async def test_messages_of_one_session_are_answered_in_order_and_sessions_in_parallel(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Well.")]
     stitch = Stitch()
     stitch.may_speak.clear()
@@ -124,7 +124,7 @@ async def test_messages_of_one_session_wait_for_each_other_and_others_do_not(llm
     assert sorted(stitch.spoken) == [("alice", "Well."), ("alice", "Well."), ("bob", "Well.")]
 
 
-async def test_the_answer_knows_where_it_begins_in_the_video() -> None:
+async def test_a_job_reports_where_its_answer_begins_in_the_video() -> None:
     stitch = Stitch()
     stitch.facts["default"] = {"duration_s": 12.5, "avatar_id": "ann"}
     assert (await answered(await stage(stitch=stitch)))["start_s"] == 12.5
@@ -133,7 +133,7 @@ async def test_the_answer_knows_where_it_begins_in_the_video() -> None:
 
 
 @pytest.mark.parametrize("reply", ["🙂🙂", "…"])
-async def test_what_cannot_be_spoken_is_shown_and_not_sent_to_the_voice(llm: LLMServer, reply: str) -> None:
+async def test_a_reply_without_words_is_shown_but_not_spoken(llm: LLMServer, reply: str) -> None:
     llm.answers[:] = [streamed(reply)]
     stitch = Stitch()
     job = await answered(await stage(llm, stitch))
@@ -143,7 +143,7 @@ async def test_what_cannot_be_spoken_is_shown_and_not_sent_to_the_voice(llm: LLM
 # --- the conversation
 
 
-async def test_the_model_is_given_the_prompt_and_what_was_said_before(llm: LLMServer) -> None:
+async def test_the_model_gets_the_prompt_and_the_conversation(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Tea it is.")]
     chat = await stage(llm, system_prompt="Be nice.")
     await answered(chat, "I like tea.", session_id="alice")
@@ -158,7 +158,7 @@ async def test_the_model_is_given_the_prompt_and_what_was_said_before(llm: LLMSe
     assert [m["content"] for m in await chat.messages("bob")] == ["I like milk.", "Tea it is."]
 
 
-async def test_an_avatar_may_have_a_prompt_of_its_own(llm: LLMServer) -> None:
+async def test_an_avatar_can_have_its_own_prompt(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Aye.")]
     stitch = Stitch()
     stitch.facts["sea"] = {"duration_s": 1.0, "avatar_id": "pirate"}
@@ -168,21 +168,21 @@ async def test_an_avatar_may_have_a_prompt_of_its_own(llm: LLMServer) -> None:
     assert [r[2]["messages"][0]["content"] for r in llm.requests] == ["Plain.", "Talk like one.", "Talk like one."]
 
 
-async def test_a_session_that_is_not_there_yet_has_the_default_avatars_prompt(llm: LLMServer) -> None:
+async def test_a_new_session_gets_the_prompt_of_the_default_avatar(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Good evening.")]
     chat = await stage(llm, system_prompts={"presenter": "You read the news."})
     await answered(chat, "Hi")
     assert llm.requests[0][2]["messages"][0] == {"role": "system", "content": "You read the news."}
 
 
-async def test_without_a_prompt_none_is_sent(llm: LLMServer) -> None:
+async def test_an_empty_prompt_is_not_sent(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Yes.")]
     await answered(await stage(llm, system_prompt=""), "Hi")
     assert llm.requests[0][2]["messages"] == [{"role": "user", "content": "Hi"}]
 
 
-async def test_a_bounded_conversation_still_begins_with_the_user(llm: LLMServer) -> None:
-    """Templates of many models refuse one that begins with the assistant, or has two of a role in a row."""
+async def test_a_shortened_conversation_begins_with_the_user(llm: LLMServer) -> None:
+    """Chat templates of many models refuse other conversations, and consecutive messages of one role."""
     llm.answers[:] = [streamed("Yes.")]
     chat = await stage(llm, system_prompt="", max_history_chars=100)
     await answered(chat, "m" * 98)
@@ -190,7 +190,7 @@ async def test_a_bounded_conversation_still_begins_with_the_user(llm: LLMServer)
     assert llm.requests[1][2]["messages"] == [{"role": "user", "content": "Hi"}]
 
 
-async def test_after_an_answer_that_was_cut_before_its_first_word_the_roles_still_alternate(llm: LLMServer) -> None:
+async def test_roles_alternate_after_an_answer_that_was_interrupted_before_its_first_word(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Well, let me see.")]
     stitch = Stitch()
     stitch.may_speak.clear()
@@ -205,10 +205,8 @@ async def test_after_an_answer_that_was_cut_before_its_first_word_the_roles_stil
 
 
 @pytest.mark.parametrize("tokens", [("Hi \ud83d", "\ude00 you."), ("Hi \ud83d\ude00 you.",), ("Hi 😀 you\x1b\x07.",)])
-async def test_an_answer_can_be_written_to_a_file_and_a_screen_whatever_is_in_it(
-    llm: LLMServer, tokens: tuple[str, ...]
-) -> None:
-    """JSON may hold half a character by itself: such a reply could be neither told nor asked about again."""
+async def test_a_reply_can_always_be_encoded(llm: LLMServer, tokens: tuple[str, ...]) -> None:
+    """JSON may contain lone surrogates, which cannot be encoded as UTF-8."""
     llm.answers[:] = [streamed(*tokens), streamed("Yes.")]
     stitch = Stitch()
     chat = await stage(llm, stitch)
@@ -217,20 +215,19 @@ async def test_an_answer_can_be_written_to_a_file_and_a_screen_whatever_is_in_it
     assert (await answered(chat, "Again"))["reply"] == "Yes."
 
 
-async def test_half_a_character_that_stays_alone_is_left_out(llm: LLMServer) -> None:
+async def test_lone_surrogates_are_removed_from_the_reply(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Hi \ud83d", "you.\ud83d")]
     assert (await answered(await stage(llm)))["reply"] == "Hi you."
 
 
-async def test_a_model_that_thinks_too_long_to_say_anything_fails_the_job_in_words(llm: LLMServer) -> None:
+async def test_a_model_that_only_thinks_fails_the_job(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("<think>", *["Hm. "] * 100, finish="length")]
     job = await answered(await stage(llm))
     assert (job["status"], job["reply"]) == ("failed", "")
-    assert job["error"]["message"] == "The language model used up its tokens before it said a word."
-    assert "max_tokens" in job["error"]["remedy"]
+    assert job["error"]["code"] == "stage_failed" and "max_tokens" in job["error"]["remedy"]
 
 
-async def test_a_long_conversation_forgets_its_beginning(llm: LLMServer) -> None:
+async def test_a_long_conversation_loses_its_oldest_messages(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Yes.")]
     chat = await stage(llm, max_history_messages=4)
     for number in range(5):
@@ -241,7 +238,7 @@ async def test_a_long_conversation_forgets_its_beginning(llm: LLMServer) -> None
     assert [len(m["content"]) for m in await chat.messages("default")] == [4]
 
 
-async def test_forgetting_a_session_forgets_its_words(llm: LLMServer) -> None:
+async def test_forgetting_a_session_deletes_its_conversation(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Yes.")]
     chat = await stage(llm)
     await answered(chat, "Secret", session_id="alice")
@@ -252,7 +249,7 @@ async def test_forgetting_a_session_forgets_its_words(llm: LLMServer) -> None:
 # --- interruption
 
 
-async def test_an_interruption_ends_speech_and_model_and_remembers_what_was_heard(llm: LLMServer) -> None:
+async def test_an_interruption_stops_speech_and_model_and_keeps_what_was_heard(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("One is said. ", "Two is being said. ", *["More. "] * 100, pause_s=0.02)]
     stitch = Stitch()
     stitch.pause_s = 0.2
@@ -272,13 +269,13 @@ async def test_an_interruption_ends_speech_and_model_and_remembers_what_was_hear
     assert [text for text in stitch.spoken if text[0] == "alice"] == [text for text in said if text[0] == "alice"]
     asked, heard = [m["content"] for m in await chat.messages("alice")]
     assert asked == "Talk" and heard.startswith("One is said.")
-    assert len(heard) <= (passed_s + 1) * CHARS_A_S + 18  # of a long text only what there was time for
-    assert llm.hung_up == 1  # the model is not left talking
+    assert len(heard) <= (passed_s + 1) * CHARS_PER_S + 18  # only what there was time for
+    assert llm.hung_up == 1  # the model is stopped
     assert (await chat.status(other["job_id"]))["status"] == "speaking"
     await chat.interrupt("bob")
 
 
-async def test_what_is_remembered_of_a_cut_answer_is_what_was_heard_where_somebody_watches(llm: LLMServer) -> None:
+async def test_with_viewers_the_conversation_keeps_what_they_heard_of_an_interrupted_answer(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("One is said. ", "Two is being said. ", *["More. "] * 100, pause_s=0.02)]
     stitch = Stitch()
     stitch.watched, stitch.pause_s = True, 0.2
@@ -289,7 +286,7 @@ async def test_what_is_remembered_of_a_cut_answer_is_what_was_heard_where_somebo
     assert [m["content"] for m in await chat.messages("alice")] == ["Talk", " ".join(stitch.texts())]
 
 
-async def test_progress_is_the_share_that_was_heard_and_waits_for_what_is_not_written_yet(llm: LLMServer) -> None:
+async def test_progress_is_the_heard_share_and_at_most_half_until_the_reply_is_written(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("One is said. ", *["One is said. "] * 3, pause_s=0.3)]
     stitch = Stitch()
     chat = await stage(llm, stitch)
@@ -304,8 +301,10 @@ async def test_progress_is_the_share_that_was_heard_and_waits_for_what_is_not_wr
 
 
 @pytest.mark.parametrize("begun", [True, False])
-async def test_a_job_whose_speech_is_cut_elsewhere_says_so(llm: LLMServer, begun: bool) -> None:
-    """By the session's deletion, or whoever has a handle of Stitch: before its first frame, or behind it."""
+async def test_a_job_whose_speech_is_interrupted_elsewhere_is_marked_as_interrupted(
+    llm: LLMServer, begun: bool
+) -> None:
+    """For example when the session is deleted: before its first frame, or after it."""
     llm.answers[:] = [streamed("One is said. ", "Two.")]
     stitch = Stitch()
     stitch.summary = {"interrupted": True}
@@ -316,17 +315,17 @@ async def test_a_job_whose_speech_is_cut_elsewhere_says_so(llm: LLMServer, begun
     assert (job["progress"] > 0) == begun and job["progress"] < 1
 
 
-async def test_an_answer_whose_stitch_goes_away_is_told_to_have_failed(llm: LLMServer) -> None:
-    """Ray then cancels what waits for it: the job is not cancelled, and may not be left half-way for ever."""
+async def test_a_job_fails_when_the_replica_of_stitch_is_lost(llm: LLMServer) -> None:
+    """Ray raises CancelledError in that case, although the job itself is not cancelled."""
     llm.answers[:] = [streamed("Well.")]
     stitch = Stitch()
     stitch.errors["Well."] = asyncio.CancelledError()  # type: ignore[assignment]
     job = await answered(await stage(llm, stitch))
     assert (job["status"], job["error"]["code"]) == ("failed", "stage_failed"), job
-    assert "went away" in job["error"]["message"]
+    assert "lost its replica" in job["error"]["message"]
 
 
-async def test_one_answer_can_be_ended_and_the_next_of_its_session_is_given(llm: LLMServer) -> None:
+async def test_interrupting_one_job_leaves_the_next_of_its_session(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Well.")]
     stitch = Stitch()
     stitch.may_speak.clear()
@@ -339,7 +338,7 @@ async def test_one_answer_can_be_ended_and_the_next_of_its_session_is_given(llm:
     assert [job["interrupted"] for job in jobs] == [True, False] and stitch.spoken == [("alice", "Well.")]
 
 
-async def test_waiting_messages_of_an_interrupted_session_are_dropped(llm: LLMServer) -> None:
+async def test_interrupting_a_session_drops_its_waiting_messages(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Well.")]
     stitch = Stitch()
     stitch.pause_s = 5
@@ -351,7 +350,7 @@ async def test_waiting_messages_of_an_interrupted_session_are_dropped(llm: LLMSe
     assert await chat.interrupt("default") == 0
 
 
-async def test_an_interruption_in_the_moment_of_beginning_is_told_of_like_any_other(llm: LLMServer) -> None:
+async def test_a_job_can_be_interrupted_while_it_starts(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Well.")]
     stitch = Stitch()
     stitch.pause_s = 5
@@ -363,7 +362,7 @@ async def test_an_interruption_in_the_moment_of_beginning_is_told_of_like_any_ot
     assert (await chat.status(starting["job_id"]))["status"] == "done"
 
 
-# --- what goes wrong
+# --- errors and limits
 
 
 @pytest.mark.parametrize(
@@ -374,14 +373,14 @@ async def test_an_interruption_in_the_moment_of_beginning_is_told_of_like_any_ot
         (broken_off("Half a sen"), "stage_failed", "Half a sen"),
     ],
 )
-async def test_a_model_that_fails_fails_the_job_in_words(llm: LLMServer, answer: Any, code: str, reply: str) -> None:
+async def test_an_error_of_the_model_fails_the_job(llm: LLMServer, answer: Any, code: str, reply: str) -> None:
     llm.answers[:] = [answer]
     job = await answered(await stage(llm))
     assert (job["status"], job["error"]["code"], job["reply"]) == ("failed", code, reply)
     assert job["error"]["message"].endswith(".") and job["error"]["remedy"]
 
 
-async def test_a_voice_that_cannot_read_it_fails_the_job_but_the_answer_is_shown_whole(llm: LLMServer) -> None:
+async def test_a_voice_that_cannot_speak_the_reply_fails_the_job_but_keeps_the_whole_reply(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("你好。 ", "再见。", pause_s=0.02)]
     stitch = Stitch()
     stitch.errors["你好。"] = TextError("The text is written in Chinese script.", "Send it in English.")
@@ -400,7 +399,7 @@ async def test_a_job_has_a_time_limit(llm: LLMServer) -> None:
 
 
 @pytest.mark.parametrize("message", ["", "  \n ", "\x00\x01\x1b", "\ud800", "a" * 4001])
-async def test_a_message_that_is_none_is_refused_at_once(message: str, home: Path) -> None:
+async def test_a_message_without_text_or_over_the_limit_is_refused(message: str, home: Path) -> None:
     chat = await stage()
     with pytest.raises(TextError) as caught:
         await chat.start(ChatRequest(message))
@@ -408,7 +407,7 @@ async def test_a_message_that_is_none_is_refused_at_once(message: str, home: Pat
 
 
 @pytest.mark.parametrize("message", ["a\x00b\x07c", "שלום עולם", "👩‍👩‍👧 family", "\ud800 half", "line\nbreak"])
-async def test_odd_characters_are_taken_and_control_characters_left_out(llm: LLMServer, message: str) -> None:
+async def test_unusual_characters_are_accepted_and_control_characters_removed(llm: LLMServer, message: str) -> None:
     llm.answers[:] = [streamed("Yes.")]
     assert (await answered(await stage(llm), message))["status"] == "done"
     sent = llm.requests[0][2]["messages"][-1]["content"]
@@ -430,7 +429,7 @@ async def test_too_many_messages_are_refused(llm: LLMServer) -> None:
         await chat.interrupt(name)
 
 
-async def test_unknown_and_wrong_ids_are_told() -> None:
+async def test_unknown_and_invalid_ids_are_refused() -> None:
     chat = await stage()
     with pytest.raises(NotFoundError, match="no job 'abc'"):
         await chat.status("abc")
@@ -442,7 +441,7 @@ async def test_unknown_and_wrong_ids_are_told() -> None:
 # --- the engine
 
 
-async def test_auto_is_the_server_of_the_environment_else_the_built_in(
+async def test_auto_selects_the_server_of_the_environment_or_the_built_in_responder(
     llm: LLMServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm.answers[:] = [streamed("From the server.")]

@@ -1,4 +1,4 @@
-"""What a chat job survives: a replica that dies, two that look for work at once, a full disk, time."""
+"""Chat jobs across replicas: restarts, two replicas that claim a job, full disks, expiry."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ from tests.support.llm_server import LLMServer, streamed
 home, llm = chat_material.home, chat_material.llm  # fixtures
 
 
-async def dies(chat: Chat) -> None:
-    """End a replica as a kill would: its tasks go, its files stay, and nobody writes them any more."""
-    assert chat._keeper is not None
-    for task in [chat._keeper, *(running.task for running in chat._running.values())]:
+async def kill(chat: Chat) -> None:
+    """Stop a replica as a kill would: cancel its tasks, keep its files, let their heartbeat expire."""
+    assert chat._maintenance is not None
+    for task in [chat._maintenance, *(running.task for running in chat._running.values())]:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     for path in chat._jobs.root.glob("*.json"):
         os.utime(path, (time.time() - 2 * module.LEASE_S,) * 2)
 
 
-async def test_a_finished_job_can_still_be_asked_for_after_a_restart() -> None:
+async def test_a_finished_job_can_be_read_after_a_restart() -> None:
     chat = await stage()
     job = await answered(chat)
-    await dies(chat)
+    await kill(chat)
     assert await (await stage()).status(job["job_id"]) == job
 
 
-def test_a_look_for_what_was_left_reads_no_finished_job_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica looks every two seconds, and a day's jobs are kept."""
+def test_the_search_for_abandoned_jobs_reads_finished_jobs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica searches every two seconds, and jobs are kept for a day."""
     store, read, count = JobStore(tmp_path, 3600.0), JobStore.read, 0
 
     def reading(self: JobStore, job_id: str) -> Any:
@@ -62,34 +64,34 @@ def test_a_look_for_what_was_left_reads_no_finished_job_twice(tmp_path: Path, mo
     assert [job.job_id for job in store.abandoned(6.0)] == [other.job_id] and count == 51
     (tmp_path / f"{done[0].job_id}.json").unlink()
     list(store.abandoned(6.0))
-    assert len(store._over) == 49, "what is gone is forgotten"
+    assert len(store._finished) == 49
 
 
-async def test_a_job_that_nobody_has_heard_of_is_taken_up_again(llm: LLMServer) -> None:
+async def test_a_job_that_was_not_spoken_yet_is_resumed(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Hm", " hm.", pause_s=0.3), streamed("Yes.")]
     first = await stage(llm)
     job_id = (await first.start(ChatRequest("Hello?")))["job_id"]
     await asyncio.sleep(0.1)
-    await dies(first)
+    await kill(first)
     stitch = Stitch()
     job = await finished(await stage(llm, stitch), job_id)
     assert (job["status"], job["reply"], stitch.texts()) == ("done", "Yes.", ["Yes."])
 
 
-async def test_a_job_that_broke_off_in_the_middle_fails_in_words(llm: LLMServer) -> None:
+async def test_a_job_that_was_being_spoken_fails(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("One. ", "Two. ", *["More. "] * 50, pause_s=0.05)]
     stitch = Stitch()
     first = await stage(llm, stitch)
     job_id = (await first.start(ChatRequest("Talk")))["job_id"]
     while len(stitch.spoken) < 2:
         await asyncio.sleep(0.01)
-    await dies(first)
+    await kill(first)
     job = await finished(await stage(llm), job_id)
     assert job["status"] == "failed" and job["error"]["code"] == "stage_failed"
-    assert job["error"]["message"].startswith("The server stopped while it gave this answer. What was")
+    assert job["error"]["message"].startswith("The server stopped while it gave this answer. The part that was")
 
 
-async def test_a_living_replicas_job_is_left_alone(llm: LLMServer) -> None:
+async def test_a_job_of_a_running_replica_is_not_resumed_by_another(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("Well.")]
     stitch, idle = Stitch(), Stitch()
     stitch.pause_s = 0.3
@@ -100,7 +102,7 @@ async def test_a_living_replicas_job_is_left_alone(llm: LLMServer) -> None:
     assert idle.calls == [] and (await other.status(job_id))["status"] == "done"
 
 
-def test_of_two_replicas_one_takes_a_job_up(tmp_path: Path) -> None:
+def test_only_one_of_two_replicas_claims_a_job(tmp_path: Path) -> None:
     stores = [JobStore(tmp_path, 3600) for _ in range(2)]
     job = stores[0].new("alice", "Hi")
     stores[0].write(job)
@@ -109,7 +111,7 @@ def test_of_two_replicas_one_takes_a_job_up(tmp_path: Path) -> None:
     assert [len(jobs) for jobs in taken] == [1, 0] and taken[0][0].attempt == 1
 
 
-async def test_a_job_that_takes_its_replica_down_each_time_ends(home: Path) -> None:
+async def test_a_job_that_crashes_its_replica_fails_after_some_attempts(home: Path) -> None:
     store = JobStore(home / "results/chat/jobs", 3600)
     job = store.new("alice", "Hi", attempt=module.MAX_ATTEMPTS - 1)
     store.write(job)
@@ -117,7 +119,7 @@ async def test_a_job_that_takes_its_replica_down_each_time_ends(home: Path) -> N
     assert (await finished(await stage(), job.job_id))["status"] == "failed"
 
 
-def test_old_jobs_are_forgotten_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+def test_old_jobs_expire_and_damaged_ones_are_reported(tmp_path: Path) -> None:
     store = JobStore(tmp_path, keep_s=60)
     old, young, torn = (store.new("a", "Hi", status="done") for _ in range(3))
     for job in (old, young, torn):
@@ -132,7 +134,7 @@ def test_old_jobs_are_forgotten_and_a_damaged_one_is_told(tmp_path: Path) -> Non
         store.read(torn.job_id)
 
 
-async def test_a_full_disk_does_not_end_an_answer(llm: LLMServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_does_not_stop_an_answer(llm: LLMServer, monkeypatch: pytest.MonkeyPatch) -> None:
     llm.answers[:] = [streamed("Yes.")]
     stitch = Stitch()
     chat = await stage(llm, stitch)
