@@ -24,8 +24,8 @@ from typing import Any
 
 from benchmarks.weights import make_weights
 from configs.serve_file import deployment_of
-from deployments.stitch.calls import PARTS
-from models.avatar.detect import Face
+from deployments.stitch.metrics import CALL_PARTS
+from models.avatar.face import Face
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
 from models.musetalk import MuseTalk
@@ -184,7 +184,7 @@ def summary(profile: Profile, peak_mb: float) -> dict[str, Any]:
         "peak_gpu_mb": round(peak_mb),
         "stages": {
             stage: {
-                **{part: row[part]["p50"] for part in PARTS},
+                **{part: row[part]["p50"] for part in CALL_PARTS},
                 "frames_per_s": row["frames_per_s"],
                 "gpu_mb": round(row["memory"]["gpu_mb"]),
             }

@@ -15,10 +15,10 @@ from benchmarks.embedded import BATCH, EMBEDDED
 from configs.schema import AudioFeaturesConfig, StitchConfig
 from deployments.common.messages import SpeakRequest
 from deployments.features import resting_window, segment_windows
+from deployments.stitch.avatar_cache import load_avatar, media_spec, mouth_of
 from deployments.stitch.chunks import Chunk
 from deployments.stitch.open_sessions import OpenSessions
-from deployments.stitch.pasting import loaded, mouth_of, spec_of
-from deployments.stitch.utterance import Utterance
+from deployments.stitch.utterance import UtteranceWriter
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.features import WhisperFeatures
@@ -44,10 +44,10 @@ class Speaker:
     def say(self, avatar: PreparedAvatar, session_id: str, text: str, pause_s: float = 0.0) -> Path:
         """Add an utterance to a session, each sentence with so much more silence behind it; returns its video."""
         config, session = StitchConfig(), self.sessions.find(session_id)
-        spec, shown = spec_of(avatar, config), loaded(avatar, config)
+        spec, shown = media_spec(avatar, config), load_avatar(avatar, config)
         position = session.position if session else 0
         mouth = mouth_of(shown, config, avatar.fps)
-        said = Utterance(
+        said = UtteranceWriter(
             SpeakRequest(session_id, text), self.sessions, shown, spec, position, mouth, engines=dict(ENGINES)
         )
         speeches = [paused(speech, pause_s) for speech in self.voice.speak(text)]
@@ -72,7 +72,7 @@ class Speaker:
             for start in range(0, count, BATCH):
                 crops = FaceCrops(faces[start : start + BATCH], begin + start, avatar.avatar_id)
                 last = speech.last and start + BATCH >= count
-                yield Chunk(crops, speech if start == 0 else None, last, following)
+                yield Chunk(crops, speech if start == 0 else None, last, position + begin + start, following)
 
     def faces(self, avatar: PreparedAvatar, speech: Speech, position: int, count: int) -> UInt8:
         """The generated crops of a segment, `(count, 256, 256, 3)`."""

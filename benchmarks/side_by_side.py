@@ -24,7 +24,7 @@ from benchmarks.known_motion import KnownMotion, known_motion
 from benchmarks.manual_way import cut_face, followed_boxes, hard_mask, paste_hard, prepared_box
 from benchmarks.said import Speaker
 from configs.schema import StitchConfig
-from deployments.stitch.pasting import loaded, mouth_of
+from deployments.stitch.avatar_cache import load_avatar, mouth_of
 from models.avatar.detect import BlazeMesh
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
@@ -95,7 +95,7 @@ def our_way(avatar: PreparedAvatar, speaker: Speaker, speech: Speech) -> Way:
     assert avatar.frames is not None and avatar.latents is not None
     faces = speaker.generate(avatar.latents[: len(avatar)], speech, avatar.fps)
     config, size = StitchConfig(rest_mouth="generated"), (avatar.height, avatar.width)  # the manual's never rests
-    shown, memory = loaded(avatar, config), PasteMemory()
+    shown, memory = load_avatar(avatar, config), PasteMemory()
     mouth = mouth_of(shown, config, avatar.fps)
     frames = np.stack([avatar.frames[k] for k in range(len(avatar))])
     weights = np.zeros((len(avatar), *size), np.uint8)

@@ -1,4 +1,4 @@
-"""What goes down the line, and what comes out: jobs, segments of speech, chunks of face crops."""
+"""What goes into the pipeline and comes out of it: requests, segments of speech, chunks of face crops."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from models.types import FaceCrops, Speech
 
 
 @dataclass(frozen=True, slots=True)
-class LineSettings:
-    """How an utterance is cut up and driven."""
+class PipelineSettings:
+    """How the pipeline cuts an utterance into chunks and calls the stages."""
 
     fps: int = 25
     chunk_frames: int = 8
     first_chunk_frames: int = 4
-    window_chunks: int = 3
-    tries: int = 4
-    chunk_timeout_s: float = 30.0
-    av_offset_s: float = 0.0  # how much later than their sound the lips are shown
+    window_chunks: int = 3  # chunks in flight at a time
+    tries: int = 4  # attempts per call, the first one included
+    chunk_timeout_s: float = 30.0  # per attempt
+    av_offset_s: float = 0.0  # the lips are shown this much later than the sound
 
     @classmethod
-    def of(cls, config: StitchConfig, fps: int) -> LineSettings:
+    def from_config(cls, config: StitchConfig, fps: int) -> PipelineSettings:
         return cls(
             fps,
             config.chunk_frames,
@@ -39,20 +39,19 @@ class LineSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One utterance: `text` to be spoken, `parts` of a text that is still being written, or `speech` as it is.
+class PipelineRequest:
+    """One utterance: `text` to speak, `parts` of a text that is still being written, or recorded `speech`.
 
-    position: the session's. place(first frame, frames) → a segment's own position, where it is shown live: asked when
-    the segment's speech is there, since only then can be said when its pictures will be.
+    place(first frame, frames) → the position of a segment on the session's timeline. It is called once per segment, in
+    order, when the segment's speech has arrived.
     """
 
     avatar_id: str
-    position: int
+    place: Callable[[int, int], int]
     session_id: str = ""
     avatar_version: str = ""
     text: str = ""
     parts: AsyncIterator[str] | None = None
-    place: Callable[[int, int], int] | None = None
     speech: tuple[Speech, ...] = ()
     voice: str | None = None
     speed: float | None = None
@@ -62,48 +61,48 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Crops of some frames. `last` ends the utterance.
+    """Face crops of consecutive frames of an utterance. `crops.first_frame` counts from the utterance's first frame.
 
-    speech: with a segment's first chunk, the whole segment: samples padded to whole frames, phonemes where they are
-    known, times from `crops.first_frame` on, which is the segment's first frame in the utterance. None with its others.
-    following: the next segment and its first frame, where it has come already: nothing waits for it.
+    speech: in a segment's first chunk the speech of the whole segment, padded to whole frames, with phonemes where
+    they are known, and times from `crops.first_frame` on. None in its other chunks.
+    following: the next segment's speech and its first frame, if it has arrived; the pipeline does not wait for it.
     """
 
     crops: FaceCrops
     speech: Speech | None
-    last: bool
+    last: bool  # ends the utterance
+    position: int  # of its first frame on the session's timeline
     following: tuple[Speech, int] | None = None
-    position: int | None = None  # of its first frame on the session's line, where the job places segments
-    closes: bool = False  # it ends its segment
+    ends_segment: bool = False
 
 
 @dataclass(slots=True, eq=False)
-class Segment:
-    """A padded Speech, as the lips hear it, its place in the utterance, and the un-awaited response of its features."""
+class SpeechSegment:
+    """The speech of one segment, padded to whole frames, and its place in the utterance."""
 
     speech: Speech
-    first_frame: int
+    first_frame: int  # in the utterance
     frames: int
-    heard: Speech
-    active: Spans  # when that sounds, in seconds from its start: as the ear of the whole utterance has it
-    position: int = 0  # of its first frame on the session's line
-    opens: bool = True  # it does not follow on the segment before it
-    features: Any = None
-    done: asyncio.Task[float] | None = None  # ends when the features are there: the wall-clock time of that
-    following: Segment | None = None  # the next one, once it is here
+    lip_speech: Speech  # the speech shifted by av_offset_s, from which the features are made
+    active: Spans  # when lip_speech sounds, seconds from its start; detected over the whole utterance
+    position: int = 0  # of its first frame on the session's timeline
+    after_gap: bool = True  # it does not directly follow the segment before it
+    features: Any = None  # the un-awaited response of AudioFeatures
+    features_done: asyncio.Task[float] | None = None  # returns the wall-clock time at which the features were ready
+    following: SpeechSegment | None = None  # the next one, once it has arrived
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """A chunk under way: `task` gives its crops, from frame `start` of the segment on."""
+class PendingChunk:
+    """A chunk in flight: `task` returns its crops, from frame `start` of the segment on."""
 
-    segment: Segment
+    segment: SpeechSegment
     start: int
     task: asyncio.Task[Stamped[FaceCrops]]
 
     def cancel(self) -> None:
         self.task.cancel()
-        if self.segment.done is not None:
-            self.segment.done.cancel()
+        if self.segment.features_done is not None:
+            self.segment.features_done.cancel()
         if self.segment.features is not None:
             self.segment.features.cancel()

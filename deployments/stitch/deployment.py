@@ -1,6 +1,7 @@
-"""The Stitch stage: owns an utterance. Drives the line for it, stitches what comes, yields the fragments.
+"""The Stitch stage: makes utterances and owns sessions.
 
-Knows the other stages as handles only.
+For an utterance it drives the pipeline, sends the chunks through the output, and yields the fragments. It meets the
+other stages only through their handles.
 """
 
 from __future__ import annotations
@@ -11,32 +12,32 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
+
+from ray.serve.handle import DeploymentHandle
 
 from configs.schema import StitchConfig
 from deployments.common.clocks import own_host
+from deployments.common.keyed_lock import KeyedLock
 from deployments.common.messages import Ending, LiveEvent, SpeakEvent, SpeakRequest
 from deployments.common.paths import builtin_avatars, output_path
-from deployments.common.stage import Stage, Worker
+from deployments.common.stage import Stage
 from deployments.common.text_stream import TextStreams
-from deployments.common.keyed_lock import KeyedLock
 from deployments.stitch.autoscaling import SPEAKING, WATCHED
-from deployments.stitch.avatar_cache import Faces, face_of
-from deployments.stitch.calls import Call
-from deployments.stitch.chunks import Chunk, Job, LineSettings
-from deployments.stitch.interrupts import Cut, Cuts
-from deployments.stitch.live.registry import OnAir, OnStage, Show
+from deployments.stitch.avatar_cache import PASTE_KEYS, AvatarCache, LoadedAvatar, avatar_of, media_spec, mouth_of
+from deployments.stitch.chunks import PipelineRequest, PipelineSettings
+from deployments.stitch.interrupts import Interrupt, Interrupts
+from deployments.stitch.live.registry import LiveRegistry, Picture
 from deployments.stitch.open_sessions import OpenSessions, refuse_closed, refuse_other_avatar
-from deployments.stitch.pasting import PASTE_KEYS, mouth_of, spec_of
-from deployments.stitch.pipeline import Line
-from deployments.stitch.progress import Progress, ticked
-from deployments.stitch.rendering import Stitching, nothing_said, renderers
+from deployments.stitch.output import FileOutput, Output
+from deployments.stitch.pipeline import Pipeline
+from deployments.stitch.rendering import Renderer, render_workers
 from deployments.stitch.retention import Limits, Retention
-from deployments.stitch.summary import summary_of
-from deployments.stitch.utterance import LoadedAvatar, Utterance
+from deployments.stitch.utterance import UtteranceWriter
+from deployments.stitch.utterance_run import UtteranceRun
 from models.avatar.store import AvatarStore
-from models.errors import BusyError, InputError, InterruptedSpeech
+from models.errors import BusyError, InputError
 from models.media.encode import MediaSpec
 from models.runtime.ids import check_id
 from models.speech.audio import decode_audio, resample, split_audio
@@ -45,26 +46,33 @@ from models.types import Speech
 
 log = logging.getLogger("ray.serve")
 
-SURVEY_S, SURVEYS_AN_EXPIRY = 30.0, 10  # how often sessions are counted, and looked through for old ones
-LONGEST_TEXT = 100_000  # characters; the TTS stage has a lower limit of its own
+SURVEY_S = 30.0  # interval at which sessions are counted and leases are renewed
+SURVEYS_PER_EXPIRY = 10  # every tenth survey removes expired sessions
+MAX_TEXT_CHARS = 100_000  # the TTS stage has a lower limit of its own
 
 
 class Stitch(Stage[StitchConfig]):
     stage = "Stitch"
 
-    def __init__(self, tts: Any, features: Any, lipsync: Any, enhance: Any | None = None) -> None:
+    def __init__(
+        self,
+        tts: DeploymentHandle,
+        features: DeploymentHandle,
+        lipsync: DeploymentHandle,
+        enhance: DeploymentHandle | None = None,
+    ) -> None:
         super().__init__()
         # Sentences are small and streamed by value; features and frames travel through the object store.
         self._handles = (tts.options(stream=True, _by_reference=False), features, lipsync, enhance)
-        self._session_lock = KeyedLock()
-        self._cuts = Cuts()
+        self._session_lock = KeyedLock()  # one utterance per session at a time
+        self._interrupts = Interrupts()
         self._text_streams = TextStreams()
-        self._keeper: asyncio.Task[None] | None = None
-        self._on_air = OnAir()
-        self._faces = Faces()
+        self._live = LiveRegistry()
+        self._avatars = AvatarCache()
+        self._housekeeping: asyncio.Task[None] | None = None
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
-        self._given = config  # for this thread: `self.config` is the one before until all of this one is applied
+        self._new_config = config  # for this thread: `self.config` is the previous one until all of this is applied
         self._store = AvatarStore(
             output_path(config.avatars_dir), builtin_avatars(), cache_bytes=config.frame_cache_mb * 2**20
         )
@@ -72,165 +80,206 @@ class Stitch(Stage[StitchConfig]):
             self._sessions = OpenSessions(output_path(config.sessions_dir), config.cached_sessions, self._admit)
         limits = Limits(config.max_sessions, config.max_sessions_gb * 2**30, config.session_idle_hours * 3600)
         if changed is None or "max_utterances" in changed:
-            self._room = asyncio.Semaphore(config.max_utterances)
+            self._slots = asyncio.Semaphore(config.max_utterances)
         self._retention = Retention(self._sessions.store, limits)
         if changed is None or "threads" in changed:
-            self._renderers = renderers(self.worker, config.threads)
+            self._workers = render_workers(self.worker, config.threads)
         if changed is None or changed & PASTE_KEYS:
-            self._faces.clear()
+            self._avatars.clear()
         if changed is None and self._store.exists(config.avatar_id):
-            self._load_avatar(config.avatar_id)  # warm: the first utterance must not wait for it
+            self._load_avatar(config.avatar_id)  # so that the first utterance does not wait for it
 
     async def _change(self, config: StitchConfig) -> None:
         await super()._change(config)
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._expire())
+        if self._housekeeping is None:
+            self._housekeeping = asyncio.create_task(self._housekeep())
+
+    # --- speech
 
     async def speak(self, request: SpeakRequest) -> AsyncIterator[SpeakEvent]:
-        """Yield the video as it is made (from time 0), then the summary. Raises WarmTalkError.
+        """Yield the video as it is made, from time 0, and then the summary. Raises WarmTalkError.
 
-        Utterances of one session are made one after another, in the order of their arrival. Where somebody watches the
-        session live, they are shown there at the pace of its clock, and this ends when the last frame is shown.
+        Utterances of one session run one after another, in the order of their arrival. In a session that somebody
+        watches live an utterance runs at the pace of the session's clock, and ends when its last frame is shown.
         """
         await self.ready()
-        asked_s = time.perf_counter()
+        requested_s = time.perf_counter()
         session_id = check_id(request.session_id, "session id")
-        with self._text_streams.reserve(request.text_stream_key), self._cuts.of(session_id) as cut:
-            self._refuse_crowd(session_id)
-            async with self._session_lock.hold(session_id), cut.within(self._room):
-                cut.check()
-                async with aclosing(self._say(request, cut, asked_s)) as events:
+        text_stream = self._text_streams.reserve(request.text_stream_key)
+        with text_stream, self._interrupts.register(session_id) as interrupt:
+            self._check_capacity(session_id)
+            async with self._session_lock.hold(session_id), interrupt.acquire(self._slots):
+                interrupt.check()
+                async with aclosing(self._start(request, interrupt, requested_s)) as events:
                     async for event in events:
                         yield event
 
-    def _refuse_crowd(self, session_id: str) -> None:
-        """Raises BusyError where too much waits already, with what has just come."""
-        config, again = self.config, "Try again in a few seconds."
-        if self._cuts.count(session_id) > 1 + config.max_waiting_session:
-            raise BusyError(f"{config.max_waiting_session} utterances of this session wait already.", again)
-        if len(self._cuts) > config.max_utterances + config.max_waiting:
-            raise BusyError("As many utterances are made and wait as this server allows.", again)
+    def _check_capacity(self, session_id: str) -> None:
+        """Raises BusyError if too many utterances wait, the new one included."""
+        config, remedy = self.config, "Try again in a few seconds."
+        if self._interrupts.count(session_id) > 1 + config.max_waiting_session:
+            raise BusyError(f"{config.max_waiting_session} utterances of this session wait already.", remedy)
+        if len(self._interrupts) > config.max_utterances + config.max_waiting:
+            raise BusyError("The server makes as many utterances as it can, and its queue is full.", remedy)
 
-    async def _say(self, request: SpeakRequest, cut: Cut, asked_s: float) -> AsyncGenerator[SpeakEvent, None]:
-        began_s = time.perf_counter()
-        utterance = (await self.worker.run(self._plan, request)).value
-        if request.audio:  # on a thread of its own: a long recording must not hold up the others' pictures
-            utterance.speech = await asyncio.to_thread(self._given_speech, request.audio, utterance.spec)
-        face = self._faces.speaking(request.session_id, utterance.avatar.prepared.avatar_id)
-        with face, self._renderers.least_busy() as renderer:
-            async with aclosing(self._made(request, utterance, renderer, cut, asked_s, began_s)) as events:
+    async def _start(
+        self, request: SpeakRequest, interrupt: Interrupt, requested_s: float
+    ) -> AsyncGenerator[SpeakEvent, None]:
+        started_s = time.perf_counter()
+        writer = (await self.worker.run(self._plan, request)).value
+        speech: tuple[Speech, ...] = ()
+        if request.audio:  # on its own thread: a long recording must not block the rendering of others
+            speech = await asyncio.to_thread(self._recorded_speech, request.audio, writer.spec)
+        speaking = self._avatars.speaking(request.session_id, writer.avatar.prepared.avatar_id)
+        with speaking, self._workers.least_busy() as worker:
+            renderer = Renderer(writer, worker, self.meter)
+            output = self._choose_output(renderer, interrupt)
+            pipeline = Pipeline(*self._handles, settings=PipelineSettings.from_config(self.config, writer.spec.fps))
+            writer.engines = pipeline.engines
+            run = UtteranceRun(renderer, pipeline, output, interrupt, requested_s, started_s)
+            async with aclosing(run.events(self._pipeline_request(writer, output, speech))) as events:
                 async for event in events:
                     yield event
+        summary = run.summary()
+        await asyncio.to_thread(self._sessions.remember, request.session_id, summary)
+        yield SpeakEvent(summary={**summary, "calls": run.calls()} if request.calls else summary)
 
-    async def _made(
-        self, request: SpeakRequest, utterance: Utterance, renderer: Worker, cut: Cut, asked_s: float, began_s: float
-    ) -> AsyncGenerator[SpeakEvent, None]:
-        stage = self._on_stage(utterance, renderer)
-        if stage is not None:
-            cut.then(stage.performance.cut)  # not behind what the compute thread is making
-        line = Line(*self._handles, settings=LineSettings.of(self.config, utterance.spec.fps))
-        utterance.engines = line.engines
-        stitching = Stitching(utterance, stage, cut, renderer, self.meter)
-        progress, interrupted = Progress(utterance, stage, (line.calls, stitching.calls)), False
-        chunks = line.run(self._job(utterance, stage))
-        try:
-            async with aclosing(ticked(stitching.fragments(chunks))) as made:
-                async for fragment in made:
-                    first = fragment is not None and progress.ttff_ms is None
-                    if first:
-                        progress.ttff_ms = (time.perf_counter() - asked_s) * 1e3
-                    if (first or fragment is None) and (facts := progress.report()) and request.progress:
-                        yield SpeakEvent(making=facts | progress.heard())
-                    if fragment is not None and request.deliver:
-                        if first:
-                            yield SpeakEvent(fragment.init)
-                        yield SpeakEvent(utterance.live(fragment), fragment.frames)
-            progress.report()
-            if not utterance.frames:
-                raise nothing_said(utterance)
-        except InterruptedSpeech:
-            interrupted = True
-            if not utterance.frames:
-                raise
-        except (GeneratorExit, asyncio.CancelledError):  # whoever asked for it has gone
-            interrupted = stage is not None
-            raise
-        finally:
-            try:
-                await self._leave(chunks, stage, request.session_id)
-                if utterance.session is not None and (interrupted or utterance.complete):
-                    await renderer.run(utterance.end, interrupted)
-            finally:
-                await renderer.run(utterance.release)  # behind what the thread still does for it
-            self._count_transfers(line.calls)
-        calls, ttff_ms = [*line.calls, *stitching.calls], progress.ttff_ms or 0.0
-        summary = summary_of(utterance, calls, line.retries, ttff_ms, time.perf_counter() - began_s)
-        summary |= {"interrupted": interrupted}
-        summary |= {"live": stage.facts()} if stage is not None else {}
-        self.meter.record_utterance(ttff_ms, summary["rtf"])
-        self._sessions.remember(request.session_id, summary)
-        yield SpeakEvent(summary={**summary, "calls": [asdict(c) for c in calls]} if request.calls else summary)
+    def _plan(self, request: SpeakRequest) -> UtteranceWriter:
+        """Check all that can be checked before the pipeline starts. Raises InputError, AvatarNotFound."""
+        request = replace(request, text=printable(request.text))
+        sources = [bool(request.text.strip()), bool(request.audio), bool(request.text_stream_key)].count(True)
+        if not sources:
+            raise InputError("There is nothing to say.", "Send a text or a sound file.")
+        if sources > 1:
+            raise InputError("The request has both a text and a sound file.", "Send only one of them.")
+        if request.text:
+            check_text(request.text, MAX_TEXT_CHARS, language="")  # the voice checks the script
+        session = self._sessions.find(request.session_id)
+        self._retention.check(new=session is None)
+        self._retention.renew_leases([request.session_id])
+        refuse_closed(session, self.config.session_max_minutes)
+        refuse_other_avatar(session, request.avatar_id)
+        avatar = avatar_of(session, request.avatar_id, self.config.avatar_id, self._load_avatar)
+        spec = session.spec if session is not None and session.frames else media_spec(avatar.prepared, self.config)
+        mouth = mouth_of(avatar, self.config, spec.fps)
+        return UtteranceWriter(request, self._sessions, avatar, spec, session.position if session else 0, mouth)
 
-    async def create(self, session_id: str, avatar_id: str | None = None) -> dict[str, Any]:
-        """Open a session without video, and return its facts. Raises ExistsError, IdError, AvatarNotFound."""
-        await self.ready()
-        await asyncio.to_thread(self._sessions.store.refuse_existing, session_id)  # at once, and not behind its speech
-        async with self._session_lock.hold(session_id):
-            return (await self.worker.run(self._create, session_id, avatar_id)).value
+    def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
+        return self._avatars.load(avatar_id, self._store, self._new_config)
+
+    def _recorded_speech(self, audio: bytes, spec: MediaSpec) -> tuple[Speech, ...]:
+        """An uploaded recording at the session's sample rate, split at pauses. Raises AudioError."""
+        samples, rate = decode_audio(audio, max_seconds=self.config.max_audio_s)
+        return tuple(split_audio(resample(samples, rate, spec.sample_rate_hz), spec.sample_rate_hz, spec.fps))
+
+    def _choose_output(self, renderer: Renderer, interrupt: Interrupt) -> Output:
+        """The live stream if somebody watches the session, else the session file."""
+        writer = renderer.writer
+        session_id = writer.request.session_id
+        broadcast = self._live.broadcast_of(session_id)
+        if broadcast is not None and not broadcast.shows(writer.avatar.prepared, writer.spec):
+            self._live.close(session_id, "replaced")  # the viewers see another avatar, or an older version of it
+            broadcast = None
+        if broadcast is None:
+            return FileOutput(renderer)
+        times_s = (self.config.live_ahead_s, self.config.recorded_pause_ms / 1e3)
+        return self._live.open_output(renderer, broadcast, interrupt, *times_s)
+
+    def _pipeline_request(self, writer: UtteranceWriter, output: Output, speech: tuple[Speech, ...]) -> PipelineRequest:
+        request = writer.request
+        return PipelineRequest(
+            avatar_id=writer.avatar.prepared.avatar_id,
+            place=output.place,
+            avatar_version=writer.avatar.prepared.version,
+            session_id=request.session_id,
+            text=request.text,
+            parts=self._text_parts(writer) if request.text_stream_key else None,
+            speech=speech,
+            voice=request.voice,
+            speed=request.speed,
+            enhance=self.config.enhance if request.enhance is None else request.enhance,
+            strength=request.strength,
+        )
+
+    async def _text_parts(self, writer: UtteranceWriter) -> AsyncIterator[str]:
+        """The parts of a text stream; the writer records them as spoken."""
+        spoken: list[str] = []
+        async with aclosing(self._text_streams.read(writer.request.text_stream_key)) as parts:
+            async for part in parts:
+                spoken.append(part.strip())
+                writer.spoken_text = " ".join(spoken)
+                yield part
+
+    async def feed(self, session_id: str, key: str, parts: list[str], last: bool) -> None:
+        """Add parts to a text stream that is being spoken, or will be. Raises TextError."""
+        self._text_streams.feed(key, parts, last)
 
     async def cut(self, session_id: str) -> int:
-        """Cut as `interrupt` does, and answer at once: how much. Raises SessionNotFound, IdError."""
+        """Interrupt without waiting; return the number of utterances interrupted. Raises SessionNotFound, IdError."""
         await self.ready()
-        count = self._cuts.make(check_id(session_id, "session id"))
-        if not self._cuts.count(session_id):
+        count = self._interrupts.interrupt(check_id(session_id, "session id"))
+        if not self._interrupts.count(session_id):
             await asyncio.to_thread(self._sessions.store.path, session_id)
         return count
 
     async def interrupt(self, session_id: str) -> dict[str, Any]:
-        """Cut what the session says and is going to say; answers when it is silent. Raises IdError."""
+        """Interrupt the session's utterances, waiting ones included; return when it is silent. Raises IdError."""
         await self.ready()
-        count = self._cuts.make(check_id(session_id, "session id"))
-        async with self._session_lock.hold(session_id):  # what was cut has left
+        count = self._interrupts.interrupt(check_id(session_id, "session id"))
+        async with self._session_lock.hold(session_id):  # the interrupted utterances have ended
             return {"session_id": session_id, "interrupted": count}
 
-    async def feed(self, session_id: str, key: str, parts: list[str], last: bool) -> None:
-        """Add parts to a text that is being spoken, or is going to be. Raises TextError."""
-        self._text_streams.feed(key, parts, last)
-
     async def live(self, session_id: str, position: int | None = None) -> AsyncGenerator[LiveEvent, None]:
-        """What the session shows from now on, for an ingress. Raises SessionNotFound, IdError, AvatarNotFound."""
+        """The session's live events from now on. Raises SessionNotFound, IdError, AvatarNotFound, ClosedError.
+
+        position: on the timeline, if the caller knows a later one than the session's file.
+        """
         await self.ready()
         root = self._sessions.store.root
 
-        def find() -> Show:
+        def find() -> Picture:
             with self._sessions.lock:
                 session = self._sessions.find(session_id) or self._sessions.store.open(session_id)
                 refuse_closed(session)
-                self._retention.hold([session_id])
-                return Show(face_of(session, None, "", self._load_avatar), session.spec, session.position)
+                self._retention.renew_leases([session_id])
+                avatar = avatar_of(session, None, "", self._load_avatar)
+                return Picture(avatar, session.spec, session.position)
 
         check_id(session_id, "session id")
-        async with aclosing(self._on_air.watch(session_id, find, self.worker, root, position)) as events:
+        async with aclosing(self._live.watch(session_id, find, self.worker, root, position)) as events:
             async for event in events:
                 yield event
 
-    async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve's controller asks of a replica, for the policy that scaling.py is."""
-        return {SPEAKING: float(len(self._cuts)), WATCHED: float(len(self._on_air.watched()))}
+    # --- sessions
 
-    async def clock(self) -> tuple[str, float]:
-        """The host that answers, and its monotonic clock."""
-        return own_host(), time.monotonic()
+    async def create(self, session_id: str, avatar_id: str | None = None) -> dict[str, Any]:
+        """Open a session without video and return its facts. Raises ExistsError, IdError, AvatarNotFound."""
+        await self.ready()
+        await asyncio.to_thread(self._sessions.store.refuse_existing, session_id)  # without waiting for its speech
+        async with self._session_lock.hold(session_id):
+            return (await self.worker.run(self._create, session_id, avatar_id)).value
+
+    def _create(self, session_id: str, avatar_id: str | None) -> dict[str, Any]:
+        self._retention.check(new=not self._sessions.store.exists(session_id))
+        prepared = self._load_avatar(avatar_id or self.config.avatar_id).prepared
+        spec = media_spec(prepared, self.config)
+        self._sessions.store.create(session_id, spec, prepared.avatar_id, prepared.version)
+        self._retention.opened()
+        return self._sessions.describe(session_id)
+
+    def _admit(self) -> None:
+        """Count a session that speech creates; others may have been created since `_plan`. Raises QuotaError."""
+        self._retention.check(new=True)
+        self._retention.opened()
 
     async def session(self, session_id: str, transcript: bool = True) -> dict[str, Any]:
         """Facts of a session: frames, duration, path, transcript, latest summary. Raises SessionNotFound, IdError.
 
-        transcript: whoever asks again and again goes without: its cost is that of all that was said, on the thread
-        that pastes everybody's pictures.
+        transcript: pass False when polling. The cost of a transcript grows with the session, and it is made on the
+        compute thread.
         """
         await self.ready()
-        done = await self.worker.run(self._sessions.describe, session_id, transcript)
-        return done.value
+        return (await self.worker.run(self._sessions.describe, session_id, transcript)).value
 
     async def sessions(self) -> list[str]:
         """Ids of all sessions on disk."""
@@ -238,42 +287,31 @@ class Stitch(Stage[StitchConfig]):
         return await asyncio.to_thread(self._sessions.store.list)
 
     async def reset(self, session_id: str) -> dict[str, Any]:
-        """Start a session afresh; what it says, and what waits to be said, is cut. Raises IdError."""
+        """Empty a session and interrupt its utterances. Raises IdError."""
         await self.ready()
-        self._cuts.make(check_id(session_id, "session id"))
-        async with self._session_lock.hold(check_id(session_id, "session id")):
-            self._on_air.close(session_id, "reset")
+        self._interrupts.interrupt(check_id(session_id, "session id"))
+        async with self._session_lock.hold(session_id):
+            self._live.close(session_id, "reset")
             done = await self.worker.run(self._sessions.reset, session_id)
         return {"session_id": session_id, "reset": done.value}
 
     async def remove(self, session_id: str, why: Ending = "removed") -> dict[str, Any]:
-        """Delete a session and its video; what it says is cut, and viewers are told why. Raises IdError."""
+        """Delete a session with its video, and interrupt its utterances. why: for its viewers. Raises IdError."""
         await self.ready()
-        self._cuts.make(check_id(session_id, "session id"))
+        self._interrupts.interrupt(check_id(session_id, "session id"))
         async with self._session_lock.hold(session_id):
-            self._on_air.close(session_id, why)
+            self._live.close(session_id, why)
             done = await self.worker.run(self._sessions.remove, session_id)
         return {"session_id": session_id, "removed": done.value}
 
-    def _admit(self) -> None:
-        """Count a session that speech opens: others may have opened theirs since it was planned. Raises QuotaError."""
-        self._retention.check(new=True)
-        self._retention.opened()
-
-    def _create(self, session_id: str, avatar_id: str | None) -> dict[str, Any]:
-        self._retention.check(new=not self._sessions.store.exists(session_id))
-        prepared = self._load_avatar(avatar_id or self.config.avatar_id).prepared
-        spec = spec_of(prepared, self.config)
-        self._sessions.store.create(session_id, spec, prepared.avatar_id, prepared.version)
-        self._retention.opened()
-        return self._sessions.describe(session_id)
-
     async def close(self, session_id: str) -> dict[str, Any]:
-        """End a session behind the utterance that is being made; it can still be seen. Raises SessionNotFound."""
+        """Close a session for speech, after its running utterance; its video stays. Raises SessionNotFound."""
         await self.ready()
         async with self._session_lock.hold(check_id(session_id, "session id")):
-            self._on_air.close(session_id, "closed")
+            self._live.close(session_id, "closed")
             return (await self.worker.run(self._sessions.finish, session_id)).value
+
+    # --- avatars
 
     async def default_avatar(self) -> str:
         """The avatar of sessions that name none."""
@@ -281,119 +319,49 @@ class Stitch(Stage[StitchConfig]):
         return self.config.avatar_id
 
     async def forget_avatar(self, avatar_id: str) -> list[str]:
-        """End what shows an avatar that was removed, and keep nothing of it; the sessions that ended here."""
+        """End everything that shows a removed avatar and drop it; return the sessions that were affected."""
         await self.ready()
-        shown = sorted({*self._faces.speaking_with(avatar_id), *self._on_air.leaving(avatar_id)})
+        speaking = self._avatars.sessions_speaking_with(avatar_id)
+        shown = sorted({*speaking, *self._live.sessions_showing(avatar_id)})
         for session_id in shown:
-            self._cuts.make(session_id)
+            self._interrupts.interrupt(session_id)
         for session_id in shown:
-            async with self._session_lock.hold(session_id):  # what was cut has left
-                self._on_air.close(session_id, "closed")
-        await self.worker.run(self._faces.forget, avatar_id)
-        await self._on_air.forget_idle(avatar_id, self._sessions.store.root)
+            async with self._session_lock.hold(session_id):  # the interrupted utterances have ended
+                self._live.close(session_id, "closed")
+        await self.worker.run(self._avatars.forget, avatar_id)
+        await self._live.forget_idle(avatar_id, self._sessions.store.root)
         return shown
 
     async def _forget_removed(self) -> None:
-        """Forget avatars that were removed while this replica could not be told."""
-        for avatar_id in {*self._faces.all_speaking(), *self._on_air.shown_avatars()}:
+        """Forget avatars that were removed without a call of `forget_avatar` on this replica."""
+        for avatar_id in {*self._avatars.speaking_avatars(), *self._live.shown_avatars()}:
             if not await asyncio.to_thread(self._store.exists, avatar_id):
                 await self.forget_avatar(avatar_id)
 
-    async def _expire(self) -> None:
-        """Count sessions, and remove those in which nothing was said for long, now and then, for ever."""
-        for look in itertools.count(1):
+    # --- the replica
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Metrics for the autoscaling policy (autoscaling.py); Serve's controller calls this."""
+        return {SPEAKING: float(len(self._interrupts)), WATCHED: float(len(self._live.watched()))}
+
+    async def clock(self) -> tuple[str, float]:
+        """This host and its monotonic clock."""
+        return own_host(), time.monotonic()
+
+    async def _housekeep(self) -> None:
+        """Every SURVEY_S: renew leases, count sessions, and from time to time remove expired ones."""
+        for number in itertools.count(1):
             await asyncio.sleep(SURVEY_S)
             try:
-                await asyncio.to_thread(self._retention.hold, {*self._on_air.watched(), *self._cuts.speaking()})
+                used = {*self._live.watched(), *self._interrupts.sessions()}
+                await asyncio.to_thread(self._retention.renew_leases, used)
                 await asyncio.to_thread(self._retention.survey)
                 await self._forget_removed()
-                if look % SURVEYS_AN_EXPIRY:
+                if number % SURVEYS_PER_EXPIRY:
                     continue
                 await asyncio.to_thread(self._sessions.store.sweep)
                 for session_id in await asyncio.to_thread(self._retention.expired):
                     if await asyncio.to_thread(self._retention.has_expired, session_id):
                         await self.remove(session_id, "expired")
             except Exception:
-                log.exception("removing old sessions")
-
-    # --- steps of an utterance
-
-    def _plan(self, request: SpeakRequest) -> Utterance:
-        """Check all that can be checked before anything is made. Raises InputError, AvatarNotFound."""
-        request = replace(request, text=printable(request.text))
-        if [bool(request.text.strip()), bool(request.audio), bool(request.text_stream_key)].count(True) != 1:
-            raise InputError("There is nothing to say.", "Send a text or a sound file, and only one of them.")
-        if request.text:
-            check_text(request.text, LONGEST_TEXT, language="")  # which scripts can be read is for the voice to say
-        session = self._sessions.find(request.session_id)
-        self._retention.check(new=session is None)
-        self._retention.hold([request.session_id])
-        refuse_closed(session, self.config.session_max_minutes)
-        refuse_other_avatar(session, request.avatar_id)
-        avatar = face_of(session, request.avatar_id, self.config.avatar_id, self._load_avatar)
-        spec = session.spec if session is not None and session.frames else spec_of(avatar.prepared, self.config)
-        mouth = mouth_of(avatar, self.config, spec.fps)
-        position = session.position if session else 0
-        return Utterance(request, self._sessions, avatar, spec, position, mouth)
-
-    def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
-        return self._faces.load(avatar_id, self._store, self._given)
-
-    def _given_speech(self, audio: bytes, spec: MediaSpec) -> tuple[Speech, ...]:
-        """An uploaded recording at the session's rate, cut at quiet places. Raises AudioError."""
-        samples, rate = decode_audio(audio, max_seconds=self.config.max_audio_s)
-        return tuple(split_audio(resample(samples, rate, spec.sample_rate_hz), spec.sample_rate_hz, spec.fps))
-
-    def _job(self, utterance: Utterance, stage: OnStage | None) -> Job:
-        request = utterance.request
-        return Job(
-            avatar_id=utterance.avatar.prepared.avatar_id,
-            position=utterance.position,
-            avatar_version=utterance.avatar.prepared.version,
-            session_id=request.session_id,
-            text=request.text,
-            parts=self._noted(utterance) if request.text_stream_key else None,
-            place=stage.performance.place if stage is not None else None,
-            speech=utterance.speech,
-            voice=request.voice,
-            speed=request.speed,
-            enhance=self.config.enhance if request.enhance is None else request.enhance,
-            strength=request.strength,
-        )
-
-    async def _noted(self, utterance: Utterance) -> AsyncIterator[str]:
-        """The parts of a growing text, each noted as said."""
-        said: list[str] = []
-        async with aclosing(self._text_streams.read(utterance.request.text_stream_key)) as parts:
-            async for part in parts:
-                said.append(part.strip())
-                utterance.said = " ".join(said)
-                yield part
-
-    def _on_stage(self, utterance: Utterance, renderer: Worker) -> OnStage | None:
-        """Where the utterance is shown live, if somebody watches its session."""
-        broadcast = self._on_air.of(utterance.request.session_id)
-        if broadcast is None:
-            return None
-        if not broadcast.shows(utterance.avatar.prepared, utterance.spec):
-            self._on_air.close(utterance.request.session_id, "replaced")  # an empty session may take another avatar
-            return None
-        times_s = (self.config.live_ahead_s, self.config.recorded_pause_ms / 1e3)
-        return self._on_air.perform(utterance, broadcast, renderer, *times_s)
-
-    async def _leave(self, chunks: AsyncGenerator[Chunk, None], stage: OnStage | None, session_id: str) -> None:
-        """End what an utterance has under way; the stage is free again even where this, too, is cancelled."""
-        if stage is None:
-            return await chunks.aclose()
-        try:
-            stage.performance.cut()
-            try:
-                await chunks.aclose()
-            finally:
-                await stage.leave()
-        finally:
-            self._on_air.performed(session_id)
-
-    def _count_transfers(self, calls: list[Call]) -> None:
-        for call in calls:
-            self.meter.record_transfer(call.stage, call.transfer_ms / 1e3)
+                log.exception("Housekeeping of sessions failed")

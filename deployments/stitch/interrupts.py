@@ -1,4 +1,4 @@
-"""Cuts a session's speech short: what is being said, and what waits behind it. Knows nothing of what it cuts."""
+"""Interrupts: end what a session says now, and the utterances that wait behind it."""
 
 from __future__ import annotations
 
@@ -12,39 +12,43 @@ from models.errors import InterruptedSpeech
 T = TypeVar("T")
 
 
-class Cut:
-    """Set once, when what it belongs to is to end."""
+class Interrupt:
+    """The interrupt of one utterance. It is set at most once and never cleared. Not thread-safe: one event loop."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
-        self._at_once: list[Callable[[], object]] = []
+        self._callbacks: list[Callable[[], object]] = []
 
     @property
-    def made(self) -> bool:
+    def is_set(self) -> bool:
         return self._event.is_set()
 
-    def make(self) -> None:
-        if not self.made:
-            self._event.set()
-            for act in self._at_once:
-                act()
+    def set(self) -> None:
+        if self.is_set:
+            return
+        self._event.set()
+        for callback in self._callbacks:
+            callback()
 
-    def then(self, act: Callable[[], object]) -> None:
-        """Call `act` in the moment of the cut: `unless` waits until work has ended that cannot be broken off."""
-        if self.made:
-            act()
+    def on_set(self, callback: Callable[[], object]) -> None:
+        """Call `callback` inside `set`, or now if the interrupt is set already.
+
+        `run` may have to wait for work that cannot be cancelled, a callback does not.
+        """
+        if self.is_set:
+            callback()
         else:
-            self._at_once.append(act)
+            self._callbacks.append(callback)
 
     def check(self) -> None:
-        """Raises InterruptedSpeech after the cut."""
-        if self.made:
+        """Raises InterruptedSpeech if the interrupt is set."""
+        if self.is_set:
             raise InterruptedSpeech("The speech was interrupted.", "Send it again if it is still wanted.")
 
-    async def unless(self, work: Awaitable[T]) -> T:
-        """What `work` gives; it is cancelled, and InterruptedSpeech raised, as soon as the cut is made.
+    async def run(self, work: Awaitable[T]) -> T:
+        """Return the result of `work`. When the interrupt is set, cancel the work and raise InterruptedSpeech.
 
-        A cut that has been made counts, whatever the work gives: it may have ended because of it.
+        Raises InterruptedSpeech also where the work has a result: it may have ended because of the interrupt.
         """
         task = asyncio.ensure_future(work)
         waiter = asyncio.ensure_future(self._event.wait())
@@ -58,59 +62,60 @@ class Cut:
                 task.cancel()
                 await asyncio.wait({task})
             if not task.cancelled():
-                task.exception()  # it is seen, where the cut went first
+                task.exception()  # mark it as retrieved
 
     @asynccontextmanager
-    async def within(self, room: asyncio.Semaphore) -> AsyncIterator[None]:
-        """A place in `room`, waited for no longer than the cut is not made. Raises InterruptedSpeech."""
-        place = asyncio.ensure_future(room.acquire())
+    async def acquire(self, semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Hold the semaphore. Raises InterruptedSpeech when the interrupt is set while waiting for it."""
+        acquired = asyncio.ensure_future(semaphore.acquire())
         try:
-            await self.unless(place)
+            await self.run(acquired)
         except BaseException:
-            if place.done() and not place.cancelled():
-                room.release()  # it was given in the moment of leaving
+            if acquired.done() and not acquired.cancelled():
+                semaphore.release()  # it was acquired while the caller was leaving
             raise
         try:
             yield
         finally:
-            room.release()
+            semaphore.release()
 
 
-class Cuts:
-    """The cuts of all that a session says or is going to say: `with cuts.of(session_id) as cut: …`."""
+class Interrupts:
+    """The interrupts of all utterances that are spoken or wait, by session."""
 
     def __init__(self) -> None:
-        self._of: dict[str, set[Cut]] = {}
+        self._by_session: dict[str, set[Interrupt]] = {}
 
     @contextmanager
-    def of(self, session_id: str) -> Iterator[Cut]:
-        cut = Cut()
-        self._of.setdefault(session_id, set()).add(cut)
+    def register(self, session_id: str) -> Iterator[Interrupt]:
+        """The interrupt of a new utterance, registered while the block runs."""
+        interrupt = Interrupt()
+        self._by_session.setdefault(session_id, set()).add(interrupt)
         try:
-            yield cut
+            yield interrupt
         finally:
-            self._of[session_id].discard(cut)
-            if not self._of[session_id]:
-                del self._of[session_id]
+            self._by_session[session_id].discard(interrupt)
+            if not self._by_session[session_id]:
+                del self._by_session[session_id]
 
     def __len__(self) -> int:
-        """All that is being said or waits."""
-        return sum(map(len, self._of.values()))
+        """The number of utterances of all sessions, waiting ones included."""
+        return sum(map(len, self._by_session.values()))
 
     def count(self, session_id: str) -> int:
-        """What the session says, and what of it waits."""
-        return len(self._of.get(session_id, ()))
+        """The number of utterances of the session, waiting ones included."""
+        return len(self._by_session.get(session_id, ()))
 
-    def speaking(self) -> list[str]:
-        """Sessions that say something, or are going to."""
-        return list(self._of)
+    def sessions(self) -> list[str]:
+        """Ids of the sessions that have an utterance."""
+        return list(self._by_session)
 
-    def make(self, session_id: str) -> int:
-        """Cut everything that the session says now; what is asked for later is not concerned.
+    def interrupt(self, session_id: str) -> int:
+        """Interrupt every utterance that the session has now; later ones are not affected.
 
-        Returns how much was not cut before.
+        Returns the number of utterances that were not interrupted before.
         """
-        cuts = [cut for cut in self._of.get(session_id, ()) if not cut.made]
-        for cut in cuts:
-            cut.make()
-        return len(cuts)
+        interrupts = [interrupt for interrupt in self._by_session.get(session_id, ()) if not interrupt.is_set]
+        for interrupt in interrupts:
+            interrupt.set()
+        return len(interrupts)

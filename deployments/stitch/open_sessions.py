@@ -1,13 +1,15 @@
-"""The sessions that a Stitch replica keeps open. The file is the truth, this is a cache; knows no model and no Ray."""
+"""The session files that a Stitch replica keeps open. The file is the truth; this is an LRU cache of open files."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from threading import RLock
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from cachetools import LRUCache
 
 from models.errors import ClosedError, FencedError, InputError
 from models.media.encode import MediaSpec
@@ -20,7 +22,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _alone(method: Callable[Concatenate[OpenSessions, P], T]) -> Callable[Concatenate[OpenSessions, P], T]:
+@dataclass(slots=True)
+class _Open:
+    session: SessionFile
+    last_summary: dict[str, Any] | None = None  # of the session's latest utterance on this replica
+
+
+class _OpenFiles(LRUCache[str, _Open]):
+    """Closes the file of the session that was used least recently when the cache is full."""
+
+    def popitem(self) -> tuple[str, _Open]:
+        session_id, entry = super().popitem()
+        entry.session.close()
+        return session_id, entry
+
+
+def _locked(method: Callable[Concatenate[OpenSessions, P], T]) -> Callable[Concatenate[OpenSessions, P], T]:
     @wraps(method)
     def locked(self: OpenSessions, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with self.lock:
@@ -30,90 +47,88 @@ def _alone(method: Callable[Concatenate[OpenSessions, P], T]) -> Callable[Concat
 
 
 class OpenSessions:
-    """Finds, begins and resets sessions under one folder.
+    """Finds, creates and resets sessions in one folder.
 
-    Safe from several threads; whoever writes to a session, or reads one that may be written to, holds `lock`.
+    Thread-safe. Hold `lock` while you write to a session, or read one that may be written to.
     """
 
     def __init__(self, root: Path, capacity: int, admit: Callable[[], None] = lambda: None) -> None:
-        """admit: counts a session that speech is about to open, or raises where there is no room for it."""
+        """admit: called before speech creates a session; counts it, or raises if no more may be created."""
         self.lock = RLock()
         self.store = SessionStore(root)
         self._admit = admit
-        self._capacity = capacity
-        self._open: OrderedDict[str, SessionFile] = OrderedDict()
-        self._last: dict[str, dict[str, Any]] = {}  # the latest summary of each open session
+        self._open = _OpenFiles(capacity)
 
-    @_alone
+    @_locked
     def find(self, session_id: str) -> SessionFile | None:
-        """The session with all that was written to it, here or elsewhere; None where there is none. Raises IdError."""
+        """The session, up to date with the file; None if it does not exist. Raises IdError."""
         if not self.store.exists(session_id):
-            self._forget(session_id)
+            self._close(session_id)
             return None
-        session = self._open.get(session_id)
-        if session is None:
-            session = self._keep(session_id, self.store.open(session_id))
+        entry = self._open.get(session_id)
+        session = entry.session if entry is not None else self._keep(session_id, self.store.open(session_id))
         session.refresh()
         return session
 
-    @_alone
+    @_locked
     def claim(self, session_id: str, spec: MediaSpec, avatar: PreparedAvatar) -> SessionFile:
-        """The session as this replica's to write, made if need be.
+        """The session with this replica as its writer, created if it does not exist.
 
         A session without video takes the avatar and the spec; one with video keeps its own. Raises IdError, OSError,
-        QuotaError; InputError or FencedError where another replica has given it another avatar or format meanwhile.
+        QuotaError; InputError or FencedError if another replica has given it another avatar or format meanwhile.
         """
         session = self.find(session_id)
         if session is None:
             self._admit()
-            session = self.store.create(session_id, spec, avatar.avatar_id, avatar.version)
+            session = self._keep(session_id, self.store.create(session_id, spec, avatar.avatar_id, avatar.version))
         elif not session.frames and (session.avatar_id != avatar.avatar_id or session.spec != spec):
             session.reset(spec, avatar_id=avatar.avatar_id, avatar_version=avatar.version)
-        self._keep(session_id, session)
         session.acquire()
         refuse_other_avatar(session, avatar.avatar_id)
         if session.spec != spec:
             raise FencedError(
-                f"The session {session.session_id!r} was given another format meanwhile.", "Send the request again."
+                f"Another replica has given the session {session.session_id!r} another format.",
+                "Send the request again.",
             )
         return session
 
-    @_alone
+    @_locked
     def reset(self, session_id: str) -> bool:
-        """Start the session afresh; False where there is none. Raises IdError."""
+        """Empty the session; False if it does not exist. Raises IdError."""
         session = self.find(session_id)
         if session is not None:
             session.reset()
-        self._last.pop(session_id, None)
+            self._open[session_id].last_summary = None
         return session is not None
 
-    @_alone
+    @_locked
     def remove(self, session_id: str) -> bool:
-        """Delete the session and its video; False where there is none. Raises IdError."""
-        self._forget(session_id)
+        """Delete the session and its video; False if it does not exist. Raises IdError."""
+        self._close(session_id)
         existed = self.store.exists(session_id)
         if existed:
             self.store.remove(session_id)
         return existed
 
-    @_alone
+    @_locked
     def finish(self, session_id: str) -> dict[str, Any]:
-        """Close the session for good, and return its facts. Raises SessionNotFound, IdError."""
+        """Close the session for speech, and return its facts. Raises SessionNotFound, IdError."""
         session = self.find(session_id) or self.store.open(session_id)
         session.acquire()
         session.finish()
         return self.describe(session_id)
 
+    @_locked
     def remember(self, session_id: str, summary: dict[str, Any]) -> None:
-        """Keep the summary of a session's latest utterance for as long as the session is open here."""
+        """Keep the summary of a session's latest utterance while the session is open here."""
         if session_id in self._open:
-            self._last[session_id] = summary
+            self._open[session_id].last_summary = summary
 
-    @_alone
+    @_locked
     def describe(self, session_id: str, transcript: bool = True) -> dict[str, Any]:
-        """Facts of a session; `size` is how many bytes of its video are whole. Raises SessionNotFound, IdError.
+        """Facts of a session; `size` is the bytes of complete video. Raises SessionNotFound, IdError.
 
-        transcript: with what was said, word by word, which takes the longer the more it is; and the latest summary.
+        transcript: also all utterances with their words, whose cost grows with the session, and the latest summary.
         """
         session = self.find(session_id) or self.store.open(session_id)
         facts = {
@@ -129,24 +144,20 @@ class OpenSessions:
         }
         if not transcript:
             return facts
-        said = [told(line) for line in session.transcript()]
-        return {**facts, "utterances": said, "last": self._last.get(session_id)}
+        utterances = [utterance_json(record) for record in session.transcript()]
+        return {**facts, "utterances": utterances, "last": self._open[session_id].last_summary}
 
     def _keep(self, session_id: str, session: SessionFile) -> SessionFile:
-        self._open[session_id] = session
-        self._open.move_to_end(session_id)
-        while len(self._open) > self._capacity:
-            self._forget(next(iter(self._open)))
+        self._open[session_id] = _Open(session)
         return session
 
-    def _forget(self, session_id: str) -> None:
-        self._last.pop(session_id, None)
-        if (session := self._open.pop(session_id, None)) is not None:
-            session.close()
+    def _close(self, session_id: str) -> None:
+        if session_id in self._open:
+            self._open.pop(session_id).session.close()
 
 
-def told(line: UtteranceRecord) -> dict[str, Any]:
-    """What dataclasses.asdict makes of it, in a tenth of the time: an hour's talk has thousands of words."""
+def utterance_json(record: UtteranceRecord) -> dict[str, Any]:
+    """The same as dataclasses.asdict in a tenth of the time: a talk of an hour has thousands of words."""
     sentences = [
         {
             "text": sentence.text,
@@ -154,20 +165,20 @@ def told(line: UtteranceRecord) -> dict[str, Any]:
             "end_s": sentence.end_s,
             "words": tuple({"text": w.text, "start_s": w.start_s, "end_s": w.end_s} for w in sentence.words),
         }
-        for sentence in line.sentences
+        for sentence in record.sentences
     ]
     return {
-        "number": line.number,
-        "text": line.text,
-        "start_s": line.start_s,
-        "end_s": line.end_s,
-        "interrupted": line.interrupted,
+        "number": record.number,
+        "text": record.text,
+        "start_s": record.start_s,
+        "end_s": record.end_s,
+        "interrupted": record.interrupted,
         "sentences": tuple(sentences),
     }
 
 
 def refuse_other_avatar(session: SessionFile | None, avatar_id: str | None) -> None:
-    """A session with video may not change its avatar: its file has one picture format. Raises InputError."""
+    """A session with video keeps its avatar, because its file has one picture format. Raises InputError."""
     if session is not None and session.frames and avatar_id not in (None, session.avatar_id):
         raise InputError(
             f"The session {session.session_id!r} shows the avatar {session.avatar_id!r}, not {avatar_id!r}.",
@@ -175,12 +186,12 @@ def refuse_other_avatar(session: SessionFile | None, avatar_id: str | None) -> N
         )
 
 
-def refuse_closed(session: SessionFile | None, longest_minutes: float = float("inf")) -> None:
-    """Nothing more is said in a closed session, or in one that is as long as it may get. Raises ClosedError."""
-    if session is None or not (session.closed or session.duration_s >= longest_minutes * 60):
+def refuse_closed(session: SessionFile | None, max_minutes: float = float("inf")) -> None:
+    """Raises ClosedError for a session that is closed or has its maximum length."""
+    if session is None or not (session.closed or session.duration_s >= max_minutes * 60):
         return
-    why = "is closed" if session.closed else f"is {longest_minutes:g} minutes long, and may not get longer"
+    why = "is closed" if session.closed else f"has reached its maximum length of {max_minutes:g} minutes"
     raise ClosedError(
         f"The session {session.session_id!r} {why}.",
-        f"Open another one, or start it afresh: GET /reset?session_id={session.session_id}.",
+        f"Open another session, or empty this one: GET /reset?session_id={session.session_id}.",
     )

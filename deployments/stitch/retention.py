@@ -1,4 +1,4 @@
-"""How many sessions there may be, how large, and for how long. Knows the sessions' folder; no stage and no HTTP."""
+"""Limits on the number, size and age of the sessions in one folder, shared by all replicas that use it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from models.errors import QuotaError
 from models.stitch.disk import INDEX
 from models.stitch.store import SessionStore
 
-SIGN = "in-use"  # in a session's folder: touched while somebody watches it, or it speaks, by whichever replica
-LEASE_S = 90.0  # how long a sign is good: three times the pause between two
-
-
-SURVEYED_S = 1.0  # before what was counted so long ago is believed to be too much, it is counted again
+LEASE_FILE = "in-use"  # in a session's folder; any replica touches it while the session is watched or speaks
+LEASE_S = 90.0  # how long a lease is valid: three times the interval of its renewal
+MIN_SURVEY_INTERVAL_S = 1.0  # a count that says "full" is repeated if it is older than this
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """max_idle_s: a session in which nothing was said, and which nobody watched, for so long is removed; 0: never."""
+    """max_idle_s: sessions without speech and viewers for this long are removed; 0: never."""
 
     max_sessions: int
     max_bytes: float
@@ -30,7 +28,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Retention:
-    """Counts sessions and bytes when told to, and the first time that somebody asks."""
+    """Counts sessions and bytes in `survey`, and before the first check."""
 
     store: SessionStore
     limits: Limits
@@ -39,10 +37,10 @@ class Retention:
     _surveyed_s: float = float("-inf")  # by time.monotonic
 
     def check(self, new: bool) -> None:
-        """Raises QuotaError where there is no room for another session (`new`), or for more video."""
+        """Raises QuotaError if there is no room for more video, or for one more session (`new`)."""
         full = (new and self.sessions >= self.limits.max_sessions) or self.bytes >= self.limits.max_bytes
         age_s = time.monotonic() - self._surveyed_s
-        if age_s == float("inf") or (full and age_s > SURVEYED_S):  # some may have been removed, here or elsewhere
+        if age_s == float("inf") or (full and age_s > MIN_SURVEY_INTERVAL_S):  # sessions may have been removed
             self.survey()
         if new and self.sessions >= self.limits.max_sessions:
             raise QuotaError(
@@ -51,15 +49,16 @@ class Retention:
             )
         if self.bytes >= self.limits.max_bytes:
             raise QuotaError(
-                f"The sessions take {self.bytes / 2**30:.1f} GB, and may take no more.",
+                f"The sessions take {self.bytes / 2**30:.1f} GB, which is all that they may take.",
                 "Delete some, or raise max_sessions_gb of Stitch.",
             )
 
     def opened(self) -> None:
+        """Count a session that was created now."""
         self.sessions += 1
 
     def survey(self) -> None:
-        """Count sessions and their bytes; it takes a few microseconds a file."""
+        """Count sessions and their bytes; takes a few microseconds per file."""
         sessions = size = 0
         before = self.sessions
         for folder in os.scandir(self.store.root):
@@ -70,40 +69,38 @@ class Retention:
                 sessions += 1
             except FileNotFoundError:  # removed meanwhile
                 continue
-        self.sessions, self.bytes = (
-            sessions + self.sessions - before,
-            size,
-        )  # those that were opened meanwhile count, too
+        opened_meanwhile = self.sessions - before
+        self.sessions, self.bytes = sessions + opened_meanwhile, size
         self._surveyed_s = time.monotonic()
 
-    def hold(self, session_ids: Iterable[str]) -> None:
-        """Leave a sign, which every replica sees, that these sessions are in use. To be renewed within LEASE_S."""
+    def renew_leases(self, session_ids: Iterable[str]) -> None:
+        """Mark sessions as in use for LEASE_S, for all replicas."""
         for session_id in session_ids:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                (self.store.root / session_id / SIGN).touch()
+                (self.store.root / session_id / LEASE_FILE).touch()
 
     def expired(self) -> list[str]:
-        """Sessions in which nothing was said, and which nobody watched, for too long; the oldest first."""
+        """Sessions without speech and viewers for longer than the limit; the longest idle first."""
         if not self.limits.max_idle_s:
             return []
         ages = [(self._idle_s(session_id), session_id) for session_id in self.store.list()]
-        return [session_id for idle_s, session_id in sorted(ages, reverse=True) if idle_s > self._longest_s]
+        return [session_id for idle_s, session_id in sorted(ages, reverse=True) if idle_s > self._max_idle_s]
 
     def has_expired(self, session_id: str) -> bool:
-        """Whether it still has: somebody may have come since `expired` looked."""
-        return bool(self.limits.max_idle_s) and self._idle_s(session_id) > self._longest_s
+        """Whether the session is still expired: it may have been used since `expired` ran."""
+        return bool(self.limits.max_idle_s) and self._idle_s(session_id) > self._max_idle_s
 
     @property
-    def _longest_s(self) -> float:
+    def _max_idle_s(self) -> float:
         return max(self.limits.max_idle_s, LEASE_S)
 
     def _idle_s(self, session_id: str) -> float:
-        """Since the last word or the last sign; 0 where there is no such session."""
-        folder, used_s = self.store.root / session_id, 0.0
+        """Time since the latest speech or lease; 0 if the session does not exist."""
+        folder, leased_s = self.store.root / session_id, 0.0
         try:
-            said_s = (folder / INDEX).stat().st_mtime
+            spoken_s = (folder / INDEX).stat().st_mtime
         except FileNotFoundError:
             return 0.0
         with contextlib.suppress(FileNotFoundError):
-            used_s = (folder / SIGN).stat().st_mtime
-        return time.time() - max(said_s, used_s)
+            leased_s = (folder / LEASE_FILE).stat().st_mtime
+        return time.time() - max(spoken_s, leased_s)

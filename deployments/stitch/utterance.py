@@ -1,7 +1,7 @@
-"""One utterance on its way into a session: pastes crops, encodes fragments, appends them. Knows no other stage.
+"""Writes one utterance into its session: pastes crops into frames, encodes fragments, appends them to the file.
 
-Nothing is written before its first fragment is, which on air means shown: speech that is refused, fails, or is cut
-before anybody saw it, leaves no trace.
+The file is not touched before the utterance's first fragment is written. In a live session that is when it has been
+shown, so speech that is refused, fails, or is interrupted before its first frame is not recorded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 
 from deployments.common.messages import SpeakRequest
+from deployments.stitch.avatar_cache import LoadedAvatar
 from deployments.stitch.chunks import Chunk
 from deployments.stitch.live.playout import REST_FRAMES
 from deployments.stitch.open_sessions import OpenSessions
@@ -29,155 +29,130 @@ from models.media.encode import VIDEO_TIMESCALE, Clock, MediaSpec, UtteranceEnco
 from models.media.yuv import AnyFrame, picture_at
 from models.speech.audio import resample
 from models.stitch.canvas import Canvas
-from models.stitch.crop_filter import WHOLE_CROP
 from models.stitch.mouth import Mouth
-from models.stitch.paste import PasteMemory, Paster
+from models.stitch.paste import PasteMemory
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import Record, frames_record, pause_record, speech_record, utterance_record
-from models.types import Box, FaceCrops, Float32, Fragment, PreparedAvatar, Speech, UInt8, Word
+from models.types import FaceCrops, Float32, Fragment, Speech, UInt8, Word
 
 log = logging.getLogger("ray.serve")
 
-KEPT_CROPS = 32  # every fourth of the frames that may be made ahead of what is shown
-ROUNDING = 1e-6  # of times as frames
-LOOK_PX = 32  # of a frame's height, to tell how alike two are
-KEPT_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-# as pictures, 32 crops of 512 px are 25 MB an utterance; like this, some 4 MB
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedAvatar:
-    """A prepared avatar with its frames, and what pastes into them: `paster`, or where that is at work its twins."""
-
-    prepared: PreparedAvatar
-    paster: Paster
-    rests: bool = True  # the mouth of its own frames keeps still
-    pasted: Box = WHOLE_CROP  # what of a crop is ever seen
-    _idle: deque[Paster] = field(default_factory=deque, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._idle.append(self.paster)
-
-    @contextmanager
-    def beside(self) -> Iterator[Paster]:
-        """A paster that nobody else has: the one that was given back last, or a new one. From any thread."""
-        try:
-            paster = self._idle.pop()
-        except IndexError:
-            paster = self.paster.clone()
-        try:
-            yield paster
-        finally:
-            self._idle.append(paster)
+MAX_KEPT_CROPS = 32  # crops kept for a return to rest: every LIVE_FRAMES-th of the frames made ahead of the playout
+CROP_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+# 32 crops of 512 px take 25 MB as RGB and about 4 MB as JPEG
+FRAME_EPSILON = 1e-6  # frames; absorbs rounding when seconds are converted to frames
+THUMBNAIL_PX = 32  # height of the grey images by which a pause finds similar frames
 
 
 @dataclass(slots=True)
-class Utterance:
-    """`position` is the session's at its start; `speech` stays empty where TTS makes it.
+class UtteranceWriter:
+    """The frames, sound and records of one utterance.
 
-    weights: of the generated mouth in each frame, 0 to 1, an array `(n,)` a chunk. engines: stage → engine, as far as
-    is known. On air, where somebody watches the session live, what `make` gives is written when it has been shown; else
-    at once, by `add`. pauses: what the file keeps of what is shown before a fragment, by the tick at which it starts.
+    `encode`, `rest_fragment` and `write` may run beside one another on two threads where the session is watched live:
+    `rest_fragment` reads what `encode` has made. Otherwise all methods run on the utterance's compute thread.
     """
 
     request: SpeakRequest
     sessions: OpenSessions
     avatar: LoadedAvatar
     spec: MediaSpec
-    position: int
+    position: int  # of the session's timeline when the utterance starts
     mouth: Mouth
-    speech: tuple[Speech, ...] = ()
+    engines: dict[str, str] = field(default_factory=dict)  # stage → engine, of the stages that have answered
+    spoken_text: str | None = None  # of a text stream: the text so far; None: request.text
+    pause: Pause | None = None  # live sessions: how the file keeps what is shown between speech; None: it keeps none
+    # results
+    session: SessionFile | None = None  # claimed for writing with the first frame
+    frames: int = 0  # frames made
+    kept_frames: int = 0  # frames in the file: speech, and pauses inside the utterance
+    weights: list[Float32] = field(default_factory=list)  # of the generated mouth, 0 to 1, an array (n,) per chunk
+    cues: list[Cue] = field(default_factory=list)  # sentences made so far, seconds from the utterance's first frame
+    audio_delay_s: float = 0.0  # the largest delay of the sound behind the lips
+    interrupted: bool = False  # it ended with an interrupt
+    # state
     pasting: PasteMemory = field(default_factory=PasteMemory)
-    frames: int = 0
-    late_s: float = 0.0  # how late its sound stands against its lips, at most: 0 where it begins or follows silently
-    on_air: bool = False  # somebody watches: the mouth may have to come to rest at any frame
-    pause: Pause | None = None  # on air: what is shown where it does not speak, to be kept in the file
-    resting: tuple[float, ...] = ()  # on air: weights of the frames in which the mouth last came to rest
-    complete: bool = False  # all that was to be said is made
-    said: str | None = None  # all that it says, where the text came bit by bit
-    session: SessionFile | None = None  # it is this utterance's to write from its first frame on
-    kept_frames: int = 0  # of it that are in the file: its speech, and the pauses inside
-    pauses: dict[int, list[PausePart]] = field(default_factory=dict)
     encoder: UtteranceEncoder | None = None
-    weights: list[Float32] = field(default_factory=list)
-    engines: dict[str, str] = field(default_factory=dict)
-    _notes: deque[tuple[int, Record]] = field(default_factory=deque)  # for the sidecar, by the video's frame
-    _line_end: int = 0  # the position behind the last frame that is made
-    _moved: list[tuple[int, int]] = field(default_factory=list)  # from a frame of it on: by how many in the video
-    _crops: dict[int, UInt8] = field(default_factory=dict)  # on air: some of the latest as JPEG, by frame of it
-    _written: int = 0  # frames that are in the file; on air, they have been shown
-    _rested: int = -1  # frames that had been shown when the mouth was last brought to rest
-    _zero: Clock | None = None
-    _start: Clock | None = None
-    _canvas: Canvas | None = None  # the frame being made
-    _end: Clock | None = None  # where the encoder before has ended
-    cues: list[Cue] = field(default_factory=list)  # what it says, in seconds from its first frame, as far as it is made
-    _told: dict[int, float] = field(default_factory=dict)  # cues in the transcript, by number: where they end
+    pauses: dict[int, list[PausePart]] = field(default_factory=dict)  # by the tick of the fragment that follows
+    _ended: bool = False
+    _start: Clock | None = None  # where its first frame stands in the file
+    _clock: Clock | None = None  # where the next encoder starts in the file
+    _next_position: int = 0  # on the timeline, behind the last frame made
+    _shifts: list[tuple[int, int]] = field(default_factory=list)  # (frame, by how many frames it is later in the file)
+    _sidecar_lines: deque[tuple[int, Record]] = field(default_factory=deque)  # (frame in the file, line not written)
+    _written_cues: dict[int, float] = field(default_factory=dict)  # number → end of the sentence as in the transcript
+    _written: int = 0  # frames of speech in the file; in a live session they have been shown
+    _kept_crops: dict[int, UInt8] = field(default_factory=dict)  # live sessions: JPEG by frame of the utterance
+    _rested_after: int = -1  # frames that had been shown at the latest return to rest
+    _live_zero: Clock | None = None
+    _canvas: Canvas | None = None
 
-    def add(self, chunk: Chunk, close: bool | None = None) -> list[Fragment]:
-        """Paste, encode and append a chunk; return the fragments that it completed. Raises FencedError, OSError."""
-        fragments = self.make(chunk, chunk.last if close is None else close)
+    # --- make
+
+    def add(self, chunk: Chunk) -> list[Fragment]:
+        """Encode a chunk and write the fragments that it completes. Raises FencedError, OSError."""
+        fragments = self.encode(chunk, chunk.last)
         for fragment in fragments:
             self.write(fragment)
         return fragments
 
-    def make(self, chunk: Chunk, close: bool) -> list[Fragment]:
-        """Paste and encode a chunk; with `close` everything so far comes out, and what follows has a new encoder."""
-        position, first = self._position(chunk), chunk.crops.first_frame
-        encoder = self._opened(position, first)
+    def add_rest(self) -> list[Fragment]:
+        """Flush the encoder and write its fragments. Raises FencedError, OSError."""
+        fragments = self.flush()
+        for fragment in fragments:
+            self.write(fragment)
+        return fragments
+
+    def encode(self, chunk: Chunk, close: bool) -> list[Fragment]:
+        """Paste and encode a chunk; return the fragments that it completes.
+
+        close: also flush the encoder. The next chunk gets a new one. Raises FencedError, OSError.
+        """
+        first = chunk.crops.first_frame
+        encoder = self._open_encoder(chunk.position, first)
         if chunk.speech is not None:
             add_cue(self.cues, chunk.speech, first / self.spec.fps)
-        self._hear(chunk)
+            self.mouth.add_speech(chunk.speech, first)
+        if chunk.following is not None:
+            self.mouth.add_speech(*chunk.following)
         weights = self.mouth.weights(first, len(chunk.crops))
-        frames = self._pasted(position, chunk.crops, weights)
+        frames = self._paste(chunk.position, chunk.crops, weights)
         fragments = encoder.push(frames, self._sound(chunk.speech), close)
-        self._note(chunk, weights)
-        self.late_s = max(self.late_s, encoder.audio_delay_s)
+        self._describe(chunk, weights)
+        self.audio_delay_s = max(self.audio_delay_s, encoder.audio_delay_s)
         if close:
-            self.encoder, self._end = None, encoder.clock
+            self.encoder, self._clock = None, encoder.clock
         self.frames += len(weights)
         self.weights.append(weights)
-        self._line_end = position + len(weights)
+        self._next_position = chunk.position + len(weights)
         return fragments
 
     def flush(self) -> list[Fragment]:
-        """What the encoder still holds; afterwards it is closed."""
+        """Close the encoder and return the fragments that it still holds."""
         if self.encoder is None:
             return []
         encoder, self.encoder = self.encoder, None
         fragments = encoder.push((), np.zeros(0, np.float32), True)
-        self._end = encoder.clock
+        self._clock = encoder.clock
         return fragments
 
-    def rest(self, shown: int, positions: Sequence[int]) -> tuple[bytes, ...]:
-        """H.264 samples of frames in which the mouth goes from speech, `shown` frames into it, to rest.
+    def release(self) -> None:
+        """Drop the encoder with its threads, and the frame: the utterance itself may be referenced for longer."""
+        self.encoder = self._canvas = None
+        self.pauses.clear()
+        self._sidecar_lines.clear()
 
-        positions: of the head, on the session's line. Safe beside `make`.
-        """
-        moving = shown != self._rested  # a mouth at rest stays there until more has been shown
-        self._rested = shown
-        rested = self._resting(shown, positions, moving)
-        self.resting = rested.weights
-        return rested.video
+    def live(self, fragment: Fragment) -> bytes:
+        """The fragment on the timeline of the request's own stream, which starts at 0 with the utterance."""
+        if self._live_zero is None:
+            self._live_zero = live_zero(fragment)
+        return rebase(fragment, self._live_zero.video_ticks, self._live_zero.audio_samples)
 
-    def _resting(self, shown: int, positions: Sequence[int], moving: bool) -> RestFragment:
-        avatar = self.avatar.prepared
-        known = [frame for frame in tuple(self._crops) if frame < shown]
-        crop = self._crops.get(max(known)) if known and moving else None
-        indices = [int(ping_pong(position, 1, len(avatar))[0]) for position in positions]
-        weights, face, memory = [0.0] * len(indices), None, deepcopy(self.pasting)
-        if crop is not None:
-            face = _unpacked(crop)
-            level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
-            weights = [level * weight for weight in fade_out_weights(len(indices))]
-        canvas = Canvas(avatar)
-        with self.avatar.beside() as paster:
-            frames = (canvas.frame(paster, face, *at, memory) for at in zip(indices, weights, strict=True))
-            return RestFragment(encode_closed_gop(frames, self.spec), tuple(weights))
+    # --- write
 
     def write(self, fragment: Fragment, position: int | None = None) -> None:
-        """Append a fragment, the pause before it, and to the transcript the sentences that begin in it.
+        """Append a fragment: before it the pause, its sidecar lines, and the sentences that start in it.
 
+        position: of its first frame on the timeline; None: directly behind the previous frame.
         Raises FencedError, OSError.
         """
         with self.sessions.lock:
@@ -187,119 +162,37 @@ class Utterance:
         assert self.session is not None
         pause = self.pauses.pop(fragment.video_start, [])
         if self._written:
-            self._keep(pause)
+            self._write_pause(pause)
             self.kept_frames += sum(part.fragment.frames for part in pause)
         else:
             self._begin(pause)
         end = self.session.frames + fragment.frames
-        while self._notes and self._notes[0][0] < end:  # lines of what is not shown would speak of what comes instead
-            self.session.add_to_sidecar(self._notes.popleft()[1])
+        while self._sidecar_lines and self._sidecar_lines[0][0] < end:  # later frames may never be shown
+            self.session.add_to_sidecar(self._sidecar_lines.popleft()[1])
         for cue in tuple(self.cues):
-            here = self._in_video(cue)
-            if here.start_s < fragment.start_s + fragment.duration_s and self._told.get(cue.number) != cue.end_s:
-                self.session.add_sentence(here)  # again where a voice that streams has gone on with it
-                self._told[cue.number] = cue.end_s
+            in_file = self._cue_in_file(cue)
+            started = in_file.start_s < fragment.start_s + fragment.duration_s
+            if started and self._written_cues.get(cue.number) != cue.end_s:  # a streaming voice extends its sentence
+                self.session.add_sentence(in_file)
+                self._written_cues[cue.number] = cue.end_s
         self.session.append(fragment, position)
         self._written += fragment.frames
         self.kept_frames += fragment.frames
-        self._forget_shown(self._written)
-
-    def pause_inside(self, fragment: Fragment) -> list[Fragment]:
-        """What the file keeps of a pause inside the utterance, before a fragment that is not written yet."""
-        if self._start is None or fragment.video_start == self._start.video_ticks:
-            return []
-        return [part.fragment for part in self.pauses.get(fragment.video_start, ())]
-
-    @property
-    def start_s(self) -> float:
-        """Where it begins in the session's video, or would have begun; a frame of it is made."""
-        assert self._start is not None
-        return self._start.video_ticks / VIDEO_TIMESCALE
-
-    def end(self, interrupted: bool = False) -> None:
-        """Mark the utterance as complete, or as cut where it is; nothing where none of it is in the file.
-
-        Raises FencedError.
-        """
-        assert self.session is not None, "an utterance without a frame has no session"
-        if not self._written:
-            return
-        with self.sessions.lock:
-            self.session.end_utterance(text=self.said, interrupted=interrupted)
-
-    def release(self) -> None:
-        """Let go of the encoder, its threads and the frame: whoever still knows the utterance must not keep them."""
-        self.encoder = self._canvas = None
-        self.pauses.clear()
-        self._notes.clear()
-
-    def live(self, fragment: Fragment) -> bytes:
-        """The fragment on the viewer's own timeline, which starts at 0 with the utterance."""
-        if self._zero is None:
-            self._zero = live_zero(fragment)
-        return rebase(fragment, self._zero.video_ticks, self._zero.audio_samples)
-
-    def _opened(self, position: int, first_frame: int) -> UtteranceEncoder:
-        """The encoder for frames from `first_frame` of the utterance on, and `position` of the line."""
-        if self.encoder is None:
-            if self.session is None:
-                self.session = self.sessions.claim(self.request.session_id, self.spec, self.avatar.prepared)
-                self._end = self.session.clock
-                self._moved.append((0, self.session.frames))
-                if self.session.frames:
-                    self._pause(self.session.position, position, first_frame)
-                self._start = self._end
-            elif self.pause is not None and position != self._line_end:
-                self.pause = replace(self.pause, rested={**self.pause.rested, **self._eased()})
-                self._pause(self._line_end, position, first_frame)
-            assert self._end is not None
-            self.encoder = UtteranceEncoder(self.session.spec, self._end)
-        return self.encoder
-
-    def _pause(self, since: int, until: int, first_frame: int) -> None:
-        """Lay what is shown between two positions of the line before the frame `first_frame`, as far as it is kept."""
-        assert self.session is not None and self._end is not None
-        if self.pause is None:
-            return
-        try:
-            parts = list(self.pause.parts(self.session.spec, self._end, since, until, self._look))
-        except (OSError, ValueError):  # of the idle motion: what is going to be said matters more
-            log.warning("A pause in %r is left out of its file.", self.session.session_id, exc_info=True)
-            return
-        if parts:
-            self._end = parts[-1].end
-            self.pauses[self._end.video_ticks] = parts
-            frames = sum(part.fragment.frames for part in parts)
-            self._moved.append((first_frame, self._moved[-1][1] + frames))
-
-    def _eased(self) -> dict[int, RestFragment]:
-        """The mouth's way to rest behind the last frame that is made, by position: as far as no viewer was shown it.
-
-        A segment may be made before the one before it has been played out.
-        """
-        assert self.pause is not None
-        grid = IdleGrid.of(len(self.avatar.prepared), self.spec.fps)
-        end = grid.ceil(self._line_end + REST_FRAMES)
-        at, made = self._line_end, {}
-        while at in self.pause.rested:
-            at += len(self.pause.rested[at].video)
-        for start, count in rest_steps(at, end):
-            made[start] = self._resting(self.frames, range(start, start + count), start == self._line_end)
-        return made
+        self._drop_shown_crops(self._written)
 
     def _begin(self, pause: list[PausePart]) -> None:
-        """Write what was shown before it, and that it begins. Raises FencedError."""
+        """Write the pause before the utterance and its start. Raises FencedError."""
         assert self.session is not None
-        self.session.acquire()  # another replica may have looked in since it was claimed
+        self.session.acquire()  # another replica may have claimed the session and written nothing
         if self.session.clock != (pause[0].start if pause else self._start):
             raise FencedError(
-                f"The session {self.session.session_id!r} was written to meanwhile.", "Send the request again."
+                f"Another replica has written to the session {self.session.session_id!r}.", "Send the request again."
             )
-        self._keep(pause)
+        self._write_pause(pause)
         self.session.start_utterance(self.request.text)
         self.session.add_to_sidecar(utterance_record(self.session.frames, self.request.text, self.engines))
 
-    def _keep(self, pause: list[PausePart]) -> None:
+    def _write_pause(self, pause: list[PausePart]) -> None:
         assert self.session is not None
         avatar = self.avatar.prepared
         if pause:
@@ -309,79 +202,172 @@ class Utterance:
             self.session.add_to_sidecar(frames_record(self.session.frames, indices, avatar, part.weights))
             self.session.append(part.fragment, part.position, pause=True)
 
-    def _in_video(self, cue: Cue) -> Cue:
-        """A cue in seconds of the session's video: pauses inside the utterance move what comes behind them."""
-        fps = self.spec.fps
+    def end(self, interrupted: bool = False) -> None:
+        """Mark the utterance as complete or interrupted in the file. The first call counts. Raises FencedError.
 
-        def at(seconds: float, ends: bool = False) -> float:
-            frame = seconds * fps + (-ROUNDING if ends else ROUNDING)
-            return seconds + next(by for first, by in reversed(self._moved) if first <= max(frame, 0)) / fps
+        Writes nothing where none of the utterance is in the file.
+        """
+        if self._ended:
+            return
+        if self._written:
+            assert self.session is not None
+            with self.sessions.lock:
+                self.session.end_utterance(text=self.spoken_text, interrupted=interrupted)
+        self._ended, self.interrupted = True, interrupted
 
-        words = tuple(Word(word.text, at(word.start_s), at(word.end_s, ends=True)) for word in cue.words)
-        return replace(cue, start_s=at(cue.start_s), end_s=at(cue.end_s, ends=True), words=words)
+    @property
+    def start_s(self) -> float:
+        """Where the utterance starts in the session's video, or would have started. Needs its first frame."""
+        assert self._start is not None
+        return self._start.video_ticks / VIDEO_TIMESCALE
 
-    def _look(self, position: int) -> Float32:
-        """The avatar's frame at a position of the line, in small and grey."""
+    # --- pauses and rest in live sessions
+
+    def pause_inside(self, fragment: Fragment) -> list[Fragment]:
+        """The pause inside the utterance that the file keeps before a fragment, which is not written yet."""
+        if self._start is None or fragment.video_start == self._start.video_ticks:
+            return []
+        return [part.fragment for part in self.pauses.get(fragment.video_start, ())]
+
+    def rest_fragment(self, shown: int, positions: Sequence[int]) -> RestFragment:
+        """Encode frames in which the mouth returns from speech to rest. Safe beside `encode`.
+
+        shown: frames of the utterance that have been shown. positions: of the head on the timeline, one per frame.
+        """
+        moving = shown != self._rested_after  # a mouth at rest stays at rest until more speech is shown
+        self._rested_after = shown
+        return self._encode_rest(shown, positions, moving)
+
+    def _encode_rest(self, shown: int, positions: Sequence[int], moving: bool) -> RestFragment:
+        avatar = self.avatar.prepared
+        known = [frame for frame in tuple(self._kept_crops) if frame < shown]
+        crop = self._kept_crops.get(max(known)) if known and moving else None
+        indices = [int(ping_pong(position, 1, len(avatar))[0]) for position in positions]
+        weights, face, memory = [0.0] * len(indices), None, deepcopy(self.pasting)
+        if crop is not None:
+            face = _from_jpeg(crop)
+            level = float(np.concatenate(self.weights)[shown - 1]) if shown else 0.0
+            weights = [level * weight for weight in fade_out_weights(len(indices))]
+        canvas = Canvas(avatar)
+        with self.avatar.borrow_paster() as paster:
+            frames = (canvas.frame(paster, face, *at, memory) for at in zip(indices, weights, strict=True))
+            return RestFragment(encode_closed_gop(frames, self.spec), tuple(weights))
+
+    def _keep_pause(self, since: int, until: int, first_frame: int) -> None:
+        """Prepare the pause from `since` to `until` on the timeline, to be written before the frame `first_frame`."""
+        assert self.session is not None and self._clock is not None
+        if self.pause is None:
+            return
+        try:
+            parts = list(self.pause.parts(self.session.spec, self._clock, since, until, self._thumbnail))
+        except (OSError, ValueError):  # the idle motion cannot be read; the speech matters more
+            log.warning("The file of session %r omits a pause.", self.session.session_id, exc_info=True)
+            return
+        if parts:
+            self._clock = parts[-1].end
+            self.pauses[self._clock.video_ticks] = parts
+            frames = sum(part.fragment.frames for part in parts)
+            self._shifts.append((first_frame, self._shifts[-1][1] + frames))
+
+    def _missing_rests(self) -> dict[int, RestFragment]:
+        """The return to rest behind the last frame made, by position, as far as no viewer has been shown it.
+
+        A segment may be made before the one before it has been played.
+        """
+        assert self.pause is not None
+        grid = IdleGrid.of(len(self.avatar.prepared), self.spec.fps)
+        end = grid.ceil(self._next_position + REST_FRAMES)
+        position, made = self._next_position, {}
+        while position in self.pause.rested:
+            position += len(self.pause.rested[position].video)
+        for start, count in rest_steps(position, end):
+            moving = start == self._next_position
+            made[start] = self._encode_rest(self.frames, range(start, start + count), moving)
+        return made
+
+    def _thumbnail(self, position: int) -> Float32:
+        """The avatar's frame at a position of the timeline, small and grey."""
         avatar = self.avatar.prepared
         assert avatar.frames is not None
-        step = max(1, avatar.height // LOOK_PX)
+        step = max(1, avatar.height // THUMBNAIL_PX)
         picture = picture_at(avatar.frames, int(ping_pong(position, 1, len(avatar))[0]))
         return np.asarray(picture.luma[::step, ::step], np.float32)
 
-    def _position(self, chunk: Chunk) -> int:
-        """The line's position of a chunk's first frame: as the line chose it, else counted on from the start."""
-        return self.position + chunk.crops.first_frame if chunk.position is None else chunk.position
+    def _drop_shown_crops(self, end: int) -> None:
+        """Of the kept crops before frame `end`, a return to rest needs only the last."""
+        for frame in sorted(frame for frame in self._kept_crops if frame < end)[:-1]:
+            del self._kept_crops[frame]
 
-    def _hear(self, chunk: Chunk) -> None:
-        """What the mouth can know by now: the chunk's segment, and the one after it if that is here."""
-        if chunk.speech is not None:
-            self.mouth.hear(chunk.speech, chunk.crops.first_frame)
-        if chunk.following is not None:
-            self.mouth.hear(*chunk.following)
+    # --- steps of `encode`
 
-    def _note(self, chunk: Chunk, weights: Float32) -> None:
-        """Keep the sidecar's lines of a chunk until it is written."""
-        avatar, frame = self.avatar.prepared, self._moved[-1][1] + chunk.crops.first_frame
-        indices = ping_pong(self._position(chunk), len(weights), len(avatar))
-        if chunk.speech is not None:
-            self._notes.append((frame, speech_record(frame, chunk.speech)))
-        self._notes.append((frame, frames_record(frame, indices, avatar, weights)))
+    def _open_encoder(self, position: int, first_frame: int) -> UtteranceEncoder:
+        """The encoder for frames from `first_frame` of the utterance on, at `position` of the timeline."""
+        if self.encoder is None:
+            if self.session is None:
+                self.session = self.sessions.claim(self.request.session_id, self.spec, self.avatar.prepared)
+                self._clock = self.session.clock
+                self._shifts.append((0, self.session.frames))
+                if self.session.frames:
+                    self._keep_pause(self.session.position, position, first_frame)
+                self._start = self._clock
+            elif self.pause is not None and position != self._next_position:
+                self.pause = replace(self.pause, rested={**self.pause.rested, **self._missing_rests()})
+                self._keep_pause(self._next_position, position, first_frame)
+            assert self._clock is not None
+            self.encoder = UtteranceEncoder(self.session.spec, self._clock)
+        return self.encoder
 
-    def _sound(self, speech: Speech | None) -> Float32:
-        """A segment's samples at the session's rate; none where its first chunk has brought them already."""
-        if speech is None:
-            return np.zeros(0, np.float32)
-        return resample(speech.samples, speech.sample_rate_hz, self.spec.sample_rate_hz)
+    def _paste(self, position: int, crops: FaceCrops, weights: Float32) -> Iterator[AnyFrame]:
+        """The avatar's frames with the crops pasted in; a frame without a face stays as it is.
 
-    def _pasted(self, position: int, crops: FaceCrops, weights: Float32) -> Iterator[AnyFrame]:
-        """The avatar's own frames with the crops pasted in; a frame without a face stays as it is. Each is done with
-        when the next is asked for.
+        A frame is valid until the next one is requested.
         """
         if self._canvas is None:
             self._canvas = Canvas(self.avatar.prepared)
         indices = ping_pong(position, len(crops), len(self.avatar.prepared))
-        with self.avatar.beside() as paster:
+        with self.avatar.borrow_paster() as paster:
             for k, (index, weight) in enumerate(zip(indices.tolist(), weights.tolist(), strict=True)):
                 crop = self.mouth.crop(crops.images[k], weight)
-                if self.on_air and (k + 1 == len(crops) or (k + 1) % LIVE_FRAMES == 0):
-                    self._crops[crops.first_frame + k] = _packed(crop)
+                if self.pause is not None and (k + 1 == len(crops) or (k + 1) % LIVE_FRAMES == 0):
+                    self._kept_crops[crops.first_frame + k] = _to_jpeg(crop)
                 yield self._canvas.frame(paster, crop, index, weight, self.pasting)
-        for old in sorted(self._crops)[:-KEPT_CROPS]:
-            del self._crops[old]
+        for frame in sorted(self._kept_crops)[:-MAX_KEPT_CROPS]:
+            del self._kept_crops[frame]
 
-    def _forget_shown(self, end: int) -> None:
-        """Of the crops before frame `end`, all shown, a rest wants the last alone."""
-        for old in sorted(frame for frame in self._crops if frame < end)[:-1]:
-            del self._crops[old]
+    def _sound(self, speech: Speech | None) -> Float32:
+        """A segment's samples at the session's rate; empty for its later chunks."""
+        if speech is None:
+            return np.zeros(0, np.float32)
+        return resample(speech.samples, speech.sample_rate_hz, self.spec.sample_rate_hz)
+
+    def _describe(self, chunk: Chunk, weights: Float32) -> None:
+        """Queue the sidecar lines of a chunk until it is written."""
+        avatar, frame = self.avatar.prepared, self._shifts[-1][1] + chunk.crops.first_frame
+        indices = ping_pong(chunk.position, len(weights), len(avatar))
+        if chunk.speech is not None:
+            self._sidecar_lines.append((frame, speech_record(frame, chunk.speech)))
+        self._sidecar_lines.append((frame, frames_record(frame, indices, avatar, weights)))
+
+    def _cue_in_file(self, cue: Cue) -> Cue:
+        """A cue in seconds of the session's video, behind the pauses inside the utterance."""
+        fps = self.spec.fps
+
+        def in_file(seconds: float, ends: bool = False) -> float:
+            frame = seconds * fps + (-FRAME_EPSILON if ends else FRAME_EPSILON)
+            return seconds + next(by for first, by in reversed(self._shifts) if first <= max(frame, 0)) / fps
+
+        words = tuple(Word(word.text, in_file(word.start_s), in_file(word.end_s, ends=True)) for word in cue.words)
+        return replace(cue, start_s=in_file(cue.start_s), end_s=in_file(cue.end_s, ends=True), words=words)
 
 
-def _packed(crop: UInt8) -> UInt8:
-    """RGB `(s, s, 3)` → a JPEG's bytes `(n,)`."""
-    _, data = cv2.imencode(".jpg", crop[..., ::-1], KEPT_QUALITY)
+def _to_jpeg(crop: UInt8) -> UInt8:
+    """RGB `(s, s, 3)` → JPEG bytes `(n,)`."""
+    _, data = cv2.imencode(".jpg", crop[..., ::-1], CROP_JPEG)
     return np.asarray(data, np.uint8)
 
 
-def _unpacked(data: UInt8) -> UInt8:
+def _from_jpeg(data: UInt8) -> UInt8:
+    """JPEG bytes `(n,)` → RGB `(s, s, 3)`."""
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     assert image is not None
     return np.ascontiguousarray(image[..., ::-1], np.uint8)

@@ -11,8 +11,8 @@ import pytest
 from deployments.common.stage import StageTiming, Stamped
 from deployments.ingress.live import hub
 from deployments.ingress.live.hubs import Live
+from deployments.stitch.avatar_cache import LoadedAvatar
 from deployments.stitch.deployment import Stitch
-from deployments.stitch.utterance import LoadedAvatar
 from models.avatar.playback import ping_pong
 from models.errors import TextError
 from models.stitch.paste import Paster
@@ -139,7 +139,7 @@ async def air(monkeypatch, tmp_path):
     yield make
     for stitch, live in made:
         await live.stop()
-        stitch._keeper.cancel()
+        stitch._housekeeping.cancel()
 
 
 class Watcher:

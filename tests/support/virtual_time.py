@@ -1,7 +1,7 @@
-"""Time that passes only while everybody waits: what is due in a second happens at once, and never a moment late.
+"""Virtual time: the clock advances only while everything waits, so sleeps cost nothing and nothing is ever late.
 
-For code of one event loop that asks `time` and sleeps by asyncio. Computing takes no time there; threads, processes and
-sockets that answer later have no place in it.
+For code on one event loop that reads `time` and sleeps with asyncio. Computing takes no virtual time, on the loop or in
+an executor's thread (`asyncio.to_thread`, `deployments.common.stage.Worker`). Processes and sockets do not work with it.
 """
 
 from __future__ import annotations
@@ -9,31 +9,59 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+THREAD_TIMEOUT_S = 60.0  # real time; a thread that computes for longer hangs
 
-class _Jump(selectors.DefaultSelector):
-    """Where nothing is ready, the clock is put forward instead of waiting."""
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Advances the clock instead of waiting, unless a thread computes."""
 
     passed_s = 0.0
+    threads = 0  # executor jobs that are queued or running
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        assert timeout is not None, "everything waits, and nothing will ever happen"
         ready = super().select(0)
-        if not ready:
-            self.passed_s += max(timeout, 0.0)
+        if ready or timeout == 0:
+            return ready
+        if self.threads:
+            ready = super().select(THREAD_TIMEOUT_S)
+            assert ready, f"a thread has computed for {THREAD_TIMEOUT_S:g} s"
+            return ready
+        assert timeout is not None, "everything waits, and no timer is set"
+        self.passed_s += max(timeout, 0.0)
         return ready
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
-        self._jump = _Jump()
-        super().__init__(self._jump)
+        self.selector = _JumpingSelector()
+        super().__init__(self.selector)
+        self._threads = ThreadPoolExecutor(thread_name_prefix="virtual")
 
     def time(self) -> float:
-        return self._jump.passed_s
+        return self.selector.passed_s
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+        self.selector.threads += 1
+        job = (executor or self._threads).submit(func, *args)
+        future = asyncio.wrap_future(job, loop=self)
+        job.add_done_callback(self._job_done)  # after the callback of wrap_future: the result is there first
+        return future
+
+    def _job_done(self, job: Future[Any]) -> None:
+        if not self.is_closed():
+            self.call_soon_threadsafe(self._uncount)
+
+    def _uncount(self) -> None:
+        self.selector.threads -= 1
+
+    def close(self) -> None:
+        super().close()
+        self._threads.shutdown(wait=False)
 
 
 class _Policy(asyncio.DefaultEventLoopPolicy):
@@ -49,10 +77,10 @@ def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
 
 @pytest.fixture(autouse=True)
 async def virtual_time(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`time.time` and `time.monotonic` go by the loop's clock."""
+    """`time.time` and `time.monotonic` follow the loop's clock."""
     loop = asyncio.get_running_loop()
     for name in ("time", "monotonic"):
-        began_s = getattr(time, name)()
-        monkeypatch.setattr(time, name, lambda began_s=began_s: began_s + loop.time())
+        start_s = getattr(time, name)()
+        monkeypatch.setattr(time, name, lambda start_s=start_s: start_s + loop.time())
     yield
     monkeypatch.undo()

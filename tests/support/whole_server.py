@@ -96,8 +96,8 @@ def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[st
 
     async def end() -> None:
         await stages["Ingress"]._live.stop()
-        for name in ("Stitch", "Chat"):
-            stages[name]._keeper.cancel()
+        stages["Stitch"]._housekeeping.cancel()
+        stages["Chat"]._keeper.cancel()
 
     with TestClient(api, raise_server_exceptions=False) as client:
         client.portal.call(build)

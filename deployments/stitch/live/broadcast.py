@@ -1,7 +1,7 @@
-"""A session on air: its live clock and who listens. performance.py puts utterances on it.
+"""The broadcast of a watched session: its live clock, and the streams of events to the ingresses that listen.
 
-Belongs to Stitch; knows no stage, no file and no HTTP. The ingress paces idle motion itself
-(deployments/ingress/live/hub.py). Sent from here: speech, the mouth's way back to rest, and when the head must wait.
+The ingress plays idle motion by itself (deployments/ingress/live/hub.py). Stitch sends speech, the return of the mouth
+to rest, and holds.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import Any
 
 from deployments.common.clocks import stable_time_s
 from deployments.common.messages import Ending, LiveEvent, LiveStart
-from deployments.common.patience import within
 from models.live.pauses import RestFragment
 from models.live.timeline import IdleGrid, LiveClock, LiveFragment
 from models.media.encode import MediaSpec
 from models.types import PreparedAvatar
 
-LISTENER_PIECES = 256  # a listener that takes none of so many is gone
+MAX_QUEUED_EVENTS = 256  # a listener that reads none of these is disconnected
 HEARTBEAT_S = 5.0
 
 
@@ -27,8 +26,8 @@ class Broadcast:
 
     def __init__(self, start: LiveStart, grid: IdleGrid, clock: LiveClock) -> None:
         self.start, self.grid, self.clock = start, grid, clock
-        self.taken = 0  # the line is spoken for up to this position
-        self.rested: dict[int, RestFragment] = {}  # since what the session's file ends with, by position
+        self.reserved_until = 0  # the timeline is reserved for speech up to this position
+        self.rested: dict[int, RestFragment] = {}  # returns to rest since the end of the session's file, by position
         self._listeners: set[asyncio.Queue[LiveEvent | None]] = set()
 
     @property
@@ -36,40 +35,43 @@ class Broadcast:
         return bool(self._listeners)
 
     def shows(self, avatar: PreparedAvatar, spec: MediaSpec) -> bool:
+        """Whether frames of this avatar, encoded like this, fit the picture that viewers have."""
         return self.start.picture == (avatar.avatar_id, avatar.version, spec)
 
     def position(self) -> int:
         """The position that is due now."""
         return self.clock.position(stable_time_s())
 
-    def send(self, piece: LiveFragment) -> None:
-        self._tell(LiveEvent(self.clock, piece=piece))
+    def send(self, fragment: LiveFragment) -> None:
+        self._emit(LiveEvent(self.clock, piece=fragment))
 
-    def expect(self, position: int) -> None:
-        """Tell that speech is going to begin at a position; -1: that it is not."""
-        self._tell(LiveEvent(self.clock, expect=position))
+    def expect_speech(self, position: int) -> None:
+        """Announce that speech starts at a position; -1: the announced speech does not come."""
+        self._emit(LiveEvent(self.clock, expect=position))
 
-    def making(self, facts: dict[str, Any]) -> None:
-        """Tell how far what is made has come."""
-        self._tell(LiveEvent(self.clock, making=facts))
+    def report(self, progress: dict[str, Any]) -> None:
+        """Send the progress of an utterance."""
+        self._emit(LiveEvent(self.clock, making=progress))
 
-    def _tell(self, event: LiveEvent) -> None:
+    def _emit(self, event: LiveEvent) -> None:
         for listener in list(self._listeners):
-            if listener.qsize() >= LISTENER_PIECES:
-                self._listeners.discard(listener)  # its stream ends, and it may ask again
+            if listener.qsize() >= MAX_QUEUED_EVENTS:
+                self._listeners.discard(listener)  # its stream ends; the ingress may open another one
                 listener.put_nowait(None)
             else:
                 listener.put_nowait(event)
 
     async def listen(self) -> AsyncGenerator[LiveEvent, None]:
-        """The start, then pieces as they are released; a sign of life when there are none."""
+        """The start, then events as they are sent, and an empty event after HEARTBEAT_S without one."""
         queue: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
         self._listeners.add(queue)
         try:
             yield LiveEvent(self.clock, self.start)
             while True:
+                event: LiveEvent | None
                 try:
-                    event = await within(HEARTBEAT_S, queue.get())
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        event = await queue.get()
                 except TimeoutError:
                     event = LiveEvent(self.clock)
                 if event is None:
@@ -78,8 +80,8 @@ class Broadcast:
         finally:
             self._listeners.discard(queue)
 
-    def close(self, why: Ending) -> None:
-        """End every listener's stream, and say why."""
+    def close(self, reason: Ending) -> None:
+        """End the stream of every listener, with the reason."""
         for listener in self._listeners:
-            listener.put_nowait(LiveEvent(self.clock, ended=why))
+            listener.put_nowait(LiveEvent(self.clock, ended=reason))
             listener.put_nowait(None)

@@ -1,6 +1,6 @@
-"""One utterance on air: from made fragments to what is shown when, and what is shown where they are late.
+"""Playout of one utterance in a live session: releases fragments when they are due, and handles underruns.
 
-Belongs to Stitch; knows no stage, no file and no HTTP.
+Live fragments go to the broadcast. Fragments of the session file are written when they have been shown.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from deployments.common.clocks import stable_time_s
-from deployments.common.patience import within
 from deployments.stitch.live.broadcast import Broadcast
-from deployments.stitch.live.pacing import LONGEST_WAIT_S, RELEASE_S, Pace, Supply
+from deployments.stitch.live.pacing import MAX_DELAY_S, RELEASE_LEAD_S, PaceEstimate, SupplyEstimate
 from models.avatar.playback import sway
 from models.live.cues import Cue, cues_between
 from models.live.timeline import LIVE_FRAMES, LiveClock, LiveFragment, join_live_fragments, rest_steps, split_fragment
 from models.types import Fragment
 
-DECIDE_S = 0.14  # so long before a position is due, what is not there counts as late: a frame must still be coded
-SHORTEST_HOLD, LONGEST_HOLD = 8, 48  # frames for which the head waits at a time; then it is looked at again
-PHRASE_S = 0.8  # speech that is not held up for all of its sentence is at least not stopped for so long
-REST_FRAMES = 2  # the mouth's way back to rest takes at least these, and ends on the idle grid
+DECIDE_LEAD_S = 0.14  # speech that is missing this long before it is due is an underrun: a hold must still be encoded
+MIN_HOLD_FRAMES, MAX_HOLD_FRAMES = 8, 48  # of one hold; then the playout decides again
+MIN_PHRASE_S = 0.8  # speech that cannot play to its sentence's end must at least play this long without a stop
+REST_FRAMES = 2  # the return to rest takes at least these frames, and ends on the idle grid
 
 Rest = Callable[[Sequence[int]], Awaitable[tuple[bytes, ...]]]
 Write = Callable[[Fragment, int], None]
 
 
 @dataclass(slots=True)
-class _Place:
-    """Where a segment of the utterance stands on the line."""
+class _Placed:
+    """A segment of the utterance on the session's timeline."""
 
     first_frame: int  # of the utterance
     position: int
@@ -45,308 +44,318 @@ class _Place:
 
 
 @dataclass(slots=True, eq=False)
-class _Made:
-    """A fragment of the file with the pieces it was cut into, and how many of them have been released."""
+class _Queued:
+    """A fragment of the file, the live fragments it was split into, and how many of these are released."""
 
     fragment: Fragment
-    pieces: list[LiveFragment]
+    parts: list[LiveFragment]
     released: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class Performance:
-    """One utterance on air. `run` releases what `push` brings when it is due, and fills what is late.
+class Playout:
+    """One utterance. `push` adds fragments, `run` releases them when they are due.
 
-    Speech that cannot be played to its sentence's end without a stop waits, with the mouth at rest and the head
-    swaying, rather than stop in a word: before a sentence, and else at its pauses.
+    Speech that would run out before its sentence ends is held: the mouth rests and the head sways. Where possible it is
+    held before a sentence or at a pause, not inside a word.
 
-    rest(positions) → H.264 samples of the mouth coming to rest while the head goes through `positions`.
-    write(fragment, position) → appends to the session what has been shown.
+    rest(positions) → H.264 samples of the mouth returning to rest, one frame per position of the head.
+    write(fragment, position) → appends a fragment that has been shown to the session file.
     """
 
     broadcast: Broadcast
-    pace: Pace
+    pace: PaceEstimate
     rest: Rest
     write: Write
-    number: int
-    ahead_s: float  # what is made further ahead of what is shown makes `push` wait
+    utterance: int  # its number in live fragments
+    max_ahead_s: float  # `push` waits while more than this is made and not shown
     holds: int = 0  # how often speech had to wait
     held_frames: int = 0
     released_frames: int = 0
-    supply: Supply = field(init=False)
-    _places: list[_Place] = field(default_factory=list)
-    _made: deque[_Made] = field(default_factory=deque)
+    supply: SupplyEstimate = field(init=False)
+    _placed: list[_Placed] = field(default_factory=list)
+    _queue: deque[_Queued] = field(default_factory=deque)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _taken_one: asyncio.Event = field(default_factory=asyncio.Event)
-    _cursor: int | None = None  # the position that is due next while it speaks; None at rest
-    _started: int = 0  # places whose speech has begun to be shown
+    _drained: asyncio.Event = field(default_factory=asyncio.Event)
+    _cursor: int | None = None  # the position due next while it speaks; None at rest
+    _started: int = 0  # segments of which a frame has been shown
     _ended: bool = False
-    _cut: bool = False
-    _breaks: list[int] = field(default_factory=list)  # frames of the utterance that a pause comes before
-    _passed: int = -1  # the frame whose speech has been found to be played on, or to have waited long enough
-    _waited_s: float = 0.0  # before that frame
-    _astray: tuple[int, int] | None = None  # a cut has met the head on its way: the position due, and where it goes on
+    _stopped: bool = False
+    _pauses: list[int] = field(default_factory=list)  # frames of the utterance that follow a pause of the voice
+    _cleared: int = -1  # the latest frame for which the playout decided to go on
+    _waited_s: float = 0.0  # holds before the next frame so far
+    _interrupted_hold: tuple[int, int] | None = None  # position due, and position at which the swaying head is
 
     def __post_init__(self) -> None:
-        fps = self.broadcast.clock.fps
-        self.supply = Supply(fps, self.pace.own_frame_s, stable_time_s(), self.broadcast.start.spec.fragment_frames)
+        fps, spec = self.broadcast.clock.fps, self.broadcast.start.spec
+        self.supply = SupplyEstimate(fps, self.pace.shared_frame_s, stable_time_s(), spec.fragment_frames)
 
-    # --- where segments go
+    # --- place segments
 
     def place(self, first_frame: int, frames: int) -> int:
-        """Choose the position of a segment: behind the one before where there is time, else ahead of the clock."""
-        now_s, line = stable_time_s(), self.broadcast
-        if not self._places:
-            self.supply.came_s = now_s
-        waiting = sum(p.frames for p in self._places) - self.supply.made  # of earlier segments, still being made
-        lead_s = self.pace.lead_s(frames, line.clock.fps) + waiting * self.pace.own_frame_s
-        soonest = line.clock.position(now_s + lead_s) + 1
-        end = self._places[-1].end if self._places else -1
-        resting = self._cursor is None and self._started == len(self._places)
-        if self._places and not resting and end >= soonest:
+        """Choose the position of a segment: directly behind the previous one if it can arrive in time, else later."""
+        now_s, broadcast = stable_time_s(), self.broadcast
+        if not self._placed:
+            self.supply.burst_end_s = now_s
+        pending = sum(segment.frames for segment in self._placed) - self.supply.made  # of earlier segments
+        lead_s = self.pace.lead_s(frames, broadcast.clock.fps) + pending * self.pace.shared_frame_s
+        earliest = broadcast.clock.position(now_s + lead_s) + 1
+        end = self._placed[-1].end if self._placed else -1
+        resting = self._cursor is None and self._started == len(self._placed)
+        if self._placed and not resting and end >= earliest:
             position = end
         else:
-            position = line.grid.ceil(max(soonest, line.taken, 0 if resting else end + REST_FRAMES))
-        self._places.append(_Place(first_frame, position, frames, now_s))
-        line.taken = position + frames
-        line.expect(position)
+            after_rest = 0 if resting else end + REST_FRAMES
+            position = broadcast.grid.ceil(max(earliest, broadcast.reserved_until, after_rest))
+        self._placed.append(_Placed(first_frame, position, frames, now_s))
+        broadcast.reserved_until = position + frames
+        broadcast.expect_speech(position)
         self._changed.set()
         return position
 
-    def follows(self, end_frame: int) -> bool:
-        """Whether the segment that ends at a frame of the utterance is followed by another without a rest between."""
-        ends = next((k for k, p in enumerate(self._places) if p.first_frame + p.frames == end_frame), None)
+    def continues_at(self, frame: int) -> bool:
+        """Whether the segment that ends before `frame` of the utterance is followed by another without a rest."""
+        ends = next((k for k, s in enumerate(self._placed) if s.first_frame + s.frames == frame), None)
         return (
             ends is not None
-            and ends + 1 < len(self._places)
-            and (self._places[ends + 1].position == self._places[ends].end)
+            and ends + 1 < len(self._placed)
+            and self._placed[ends + 1].position == self._placed[ends].end
         )
 
-    # --- what is made
+    # --- take fragments
 
-    def hear(self, breaks: list[int]) -> None:
-        """Take note of the frames before which a segment pauses, before its first fragment is pushed."""
-        self._breaks += breaks
+    def add_pauses(self, frames: list[int]) -> None:
+        """Add the frames that follow a pause of the voice, before the segment's first fragment is pushed."""
+        self._pauses += frames
 
     async def push(self, fragments: list[Fragment], cues: Sequence[Cue] = ()) -> None:
-        """Take fragments in order; wait while what is made lies too far ahead.
+        """Take fragments in order; wait while more than `max_ahead_s` is made and not shown.
 
-        cues: what the utterance says as far as it is known, in seconds from its first frame.
+        cues: the sentences known so far, in seconds from the utterance's first frame.
         """
         if fragments:
-            self._take(fragments, cues)
+            self._enqueue(fragments, cues)
         self._changed.set()
-        while self._made and self._ahead_s() > self.ahead_s and not self._cut:
-            self.supply.full = True
-            self._taken_one.clear()
-            await self._taken_one.wait()
-        if self.supply.full:
-            self.supply.resumed(stable_time_s())
+        while self._queue and self._buffered_s() > self.max_ahead_s and not self._stopped:
+            self.supply.blocked = True
+            self._drained.clear()
+            await self._drained.wait()
+        if self.supply.blocked:
+            self.supply.unblock(stable_time_s())
 
-    def _take(self, fragments: list[Fragment], cues: Sequence[Cue]) -> None:
-        now_s, made = stable_time_s(), self.supply.made
+    def _enqueue(self, fragments: list[Fragment], cues: Sequence[Cue]) -> None:
+        now_s, first = stable_time_s(), self.supply.made
         frames = sum(fragment.frames for fragment in fragments)
-        begins = made == self._place_of(made).first_frame
-        took_s = self.supply.came(frames, now_s, learn=not begins)
-        if not made:
-            self.pace.took(now_s - self._places[0].placed_s)
-        elif not begins:  # else a voice, or a text, was waited for
-            self.pace.made(frames, took_s)
+        begins = first == self._segment_of(first).first_frame
+        took_s = self.supply.add_burst(frames, now_s, learn=not begins)
+        if not first:
+            self.pace.add_first_fragment(now_s - self._placed[0].placed_s)
+        elif not begins:  # the first burst of a segment also waits for its speech
+            self.pace.add_frames(frames, took_s)
         for fragment in fragments:
-            place = self._place_of(made)
-            position = place.position + made - place.first_frame
-            breaks = [place.position + frame - place.first_frame for frame in self._breaks]
-            begins = made == place.first_frame  # at least there a new encoder may have been opened
-            pieces = split_fragment(fragment, position, self.number, begins, breaks)
-            self._made.append(_Made(fragment, self._with_cues(pieces, made, cues)))
-            made += fragment.frames
+            segment = self._segment_of(first)
+            offset = segment.position - segment.first_frame
+            pauses = [offset + frame for frame in self._pauses]
+            begins = first == segment.first_frame  # the encoder may be a new one only here
+            parts = split_fragment(fragment, offset + first, self.utterance, begins, pauses)
+            self._queue.append(_Queued(fragment, self._with_cues(parts, first, cues)))
+            first += fragment.frames
 
-    def _place_of(self, frame: int) -> _Place:
+    def _segment_of(self, frame: int) -> _Placed:
         """The segment that a frame of the utterance belongs to."""
-        return next(place for place in reversed(self._places) if place.first_frame <= frame)
+        return next(segment for segment in reversed(self._placed) if segment.first_frame <= frame)
 
-    def _with_cues(self, pieces: list[LiveFragment], first_frame: int, cues: Sequence[Cue]) -> list[LiveFragment]:
-        """The pieces from a frame of the utterance on, each with what is heard in it."""
+    def _with_cues(self, parts: list[LiveFragment], first_frame: int, cues: Sequence[Cue]) -> list[LiveFragment]:
+        """The live fragments from a frame of the utterance on, each with the sentences that sound in it."""
         fps = self.broadcast.clock.fps
-        starts = accumulate((piece.frames for piece in pieces[:-1]), initial=first_frame)
-        spans = [(start / fps, (start + piece.frames) / fps) for start, piece in zip(starts, pieces, strict=True)]
-        return [replace(piece, cues=cues_between(cues, *span)) for piece, span in zip(pieces, spans, strict=True)]
+        starts = accumulate((part.frames for part in parts[:-1]), initial=first_frame)
+        spans = [(start / fps, (start + part.frames) / fps) for start, part in zip(starts, parts, strict=True)]
+        return [replace(part, cues=cues_between(cues, *span)) for part, span in zip(parts, spans, strict=True)]
 
-    def _ahead_s(self) -> float:
-        """How much is made and not shown yet, s: the same however far ahead of the clock it was placed."""
+    def _buffered_s(self) -> float:
+        """Playing time that is made and not shown yet, wherever it is placed."""
         return (self.supply.made - self.released_frames) / self.supply.fps
 
     def end(self) -> None:
-        """Nothing comes after what was pushed."""
+        """No more fragments come."""
         self._ended = True
         self._changed.set()
 
-    def cut(self) -> None:
+    def stop(self) -> None:
         """Show nothing more than what has been released."""
-        self._cut = True
+        self._stopped = True
         self._changed.set()
-        self._taken_one.set()
+        self._drained.set()
 
-    # --- what is shown
+    # --- play
 
     async def run(self) -> None:
-        """Release pieces when they are due, until the utterance is at rest again. Raises what `write` raises."""
+        """Release fragments when they are due, until the utterance is at rest again. Raises what `write` raises."""
         try:
-            await self._show_all()
+            await self._play()
         except BaseException:
-            self._give_up_the_line()
+            self._free_timeline()
             raise
 
-    async def _show_all(self) -> None:
-        while not self._cut:
+    async def _play(self) -> None:
+        while not self._stopped:
             self._changed.clear()
             wait_s: float | None
-            if self._made:
-                wait_s = await self._show_next(self._made[0])
+            if self._queue:
+                wait_s = await self._play_next(self._queue[0])
             elif self._ended:
                 break
             else:
-                wait_s = await self._look_for_the_late()
+                wait_s = await self._handle_underrun()
             if wait_s is None or wait_s > 0:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await within(wait_s, self._changed.wait())
-        self._keep_what_was_shown()
-        self._give_up_the_line()
-        await self._come_to_rest()
+                await self._wait_for_change(wait_s)
+        self._write_shown_part()
+        self._free_timeline()
+        await self._return_to_rest()
 
-    def _give_up_the_line(self) -> None:
-        """What was placed and is not shown leaves its place to others."""
-        if self._started < len(self._places):
-            self.broadcast.expect(-1)
-        self.broadcast.taken = 0
+    async def _wait_for_change(self, timeout_s: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
 
-    async def _show_next(self, made: _Made) -> float:
-        """Release the next piece if it is due, or hold it up; else how long to wait for that."""
-        piece = made.pieces[made.released]
-        if self._cursor is not None and piece.position != self._cursor:
-            await self._come_to_rest()
+    def _free_timeline(self) -> None:
+        """Give up the positions of segments that are not shown."""
+        if self._started < len(self._placed):
+            self.broadcast.expect_speech(-1)
+        self.broadcast.reserved_until = 0
+
+    async def _play_next(self, queued: _Queued) -> float:
+        """Release the next live fragment or hold it; return the time to wait before the next decision."""
+        part = queued.parts[queued.released]
+        if self._cursor is not None and part.position != self._cursor:
+            await self._return_to_rest()
             return 0.0
-        early_s = self.broadcast.clock.time_of(piece.position) - stable_time_s()
+        early_s = self.broadcast.clock.time_of(part.position) - stable_time_s()
         frame = self.released_frames
-        if frame > self._passed and (self._waited_s or self._may_wait(frame)):
-            if early_s > DECIDE_S:
-                return early_s - DECIDE_S
-            if (lack_s := self._lack_s(frame)) > 0:
-                await self._hold(piece.position, lack_s)
+        if frame > self._cleared and (self._waited_s or self._may_hold_before(frame)):
+            if early_s > DECIDE_LEAD_S:
+                return early_s - DECIDE_LEAD_S
+            if (delay_s := self._delay_s(frame)) > 0:
+                await self._hold(part.position, delay_s)
                 return 0.0
-            self._passed = frame
-        if early_s > RELEASE_S:
-            return early_s - RELEASE_S
-        self._release(piece)
+            self._cleared = frame
+        if early_s > RELEASE_LEAD_S:
+            return early_s - RELEASE_LEAD_S
+        self._release(part)
         return 0.0
 
-    async def _look_for_the_late(self) -> float | None:
-        """Fill the time where speech is due and not there; else how long that may still take, None: no matter."""
-        if (due := self._due()) is None:
+    async def _handle_underrun(self) -> float | None:
+        """No fragment is queued: hold or return to rest if speech is due; return the time until then, None: never."""
+        if (due := self._due_position()) is None:
             return None
         early_s = self.broadcast.clock.time_of(due) - stable_time_s()
-        if early_s > DECIDE_S:
-            return early_s - DECIDE_S
-        if self._rests_at(due):
-            await self._come_to_rest()
+        if early_s > DECIDE_LEAD_S:
+            return early_s - DECIDE_LEAD_S
+        if self._speech_ends_at(due):
+            await self._return_to_rest()
         else:
-            await self._hold(due, self._lack_s(self.released_frames))
+            await self._hold(due, self._delay_s(self.released_frames))
         return 0.0
 
-    def _rests_at(self, due: int) -> bool:
-        """Whether speech ends here for a while, and is not merely late."""
-        if self._cursor is None or not self._started or self._cursor != self._places[self._started - 1].end:
+    def _due_position(self) -> int | None:
+        """The position for which speech is needed next."""
+        if self._cursor is not None:
+            return self._cursor
+        return self._placed[self._started].position if self._started < len(self._placed) else None
+
+    def _speech_ends_at(self, position: int) -> bool:
+        """Whether a segment ends here and no other follows directly, so that nothing is late."""
+        if self._cursor is None or not self._started or self._cursor != self._placed[self._started - 1].end:
             return False
-        return self._started == len(self._places) or self._places[self._started].position != due
+        return self._started == len(self._placed) or self._placed[self._started].position != position
 
-    def _may_wait(self, frame: int) -> bool:
-        """Whether speech can be held up before a frame without being torn: a sentence begins there, or it pauses.
+    def _may_hold_before(self, frame: int) -> bool:
+        """Whether a hold before a frame interrupts no word: a segment starts there, or the voice pauses.
 
-        A pause's middle may lie a frame from where pieces meet (live.split); it is longer than that.
+        The middle of a pause may lie one frame away from the start of a live fragment (`split_fragment`); pauses are
+        longer than that.
         """
-        return any(abs(frame - pause) <= 1 for pause in self._breaks) or any(
-            place.first_frame == frame for place in self._places
+        return any(abs(frame - pause) <= 1 for pause in self._pauses) or any(
+            segment.first_frame == frame for segment in self._placed
         )
 
-    def _lack_s(self, frame: int) -> float:
-        """How long speech must wait before a frame to be played on: to its sentence's end, or else for a phrase."""
-        now_s, place = stable_time_s(), self._place_of(frame)
-        self.supply.shared = self.pace.speaking > 1
-        end = place.first_frame + place.frames
-        far = frame + PHRASE_S * self.supply.fps
-        phrase = min((b for b in self._breaks if far <= b < end), default=end)
-        begun = place.first_frame < self.supply.made
-        phrase_s = self.supply.lack_s(frame, phrase, end, now_s, begun)
-        if not phrase_s and frame != place.first_frame and not self._waited_s:
-            return 0.0  # it speaks already: it stops only where it must
-        whole_s = min(self.supply.lack_s(frame, end, end, now_s, begun), LONGEST_WAIT_S - self._waited_s)
-        return max(0.0, phrase_s, whole_s)
+    def _delay_s(self, frame: int) -> float:
+        """How long speech must wait before a frame to play to its sentence's end, or else for a phrase."""
+        now_s, segment = stable_time_s(), self._segment_of(frame)
+        self.supply.shared = self.pace.speakers > 1
+        end = segment.first_frame + segment.frames
+        phrase_start = frame + MIN_PHRASE_S * self.supply.fps
+        phrase_end = min((pause for pause in self._pauses if phrase_start <= pause < end), default=end)
+        begun = segment.first_frame < self.supply.made
+        phrase_s = self.supply.required_delay_s(frame, phrase_end, end, now_s, begun)
+        if not phrase_s and frame != segment.first_frame and not self._waited_s:
+            return 0.0  # inside a segment it stops only if it must
+        to_end_s = self.supply.required_delay_s(frame, end, end, now_s, begun)
+        return max(0.0, phrase_s, min(to_end_s, MAX_DELAY_S - self._waited_s))
 
-    async def _hold(self, due: int, lack_s: float) -> None:
-        """Let speech wait before a position, with the mouth at rest and the head swaying to where it goes on."""
-        frames = self.supply.holds_frames(max(lack_s, 1e-3), LIVE_FRAMES, SHORTEST_HOLD, LONGEST_HOLD)
+    async def _hold(self, due: int, delay_s: float) -> None:
+        """Delay speech before a position: the mouth rests, the head sways and comes back to that position."""
+        delay_s = max(delay_s, 1e-3)
+        frames = self.supply.hold_frames(delay_s, LIVE_FRAMES, MIN_HOLD_FRAMES, MAX_HOLD_FRAMES)
         self.holds += not self._waited_s
         self._waited_s += frames / self.supply.fps
         path = sway(due, frames)
-        number = self.number if self._cursor is not None else 0
+        utterance = self.utterance if self._cursor is not None else 0
         for start in range(0, frames, LIVE_FRAMES):
-            await self._until(self.broadcast.clock.time_of(due) - DECIDE_S)
-            if self._cut:
-                self._astray = (due, path[start - 1] + 1) if start else None
+            await self._wait_until(self.broadcast.clock.time_of(due) - DECIDE_LEAD_S)
+            if self._stopped:
+                self._interrupted_hold = (due, path[start - 1] + 1) if start else None
                 return
             video = await self.rest(path[start : start + LIVE_FRAMES])
             self.broadcast.clock = self.broadcast.clock.delayed(len(video))
             self.held_frames += len(video)
-            self.broadcast.send(LiveFragment(due, due, video, utterance=number))
+            self.broadcast.send(LiveFragment(due, due, video, utterance=utterance))
 
-    async def _until(self, at_s: float) -> None:
-        """Wait for a time, or a cut."""
-        while not self._cut and (wait_s := at_s - stable_time_s()) > 0:
+    async def _wait_until(self, time_s: float) -> None:
+        """Wait for a time, or `stop`."""
+        while not self._stopped and (wait_s := time_s - stable_time_s()) > 0:
             self._changed.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await within(wait_s, self._changed.wait())
+            await self._wait_for_change(wait_s)
 
-    def _due(self) -> int | None:
-        """The position for which speech must be there next."""
-        if self._cursor is not None:
-            return self._cursor
-        return self._places[self._started].position if self._started < len(self._places) else None
-
-    def _release(self, piece: LiveFragment) -> None:
-        made = self._made[0]
-        self.broadcast.send(piece)
-        made.released += 1
-        self.released_frames += piece.frames
+    def _release(self, part: LiveFragment) -> None:
+        queued = self._queue[0]
+        self.broadcast.send(part)
+        queued.released += 1
+        self.released_frames += part.frames
         self._waited_s = 0.0
-        self._cursor = piece.next_position
-        while self._started < len(self._places) and self._places[self._started].position < self._cursor:
+        self._cursor = part.next_position
+        while self._started < len(self._placed) and self._placed[self._started].position < self._cursor:
             self._started += 1
-        if made.released == len(made.pieces):
-            self._made.popleft()
-            self.write(made.fragment, made.pieces[0].position)
-            self._taken_one.set()
+        if queued.released == len(queued.parts):
+            self._queue.popleft()
+            self.write(queued.fragment, queued.parts[0].position)
+            self._drained.set()
 
-    def _keep_what_was_shown(self) -> None:
-        """After a cut: the part of a fragment that was released belongs to the session, the rest was never shown."""
-        if self._made and (made := self._made[0]).released:
-            spec = self.broadcast.start.spec
-            self.write(join_live_fragments(made.pieces[: made.released], made.fragment, spec), made.pieces[0].position)
-        self._made.clear()
+    def _write_shown_part(self) -> None:
+        """After a stop: write the part of a fragment that has been shown, and drop the rest."""
+        if self._queue and (queued := self._queue[0]).released:
+            shown, spec = queued.parts[: queued.released], self.broadcast.start.spec
+            self.write(join_live_fragments(shown, queued.fragment, spec), shown[0].position)
+        self._queue.clear()
 
-    async def _come_to_rest(self) -> None:
-        """The mouth eases back, up to where idle motion can go on; a head that was swaying goes on from where it is."""
-        line = self.broadcast
-        if self._astray is not None:
-            due, start = self._astray
-            line.clock = LiveClock(line.clock.time_of(due) - start / line.clock.fps, line.clock.fps)
+    async def _return_to_rest(self) -> None:
+        """Send the mouth's return to rest, up to where idle motion can go on.
+
+        After an interrupted hold the head goes on from where it is.
+        """
+        broadcast = self.broadcast
+        if self._interrupted_hold is not None:
+            due, start = self._interrupted_hold
+            clock = broadcast.clock
+            broadcast.clock = LiveClock(clock.time_of(due) - start / clock.fps, clock.fps)
         elif self._cursor is not None:
             due = start = self._cursor
         else:
             return
-        self._cursor = self._astray = None
-        end = line.grid.ceil(start + REST_FRAMES)
-        line.taken = max(line.taken, end)
-        for at, count in rest_steps(start, end):
-            video = await self.rest(range(at, at + count))
-            line.send(LiveFragment(due, at + count, video))
-            due = at + count
+        self._cursor = self._interrupted_hold = None
+        end = broadcast.grid.ceil(start + REST_FRAMES)
+        broadcast.reserved_until = max(broadcast.reserved_until, end)
+        for position, count in rest_steps(start, end):
+            video = await self.rest(range(position, position + count))
+            broadcast.send(LiveFragment(due, position + count, video))
+            due = position + count

@@ -1,219 +1,167 @@
-"""The sessions of a Stitch replica that somebody watches: their broadcasts, their avatars' idle motion on disk.
-
-Knows sessions and avatars; knows no stage and no HTTP.
-"""
+"""The sessions that somebody watches on this replica: their broadcasts, and idle motion on disk for their avatars."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deployments.common.clocks import CLOCK_OFFSET_S, own_host, stable_time_s
 from deployments.common.messages import Ending, LiveEvent, LiveStart
 from deployments.common.stage import Worker
-from deployments.stitch.chunks import Chunk
+from deployments.stitch.avatar_cache import LoadedAvatar
+from deployments.stitch.interrupts import Interrupt
 from deployments.stitch.live.broadcast import Broadcast
-from deployments.stitch.live.pacing import Pace
-from deployments.stitch.live.playout import Performance
-from deployments.stitch.utterance import LoadedAvatar, Utterance
-from models.live.pauses import Pause, RestFragment
+from deployments.stitch.live.output import LiveOutput
+from deployments.stitch.live.pacing import PaceEstimate
+from deployments.stitch.rendering import Renderer
+from models.live.pauses import Pause
 from models.live.timeline import IdleGrid, LiveClock, encode_idle
 from models.media.encode import MediaSpec
 from models.runtime.atomic_file import replace_file
-from models.speech.activity import pause_frames
-from models.types import Fragment
 
-IDLE_FOLDER = ".idle"  # beside the sessions: every replica and ingress finds it there
-IDLE_FILES = 32  # that stay on disk
-IDLE_CODING = 2  # rises when the same frames and spec give other pictures: speech must not look unlike idle motion
-_NUMBERS = itertools.count(1)  # of utterances on air in this process
+IDLE_FOLDER = ".idle"  # in the sessions' folder, where all replicas and ingresses find it
+MAX_IDLE_FILES = 32  # that stay on disk
+IDLE_VERSION = 2  # increase it when the same frames and spec encode differently: idle motion must look like speech
 
 
 @dataclass(frozen=True, slots=True)
-class Show:
-    """What a session shows: its avatar, how it is coded, and where its head is."""
+class Picture:
+    """What a session shows: its avatar, its encoding, and its position on the timeline."""
 
     avatar: LoadedAvatar
     spec: MediaSpec
     position: int
 
 
-class OnAir:
+class LiveRegistry:
     """Broadcasts by session. Not thread-safe: one event loop."""
 
     def __init__(self) -> None:
-        self.pace = Pace()
+        self.pace = PaceEstimate()
         self._broadcasts: dict[str, Broadcast] = {}
-        self._performing: set[str] = set()
-        self._coding: dict[Path, asyncio.Task[None]] = {}
-        self._closings = 0  # sessions whose broadcasts were ended, whether or not they had any
+        self._speaking: set[str] = set()  # sessions with a live output
+        self._encoding: dict[Path, asyncio.Task[None]] = {}  # idle files that are being made
+        self._closings = 0  # calls of `close` and `sessions_showing`; a broadcast prepared meanwhile may be stale
 
-    def of(self, session_id: str) -> Broadcast | None:
-        """The session's broadcast, None where nobody watches it."""
+    def broadcast_of(self, session_id: str) -> Broadcast | None:
+        """The session's broadcast, None if nobody watches it."""
         return self._broadcasts.get(session_id)
 
     def watched(self) -> list[str]:
+        """Ids of the sessions that somebody watches."""
         return [session_id for session_id, broadcast in self._broadcasts.items() if broadcast.watched]
 
     async def watch(
-        self, session_id: str, find: Callable[[], Show], worker: Worker, root: Path, position: int | None
+        self, session_id: str, find: Callable[[], Picture], worker: Worker, root: Path, position: int | None
     ) -> AsyncGenerator[LiveEvent, None]:
-        """What the session shows from now on. position: where its head is, if the caller knows better."""
+        """What the session shows from now on.
+
+        find: runs on `worker`. root: the sessions' folder. position: on the timeline, if the caller knows a later one
+        than the file.
+        """
         while (broadcast := self._broadcasts.get(session_id)) is None:
             closings = self._closings
-            show = (await worker.run(find)).value
-            path = await self._idle_file(show, root / IDLE_FOLDER)
-            if closings == self._closings and session_id not in self._broadcasts:  # else it may have ended meanwhile
-                self._broadcasts[session_id] = _broadcast(session_id, show, path, position)
+            picture = (await worker.run(find)).value
+            path = await self._idle_file(picture, root / IDLE_FOLDER)
+            if closings == self._closings and session_id not in self._broadcasts:  # else look again
+                self._broadcasts[session_id] = _new_broadcast(session_id, picture, path, position)
         try:
             async with aclosing(broadcast.listen()) as events:
                 async for event in events:
                     yield event
         finally:
-            self._forget_unwatched(session_id)
+            self._drop_unused(session_id)
 
-    def perform(
-        self, utterance: Utterance, broadcast: Broadcast, worker: Worker, ahead_s: float, pause_s: float
-    ) -> OnStage:
-        """pause_s: how much of what was shown before it is kept in the session's file, at either end of that time."""
-        self._performing.add(broadcast.start.session_id)
-        self.pace.speaking = len(self._performing)
-        utterance.on_air = True
-        keep = round(pause_s * utterance.spec.fps)
-        # an utterance before this one may have failed without a frame: what was shown before it is still to be kept
-        broadcast.rested = {at: rested for at, rested in broadcast.rested.items() if at >= utterance.position}
-        utterance.pause = Pause(Path(broadcast.start.idle_path), keep, broadcast.rested)
-        return OnStage(utterance, broadcast, worker, self.pace, ahead_s)
+    def open_output(
+        self, renderer: Renderer, broadcast: Broadcast, interrupt: Interrupt, max_ahead_s: float, pause_s: float
+    ) -> LiveOutput:
+        """The live output of a new utterance.
 
-    def performed(self, session_id: str) -> None:
-        self._performing.discard(session_id)
-        self.pace.speaking = len(self._performing)
-        self._forget_unwatched(session_id)
+        pause_s: how much of a pause the session's file keeps, at each of its ends.
+        """
+        session_id, writer = broadcast.start.session_id, renderer.writer
+        self._speaking.add(session_id)
+        self.pace.speakers = len(self._speaking)
+        # an earlier utterance may have ended without a frame in the file, so the pause may start before it
+        broadcast.rested = {at: rest for at, rest in broadcast.rested.items() if at >= writer.position}
+        writer.pause = Pause(Path(broadcast.start.idle_path), round(pause_s * writer.spec.fps), broadcast.rested)
+        return LiveOutput(renderer, broadcast, self.pace, interrupt, max_ahead_s, lambda: self._end_output(session_id))
 
-    def close(self, session_id: str, why: Ending) -> None:
-        """End the session's broadcast, also one that is being prepared: whoever watches must ask anew."""
+    def _end_output(self, session_id: str) -> None:
+        self._speaking.discard(session_id)
+        self.pace.speakers = len(self._speaking)
+        self._drop_unused(session_id)
+
+    def close(self, session_id: str, reason: Ending) -> None:
+        """End the session's broadcast, and one that is being prepared. A viewer that returns gets a new one."""
         self._closings += 1
         if (broadcast := self._broadcasts.pop(session_id, None)) is not None:
-            broadcast.close(why)
+            broadcast.close(reason)
 
-    def leaving(self, avatar_id: str) -> list[str]:
-        """Sessions on air with an avatar that was removed; whoever is about to watch one must ask anew."""
+    def sessions_showing(self, avatar_id: str) -> list[str]:
+        """Watched sessions that show an avatar, which was removed; a broadcast that is being prepared starts over."""
         self._closings += 1
         return [session_id for session_id, cast in self._broadcasts.items() if cast.start.avatar_id == avatar_id]
 
     def shown_avatars(self) -> set[str]:
-        return {cast.start.avatar_id for cast in self._broadcasts.values()}
+        """Ids of the avatars of all broadcasts."""
+        return {broadcast.start.avatar_id for broadcast in self._broadcasts.values()}
 
     async def forget_idle(self, avatar_id: str, root: Path) -> None:
-        """Delete the idle motion of an avatar that was removed, also that which is being coded."""
-        coding = [task for path, task in self._coding.items() if _idle_of(path) == avatar_id]
-        if coding:
-            await asyncio.wait(coding)
+        """Delete the idle motion of a removed avatar, also if it is being encoded now."""
+        encoding = [task for path, task in self._encoding.items() if _avatar_of(path) == avatar_id]
+        if encoding:
+            await asyncio.wait(encoding)
         await asyncio.to_thread(_delete_idle, avatar_id, root / IDLE_FOLDER)
 
-    def _forget_unwatched(self, session_id: str) -> None:
+    def _drop_unused(self, session_id: str) -> None:
         broadcast = self._broadcasts.get(session_id)
-        if broadcast is not None and not broadcast.watched and session_id not in self._performing:
+        if broadcast is not None and not broadcast.watched and session_id not in self._speaking:
             del self._broadcasts[session_id]
 
-    async def _idle_file(self, show: Show, folder: Path) -> Path:
-        """The avatar's idle motion as coded for the session, made at its first use. It takes some seconds."""
-        prepared = show.avatar.prepared
-        coding = hashlib.sha256(f"{show.spec} {IDLE_CODING}".encode()).hexdigest()[:8]
-        path = folder / f"{prepared.avatar_id}-{prepared.version}-{coding}.mp4"
+    async def _idle_file(self, picture: Picture, folder: Path) -> Path:
+        """The avatar's idle motion in the session's encoding. The first use encodes it, which takes some seconds."""
+        prepared = picture.avatar.prepared
+        encoding = hashlib.sha256(f"{picture.spec} {IDLE_VERSION}".encode()).hexdigest()[:8]
+        path = folder / f"{prepared.avatar_id}-{prepared.version}-{encoding}.mp4"
         if not path.is_file():
-            if path not in self._coding:
-                self._coding[path] = asyncio.create_task(asyncio.to_thread(_code_idle, show, path))
-                self._coding[path].add_done_callback(lambda task: self._coding.pop(path))
-            await asyncio.shield(self._coding[path])
+            if path not in self._encoding:
+                self._encoding[path] = asyncio.create_task(asyncio.to_thread(_encode_idle, picture, path))
+                self._encoding[path].add_done_callback(lambda task: self._encoding.pop(path))
+            await asyncio.shield(self._encoding[path])
         return path
 
 
-class OnStage:
-    """One utterance's performance, with its file written behind it in order, on the compute thread."""
-
-    def __init__(self, utterance: Utterance, broadcast: Broadcast, worker: Worker, pace: Pace, ahead_s: float) -> None:
-        self.utterance, self._worker = utterance, worker
-        self._writes: list[asyncio.Task[object]] = []
-        self.performance = Performance(broadcast, pace, self._rest, self._write, next(_NUMBERS), ahead_s)
-        self.task = asyncio.create_task(self.performance.run())
-        self.task.add_done_callback(lambda task: self.performance.cut())  # of one that broke nobody may wait for more
-
-    def follows(self, chunk: Chunk) -> bool:
-        """Whether speech goes on without a rest behind a chunk that ends its segment."""
-        return self.performance.follows(chunk.crops.first_frame + len(chunk.crops))
-
-    async def show(self, chunk: Chunk, fragments: list[Fragment]) -> None:
-        """Take what a chunk has completed; wait where it lies too far ahead. Raises what has broken the show."""
-        if chunk.speech is not None:
-            quiet = await asyncio.to_thread(pause_frames, chunk.speech, self.performance.supply.fps)
-            self.performance.hear([chunk.crops.first_frame + frame for frame in quiet])
-        await self.performance.push(fragments, tuple(self.utterance.cues))
-        if self.task.done():
-            self.task.result()
-
-    async def end(self, fragments: list[Fragment]) -> None:
-        """Take the last fragments."""
-        await self.performance.push(fragments, tuple(self.utterance.cues))
-        self.performance.end()
-
-    async def finish(self) -> None:
-        """Wait until the last frame has been shown. Raises what went wrong on the way."""
-        await asyncio.shield(self.task)
-
-    async def leave(self) -> None:
-        """Show nothing more; wait until the mouth rests and what was shown is written. Raises what went wrong."""
-        self.performance.cut()
-        await self.task
-        await asyncio.gather(*self._writes)
-
-    def facts(self) -> dict[str, Any]:
-        performance = self.performance
-        held_s = performance.held_frames / performance.supply.fps
-        return {"shown_frames": performance.released_frames, "holds": performance.holds, "held_s": round(held_s, 2)}
-
-    async def _rest(self, positions: Sequence[int]) -> tuple[bytes, ...]:
-        video = await asyncio.to_thread(self.utterance.rest, self.performance.released_frames, positions)
-        if positions[-1] - positions[0] == len(positions) - 1:  # else the head swayed, and what goes on did not
-            self.performance.broadcast.rested[positions[0]] = RestFragment(video, self.utterance.resting)
-        return video
-
-    def _write(self, fragment: Fragment, position: int) -> None:
-        self._writes.append(asyncio.create_task(self._worker.run(self.utterance.write, fragment, position)))
-
-
-def _broadcast(session_id: str, show: Show, path: Path, position: int | None) -> Broadcast:
-    prepared, spec = show.avatar.prepared, show.spec
+def _new_broadcast(session_id: str, picture: Picture, path: Path, position: int | None) -> Broadcast:
+    prepared, spec = picture.avatar.prepared, picture.spec
     grid = IdleGrid.of(len(prepared), spec.fps)
-    clock = LiveClock.starting(show.position if position is None else position, stable_time_s(), spec.fps)
+    clock = LiveClock.starting(picture.position if position is None else position, stable_time_s(), spec.fps)
     version = prepared.version
     start = LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host(), CLOCK_OFFSET_S, version)
     return Broadcast(start, grid, clock)
 
 
-def _idle_of(path: Path) -> str:
-    """Whose idle motion a file is: an id may have `-` in it, what follows has none."""
+def _avatar_of(path: Path) -> str:
+    """The avatar id in an idle file's name. It may contain `-`, the version and the encoding do not."""
     return path.stem.rsplit("-", 2)[0]
 
 
 def _delete_idle(avatar_id: str, folder: Path) -> None:
     for path in folder.glob("*.mp4"):
-        if _idle_of(path) == avatar_id:
+        if _avatar_of(path) == avatar_id:
             path.unlink(missing_ok=True)
 
 
-def _code_idle(show: Show, path: Path) -> None:
-    """Encode the avatar's loop into `path`, and remove the files that were made longest ago."""
-    frames = show.avatar.prepared.frames
+def _encode_idle(picture: Picture, path: Path) -> None:
+    """Encode the avatar's idle motion into `path`, and delete the oldest files beyond MAX_IDLE_FILES."""
+    frames = picture.avatar.prepared.frames
     assert frames is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, encode_idle(frames, show.spec), sync=False)
+    replace_file(path, encode_idle(frames, picture.spec), sync=False)
     files = sorted(path.parent.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
-    for old in files[:-IDLE_FILES]:
+    for old in files[:-MAX_IDLE_FILES]:
         old.unlink(missing_ok=True)

@@ -279,7 +279,7 @@ def test_a_recording_of_no_length_or_of_an_hour_is_refused(client: TestClient, s
 
 def test_a_recording_is_no_avatar_and_nothing_is_nothing(client: TestClient) -> None:
     said = sentence(client.post("/avatars?avatar_id=me", content=wav(1)), 422, "bad_video")
-    assert said == "The upload holds sound but no picture."
+    assert said == "The upload has sound but no picture."
     for path in ("/speak/audio", "/avatars?avatar_id=me"):
         assert sentence(client.post(path), 422, "bad_input") == "The request has no body."
 
@@ -385,7 +385,7 @@ def test_a_body_that_stops_half_way_is_given_up_and_leaves_nothing(
         assert status == 408 and json.loads(body)["error"]["message"] == "Nothing more of the request came for 0.3 s."
     assert complaints == []  # nothing is wrong with the server
     stitch = client.stages["Stitch"]
-    assert len(stitch._text_streams) == len(stitch._cuts) == 0
+    assert len(stitch._text_streams) == len(stitch._interrupts) == 0
     assert list((stitch._sessions.store.root.parent / "uploads").glob("*")) == []
 
 

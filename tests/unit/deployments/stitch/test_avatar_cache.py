@@ -1,4 +1,4 @@
-"""Faces that Stitch has loaded: read anew when they change, not shown once they are removed."""
+"""AvatarCache that Stitch has loaded: read anew when they change, not shown once they are removed."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 
 from configs.schema import StitchConfig
 from deployments.stitch import avatar_cache as module
-from deployments.stitch.avatar_cache import Faces, face_of
+from deployments.stitch.avatar_cache import AvatarCache, avatar_of
 from models.errors import AvatarNotFound, ClosedError
 
 
@@ -28,14 +28,14 @@ class Store:
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
-    monkeypatch.setattr(module, "loaded", lambda prepared, config: prepared)
+    monkeypatch.setattr(module, "load_avatar", lambda prepared, config: prepared)
 
 
 CONFIG = StitchConfig(cached_avatars=2)
 
 
 def test_a_face_is_read_once_a_version_and_not_spoken_with_once_it_is_removed():
-    faces, store = Faces(), Store(me="1", you="1")
+    faces, store = AvatarCache(), Store(me="1", you="1")
     first = faces.load("me", store, CONFIG)
     assert faces.load("me", store, CONFIG) is first and store.reads == 1
     store.versions["me"] = "2"  # prepared anew
@@ -49,25 +49,25 @@ def test_a_face_is_read_once_a_version_and_not_spoken_with_once_it_is_removed():
 
 
 def test_it_is_known_who_speaks_with_which_face():
-    faces = Faces()
+    faces = AvatarCache()
     with faces.speaking("alice", "me"), faces.speaking("bob", "you"), faces.speaking("carol", "me"):
-        assert faces.speaking_with("me") == ["alice", "carol"] and faces.all_speaking() == {"me", "you"}
-    assert faces.speaking_with("me") == [] and faces.all_speaking() == set()
+        assert faces.sessions_speaking_with("me") == ["alice", "carol"] and faces.speaking_avatars() == {"me", "you"}
+    assert faces.sessions_speaking_with("me") == [] and faces.speaking_avatars() == set()
 
 
 def test_a_session_shows_what_is_wanted_else_its_own_else_the_usual_face():
     session = SimpleNamespace(session_id="alice", avatar_id="me")
-    assert face_of(session, "you", "presenter", str.upper) == "YOU"
-    assert face_of(session, None, "presenter", str.upper) == "ME"
-    assert face_of(None, None, "presenter", str.upper) == "PRESENTER"
+    assert avatar_of(session, "you", "presenter", str.upper) == "YOU"
+    assert avatar_of(session, None, "presenter", str.upper) == "ME"
+    assert avatar_of(None, None, "presenter", str.upper) == "PRESENTER"
 
 
 def test_a_session_whose_face_was_removed_says_so_and_a_face_that_never_was_is_not_found():
     session, store = SimpleNamespace(session_id="alice", avatar_id="me"), Store(presenter="1")
     for wanted in (None, "me"):
         with pytest.raises(ClosedError, match="'me', which the session 'alice' shows, was removed.*Open another"):
-            face_of(session, wanted, "presenter", store.version)
+            avatar_of(session, wanted, "presenter", store.version)
     for where in (session, None):
         with pytest.raises(AvatarNotFound, match="no avatar 'nobody'"):
-            face_of(where, "nobody", "presenter", store.version)
-    assert face_of(session, "presenter", "presenter", store.version) == "1"
+            avatar_of(where, "nobody", "presenter", store.version)
+    assert avatar_of(session, "presenter", "presenter", store.version) == "1"

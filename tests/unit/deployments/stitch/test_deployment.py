@@ -9,7 +9,7 @@ import pytest
 
 from deployments.common.messages import SpeakRequest
 from deployments.stitch.deployment import Stitch
-from deployments.stitch.utterance import Utterance
+from deployments.stitch.utterance import UtteranceWriter
 from models.errors import BusyError
 from models.stitch.paste import PasteMemory, Paster
 from models.types import PreparedAvatar
@@ -41,7 +41,7 @@ async def test_the_first_config_and_every_later_one_says_how_the_default_avatar_
         keys = {**options}
         expected = Paster(avatar.prepared, keys.pop("blend_mode", "feather"), **keys)
         assert np.array_equal(pasted(avatar.paster, avatar.prepared), pasted(expected, avatar.prepared))
-    stitch._keeper.cancel()
+    stitch._housekeeping.cancel()
 
 
 async def test_speech_is_shown_between_idle_motion_on_one_unbroken_line(air):
@@ -127,7 +127,7 @@ async def test_there_is_a_most_of_utterances_and_of_those_that_wait(air):
 @pytest.mark.parametrize("threads", [1, 2])
 async def test_as_many_utterances_are_made_at_once_as_there_are_threads(air, monkeypatch, threads):
     stitch, _, _ = await air(threads=threads)
-    meet, make, met = threading.Barrier(2, timeout=1.0), Utterance.make, []
+    meet, make, met = threading.Barrier(2, timeout=1.0), UtteranceWriter.encode, []
 
     def made(self, chunk, close):
         if not chunk.crops.first_frame:  # the first chunk of one waits a second for that of the other
@@ -138,7 +138,7 @@ async def test_as_many_utterances_are_made_at_once_as_there_are_threads(air, mon
                 pass
         return make(self, chunk, close)
 
-    monkeypatch.setattr(Utterance, "make", made)
+    monkeypatch.setattr(UtteranceWriter, "encode", made)
     await asyncio.gather(*(summary_of(stitch.speak(SpeakRequest(name, "five5"))) for name in ("alice", "bob")))
     assert sorted(met) == ([] if threads == 1 else ["alice", "bob"])
 

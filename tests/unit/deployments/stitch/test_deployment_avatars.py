@@ -8,7 +8,7 @@ import pytest
 import deployments.stitch.deployment as module
 from deployments.common.messages import SpeakRequest
 from deployments.stitch.deployment import Stitch
-from deployments.stitch.live import registry as onair
+from deployments.stitch.live import registry
 from models.errors import AvatarNotFound, ClosedError, InterruptedSpeech
 from tests.support.air import Watcher, air, spoken, summary_of
 
@@ -46,7 +46,7 @@ async def test_speech_and_live_streams_of_a_removed_face_end_and_say_why(air, mo
         assert summary["interrupted"] and 8 <= summary["frames"] < all_of_it
     await asyncio.wait_for(asyncio.gather(watcher.task, idler.task), 5)
     assert all(b'"reason": "closed"' in one.data or b'"reason":"closed"' in one.data for one in (watcher, idler))
-    assert idle_files(tmp_path) == [] and stitch._on_air.watched() == []
+    assert idle_files(tmp_path) == [] and stitch._live.watched() == []
     for asked in (live.view("alice"), summary_of(stitch.speak(SpeakRequest("alice", "four")))):
         with pytest.raises(ClosedError, match="'ann', which the session 'alice' shows, was removed"):
             await asked
@@ -73,13 +73,13 @@ async def test_other_faces_are_left_alone(air, tmp_path):
     (folder / "an-n-0123456789abcdef-01234567.mp4").write_bytes(b"two")
     assert await stitch.forget_avatar("an") == []
     assert idle_files(tmp_path) == sorted([*before, "an-n-0123456789abcdef-01234567.mp4"])
-    assert not watcher.task.done() and stitch._on_air.watched() == ["alice"]
+    assert not watcher.task.done() and stitch._live.watched() == ["alice"]
     watcher.task.cancel()
 
 
 async def test_idle_motion_that_is_being_coded_is_not_left_behind(air, monkeypatch, tmp_path):
     stitch, live, _ = await air()
-    code = onair._code_idle
+    code = registry._encode_idle
     began = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -88,7 +88,7 @@ async def test_idle_motion_that_is_being_coded_is_not_left_behind(air, monkeypat
         asyncio.run(asyncio.sleep(0.3))
         code(show, path)
 
-    monkeypatch.setattr(onair, "_code_idle", slow)
+    monkeypatch.setattr(registry, "_encode_idle", slow)
     viewing = asyncio.create_task(live.view("alice"))
     await began.wait()
     gone(monkeypatch)
@@ -100,14 +100,14 @@ async def test_idle_motion_that_is_being_coded_is_not_left_behind(air, monkeypat
 
 async def test_who_has_just_looked_is_not_shown_what_was_removed_meanwhile(air, monkeypatch):
     stitch, live, _ = await air()
-    idle_file, found, release = onair.OnAir._idle_file, asyncio.Event(), asyncio.Event()
+    idle_file, found, release = registry.LiveRegistry._idle_file, asyncio.Event(), asyncio.Event()
 
     async def late(self, show, folder):
         found.set()
         await release.wait()
         return await idle_file(self, show, folder)
 
-    monkeypatch.setattr(onair.OnAir, "_idle_file", late)
+    monkeypatch.setattr(registry.LiveRegistry, "_idle_file", late)
     viewing = asyncio.create_task(live.view("alice"))
     await found.wait()
     gone(monkeypatch)
@@ -115,7 +115,7 @@ async def test_who_has_just_looked_is_not_shown_what_was_removed_meanwhile(air, 
     release.set()
     with pytest.raises(ClosedError):
         await viewing
-    assert stitch._on_air.watched() == []
+    assert stitch._live.watched() == []
 
 
 async def test_a_replica_that_was_not_told_finds_out_by_itself(air, monkeypatch, tmp_path):
@@ -128,4 +128,4 @@ async def test_a_replica_that_was_not_told_finds_out_by_itself(air, monkeypatch,
     await asyncio.wait_for(watcher.task, 5)
     for _ in range(100):  # the stream ends before the file goes
         await asyncio.sleep(0.02 if idle_files(tmp_path) else 0)
-    assert idle_files(tmp_path) == [] and stitch._on_air.watched() == []
+    assert idle_files(tmp_path) == [] and stitch._live.watched() == []

@@ -58,7 +58,7 @@ async def test_a_cut_does_not_wait_for_the_compute_thread(air, monkeypatch):
     """It may have another second of pictures under way, of this session or of others."""
     stitch, live, _ = await air(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
-    busy, make = threading.Event(), utterance.Utterance.make
+    busy, make = threading.Event(), utterance.UtteranceWriter.encode
 
     def slow(self, *args):
         if slowly:
@@ -67,7 +67,7 @@ async def test_a_cut_does_not_wait_for_the_compute_thread(air, monkeypatch):
         return make(self, *args)
 
     slowly = False
-    monkeypatch.setattr(utterance.Utterance, "make", slow)
+    monkeypatch.setattr(utterance.UtteranceWriter, "encode", slow)
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100, deliver=False))))
     await spoken(stitch, "alice", 12)
     slowly = True
@@ -143,8 +143,11 @@ async def test_a_caller_that_is_cancelled_again_while_it_leaves_leaves_nothing_b
             await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await said
-        assert stitch._on_air._performing == set() and stitch._on_air.pace.speaking == 0
-        assert len(stitch._turns) == len(stitch._cuts) == 0 and stitch._room._value == stitch.config.max_utterances
+        assert stitch._live._speaking == set() and stitch._live.pace.speakers == 0
+        assert (
+            len(stitch._session_lock) == len(stitch._interrupts) == 0
+            and stitch._slots._value == stitch.config.max_utterances
+        )
     summary = await summary_of(stitch.speak(SpeakRequest("alice", "Hello.", deliver=False)))
     assert summary["frames"] > 0 and not summary["interrupted"]
 
@@ -154,12 +157,12 @@ async def test_a_show_that_breaks_is_an_error_at_once_and_the_session_speaks_on(
     stitch, live, _ = await air(live_ahead_s=1.0)
     await live.view("alice")
     with monkeypatch.context() as broken:
-        broken.setattr("deployments.stitch.live.playout.Performance._release", lambda self, piece: 1 / 0)
+        broken.setattr("deployments.stitch.live.playout.Playout._release", lambda self, piece: 1 / 0)
         began_s = time.monotonic()
         with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))), 8)
         assert time.monotonic() - began_s < 3
-    assert stitch._on_air._performing == set()
+    assert stitch._live._speaking == set()
     summary = await summary_of(stitch.speak(SpeakRequest("alice", "Hello.", deliver=False)))
     assert summary["live"]["shown_frames"] == summary["frames"]
     assert time.monotonic() - began_s < 5  # and not behind the six seconds that were never shown
@@ -222,7 +225,7 @@ async def test_a_cut_while_speech_is_waited_for_does_not_make_the_head_leap(air)
     stitch, live, stages = await air(delay_s=3.0)
     watcher = Watcher(await live.view("alice"))
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False))))
-    broadcast = stitch._on_air.of("alice")
+    broadcast = stitch._live.broadcast_of("alice")
     zero_s = broadcast.clock.zero_s
     while broadcast.clock.zero_s < zero_s + 8 / 25:  # it sways
         await asyncio.sleep(0.02)

@@ -11,8 +11,8 @@ import pytest
 from deployments.common.messages import SpeakRequest
 from deployments.ingress.live.hubs import Live
 from deployments.stitch import deployment as module
+from deployments.stitch.avatar_cache import LoadedAvatar
 from deployments.stitch.deployment import Stitch
-from deployments.stitch.utterance import LoadedAvatar
 from models.errors import ClosedError, ExistsError, QuotaError, SessionNotFound
 from tests.support.air import (
     LINE,
@@ -81,7 +81,7 @@ async def test_a_session_that_ends_while_its_idle_motion_is_made_is_not_shown_on
     """Its viewers would watch a session that is gone, and never be told."""
     stitch, live, _ = await air()
     coding, made = asyncio.Event(), asyncio.Event()
-    plain = stitch._on_air._idle_file
+    plain = stitch._live._idle_file
 
     async def idle_file(*given):
         path = await plain(*given)
@@ -90,23 +90,23 @@ async def test_a_session_that_ends_while_its_idle_motion_is_made_is_not_shown_on
             await made.wait()
         return path
 
-    monkeypatch.setattr(stitch._on_air, "_idle_file", idle_file)
+    monkeypatch.setattr(stitch._live, "_idle_file", idle_file)
     viewing = asyncio.create_task(live.view("alice"))
     await coding.wait()
     await getattr(stitch, end)("alice")
     made.set()
     if end == "reset":
         await viewing
-        assert stitch._on_air.watched() == ["alice"]
+        assert stitch._live.watched() == ["alice"]
     else:
         with pytest.raises(SessionNotFound if end == "remove" else ClosedError):
             await viewing
-        assert stitch._on_air.watched() == []
+        assert stitch._live.watched() == []
 
 
 async def test_sessions_in_which_nothing_is_said_for_long_are_removed(air, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SURVEY_S", 0.1)
-    monkeypatch.setattr(module, "SURVEYS_AN_EXPIRY", 1)
+    monkeypatch.setattr(module, "SURVEYS_PER_EXPIRY", 1)
     stitch, live, _ = await air(session_idle_hours=1)
     for name in ("old", "watched"):
         await stitch.create(name)
@@ -150,7 +150,7 @@ async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restart
     line = (await again.session("alice"))["utterances"][-1]
     assert summary["live"]["shown_frames"] == 13 == pytest.approx((line["end_s"] - line["start_s"]) * 25)
     await after.stop()
-    again._keeper.cancel()
+    again._housekeeping.cancel()
 
 
 async def test_viewers_of_an_avatar_that_is_prepared_anew_are_sent_to_its_new_picture(air, monkeypatch):

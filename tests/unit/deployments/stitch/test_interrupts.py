@@ -5,16 +5,16 @@ import contextlib
 
 import pytest
 
-from deployments.stitch.interrupts import Cut, Cuts
+from deployments.stitch.interrupts import Interrupt, Interrupts
 from models.errors import InterruptedSpeech
 
 
 async def test_work_goes_on_without_a_cut():
-    assert await Cut().unless(asyncio.sleep(0, "done")) == "done"
+    assert await Interrupt().run(asyncio.sleep(0, "done")) == "done"
 
 
 async def test_a_cut_cancels_the_work_and_waits_until_it_has_ended():
-    cut, ended = Cut(), []
+    cut, ended = Interrupt(), []
 
     async def work() -> None:
         try:
@@ -23,9 +23,9 @@ async def test_a_cut_cancels_the_work_and_waits_until_it_has_ended():
             await asyncio.sleep(0.01)
             ended.append(True)
 
-    asyncio.get_running_loop().call_later(0.01, cut.make)
+    asyncio.get_running_loop().call_later(0.01, cut.set)
     with pytest.raises(InterruptedSpeech):
-        await cut.unless(work())
+        await cut.run(work())
     assert ended == [True]
 
 
@@ -34,7 +34,7 @@ async def test_an_error_of_the_work_is_its_own():
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        await Cut().unless(work())
+        await Interrupt().run(work())
 
 
 async def test_a_caller_that_is_cancelled_takes_its_work_along():
@@ -46,7 +46,7 @@ async def test_a_caller_that_is_cancelled_takes_its_work_along():
         finally:
             ended.append(True)
 
-    caller = asyncio.create_task(Cut().unless(work()))
+    caller = asyncio.create_task(Interrupt().run(work()))
     await asyncio.sleep(0.01)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -55,20 +55,20 @@ async def test_a_caller_that_is_cancelled_takes_its_work_along():
 
 
 def test_a_cut_concerns_one_session_and_only_what_was_asked_before_it():
-    cuts = Cuts()
-    with cuts.of("alice") as said, cuts.of("alice") as waiting, cuts.of("bob") as other:
-        assert cuts.make("alice") == 2
-        with cuts.of("alice") as later:
-            assert [said.made, waiting.made, other.made, later.made] == [True, True, False, False]
-            assert cuts.make("alice") == 1  # what was cut before is not counted again
-    assert cuts.make("alice") == cuts.make("nobody") == 0
+    cuts = Interrupts()
+    with cuts.register("alice") as said, cuts.register("alice") as waiting, cuts.register("bob") as other:
+        assert cuts.interrupt("alice") == 2
+        with cuts.register("alice") as later:
+            assert [said.is_set, waiting.is_set, other.is_set, later.is_set] == [True, True, False, False]
+            assert cuts.interrupt("alice") == 1  # what was cut before is not counted again
+    assert cuts.interrupt("alice") == cuts.interrupt("nobody") == 0
     with pytest.raises(InterruptedSpeech) as raised:
         said.check()
     assert (raised.value.status, raised.value.code) == (409, "interrupted") and raised.value.remedy
 
 
 async def test_what_is_to_happen_at_once_does_not_wait_for_work_that_cannot_be_broken_off():
-    cut, acted = Cut(), []
+    cut, acted = Interrupt(), []
 
     async def work() -> None:
         with contextlib.suppress(asyncio.CancelledError):
@@ -76,24 +76,24 @@ async def test_what_is_to_happen_at_once_does_not_wait_for_work_that_cannot_be_b
         await asyncio.sleep(0.05)
         acted.append("work ended")
 
-    cut.then(lambda: acted.append("at once"))
-    asyncio.get_running_loop().call_later(0.01, cut.make)
+    cut.on_set(lambda: acted.append("at once"))
+    asyncio.get_running_loop().call_later(0.01, cut.set)
     with pytest.raises(InterruptedSpeech):
-        await cut.unless(work())
-    cut.make()
-    cut.then(lambda: acted.append("too late to wait"))
+        await cut.run(work())
+    cut.set()
+    cut.on_set(lambda: acted.append("too late to wait"))
     assert acted == ["at once", "work ended", "too late to wait"]
 
 
 async def test_a_cut_does_not_wait_for_room_and_takes_none():
-    room, cut = asyncio.Semaphore(1), Cut()
+    room, cut = asyncio.Semaphore(1), Interrupt()
     await room.acquire()
-    asyncio.get_running_loop().call_later(0.01, cut.make)
+    asyncio.get_running_loop().call_later(0.01, cut.set)
     with pytest.raises(InterruptedSpeech):
-        async with cut.within(room):
+        async with cut.acquire(room):
             pass
     room.release()
-    async with Cut().within(room):
+    async with Interrupt().acquire(room):
         assert room.locked()
     assert not room.locked()
 
@@ -103,7 +103,7 @@ async def test_room_that_is_given_in_the_moment_of_leaving_is_given_back():
     await room.acquire()
 
     async def enter() -> None:
-        async with Cut().within(room):
+        async with Interrupt().acquire(room):
             await asyncio.sleep(60)
 
     for steps in range(8):

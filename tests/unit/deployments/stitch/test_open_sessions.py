@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deployments.stitch.open_sessions import OpenSessions, refuse_other_avatar, told
+from deployments.stitch.open_sessions import OpenSessions, refuse_other_avatar, utterance_json
 from models.errors import FencedError, InputError, SessionNotFound
 from models.media.encode import MediaSpec, UtteranceEncoder
 from models.stitch.index import Sentence, UtteranceRecord
@@ -68,7 +68,7 @@ def test_a_line_of_the_transcript_is_told_whole():
     line = UtteranceRecord(
         3, "Hello there. Yes.", 0.0, 1.5, True, (Sentence("Hello there.", 0.1, 0.9, words), Sentence("Yes.", 1.0, 1.4))
     )
-    assert told(line) == asdict(line)
+    assert utterance_json(line) == asdict(line)
 
 
 def test_who_asks_again_and_again_need_not_be_told_all_that_was_said(replicas, monkeypatch):

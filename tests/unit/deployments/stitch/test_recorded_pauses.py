@@ -119,7 +119,7 @@ async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(air
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
     first = await summary_of(stitch.speak(SpeakRequest("alice", "four 0", deliver=False)))
-    stitch._on_air.pace.first_s = 1.2
+    stitch._live.pace.first_s = 1.2
     rendered = len(stages.rendered)
     cut = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "never shown", deliver=False))))
     await until(lambda: len(stages.rendered) >= rendered + 3)
@@ -128,7 +128,7 @@ async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(air
     summary = await cut
     assert summary["interrupted"] and (summary["frames"], summary["duration_s"]) == (0, 0.0)
     assert summary["live"]["shown_frames"] == 0 and summary["rtf"] > 0
-    stitch._on_air.pace.first_s = 0.35
+    stitch._live.pace.first_s = 0.35
     last = await summary_of(stitch.speak(SpeakRequest("alice", "four 1", deliver=False)))
     _, _, shown_mouths = await seen(watcher)
     edges, sidecar, facts = await told(stitch)

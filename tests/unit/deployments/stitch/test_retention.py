@@ -11,7 +11,7 @@ import pytest
 
 from deployments.stitch import deployment as module
 from deployments.stitch.deployment import Stitch
-from deployments.stitch.retention import SIGN, Limits, Retention
+from deployments.stitch.retention import LEASE_FILE, Limits, Retention
 from models.errors import QuotaError
 from models.stitch.disk import INDEX
 from models.stitch.store import SessionStore
@@ -47,23 +47,23 @@ def test_what_was_not_used_for_long_has_expired_the_oldest_first(store: SessionS
 def test_a_session_that_is_used_by_way_of_another_replica_has_not(store: SessionStore, tmp_path: Path) -> None:
     one, two = replica(store), replica(store)
     expired = two.expired()
-    one.hold(["older", "gone"])
+    one.renew_leases(["older", "gone"])
     assert "older" in expired and not two.has_expired("older") and two.expired() == ["old"]
     assert not (tmp_path / "gone").exists() and not two.has_expired("gone")
-    aged(tmp_path / "older" / SIGN, 1.5)  # its viewer has gone since
+    aged(tmp_path / "older" / LEASE_FILE, 1.5)  # its viewer has gone since
     assert two.expired() == ["old", "older"]
 
 
 def test_a_limit_below_a_signs_lease_does_not_end_what_is_watched(store: SessionStore) -> None:
     retention = replica(store, max_idle_s=1)
-    retention.hold(["old"])
-    aged(store.root / "old" / SIGN, 60 / HOUR_S)
+    retention.renew_leases(["old"])
+    aged(store.root / "old" / LEASE_FILE, 60 / HOUR_S)
     assert retention.expired() == ["older", "young"]
 
 
 async def test_a_session_watched_through_one_stitch_is_not_expired_by_another(air, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SURVEY_S", 0.1)
-    monkeypatch.setattr(module, "SURVEYS_AN_EXPIRY", 1)
+    monkeypatch.setattr(module, "SURVEYS_PER_EXPIRY", 1)
     one, live, _ = await air(session_idle_hours=1)
     await one.create("unwatched")
     viewer = await live.view("alice")
@@ -71,11 +71,11 @@ async def test_a_session_watched_through_one_stitch_is_not_expired_by_another(ai
         aged(tmp_path / "results" / "sessions" / name / INDEX, 2)
     two = Stitch(*[Stages()] * 3)
     await two.reconfigure(one.config.model_dump())
-    one._keeper.cancel()  # only the other one looks for old sessions
+    one._housekeeping.cancel()  # only the other one looks for old sessions
     await asyncio.sleep(0.5)
     assert await two.sessions() == ["alice"]
     viewer.close()
-    two._keeper.cancel()
+    two._housekeeping.cancel()
 
 
 def test_room_that_was_made_is_seen_within_a_second_and_not_counted_at_each_refusal(

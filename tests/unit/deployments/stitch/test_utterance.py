@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from deployments.common.messages import SpeakRequest
+from deployments.stitch.avatar_cache import LoadedAvatar
 from deployments.stitch.chunks import Chunk
+from deployments.stitch.metrics import summary_of
 from deployments.stitch.open_sessions import OpenSessions
-from deployments.stitch.summary import summary_of
-from deployments.stitch.utterance import KEPT_CROPS, LoadedAvatar, Utterance, _packed, _unpacked
+from deployments.stitch.utterance import MAX_KEPT_CROPS, UtteranceWriter, _from_jpeg, _to_jpeg
 from models.avatar.playback import ping_pong
 from models.errors import FencedError
 from models.live.pauses import Pause
@@ -25,11 +26,14 @@ from models.media.frames import VideoFrames, write_frames
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.stitch.sidecar import read_sidecar, sidecar_path
-from models.types import FaceCrops, PreparedAvatar, Speech
+from models.types import FaceCrops, Fragment, PreparedAvatar, Speech
 from tests.support.avatar import astronaut
 
 SIDE, COUNT, RATE = 64, 5, 24_000
 SPEC = MediaSpec(SIDE, SIDE, 25, fragment_frames=4, first_fragment_frames=4, crf=5)
+
+
+NO_PAUSE = Pause(Path("/nowhere"), keep=0)  # a live session whose file keeps no pauses
 
 
 def loaded() -> LoadedAvatar:
@@ -45,11 +49,17 @@ def loaded() -> LoadedAvatar:
     return LoadedAvatar(prepared, Paster(prepared))
 
 
-def chunk(first: int, count: int, last: bool = False, speech_s: float = 0.0) -> Chunk:
-    """White crops; the speech comes with the first chunk, at a rate that is not the session's."""
+def chunk(first: int, count: int, last: bool = False, speech_s: float = 0.0, position: int | None = None) -> Chunk:
+    """White crops. The speech comes with the first chunk, at another rate than the session's."""
     crops = FaceCrops(np.full((count, 256, 256, 3), 250, np.uint8), first, "ann")
     samples = np.sin(np.arange(round(speech_s * 16_000)) / 10).astype(np.float32) * 0.3
-    return Chunk(crops, Speech(samples, 16_000, last=last) if speech_s else None, last)
+    speech = Speech(samples, 16_000, last=last) if speech_s else None
+    return Chunk(crops, speech, last, first if position is None else position)
+
+
+def add(writer: UtteranceWriter, first: int, count: int, last: bool = False, speech_s: float = 0.0) -> list[Fragment]:
+    """Add a chunk where the file output places it: directly behind the one before."""
+    return writer.add(chunk(first, count, last, speech_s, writer.position + first))
 
 
 @pytest.fixture
@@ -57,8 +67,8 @@ def sessions(tmp_path) -> OpenSessions:
     return OpenSessions(tmp_path, 8)
 
 
-def utterance(sessions: OpenSessions, position: int = 0, text: str = "Hello.") -> Utterance:
-    return Utterance(SpeakRequest("alice", text), sessions, loaded(), SPEC, position, Mouth(SPEC.fps))
+def utterance(sessions: OpenSessions, position: int = 0, text: str = "Hello.") -> UtteranceWriter:
+    return UtteranceWriter(SpeakRequest("alice", text), sessions, loaded(), SPEC, position, Mouth(SPEC.fps))
 
 
 def decode(data: bytes) -> tuple[np.ndarray, float]:
@@ -83,7 +93,7 @@ def test_an_utterance_without_a_frame_cannot_be_ended(sessions, tmp_path):
 
 def test_chunks_become_a_file_of_their_length(sessions):
     said = utterance(sessions)
-    fragments = [*said.add(chunk(0, 4, speech_s=0.48)), *said.add(chunk(4, 8, last=True))]
+    fragments = [*add(said, 0, 4, speech_s=0.48), *add(said, 4, 8, last=True)]
     said.end()
     assert (said.frames, sum(fragment.frames for fragment in fragments)) == (12, 12)
     frames, sound_s = decode(said.session.path.read_bytes())
@@ -95,21 +105,21 @@ def test_chunks_become_a_file_of_their_length(sessions):
 
 def test_an_utterance_that_breaks_off_leaves_whole_fragments_and_no_end(sessions):
     said = utterance(sessions)
-    said.add(chunk(0, 4, speech_s=0.48))
-    said.add(chunk(4, 6))
+    add(said, 0, 4, speech_s=0.48)
+    add(said, 4, 6)
     facts = sessions.describe("alice")
     assert 0 < facts["frames"] <= 10 and facts["frames"] % 4 == 0
     assert facts["utterances"][-1]["end_s"] is None
     assert len(decode(said.session.path.read_bytes())[0]) == facts["frames"]
     again = utterance(sessions, facts["frames"], "Again.")
-    again.add(chunk(0, 4, last=True, speech_s=0.16))
+    add(again, 0, 4, last=True, speech_s=0.16)
     again.end()
     assert len(decode(again.session.path.read_bytes())[0]) == facts["frames"] + 4
 
 
 def test_the_avatar_plays_forth_and_back_from_the_sessions_place(sessions):
     said = utterance(sessions, position=3)
-    said.add(chunk(0, 8, last=True, speech_s=0.32))
+    add(said, 0, 8, last=True, speech_s=0.32)
     frames, _ = decode(said.session.path.read_bytes())
     corner = [round((int(frame[2, 2, 0]) - 20) / 40) for frame in frames]
     assert corner == [1, 2, 3, 3, 4, 4, 4, 3]  # the place after three frames, with the eased turn: 0 0 1 | 1 2 3 …
@@ -117,7 +127,7 @@ def test_the_avatar_plays_forth_and_back_from_the_sessions_place(sessions):
 
 def test_crops_are_pasted_where_there_is_a_face_and_nowhere_else(sessions):
     said = utterance(sessions, position=4)
-    said.add(chunk(0, 4, last=True, speech_s=0.16))
+    add(said, 0, 4, last=True, speech_s=0.16)
     frames, _ = decode(said.session.path.read_bytes())  # of the avatar's frames 2 3 3 4
     assert [int(frame[32, 32, 0]) > 220 for frame in frames] == [True, False, False, True]
     assert frames[2, 32, 32, 0] == pytest.approx(140, abs=6)
@@ -149,10 +159,10 @@ def test_the_following_segment_makes_one_pause_of_two_silences(sessions):
 
 def test_a_viewers_own_time_starts_at_zero_in_the_middle_of_a_session(sessions):
     first = utterance(sessions)
-    first.add(chunk(0, 8, last=True, speech_s=0.32))
+    add(first, 0, 8, last=True, speech_s=0.32)
     first.end()
     second = utterance(sessions, 8, "Again.")
-    fragments = [*second.add(chunk(0, 4, speech_s=0.32)), *second.add(chunk(4, 4, last=True))]
+    fragments = [*add(second, 0, 4, speech_s=0.32), *add(second, 4, 4, last=True)]
     assert fragments[0].start_s == pytest.approx(0.32)
     live = fragments[0].init + b"".join(second.live(fragment) for fragment in fragments)
     with av.open(io.BytesIO(live)) as file:
@@ -162,13 +172,13 @@ def test_a_viewers_own_time_starts_at_zero_in_the_middle_of_a_session(sessions):
 
 def test_a_writer_that_was_overtaken_stops_and_writes_nothing(sessions, tmp_path):
     said = utterance(sessions)
-    said.add(chunk(0, 4, speech_s=0.48))
+    add(said, 0, 4, speech_s=0.48)
     before = sessions.describe("alice")["frames"]
     rival = utterance(OpenSessions(tmp_path, 8), before, "Rival.")
-    rival.add(chunk(0, 4, last=True, speech_s=0.16))
+    add(rival, 0, 4, last=True, speech_s=0.16)
     rival.end()
     with pytest.raises(FencedError):
-        said.add(chunk(4, 8, last=True))
+        add(said, 4, 8, last=True)
     facts = sessions.describe("alice")
     assert facts["frames"] == before + 4
     assert [line["text"] for line in facts["utterances"]] == ["Hello.", "Rival."]
@@ -177,7 +187,7 @@ def test_a_writer_that_was_overtaken_stops_and_writes_nothing(sessions, tmp_path
 
 def test_a_writer_that_only_looked_in_does_not_stop_what_was_begun(sessions, tmp_path):
     said = utterance(sessions)
-    fragments = said.make(chunk(0, 4, speech_s=0.48), True)
+    fragments = said.encode(chunk(0, 4, speech_s=0.48), True)
     OpenSessions(tmp_path, 8).claim("alice", SPEC, loaded().prepared)
     for fragment in fragments:
         said.write(fragment)
@@ -186,9 +196,9 @@ def test_a_writer_that_only_looked_in_does_not_stop_what_was_begun(sessions, tmp
 
 def test_speech_that_was_made_for_a_place_that_is_taken_leaves_no_line_either(sessions, tmp_path):
     said = utterance(sessions)
-    fragments = said.make(chunk(0, 4, speech_s=0.48), True)
+    fragments = said.encode(chunk(0, 4, speech_s=0.48), True)
     rival = utterance(OpenSessions(tmp_path, 8), 0, "Rival.")
-    rival.add(chunk(0, 4, last=True, speech_s=0.16))
+    add(rival, 0, 4, last=True, speech_s=0.16)
     rival.end()
     with pytest.raises(FencedError):
         said.write(fragments[0])
@@ -197,14 +207,14 @@ def test_speech_that_was_made_for_a_place_that_is_taken_leaves_no_line_either(se
 
 def test_speech_of_which_nothing_was_shown_leaves_nothing_in_the_file(sessions):
     said = utterance(sessions)
-    said.make(chunk(0, 8, speech_s=0.48), True)
+    said.encode(chunk(0, 8, speech_s=0.48), True)
     said.end(interrupted=True)
     summary = summary_of(said, [], 0, 0.0, 0.16)
     assert (summary["frames"], summary["duration_s"], summary["start_s"]) == (0, 0.0, 0.0)
     assert (summary["made_s"], summary["rtf"]) == (0.32, 0.5)
     assert sessions.describe("alice")["utterances"] == [] and sessions.describe("alice")["frames"] == 0
     again = utterance(sessions, 0, "Again.")
-    again.add(chunk(0, 4, last=True, speech_s=0.16))
+    add(again, 0, 4, last=True, speech_s=0.16)
     known = read_sidecar(sidecar_path(again.session.path), 4)
     assert [one.text for one in known.utterances] == ["Again."]
 
@@ -212,10 +222,10 @@ def test_speech_of_which_nothing_was_shown_leaves_nothing_in_the_file(sessions):
 def test_the_sidecar_says_how_each_frame_came_about(sessions):
     said = utterance(sessions)
     said.engines = {"TTS": "hibari"}
-    said.add(chunk(0, 8, last=True, speech_s=0.32))
+    add(said, 0, 8, last=True, speech_s=0.32)
     said.end()
     again = utterance(sessions, 8, "Again.")
-    again.add(chunk(0, 4, last=True, speech_s=0.16))
+    add(again, 0, 4, last=True, speech_s=0.16)
     known = read_sidecar(sidecar_path(again.session.path), 12)
     shown = [*ping_pong(0, 8, COUNT), *ping_pong(8, 4, COUNT)]
     assert known.avatar_frames.tolist() == [int(k) for k in shown] and (known.avatar_id, known.avatar_version) == (
@@ -239,12 +249,12 @@ def test_a_segment_made_before_the_mouth_was_seen_to_rest_stands_behind_a_pause_
     """The one before it is still being played: its way to rest is made for the file alone."""
     (tmp_path / "idle.mp4").write_bytes(encode_idle(loaded().prepared.frames, SPEC))
     said = utterance(sessions)
-    said.on_air, said.pause = True, Pause(tmp_path / "idle.mp4", 50)
+    said.pause = Pause(tmp_path / "idle.mp4", 50)
     grid = IdleGrid.of(COUNT, SPEC.fps)
     until = grid.ceil(7 + 12)
-    one = dataclasses.replace(chunk(0, 7, speech_s=0.28), position=0, closes=True)
-    two = dataclasses.replace(chunk(7, 6, speech_s=0.24, last=True), position=until, closes=True)
-    first, second = said.make(one, True), said.make(two, True)
+    one = dataclasses.replace(chunk(0, 7, speech_s=0.28), position=0, ends_segment=True)
+    two = dataclasses.replace(chunk(7, 6, speech_s=0.24, last=True), position=until, ends_segment=True)
+    first, second = said.encode(one, True), said.encode(two, True)
     assert [fragment.frames for fragment in said.pause_inside(second[0])] and said.pause_inside(first[0]) == []
     for fragment, position in ((first[0], 0), (first[1], 4), (second[0], until), (second[1], until + 4)):
         said.write(fragment, position)
@@ -268,25 +278,25 @@ def face_512() -> np.ndarray:
 def test_what_a_rest_may_need_is_small_and_goes_when_it_has_been_shown(sessions):
     """32 crops of 512 px are 25 MB as they are; a server keeps them for every utterance on air."""
     said = utterance(sessions)
-    said.on_air = True
+    said.pause = NO_PAUSE
     crops = np.repeat(face_512()[None], 8, 0)
     fragments = []
     for first in range(0, 160, 8):
         speech = Speech(np.full(102_400, 0.3, np.float32), 16_000) if not first else None
-        fragments += said.make(Chunk(FaceCrops(crops, first, "ann"), speech, first == 152), first == 152)
-    assert len(said._crops) == KEPT_CROPS and sum(map(len, said._crops.values())) < 5e6
+        fragments += said.encode(Chunk(FaceCrops(crops, first, "ann"), speech, first == 152, first), first == 152)
+    assert len(said._kept_crops) == MAX_KEPT_CROPS and sum(map(len, said._kept_crops.values())) < 5e6
     for fragment in fragments[: len(fragments) // 2]:
         said.write(fragment)
     shown = sum(fragment.frames for fragment in fragments[: len(fragments) // 2])
-    assert sorted(said._crops) == list(range(shown - 1, 160, 4))
+    assert sorted(said._kept_crops) == list(range(shown - 1, 160, 4))
     for fragment in fragments[len(fragments) // 2 :]:
         said.write(fragment)
-    assert sorted(said._crops) == [159]
+    assert sorted(said._kept_crops) == [159]
 
 
 def test_a_crop_that_is_kept_looks_as_it_did():
     face = face_512()
-    error = _unpacked(_packed(face)).astype(int) - face
+    error = _from_jpeg(_to_jpeg(face)).astype(int) - face
     assert np.abs(error).mean() < 1.2 and np.abs(error).max() < 24
 
 
@@ -294,14 +304,14 @@ def test_rests_share_what_pastes_beside_the_utterance(sessions, monkeypatch):
     twins, twin = [], Paster.twin
     monkeypatch.setattr(Paster, "twin", lambda self: twins.append(twin(self)) or twins[-1])
     said = utterance(sessions)
-    said.on_air = True
-    said.make(chunk(0, 8, speech_s=0.32), False)
-    assert len(said.rest(2, range(2, 5))) == 3 and twins == []  # nobody else was at work
-    with said.avatar.beside() as own:
+    said.pause = NO_PAUSE
+    said.encode(chunk(0, 8, speech_s=0.32), False)
+    assert len(said.rest_fragment(2, range(2, 5)).video) == 3 and twins == []  # nobody else was at work
+    with said.avatar.borrow_paster() as own:
         for shown in (4, 8):
-            assert len(said.rest(shown, range(shown, shown + 3))) == 3
+            assert len(said.rest_fragment(shown, range(shown, shown + 3)).video) == 3
     assert len(twins) == 1 and own is said.avatar.paster
-    with said.avatar.beside() as one, said.avatar.beside() as other:
+    with said.avatar.borrow_paster() as one, said.avatar.borrow_paster() as other:
         assert one is not other and twins[0] in (one, other)
     assert len(twins) == 1
 
@@ -310,9 +320,9 @@ def test_it_tells_how_late_its_sound_is_where_speech_meets_speech_without_any_si
     late_ms, told = [], []
     for _ in range(12):
         said = utterance(sessions)
-        said.add(chunk(0, 11, last=True, speech_s=0.44))
+        add(said, 0, 11, last=True, speech_s=0.44)
         said.end()
-        late_ms.append(said.late_s * 1e3)
+        late_ms.append(said.audio_delay_s * 1e3)
         told.append(summary_of(said, [], 0, 0.0, 0.1)["audio_delay_ms"])
     assert late_ms[0] == 0 and 0 < max(late_ms) < 40  # a frame
     assert told == pytest.approx(late_ms, abs=0.05)
@@ -336,10 +346,10 @@ def test_a_chunk_of_large_frames_takes_the_memory_of_two(sessions, tmp_path):
     """16 frames of 1080p would be 100 MB, of 4K 400 MB."""
     spec = MediaSpec(1920, 1080, 25, preset="ultrafast", crf=40)
     avatar = large(1920, 1080, tmp_path / "frames.mp4")
-    spoken = Utterance(SpeakRequest("alice", "Hi."), sessions, avatar, spec, 0, Mouth(25))
+    spoken = UtteranceWriter(SpeakRequest("alice", "Hi."), sessions, avatar, spec, 0, Mouth(25))
     part = chunk(0, 16, last=True, speech_s=0.64)
     tracemalloc.start()
-    spoken.make(part, True)
+    spoken.encode(part, True)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert spoken.frames == 16

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from configs.schema import StitchConfig
-from deployments.stitch.pasting import mouth_of
-from deployments.stitch.utterance import LoadedAvatar
+from deployments.stitch.avatar_cache import LoadedAvatar, mouth_of
 from models.avatar.store import AvatarStore
 from models.speech.activity import ActivityDetector
 from models.stitch.mouth import Mouth
@@ -125,9 +124,9 @@ def test_the_mouth_hears_a_segment_once_however_often_it_is_told():
     voice = np.sin(np.arange(16_000) * 2 * np.pi * 200 / 16_000).astype(np.float32) * 0.2
     speech = Speech(np.concatenate([np.zeros(8000, np.float32), voice, np.zeros(8000, np.float32)]), 16_000, last=True)
     once, twice = Mouth(FPS), Mouth(FPS)
-    once.hear(speech, 0)
+    once.add_speech(speech, 0)
     for _ in range(2):
-        twice.hear(speech, 0)
+        twice.add_speech(speech, 0)
     weights = once.weights(0, 50)
     assert np.array_equal(weights, twice.weights(0, 50))
     assert weights[:6].max() == 0 and np.all(weights[12:38] == 1) and weights[-5:].max() == 0
@@ -169,7 +168,7 @@ def test_the_config_says_whose_mouth_rests(rest_mouth, moves, rests):
     loaded = LoadedAvatar(avatar(gaps), None, own_mouth_rests(avatar(gaps)))
     mouth = mouth_of(loaded, config, FPS)
     tone = np.sin(np.arange(16_000) * 2 * np.pi * 200 / 16_000).astype(np.float32) * 0.2
-    mouth.hear(Speech(np.pad(tone, (16_000, 16_000)), 16_000, last=True), 0)
+    mouth.add_speech(Speech(np.pad(tone, (16_000, 16_000)), 16_000, last=True), 0)
     weights = mouth.weights(0, 75)
     assert (weights[:20].max() == 0) == (weights[-5:].max() == 0) == rests and np.all(weights[27:51] == 1)
     assert not rests or weights[22] < 1  # 80 ms later than the sound, whose margin begins at frame 22
