@@ -1,4 +1,4 @@
-"""The presenter's renderer: what its parameters do to the picture, and that a crop is the frame seen closer."""
+"""The presenter's renderer: the effect of each parameter, and that a crop shows the same picture as the frame."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOISE = textures()
 
 
 def mouths(*changes: dict[str, float]) -> torch.Tensor:
-    """One mouth a dict, the rest mouth otherwise: (n, 7)."""
+    """One mouth per dict, the rest mouth otherwise: (n, 7)."""
     rest = dict(zip(MOUTH, REST_MOUTH, strict=True))
     return torch.tensor([list({**rest, **change}.values()) for change in changes])
 
@@ -58,7 +58,7 @@ def crop_points(mouth: torch.Tensor, size: int = 128) -> np.ndarray:
     return (landmarks(identity, pose, mouth) @ matrix[:, :, :2].mT + matrix[:, None, :, 2]).numpy()
 
 
-def test_the_lips_meet_exactly_at_close_whatever_the_jaw_does() -> None:
+def test_closed_lips_meet_exactly_for_every_jaw_opening() -> None:
     closed = mouths(*({"jaw": jaw, "close": 1.0} for jaw in (0.0, 0.5, 1.0)), {"rounding": 1.0}, {"tuck": 1.0})
     assert gap_px(closed) == pytest.approx(0, abs=1e-4)
 
@@ -157,7 +157,7 @@ def test_the_same_seed_draws_the_same_picture() -> None:
     assert (first[0] - first[1]).abs().mean() > 0.03  # two people
 
 
-def test_the_default_presenter_is_described_as_the_random_ones_are() -> None:
+def test_the_default_presenter_lies_within_the_ranges_of_random_ones() -> None:
     people = random_identities(400, torch.Generator().manual_seed(0))
     presenter = default_identity(1)
     assert set(presenter) == set(people)
@@ -168,15 +168,14 @@ def test_the_default_presenter_is_described_as_the_random_ones_are() -> None:
 
 
 def test_a_blink_covers_the_white_of_the_eye() -> None:
-    pose = rest_pose(3)
+    pose, identity, mouth = rest_pose(3), default_identity(3), rest_mouth(3)
     pose["blink"] = torch.tensor([0.0, 0.5, 1.0])
-    identity = default_identity(3)
-    image = render(identity, pose, rest_mouth(3), NOISE)
-    points = landmarks(identity, pose, rest_mouth(3))
+    points = landmarks(identity, pose, mouth)
     height = points[:, 41, 1] - points[:, 37, 1]
     assert height[0] > 9 and 3 < height[1] < height[0] and abs(height[2]) < 0.1
-    x, y = (round(v) for v in points[0, 36:42].mean(0).tolist())
-    eye = image[:, :, y - 5 : y + 6, x - 18 : x + 19]
+    middle = points[0, 36:42].mean(0).round()
+    shift = torch.cat([torch.eye(2), (32 - middle)[:, None]], 1).expand(3, -1, -1)  # 64 frame px around the eye
+    eye = render(identity, pose, mouth, NOISE, 64, transform=shift)[:, :, 27:38, 14:51]
     grey = (eye.amax(1) - eye.amin(1) < 0.10) & (eye.amin(1) > 0.6)  # the white, and nothing of the skin
     assert grey[0].sum() > 40 and grey[2].sum() == 0
 

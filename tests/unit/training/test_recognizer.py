@@ -1,4 +1,4 @@
-"""The conversion of a whole Whisper: a CTranslate2 file that was made of a network becomes that network again."""
+"""Conversion of a complete Whisper: a CTranslate2 file made from a network is converted back to the same network."""
 
 import io
 import json
@@ -80,7 +80,7 @@ def test_the_folder_holds_the_same_network_and_can_be_loaded(wheel, tmp_path):
     assert not recognizer.multilingual and {1, 2} <= set(recognizer.rules.never) and recognizer.rules.not_first == (3,)
 
 
-def test_what_is_no_whisper_is_refused(tmp_path):
+def test_a_file_of_another_model_is_refused(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in ("model.bin", "config.json", "tokenizer.json"):
