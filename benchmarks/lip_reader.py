@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.quality.closures import closed_below, controls, within_one_frame
-from models.quality.lips import EDGE_FRAMES, LipMeasures, LipReader, pearson
+from models.quality.lips import MAX_LAG_FRAMES, LipMeasures, LipReader, pearson
 
 __all__ = ["ClipReading", "LipMeasures", "LipReader", "closures", "follow", "vowel_order"]
 
@@ -43,7 +43,7 @@ def follow(clips: Sequence[ClipReading]) -> dict[str, float]:
 
 def _lagged(clips: Sequence[ClipReading], lag: int) -> float:
     """r with the made mouth `lag` frames late."""
-    inner = [slice(EDGE_FRAMES, len(clip.truth.gap) - EDGE_FRAMES) for clip in clips]
+    inner = [slice(MAX_LAG_FRAMES, len(clip.truth.gap) - MAX_LAG_FRAMES) for clip in clips]
     truth = np.concatenate([clip.truth.gap[part] for clip, part in zip(clips, inner, strict=True)])
     made = np.concatenate([np.roll(clip.made.gap, -lag)[part] for clip, part in zip(clips, inner, strict=True)])
     return pearson(truth, made)

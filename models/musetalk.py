@@ -1,7 +1,7 @@
-"""Avatar latents and feature windows → face crops: the UNet and VAE of MuseTalk, in diffusers' own classes.
+"""MuseTalk's UNet and VAE, in diffusers' own classes: avatar latents and feature windows → face crops.
 
-One pass of the UNet inpaints the masked lower half of a face in latent space (Zhang et al. 2024): no diffusion.
-Knows nothing of speech, avatars on disk, HTTP or Ray. `models/musetalk_openvino.py` is the fast twin for CPUs.
+One pass of the UNet inpaints the masked lower half of a face in latent space (Zhang et al. 2024), without diffusion.
+`models/musetalk_openvino.py` is the fast twin for CPUs.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from models.types import CROP_PX, LATENT_PX, WINDOW_TOKENS, UInt8
 from models.weights.loading import build_module, load_state_dict, read_json
 from models.weights.vae_files import modern_vae_keys, vae_files, vae_fingerprint
 
-POSITION_BASE = 10_000.0  # of the sinusoidal position code (Vaswani et al. 2017, as MuseTalk's PositionalEncoding)
+POSITION_BASE = 10_000.0  # of the sinusoidal positional encoding (Vaswani et al. 2017; MuseTalk's PositionalEncoding)
 LATENT_CHANNELS = 4
 UNET_CHANNELS = 2 * LATENT_CHANNELS  # masked face first, then reference
-MAX_BATCH = 32  # faces a call of the VAE or the UNet: bounds memory whatever the caller sends
+MAX_BATCH = 32  # faces per call of the VAE or the UNet: limits memory for any input
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 Array = Any  # numpy array or torch tensor
 
 
 def position_code(tokens: int, width: int) -> torch.Tensor:
-    """Sinusoidal code, float32 `(tokens, width)`: sine in even columns, cosine in odd ones, base 10000."""
+    """Return the sinusoidal positional encoding, float32 `(tokens, width)`: sine in even columns, cosine in odd."""
     position = torch.arange(tokens, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(POSITION_BASE) / width))
     return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], dim=2).flatten(1)
 
 
 class Generator(nn.Module):  # type: ignore[misc]
-    """The UNet with position code and time step: `(n, 8, 32, 32)`, `(n, 50, 384)` → scaled latents `(n, 4, 32, 32)`."""
+    """The UNet with positional encoding and time step 0.
+
+    Input latents `(n, 8, 32, 32)`, windows `(n, 50, 384)` → scaled latents `(n, 4, 32, 32)`.
+    """
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
@@ -67,7 +70,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
 
 
 class FaceGenerator(nn.Module):  # type: ignore[misc]
-    """Generator and decoder in one: latents and windows → RGB in [0, 255], float `(n, 256, 256, 3)`, unrounded."""
+    """Generator and decoder as one module: latents, windows → RGB in [0, 255], float `(n, 256, 256, 3)`, unrounded."""
 
     def __init__(self, unet: nn.Module, vae: nn.Module) -> None:
         super().__init__()
@@ -78,12 +81,13 @@ class FaceGenerator(nn.Module):  # type: ignore[misc]
 
 
 class MuseTalk:
-    """Loaded UNet and VAE. Numpy arrays or torch tensors in; latents leave as tensors on the device, faces as numpy.
+    """A loaded UNet and VAE. Takes numpy arrays or torch tensors; returns latents as tensors on the device, faces as
+    numpy arrays. No method records gradients.
 
-    No method records gradients. The VAE is an AutoencoderKL, or an AutoencoderTiny called without its [0, 1] packing of
-    latents (`scale_latents`): in both, the UNet works on encoder output × `scaling_factor` and images are in [-1, 1].
-    `decoder`: another autoencoder of the same latents that decodes in place of `vae`. TAESD's latents are Stable
-    Diffusion's after scaling, and its factor is 1, so it takes the UNet's output as it is.
+    The VAE is an AutoencoderKL, or an AutoencoderTiny called without its [0, 1] packing of latents (`scale_latents`).
+    For both, the UNet works on encoder output × `scaling_factor`, and images are in [-1, 1]. decoder: another
+    autoencoder of the same latents, which decodes in place of `vae`. TAESD's latents are Stable Diffusion's after
+    scaling and its factor is 1, so it takes the UNet's output unchanged.
     """
 
     def __init__(
@@ -103,16 +107,16 @@ class MuseTalk:
         dtype: torch.dtype = torch.float32,
         decoder_dir: Path | str | None = None,
     ) -> MuseTalk:
-        """Read a MuseTalk-format UNet (`musetalk.json`, `unet.pth` or safetensors) and a diffusers VAE folder.
+        """Load a MuseTalk-format UNet (`musetalk.json`, `unet.pth` or safetensors) and a diffusers VAE folder.
 
-        decoder_dir: a folder like `vae_dir`, TAESD's for a VAE of Stable Diffusion 1, that decodes in its place.
-        Raises WeightsError for a missing, partial or ill-fitting file, naming the first keys that are wrong.
+        decoder_dir: a VAE folder that decodes in place of `vae_dir`, for example TAESD for Stable Diffusion 1's VAE.
+        Raises WeightsError for a missing, partial or wrong file; the message names the first wrong keys.
         """
         unet = load_unet(Path(unet_config), Path(unet_weights), device, dtype)
         if decoder_dir is None:
             return cls(unet, load_vae(Path(vae_dir), device, dtype), vae_fingerprint(vae_dir))
         vae, decoder = load_vae(Path(vae_dir), device, dtype), load_vae(Path(decoder_dir), device, dtype)
-        vae.decoder = decoder.encoder = None  # the halves that never run: 50 M parameters of a Stable Diffusion VAE
+        vae.decoder = decoder.encoder = None  # never run: 50 M parameters of a Stable Diffusion VAE
         return cls(unet, vae, vae_fingerprint(vae_dir), decoder)
 
     def record(self, mode: str, batch_size: int) -> None:
@@ -138,15 +142,19 @@ class MuseTalk:
         return self.unet.conv_in.weight.dtype
 
     def encode_reference(self, faces_rgb: Array) -> torch.Tensor:
-        """Face crops, RGB uint8 `(n, 256, 256, 3)` → the UNet's input latents `(n, 8, 32, 32)`.
+        """Encode face crops, RGB uint8 `(n, 256, 256, 3)`, to the UNet's input latents `(n, 8, 32, 32)`.
 
-        First the masked face (its lower half black before normalisation, so −1 after), then the face as it is. Of the
-        KL encoder's distribution the mode is taken, so that latents do not change between two preparations.
+        The first four channels are the masked face (lower half black before normalisation, so −1 after it), the last
+        four the whole face. The mode of the KL encoder's distribution is used, so that latents are the same in every
+        preparation. Raises InputError.
         """
         return encode_reference(self.vae, faces_rgb)
 
     def predict(self, latents: Array, windows: Array) -> torch.Tensor:
-        """Input latents `(n, 8, 32, 32)` and feature windows `(n, 50, 384)` → scaled face latents `(n, 4, 32, 32)`."""
+        """Predict scaled face latents `(n, 4, 32, 32)` from latents `(n, 8, 32, 32)` and windows `(n, 50, 384)`.
+
+        Raises InputError.
+        """
         latents, windows = self._pair(latents, windows)
         with torch.inference_mode():
             chunks = [
@@ -159,7 +167,10 @@ class MuseTalk:
         return torch.cat(chunks).contiguous()
 
     def decode(self, latents: Array) -> UInt8:
-        """Scaled latents `(n, 4, 32, 32)` → face crops, RGB uint8 `(n, 256, 256, 3)`, rounded to nearest."""
+        """Decode scaled latents `(n, 4, 32, 32)` to face crops, RGB uint8 `(n, 256, 256, 3)`, rounded to nearest.
+
+        Raises InputError.
+        """
         latents = _tensor(latents, (LATENT_CHANNELS, LATENT_PX, LATENT_PX), "latents")
         with torch.inference_mode():
             chunks = [
@@ -169,32 +180,32 @@ class MuseTalk:
         return np.ascontiguousarray(torch.cat(chunks).cpu().numpy())
 
     def generate(self, latents: Array, windows: Array) -> UInt8:
-        """`decode(predict(latents, windows))`: input latents and windows → face crops, uint8 `(n, 256, 256, 3)`."""
+        """Return `decode(predict(latents, windows))`: face crops, RGB uint8 `(n, 256, 256, 3)`."""
         if self._recorded is None:
             return self.decode(self.predict(latents, windows))
         latents, windows = self._pair(latents, windows)
         return np.ascontiguousarray(self._recorded(latents.to(self.dtype), windows.float()).cpu().numpy())
 
     def _faces(self, latents: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-        """`generate` as a function of tensors on the device: uint8 `(n, 256, 256, 3)`."""
+        """`generate` for tensors on the device: uint8 `(n, 256, 256, 3)`."""
         z = self._generator(latents.to(memory_format=torch.channels_last), windows)
         faces: torch.Tensor = self._decoder(z).round().to(torch.uint8)
         return faces
 
     def _pair(self, latents: Array, windows: Array) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both as tensors, one of each a frame. Raises InputError."""
+        """Both as tensors of equal length. Raises InputError."""
         latents = _tensor(latents, (UNET_CHANNELS, LATENT_PX, LATENT_PX), "latents")
         windows = _tensor(windows, (WINDOW_TOKENS, int(self.unet.config.cross_attention_dim)), "feature windows")
         if len(latents) != len(windows):
-            raise InputError(f"{len(latents)} latents came with {len(windows)} windows.", "Send one of each a frame.")
+            raise InputError(f"Got {len(latents)} latents but {len(windows)} windows.", "Pass one of each per frame.")
         return latents, windows
 
 
 def encode_reference(vae: nn.Module, faces_rgb: Array) -> torch.Tensor:
-    """`MuseTalk.encode_reference` with the VAE alone, for preparing avatars: `(n, 256, 256, 3)` → `(n, 8, 32, 32)`."""
+    """Do `MuseTalk.encode_reference` with the VAE alone: `(n, 256, 256, 3)` → `(n, 8, 32, 32)`. Raises InputError."""
     faces = _tensor(faces_rgb, (CROP_PX, CROP_PX, 3), "face crops")
     if faces.dtype != torch.uint8:
-        raise InputError(f"The face crops are {faces.dtype}.", "Send RGB uint8 images.")
+        raise InputError(f"The face crops are {faces.dtype}.", "Pass RGB uint8 images.")
     with torch.inference_mode():
         chunks = [_encode_chunk(vae, chunk) for chunk in faces.split(MAX_BATCH // 2)]
     return torch.cat(chunks)
@@ -212,7 +223,7 @@ def _encode_chunk(vae: nn.Module, faces: torch.Tensor) -> torch.Tensor:
 
 
 def load_unet(config_path: Path, weights: Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A UNet2DConditionModel of MuseTalk's shape: eight latent channels in, four out. Raises WeightsError."""
+    """Load a UNet2DConditionModel with MuseTalk's eight latent channels in and four out. Raises WeightsError."""
     config = read_json(config_path)
     if (config.get("in_channels"), config.get("out_channels")) != (UNET_CHANNELS, LATENT_CHANNELS):
         raise WeightsError(
@@ -226,15 +237,15 @@ def load_unet(config_path: Path, weights: Path, device: Any = "cpu", dtype: torc
 
 
 def load_vae(folder: Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """An AutoencoderKL or AutoencoderTiny, as the folder's `_class_name` says (KL where it says nothing).
+    """Load an AutoencoderKL or AutoencoderTiny, by the `_class_name` in the folder's config (default: KL).
 
-    A missing `scaling_factor` is the class's own: 0.18215 for KL, 1 for Tiny. Raises WeightsError.
+    The default `scaling_factor` is the class's own: 0.18215 for KL, 1 for Tiny. Raises WeightsError.
     """
     config_path, weights = vae_files(folder)
     config = read_json(config_path)
     name = config.get("_class_name", "AutoencoderKL")
     if name not in VAE_CLASSES:
-        raise WeightsError(f"{folder} holds a {name}.", f"Use one of {', '.join(VAE_CLASSES)}.")
+        raise WeightsError(f"{folder} contains a {name}.", f"Use one of {', '.join(VAE_CLASSES)}.")
     state = modern_vae_keys(load_state_dict(weights))
     vae = build_module(lambda: VAE_CLASSES[name].from_config(config), state, weights, device, dtype)
     return vae.to(memory_format=torch.channels_last)
@@ -245,5 +256,5 @@ def _tensor(value: Array, tail: tuple[int, ...], what: str) -> torch.Tensor:
     tensor = as_tensor(value)
     if tuple(tensor.shape[1:]) != tail or not len(tensor):
         wanted = ", ".join(["n ≥ 1", *map(str, tail)])
-        raise InputError(f"The {what} have shape {tuple(tensor.shape)}.", f"Send ({wanted}).")
+        raise InputError(f"The {what} have shape {tuple(tensor.shape)}.", f"Pass ({wanted}).")
     return tensor

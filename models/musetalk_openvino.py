@@ -1,7 +1,7 @@
-"""MuseTalk on a CPU through OpenVINO: the fast twin of `models/musetalk.py`, numpy in and out.
+"""MuseTalk on a CPU with OpenVINO: the fast twin of `models/musetalk.py`, with numpy arrays in and out.
 
-The UNet and the VAE's decoder run as one compiled network. Once converted it starts from the cache without torch or
-diffusers; only encoding references, which avatars need before a session, loads the VAE in torch. Knows nothing of Ray.
+The UNet and the VAE's decoder run as one compiled network. After the first conversion it starts from the cache without
+importing torch or diffusers. Only `encode_reference`, which preparation needs, loads the VAE in torch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from models.types import CROP_PX, LATENT_PX, WINDOW_TOKENS, Float32, UInt8
 from models.weights.loading import fingerprint, read_json
 from models.weights.vae_files import vae_files, vae_fingerprint
 
-_SOURCE = Path(__file__).with_name("musetalk.py")  # builds the modules: a change there changes the networks
+_SOURCE = Path(__file__).with_name("musetalk.py")  # builds the modules, so it is part of the cache's fingerprint
 
 Array = Any  # numpy array or CPU torch tensor
 
 
 class OpenVINOMuseTalk:
-    """MuseTalk's contract on OpenVINO, in fp32: latents within 1e-3 of torch's, faces within one grey level."""
+    """The methods of `models.musetalk.MuseTalk` on OpenVINO in fp32.
+
+    Latents are within 1e-3 of torch's (relative to the largest), faces within one grey level.
+    """
 
     def __init__(
         self,
@@ -59,11 +62,11 @@ class OpenVINOMuseTalk:
         progress: Progress | None = None,
         decoder_dir: Path | str | None = None,
     ) -> OpenVINOMuseTalk:
-        """The same files as `MuseTalk.load` takes, ready to run.
+        """Load the same files as `MuseTalk.load`.
 
-        cache_dir: where converted networks are kept; None converts anew. threads: 0 lets OpenVINO choose. warm: convert
-        and compile now (seconds the first time, about 1.5 s after) and not at the first call. decoder_dir: what decodes
-        in place of `vae_dir`'s decoder, see `MuseTalk.load`. Raises WeightsError.
+        cache_dir: holds converted networks; None converts at every start. threads: 0 lets OpenVINO choose. warm:
+        convert and compile now (some seconds the first time, about 1.5 s later), not at the first call. progress:
+        called while converting. decoder_dir: decodes in place of `vae_dir`, see `MuseTalk.load`. Raises WeightsError.
         """
         folder = Path(cache_dir) if cache_dir is not None else None
         paths = (Path(unet_config), Path(unet_weights), Path(vae_dir))
@@ -74,26 +77,29 @@ class OpenVINOMuseTalk:
         return engine
 
     def warm(self) -> None:
-        """Convert and compile what `generate` needs, and run it once in every batch size."""
+        """Convert and compile the network of `generate`, and run it once in every batch size."""
         self._generate.warm(self._progress)
 
     def generate(self, latents: Array, windows: Array) -> UInt8:
-        """Input latents `(n, 8, 32, 32)` and windows `(n, 50, 384)` → face crops, RGB uint8 `(n, 256, 256, 3)`."""
-        pair = self._pair(latents, windows)  # checked first: the network may have to be compiled
+        """Generate face crops, RGB uint8 `(n, 256, 256, 3)`, from latents `(n, 8, 32, 32)` and windows `(n, 50, 384)`.
+
+        Raises InputError.
+        """
+        pair = self._pair(latents, windows)  # checked before the network is compiled
         return _round(self._generate(*pair))
 
     def predict(self, latents: Array, windows: Array) -> Float32:
-        """Input latents `(n, 8, 32, 32)` and windows `(n, 50, 384)` → scaled face latents `(n, 4, 32, 32)`."""
+        """Predict scaled face latents `(n, 4, 32, 32)`, see `MuseTalk.predict`. Raises InputError."""
         pair = self._pair(latents, windows)
         return self._predict(*pair)
 
     def decode(self, latents: Array) -> UInt8:
-        """Scaled latents `(n, 4, 32, 32)` → face crops, RGB uint8 `(n, 256, 256, 3)`."""
+        """Decode scaled latents `(n, 4, 32, 32)` to face crops, RGB uint8 `(n, 256, 256, 3)`. Raises InputError."""
         checked = _checked(latents, (4, LATENT_PX, LATENT_PX), "latents")
         return _round(self._decode(checked))
 
     def encode_reference(self, faces_rgb: Array) -> Float32:
-        """Face crops, RGB uint8 `(n, 256, 256, 3)` → input latents `(n, 8, 32, 32)`, by the VAE in torch."""
+        """Encode face crops, RGB uint8 `(n, 256, 256, 3)`, to input latents `(n, 8, 32, 32)` with the VAE in torch."""
         from models.musetalk import encode_reference
 
         latents: Float32 = encode_reference(self._torch_vae, faces_rgb).numpy()
@@ -103,7 +109,7 @@ class OpenVINOMuseTalk:
         latents = _checked(latents, (8, LATENT_PX, LATENT_PX), "latents")
         windows = _checked(windows, (WINDOW_TOKENS, self._width), "feature windows")
         if len(latents) != len(windows):
-            raise InputError(f"{len(latents)} latents came with {len(windows)} windows.", "Send one of each a frame.")
+            raise InputError(f"Got {len(latents)} latents but {len(windows)} windows.", "Pass one of each per frame.")
         return latents, windows
 
     @cached_property
@@ -166,5 +172,5 @@ def _checked(value: Array, tail: tuple[int, ...], what: str) -> Float32:
     array = np.ascontiguousarray(value, np.float32)
     if array.shape[1:] != tail or not len(array):
         wanted = ", ".join(["n ≥ 1", *map(str, tail)])
-        raise InputError(f"The {what} have shape {array.shape}.", f"Send ({wanted}).")
+        raise InputError(f"The {what} have shape {array.shape}.", f"Pass ({wanted}).")
     return array

@@ -1,6 +1,6 @@
-"""BiSeNet on ResNet-18, key for key as `79999_iter.pth` of zllrunning/face-parsing.PyTorch. Knows no images or files.
+"""BiSeNet on ResNet-18, with the keys of `79999_iter.pth` of zllrunning/face-parsing.PyTorch.
 
-Yu et al. 2018, with the spatial path replaced by the ResNet's features at an eighth of the size.
+Yu et al. 2018; the spatial path is replaced by the ResNet's features at an eighth of the size.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-CLASSES = 19  # CelebAMask-HQ's
+CLASSES = 19  # of CelebAMask-HQ
+WIDTH = 64  # channels of the first layer in the released file; all others are multiples of it
 
 
 class ConvBnRelu(nn.Module):  # type: ignore[misc]
@@ -44,15 +45,15 @@ class BasicBlock(nn.Module):  # type: ignore[misc]
 
 
 class ResNet18(nn.Module):  # type: ignore[misc]
-    """`(n, 3, h, w)` → features `(n, 128, h/8, w/8)`, `(n, 256, h/16, w/16)`, `(n, 512, h/32, w/32)`."""
+    """`(n, 3, h, w)` → features `(n, 128, h/8, w/8)`, `(n, 256, h/16, w/16)`, `(n, 512, h/32, w/32)` at width 64."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         for number, (channels_in, channels_out, stride) in enumerate(
-            [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)], start=1
+            [(width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 8 * width, 2)], start=1
         ):
             blocks = BasicBlock(channels_in, channels_out, stride), BasicBlock(channels_out, channels_out, 1)
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
@@ -65,7 +66,7 @@ class ResNet18(nn.Module):  # type: ignore[misc]
 
 
 class AttentionRefinement(nn.Module):  # type: ignore[misc]
-    """Weighs channels by what is seen over the whole picture."""
+    """Weights channels by their mean over the whole picture."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -80,25 +81,26 @@ class AttentionRefinement(nn.Module):  # type: ignore[misc]
 
 
 class ContextPath(nn.Module):  # type: ignore[misc]
-    """`(n, 3, h, w)` → the ResNet's features at an eighth, and context `(n, 128, h/8, w/8)`."""
+    """`(n, 3, h, w)` → the ResNet's features at an eighth, and context `(n, 128, h/8, w/8)` at width 64."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.resnet = ResNet18()
-        self.arm16, self.arm32 = AttentionRefinement(256, 128), AttentionRefinement(512, 128)
-        self.conv_head32, self.conv_head16 = ConvBnRelu(128, 128), ConvBnRelu(128, 128)
-        self.conv_avg = ConvBnRelu(512, 128, kernel=1)
+        out = 2 * width
+        self.resnet = ResNet18(width)
+        self.arm16, self.arm32 = AttentionRefinement(4 * width, out), AttentionRefinement(8 * width, out)
+        self.conv_head32, self.conv_head16 = ConvBnRelu(out, out), ConvBnRelu(out, out)
+        self.conv_avg = ConvBnRelu(8 * width, out, kernel=1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         eighth, sixteenth, thirtysecond = self.resnet(x)
-        whole = self.conv_avg(F.adaptive_avg_pool2d(thirtysecond, 1))  # (n, 128, 1, 1), spread over all positions
+        whole = self.conv_avg(F.adaptive_avg_pool2d(thirtysecond, 1))  # (n, 128, 1, 1), added at all positions
         coarse = F.interpolate(self.arm32(thirtysecond) + whole, sixteenth.shape[2:], mode="nearest")
         fine = F.interpolate(self.arm16(sixteenth) + self.conv_head32(coarse), eighth.shape[2:], mode="nearest")
         return eighth, self.conv_head16(fine)
 
 
 class FeatureFusion(nn.Module):  # type: ignore[misc]
-    """Joins detail and context."""
+    """Combines detail and context."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class FeatureFusion(nn.Module):  # type: ignore[misc]
 
 
 class ScoreHead(nn.Module):  # type: ignore[misc]
-    """Features to class scores."""
+    """Features → class scores."""
 
     def __init__(self, channels_in: int, channels_mid: int) -> None:
         super().__init__()
@@ -127,15 +129,13 @@ class ScoreHead(nn.Module):  # type: ignore[misc]
 class BiSeNet(nn.Module):  # type: ignore[misc]
     """Normalised pictures `(n, 3, h, w)`, sides multiples of 32 → class scores `(n, 19, h, w)`."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.cp = ContextPath()
-        self.ffm = FeatureFusion(256)
-        self.conv_out = ScoreHead(256, 256)
-        self.conv_out16, self.conv_out32 = (
-            ScoreHead(128, 64),
-            ScoreHead(128, 64),
-        )  # of training; in the checkpoint, never run
+        self.cp = ContextPath(width)
+        self.ffm = FeatureFusion(4 * width)
+        self.conv_out = ScoreHead(4 * width, 4 * width)
+        # Used in training only: in the checkpoint, but never run.
+        self.conv_out16, self.conv_out32 = ScoreHead(2 * width, width), ScoreHead(2 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores = self.conv_out(self.ffm(*self.cp(x)))

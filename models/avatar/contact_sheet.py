@@ -1,4 +1,4 @@
-"""Draws a contact sheet of a prepared avatar: what was found, what is cut out, what is pasted back. For people only."""
+"""Draws a contact sheet of a prepared avatar: landmarks, crops and paste masks, for a person to check."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ GREEN, AMBER, RED, CYAN = (80, 255, 120), (255, 190, 40), (255, 70, 70), (60, 23
 
 
 def pick_frames(n: int, count: int) -> list[int]:
-    """`count` frame indices spread over `n`, each once."""
+    """Return up to `count` different frame indices spread evenly over `n` frames."""
     return sorted(set(np.linspace(0, n - 1, min(n, count)).round().astype(int).tolist()))
 
 
 def cell(frame: UInt8, transform: Float32, landmarks: Float32, mask: UInt8, has_face: bool, index: int) -> UInt8:
-    """One frame beside its crop, RGB `(256, w, 3)`.
+    """Draw one frame beside its crop, RGB `(256, w, 3)`.
 
-    The crop's outline is amber (red without a face), landmarks are green, the mask's 1 %, 50 % and 99 % lines cyan.
+    The crop's outline is amber (red without a face), landmarks are green, the mask's 1 %, 50 % and 99 % contours cyan.
     """
     scale = CROP_PX / frame.shape[0]
     width = max(1, round(frame.shape[1] * scale))
@@ -42,7 +42,7 @@ def cell(frame: UInt8, transform: Float32, landmarks: Float32, mask: UInt8, has_
 
 
 def sheet(cells: list[UInt8]) -> UInt8:
-    """Cells of one size → one RGB picture, four to a row."""
+    """Arrange cells of one size in one RGB picture, four per row."""
     columns = min(COLUMNS, len(cells))
     blank = np.full_like(cells[0], 24)
     padded = cells + [blank] * (-len(cells) % columns)
@@ -51,5 +51,5 @@ def sheet(cells: list[UInt8]) -> UInt8:
 
 
 def _scaled(points: npt.NDArray[np.floating], scale: float) -> npt.NDArray[np.int32]:
-    """Frame px → thumbnail px in sixteenths, as cv2 draws with shift 4."""
+    """Frame px → thumbnail px in sixteenths, for cv2's drawing functions with shift 4."""
     return cast(npt.NDArray[np.int32], np.rint(((points + 0.5) * scale - 0.5) * 16).astype(np.int32))

@@ -1,8 +1,8 @@
-"""How a face is cut out of each frame: along a smooth transform, or by MuseTalk's integer box. Knows no files.
+"""How a face is cut out of each frame: along a smooth transform, or by MuseTalk's integer box.
 
-`similarity`: sub-pixel, turned with the head, smoothed (see models/avatar/track.py). `box`: MuseTalk's box, stretched
-to 256 px as its weights know faces, upright, sub-pixel, smoothed and of one size. `musetalk`: as MuseTalk itself does
-(scripts/realtime_inference.py), the box of each frame's own landmarks in whole px, resized by Lanczos-4.
+`similarity`: sub-pixel, rotates with the head, smoothed (see models/avatar/track.py). `box`: MuseTalk's box stretched
+to 256 px, as its weights expect, but upright, sub-pixel, smoothed and of constant size. `musetalk`: as MuseTalk itself
+(scripts/realtime_inference.py): the box of each frame's own landmarks in whole px, resized with Lanczos-4.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ DetectedBox = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CropGeometry:
-    """Where the face lies in every frame. `boxes`, int32 `(n, 4)` within the frame, is None but for `musetalk`."""
+    """Where the face lies in every frame. boxes: int32 `(n, 4)` within the frame for `musetalk`, otherwise None."""
 
     track: CropTrack
     boxes: Int32 | None = None
 
     def box(self, k: int) -> Box:
-        """The box of frame `k`; only of geometry `musetalk`."""
+        """Return the box of frame `k`; only for geometry `musetalk`."""
         assert self.boxes is not None
         x1, y1, x2, y2 = self.boxes[k].tolist()
         return x1, y1, x2, y2
 
     def crop(self, frame: UInt8, k: int) -> UInt8:
-        """The crop of frame `k`, RGB uint8 `(256, 256, 3)`."""
+        """Cut the crop of frame `k`, RGB uint8 `(256, 256, 3)`, out of `frame`."""
         if self.boxes is None:
             return warp(frame, self.track.transforms[k])
         x1, y1, x2, y2 = self.box(k)
@@ -60,10 +60,11 @@ def crop_geometry(
     motions: Sequence[Motion | None] = (),
     cuts: Sequence[int] = (),
 ) -> CropGeometry:
-    """The geometry of a video from landmarks `(n, 68, 2)` in frame px, and the detector's boxes where it saw a face.
+    """Return the crop geometry of a video.
 
-    size: (height, width) of the frame. motions, cuts: see `crop_transforms`. Raises NoFaceError when no frame, or too
-    few, show a face.
+    geometry: one of GEOMETRIES. landmarks: `(n, 68, 2)` in frame px. detected: the detector's boxes, None without a
+    face. size: (height, width) of the frame. motions, cuts: see `crop_transforms`. Raises NoFaceError when no frame, or
+    too few frames, show a face.
     """
     if geometry == "box":
         options = dataclasses.replace(options, shape="box")
@@ -79,7 +80,7 @@ def crop_geometry(
 
 
 def box_transforms(boxes: Int32) -> Float32:
-    """Boxes `(n, 4)` → `(n, 2, 3)`, frame px → crop px, pixel centres at whole numbers, as cv2.resize maps."""
+    """Return the transforms `(n, 2, 3)`, frame px → crop px, by which cv2.resize maps boxes `(n, 4)` to crops."""
     scale = CROP_PX / (boxes[:, 2:] - boxes[:, :2])  # (n, 2): x, y
     transforms = np.zeros((len(boxes), 2, 3), np.float32)
     transforms[:, 0, 0], transforms[:, 1, 1] = scale[:, 0], scale[:, 1]
@@ -88,8 +89,8 @@ def box_transforms(boxes: Int32) -> Float32:
 
 
 def _within(box: Box, size: tuple[int, int]) -> Box:
-    """The part of a box that lies in a frame of (height, width): upstream stretches what is left of a cut box."""
+    """The part of a box inside a frame of (height, width); MuseTalk stretches it to the crop, too."""
     x1, y1, x2, y2 = max(0, box[0]), max(0, box[1]), min(size[1], box[2]), min(size[0], box[3])
     if x2 <= x1 or y2 <= y1:
-        raise NoFaceError("The face lies outside the frame.", "Use a video that shows the whole face.")
+        raise NoFaceError("The face is outside the frame.", "Use a video that shows the whole face.")
     return x1, y1, x2, y2

@@ -1,8 +1,8 @@
-"""Finds faces and their landmarks in one picture: BlazeFace and FaceMesh through OpenCV. Knows nothing of videos.
+"""Finds faces and their landmarks in one picture: BlazeFace and FaceMesh, run with OpenCV.
 
 Sources of the constants: MediaPipe's model cards and graphs for "BlazeFace (short range)" and "Face Mesh": 128 px
-letterboxed input in [-1, 1], 896 anchors of strides 8 (2 a cell) and 16 (6 a cell), outputs in input pixels; 192 px
-mesh input in [0, 1], cut as a square 1.5 times the face, turned so that the eyes are level.
+letterboxed input in [-1, 1], 896 anchors of strides 8 (2 per cell) and 16 (6 per cell), outputs in input pixels; 192 px
+mesh input in [0, 1], cut as a square 1.5 times the face and rotated so that the eyes are level.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ DETECTOR_PX, MESH_PX = 128, 192
 MESH_POINTS = 468
 MESH_MARGIN = 1.5  # side of the mesh's input square over the face's longer side
 MIN_SCORE = 0.8  # of the detector
-MIN_FLAG = 0.9  # of the mesh: probability that its input shows a face
-SETTLE_ROUNDS = 16  # a mesh depends on its square, and the square on the mesh: read again until both agree
-SETTLED = 2e-4  # of the face's size: 0.04 px for a face of 200 px
-SAME_FACE_IOU = 0.3  # boxes that overlap more are one face
-PROFILE = 0.05  # of Face.turn, from either end: half of the mouth is out of sight
+MIN_FLAG = 0.9  # of the mesh network: probability that its input shows a face
+MAX_SETTLE_ROUNDS = 16  # the mesh depends on its input square and the square on the mesh: repeated until both agree
+SETTLED = 2e-4  # mean movement, in face sizes, below which they agree: 0.04 px for a face of 200 px
+SAME_FACE_IOU = 0.3  # boxes that overlap more are the same face
+PROFILE = 0.05  # Face.turn nearer than this to 0 or 1 is a profile: half of the mouth is hidden
 ZOOM_OUT = 0.5  # a face that fills the frame is found in a picture with a border
-TILE_MIN_PX, TILE_MIN_SHARE = 160, 0.25  # smallest tile, in px and of the frame's short side
+MIN_TILE_PX, MIN_TILE_SHARE = 160, 0.25  # smallest tile, in px and relative to the frame's short side
 RIGHT_EYE, LEFT_EYE = 33, 263  # outer corners in the mesh, the subject's right and left
 
-# iBUG's 68 points in the 468-point mesh. Where iBUG's point lies between two mesh points, both are given. Mirror pairs
-# of iBUG are mirror pairs of the mesh. The jaw is the mesh's face oval from temple to temple; the bridge of the nose
-# runs from between the eyes to the tip in equal steps, as iBUG's does.
+# iBUG's 68 points in the 468-point mesh; an iBUG point between two mesh points has both. Mirror pairs of iBUG are
+# mirror pairs of the mesh. The jaw is the mesh's face oval from temple to temple. The bridge of the nose runs from
+# between the eyes to the tip in equal steps, as iBUG's does.
 MESH_OF_68: tuple[tuple[int, ...], ...] = (
     *((127,), (234,), (132,), (58,), (172,), (136,), (149,), (176,)),  # 0–7 jaw, from the subject's right temple
     (152,),  # 8 chin
@@ -62,9 +62,11 @@ _SECOND = np.array([points[-1] for points in MESH_OF_68])
 
 
 def open_detector(name: str, weights: str | Path | None = None) -> FaceDetector:
-    """`blazemesh`, whose weights ship with WarmTalk, or `dwpose`, whose ONNX file is `weights`.
+    """Open `blazemesh`, whose weights are part of WarmTalk, or `dwpose` with the ONNX file `weights`.
 
-    Raises ConfigError for another name, WeightsError for a missing or ill-fitting file.
+    Raises:
+        ConfigError: unknown name.
+        WeightsError: the file is missing or does not fit.
     """
     if name == "blazemesh":
         return BlazeMesh()
@@ -72,14 +74,16 @@ def open_detector(name: str, weights: str | Path | None = None) -> FaceDetector:
         from models.avatar.dwpose import DWPose
 
         if weights is None:
-            raise WeightsError("DWPose needs its weights.", "Give detector_weights: dw-ll_ucoco_384.onnx.")
+            raise WeightsError(
+                "The detector dwpose has no weights.", "Set detector_weights to the path of dw-ll_ucoco_384.onnx."
+            )
         return DWPose.load(weights)
-    raise ConfigError(f"There is no detector {name!r}.", f"Use one of {', '.join(DETECTORS)}.")
+    raise ConfigError(f"Unknown detector {name!r}.", f"Use one of {', '.join(DETECTORS)}.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A detection: box centre and size, the two eyes, all in frame px."""
+    """A detection: centre and size of the box, and the two eyes, in frame px."""
 
     centre: npt.NDArray[np.float64]
     size: npt.NDArray[np.float64]
@@ -88,10 +92,10 @@ class _Found:
 
 
 class BlazeMesh:
-    """BlazeFace (short range) finds faces, FaceMesh reads 468 points of each. Implements FaceDetector; thread-safe.
+    """A FaceDetector: BlazeFace (short range) finds faces, FaceMesh reads 468 points of each. Thread-safe.
 
-    folder: where the two .tflite files lie. A face counts if the detector's score exceeds `min_score` and the mesh's
-    flag `min_flag`. Raises WeightsError if a file is missing.
+    folder: contains the two .tflite files. A face counts if the detector's score exceeds `min_score` and the mesh's
+    flag exceeds `min_flag`. Raises WeightsError for a missing file.
     """
 
     def __init__(self, folder: Path = EMBEDDED, min_score: float = MIN_SCORE, min_flag: float = MIN_FLAG) -> None:
@@ -101,12 +105,12 @@ class BlazeMesh:
         self._lock = threading.Lock()
 
     def detect(self, frame: UInt8, near: Face | None = None) -> list[Face]:
-        """See FaceDetector. A frame without a face costs a search in overlapping tiles, for small faces."""
+        """See FaceDetector. A frame without a face takes longest: it is searched in overlapping tiles."""
         assert frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8, (frame.shape, frame.dtype)
         with self._lock:
             if near is not None:
-                followed = self._read_mesh(frame, *_square_around(near.mesh), near.score)
-                known = near.recognised(followed) if followed is not None else None
+                tracked = self._read_mesh(frame, *_square_around(near.mesh), near.score)
+                known = near.recognised(tracked) if tracked is not None else None
                 if known is not None:
                     return [known]
             for view in _views(*frame.shape[:2]):
@@ -119,8 +123,8 @@ class BlazeMesh:
         return []
 
     def _settle(self, frame: UInt8, face: Face) -> Face:
-        """The mesh that its own square leads to: what following the face through a still picture would end at."""
-        for _ in range(SETTLE_ROUNDS):
+        """Read the mesh again from its own square until it stays: the result of tracking it in a still picture."""
+        for _ in range(MAX_SETTLE_ROUNDS):
             again = self._read_mesh(frame, *_square_around(face.mesh), face.score)
             if again is None:
                 break
@@ -130,7 +134,7 @@ class BlazeMesh:
         return face
 
     def _find(self, frame: UInt8, left: float, top: float, side: float) -> list[_Found]:
-        """Faces in the square view of `frame`; what of it lies outside the frame is black."""
+        """Faces in a square part of `frame`, black outside the frame."""
         picture, scale = _letterbox(frame, left, top, side)
         self._detector.setInput(np.ascontiguousarray(picture.transpose(2, 0, 1)[None], np.float32) / 127.5 - 1)
         outputs = sorted(self._detector.forward(self._detector.getUnconnectedOutLayersNames()), key=np.size)
@@ -141,7 +145,7 @@ class BlazeMesh:
         found = []
         for chosen in _clusters(points, scores, self.min_score):
             weights = scores[chosen][:, None, None]
-            mean = (points[chosen] * weights).sum(0) / weights.sum()  # BlazeFace's blending instead of suppression
+            mean = (points[chosen] * weights).sum(0) / weights.sum()  # BlazeFace blends overlapping detections
             mean[[0, *range(2, 8)]] = mean[[0, *range(2, 8)]] / scale + origin - 0.5  # px edges → px centres
             found.append(_Found(mean[0], mean[1] / scale, mean[2:4], float(scores[chosen].max())))
         return found
@@ -149,7 +153,7 @@ class BlazeMesh:
     def _read_mesh(
         self, frame: UInt8, centre: npt.NDArray[np.float64], side: float, angle: float, score: float
     ) -> Face | None:
-        """The face in the turned square, or None if the mesh sees none there."""
+        """The face in the rotated square; None if the mesh sees none there, or one in profile."""
         if not 8 <= side <= 16 * max(frame.shape):
             return None
         forward = _turned_square(centre, side, angle, MESH_PX)
@@ -168,16 +172,18 @@ class BlazeMesh:
 
 
 def landmarks_68(mesh: Float32) -> Float32:
-    """iBUG's 68 points `(…, 68, 2)` of a mesh `(…, 468, 2)`."""
+    """Return iBUG's 68 points `(…, 68, 2)` of a mesh `(…, 468, 2)`."""
     return cast(Float32, (mesh[..., _FIRST, :] + mesh[..., _SECOND, :]) / 2)
 
 
 def _read_net(path: Path) -> Any:
     try:
-        # the default engine of OpenCV 5 drops one of BlazeFace's outputs
+        # The default engine of OpenCV 5 drops one of BlazeFace's outputs.
         return cv2.dnn.readNetFromTFLite(str(path), engine=cv2.dnn.ENGINE_CLASSIC)
     except cv2.error as error:
-        raise WeightsError(f"The face detector's {path.name} cannot be read.", f"Restore {path.parent}.") from error
+        raise WeightsError(
+            f"The face detector's file {path} cannot be read.", "Install WarmTalk again, or restore the file."
+        ) from error
 
 
 def _anchors() -> npt.NDArray[np.float64]:
@@ -192,15 +198,15 @@ def _anchors() -> npt.NDArray[np.float64]:
 
 
 def _views(height: int, width: int) -> Iterator[tuple[float, float, float]]:
-    """Squares (left, top, side) to search one after the other until a face is found: all, zoomed out, tiles.
+    """Squares (left, top, side) to search in this order: the whole frame, the frame with a border, smaller tiles.
 
-    BlazeFace sees faces from about a sixth of its input, so a 1080-line frame is searched down to faces of 45 px.
+    BlazeFace finds faces from about a sixth of its input, so a 1080p frame is searched down to faces of 45 px.
     """
     long, short = max(height, width), min(height, width)
     for side in (long, long / ZOOM_OUT):
         yield (width - side) / 2, (height - side) / 2, side
     side = short if short < long else short / 2
-    while side >= max(TILE_MIN_PX, TILE_MIN_SHARE * short):
+    while side >= max(MIN_TILE_PX, MIN_TILE_SHARE * short):
         for top in _steps(height, side):
             for left in _steps(width, side):
                 yield left, top, side
@@ -213,7 +219,7 @@ def _steps(length: int, side: float) -> npt.NDArray[np.float64]:
 
 
 def _letterbox(frame: UInt8, left: float, top: float, side: float) -> tuple[UInt8, float]:
-    """The view, scaled to the detector's 128 px and black outside the frame, and its scale (input px a frame px)."""
+    """The view scaled to the detector's 128 px, black outside the frame; and its scale (input px per frame px)."""
     height, width = frame.shape[:2]
     x1, y1 = max(0, round(left)), max(0, round(top))
     x2, y2 = min(width, round(left + side)), min(height, round(top + side))
@@ -230,7 +236,7 @@ def _letterbox(frame: UInt8, left: float, top: float, side: float) -> tuple[UInt
 def _clusters(
     points: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], min_score: float
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Anchors above `min_score`, grouped by overlap, best first."""
+    """Groups of overlapping anchors above `min_score`, best first."""
     order = np.flatnonzero(scores > min_score)
     order = order[np.argsort(-scores[order], kind="stable")]
     corners = np.concatenate([points[:, 0] - points[:, 1] / 2, points[:, 0] + points[:, 1] / 2], axis=1)
@@ -250,7 +256,7 @@ def _iou(a: Any, b: Any) -> float:
 
 
 def _distinct(faces: list[Face]) -> list[Face]:
-    """Largest first, each face once."""
+    """Faces without duplicates, largest first."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.size_px):
         if all(_iou(face.box, other.box) <= SAME_FACE_IOU for other in kept):
@@ -265,7 +271,7 @@ def _square_of(found: _Found) -> tuple[npt.NDArray[np.float64], float, float]:
 
 
 def _square_around(mesh: Float32) -> tuple[npt.NDArray[np.float64], float, float]:
-    """Centre, side and angle of the mesh's input for a face seen in the frame before."""
+    """Centre, side and angle of the mesh's input for a face from the frame before."""
     points = mesh.astype(np.float64)
     across = points[LEFT_EYE] - points[RIGHT_EYE]
     angle = float(np.arctan2(across[1], across[0]))
@@ -276,7 +282,7 @@ def _square_around(mesh: Float32) -> tuple[npt.NDArray[np.float64], float, float
 
 
 def _turned_square(centre: npt.NDArray[np.float64], side: float, angle: float, size: int) -> npt.NDArray[np.float64]:
-    """Transform `(2, 3)` frame px → `size`² px of the square with that centre and side, turned by `angle` radians."""
+    """Transform `(2, 3)`, frame px → `size`² px of a square, rotated by `angle` radians."""
     scale = size / side
     linear = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return np.concatenate([linear, (np.full(2, (size - 1) / 2) - linear @ centre)[:, None]], axis=1)

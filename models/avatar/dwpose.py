@@ -1,9 +1,9 @@
-"""DWPose's 68 face points through onnxruntime, without mmcv or mmpose: the landmarks that MuseTalk itself uses.
+"""DWPose's 68 face points, run with onnxruntime, without mmcv or mmpose: the landmarks that MuseTalk itself uses.
 
-`dw-ll_ucoco_384.onnx` (Yang et al. 2023; IDEA-Research/DWPose) is a top-down pose net: input `(1, 3, 384, 288)`;
-outputs are SimCC scores of 133 whole-body points along x `(1, 133, 576)` and y `(1, 133, 768)`, two bins a px. MuseTalk
-runs it on the whole frame, without a person detector (musetalk/utils/preprocessing.py: mmpose's `inference_topdown`),
-and averages it with the mirrored picture's (`flip_test` of its config).
+`dw-ll_ucoco_384.onnx` (Yang et al. 2023; IDEA-Research/DWPose) is a top-down pose network: input `(1, 3, 384, 288)`;
+outputs are SimCC scores of 133 whole-body points along x `(1, 133, 576)` and y `(1, 133, 768)`, two bins per px.
+MuseTalk runs it on the whole frame, without a person detector (musetalk/utils/preprocessing.py: mmpose's
+`inference_topdown`), and averages the scores with those of the mirrored picture (`flip_test` of its config).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from models.weights.manifest import missing_error
 INPUT_WIDTH, INPUT_HEIGHT = 288, 384
 POINTS = 133  # COCO-WholeBody: 17 body, 6 feet, 68 face, 42 hands
 FACE = slice(23, 91)  # iBUG's 68, in iBUG's order
-BINS_A_PX = 2  # SimCC's split ratio
-PADDING = 1.25  # side of what is seen over the person's box, here the frame
+BINS_PER_PX = 2  # SimCC's split ratio
+PADDING = 1.25  # side of the network's view over the person's box, which is the whole frame here
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, ImageNet's
-MIN_SCORE = 0.3  # mean peak over the face points: DWPose's own annotator draws points from here on
-MIN_EXTENT_PX = 2.0  # points that fall together are no face
+MIN_SCORE = 0.3  # mean peak over the face points: DWPose's own annotator draws points above it
+MIN_EXTENT_PX = 2.0  # points within less than this are not a face
 MIRRORED = np.array(
     [
         *range(16, -1, -1),  # jaw
@@ -38,14 +38,14 @@ MIRRORED = np.array(
         *(54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55),  # outer lip
         *(64, 63, 62, 61, 60, 67, 66, 65),  # inner lip
     ]
-)  # iBUG's point that a mirrored face has in its place
+)  # index of the iBUG point at the mirrored position
 
 
 class DWPose:
-    """Implements FaceDetector: at most one face a frame, the one that the pose net settles on.
+    """A FaceDetector that returns at most one face per frame. Thread-safe.
 
-    min_score: mean peak of the face points from which a face counts. mirror: average with the mirrored picture, as
-    MuseTalk does; twice the time. Safe to share between threads.
+    min_score: lowest mean peak of the face points that counts as a face. mirror: average with the mirrored picture, as
+    MuseTalk does; takes twice the time.
     """
 
     def __init__(self, session: Any, min_score: float = MIN_SCORE, mirror: bool = True) -> None:
@@ -56,9 +56,9 @@ class DWPose:
     def load(
         cls, path: str | Path, min_score: float = MIN_SCORE, mirror: bool = True, threads: int = 0, device: str = "cpu"
     ) -> DWPose:
-        """Read the ONNX file. threads: 0 lets onnxruntime choose. device: `cuda` needs onnxruntime-gpu.
+        """Load the ONNX file. threads: 0 lets onnxruntime choose. device: `cuda` needs onnxruntime-gpu.
 
-        Raises WeightsError for a missing or damaged file, or a net of another shape.
+        Raises WeightsError for a missing or damaged file, or a network with other shapes.
         """
         import onnxruntime
 
@@ -70,12 +70,12 @@ class DWPose:
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's errors share no base class
-            raise WeightsError(f"{path} is no complete ONNX file: {error}.", fetch_again(Path(path))) from error
+            raise WeightsError(f"{path} is not a complete ONNX file: {error}.", fetch_again(Path(path))) from error
         _check_shapes(session, path)
         return cls(session, min_score, mirror)
 
     def detect(self, frame: UInt8, near: Face | None = None) -> list[Face]:
-        """The face in an RGB frame `(h, w, 3)`, or none. `near` plays no part: the whole frame is always seen."""
+        """See FaceDetector. `near` is ignored: the network always sees the whole frame."""
         points, peaks = self.points(frame)
         score, extent = float(peaks.mean()), float(np.ptp(points, axis=0).min())
         if score < self.min_score or extent < MIN_EXTENT_PX:
@@ -84,7 +84,7 @@ class DWPose:
         return [Face((low[0], low[1], high[0], high[1]), score, score, points, points)]
 
     def points(self, frame: UInt8) -> tuple[Float32, Float32]:
-        """The 68 face points, float32 `(68, 2)` in frame px, and their peaks `(68,)`, whatever is seen."""
+        """Return the 68 face points, float32 `(68, 2)` in frame px, and their peaks `(68,)`, without a threshold."""
         height, width = frame.shape[:2]
         transform, size = top_down(width, height)
         picture = cv2.warpAffine(frame, transform, (INPUT_WIDTH, INPUT_HEIGHT), flags=cv2.INTER_LINEAR)
@@ -106,9 +106,9 @@ class DWPose:
 
 
 def top_down(width: int, height: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """How a whole frame is laid into the net's input: the transform `(2, 3)`, and the size in frame px of what is seen.
+    """Return the transform `(2, 3)` from a whole frame to the network's input, and the size of its view in frame px.
 
-    mmpose's GetBBoxCenterScale and TopdownAffine: the frame, a quarter larger, widened to the input's proportions.
+    As mmpose's GetBBoxCenterScale and TopdownAffine: the frame, enlarged by a quarter, extended to the input's aspect.
     """
     size = PADDING * np.array([width, height], np.float64)
     ratio = INPUT_WIDTH / INPUT_HEIGHT
@@ -119,19 +119,22 @@ def top_down(width: int, height: int) -> tuple[npt.NDArray[np.float64], npt.NDAr
 
 
 def decode(along_x: Float32, along_y: Float32) -> tuple[Float32, Float32]:
-    """SimCC scores `(k, 576)`, `(k, 768)` → places in input px `(k, 2)` and peaks `(k,)`, the lower of both axes'."""
+    """Decode SimCC scores `(k, 576)`, `(k, 768)` to positions `(k, 2)` in input px and peaks `(k,)`.
+
+    A peak is the lower of both axes' peaks.
+    """
     bins = np.stack([along_x.argmax(1), along_y.argmax(1)], axis=1).astype(np.float32)
     peaks = np.minimum(along_x.max(1), along_y.max(1))
-    bins[peaks <= 0] = -1  # as mmpose marks points that it does not see
-    return bins / np.float32(BINS_A_PX), peaks
+    bins[peaks <= 0] = -1  # as mmpose marks points that are not visible
+    return bins / np.float32(BINS_PER_PX), peaks
 
 
 def _check_shapes(session: Any, path: str | Path) -> None:
-    """Raise WeightsError unless the net has DWPose's input and outputs; sizes that it leaves open pass."""
+    """Raise WeightsError unless the network has DWPose's input and outputs; dynamic sizes pass."""
     wanted = {
         "input": (1, 3, INPUT_HEIGHT, INPUT_WIDTH),
-        "first output": (1, POINTS, BINS_A_PX * INPUT_WIDTH),
-        "second output": (1, POINTS, BINS_A_PX * INPUT_HEIGHT),
+        "first output": (1, POINTS, BINS_PER_PX * INPUT_WIDTH),
+        "second output": (1, POINTS, BINS_PER_PX * INPUT_HEIGHT),
     }
     outputs = session.get_outputs()
     given = [session.get_inputs()[0].shape, *(output.shape for output in outputs)]

@@ -1,4 +1,4 @@
-"""One detected face, and the protocol of a face detector."""
+"""A detected face, and the protocol of face detectors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from models.types import Float32, UInt8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Face:
-    """One face. Points are in frame px, pixel centres at whole numbers.
+    """One face. Points are in frame px; pixel centres have whole numbers.
 
-    box: x1, y1, x2, y2 around the points. score: the detector's, or the previous frame's while a face is followed.
-    flag: the mesh's own probability. mesh: float32, all points that were read: FaceMesh's `(468, 2)`, DWPose's
-    `(68, 2)`. landmarks: float32 `(68, 2)`, iBUG order. look: what the face looks like, see models/avatar/appearance.py; of
-    one that is followed, what it has looked like lately; None where the detector does not tell faces apart.
+    box: x1, y1, x2, y2 around the points. score: the detector's confidence; of a tracked face, that of the frame where
+    it was detected. flag: the mesh network's probability that it sees a face. mesh: float32, all points: FaceMesh's
+    `(468, 2)` or DWPose's `(68, 2)`. landmarks: float32 `(68, 2)`, iBUG order. appearance: see
+    models/avatar/appearance.py; of a tracked face, averaged over the last frames; None if the detector cannot tell
+    faces apart.
     """
 
     box: tuple[float, float, float, float]
@@ -35,20 +36,23 @@ class Face:
 
     @property
     def turn(self) -> float:
-        """Where the nose's tip lies between the outer corners of the eyes: 0.5 from the front, 0 or 1 in profile."""
+        """Position of the nose tip between the outer corners of the eyes: 0.5 from the front, 0 or 1 in profile."""
         right, left, tip = self.landmarks[36].astype(np.float64), self.landmarks[45], self.landmarks[30]
         across = left - right
         return float((tip - right) @ across / max(float(across @ across), 1e-6))
 
     @property
     def bow(self) -> float:
-        """Where the nose's tip lies on the way from the eyes down to the chin: 0.3 upright, 0.5 bowed by 20°."""
+        """Position of the nose tip between the eyes (0) and the chin (1): 0.3 upright, 0.5 bowed by 20°."""
         eyes, tip, chin = (self.landmarks[[36, 45]].astype(np.float64), self.landmarks[30], self.landmarks[8])
         down = np.array([eyes[0, 1] - eyes[1, 1], eyes[1, 0] - eyes[0, 0]])
         return float((tip - eyes.mean(0)) @ down / max(float((chin - eyes.mean(0)) @ down), 1e-6))
 
     def recognised(self, seen: Face) -> Face | None:
-        """`seen` with the memory of this face, if it is the same one and nothing covers its mouth; else None."""
+        """Return `seen` with this face's updated appearance, or None.
+
+        None means that `seen` is another face, or that something covers its mouth.
+        """
         if self.appearance is None or seen.appearance is None:
             return seen
         if not is_same(self.appearance, seen.appearance):
@@ -60,11 +64,11 @@ class Face:
 
 
 class FaceDetector(Protocol):
-    """What preparation asks of a detector."""
+    """What preparation needs from a detector."""
 
     def detect(self, frame: UInt8, near: Face | None = None) -> list[Face]:
-        """Faces in an RGB frame `(h, w, 3)`, largest first.
+        """Return the faces in an RGB frame `(h, w, 3)`, largest first.
 
-        With `near`, a face that was seen before, that face alone is returned, if it is there and its mouth is seen.
+        near: a face from an earlier frame; then only that face is returned, if it is found and its mouth is visible.
         """
         ...

@@ -1,7 +1,8 @@
-"""How the rigid part of a face moves from one frame to the next, by Lucas and Kanade's tracking. Holds one frame.
+"""Measures how the rigid part of a face moves from one frame to the next, with Lucas-Kanade optical flow.
 
 Features lie between the brows, the temples and the base of the nose: never on lips, jaw, lids, brows or the background.
-What is tracked forth must come back (Kalal et al. 2010), and one similarity must explain it (RANSAC).
+A feature tracked forward must return when tracked backward (Kalal et al. 2010), and the features must agree on one
+similarity (RANSAC).
 """
 
 from __future__ import annotations
@@ -13,36 +14,36 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.geometry import apply
+from models.geometry import apply, as_complex, fit_similarity, similarity_matrix
 from models.types import Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]
 
-MAX_FACE_PX = 400.0  # a larger face is tracked in a smaller picture: its features are no sharper
-REACH = 0.3  # of the face's size: how far outside the rigid region pixels are looked at
+MAX_FACE_PX = 400.0  # a larger face is tracked in a reduced picture: its features are not sharper
+MARGIN = 0.3  # face sizes: border around the landmarks in which pixels are used
 MAX_FEATURES = 160
 MIN_FEATURES = 8
-QUALITY = 0.01  # of the strongest corner, see cv2.goodFeaturesToTrack
-SPACING = 0.018  # of the face's size, between two features
-WINDOW = 0.07  # of the face's size: side of the patch that is compared
-LEVELS = 2  # of the pyramid; the landmarks give the first guess, so motion of any size is in reach
-RETURN_PX = 0.15  # a feature that does not come back to within this is dropped
+QUALITY = 0.01  # relative to the strongest corner, see cv2.goodFeaturesToTrack
+SPACING = 0.018  # face sizes between two features
+WINDOW = 0.07  # face sizes: side of the compared patch
+LEVELS = 2  # of the pyramid; few are enough, because the landmarks give the first guess
+RETURN_PX = 0.15  # a feature that returns farther from its start is dropped
 RANSAC_PX = 0.5
-EXPOSURE = 0.08  # change of brightness from which it is taken out first
+EXPOSURE = 0.08  # relative change of brightness above which it is compensated first
 EYES = (slice(36, 42), slice(42, 48))
 BROWS = (slice(17, 22), slice(22, 27))
 OUTLINE = (1, 0, 17, 19, 24, 26, 16, 15, 35, 33, 31)  # iBUG, around the rigid region
-INSIDE = 0.9  # the region is drawn in towards its middle, away from hair and background
-LID = 0.25  # of an eye's width: how far around eye and brow skin moves
+INSIDE = 0.9  # scale of the region about its centre, to keep away from hair and background
+LID = 0.25  # of an eye's width: the skin this near to eye and brow moves
 
 
 @dataclass(frozen=True, slots=True)
 class Motion:
     """A similarity from the frame before to this one, z → factor · z + shift, for px as complex numbers x + iy.
 
-    share: of the features that agree with it. noise_px: rms distance of those, a coordinate. count: how many of them
-    are independent (windows that overlap err together). middle, spread_px: their mean place in the frame before, and
-    their rms distance from it.
+    share: of the features that agree with it. noise_px: their rms residual per coordinate. count: the number of
+    independent features (overlapping windows have correlated errors). middle, spread_px: their mean position in the
+    frame before, and their rms distance from it.
     """
 
     factor: complex
@@ -54,27 +55,27 @@ class Motion:
     spread_px: float
 
     def variance_at(self, place: complex) -> float:
-        """Of the moved `place`, a coordinate, px²."""
+        """Return the variance of the moved `place` per coordinate, px²."""
         return self.noise_px**2 / self.count + self.turn_variance * abs(place - self.middle) ** 2
 
     @property
     def turn_variance(self) -> float:
-        """Of the angle in rad², and of the logarithm of the scale."""
+        """Variance of the angle in rad², and of the logarithm of the scale."""
         return self.noise_px**2 / (self.count * self.spread_px**2)
 
 
 class FaceFlow:
-    """Follows one face through a video, frame by frame. Not thread-safe."""
+    """Measures one face's motion through a video, frame by frame; keeps one frame. Not thread-safe."""
 
     def __init__(self) -> None:
         self._frame: UInt8 | None = None
         self._landmarks: Float64 | None = None
 
     def step(self, frame: UInt8, landmarks: Float32 | None) -> Motion | None:
-        """Take the next frame `(h, w, 3)` and the face's landmarks `(68, 2)` in it, None where there is no face.
+        """Take the next frame `(h, w, 3)` and the face's landmarks `(68, 2)` in it (None without a face).
 
-        Returns the motion since the frame before; None where either lacks a face or too few features agree. Raises
-        nothing. The same frames give the same motion.
+        Returns the motion since the frame before; None where either has no face or too few features agree.
+        Deterministic.
         """
         before, points = self._frame, self._landmarks
         self._frame = None if landmarks is None else frame
@@ -85,11 +86,11 @@ class FaceFlow:
 
 
 def _motion(before: UInt8, frame: UInt8, points: Float64, moved: Float64) -> Motion | None:
-    """The motion between two frames, whose landmarks give the region and the first guess."""
-    # 1. the same rectangle of both, grey, of a face of at most MAX_FACE_PX
+    """The motion between two frames; their landmarks give the region and the first guess."""
+    # 1. the same rectangle of both frames, grey, scaled to a face of at most MAX_FACE_PX
     size = float(np.ptp(points, axis=0).max())
-    low = np.floor(np.minimum(points.min(0), moved.min(0)) - REACH * size).astype(int)
-    high = np.ceil(np.maximum(points.max(0), moved.max(0)) + REACH * size).astype(int)
+    low = np.floor(np.minimum(points.min(0), moved.min(0)) - MARGIN * size).astype(int)
+    high = np.ceil(np.maximum(points.max(0), moved.max(0)) + MARGIN * size).astype(int)
     (x1, y1), (x2, y2) = np.maximum(low, 0), np.minimum(high, before.shape[1::-1])
     if x2 - x1 < 32 or y2 - y1 < 32 or size < 16:
         return None
@@ -97,11 +98,11 @@ def _motion(before: UInt8, frame: UInt8, points: Float64, moved: Float64) -> Mot
     first, second = (_grey(image[y1:y2, x1:x2], scale) for image in (before, frame))
     corner = np.array([x1, y1])
     inside = (points - corner + 0.5) * scale - 0.5
-    guess = similarity_of(points, moved)
-    # 2. features, there and back
+    guess = similarity_matrix(*fit_similarity(as_complex(points), as_complex(moved)))
+    # 2. features, tracked forward and backward
     region, side = rigid_region(inside, first.shape), max(9, round(WINDOW * size * scale) | 1)
     there_region = rigid_region((moved - corner + 0.5) * scale - 0.5, first.shape)
-    second = _as_bright(second, there_region, first, region)
+    second = _equal_brightness(second, there_region, first, region)
     seeds = cv2.goodFeaturesToTrack(
         first, MAX_FEATURES, QUALITY, max(2.0, SPACING * size * scale), mask=region, blockSize=3
     )
@@ -109,10 +110,10 @@ def _motion(before: UInt8, frame: UInt8, points: Float64, moved: Float64) -> Mot
         return None
     start = cast(Float32, seeds.reshape(-1, 2))
     expected = ((apply(guess, (start + 0.5) / scale - 0.5 + corner) - corner + 0.5) * scale - 0.5).astype(np.float32)
-    there, kept = _there_and_back(first, second, start, expected, side)
+    there, kept = _forward_backward(first, second, start, expected, side)
     if kept.sum() < MIN_FEATURES:
         return None
-    # 3. what agrees on one similarity, and that similarity in frame px
+    # 3. the features that agree on one similarity, and that similarity in frame px
     source, target = ((p[kept].astype(np.float64) + 0.5) / scale - 0.5 + corner for p in (start, there))
     _, agree = cv2.estimateAffinePartial2D(
         source, target, method=cv2.RANSAC, ransacReprojThreshold=RANSAC_PX / scale, maxIters=500, confidence=0.999
@@ -124,10 +125,10 @@ def _motion(before: UInt8, frame: UInt8, points: Float64, moved: Float64) -> Mot
     return _fitted(source[chosen], target[chosen], float(chosen.sum()) / len(start), patches)
 
 
-def _there_and_back(
+def _forward_backward(
     first: UInt8, second: UInt8, start: Float32, expected: Float32, side: int
 ) -> tuple[Float32, npt.NDArray[np.bool_]]:
-    """Where the features `(n, 2)` are in the second picture, and which of them came back to where they started."""
+    """Positions of the features `(n, 2)` in the second picture, and a mask of those that return to their start."""
     settings: dict[str, Any] = {
         "winSize": (side, side),
         "maxLevel": LEVELS,
@@ -141,19 +142,18 @@ def _there_and_back(
 
 
 def _fitted(source: Float64, target: Float64, share: float, patches: float) -> Motion:
-    """Least squares on what agrees, with its noise; `patches` that do not overlap cover all of it."""
-    z, w = source[:, 0] + 1j * source[:, 1], target[:, 0] + 1j * target[:, 1]
+    """Least-squares fit and its noise. patches: how many windows fit into the region without overlap."""
+    z, w = as_complex(source), as_complex(target)
     middle, spread = z.mean(), float(np.sqrt((np.abs(z - z.mean()) ** 2).mean()))
-    factor = complex(((z - middle).conj() * (w - w.mean())).sum() / (np.abs(z - middle) ** 2).sum())
-    shift = complex(w.mean() - factor * middle)
-    left = factor * z + shift - w
-    noise = float(np.sqrt((np.abs(left) ** 2).sum() / (2 * len(z) - 4)))
+    factor, shift = (complex(value) for value in fit_similarity(z, w))
+    residual = factor * z + shift - w
+    noise = float(np.sqrt((np.abs(residual) ** 2).sum() / (2 * len(z) - 4)))
     count = max(1.0, min(float(len(z)), share * patches))
     return Motion(factor, shift, share, noise, count, complex(middle), spread)
 
 
 def rigid_region(points: Float64, shape: tuple[int, ...]) -> UInt8:
-    """Where features may lie, 0/255 `(h, w)`, of landmarks `(68, 2)` in px of a picture of that shape."""
+    """Return the mask 0/255 `(h, w)` in which features may lie; landmarks `(68, 2)` in px of a picture of `shape`."""
     mask = np.zeros(shape[:2], np.uint8)
     width = float(np.mean([np.linalg.norm(points[group][3] - points[group][0]) for group in EYES]))
     outline = points[list(OUTLINE)]
@@ -166,14 +166,6 @@ def rigid_region(points: Float64, shape: tuple[int, ...]) -> UInt8:
     return mask
 
 
-def similarity_of(source: Float64, target: Float64) -> Float64:
-    """Least-squares similarity `(2, 3)` from points to points."""
-    z, w = source[:, 0] + 1j * source[:, 1], target[:, 0] + 1j * target[:, 1]
-    factor = ((z - z.mean()).conj() * (w - w.mean())).sum() / (np.abs(z - z.mean()) ** 2).sum()
-    shift = w.mean() - factor * z.mean()
-    return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
-
-
 def _grey(image: UInt8, scale: float) -> UInt8:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if scale < 1:
@@ -182,12 +174,12 @@ def _grey(image: UInt8, scale: float) -> UInt8:
     return cast(UInt8, grey)
 
 
-def _as_bright(picture: UInt8, region: UInt8, like: UInt8, like_region: UInt8) -> UInt8:
-    """The picture, its face as bright as in the other: tracking takes a flash for motion."""
+def _equal_brightness(picture: UInt8, region: UInt8, like: UInt8, like_region: UInt8) -> UInt8:
+    """The picture with its face as bright as in `like`: optical flow would read a flash as motion."""
     gain = cv2.mean(like, mask=like_region)[0] / max(1.0, cv2.mean(picture, mask=region)[0])
     return picture if abs(gain - 1) < EXPOSURE else cast(UInt8, cv2.convertScaleAbs(picture, alpha=gain))
 
 
 def _whole(points: Float64) -> npt.NDArray[np.int32]:
-    """Sixteenths of a px, as cv2 draws with shift 4."""
+    """Sixteenths of a px, for cv2's drawing functions with shift 4."""
     return cast(npt.NDArray[np.int32], np.rint(points * 16).astype(np.int32))

@@ -1,7 +1,7 @@
-"""Joins where a face is (landmarks: noisy, without drift) with how it moved (tracking: precise, drifts). No pictures.
+"""Combines a face's position (landmarks: noisy, no drift) with its motion (optical flow: precise, but it drifts).
 
-Both are weighed by their own measured noise: the least squares over a scene is a chain, so a Kalman filter and the
-smoother of Rauch, Tung and Striebel (1965) solve it exactly, in one pass forth and one back.
+Both are weighted by their measured noise. The least-squares problem of a scene is a chain, so a Kalman filter and the
+smoother of Rauch, Tung and Striebel (1965) solve it exactly, in one forward and one backward pass.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from models.avatar.flow import Motion
 
 Float64 = npt.NDArray[np.float64]
 
-MIN_SHARE = 0.5  # of the features must agree on a motion, else the landmarks alone count
-FLOOR = 1e-4**2  # variance below which nothing is believed, px² or rad²
-DRIFT_PX = 0.01  # that a motion is wrong by, whatever its features say
-LAG = 12  # frames over which landmark errors are compared: half a second
-MAX_LINK = 0.9  # correlation of landmark errors from frame to frame that is believed at most
-OUTLIER = 3.5  # standard deviations from where landmarks count less
-ROUNDS = 3  # of weighing outliers, and of placing motions at the fused centres
+MIN_SHARE = 0.5  # of the features must agree on a motion, otherwise only the landmarks count
+MIN_VARIANCE = 1e-4**2  # px² or rad²
+DRIFT_PX = 0.01  # error of a motion that its features' noise does not include
+LAG = 12  # frames between which landmark errors are compared: half a second
+MAX_CORRELATION = 0.9  # upper limit of the estimated correlation of landmark errors from frame to frame
+OUTLIER = 3.5  # standard deviations beyond which landmarks weigh less
+ROUNDS = 3  # of reweighting outliers, and of placing motions at the fused centres
 
 
 def fused(
@@ -31,10 +31,10 @@ def fused(
     scenes: Sequence[slice],
     causal: bool = False,
 ) -> Float64:
-    """Series `(n, 4)` of landmarks joined with `motions` (n; entry k from frame k - 1 to k), same columns.
+    """Return the series `seen` (n, 4) of landmarks, fused with `motions` (n; entry k is from frame k - 1 to k).
 
-    Columns: angle (rad, unwrapped), log of the scale, x and y of the crop's middle in frame px. Rows without a face are
-    ignored, and come back as they were. causal: use the past alone.
+    Columns: angle (rad, unwrapped), log of the scale, x and y of the crop's centre in frame px. Rows without a face are
+    ignored and returned unchanged. causal: use only the past.
     """
     out = seen.copy()
     for scene in scenes:
@@ -49,25 +49,25 @@ def fused(
 
 
 def tracked_share(motions: Sequence[Motion | None], has_face: npt.NDArray[np.bool_]) -> float:
-    """The share of frames with a face, but the first, whose motion is known."""
+    """Return the share of frames with a face, without the first, whose motion is known."""
     good = sum(motion is not None and motion.share >= MIN_SHARE for motion in motions)
     return good / max(1, int(has_face.sum()) - 1)
 
 
 def _scene(seen: Float64, links: list[Motion | None], causal: bool) -> Float64:
-    """One scene's rows `(m, 4)`, and what leads from each to the next (m - 1)."""
+    """Fuse one scene: rows `(m, 4)`, and the motions between them (m - 1)."""
     found, weights = seen, np.ones_like(seen)
     for _ in range(ROUNDS):
         steps, loose = _steps(found, links)
         noise = landmark_noise(seen, steps, loose)
         found = chain(seen, noise / weights, steps, loose, causal)
-        away = np.abs(seen - found) / np.sqrt(np.maximum(_spread(seen - found), FLOOR))
-        weights = np.minimum(1.0, OUTLIER / np.maximum(away, 1e-9))
+        deviation = np.abs(seen - found) / np.sqrt(np.maximum(_robust_variance(seen - found), MIN_VARIANCE))
+        weights = np.minimum(1.0, OUTLIER / np.maximum(deviation, 1e-9))
     return found
 
 
 def _steps(rows: Float64, links: list[Motion | None]) -> tuple[Float64, Float64]:
-    """What the motions add to each row but the last, and its variance, both `(m - 1, 4)`; inf where none is known."""
+    """The change that the motions predict between rows, and its variance, `(m - 1, 4)`; inf where it is not known."""
     steps, variances = np.zeros((len(links), 4)), np.full((len(links), 4), np.inf)
     for k, link in enumerate(links):
         if link is None:
@@ -82,48 +82,48 @@ def _steps(rows: Float64, links: list[Motion | None]) -> tuple[Float64, Float64]
 
 
 def landmark_noise(seen: Float64, steps: Float64, variances: Float64) -> Float64:
-    """Variance `(4,)` with which a frame's landmarks count, from what they say beyond the motions.
+    """Estimate the effective variance `(4,)` of a frame's landmarks, from their difference to the motions.
 
-    Landmark errors are alike from frame to frame (a detector follows itself), so that m frames are worth fewer: their
-    variance is raised by (1 + r) / (1 - r), as the mean of an autoregressive series has it. r and the variance come
-    from differences over one frame and over half a second.
+    Landmark errors are correlated from frame to frame, because the detector tracks, so m frames carry less information
+    than m independent ones: the variance is multiplied by (1 + r) / (1 - r), as for the mean of an autoregressive
+    series. r and the variance are estimated from differences over one frame and over half a second.
     """
     known = np.isfinite(variances[:, 0])
     if known.sum() < 3:
-        return np.full(4, 1.0)  # nothing to weigh them against
+        return np.full(4, 1.0)  # there are no motions to compare with
     path = np.concatenate([np.zeros((1, 4)), np.cumsum(np.where(known[:, None], steps, np.diff(seen, axis=0)), 0)])
-    beyond = seen - path
+    error = seen - path
     lag = min(LAG, len(seen) - 1)
-    near, far = (np.mean((beyond[gap:] - beyond[:-gap]) ** 2, axis=0) / 2 for gap in (1, lag))
-    far = np.maximum(np.maximum(far, near), FLOOR)
-    link = np.clip(1 - near / far, 0, MAX_LINK)
-    return np.asarray(far * (1 + link) / (1 - link))
+    near, far = (np.mean((error[gap:] - error[:-gap]) ** 2, axis=0) / 2 for gap in (1, lag))
+    far = np.maximum(np.maximum(far, near), MIN_VARIANCE)
+    r = np.clip(1 - near / far, 0, MAX_CORRELATION)
+    return np.asarray(far * (1 + r) / (1 - r))
 
 
 def chain(seen: Float64, noise: Float64, steps: Float64, variances: Float64, causal: bool = False) -> Float64:
-    """The rows x `(m, c)` that minimise Σ (x_k - seen_k)² / noise + Σ (x_k+1 - x_k - steps_k)² / variances_k.
+    """Return the rows x `(m, c)` that minimise Σ (x_k - seen_k)² / noise + Σ (x_k+1 - x_k - steps_k)² / variances_k.
 
-    noise: `(c,)` or `(m, c)`. variances: `(m - 1, c)`, inf where there is no step. causal: each row knows the rows
-    before it alone.
+    noise: `(c,)` or `(m, c)`. variances: `(m - 1, c)`, inf where there is no step. causal: each row depends only on the
+    rows before it (the forward pass of the Kalman filter).
     """
     count = len(seen)
-    noise = np.maximum(np.broadcast_to(noise, seen.shape), FLOOR)
-    ahead, known = seen.copy(), noise.copy()  # filtered rows and their variances
-    expected, doubt = np.zeros_like(seen), np.full(seen.shape, np.inf)
+    noise = np.maximum(np.broadcast_to(noise, seen.shape), MIN_VARIANCE)
+    filtered, variance = seen.copy(), noise.copy()
+    predicted, predicted_variance = np.zeros_like(seen), np.full(seen.shape, np.inf)
     for k in range(1, count):
-        expected[k] = ahead[k - 1] + steps[k - 1]
-        doubt[k] = known[k - 1] + np.maximum(variances[k - 1], FLOOR)
-        gain = 1 / (1 + noise[k] / doubt[k])  # 1 where nothing is known of the step
-        ahead[k] = expected[k] + gain * (seen[k] - expected[k])
-        known[k] = gain * noise[k]
+        predicted[k] = filtered[k - 1] + steps[k - 1]
+        predicted_variance[k] = variance[k - 1] + np.maximum(variances[k - 1], MIN_VARIANCE)
+        gain = 1 / (1 + noise[k] / predicted_variance[k])  # 1 where the step is not known
+        filtered[k] = predicted[k] + gain * (seen[k] - predicted[k])
+        variance[k] = gain * noise[k]
     if causal:
-        return ahead
-    rows = ahead.copy()
+        return filtered
+    rows = filtered.copy()
     for k in range(count - 2, -1, -1):
-        rows[k] += known[k] / doubt[k + 1] * (rows[k + 1] - expected[k + 1])
+        rows[k] += variance[k] / predicted_variance[k + 1] * (rows[k + 1] - predicted[k + 1])
     return rows
 
 
-def _spread(error: Float64) -> Float64:
-    """Robust variance `(c,)`."""
+def _robust_variance(error: Float64) -> Float64:
+    """Variance `(c,)` from the median absolute deviation."""
     return np.asarray((1.4826 * np.median(np.abs(error - np.median(error, axis=0)), axis=0)) ** 2)

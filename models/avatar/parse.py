@@ -1,7 +1,7 @@
-"""Which part of a face is pasted back: from landmarks, a soft mask; from a face parser's labels, MuseTalk's region.
+"""Paste masks: a soft mask from landmarks, or MuseTalk's region from a face parser's labels.
 
 The parser is BiSeNet (19 classes of CelebAMask-HQ). Regions are those of MuseTalk v1.5's
-musetalk/utils/face_parsing/__init__.py. Imports torch when a parser is loaded.
+musetalk/utils/face_parsing/__init__.py. torch is imported only when a parser is loaded.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from models.avatar.smoothing import smooth
 from models.errors import ConfigError, InputError
 from models.types import CROP_PX, Box, Float32, UInt8
 
-HALF = CROP_PX // 2  # the UNet sees the rows above; those from here on are generated
+HALF = CROP_PX // 2  # first generated row; the rows above are visible to the UNet
 JAW = slice(1, 16)  # iBUG jaw line, ear to ear
 DENSE = 2  # the outline is drawn at twice the crop's resolution
 SHIFT_BITS = 4  # cv2.fillPoly's sub-pixel bits
-STILL_PX = 4.0  # jaw lines that stay this close (rms) to their median share one mask
-MASK_SMOOTH_S = 0.2  # a moving mask follows the jaw's slow motion, not its noise
+STILL_PX = 4.0  # rms distance to their median below which all jaw lines share one mask
+MASK_SMOOTH_S = 0.2  # a moving mask follows the jaw's slow motion, not the landmarks' noise
 
-PARSE_PX = 512  # side of what the parser sees and labels
+PARSE_PX = 512  # side of the parser's input and labels
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SKIN, NOSE, MOUTH, UPPER_LIP, LOWER_LIP, NECK = 1, 10, 11, 12, 13, 14  # CelebAMask-HQ
 REGIONS = {
@@ -37,27 +37,33 @@ REGIONS = {
     "jaw": (MOUTH, UPPER_LIP, LOWER_LIP),
 }
 REGION_MODES = tuple(REGIONS)
-CHEEK_PX = 90  # the manual's and MuseTalk's inference scripts' cheek width, either side of the middle
-CONE_ROWS, TAIL_ROWS = 21, 12  # of the kernel that lets the jaw's region grow upwards and downwards
-UPPER_SHARE = 0.5  # of the parsed square's rows that are never pasted
-BLUR_SHARE = 0.1  # the blur's kernel over the square's side; get_image, for whole files, takes 0.05
-CHEEK_ELLIPSE = (35, 3)  # width, height of the kernel that thins it at the cheeks again, twice
+CHEEK_PX = 90  # cheek width of the manual and of MuseTalk's inference scripts, from the centre to either side
+CONE_ROWS, TAIL_ROWS = 21, 12  # of the kernel that grows the jaw's region
+CHEEK_ELLIPSE = (35, 3)  # width, height of the kernel that erodes it at the cheeks, twice
+UPPER_SHARE = 0.5  # share of the parsed square's rows, from the top, that are never pasted
+BLUR_SHARE = 0.1  # size of the blur's kernel over the square's side; MuseTalk's get_image, for whole files, uses 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class MaskShape:
-    """Sizes in crop px. The mask is 0 outside the outer and 255 inside the inner outline, and smooth between."""
+    """Sizes in crop px. The mask is 0 outside the outer outline, 255 inside the inner one, and smooth between.
 
-    top_fade: float = 26.0  # rows from the first generated one to full weight: ends above the upper lip
-    side_in: float = 6.0  # the outer outline runs this far inside the cheeks: hair and background stay the frame's
+    top_fade: rows from the first generated one to full weight; ends above the upper lip. side_in: distance of the outer
+    outline inside the cheeks, so that hair and background come from the frame. chin_out: distance of the outer outline
+    below the chin, for a jaw that opens. side_fade, chin_fade: from outer to inner outline. border: rows that stay 0 at
+    the crop's lower edge.
+    """
+
+    top_fade: float = 26.0
+    side_in: float = 6.0
     side_fade: float = 22.0
-    chin_out: float = 14.0  # the outer outline runs this far below the chin: room for a jaw that opens
+    chin_out: float = 14.0
     chin_fade: float = 8.0
-    border: float = 1.0  # crop px that stay free at its lower edge
+    border: float = 1.0
 
 
 def lower_face_mask(landmarks: npt.NDArray[np.floating], shape: MaskShape | None = None) -> UInt8:
-    """Paste weight, uint8 `(256, 256)`, of landmarks `(68, 2)` in crop px: 0 in the upper half, follows the jaw."""
+    """Return the paste mask, uint8 `(256, 256)`, of landmarks `(68, 2)` in crop px: 0 in the upper half."""
     shape = shape or MaskShape()
     jaw = np.asarray(landmarks, np.float64)[JAW]  # (15, 2)
     outer = _outline(jaw, -shape.side_in, shape.chin_out, HALF, CROP_PX - 1 - shape.border)
@@ -77,7 +83,10 @@ def lower_face_mask(landmarks: npt.NDArray[np.floating], shape: MaskShape | None
 
 
 def _distances(inside: UInt8) -> Float32:
-    """Of each pixel to the nearest zero, px: roots of whole numbers, which OpenCV rounds otherwise on more threads."""
+    """Distance of each pixel to the nearest zero, px.
+
+    Rounded to roots of integers: OpenCV's result depends on the number of threads in the last bits.
+    """
     squares = np.rint(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float64) ** 2)
     return cast(Float32, np.sqrt(squares).astype(np.float32))
 
@@ -85,10 +94,10 @@ def _distances(inside: UInt8) -> Float32:
 def masks_of(
     landmarks: Float32, fps: float, shape: MaskShape | None = None, scenes: Sequence[slice] | None = None
 ) -> tuple[UInt8, npt.NDArray[np.int32]]:
-    """Masks `(u, 256, 256)` of landmarks `(n, 68, 2)` in crop px, and which belongs to each frame `(n,)`.
+    """Return masks `(u, 256, 256)` for landmarks `(n, 68, 2)` in crop px, and the mask index of each frame `(n,)`.
 
-    A head that keeps its pose in the crop has one mask for all frames (u = 1), so nothing can flicker; one that turns
-    has a mask a frame, whose outline is smoothed over time, but not from one of `scenes` to the next.
+    A head that keeps its pose in the crop has one mask for all frames (u = 1), which cannot flicker. A head that turns
+    has one mask per frame, whose outline is smoothed over time, but not across `scenes`.
     """
     n = len(landmarks)
     median = np.median(landmarks, axis=0)
@@ -103,16 +112,16 @@ def masks_of(
 
 
 class FaceParser:
-    """BiSeNet with weights of the format of zllrunning/face-parsing.PyTorch. About 0.5 s a face on one core."""
+    """BiSeNet with weights in the format of zllrunning/face-parsing.PyTorch. About 0.5 s per face on one core."""
 
     def __init__(self, net: Any, device: Any = "cpu") -> None:
         self.net, self.device = net, device
 
     @classmethod
     def load(cls, path: str | Path, device: Any = "cpu") -> FaceParser:
-        """Read `79999_iter.pth`, or the same keys in safetensors; the ResNet's weights are in it.
+        """Load `79999_iter.pth`, or a safetensors file with the same keys; it includes the ResNet's weights.
 
-        Raises WeightsError for a missing or partial file, naming the first keys that are wrong.
+        Raises WeightsError for a missing or partial file; the message names the first wrong keys.
         """
         import torch
 
@@ -124,21 +133,23 @@ class FaceParser:
             key.replace("running_mean", "num_batches_tracked"): torch.zeros((), dtype=torch.long)
             for key in state
             if key.endswith("running_mean")
-        }  # unused after training, and not in files of torch before 0.4.1
+        }  # unused after training, and missing in files of torch before 0.4.1
         net = build_module(BiSeNet, counters | state, path, device, torch.float32)
-        return cls(net.to(memory_format=torch.channels_last), device)  # a fifth faster on a CPU
+        return cls(net.to(memory_format=torch.channels_last), device)  # 20 % faster on a CPU
 
     def logits(self, face_rgb: UInt8) -> Float32:
-        """A picture of a face, RGB uint8 `(h, w, 3)` of any size → class scores, float32 `(19, 512, 512)`.
+        """Return class scores, float32 `(19, 512, 512)`, for a picture of a face, RGB uint8 `(h, w, 3)` of any size.
 
-        Resized to 512² as Pillow's BILINEAR does (averaging when it shrinks), normalised as ImageNet. Raises
-        InputError.
+        The picture is resized to 512² with Pillow's BILINEAR (which averages when shrinking) and normalised with
+        ImageNet's mean and deviation. Raises InputError.
         """
         import torch
 
         face = np.asarray(face_rgb)
         if face.ndim != 3 or face.shape[2] != 3 or face.dtype != np.uint8 or not face.size:
-            raise InputError(f"A face of shape {face.shape} and type {face.dtype} cannot be parsed.", "Give RGB uint8.")
+            raise InputError(
+                f"A face of shape {face.shape} and type {face.dtype} cannot be parsed.", "Pass RGB uint8 (h, w, 3)."
+            )
         picture = Image.fromarray(np.ascontiguousarray(face)).resize((PARSE_PX, PARSE_PX), Image.Resampling.BILINEAR)
         unit = np.asarray(picture, np.float32) / np.float32(255)  # (512, 512, 3)
         x = (unit - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
@@ -149,18 +160,19 @@ class FaceParser:
         return scores
 
     def labels(self, face_rgb: UInt8) -> npt.NDArray[np.int64]:
-        """The class of each pixel, int64 `(512, 512)`; see `logits`."""
+        """Return the class of each pixel, int64 `(512, 512)`; see `logits`. Raises InputError."""
         return cast("npt.NDArray[np.int64]", self.logits(face_rgb).argmax(0))
 
 
 def paste_region(labels: npt.NDArray[np.int64], mode: str, cheek_width: int = CHEEK_PX) -> UInt8:
-    """What is pasted back, uint8 0/255 `(512, 512)`, of labels int64 `(512, 512)`, which are left alone.
+    """Return the region that is pasted back, uint8 0/255 `(512, 512)`, for labels int64 `(512, 512)`.
 
-    raw: skin, mouth and lips. neck: the neck, too. jaw: the skin grown below the chin, thinned again at the cheeks
-    (more than `cheek_width` px from the middle), without the nose; mouth and lips. Raises ConfigError for another mode.
+    mode: `raw`: skin, mouth and lips. `neck`: also the neck. `jaw`: mouth, lips, and the skin without the nose, grown
+    below the chin and eroded at the cheeks (more than `cheek_width` px from the centre). Raises ConfigError for another
+    mode.
     """
     if mode not in REGIONS:
-        raise ConfigError(f"There is no paste region {mode!r}.", f"Use one of {', '.join(REGIONS)}.")
+        raise ConfigError(f"Unknown parsing mode {mode!r}.", f"Use one of {', '.join(REGIONS)}.")
     labels = np.asarray(labels)
     assert labels.shape == (PARSE_PX, PARSE_PX), labels.shape
     inside = np.isin(labels, REGIONS[mode])
@@ -174,7 +186,11 @@ def paste_region(labels: npt.NDArray[np.int64], mode: str, cheek_width: int = CH
 
 
 def region_mask(region: UInt8, box: Box, crop_box: Box, blur: float = BLUR_SHARE) -> UInt8:
-    """The paste mask of a region `(512, 512)`: resized to the square, cut to the box and the lower half, blurred."""
+    """Return the paste mask `(s, s)` of a region `(512, 512)`: resized to `crop_box`, cut to the box, blurred.
+
+    Only the lower half of the square and the part inside `box` are kept. The arithmetic of MuseTalk v1.5's
+    musetalk/utils/blending.py, get_image_prepare_material.
+    """
     side = crop_box[2] - crop_box[0]
     resized = np.asarray(Image.fromarray(region).resize((side, side)))  # Pillow's default for grey pictures: bicubic
     mask = np.zeros((side, side), np.uint8)
@@ -188,7 +204,7 @@ def region_mask(region: UInt8, box: Box, crop_box: Box, blur: float = BLUR_SHARE
 
 @cache
 def _jaw_kernel() -> UInt8:
-    """0/1 `(33, 33)`: a cone that widens by a px to each side a row from row 10 to row 20, and a tail of its width."""
+    """0/1 `(33, 33)`: a cone, 1 px wider to each side per row from row 10 to row 20, then rows of its full width."""
     size = CONE_ROWS + TAIL_ROWS
     middle, first = size // 2, CONE_ROWS // 2
     half = np.clip(np.arange(size), None, CONE_ROWS - 1) - first  # (33,): half the width in each row
@@ -196,7 +212,7 @@ def _jaw_kernel() -> UInt8:
 
 
 def _cheeks(width: int) -> npt.NDArray[np.bool_]:
-    """Where the cheeks are, bool `(512, 512)`: beyond `width` px from the middle, both ends included."""
+    """Mask of the cheeks, bool `(512, 512)`: at least `width` px from the centre column."""
     mask, middle = np.zeros((PARSE_PX, PARSE_PX), np.uint8), PARSE_PX // 2
     cv2.rectangle(mask, (0, 0), (middle - width, PARSE_PX), 255, -1)
     cv2.rectangle(mask, (middle + width, 0), (PARSE_PX, PARSE_PX), 255, -1)
@@ -208,12 +224,12 @@ def _outline(
 ) -> npt.NDArray[np.float64]:
     """The jaw line moved outwards by `side` px at the cheeks and `chin` px at the chin, within rows `top` … `bottom`.
 
-    Between cheek and chin, iBUG's points 3 to 6, the one goes over into the other.
+    Between cheek and chin, iBUG's points 3 to 6, the distance is interpolated.
     """
     along = np.gradient(jaw, axis=0)
     outwards = np.stack([-along[:, 1], along[:, 0]], 1)
     outwards /= np.maximum(np.linalg.norm(outwards, axis=1, keepdims=True), 1e-6)
-    if outwards[len(jaw) // 2, 1] < 0:  # the jaw runs from the image's left to its right; at the chin, down is out
+    if outwards[len(jaw) // 2, 1] < 0:  # at the chin, outwards is down
         outwards = -outwards
     down = np.interp(np.abs(np.arange(len(jaw)) - len(jaw) // 2), [2.0, 5.0], [1.0, 0.0])[:, None]
     moved = jaw + outwards * (side + (chin - side) * down)
@@ -225,7 +241,7 @@ def _outline(
 
 
 def _rounded(line: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """An open line with its corners cut twice (Chaikin 1974); its ends stay."""
+    """An open line smoothed by cutting its corners twice (Chaikin 1974); its ends stay."""
     for _ in range(2):
         near, far = 0.75 * line[:-1] + 0.25 * line[1:], 0.25 * line[:-1] + 0.75 * line[1:]
         line = np.concatenate([line[:1], np.stack([near, far], 1).reshape(-1, 2), line[-1:]])
@@ -233,7 +249,7 @@ def _rounded(line: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _fill(outline: npt.NDArray[np.float64]) -> UInt8:
-    """The inside of an outline in crop px, uint8 0/255 `(512, 512)`."""
+    """The inside of an outline in crop px, uint8 0/255 `(512, 512)`, at twice the crop's resolution."""
     canvas = np.zeros((CROP_PX * DENSE, CROP_PX * DENSE), np.uint8)
     if len(outline):
         points = np.rint(((outline + 0.5) * DENSE - 0.5) * (1 << SHIFT_BITS)).astype(np.int32)

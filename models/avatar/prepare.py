@@ -1,10 +1,10 @@
-"""Turns a video or a picture into a prepared avatar. Knows no VAE: it is handed the function that encodes crops."""
+"""Turns a video or a picture into a prepared avatar. The caller passes the VAE as a function that encodes crops."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,36 +29,36 @@ from models.media.frames import FRAMES_CRF, GOP_BYTES, VideoFrames
 from models.runtime.ids import check_id
 from models.types import CROP_PX, SUPPORTED_FPS, Float16, Int32, UInt8
 
-Progress = Callable[[str, int, int], None]  # step, done, total (0: not known)
+Progress = Callable[[str, int, int], None]  # step, done, total (0: unknown)
 EncodeReference = Callable[[UInt8], Any]  # crops (n, 256, 256, 3) → latents (n, 8, 32, 32), array or tensor
 
-TINY_PX = 96  # below it a mouth is about 30 px wide: there is nothing to learn from, and little to see
+SMALL_FACE_PX = 96  # below it, a mouth is less than about 30 px wide: too coarse
 FINDING, ENCODING = "finding faces", "encoding faces"
-PLACES = ("detector_weights", "parser_weights", "device")  # options that say where, and not what, is done
+LOCATIONS = ("detector_weights", "parser_weights", "device")  # options that do not change the result
 
 
 class Parser(Protocol):
-    """What preparation asks of a face parser."""
+    """What preparation needs from a face parser."""
 
     def labels(self, face_rgb: UInt8) -> npt.NDArray[np.int64]:
-        """RGB `(h, w, 3)` → CelebAMask-HQ's classes `(512, 512)`."""
+        """Return CelebAMask-HQ's classes `(512, 512)` for an RGB picture `(h, w, 3)`."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareOptions(TrackOptions):
-    """How an avatar is prepared: how its crops are laid (TrackOptions), and the rest. The manual's names where it has
-    them.
+    """How an avatar is prepared. Adds to TrackOptions; uses the manual's names where there are any. Raises ConfigError.
 
-    fps: 24, 25 or 30. max_seconds: a longer video is refused. batch_size: crops in one VAE call. frames_crf: x264's
-    quality of the stored frames. copy_video: keep the source's H.264 stream where it already fits. contact_frames: how
-    many frames the contact sheet shows.
+    fps: 24, 25 or 30. max_seconds: a longer video is refused. batch_size: crops per VAE call. frames_crf: x264's
+    quality of the stored frames. copy_video: keep the source's H.264 stream if it fits. contact_frames: number of
+    frames on the contact sheet.
 
     geometry: `similarity`, `box` or `musetalk`, see models/avatar/crop_geometry.py. detector: `blazemesh` or `dwpose`.
-    detector_weights: DWPose's ONNX file. parser_weights: BiSeNet's file; with geometry `musetalk` and without it the
-    mask follows the landmarks. parsing_mode, cheek_width: see `paste_region`. device: of the parser.
-    MuseTalk v1.0's weights know faces of geometry `musetalk`, extra_margin 0 and parsing_mode `raw`; v1.5's, 10 and
-    `jaw`. Raises ConfigError.
+    detector_weights: DWPose's ONNX file. parser_weights: BiSeNet's file, for geometry `musetalk`; without it, the mask
+    follows the landmarks. parsing_mode, cheek_width: see `paste_region`. device: of the parser.
+
+    MuseTalk v1.0's weights are trained on geometry `musetalk` with extra_margin 0 and parsing_mode `raw`; v1.5's with
+    extra_margin 10 and `jaw`.
     """
 
     fps: int = 25
@@ -76,7 +76,7 @@ class PrepareOptions(TrackOptions):
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        TrackOptions.__post_init__(self)  # refuses what it does not know
+        TrackOptions.__post_init__(self)
         if self.fps not in SUPPORTED_FPS:
             raise ConfigError(f"fps is {self.fps}.", f"Use one of {', '.join(map(str, SUPPORTED_FPS))}.")
         if (
@@ -85,33 +85,43 @@ class PrepareOptions(TrackOptions):
             or not 0 <= self.max_missing <= 1
             or self.extra_margin < 0
         ):
-            raise ConfigError("batch_size, max_seconds, max_missing or extra_margin is out of range.", "See --help.")
+            raise ConfigError(
+                f"batch_size {self.batch_size}, contact_frames {self.contact_frames}, max_seconds {self.max_seconds}, "
+                f"max_missing {self.max_missing} or extra_margin {self.extra_margin} is out of range.",
+                "Use at least 1 for batch_size and contact_frames, more than 0 for max_seconds, 0 to 1 for max_missing "
+                "and at least 0 for extra_margin.",
+            )
         for name, known in (("geometry", GEOMETRIES), ("detector", DETECTORS), ("parsing_mode", REGION_MODES)):
             if getattr(self, name) not in known:
-                raise ConfigError(f"There is no {name} {getattr(self, name)!r}.", f"Use one of {', '.join(known)}.")
+                raise ConfigError(f"Unknown {name} {getattr(self, name)!r}.", f"Use one of {', '.join(known)}.")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the avatar depends on, for avatar.json: without paths, sizes of batches and limits."""
-        left_out = {"batch_size", "max_seconds", *PLACES}
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+        """The options that change the result, for avatar.json: without paths, batch sizes and limits."""
+        excluded = {"batch_size", "max_seconds", *LOCATIONS}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in excluded}
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareReport:
-    """What came of it. Sizes in frame px as (min, median, max): `face_px` of the face, `crop_px` of the crop's side."""
+    """The result of a preparation.
+
+    faces: most faces in one frame. face_px, crop_px: size of the face and side of the crop in frame px, as (min,
+    median, max). cuts: frames that begin a new scene of the source. tracked: share of the frames whose motion was
+    tracked. video_copied: the source's own H.264 stream is stored; otherwise it was encoded again.
+    """
 
     avatar_id: str
     version: str
     frames: int
     frames_without_face: int
-    faces: int  # most that were seen in one frame
+    faces: int
     face_px: tuple[int, int, int]
     crop_px: tuple[int, int, int]
     bbox_shift_range: tuple[int, int]
-    cuts: list[int]  # frames that begin a new scene of the source
-    tracked: float  # share of the frames whose motion was tracked
-    video_copied: bool  # the source's own H.264 stream serves as frames; otherwise it was encoded again
+    cuts: list[int]
+    tracked: float
+    video_copied: bool
     seconds: float
     contact_sheet: str
     warnings: list[str] = field(default_factory=list)
@@ -132,11 +142,12 @@ def prepare_avatar(
     detector: FaceDetector | None = None,
     parser: Parser | None = None,
 ) -> PrepareReport:
-    """Prepare `source` as avatar `avatar_id` of `store`, whole or not at all; the same video gives the same bytes.
+    """Prepare `source` as avatar `avatar_id` of `store`, completely or not at all. The same video gives the same bytes.
 
-    Two passes, neither of which holds more than a few frames: find the face in every frame while storing them; then cut
-    crops out of the frames *as stored*, and encode them. detector, parser: loaded as the options say when not given.
-    Raises IdError, ExistsError, VideoError, NoFaceError, ConfigError, WeightsError.
+    Two passes, each with a few frames in memory: find the face in every frame while storing them; then cut crops out of
+    the *stored* frames and encode them. encode_reference: crops `(n, 256, 256, 3)` → latents `(n, 8, 32, 32)`. force:
+    replace an existing avatar. detector, parser: loaded by the options if None. Raises IdError, ExistsError,
+    VideoError, NoFaceError, ConfigError, WeightsError.
     """
     started = time.perf_counter()
     options, progress = options or PrepareOptions(), progress or (lambda step, done, total: None)
@@ -156,18 +167,20 @@ def prepare_avatar(
             lambda done, total: progress(FINDING, done, total),
         )
         size = (video.height, video.width)
-        seen = survey.landmarks, survey.has_face, survey.boxes
-        geometry = crop_geometry(options.geometry, *seen, options.fps, size, options, survey.motions, survey.cuts)
+        faces = survey.landmarks, survey.has_face, survey.boxes
+        geometry = crop_geometry(options.geometry, *faces, options.fps, size, options, survey.motions, survey.cuts)
         track = geometry.track
         masks, mask_index = masks_of(landmarks_in_crop(track), options.fps, scenes=track.scenes)
         with (draft.folder / FRAMES).open("rb") as file:
             frames = VideoFrames(file, FRAMES, cache_bytes=GOP_BYTES)
-            second = _Second(frames, geometry, survey, masks, mask_index, options, progress)
-            _encode(second, draft, encode_reference, parser if geometry.boxes is not None else None)
+            encoding = _EncodingPass(frames, geometry, survey, masks, mask_index, options, progress)
+            encoding.run(draft, encode_reference, parser if geometry.boxes is not None else None)
         draft.write_geometry(track.transforms, track.landmarks, survey.has_face, masks, mask_index, geometry.boxes)
         facts = _facts(survey, track, video)
         if geometry.boxes is not None and parser is None:
-            facts["warnings"].append("No face parser was given: the mask follows the landmarks, not MuseTalk's region.")
+            facts["warnings"].append(
+                "There is no face parser (parser_weights): the mask follows the landmarks, not MuseTalk's region."
+            )
         draft.meta |= _meta(video, options, facts) | {"vae_fingerprint": vae_fingerprint}
     folder = store.folder(avatar_id)
     return PrepareReport(
@@ -180,8 +193,8 @@ def prepare_avatar(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Second:
-    """What the second pass goes through, a slot a frame."""
+class _EncodingPass:
+    """The second pass over n frames: latents of the crops, parsed regions, and the contact sheet."""
 
     frames: VideoFrames
     geometry: CropGeometry
@@ -191,8 +204,32 @@ class _Second:
     options: PrepareOptions
     progress: Progress
 
+    def run(self, draft: Draft, encode_reference: EncodeReference, parser: Parser | None) -> None:
+        n, step = len(self.mask_index), self.options.batch_size
+        if len(self.frames) != n:
+            raise CorruptError(f"Only {len(self.frames)} of {n} frames were stored.", "Prepare the avatar again.")
+        latents = np.empty((n, 8, 32, 32), np.float16)
+        shown, cells = set(contact_sheet.pick_frames(n, self.options.contact_frames)), []
+        regions = RegionPacker()
+        for start in range(0, n, step):
+            batch = range(start, min(n, start + step))
+            crops = np.empty((len(batch), CROP_PX, CROP_PX, 3), np.uint8)
+            for k in batch:
+                crops[k - start] = self.geometry.crop(self.frames[k], k)
+                region = self.region(k, parser) if parser is not None else None
+                if region is not None:
+                    regions.add(region)
+                if k in shown:
+                    cells.append(self.contact_cell(k, region))
+            latents[batch.start : batch.stop] = _to_float16(encode_reference(crops), len(batch))
+            self.progress(ENCODING, batch.stop, n)
+        draft.write_latents(latents)
+        if parser is not None:
+            draft.write_regions(regions.packed())
+        write_png(draft.folder / CONTACT, contact_sheet.sheet(cells))
+
     def contact_cell(self, k: int, region: UInt8 | None) -> UInt8:
-        """Frame `k` on the contact sheet, with the mask that will be pasted."""
+        """Draw frame `k` for the contact sheet, with its paste mask."""
         mask, track = self.masks[self.mask_index[k]], self.geometry.track
         if region is not None:
             box = self.geometry.box(k)
@@ -205,37 +242,11 @@ class _Second:
         )
 
     def region(self, k: int, parser: Parser) -> UInt8:
-        """What the parser says is pasted back in frame `k`, uint8 0/255 `(512, 512)`; nothing without a face."""
+        """Return the parsed paste region of frame `k`, uint8 0/255 `(512, 512)`; all 0 without a face."""
         if not self.survey.has_face[k]:
             return np.zeros((PARSE_PX, PARSE_PX), np.uint8)
         labels = parser.labels(crop_padded(self.frames[k], crop_box_of(self.geometry.box(k))))
         return paste_region(labels, self.options.parsing_mode, self.options.cheek_width)
-
-
-def _encode(second: _Second, draft: Draft, encode_reference: EncodeReference, parser: Parser | None) -> None:
-    """Second pass: latents of the crops of the stored frames, parsed regions, and the contact sheet."""
-    n, step = len(second.mask_index), second.options.batch_size
-    if len(second.frames) != n:
-        raise CorruptError(f"{len(second.frames)} of {n} frames were stored.", "Prepare the avatar again.")
-    latents = np.empty((n, 8, 32, 32), np.float16)
-    shown, cells = set(contact_sheet.pick_frames(n, second.options.contact_frames)), []
-    regions = RegionPacker()
-    for start in range(0, n, step):
-        batch = range(start, min(n, start + step))
-        crops = np.empty((len(batch), CROP_PX, CROP_PX, 3), np.uint8)
-        for k in batch:
-            crops[k - start] = second.geometry.crop(second.frames[k], k)
-            region = second.region(k, parser) if parser is not None else None
-            if region is not None:
-                regions.add(region)
-            if k in shown:
-                cells.append(second.contact_cell(k, region))
-        latents[batch.start : batch.stop] = _to_float16(encode_reference(crops), len(batch))
-        second.progress(ENCODING, batch.stop, n)
-    draft.write_latents(latents)
-    if parser is not None:
-        draft.write_regions(regions.packed())
-    write_png(draft.folder / CONTACT, contact_sheet.sheet(cells))
 
 
 def _to_float16(latents: Any, n: int) -> Float16:
@@ -244,12 +255,15 @@ def _to_float16(latents: Any, n: int) -> Float16:
         latents = latents.detach().float().cpu().numpy()
     array = np.asarray(latents)
     if array.shape != (n, 8, 32, 32):
-        raise ConfigError(f"The VAE returns latents of shape {array.shape}, not {(n, 8, 32, 32)}.", "Check its folder.")
+        raise ConfigError(
+            f"The VAE returns latents of shape {array.shape}, not {(n, 8, 32, 32)}.",
+            "Check vae_dir: it must be the folder of a Stable Diffusion 1 VAE, or of one with the same latents.",
+        )
     return array.astype(np.float16)
 
 
 def _meta(video: Source, options: PrepareOptions, facts: dict[str, Any]) -> dict[str, Any]:
-    """What avatar.json says of the video and of how it was prepared."""
+    """The entries of avatar.json about the source and its preparation."""
     return {
         "fps": options.fps,
         "width": video.width,
@@ -264,30 +278,7 @@ def _meta(video: Source, options: PrepareOptions, facts: dict[str, Any]) -> dict
 def _facts(survey: Survey, track: CropTrack, source: Source) -> dict[str, Any]:
     """The report's numbers and warnings."""
     sizes, n, missing = survey.size_px[survey.has_face], len(survey.has_face), int((~survey.has_face).sum())
-    face_px, crop_px = _spread(sizes), _spread(track.side_px)
-    warnings = list(source.warnings)
-    if missing:
-        warnings.append(
-            f"{missing} of {n} frames show no face, or a covered or averted one, and are played as they are."
-        )
-    cut_off = _cut_off(survey, source)
-    if cut_off:
-        warnings.append(f"The face reaches beyond the picture in {cut_off} frames: what lies there is made up.")
-    if survey.most_faces > 1:
-        warnings.append(f"{survey.most_faces} faces were seen; the largest of the first frame was followed.")
-    if face_px[1] > CROP_PX:
-        warnings.append(
-            f"The face is {face_px[1]} px large; faces are made at {CROP_PX} px, so its lower half loses detail: "
-            "use enhancement, or a smaller video."
-        )
-    if face_px[1] < TINY_PX:
-        warnings.append(f"The face is only {face_px[1]} px large: the mouth will be coarse. Use a closer shot.")
-    if source.fps and abs(source.fps - source.target_fps) > 0.01:
-        warnings.append(f"The video has {source.fps:.5g} frames a second: frames were dropped or repeated.")
-    if survey.cuts:
-        warnings.append(f"The video is cut at frame {', '.join(map(str, survey.cuts))}: the head jumps there.")
-    if not track.scale_locked:
-        warnings.append("The face changes its size by more than 8 %: the crop follows it.")
+    face_px, crop_px = _min_median_max(sizes), _min_median_max(track.side_px)
     return {
         "frames": n,
         "frames_without_face": missing,
@@ -298,17 +289,48 @@ def _facts(survey: Survey, track: CropTrack, source: Source) -> dict[str, Any]:
         "cuts": survey.cuts,
         "tracked": round(track.tracked, 3),
         "video_copied": survey.copied,
-        "warnings": warnings,
+        "warnings": [*source.warnings, *_warnings(survey, track, source, face_px[1])],
     }
 
 
+def _warnings(survey: Survey, track: CropTrack, source: Source, face_px: int) -> Iterator[str]:
+    """Yield the warnings of the report. face_px: median size of the face."""
+    n, missing = len(survey.has_face), int((~survey.has_face).sum())
+    if missing:
+        yield (
+            f"{missing} of {n} frames show no face, or one that is covered or turned away. "
+            "They are played unchanged, without lip sync."
+        )
+    cut_off = _cut_off(survey, source)
+    if cut_off:
+        yield f"In {cut_off} frames, part of the face is outside the picture; there, the picture's border is repeated."
+    if survey.most_faces > 1:
+        yield f"There are up to {survey.most_faces} faces in one frame; the largest face of the first frame is used."
+    if face_px > CROP_PX:
+        yield (
+            f"The face is {face_px} px large, but faces are generated at {CROP_PX} px: its lower half loses detail. "
+            "Use enhancement, or a smaller video."
+        )
+    if face_px < SMALL_FACE_PX:
+        yield f"The face is only {face_px} px large: the mouth will be coarse. Use a closer shot."
+    if source.fps and abs(source.fps - source.target_fps) > 0.01:
+        yield (
+            f"The video has {source.fps:.5g} frames per second, not {source.target_fps}. "
+            "Frames were dropped or repeated."
+        )
+    if survey.cuts:
+        yield f"The video has cuts at frame {', '.join(map(str, survey.cuts))}: the head jumps there."
+    if not track.scale_locked:
+        yield "The face's size changes by more than 8 %: the crop's size follows it."
+
+
 def _cut_off(survey: Survey, source: Source) -> int:
-    """In how many frames the face does not lie in the picture as a whole."""
+    """Number of frames in which part of the face is outside the picture."""
     points = survey.landmarks[survey.has_face]
     inside = (points >= 0) & (points <= (source.width - 1, source.height - 1))
     return int((~inside.all(axis=(1, 2))).sum())
 
 
-def _spread(values: npt.NDArray[np.float32]) -> tuple[int, int, int]:
+def _min_median_max(values: npt.NDArray[np.float32]) -> tuple[int, int, int]:
     """(min, median, max), rounded."""
     return round(float(values.min())), round(float(np.median(values))), round(float(values.max()))

@@ -1,7 +1,7 @@
-"""Smooths what was measured a frame: without lag, or causally. Knows no faces and no pictures.
+"""Smooths series measured per frame: without lag, or causally.
 
-A smoother takes series `(n, c)`, weights `(n,)` (1 where it was measured, near 0 where it was interpolated) and the
-frame rate, and never looks across a cut: `smooth_scenes` hands it one scene at a time.
+A smoother takes series `(n, c)`, weights `(n,)` (1 where a value was measured, near 0 where it was interpolated) and
+the frame rate. `smooth_scenes` calls it per scene, so that nothing is smoothed across a cut.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from models.errors import ConfigError
 Float64 = npt.NDArray[np.float64]
 
 SMOOTHINGS = ("zero_phase", "one_euro", "kalman", "none")
-SMOOTH_S = 0.08  # standard deviation of the zero-phase kernel: 1 px of landmark noise leaves less than 0.15 px
-MIN_CUTOFF_HZ, BETA, D_CUTOFF_HZ = 1.0, 0.7, 1.0  # One-Euro's, for series in px: lag against jitter, see Smoothing
-HEAD_ACCELERATION = 120.0  # px/s², of a face of 160 px: what the Kalman filter expects of a head
+SMOOTH_S = 0.08  # standard deviation of the zero-phase kernel: reduces 1 px of landmark noise to less than 0.15 px
+MIN_CUTOFF_HZ, BETA, D_CUTOFF_HZ = 1.0, 0.7, 1.0  # One-Euro's, for series in px: see Smoothing
+HEAD_ACCELERATION = 120.0  # px/s², standard deviation of a head's acceleration in the Kalman filter (face of 160 px)
 
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """How series are smoothed. Raises ConfigError for a name or a value that does not exist.
+    """How series are smoothed. Raises ConfigError for an unknown name or a value out of range.
 
-    name: `zero_phase` looks at past and future: no lag. `one_euro` and `kalman` look at the past alone, as a live
-    source must. `none` leaves all as it is. sigma_s: zero phase's standard deviation. min_cutoff, d_cutoff (Hz) and
-    beta: One-Euro's (Casiez, Roussel and Vogel 2012): a smaller min_cutoff trembles less and lags more while still, a
-    larger beta lags less while moving (Hz for each px/s), d_cutoff smooths the speed that beta looks at.
+    name: `zero_phase` uses past and future and has no lag. `one_euro` and `kalman` use only the past, as needed for a
+    live source. `none` changes nothing. sigma_s: standard deviation of `zero_phase`. min_cutoff, d_cutoff (Hz), beta
+    (Hz per px/s): One-Euro's (Casiez, Roussel and Vogel 2012). A smaller min_cutoff trembles less and lags more at
+    rest; a larger beta lags less in motion; d_cutoff smooths the speed that beta is multiplied with.
     """
 
     name: str = "zero_phase"
@@ -41,9 +41,13 @@ class Smoothing:
 
     def __post_init__(self) -> None:
         if self.name not in SMOOTHINGS:
-            raise ConfigError(f"There is no smoothing {self.name!r}.", f"Use one of {', '.join(SMOOTHINGS)}.")
+            raise ConfigError(f"Unknown smoothing {self.name!r}.", f"Use one of {', '.join(SMOOTHINGS)}.")
         if min(self.min_cutoff, self.d_cutoff) <= 0 or min(self.beta, self.sigma_s) < 0:
-            raise ConfigError("A cutoff of the smoothing is not above 0.", "Use min_cutoff 1, beta 0.7, d_cutoff 1.")
+            raise ConfigError(
+                f"min_cutoff {self.min_cutoff:g} and d_cutoff {self.d_cutoff:g} must be above 0, beta {self.beta:g} "
+                f"and smooth_s {self.sigma_s:g} not below 0.",
+                "Use for example min_cutoff 1, d_cutoff 1, beta 0.7.",
+            )
 
     @property
     def causal(self) -> bool:
@@ -53,7 +57,7 @@ class Smoothing:
 def smooth_scenes(
     series: Float64, weights: Float64, scenes: Sequence[slice], fps: float, how: Smoothing, noise: Float64
 ) -> Float64:
-    """Smooth `(n, c)`, each scene by itself. noise `(c,)`: standard deviation of one measurement, for `kalman`."""
+    """Smooth series `(n, c)` per scene. noise: standard deviation of a measurement `(c,)`, for `kalman`."""
     out = np.empty_like(series)
     for scene in scenes:
         part, weight = series[scene], weights[scene]
@@ -69,10 +73,10 @@ def smooth_scenes(
 
 
 def smooth(series: Float64, weights: Float64, sigma: float) -> Float64:
-    """Smooth `(n, c)` over time without lag: at each frame the value of a parabola fitted to its neighbours.
+    """Smooth series `(n, c)` without lag: the value at each frame of a parabola fitted to its neighbours.
 
-    Neighbours weigh by `weights` (n,) and by a Gaussian of `sigma` frames. A parabola keeps motion that a moving
-    average flattens, and ends need no padding. sigma 0 returns the series as it is. (Savitzky and Golay 1964, Cleveland
+    Neighbours are weighted by `weights` (n,) and by a Gaussian of `sigma` frames. A parabola keeps motion that a moving
+    average would flatten, and needs no padding at the ends. sigma 0 returns a copy. (Savitzky and Golay 1964, Cleveland
     1979.)
     """
     n = len(series)
@@ -92,9 +96,9 @@ def smooth(series: Float64, weights: Float64, sigma: float) -> Float64:
 
 
 def one_euro(series: Float64, fps: float, min_cutoff: float, beta: float, d_cutoff: float) -> Float64:
-    """The 1 € filter (Casiez, Roussel and Vogel, CHI 2012, algorithms 1 to 3) on `(n, c)`, each column by itself.
+    """Apply the 1 € filter (Casiez, Roussel and Vogel, CHI 2012, algorithms 1 to 3) to each column of `(n, c)`.
 
-    An exponential low-pass whose cutoff is min_cutoff + beta · |speed|, the speed itself low-passed at d_cutoff.
+    An exponential low-pass with the cutoff min_cutoff + beta · |speed|; the speed is low-passed at d_cutoff.
     """
     out, speed = series.copy(), np.zeros(series.shape[1])
     for k in range(1, len(series)):
@@ -106,10 +110,10 @@ def one_euro(series: Float64, fps: float, min_cutoff: float, beta: float, d_cuto
 
 
 def kalman(series: Float64, weights: Float64, fps: float, noise: Float64) -> Float64:
-    """A Kalman filter of constant velocity on `(n, c)` in px: the past alone, each column by itself.
+    """Apply a constant-velocity Kalman filter to each column of `(n, c)` in px, using only the past.
 
-    noise: standard deviation of a measurement `(c,)`; a measurement of weight w has noise / √w. The head's acceleration
-    is white with HEAD_ACCELERATION.
+    noise: standard deviation of a measurement `(c,)`; a measurement of weight w has noise / √w. The acceleration is
+    white noise of HEAD_ACCELERATION.
     """
     step = 1 / fps
     move = np.array([[1, step], [0, 1]])
@@ -118,21 +122,21 @@ def kalman(series: Float64, weights: Float64, fps: float, noise: Float64) -> Flo
     for column in range(series.shape[1]):
         measured = max(float(noise[column]), 1e-6) ** 2
         state = np.array([series[0, column], 0.0])
-        cover = np.diag([measured, HEAD_ACCELERATION**2])  # at first its speed is not known
+        covariance = np.diag([measured, HEAD_ACCELERATION**2])  # the initial speed is not known
         out[0, column] = state[0]
         for k in range(1, len(series)):
-            state, cover = move @ state, move @ cover @ move.T + push
-            gain = cover[:, 0] / (cover[0, 0] + measured / max(weights[k], 1e-9))
+            state, covariance = move @ state, move @ covariance @ move.T + push
+            gain = covariance[:, 0] / (covariance[0, 0] + measured / max(weights[k], 1e-9))
             state = state + gain * (series[k, column] - state[0])
-            cover = cover - np.outer(gain, cover[0])
+            covariance = covariance - np.outer(gain, covariance[0])
             out[k, column] = state[0]
     return out
 
 
 def white_noise(series: Float64, scenes: Sequence[slice]) -> Float64:
-    """Standard deviation `(c,)` of independent noise in smooth series `(n, c)`, from their second differences.
+    """Estimate the standard deviation `(c,)` of white noise in smooth series `(n, c)` from their second differences.
 
-    Robust: 1.4826 · the median of their magnitudes, over √6.
+    Robust: 1.4826 · median of their magnitudes / √6.
     """
     parts = [np.diff(series[scene], 2, axis=0) for scene in scenes if scene.stop - scene.start > 2]
     if not parts:
@@ -142,7 +146,7 @@ def white_noise(series: Float64, scenes: Sequence[slice]) -> Float64:
 
 
 def _alpha(cutoff_hz: Float64, fps: float) -> Float64:
-    """The weight of the newest value in an exponential low-pass of that cutoff."""
+    """The weight of the newest value in an exponential low-pass with this cutoff."""
     time_s = 1 / (2 * math.pi * cutoff_hz)
     share: Float64 = 1 / (1 + time_s * fps)
     return share

@@ -1,4 +1,4 @@
-"""Reads any video or picture as RGB frames at one frame rate. Knows no faces."""
+"""Reads any video or picture as RGB frames at one frame rate."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from models.types import UInt8
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 8192
 PICTURE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM")
 LONGEST_COPIED_GOP = 2 * GOP_FRAMES
-TRANSPARENT = "The picture is partly transparent: there it shows whatever colours are stored underneath."
+TRANSPARENT = "The picture is partly transparent; transparency is ignored, and the colours stored below it are shown."
 READABLE = "Use a video (MP4, MOV, WebM, MKV …) or a picture (PNG, JPEG, WebP, BMP)."
+MAX_DAMAGED_PACKETS = 1000  # decoding stops after these
 
 
 @dataclass(slots=True)
 class Source:
-    """A video, or a picture as a video of one frame. Width and height are those of the frames that `frames` yields.
+    """A video, or a picture as a video of one frame.
 
-    `fps` is the video's own mean rate, 0 for a picture; `expected` estimates how many frames `frames` will yield.
-    `warnings` grows while reading.
+    kind: `video` or `picture`. width, height: of the frames that `frames` yields. fps: the video's own mean rate, 0 for
+    a picture. expected: estimated number of frames that `frames` yields. warnings: filled while reading.
     """
 
     path: Path
     sha256: str
-    kind: str  # "video" or "picture"
+    kind: str
     width: int
     height: int
     fps: float
@@ -45,12 +46,12 @@ class Source:
     warnings: list[str] = field(default_factory=list)
 
     def frames(self) -> Iterator[UInt8]:
-        """RGB uint8 `(height, width, 3)` at `target_fps`, rotated as the file says, alpha dropped, sides even.
+        """Yield RGB uint8 `(height, width, 3)` at `target_fps`: rotated by the file's metadata, no alpha, even sides.
 
-        Raises VideoError when nothing can be decoded or the video is longer than `max_frames`.
+        Raises VideoError when nothing can be decoded or the video has more than `max_frames`.
         """
         if self.kind == "picture":
-            if _has_clear_parts(self.path):
+            if _has_transparency(self.path):
                 self.warnings.append(TRANSPARENT)
             yield _even(_read_picture(self.path))
             return
@@ -60,15 +61,21 @@ class Source:
                 raise _too_long(self)
             yield frame
         if count == 0:
-            raise VideoError(f"{self.path.name} holds no frame that can be decoded.", READABLE)
+            raise VideoError(f"No frame of {self.path.name} can be decoded.", READABLE)
 
     def copy_stream(self, target: Path) -> bool:
-        """Copy the H.264 stream as it is to an MP4, if it can serve as avatar frames: no second loss. False if not."""
+        """Copy the H.264 stream unchanged to the MP4 `target`, without a second loss. Returns False if it does not fit.
+
+        It fits if its frame rate, size, rotation and keyframe interval are those of avatar frames.
+        """
         return self.kind == "video" and _copy(self, target)
 
 
 def open_source(path: Path, target_fps: int, max_seconds: float) -> Source:
-    """Look at a file. Raises VideoError: not found, empty, unreadable, sound only, absurd size, too long."""
+    """Open a video or a picture.
+
+    Raises VideoError if it is not found, empty, unreadable, without a picture, too small, too large or too long.
+    """
     if not path.is_file():
         raise VideoError(f"The input video {path} was not found.", "Check the path.")
     if path.stat().st_size == 0:
@@ -85,21 +92,21 @@ def open_source(path: Path, target_fps: int, max_seconds: float) -> Source:
         raise _too_long(source)
     first = next(_decode(source), None)
     if first is None:
-        raise VideoError(f"{path.name} holds no frame that can be decoded.", READABLE)
+        raise VideoError(f"No frame of {path.name} can be decoded.", READABLE)
     source.height, source.width = first[1].shape[:2]
     source.warnings.clear()
     return source
 
 
 def _probe(path: Path) -> tuple[float, float]:
-    """Frames a second and seconds of the first moving picture in the file."""
+    """Frames per second and duration in seconds of the first video stream."""
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container)
             if stream is None and container.streams.audio:
-                raise VideoError(f"{path.name} holds sound but no picture.", READABLE)
+                raise VideoError(f"{path.name} has sound but no picture.", READABLE)
             if stream is None:
-                raise VideoError(f"{path.name} holds no video.", READABLE)
+                raise VideoError(f"{path.name} has no video stream.", READABLE)
             seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
             return float(stream.average_rate or stream.base_rate or 0), seconds
     except av.FFmpegError as error:
@@ -107,13 +114,13 @@ def _probe(path: Path) -> tuple[float, float]:
 
 
 def _video_stream(container: Any) -> Any:
-    """The first video stream that is not a cover picture of a sound file."""
+    """The first video stream that is not the cover picture of an audio file."""
     moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
     return next(moving, None)
 
 
 def _decode(source: Source) -> Iterator[tuple[float, UInt8, float]]:
-    """Seconds since the first frame, the upright even RGB frame, and its duration in seconds."""
+    """Per frame: seconds since the first frame, the upright RGB picture with even sides, its duration in seconds."""
     damaged, first, last = 0, None, -1.0
     with av.open(str(source.path)) as container:
         stream = _video_stream(container)
@@ -128,11 +135,11 @@ def _decode(source: Source) -> Iterator[tuple[float, UInt8, float]]:
                 break
             except av.FFmpegError:
                 damaged += 1
-                if damaged > 1000:
+                if damaged > MAX_DAMAGED_PACKETS:
                     break
                 continue
             for frame in decoded:
-                if first is None and _is_clear(frame):
+                if first is None and _is_transparent(frame):
                     source.warnings.append(TRANSPARENT)
                 time_s = last + spacing if frame.time is None else frame.time
                 first = time_s if first is None else first
@@ -140,10 +147,10 @@ def _decode(source: Source) -> Iterator[tuple[float, UInt8, float]]:
                 duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else spacing
                 yield time_s - first, _upright(frame, stream), duration
     if damaged:
-        source.warnings.append(f"{damaged} damaged pieces of the video were skipped.")
+        source.warnings.append(f"{damaged} damaged packets of the video were skipped.")
 
 
-def _is_clear(frame: av.VideoFrame) -> bool:
+def _is_transparent(frame: av.VideoFrame) -> bool:
     """Whether a decoded frame has transparent parts."""
     if not any(component.is_alpha for component in frame.format.components):
         return False
@@ -151,7 +158,7 @@ def _is_clear(frame: av.VideoFrame) -> bool:
 
 
 def _upright(frame: av.VideoFrame, stream: Any) -> UInt8:
-    """RGB with square pixels, turned as the file says, with even sides. Raises VideoError for an absurd size."""
+    """RGB with square pixels, rotated by the file's metadata, with even sides. Raises VideoError for a bad size."""
     _check_size(frame.width, frame.height)
     rgb = rgb_array(frame)
     aspect = stream.sample_aspect_ratio
@@ -163,12 +170,12 @@ def _upright(frame: av.VideoFrame, stream: Any) -> UInt8:
 
 
 def _resample(frames: Iterator[tuple[float, UInt8, float]], fps: int) -> Iterator[UInt8]:
-    """At each k / fps the frame that is nearest in time: frames are dropped or repeated, never mixed."""
+    """At each k / fps, the frame nearest in time: frames are dropped or repeated, never blended."""
     k, current, duration = 0, None, 0.0
     at = 0.0
     for time_s, frame, lasting in frames:
         if current is not None:
-            while k / fps - at <= time_s - k / fps + 1e-6:  # output k is nearer to the frame before
+            while k / fps - at <= time_s - k / fps + 1e-6:  # output frame k is nearer to the frame before
                 yield current
                 k += 1
         at, current, duration = time_s, frame, lasting
@@ -179,20 +186,20 @@ def _resample(frames: Iterator[tuple[float, UInt8, float]], fps: int) -> Iterato
 
 def _read_picture(path: Path) -> UInt8:
     data = np.frombuffer(path.read_bytes(), np.uint8)
-    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)  # turned as EXIF says, alpha dropped, 16 bits reduced
+    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)  # applies EXIF rotation, drops alpha, reduces 16 bits to 8
     if bgr is None:
-        raise VideoError(f"{path.name} is a damaged picture.", "Save it again.")
+        raise VideoError(f"{path.name} is a damaged picture.", "Save it again, or use another file.")
     _check_size(bgr.shape[1], bgr.shape[0])
     return cast(UInt8, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
 
 
-def _has_clear_parts(path: Path) -> bool:
+def _has_transparency(path: Path) -> bool:
     picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     return picture is not None and picture.ndim == 3 and picture.shape[2] == 4 and picture[..., 3].min() < 255
 
 
 def _even(frame: UInt8) -> UInt8:
-    """Without the last row or column of an odd side: H.264's colour is halved. Coordinates stay as they are."""
+    """Drop the last row or column of an odd side, because H.264 halves the chroma. Coordinates do not change."""
     height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
     return frame if frame.shape[:2] == (height, width) else np.ascontiguousarray(frame[:height, :width])
 
@@ -200,7 +207,7 @@ def _even(frame: UInt8) -> UInt8:
 def _check_size(width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_SIDE_PX:
         raise VideoError(
-            f"The frames measure {width} × {height} px; each side must lie between {MIN_SIDE_PX} and {MAX_SIDE_PX}.",
+            f"The frames have {width} × {height} px; each side must be between {MIN_SIDE_PX} and {MAX_SIDE_PX}.",
             "Scale the video first.",
         )
 
@@ -211,7 +218,7 @@ def _too_long(source: Source) -> VideoError:
 
 
 def _is_turned(path: Path) -> bool:
-    """Whether the file says that its frames are to be turned, be it by half a turn, which leaves their size."""
+    """Whether the file's metadata rotates its frames; 180° does not change their size, so it is checked here."""
     with av.open(str(path)) as container:
         frame = next(container.decode(_video_stream(container)), None)
         return frame is not None and round(frame.rotation / 90) % 4 != 0

@@ -1,18 +1,18 @@
-"""Keeps prepared avatars on disk: whole or not at all, checksummed, without pickle. Knows no faces and no models.
+"""Stores prepared avatars on disk: written completely or not at all, with checksums, without pickle.
 
     <root>/<avatar id>/
         avatar.json            format, size, fps, frames, source, settings, sha256 of every other file, version
         geometry.safetensors   transforms (n, 2, 3) float32, landmarks (n, 68, 2) float32, has_face (n,) uint8,
-                               mask_index (n,) int32: which mask of masks.png belongs to a frame
-                               boxes (n, 4) int32, of geometry `musetalk` alone
+                               mask_index (n,) int32: index into masks.png of each frame's mask
+                               boxes (n, 4) int32, only with geometry `musetalk`
         latents.safetensors    latents (n, 8, 32, 32) float16
-        masks.png              the different masks, 256 px tiles, 16 to a row
-        regions.safetensors    what a face parser saw, packed; of geometry `musetalk` alone, and not always
+        masks.png              the different masks, 256 px tiles, 16 per row
+        regions.safetensors    the face parser's regions, packed; only with geometry `musetalk` and a parser
         frames.mp4             H.264, short closed GOPs
-        contact.png            for people
+        contact.png            contact sheet, for a person to check
 
-A draft is written beside (`.draft-…`), synced, and renamed; replacing swaps two folders in one step. What is removed is
-renamed (`.gone-…`) and then deleted.
+A new avatar is written to a draft folder beside (`.draft-…`), synced, and renamed. Replacing exchanges two folders
+atomically. A removed avatar is renamed (`.gone-…`) and then deleted.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ META, GEOMETRY, LATENTS, MASKS, REGIONS, FRAMES, CONTACT = (
     "contact.png",
 )
 ATLAS_COLUMNS = 16
-GONE = ".gone-"  # begins the name of a removed avatar's folder while it is deleted
-DRAFT_AGE_S = 24 * 3600.0  # a draft of another machine is abandoned after a day
-AGAIN = "Prepare it again with `warmtalk prepare VIDEO --avatar-id {} --force`."
+GONE = ".gone-"  # prefix of a removed avatar's folder while it is deleted
+MAX_DRAFT_AGE_S = 24 * 3600.0  # an older draft is abandoned, also one of another machine
+PREPARE_AGAIN = "Prepare it again with `warmtalk prepare VIDEO --avatar-id {} --force`."
 
 
 @dataclass(slots=True)
 class Draft:
-    """An avatar being written: files go into `folder`, facts into `meta`. Committed when the `with` block ends well."""
+    """An avatar being written: its files go into `folder`, its description into `meta`, see `AvatarStore.write`."""
 
     avatar_id: str
     folder: Path
@@ -76,9 +76,10 @@ class Draft:
         mask_index: Int32,
         boxes: Int32 | None = None,
     ) -> None:
-        """transforms `(n, 2, 3)`, landmarks `(n, 68, 2)`, has_face `(n,)`, masks `(u, 256, 256)`, mask_index `(n,)`.
+        """Write geometry.safetensors and masks.png.
 
-        boxes `(n, 4)`, of geometry `musetalk`.
+        transforms: `(n, 2, 3)`. landmarks: `(n, 68, 2)`. has_face: `(n,)`. masks: `(u, 256, 256)`. mask_index: `(n,)`.
+        boxes: `(n, 4)`, only with geometry `musetalk`.
         """
         n = len(transforms)
         assert transforms.shape == (n, 2, 3) and landmarks.shape == (n, 68, 2) and has_face.shape == (n,), n
@@ -98,33 +99,33 @@ class Draft:
         self.meta["masks"] = len(masks)
 
     def write_latents(self, latents: Float16) -> None:
-        """latents float16 `(n, 8, 32, 32)`: masked first, then reference."""
+        """Write latents.safetensors: float16 `(n, 8, 32, 32)`, masked face first, then reference."""
         assert latents.dtype == np.float16 and latents.shape[1:] == (8, 32, 32), (latents.dtype, latents.shape)
         (self.folder / LATENTS).write_bytes(safetensors.numpy.save({"latents": np.ascontiguousarray(latents)}))
 
     def write_regions(self, regions: PackedRegions) -> None:
-        """Regions of all frames."""
+        """Write regions.safetensors: the regions of all frames."""
         (self.folder / REGIONS).write_bytes(safetensors.numpy.save(regions.tensors()))
 
 
 class AvatarStore:
-    """The avatars under `root`, and those of `builtin`, a second root that is never written. `root` wins."""
+    """The avatars under `root` and under `builtin`, a second root that is read-only. `root` has precedence."""
 
     def __init__(self, root: Path, builtin: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
         self.root, self.builtin, self.cache_bytes = Path(root), builtin, cache_bytes
 
     def ids(self) -> list[str]:
-        """All ids, sorted. Folders without avatar.json are no avatars."""
+        """Return all ids, sorted. Folders without avatar.json are ignored."""
         roots = [root for root in (self.root, self.builtin) if root is not None and root.is_dir()]
         found = {path.parent.name for root in roots for path in root.glob(f"*/{META}")}
         return sorted(name for name in found if ID_PATTERN.fullmatch(name))
 
     def exists(self, avatar_id: str) -> bool:
-        """Raises IdError."""
+        """Return whether there is an avatar of this id. Raises IdError."""
         return self._find(avatar_id) is not None
 
     def folder(self, avatar_id: str) -> Path:
-        """Where the avatar lies. Raises IdError, AvatarNotFound."""
+        """Return the avatar's folder. Raises IdError, AvatarNotFound."""
         folder = self._find(avatar_id)
         if folder is None and avatar_id in restore_asides(self.root):
             folder = self._find(avatar_id)
@@ -137,9 +138,9 @@ class AvatarStore:
         return folder
 
     def describe(self, avatar_id: str) -> dict[str, Any]:
-        """The content of avatar.json. Raises IdError, AvatarNotFound, CorruptError."""
+        """Return the content of avatar.json. Raises IdError, AvatarNotFound, CorruptError."""
         path = self.folder(avatar_id) / META
-        again = AGAIN.format(avatar_id)
+        again = PREPARE_AGAIN.format(avatar_id)
         try:
             meta = cast(dict[str, Any], json.loads(path.read_bytes()))
             intact = meta["version"] == _version(meta)
@@ -148,11 +149,11 @@ class AvatarStore:
         if meta.get("format") != FORMAT:
             raise CorruptError(f"Avatar {avatar_id!r} has format {meta.get('format')}, not {FORMAT}.", again)
         if not intact:
-            raise CorruptError(f"{META} of avatar {avatar_id!r} was changed by hand or by chance.", again)
+            raise CorruptError(f"{META} of avatar {avatar_id!r} was modified: its version does not match.", again)
         return meta
 
     def version(self, avatar_id: str) -> str:
-        """16 hex digits that change whenever any stored byte changes. Raises as `describe`."""
+        """Return 16 hex digits that change whenever any stored byte changes. Raises as `describe`."""
         return str(self.describe(avatar_id)["version"])
 
     def check(self, avatar_id: str) -> None:
@@ -162,7 +163,7 @@ class AvatarStore:
             self._open(avatar_id, name, meta).close()
 
     def load(self, avatar_id: str, latents: bool = True, frames: bool = True) -> PreparedAvatar:
-        """Read an avatar; each file that is read is compared with its checksum.
+        """Load an avatar, with or without its latents and frames. Each file that is read is compared with its checksum.
 
         Raises IdError, AvatarNotFound, and CorruptError, which names the file.
         """
@@ -172,7 +173,7 @@ class AvatarStore:
                 return self._load(avatar_id, meta, latents, frames)
             except CorruptError:
                 if self.version(avatar_id) == meta["version"]:
-                    raise  # otherwise it was replaced between two reads: read the new one
+                    raise  # with another version it was replaced while reading: read the new one
 
     def _load(self, avatar_id: str, meta: dict[str, Any], latents: bool, frames: bool) -> PreparedAvatar:
         geometry = self._tensors(avatar_id, GEOMETRY, meta)
@@ -205,16 +206,20 @@ class AvatarStore:
         lengths |= {FRAMES: len(source)} if source is not None else {}
         lengths |= {"regions": len(regions)} if regions is not None else {}
         if set(lengths.values()) != {meta["frames"]}:
-            raise CorruptError(f"Avatar {avatar_id!r} disagrees about its length: {lengths}.", AGAIN.format(avatar_id))
+            raise CorruptError(
+                f"The files of avatar {avatar_id!r} have different numbers of frames: {lengths}, "
+                f"and {META} says {meta['frames']}.",
+                PREPARE_AGAIN.format(avatar_id),
+            )
         return avatar
 
     @contextmanager
     def write(self, avatar_id: str, force: bool = False) -> Iterator[Draft]:
-        """A draft that becomes the avatar when the block ends without an error, and leaves no trace otherwise.
+        """Yield a draft that becomes the avatar when the `with` block ends; after an error it is deleted.
 
-        With `force` an avatar of that id is replaced in one step; whoever has the old one open can go on reading it.
-        The block fills `draft.meta` with fps, width, height, frames, vae_fingerprint, source and settings.
-        Raises IdError, and ExistsError at the start (or at the end, when another writer was quicker).
+        With `force`, an existing avatar is replaced atomically; a process that has the old one open can still read it.
+        The block must set fps, width, height, frames, vae_fingerprint, source and settings in `draft.meta`.
+        Raises IdError, and ExistsError at the start (or at the end, if another writer was faster).
         """
         final = path_under(self.root, avatar_id, "avatar id")
         self.refuse_existing(avatar_id, force)
@@ -232,10 +237,10 @@ class AvatarStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def refuse_existing(self, avatar_id: str, force: bool = False) -> None:
-        """Raises ExistsError when the id is taken and `force` is off. Raises IdError."""
+        """Raise ExistsError if the id exists and `force` is False. Raises IdError."""
         if self.exists(avatar_id) and not force:
             raise ExistsError(
-                f"There is an avatar {avatar_id!r} already.", "Use another id, or replace it with --force."
+                f"The avatar {avatar_id!r} already exists.", "Use another id, or replace it with --force."
             )
 
     def _commit(self, folder: Path, final: Path, force: bool) -> None:
@@ -249,41 +254,43 @@ class AvatarStore:
                     raise
         if (final / META).is_file():
             self.refuse_existing(final.name, force)
-        exchange(folder, final)  # `folder` now holds the old avatar, and goes with the draft
+        exchange(folder, final)  # `folder` now contains the old avatar; the caller deletes it
         sync_folder(self.root, files=False)
 
     def ships(self, avatar_id: str) -> bool:
-        """Whether an avatar of that id comes with WarmTalk, be it hidden by one under `root`. Raises IdError."""
+        """Return whether an avatar of this id is under `builtin`, also if `root` has one, too. Raises IdError."""
         check_id(avatar_id, "avatar id")
         return self.builtin is not None and (self.builtin / avatar_id / META).is_file()
 
     def owns(self, avatar_id: str) -> bool:
-        """Whether the avatar lies under `root`, and so can be removed. Raises IdError."""
+        """Return whether the avatar is under `root`, and so can be removed. Raises IdError."""
         return (path_under(self.root, avatar_id, "avatar id") / META).is_file()
 
     def remove(self, avatar_id: str) -> None:
-        """Delete an avatar for good; at no moment is there half of one. Whoever has it open can go on reading.
+        """Delete an avatar; it is never visible in part. A process that has it open can still read it.
 
-        Raises IdError, AvatarNotFound, InputError for one that ships with WarmTalk, and OSError.
+        Raises IdError, AvatarNotFound, InputError for a built-in avatar, and OSError.
         """
         folder = self.folder(avatar_id)
         if not self.owns(avatar_id):
             raise InputError(
-                f"The avatar {avatar_id!r} ships with WarmTalk.", "Leave it, or hide it by preparing another."
+                f"The avatar {avatar_id!r} ships with WarmTalk and cannot be removed.",
+                "To replace it, prepare an avatar of the same id with --force.",
             )
-        aside = aside_of(folder)  # of a replacement that a crash cut short: it must not come back
+        aside = aside_of(folder)  # left by an interrupted replacement; `restore_asides` must not restore it later
         for one in (aside, folder):
             gone = self.root / f"{GONE}{avatar_id}.{secrets.token_hex(4)}"
             try:
                 one.rename(gone)
             except FileNotFoundError:
-                continue  # the folder: somebody else was quicker
+                continue  # there was none, or another process removed it
             sync_folder(self.root, files=False)
-            shutil.rmtree(gone, ignore_errors=True)  # `clean` takes what another process still holds open
+            shutil.rmtree(gone, ignore_errors=True)  # `clean` deletes what another process still has open
 
     def clean(self) -> list[str]:
-        """Delete the drafts of processes that died and what is left of removed avatars, and finish replacements that
-        a crash cut short. Returns names.
+        """Delete abandoned drafts and the rest of removed avatars, and undo interrupted replacements.
+
+        Returns the names of all these folders.
         """
         restored = restore_asides(self.root)
         abandoned = sorted(self.root.glob(f"{GONE}*"))
@@ -302,8 +309,8 @@ class AvatarStore:
         return next((folder for folder in folders if (folder / META).is_file()), None)
 
     def _open(self, avatar_id: str, name: str, meta: Mapping[str, Any]) -> BinaryIO:
-        """The file, at its start, after its bytes matched its checksum."""
-        again = AGAIN.format(avatar_id)
+        """Open a file of the avatar after comparing its checksum; it is at its start."""
+        again = PREPARE_AGAIN.format(avatar_id)
         try:
             file = (self.folder(avatar_id) / name).open("rb")
         except OSError as error:
@@ -319,7 +326,7 @@ class AvatarStore:
 
 
 def file_sha256(file: BinaryIO) -> str:
-    """SHA-256 of an open file, which is left at its start."""
+    """Return the SHA-256 of an open file; its position is then 0."""
     file.seek(0)
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
@@ -336,7 +343,7 @@ def write_png(path: Path, image: UInt8) -> None:
 
 
 def _seal(draft: Draft) -> None:
-    """Write avatar.json, which holds the checksums of the other files. Nothing in it depends on time or place."""
+    """Write avatar.json with the checksums of the other files. Its content does not depend on time or machine."""
     sums = {}
     for path in sorted(draft.folder.iterdir()):
         with path.open("rb") as file:
@@ -354,7 +361,7 @@ def _version(meta: Mapping[str, Any]) -> str:
 
 
 def _atlas(masks: UInt8) -> UInt8:
-    """Masks `(u, 256, 256)` → one picture of 256 px tiles, 16 to a row (or as many as there are)."""
+    """Masks `(u, 256, 256)` → one picture of 256 px tiles, at most 16 per row."""
     columns = min(len(masks), ATLAS_COLUMNS)
     rows = -(-len(masks) // columns)
     tiles = np.zeros((rows * columns, CROP_PX, CROP_PX), np.uint8)
@@ -364,7 +371,7 @@ def _atlas(masks: UInt8) -> UInt8:
 
 
 def _tiles(png: bytes, count: int, index: Int32) -> UInt8:
-    """The masks of all frames, read-only `(n, 256, 256)`; a single mask is repeated without a copy."""
+    """The masks of all frames, read-only `(n, 256, 256)`. A single mask is broadcast, without copies."""
     atlas = cast(UInt8, cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE))
     rows, columns = atlas.shape[0] // CROP_PX, atlas.shape[1] // CROP_PX
     tiles = atlas.reshape(rows, CROP_PX, columns, CROP_PX).transpose(0, 2, 1, 3).reshape(-1, CROP_PX, CROP_PX)
@@ -383,10 +390,10 @@ def _host() -> str:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Whether the writer of a draft is gone: dead on this machine, or silent for a day."""
+    """Whether a draft's writer no longer runs on this machine, or has not written for MAX_DRAFT_AGE_S."""
     try:
         _, host, pid, _ = folder.name.rsplit(".", 3)
-        if time.time() - folder.stat().st_mtime > DRAFT_AGE_S:
+        if time.time() - folder.stat().st_mtime > MAX_DRAFT_AGE_S:
             return True
         return host == _host() and not psutil.pid_exists(int(pid))
     except (ValueError, OSError):

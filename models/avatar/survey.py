@@ -1,6 +1,6 @@
-"""The first pass over a video: stores every frame and notes where the face is, how it moved, and where it is cut.
+"""The first pass over a video: stores every frame, and finds the face, its motion and the cuts.
 
-Holds a frame or two at a time. Knows nothing of crops, masks and latents.
+Keeps at most two frames in memory.
 """
 
 from __future__ import annotations
@@ -20,84 +20,91 @@ from models.avatar.source import Source
 from models.media.frames import FrameWriter
 from models.types import UInt8
 
-COUNT_EVERY = 25  # frames between two counts of all faces; between them only one is followed
-LEAP = 0.1  # of the face's size in one frame: what is followed so far may be read off-centre, and is looked for anew
+COUNT_EVERY = 25  # frames between two searches for all faces; between them, only one face is tracked
+MAX_STEP = 0.1  # face sizes per frame: a tracked face that moves farther may be read off-centre and is searched again
+LOST_TIMEOUT_S = 3.0  # within a shot, time to wait for a hidden face before another one is tracked instead
 
-PATIENCE_S = 3.0  # how long a face that is hidden or away is waited for, within a shot, before another is taken for it
-
-Counted = Callable[[int, int], None]  # frames done, frames expected
+Progress = Callable[[int, int], None]  # frames done, frames expected
 DetectedBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """What the first pass saw, a slot a frame."""
+    """The results of the first pass for n frames.
 
-    landmarks: npt.NDArray[np.float32]  # (n, 68, 2); zero without a face
-    has_face: npt.NDArray[np.bool_]  # (n,)
-    boxes: list[DetectedBox | None]  # the detector's; None without a face
-    size_px: npt.NDArray[np.float32]  # (n,); zero without a face
-    motions: list[Motion | None]  # of the rigid face, from the frame before; None where it is not known
-    cuts: list[int]  # frames that begin a new scene
+    landmarks: `(n, 68, 2)`, zero without a face. has_face: `(n,)`. boxes: the detector's, None without a face. size_px:
+    `(n,)`, zero without a face. motions: of the rigid face from the frame before, None where not known. cuts: frames
+    that begin a new scene. most_faces: most faces in one frame. copied: whether the source's own stream was stored.
+    """
+
+    landmarks: npt.NDArray[np.float32]
+    has_face: npt.NDArray[np.bool_]
+    boxes: list[DetectedBox | None]
+    size_px: npt.NDArray[np.float32]
+    motions: list[Motion | None]
+    cuts: list[int]
     most_faces: int
-    copied: bool  # the source's own stream was stored
+    copied: bool
 
 
 def survey_video(
-    source: Source, detector: FaceDetector, target: Path, crf: float, copy_video: bool, counted: Counted
+    source: Source, detector: FaceDetector, target: Path, crf: float, copy_video: bool, progress: Progress
 ) -> Survey:
-    """Store every frame of `source` in `target`, and find the face in it. One is followed; all are counted at times.
+    """Store every frame of `source` in `target`, and find the face in it.
 
-    crf: x264's, where the source's own stream is not copied. Raises VideoError.
+    One face is tracked; every COUNT_EVERY frames all faces are counted. crf: x264's, where the source's own stream is
+    not copied. Raises VideoError.
     """
     copied = copy_video and source.copy_stream(target)
     writer = None if copied else FrameWriter(target, source.width, source.height, source.target_fps, crf)
-    follower = FaceTracker(detector, round(PATIENCE_S * source.target_fps))
+    tracker = FaceTracker(detector, round(LOST_TIMEOUT_S * source.target_fps))
     for k, frame in enumerate(source.frames()):
         if writer is not None:
             writer.write(frame)
-        follower.take(frame)
-        counted(k + 1, max(source.expected, k + 1))
+        tracker.take(frame)
+        progress(k + 1, max(source.expected, k + 1))
     if writer is not None:
         writer.close()
-    return follower.survey(copied)
+    return tracker.survey(copied)
 
 
 class FaceTracker:
-    """Follows the face through frames, one after the other; holds the last. Not thread-safe.
+    """Tracks one face through the frames of a video, in order. Not thread-safe.
 
-    patience: frames that a hidden face is waited for.
+    timeout_frames: how long to wait for a hidden face before another one is tracked instead.
     """
 
-    def __init__(self, detector: FaceDetector, patience: int = round(PATIENCE_S * 25)) -> None:
-        self._patience = patience
-        self._detector, self._flow, self._watch = detector, FaceFlow(), CutDetector()
+    def __init__(self, detector: FaceDetector, timeout_frames: int = round(LOST_TIMEOUT_S * 25)) -> None:
+        self._timeout = timeout_frames
+        self._detector, self._flow, self._cuts = detector, FaceFlow(), CutDetector()
         self._faces: list[Face | None] = []
         self._motions: list[Motion | None] = []
-        self._signs: list[CutEvidence | None] = []
-        self._thumbs: list[UInt8] = []  # a kilobyte a frame
+        self._evidence: list[CutEvidence | None] = []
+        self._thumbs: list[UInt8] = []  # 1 KB per frame
         self._last: Face | None = None
-        self._wanted = patience  # frames until any face will do
+        self._remaining = timeout_frames  # frames until any face is accepted
         self._most = 0
 
     def take(self, frame: UInt8) -> None:
+        """Find the face in the next frame, RGB uint8 `(h, w, 3)`."""
         before = self._faces[-1] if self._faces else None
-        if self._watch.new_picture(frame):
-            before, self._wanted = None, 0  # nothing to follow: it is another shot, or a flash
+        if self._cuts.new_picture(frame):
+            before, self._remaining = None, 0  # another shot, or a flash: there is no face to track
         count_all = len(self._faces) % COUNT_EVERY == 0
-        face, count = _find(self._detector, frame, before, self._last, count_all, self._wanted <= 0)
-        self._wanted = self._wanted - 1 if face is None else self._patience
+        face, count = _find(self._detector, frame, before, self._last, count_all, self._remaining <= 0)
+        self._remaining = self._remaining - 1 if face is None else self._timeout
         landmarks = None if face is None else face.landmarks
         motion = self._flow.step(frame, landmarks)
-        self._signs.append(self._watch.sign(landmarks, motion))
+        self._evidence.append(self._cuts.compare(landmarks, motion))
         self._motions.append(motion)
         self._faces.append(face)
         self._thumbs.append(thumb(frame))
         self._last, self._most = face or self._last, max(self._most, count)
 
     def survey(self, copied: bool) -> Survey:
+        """Return the results of all frames taken; at least one."""
         faces, nothing = self._faces, np.zeros((68, 2), np.float32)
-        cuts = with_dissolves(find_cuts(self._signs), self._thumbs)
+        cuts = with_dissolves(find_cuts(self._evidence), self._thumbs)
         return Survey(
             landmarks=np.stack([nothing if face is None else face.landmarks for face in faces]),
             has_face=np.array([face is not None for face in faces]),
@@ -111,28 +118,29 @@ class FaceTracker:
 
 
 def _find(
-    detector: FaceDetector, frame: UInt8, before: Face | None, last: Face | None, count: bool, anyone: bool
+    detector: FaceDetector, frame: UInt8, before: Face | None, last: Face | None, count: bool, any_face: bool
 ) -> tuple[Face | None, int]:
-    """The face in a frame, and how many there are (1 where they were not counted).
+    """The face in a frame, and the number of faces (1 where they were not counted).
 
-    The face of the frame before is followed. Lost, or found far away, it is looked for anew: the one that looks like
-    it, with nothing before its mouth, nearest to where it was last seen. Where `anyone` will do, it may look different.
+    The face of the frame before is tracked. If it is lost or moved far, all faces are searched for the one with the
+    same appearance and an uncovered mouth, nearest to its last position. With `any_face`, another face is accepted too.
     """
-    followed = detector.detect(frame, before)[:1] if before is not None else []
-    leapt = bool(followed) and before is not None and _leap(before, followed[0]) > LEAP
-    if followed and not count and not leapt:
-        return followed[0], 1
+    tracked = detector.detect(frame, before)[:1] if before is not None else []
+    moved_far = bool(tracked) and before is not None and _step(before, tracked[0]) > MAX_STEP
+    if tracked and not count and not moved_far:
+        return tracked[0], 1
     found = detector.detect(frame)
     if last is None:
         return (found[0] if found else None), len(found)
     known = [face for face in map(last.recognised, found) if face is not None]
-    if followed and not (leapt and known):
-        return followed[0], max(1, len(found))
+    if tracked and not (moved_far and known):
+        return tracked[0], max(1, len(found))
     here = np.mean(last.mesh, axis=0)
-    near = sorted(known or (found if anyone else []), key=lambda face: float(np.linalg.norm(face.mesh.mean(0) - here)))
+    candidates = known or (found if any_face else [])
+    near = sorted(candidates, key=lambda face: float(np.linalg.norm(face.mesh.mean(0) - here)))
     return (near[0] if near else None), len(found)
 
 
-def _leap(before: Face, now: Face) -> float:
-    """How far the face went, in sizes of itself."""
+def _step(before: Face, now: Face) -> float:
+    """Distance that the face moved, in face sizes."""
     return float(np.linalg.norm(np.mean(now.landmarks - before.landmarks, axis=0))) / max(1.0, before.size_px)

@@ -1,4 +1,4 @@
-"""Folders that appear, and are replaced, in one step. Knows nothing of what is in them."""
+"""Replaces a folder by another atomically, and syncs folders to disk."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import os
 import sys
 from pathlib import Path
 
-AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working folder
-RENAME_EXCHANGE = 2  # linux/fs.h: swap the two names atomically
+AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
+RENAME_EXCHANGE = 2  # linux/fs.h: exchange the two names atomically
 UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # an old kernel, or a file system such as NFS
 
 
 def exchange(new: Path, old: Path) -> None:
-    """Swap two folders of one parent: nobody ever sees `old` missing.
+    """Exchange two folders of one parent atomically: `old` is never missing.
 
-    Where the system cannot swap, three renames do it, and a crash between them leaves `.aside-<name>`, from which
-    `restore_asides` brings the old folder back. Raises OSError.
+    Where the system cannot exchange names, three renames are used. A crash between them leaves `.aside-<name>`, from
+    which `restore_asides` restores the old folder. Raises OSError.
     """
     if not _swap(new, old):
         aside = aside_of(old)
@@ -27,12 +27,12 @@ def exchange(new: Path, old: Path) -> None:
 
 
 def aside_of(folder: Path) -> Path:
-    """Where a folder stands aside while it is replaced."""
+    """Return the temporary name of a folder while it is replaced."""
     return folder.with_name(f".aside-{folder.name}")
 
 
 def restore_asides(root: Path) -> list[str]:
-    """Finish replacements that a crash cut short: put the old folder back where its name is free. Returns the names."""
+    """Undo replacements that a crash interrupted: restore old folders whose names are free. Returns the names."""
     restored = []
     for aside in sorted(root.glob(".aside-*")):
         name = aside.name.removeprefix(".aside-")
@@ -43,7 +43,7 @@ def restore_asides(root: Path) -> list[str]:
 
 
 def _swap(first: Path, second: Path) -> bool:
-    """renameat2(2) with RENAME_EXCHANGE. False where it is not supported."""
+    """Call renameat2(2) with RENAME_EXCHANGE. Returns False where it is not supported."""
     if not sys.platform.startswith("linux"):
         return False
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -58,10 +58,10 @@ def _swap(first: Path, second: Path) -> bool:
 
 
 def sync_folder(folder: Path, files: bool = True) -> None:
-    """Force a flat folder, and with `files` everything in it, to the disk."""
+    """fsync a flat folder, and with `files` all files in it."""
     for path in [*(sorted(folder.iterdir()) if files else ()), folder]:
         if path.is_dir() and os.name == "nt":
-            continue  # Windows cannot open a folder
+            continue  # Windows cannot open a folder as a file
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -1,8 +1,8 @@
-"""From landmarks of every frame to one smooth crop transform a frame. Knows no pictures and no files.
+"""Computes one smooth crop transform per frame from the landmarks of all frames.
 
 The crop is MuseTalk's box (musetalk/utils/preprocessing.py, get_landmark_and_bbox; extra_margin of v1.5's
-scripts/inference.py), turned with the head. Its shape is measured once, on the face at rest; where it lies follows the
-eyes, the bridge of the nose and the temples, which do not move with speech, and how their skin was seen to move.
+scripts/inference.py), rotated with the head. Its shape is measured once, on the face at rest. Its position follows the
+eyes, the bridge of the nose and the temples, which do not move with speech, and the measured motion of their skin.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from models.avatar.smoothing import (
     white_noise,
 )
 from models.errors import ConfigError, NoFaceError
-from models.geometry import apply
+from models.geometry import apply, as_complex, fit_similarity
 from models.types import CROP_PX, Float32
 
 Float64 = npt.NDArray[np.float64]
@@ -35,28 +35,28 @@ Bool = npt.NDArray[np.bool_]
 
 SHAPES = ("square", "box")
 NOSE_UPPER, NOSE_HALF, NOSE_TIP = 28, 29, 30  # iBUG: the generated half of the face begins at 29
-RIGID = (0, 1, 2, 14, 15, 16, 27, 28, 29, 30, 36, 39, 42, 45)  # iBUG points that speech, brows and blinks leave alone
+RIGID = (0, 1, 2, 14, 15, 16, 27, 28, 29, 30, 36, 39, 42, 45)  # iBUG points that speech, brows and blinks do not move
 RIGHT_EYE, LEFT_EYE = (36, 39), (42, 45)
-ALIGN_ROUNDS = 4  # the mean shape has converged to 1e-6 px by then
-REST_PERCENTILE = 25.0  # of the chin's height over the frames: a talking source has its mouth shut or nearly so by then
-TRACKED_SMOOTH_S = 0.04  # instead of SMOOTH_S, where motion was tracked: little noise is left, and motion is kept
-TRACKED = 0.8  # share of frames from which a video counts as tracked
-MAX_MISSING = 0.3  # share of frames that may lack a face
-GAP_WEIGHT = 1e-3  # of a frame without a face, beside one with
-LOCK_RANGE = 0.08  # a head that comes closer than this is followed in size, too
+ALIGN_ROUNDS = 4  # enough for the mean shape to converge to 1e-6 px
+REST_PERCENTILE = 25.0  # of the chin's position over the frames: there, a talking source's mouth is nearly closed
+TRACKED_SMOOTH_S = 0.04  # instead of SMOOTH_S, if motion was tracked: little noise is left, and motion is kept
+TRACKED = 0.8  # share of frames above which a video counts as tracked
+MAX_MISSING = 0.3  # share of frames that may have no face
+GAP_WEIGHT = 1e-3  # weight of a frame without a face; a frame with one has 1
+LOCK_RANGE = 0.08  # relative size change up to which the crop keeps one size: a larger one is followed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackOptions:
-    """How crops are laid.
+    """How crops are placed. Raises ConfigError.
 
-    bbox_shift: px by which the box's middle moves down from landmark 29. extra_margin: px below the chin.
-    shape: `square` keeps the face's proportions; `box` stretches MuseTalk's box, as its released weights know faces.
-    scale_lock_enabled: one size for all frames of a scene, unless the head truly comes closer: the median of the first
-    scale_lock_warmup_frames, or of all (0). smoothing, min_cutoff, beta, d_cutoff: see Smoothing. smooth_s: standard
-    deviation of `zero_phase`; None is TRACKED_SMOOTH_S where motion was tracked and SMOOTH_S elsewhere.
-    affine_tracking_enabled: join landmarks with tracked motion. subpixel_enabled: False rounds a crop's middle and size
-    to whole px. max_missing: share of frames that may lack a face. Raises ConfigError.
+    bbox_shift: px by which the box's centre moves down from landmark 29. extra_margin: px below the chin.
+    shape: `square` keeps the face's proportions; `box` stretches MuseTalk's box, as its released weights expect.
+    scale_lock_enabled: one size for all frames of a scene, unless the head comes closer: the median of the first
+    scale_lock_warmup_frames, or of all frames (0). smoothing, min_cutoff, beta, d_cutoff: see Smoothing. smooth_s:
+    standard deviation of `zero_phase`; None: TRACKED_SMOOTH_S if motion was tracked, otherwise SMOOTH_S.
+    affine_tracking_enabled: fuse landmarks with tracked motion. subpixel_enabled: False rounds a crop's centre and size
+    to whole px. max_missing: share of frames that may have no face.
     """
 
     bbox_shift: int = 0
@@ -75,13 +75,15 @@ class TrackOptions:
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
-            raise ConfigError(f"There is no crop shape {self.shape!r}.", f"Use one of {', '.join(SHAPES)}.")
+            raise ConfigError(f"Unknown crop shape {self.shape!r}.", f"Use one of {', '.join(SHAPES)}.")
         if self.scale_lock_warmup_frames < 0:
-            raise ConfigError("scale_lock_warmup_frames is below 0.", "Use 0 for all frames, or for example 50.")
+            raise ConfigError(
+                f"scale_lock_warmup_frames is {self.scale_lock_warmup_frames}.", "Use 0 for all frames, or more."
+            )
         self.smoother(0.0)
 
     def smoother(self, tracked: float) -> Smoothing:
-        """The smoothing where that share of the frames was tracked."""
+        """Return the smoothing for a video of which the share `tracked` of the frames was tracked."""
         sigma_s = self.smooth_s
         if sigma_s is None:
             sigma_s = TRACKED_SMOOTH_S if tracked >= TRACKED else SMOOTH_S
@@ -90,10 +92,11 @@ class TrackOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CropTrack:
-    """transforms: float32 `(n, 2, 3)`, frame px → crop px. landmarks: float32 `(n, 68, 2)` in frame px, interpolated
-    where no face was found. side_px: float32 `(n,)`, the longer side of the crop in the frame. scale_locked: whether
-    all frames of each scene have one size. tracked: share of the frames whose motion was joined in. scenes: between
-    cuts.
+    """The crops of a video.
+
+    transforms: float32 `(n, 2, 3)`, frame px → crop px. landmarks: float32 `(n, 68, 2)` in frame px, interpolated where
+    no face was found. side_px: float32 `(n,)`, the longer side of the crop in the frame. scale_locked: whether all
+    frames of each scene have one size. tracked: share of the frames whose motion was used. scenes: between cuts.
     """
 
     transforms: Float32
@@ -111,15 +114,16 @@ def musetalk_box(
     extra_margin: int = 10,
     detected_box: tuple[float, float, float, float] | None = None,
 ) -> tuple[int, int, int, int]:
-    """MuseTalk v1.5's face box `(x1, y1, x2, y2)` in whole frame px.
+    """Return MuseTalk v1.5's face box `(x1, y1, x2, y2)` in whole frame px.
 
-    Landmark 29, moved down by `bbox_shift`, is the middle; the lowest landmark is the lower edge, as much lies above,
-    up to the frame's top; the sides are the outermost landmarks; `extra_margin` px are added below, up to the frame's
-    edge (v1.0 adds none: give 0). Landmarks are cut to whole numbers first. As upstream, x2 may lie outside the frame.
-    A box that is empty or starts left of the frame gives way to `detected_box`, the detector's own (without one, to the
-    landmarks' bounds within the frame), with the same margin. Raises NoFaceError if nothing is left.
+    Landmark 29, moved down by `bbox_shift`, is the centre. The lowest landmark is the lower edge, and the upper edge is
+    as far above the centre, but inside the frame. The sides are the outermost landmarks. `extra_margin` px are added
+    below, up to the frame's edge (v1.0 adds none: use 0). Landmarks are truncated to integers first. As in MuseTalk, x2
+    may lie outside the frame. A box that is empty or starts left of the frame is replaced by `detected_box` (the
+    detector's; without one, the landmarks' bounds within the frame), with the same margin. Raises NoFaceError if that
+    is empty, too.
     """
-    points = np.asarray(landmarks68).astype(np.int32)  # cut towards zero; a copy
+    points = np.asarray(landmarks68).astype(np.int32)  # truncated towards zero; a copy
     assert points.shape == (68, 2), points.shape
     points[NOSE_HALF, 1] += bbox_shift
     middle, lowest = int(points[NOSE_HALF, 1]), int(points[:, 1].max())
@@ -128,12 +132,15 @@ def musetalk_box(
         bounds = (*points.min(0), *points.max(0)) if detected_box is None else detected_box
         x1, y1, x2, y2 = (max(0, int(edge)) for edge in bounds)
         if y2 <= y1 or x2 <= x1:
-            raise NoFaceError("The face lies outside the frame.", "Use a video that shows the whole face.")
+            raise NoFaceError("The face is outside the frame.", "Use a video that shows the whole face.")
     return x1, y1, x2, min(y2 + extra_margin, frame_height)
 
 
 def shift_range(landmarks: Float32, has_face: Bool) -> tuple[int, int]:
-    """The sensible range of bbox_shift in px, as MuseTalk prints it: -(29 → 30) to +(28 → 29), means over frames."""
+    """Return the useful range of bbox_shift in px, as MuseTalk prints it.
+
+    From -(distance of landmarks 29 and 30) to +(distance of 28 and 29), means over the frames with a face.
+    """
     heights = landmarks[has_face].astype(np.int32)[:, (NOSE_UPPER, NOSE_HALF, NOSE_TIP), 1]
     return -int((heights[:, 2] - heights[:, 1]).mean()), int((heights[:, 1] - heights[:, 0]).mean())
 
@@ -147,21 +154,21 @@ def crop_transforms(
     cuts: Sequence[int] = (),
     upright: bool = False,
 ) -> CropTrack:
-    """One smooth similarity transform a frame, sub-pixel, from landmarks `(n, 68, 2)` in frame px.
+    """Compute one smooth sub-pixel similarity transform per frame from landmarks `(n, 68, 2)` in frame px.
 
-    Where `has_face` is False the landmarks are ignored and everything is interpolated. motions: of FaceFlow, one a
-    frame, or none at all. cuts: frames that begin a scene; nothing is smoothed across. upright: crops do not turn with
-    the head. With `shape="box"` the transform also stretches. Raises NoFaceError when no frame, or too few, show a
-    face.
+    Where `has_face` is False, the landmarks are ignored and the transform is interpolated. motions: of FaceFlow, one
+    per frame, or empty. cuts: frames that begin a scene; nothing is smoothed across them. upright: crops do not rotate
+    with the head. With `shape="box"` the transform also stretches. Raises NoFaceError when no frame, or too few frames,
+    show a face.
     """
     options = options or TrackOptions()
     n, scenes = len(landmarks), scenes_of(cuts, len(landmarks))
     _check_faces(has_face, options.max_missing)
-    # 1. poses of the head, and its shape at rest in upright head coordinates, measured in frame px
+    # 1. the head's poses, and its shape at rest in upright head coordinates (frame px)
     points, times = landmarks.astype(np.float64), np.flatnonzero(has_face)
     shape, poses = _align(points[has_face])
     middle, size = _rest_box(shape, options)
-    # 2. what is left of each frame: angle, log of the scale, and where the middle of the crop lies
+    # 2. per frame: angle, log of the scale, and the position of the crop's centre
     centre = poses[:, 0] * complex(*middle) + poses[:, 1]
     rows = np.stack([np.unwrap(np.angle(poses[:, 0])), np.log(np.abs(poses[:, 0])), centre.real, centre.imag], 1)
     seen, tracked = _interpolate(rows, times, n, scenes), 0.0
@@ -169,7 +176,7 @@ def crop_transforms(
         how, tracked = options.smoother(0.0), tracked_share(motions, has_face)
         seen = fused(seen, motions, has_face, scenes, how.causal)
         seen = _interpolate(seen[has_face], times, n, scenes)
-    # 3. smooth, all in px at the crop's edge, and one size a scene, unless the head comes closer
+    # 3. smooth, with all columns in px at the crop's edge; one size per scene, unless the head comes closer
     lever = np.array([1, 1, 0, 0]) * float(size.max() / 2 * np.median(np.abs(poses[:, 0]))) + [0, 0, 1, 1]
     weights, how = np.where(has_face, 1.0, GAP_WEIGHT), options.smoother(tracked)
     series = smooth_scenes(seen * lever, weights, scenes, fps, how, white_noise(seen * lever, scenes)) / lever
@@ -193,12 +200,12 @@ def _check_faces(has_face: Bool, max_missing: float) -> None:
     if missing > max_missing * n:
         raise NoFaceError(
             f"{missing} of {n} frames show no face; at most {max_missing:.0%} may.",
-            "Cut the video to where the face is seen.",
+            "Cut the video to the part that shows the face.",
         )
 
 
 def _lock_scale(series: Float64, seen: Float64, has_face: Bool, scenes: Sequence[slice], options: TrackOptions) -> bool:
-    """Give every scene one size in `series`, where its head does not come closer. Returns whether all have."""
+    """Give each scene of `series` one size, unless its head comes closer. Returns whether all scenes have one."""
     all_locked = True
     for scene in scenes:
         if np.ptp(series[scene, 1]) >= 2 * LOCK_RANGE:
@@ -210,21 +217,21 @@ def _lock_scale(series: Float64, seen: Float64, has_face: Bool, scenes: Sequence
 
 
 def _align(points: Float64) -> tuple[Float64, npt.NDArray[np.complex128]]:
-    """Generalised Procrustes over the rigid points of `(m, 68, 2)`, as complex numbers (turn and scale = one factor).
+    """Generalised Procrustes analysis over the rigid points of `(m, 68, 2)`, as complex numbers.
 
-    Returns the head's mean shape `(68, 2)`, upright, in frame px of the median size, its chin at rest, and poses
+    Returns the head's mean shape `(68, 2)`, upright, in frame px at the median size, with its chin at rest; and poses
     `(m, 2)`: frame = poses[:, 0] · shape + poses[:, 1].
     """
-    z = points[..., 0] + 1j * points[..., 1]  # (m, 68)
+    z = as_complex(points)  # (m, 68)
     rigid = np.array(RIGID)
     shape = z[0] - z[0, rigid].mean()
     for _ in range(ALIGN_ROUNDS):
-        poses = _poses(shape[rigid], z[:, rigid])
+        poses = np.stack(fit_similarity(shape[rigid], z[:, rigid]), 1)
         upright = (z - poses[:, 1:]) / poses[:, :1]  # (m, 68)
         shape = np.median(upright.real, axis=0) + 1j * np.median(upright.imag, axis=0)
         across = shape[list(LEFT_EYE)].mean() - shape[list(RIGHT_EYE)].mean()
         shape = (shape - shape[rigid].mean()) / (across / abs(across)) * np.median(np.abs(poses[:, 0]))
-    poses = _poses(shape[rigid], z[:, rigid])
+    poses = np.stack(fit_similarity(shape[rigid], z[:, rigid]), 1)
     upright = (z - poses[:, 1:]) / poses[:, :1]
     lowest = np.percentile(upright.imag.max(axis=1), REST_PERCENTILE)
     at_rest = np.stack([shape.real, np.minimum(shape.imag, lowest)], 1)
@@ -232,19 +239,12 @@ def _align(points: Float64) -> tuple[Float64, npt.NDArray[np.complex128]]:
     return at_rest, poses
 
 
-def _poses(shape: npt.NDArray[np.complex128], z: npt.NDArray[np.complex128]) -> npt.NDArray[np.complex128]:
-    """Least-squares similarity from `shape` (p,) to each of `z` (m, p): factor and shift, `(m, 2)`."""
-    mean, means = shape.mean(), z.mean(1)
-    factor = ((shape - mean).conj() * (z - means[:, None])).sum(1) / (np.abs(shape - mean) ** 2).sum()
-    return np.stack([factor, means - factor * mean], 1)
-
-
 def _rest_box(shape: Float64, options: TrackOptions) -> tuple[Float64, Float64]:
-    """Middle and size (width, height) of the crop in upright head coordinates, by MuseTalk's rule, sub-pixel."""
+    """Centre and size (width, height) of the crop in upright head coordinates, by MuseTalk's rule, sub-pixel."""
     centre_y = shape[NOSE_HALF, 1] + options.bbox_shift
     lowest, left, right = shape[:, 1].max(), shape[:, 0].min(), shape[:, 0].max()
     if lowest - centre_y < 1 or right - left < 1:
-        raise NoFaceError("bbox_shift moves the box off the face.", "Use a bbox_shift nearer to 0.")
+        raise NoFaceError(f"bbox_shift {options.bbox_shift} moves the box off the face.", "Use a value nearer to 0.")
     top, bottom = 2 * centre_y - lowest, lowest + options.extra_margin
     middle = np.array([(left + right) / 2, (top + bottom) / 2])
     size = np.array([right - left, bottom - top])
@@ -252,7 +252,7 @@ def _rest_box(shape: Float64, options: TrackOptions) -> tuple[Float64, Float64]:
 
 
 def _transforms(angle: Float64, centre: Float64, size: Float64) -> Float32:
-    """Crops with that centre `(n, 2)` and size `(n, 2)`, turned by `angle` (n,): `(n, 2, 3)`, frame px → crop px."""
+    """Transforms `(n, 2, 3)`, frame px → crop px, of crops with centre and size `(n, 2)`, rotated by `angle` (n,)."""
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], 1)  # (n, 2, 2)
     linear = turn * (CROP_PX / size)[:, :, None]
@@ -261,16 +261,16 @@ def _transforms(angle: Float64, centre: Float64, size: Float64) -> Float32:
 
 
 def _interpolate(seen: Float64, times: npt.NDArray[np.int64], n: int, scenes: Sequence[slice]) -> Float64:
-    """Rows `(m, c)` that were seen at `times` (m,) → rows `(n, c)`: linear between, constant to the ends of a scene."""
+    """Rows `(m, c)` known at `times` (m,) → rows `(n, c)`: linear between them, constant to the ends of a scene."""
     out = np.empty((n, seen.shape[1]))
     for scene in scenes:
         here = (times >= scene.start) & (times < scene.stop)
-        known = here if here.any() else np.ones(len(times), bool)  # a scene without a face lies between its neighbours
+        known = here if here.any() else np.ones(len(times), bool)  # a scene without a face: from its neighbours
         for column in range(seen.shape[1]):
             out[scene, column] = np.interp(np.arange(scene.start, scene.stop), times[known], seen[known, column])
     return out
 
 
 def landmarks_in_crop(track: CropTrack) -> Float32:
-    """The landmarks in crop px, `(n, 68, 2)`."""
+    """Return the landmarks in crop px, `(n, 68, 2)`."""
     return cast(Float32, apply(track.transforms, track.landmarks).astype(np.float32))

@@ -1,4 +1,4 @@
-"""By how much sound and lips are apart, and how loud speech should be where. Knows no pictures."""
+"""Measures the offset between sound and lips, and predicts the loudness of speech from its phonemes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from models.types import Float32, Phoneme
 
 Float64 = npt.NDArray[np.float64]
 
-STEP_HZ = 100  # of the curves that sound is located by
-SEARCH_S = 0.6  # how far sound may lie from where it was planned
-LIPS_REACH_S = 0.4  # how far lips may lie from the sound
+STEP_HZ = 100  # sample rate of the loudness curves
+SEARCH_S = 0.6  # largest delay of the sound that is searched
+LIPS_REACH_S = 0.4  # largest offset of the lips that is searched
 VOWELS, SONORANTS, FRICATIVES = "aeiouyɑɐɒæɛɪɔʊʌəɚɜ", "mnŋlɹrjwɾ", "fvszʃʒθðh"
-SONORITY_DB = {VOWELS: -20.0, SONORANTS: -26.0, FRICATIVES: -36.0}  # a stop has -44, silence -70
+SONORITY_DB = {VOWELS: -20.0, SONORANTS: -26.0, FRICATIVES: -36.0}  # typical levels below full scale
 STOP_DB, SILENCE_DB = -44.0, -70.0
-SURE_BY_PHONEMES, SURE_BY_LOUDNESS = 0.5, 0.2  # best correlation below which no offset can be told
+MIN_R_PHONEMES, MIN_R_LOUDNESS = 0.5, 0.2  # best correlation below which the offset is not reliable
 
 
 @dataclass(frozen=True, slots=True)
 class SoundOffset:
-    """frames: by how many frames the sound comes late against the lips (below 0: early). lips: how they follow what is
-    said. sure: whether lips follow well enough to tell."""
+    """frames: delay of the sound behind the lips in frames; negative: the sound is early. lips: correlation of the lips
+    with the speech. sure: whether the correlation is high enough for a reliable offset."""
 
     frames: float
     lips: LagCorrelation
@@ -35,9 +35,9 @@ class SoundOffset:
 
 
 def planned_levels_db(phonemes: Sequence[Phoneme], seconds: float) -> Float64:
-    """How loud speech should be, at STEP_HZ, from its phonemes: vowels loud, stops soft, pauses silent.
+    """Predict the loudness of speech in dB at STEP_HZ from its phonemes: vowels loud, stops soft, pauses silent.
 
-    Averaged over the window that `levels_db` hears with, so that both smear alike.
+    Averaged over the same window as in `levels_db`, so that both curves have the same time resolution.
     """
     levels = np.full(int(seconds * STEP_HZ), SILENCE_DB)
     for phoneme in phonemes:
@@ -50,7 +50,7 @@ def planned_levels_db(phonemes: Sequence[Phoneme], seconds: float) -> Float64:
 
 
 def sound_delay_s(phonemes: Sequence[Phoneme], samples: Float32, sample_rate_hz: int) -> float:
-    """By how much the sound comes later than its phonemes say, in seconds; 0 for a clip that is too short to tell."""
+    """Return the delay of the sound behind its phonemes' times in seconds; 0 for a clip that is too short."""
     seconds = len(samples) / sample_rate_hz
     planned = planned_levels_db(phonemes, seconds)
     heard = np.maximum(levels_db(samples, sample_rate_hz, STEP_HZ, len(planned)), SILENCE_DB)
@@ -61,17 +61,23 @@ def sound_delay_s(phonemes: Sequence[Phoneme], samples: Float32, sample_rate_hz:
 
 
 def offset_by_phonemes(expected: Float64, gap: Float64, delay_s: float, fps: float) -> SoundOffset:
-    """expected: how lips should open `(n,)`, from phonemes; gap: how they do. delay_s: of the sound, see above."""
+    """Measure the offset where phonemes are known.
+
+    expected: the lips' opening `(n,)` predicted from the phonemes. gap: the measured one. delay_s: see `sound_delay_s`.
+    """
     lips = correlate_lags(expected, gap, lag_reach(len(gap), fps))
-    return SoundOffset(delay_s * fps - lips.lag, lips, lips.best_r >= SURE_BY_PHONEMES)
+    return SoundOffset(delay_s * fps - lips.lag, lips, lips.best_r >= MIN_R_PHONEMES)
 
 
 def offset_by_loudness(levels: Float64, gap: Float64, fps: float) -> SoundOffset:
-    """levels: of the sound at each frame, dB `(n,)`. Where phonemes are not known: lips open wider for louder sound."""
+    """Measure the offset where phonemes are not known, assuming that lips open wider for louder sound.
+
+    levels: of the sound at each frame, dB `(n,)`. gap: the lips' opening `(n,)`.
+    """
     lips = correlate_lags(np.maximum(levels, SILENCE_DB), gap, lag_reach(len(gap), fps))
-    return SoundOffset(-lips.lag, lips, lips.best_r >= SURE_BY_LOUDNESS)
+    return SoundOffset(-lips.lag, lips, lips.best_r >= MIN_R_LOUDNESS)
 
 
 def lag_reach(frames: int, fps: float) -> int:
-    """How many frames lips are looked for to either side of the sound."""
+    """Return the largest offset of the lips, in frames to either side, that is searched."""
     return max(1, min(round(LIPS_REACH_S * fps), (frames - 1) // 5))

@@ -1,4 +1,4 @@
-"""How much a region changes from frame to frame: first and second differences of its grey levels."""
+"""Measures how much a region changes from frame to frame: first and second differences of its grey levels."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from models.types import UInt8
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
-FLOOR = 0.05  # grey levels, far below what H.264 leaves: keeps the ratio of two still pictures at 1
+FLOOR = 0.05  # grey levels, far below H.264's noise: keeps the ratio of two still pictures at 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flicker:
-    """Mean absolute differences in grey levels. first: `(n - 1,)`, of each frame to the next. second: `(n - 2,)`, of
-    each frame to the mean of its neighbours, times two: steady change counts nothing."""
+    """Mean absolute differences in grey levels.
+
+    first: `(n - 1,)`, of each frame to the next. second: `(n - 2,)`, second differences: a steady change counts 0.
+    """
 
     first: Float64
     second: Float64
 
 
 def greys(crops: UInt8) -> npt.NDArray[np.int16]:
-    """RGB uint8 `(n, h, w, 3)` → grey levels int16 `(n, h, w)`, which can be subtracted."""
+    """Convert RGB uint8 `(n, h, w, 3)` to grey levels int16 `(n, h, w)`, which can be subtracted."""
     return np.stack([cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) for crop in crops]).astype(np.int16)
 
 
 def flicker(grey: npt.NDArray[np.int16], region: Bool) -> Flicker:
-    """Of a region `(h, w)` of grey crops `(n, h, w)`; zeros where it is empty."""
+    """Measure a region `(h, w)` of grey crops `(n, h, w)`; zeros for an empty region."""
     inside = grey[:, region]  # (n, m)
     if not inside.size:
         return Flicker(np.zeros(max(0, len(grey) - 1)), np.zeros(max(0, len(grey) - 2)))
@@ -40,10 +42,5 @@ def flicker(grey: npt.NDArray[np.int16], region: Bool) -> Flicker:
 
 
 def ratio(made: Float64, source: Float64) -> float:
-    """Mean of the one over mean of the other."""
+    """Return the mean of `made` over the mean of `source`; 1 where either is empty."""
     return float((made.mean() + FLOOR) / (source.mean() + FLOOR)) if len(made) and len(source) else 1.0
-
-
-def over(made: Float64, source: Float64) -> Float64:
-    """Frame by frame, by how much the one exceeds the other: where a flicker is worst."""
-    return made - source

@@ -1,4 +1,4 @@
-"""Frames that stand still or come twice though nobody planned it. Knows no avatars."""
+"""Finds frames that are repeated or stand still without being planned."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
-SAME_LEVELS = 0.03  # mean grey levels under which two frames are one, whatever the clip: coded noise is more
-SAME_SHARE = 0.1  # of the clip's median change: H.264 goes on refining a picture that stands still
-OWN_SHARE = 0.6  # of the change that the source itself has there, where that is known
-FROZEN_S = 0.12  # repeats that last so long are seen as a freeze
+SAME_LEVELS = 0.03  # mean grey levels of change below which two frames are equal in any clip: coding noise is larger
+SAME_SHARE = 0.1  # of the clip's median change, below which too: H.264 keeps refining a still picture
+OWN_SHARE = 0.6  # of the source's own change at the same frames, where known, below which too
+FROZEN_S = 0.12  # repeats that last this long are visible as a freeze
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Freezes:
-    """repeats: bool `(n,)`, frames that repeat the one before. longest: of the longest freeze, in frames; 0 without
-    one. at: the frame with which it begins."""
+    """repeats: bool `(n,)`, frames that repeat the one before. longest: length of the longest freeze in frames, 0
+    without one. at: the frame where it begins."""
 
     repeats: Bool
     longest: int
@@ -33,9 +33,11 @@ def find_freezes(
     lasting: npt.NDArray[np.int64] | None = None,
     own: Float64 | None = None,
 ) -> Freezes:
-    """change: mean grey levels from each frame to the next, `(n - 1,)`. planned: bool `(n,)`, frames that are meant to
-    repeat the one before. lasting: how many frames' time each frame is on the screen, `(n,)`; one each by default.
-    own: the change of the source's own frames, coded alike, `(n - 1,)`.
+    """Find unplanned repeats and the longest freeze.
+
+    change: mean difference of each frame to the next in grey levels, `(n - 1,)`. planned: bool `(n,)`, frames that are
+    meant to repeat the one before. lasting: display time of each frame in frames, `(n,)`; 1 by default. own: the change
+    of the source's own frames, encoded the same way, `(n - 1,)`.
     """
     n = len(change) + 1
     expected = np.full(n - 1, np.median(change) * SAME_SHARE) if own is None else OWN_SHARE * own

@@ -1,4 +1,4 @@
-"""Reads mouths from pictures with FaceMesh, and compares how they open with how they should."""
+"""Measures mouths in pictures with FaceMesh, and correlates their opening with the expected one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from models.types import UInt8
 
 Float64 = npt.NDArray[np.float64]
 
-INNER_LIPS = ((13, 14), (82, 87), (312, 317))  # FaceMesh points above and below each other, middle and either side
+INNER_LIPS = ((13, 14), (82, 87), (312, 317))  # pairs of FaceMesh points, upper and lower: middle, and to either side
 CORNERS = (61, 291)
 OUTER_EYES = (33, 263)  # their distance is the unit: it does not depend on the jaw
-EDGE_FRAMES = 4  # left out at either end of a clip when lags are compared: so far a lag may reach
+MAX_LAG_FRAMES = 4  # default of the largest lag; as many frames at both ends of a clip are not compared
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LipMeasures:
-    """What FaceMesh sees of a clip: inner-lip gap and mouth width of each frame, `(n,)`, over the eyes' distance."""
+    """Inner-lip gap and mouth width of each frame of a clip, `(n,)`, relative to the eyes' distance."""
 
     gap: Float64
     width: Float64
@@ -31,9 +31,10 @@ class LipMeasures:
 
 @dataclass(frozen=True, slots=True)
 class LagCorrelation:
-    """How one curve follows another: Pearson's r as they are, the best r, and the lag of that, whole frames, late > 0.
+    """The correlation of a measured curve with the expected one.
 
-    lag: of the parabola through the best r and its neighbours, in frames.
+    r: Pearson's r without a lag. best_r: the highest r of all lags. best_lag: its lag in whole frames; positive: the
+    measured curve is late. lag: sub-frame lag, by a parabola through the best r and its neighbours.
     """
 
     r: float
@@ -43,28 +44,30 @@ class LagCorrelation:
 
 
 class LipReader:
-    """FaceMesh on frames of one avatar. The crop that it reads from is that of the avatar's own frame, for source and
-    result alike, so that both are read at the same place."""
+    """Reads lips in frames of one avatar with FaceMesh.
+
+    The mesh's input square is that of the avatar's own frame, for both source and result, so both are measured alike.
+    """
 
     def __init__(self) -> None:
         self._mesh = BlazeMesh()
         self._places: dict[int, Face] = {}
 
     def place(self, index: int, source: UInt8) -> Face:
-        """The face in the avatar's frame `index`."""
+        """Return the face in the avatar's frame `index`, which is `source`."""
         if index not in self._places:
-            # without its look: what is shown there in a result is to be read, however different it looks
+            # Without its appearance: the face in a result is measured even if it looks different.
             self._places[index] = replace(self._mesh.detect(source)[0], appearance=None)
         return self._places[index]
 
     def read(self, frames: UInt8, places: Sequence[Face]) -> LipMeasures:
-        """Frames `(n, h, w, 3)` and where their faces are."""
+        """Measure the lips in frames `(n, h, w, 3)`; places: their faces in the source."""
         meshes = [self._mesh.detect(frame, near=place)[0].mesh for frame, place in zip(frames, places, strict=True)]
         return lip_measures(np.stack(meshes))
 
 
 def lip_measures(meshes: npt.NDArray[Any]) -> LipMeasures:
-    """The mouth in meshes `(n, 468, 2)`; NaN where a mesh is NaN."""
+    """Measure the lips in meshes `(n, 468, 2)`; NaN where a mesh is NaN."""
     eyes = _distance(meshes, OUTER_EYES)
     gap = np.mean([_distance(meshes, pair) for pair in INNER_LIPS], axis=0) / eyes
     return LipMeasures(gap, _distance(meshes, CORNERS) / eyes)
@@ -77,16 +80,16 @@ def _distance(meshes: npt.NDArray[Any], pair: tuple[int, int]) -> Float64:
 
 
 def pearson(a: Float64, b: Float64) -> float:
-    """Pearson's r; 0 where one of them does not move at all."""
+    """Return Pearson's r; 0 where either curve is constant."""
     if a.std() < 1e-12 or b.std() < 1e-12:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def correlate_lags(expected: Float64, seen: Float64, reach: int = EDGE_FRAMES) -> LagCorrelation:
-    """How `seen` (n,) follows `expected` (n,), at lags up to `reach` frames to either side. NaN in `seen` is left out.
+def correlate_lags(expected: Float64, seen: Float64, reach: int = MAX_LAG_FRAMES) -> LagCorrelation:
+    """Correlate `seen` (n,) with `expected` (n,) at lags up to `reach` frames to either side.
 
-    All lags are compared over the same frames of `expected`. n must exceed 4 · reach.
+    NaN in `seen` is interpolated. All lags use the same frames of `expected`. n must be larger than 4 · reach.
     """
     assert len(expected) == len(seen) and len(seen) > 4 * reach, (len(expected), len(seen), reach)
     filled = fill(seen)
@@ -103,7 +106,7 @@ def _lagged(expected: Float64, seen: Float64, reach: int) -> Callable[[int], flo
 
 
 def _vertex(curve: Sequence[float], at: int) -> float:
-    """Where a parabola through three points has its top, from `at`; 0 at an end."""
+    """Position of the maximum of the parabola through three points, relative to `at`; 0 at an end."""
     if not 0 < at < len(curve) - 1:
         return 0.0
     left, middle, right = curve[at - 1 : at + 2]
@@ -112,7 +115,7 @@ def _vertex(curve: Sequence[float], at: int) -> float:
 
 
 def fill(values: Float64) -> Float64:
-    """Values `(n,)` with NaN replaced by what lies between its neighbours; zeros where nothing was seen."""
+    """Return values `(n,)` with NaN interpolated from its neighbours; zeros if all are NaN."""
     seen = np.flatnonzero(~np.isnan(values))
     if not len(seen):
         return np.zeros_like(values)

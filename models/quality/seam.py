@@ -1,4 +1,4 @@
-"""Whether a paste shows at its edge: the step in colour across the mask's outline. Knows no avatars and no blends."""
+"""Measures whether a paste is visible: the colour step across the mask's edge, and the sharpness inside and outside."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from models.quality.flicker import FLOOR
 from models.types import Float32, UInt8
 
-SEAM_PX = 3.0  # from the mask's edge to either side
-DETAIL_SIGMA_PX = 1.5  # finer than this is detail
+SEAM_PX = 3.0  # distance from the mask's edge at which both sides are compared
+DETAIL_SIGMA_PX = 1.5  # a Gaussian blur of this deviation removes what counts as detail
 
 
 def edge_of(weights: UInt8) -> tuple[Float32, Float32]:
-    """The outline of paste weights uint8 `(h, w)` at one half: points `(m, 2)` as x, y, and unit normals inwards."""
+    """Return the contour of paste weights uint8 `(h, w)` at 1/2: points `(m, 2)` as x, y, and inward unit normals."""
     contours, _ = cv2.findContours((weights >= 128).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:
         return np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)
@@ -29,15 +29,15 @@ def edge_of(weights: UInt8) -> tuple[Float32, Float32]:
 
 
 def steps_along(image: UInt8, edge: Float32, normal: Float32) -> Float32:
-    """ΔE (CIE 1976) between both sides of each point of an outline, `(m,)`, in an RGB picture uint8 `(h, w, 3)`."""
+    """Return ΔE (CIE 1976) between both sides of each point of a contour, `(m,)`, in an RGB picture `(h, w, 3)`."""
     inside, outside = (_lab_at(image, edge + side * SEAM_PX * normal) for side in (1, -1))
     return cast(Float32, np.linalg.norm(inside - outside, axis=-1))
 
 
 def seam_delta_e(source: UInt8, composed: UInt8, weights: UInt8) -> float:
-    """Mean ΔE across the edge of paste weights in the composed picture, less that of the source's own picture.
+    """Return the mean ΔE across the mask's edge in the composed picture, minus that in the source picture.
 
-    All of one height and width: pictures RGB uint8 `(h, w, 3)`, weights uint8 `(h, w)`. 0 where the mask is empty.
+    Pictures: RGB uint8 `(h, w, 3)`; weights: uint8 `(h, w)`. 0 for an empty mask.
     """
     edge, normal = edge_of(weights)
     if not len(edge):
@@ -46,14 +46,14 @@ def seam_delta_e(source: UInt8, composed: UInt8, weights: UInt8) -> float:
 
 
 def detail(image: UInt8, region: npt.NDArray[np.bool_]) -> float:
-    """Mean absolute fine detail inside `region` (h, w) of an RGB picture uint8 `(h, w, 3)`, in grey levels."""
+    """Return the mean absolute detail in `region` (h, w) of an RGB picture uint8 `(h, w, 3)`, in grey levels."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     fine = np.abs(grey - cv2.GaussianBlur(grey, (0, 0), DETAIL_SIGMA_PX))
     return float(fine[region].mean()) if region.any() else 0.0
 
 
 def sharpness_ratio(image: UInt8, inner: npt.NDArray[np.bool_], outer: npt.NDArray[np.bool_]) -> float:
-    """Detail inside `inner` over detail inside `outer`. What is right for a face is its source's own ratio."""
+    """Return the detail in `inner` over the detail in `outer`; to be compared with the source's own ratio."""
     return (detail(image, inner) + FLOOR) / (detail(image, outer) + FLOOR)
 
 

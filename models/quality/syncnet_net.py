@@ -1,8 +1,8 @@
-"""StableSyncNet's two encoders, key for key as LatentSync's checkpoints. Knows no files, faces or speech.
+"""StableSyncNet's two encoders, with the keys of LatentSync's checkpoints.
 
 Li et al. 2024 (ByteDance/LatentSync: latentsync/models/stable_syncnet.py; configs/syncnet/syncnet_16_pixel.yaml, and
-syncnet_16_pixel_attn.yaml with attention): one encoder for 16 lower faces, one for the 52 mel frames under them. Equal
-vectors mean that lips and speech belong together.
+syncnet_16_pixel_attn.yaml with attention): one encoder for 16 lower faces, one for the 52 mel frames at the same time.
+Similar vectors mean that lips and speech match.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Stride = tuple[int, int]  # rows, columns
 
 @dataclass(frozen=True, slots=True)
 class EncoderLayout:
-    """channels_in: of the input. strides, channels, attention: of each block, and whether attention follows it."""
+    """channels_in: of the input. strides, channels: per block. attention: per block, whether attention follows it."""
 
     channels_in: int
     strides: tuple[Stride, ...]
@@ -47,7 +47,7 @@ AUDIO = EncoderLayout(
 
 
 def layout_of(state: Mapping[str, Any], prefix: str, known: EncoderLayout) -> EncoderLayout:
-    """`known` with the widths and the attention of a checkpoint's encoder; as it is where the depth is another."""
+    """Return `known` with the widths and the attention of a checkpoint's encoder; unchanged if the depth differs."""
     channels: list[int] = []
     attention: list[bool] = []
     while True:
@@ -65,7 +65,7 @@ def layout_of(state: Mapping[str, Any], prefix: str, known: EncoderLayout) -> En
 
 
 class ResnetBlock(nn.Module):  # type: ignore[misc]
-    """Two normalised convolutions beside a shortcut, then a strided one."""
+    """Two normalised convolutions with a shortcut, then a strided convolution."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: Stride) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ResnetBlock(nn.Module):  # type: ignore[misc]
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
         self.downsample_conv = nn.Conv2d(channels_out, channels_out, 3, stride) if stride != (1, 1) else None
-        rows, columns = ((1, 1) if step == 1 else (0, 1) for step in stride)  # a halved axis is padded at its end alone
+        rows, columns = ((1, 1) if step == 1 else (0, 1) for step in stride)  # a strided axis: padded only at its end
         self.pad = (*columns, *rows)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ class ResnetBlock(nn.Module):  # type: ignore[misc]
 
 
 class Attention(nn.Module):  # type: ignore[misc]
-    """Self-attention with eight heads over `(n, places, channels)`."""
+    """Self-attention with eight heads over `(n, positions, channels)`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Attention(nn.Module):  # type: ignore[misc]
 
 
 class GatedGelu(nn.Module):  # type: ignore[misc]
-    """Projects to twice the width; one half gates the other (Shazeer 2020)."""
+    """GEGLU: projects to twice the width; one half gates the other (Shazeer 2020)."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class GatedGelu(nn.Module):  # type: ignore[misc]
 
 
 class FeedForward(nn.Module):  # type: ignore[misc]
-    """diffusers' feed-forward: `net.0.proj`, a dropout that is nothing here, `net.2`."""
+    """diffusers' feed-forward: `net.0.proj`, a dropout (here an identity), `net.2`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class FeedForward(nn.Module):  # type: ignore[misc]
 
 
 class AttentionBlock(nn.Module):  # type: ignore[misc]
-    """Attention and feed-forward over all places of `(n, channels, h, w)`, beside a shortcut."""
+    """Attention and feed-forward over all positions of `(n, channels, h, w)`, with a shortcut."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Encoder(nn.Module):  # type: ignore[misc]
 
 
 class StableSyncNet(nn.Module):  # type: ignore[misc]
-    """Both encoders. They are called apart, since an utterance has more stretches of sound than of pictures."""
+    """Both encoders. They are called separately, because a clip has more windows of sound than of pictures."""
 
     def __init__(self, visual: EncoderLayout = VISUAL, audio: EncoderLayout = AUDIO) -> None:
         super().__init__()

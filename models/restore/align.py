@@ -1,7 +1,7 @@
-"""Lays faces onto the FFHQ template and back, one warp each way. Knows no network and no detector.
+"""Lays faces onto the FFHQ template and back, with one warp each way.
 
-The template is that of facexlib's FaceRestoreHelper at 512 px, which GFPGAN, CodeFormer and RestoreFormer are run
-behind: eye centres, tip of the nose, corners of the mouth, image left first.
+The template is that of facexlib's FaceRestoreHelper at 512 px, which GFPGAN, CodeFormer and RestoreFormer expect: eye
+centres, tip of the nose, corners of the mouth, image left first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from models.avatar.smoothing import SMOOTH_S, smooth
 from models.avatar.track import GAP_WEIGHT
 from models.errors import InputError
-from models.geometry import apply, warp
+from models.geometry import apply, as_complex, fit_similarity, similarity_matrix, warp
 from models.types import CROP_PX, RESTORED_PX, Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]
@@ -31,12 +31,12 @@ FFHQ_512 = np.array(
         [313.08905, 371.15118],
     ]
 )
-OUTSIDE = (135, 133, 132)  # facexlib's grey where the template reaches beyond the picture
-EDGE_PX = 24  # of 512: the width over which a pasted square fades out
+OUTSIDE = (135, 133, 132)  # facexlib's grey, where the template reaches beyond the picture
+EDGE_PX = 24  # of 512: width over which a pasted square fades out
 
 
 def five_points(landmarks68: npt.NDArray[Any]) -> Float32:
-    """iBUG's `(…, 68, 2)` → the template's five points `(…, 5, 2)`: eye centres, nose tip, mouth corners."""
+    """Return the template's five points `(…, 5, 2)` of iBUG's `(…, 68, 2)`: eye centres, nose tip, mouth corners."""
     eyes = [landmarks68[..., first : first + 6, :].mean(-2) for first in (36, 42)]
     return np.stack([*eyes, *(landmarks68[..., k, :] for k in (30, 48, 54))], -2).astype(np.float32)
 
@@ -44,10 +44,10 @@ def five_points(landmarks68: npt.NDArray[Any]) -> Float32:
 def smoothed_points(
     landmarks68: npt.NDArray[Any], transforms: npt.NDArray[Any], has_face: npt.NDArray[np.bool_], fps: float
 ) -> Float32:
-    """Five points of every frame of a prepared avatar in px of its 256 px crops, `(n, 5, 2)`, smooth over time.
+    """Return the five points of every frame of a prepared avatar, `(n, 5, 2)` in px of its 256 px crops, smoothed.
 
-    landmarks68 `(n, 68, 2)` in frame px and transforms `(n, 2, 3)`, frame px → crop px. The transforms are smooth
-    already and landmarks are not, so the alignment would shiver where the crop does not.
+    landmarks68: `(n, 68, 2)` in frame px. transforms: `(n, 2, 3)`, frame px → crop px. The transforms are already
+    smooth over time and the landmarks are not: without smoothing, the alignment would tremble where the crop does not.
     """
     points = apply(np.asarray(transforms, np.float64), five_points(landmarks68))  # (n, 5, 2)
     weights = np.where(has_face, 1.0, GAP_WEIGHT)
@@ -56,20 +56,14 @@ def smoothed_points(
 
 
 def to_template(points: npt.NDArray[Any], side: int = RESTORED_PX) -> Float64:
-    """The least-squares similarity `(…, 2, 3)` that lays five points `(…, 5, 2)` onto the template of `side` px."""
+    """Return the least-squares similarity `(…, 2, 3)` from points `(…, 5, 2)` to the template of `side` px."""
     factor = side / RESTORED_PX
     target = FFHQ_512 * factor + (factor - 1) / 2  # pixel centres map as (x + 0.5) · factor − 0.5
-    z = points[..., 0].astype(np.float64) + 1j * points[..., 1]  # (…, 5)
-    goal = target[:, 0] + 1j * target[:, 1]
-    mean = z.mean(-1, keepdims=True)
-    turn = ((z - mean).conj() * (goal - goal.mean())).sum(-1) / (np.abs(z - mean) ** 2).sum(-1)
-    shift = goal.mean() - turn * mean[..., 0]
-    rows = [[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]]
-    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
+    return similarity_matrix(*fit_similarity(as_complex(points), as_complex(target)))
 
 
 def upsampled(transform: npt.NDArray[Any], factor: float) -> Float64:
-    """`transform` (2, 3), px → template px, as taken from a picture `factor` times as large."""
+    """Return `transform` (2, 3), px → template px, for a picture `factor` times as large."""
     result = np.asarray(transform, np.float64).copy()
     result[:, :2] /= factor
     result[:, 2] -= result[:, :2] @ np.full(2, (factor - 1) / 2)
@@ -77,7 +71,7 @@ def upsampled(transform: npt.NDArray[Any], factor: float) -> Float64:
 
 
 def composed(first: npt.NDArray[Any], then: npt.NDArray[Any]) -> Float64:
-    """The transform `(2, 3)` that applies `first` and then `then`."""
+    """Return the transform `(2, 3)` that applies `first` and then `then`."""
     linear = np.asarray(then, np.float64)[:, :2]
     both = linear @ np.asarray(first, np.float64)
     both[:, 2] += then[:, 2]
@@ -85,21 +79,21 @@ def composed(first: npt.NDArray[Any], then: npt.NDArray[Any]) -> Float64:
 
 
 def align(face: UInt8, transform: Float64, around: UInt8 | None = None) -> UInt8:
-    """The 512 px picture that `transform` (2, 3), face px → template px, cuts out of `face` `(s, s, 3)`.
+    """Warp `face` (s, s, 3) onto the template, `(512, 512, 3)`; `transform` (2, 3) is face px → template px.
 
-    around: `(512, 512, 3)`, what is seen where the template reaches beyond the face's picture; None is facexlib's grey.
+    around: `(512, 512, 3)`, the picture where the template reaches beyond the face's; None is facexlib's grey.
     """
     size = (RESTORED_PX, RESTORED_PX)
     grey = np.full((*size, 3), OUTSIDE, np.uint8)
-    # a soft edge towards what is around, which shows the same place; a hard one towards grey, which does not
+    # A soft edge towards `around`, which continues the face; a hard edge towards grey, which does not.
     covered = np.ones(face.shape[:2], np.float32) if around is None else soft_square(face.shape[0])
     inside = cv2.warpAffine(covered, transform, size)
     under = grey if around is None else around
-    return cast(UInt8, cv2.blendLinear(_laid(face, transform), under, inside, 1 - inside))
+    return cast(UInt8, cv2.blendLinear(_warped(face, transform), under, inside, 1 - inside))
 
 
-def _laid(face: UInt8, transform: Float64) -> UInt8:
-    """Cubic where the face grows, as it nearly always does; otherwise sampled so that nothing aliases."""
+def _warped(face: UInt8, transform: Float64) -> UInt8:
+    """Cubic interpolation where the face is enlarged, as it nearly always is; otherwise without aliasing."""
     if np.linalg.det(transform[:, :2]) < 1:
         return warp(face, transform, RESTORED_PX)
     size = (RESTORED_PX, RESTORED_PX)
@@ -107,12 +101,12 @@ def _laid(face: UInt8, transform: Float64) -> UInt8:
 
 
 def paste_aligned(under: UInt8, aligned: UInt8, transform: Float64, strength: float) -> UInt8:
-    """`aligned` (512, 512, 3) laid back over `under` (512, 512, 3), with a soft edge; `strength` 0 to 1 weighs it.
+    """Paste `aligned` (512, 512, 3) over `under` (512, 512, 3) with a soft edge and the weight `strength`, 0 to 1.
 
-    transform: px of `under` → template px. Both squares fade at their borders, so that neither shows.
+    transform: px of `under` → template px. Both squares fade at their borders, so that no edge is visible.
     """
     size, back = (RESTORED_PX, RESTORED_PX), cv2.WARP_INVERSE_MAP
-    # WARP_INVERSE_MAP takes the transform from the result's px to the source's: here under → template
+    # WARP_INVERSE_MAP takes the transform from the result's px to the source's: here under → template.
     over = cv2.warpAffine(aligned, transform, size, flags=cv2.INTER_CUBIC | back, borderMode=cv2.BORDER_REPLICATE)
     share = cv2.warpAffine(soft_square(), transform, size, flags=cv2.INTER_LINEAR | back)
     share = share * soft_square() * np.float32(strength)
@@ -121,7 +115,7 @@ def paste_aligned(under: UInt8, aligned: UInt8, transform: Float64, strength: fl
 
 @cache
 def soft_square(side: int = RESTORED_PX, edge: float = EDGE_PX) -> Float32:
-    """Weights `(side, side)` that rise from 0 at the border to 1 within `edge` px of a 512 px square, smoothly."""
+    """Return weights `(side, side)` that rise smoothly from 0 at the border to 1 within `edge` px (of 512)."""
     ramp = np.clip((np.minimum(np.arange(side), np.arange(side)[::-1])) / (edge * side / RESTORED_PX), 0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
     weights = np.minimum.outer(ramp, ramp).astype(np.float32)
@@ -137,11 +131,11 @@ def restore_aligned(
     batch: int,
     around: UInt8 | None = None,
 ) -> UInt8:
-    """What `restore` of an engine for aligned 512 px faces does: upsample, align, `run`, lay back.
+    """Implement `restore` for an engine that takes aligned 512 px faces: upsample, align, `run`, paste back.
 
     faces: RGB uint8 `(n, s, s, 3)`, s = 256 or 512. landmarks: `(n, 5, 2)` in px of `faces`; None: the faces fill the
-    template already. around: `(n, 512, 512, 3)`, see `align`. run: RGB uint8 `(m, 512, 512, 3)` → the same, with m at
-    most `batch`. Strength 0 is plain bicubic upsampling. Raises InputError for another shape, type or strength.
+    template already. around: `(n, 512, 512, 3)`, see `align`. run: RGB uint8 `(m, 512, 512, 3)` → the same shape, with
+    m at most `batch`. Strength 0 is bicubic upsampling. Raises InputError for another shape, type or strength.
     """
     check_faces(faces := np.asarray(faces), strength, landmarks)
     factor = RESTORED_PX / faces.shape[1]
@@ -152,22 +146,23 @@ def restore_aligned(
         if strength == 0:
             out[start : start + batch] = large
             continue
-        laid = None if landmarks is None else to_template(landmarks[start : start + batch])  # (m, 2, 3)
-        aligned = large if laid is None else _aligned(part, laid, None if around is None else around[start:])
+        transforms = None if landmarks is None else to_template(landmarks[start : start + batch])  # (m, 2, 3)
+        beyond = None if around is None else around[start:]
+        aligned = large if transforms is None else _aligned(part, transforms, beyond)
         restored = run(aligned)
         for k in range(len(part)):
             out[start + k] = (
                 cv2.addWeighted(restored[k], strength, large[k], 1 - strength, 0)
-                if laid is None
-                else paste_aligned(large[k], restored[k], upsampled(laid[k], factor), strength)
+                if transforms is None
+                else paste_aligned(large[k], restored[k], upsampled(transforms[k], factor), strength)
             )
     return out
 
 
 def _aligned(faces: UInt8, transforms: Float64, around: UInt8 | None) -> UInt8:
-    """Faces `(m, s, s, 3)` on the template, `(m, 512, 512, 3)`; of `around` the first m are theirs."""
+    """Faces `(m, s, s, 3)` on the template, `(m, 512, 512, 3)`. The first m of `around` belong to them."""
     pairs = enumerate(zip(faces, transforms, strict=True))
-    return np.stack([align(face, laid, None if around is None else around[k]) for k, (face, laid) in pairs])
+    return np.stack([align(face, transform, None if around is None else around[k]) for k, (face, transform) in pairs])
 
 
 def _enlarged(face: UInt8) -> UInt8:
@@ -177,17 +172,24 @@ def _enlarged(face: UInt8) -> UInt8:
 
 
 def check_faces(faces: UInt8, strength: float, landmarks: npt.NDArray[Any] | None) -> None:
-    """Raise InputError unless `restore` can take these, see `restore_aligned`."""
+    """Raise InputError unless `restore_aligned` can take these arguments."""
     square = faces.ndim == 4 and faces.shape[1] == faces.shape[2] and faces.shape[3] == 3
     if not square or faces.shape[1] not in (CROP_PX, RESTORED_PX) or faces.dtype != np.uint8:
         raise InputError(
             f"Faces of shape {faces.shape} and type {faces.dtype} cannot be restored.",
-            f"Give RGB uint8 (n, {CROP_PX}, {CROP_PX}, 3) or (n, {RESTORED_PX}, {RESTORED_PX}, 3).",
+            f"Pass RGB uint8 (n, {CROP_PX}, {CROP_PX}, 3) or (n, {RESTORED_PX}, {RESTORED_PX}, 3).",
         )
-    if not 0 <= strength <= 1:
-        raise InputError(f"A strength of {strength} is outside 0 to 1.", "0 is plain upsampling, 1 the full model.")
+    check_strength(strength)
     if landmarks is not None and np.shape(landmarks) != (len(faces), 5, 2):
         raise InputError(
-            f"Landmarks of shape {np.shape(landmarks)} came with {len(faces)} faces.",
-            "Give five points a face: eye centres, nose tip, mouth corners.",
+            f"The landmarks have shape {np.shape(landmarks)} for {len(faces)} faces.",
+            "Pass five points per face: eye centres, nose tip, mouth corners.",
+        )
+
+
+def check_strength(strength: float) -> None:
+    """Raise InputError unless `strength` is between 0 and 1."""
+    if not 0 <= strength <= 1:
+        raise InputError(
+            f"The strength {strength} is not between 0 and 1.", "Use 0 for plain upsampling, 1 for the full model."
         )

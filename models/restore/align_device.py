@@ -1,7 +1,7 @@
-"""Lays faces onto the FFHQ template and back in torch, around a network, on its device: a batch in one go.
+"""Aligns faces to the FFHQ template, runs a network and pastes back, in torch on the network's device, per batch.
 
-The fast twin of models/restore/align.py, which a CPU runs: on a GPU those warps would take ten times as long as the
-network. Knows no network.
+The fast twin of models/restore/align.py, which runs on a CPU: with a GPU, those warps would take ten times as long as
+the network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ Net = Callable[[torch.Tensor], torch.Tensor]  # RGB (n, 3, 512, 512) in [-1, 1] 
 
 
 def grid(matrices: torch.Tensor, size: int, source: tuple[int, int]) -> torch.Tensor:
-    """`(n, 2, 3)`, px of a `size`² picture → px of a source (height, width): the grid of `F.grid_sample`."""
+    """Return the grid of `F.grid_sample` for matrices `(n, 2, 3)`, px of a `size`² picture → px of the source.
+
+    source: (height, width).
+    """
     axis = torch.arange(size, device=matrices.device, dtype=torch.float32)
     m = matrices.float()[:, :, :, None, None]  # (n, 2, 3, 1, 1)
     at = m[:, :, 0] * axis + m[:, :, 1] * axis[:, None] + m[:, :, 2]  # (n, 2, size, size): x, y
@@ -31,12 +34,12 @@ def grid(matrices: torch.Tensor, size: int, source: tuple[int, int]) -> torch.Te
 
 
 def aligned_pass(net: Net, device: Any) -> Callable[..., torch.Tensor]:
-    """The whole of `restore` as one function of tensors on `device`, to be recorded or called.
+    """Return the whole of `restore` as one function of tensors on `device`; it may be recorded as a CUDA graph.
 
     faces: uint8 `(n, s, s, 3)`, s = 256 or 512. into: `(n, 2, 3)`, template px → face px. back: `(n, 2, 3)`, px of the
     512 px result → template px. around: uint8 `(n, 512, 512, 3)` on the template. placed: `(n,)`, 0 where the face
-    fills the template, so that nothing is around it and no edge fades. soft: `(n,)`, 1 where the face's edge fades into
-    what is around, 0 where it is cut. strength: `(n,)`. Returns uint8 `(n, 512, 512, 3)`.
+    fills the template: then nothing surrounds it and no edge fades. soft: `(n,)`, 1 where the face's edge fades into
+    the surroundings, 0 where it is cut. strength: `(n,)`. Returns uint8 `(n, 512, 512, 3)`.
     """
     squares = {side: _square(side, device) for side in (CROP_PX, RESTORED_PX)}
 
@@ -60,7 +63,7 @@ def aligned_pass(net: Net, device: Any) -> Callable[..., torch.Tensor]:
         laid = _levels(inside * laid + (1 - inside) * around.permute(0, 3, 1, 2).float())
         # 2. the network
         restored = _levels((net(laid / 127.5 - 1).float().clamp(-1, 1) + 1) * 127.5)  # (n, 3, 512, 512)
-        # 3. back over the enlarged face
+        # 3. pasted over the enlarged face
         large = _levels(F.interpolate(image, size=(RESTORED_PX, RESTORED_PX), mode="bicubic", align_corners=False))
         paste = grid(back, RESTORED_PX, (RESTORED_PX, RESTORED_PX))
         over = _levels(F.grid_sample(restored, paste, "bicubic", "border", align_corners=False))
@@ -81,11 +84,11 @@ def restore_on_device(
     around: UInt8 | None = None,
     batch: int = 4,
 ) -> UInt8:
-    """As `models.restore.align.restore_aligned`, through `run` (an `aligned_pass`, recorded or not)."""
+    """Do what `models.restore.align.restore_aligned` does, with `run`: an `aligned_pass`, recorded or not."""
     check_faces(faces := np.asarray(faces), strength, landmarks)
     n, side = len(faces), faces.shape[1]
     factor = RESTORED_PX / side
-    # without landmarks the face fills the template
+    # Without landmarks, the face fills the template.
     laid = np.tile(upsampled(np.eye(2, 3), 1 / factor), (n, 1, 1)) if landmarks is None else to_template(landmarks)
     back = np.stack([upsampled(one, factor) for one in laid])  # (n, 2, 3)
     beyond = (
@@ -101,16 +104,16 @@ def restore_on_device(
 
 
 def enlarges(landmarks: npt.NDArray[Any] | None) -> bool:
-    """Whether every face `(n, 5, 2)` is laid onto the template without being made smaller, which would alias here."""
+    """Return whether no face `(n, 5, 2)` gets smaller on the template: shrinking would alias in `aligned_pass`."""
     return landmarks is None or bool((np.linalg.det(to_template(landmarks)[..., :2]) >= 1).all())
 
 
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.array(array))  # a copy: it may be a read-only view of another process's memory
+    return torch.from_numpy(np.array(array))  # copied: it may be a read-only view of another process's memory
 
 
 def _levels(image: torch.Tensor) -> torch.Tensor:
-    """Rounded to the levels of uint8, as every step on a CPU leaves them."""
+    """Rounded to whole grey levels, as every step on a CPU does."""
     return image.clamp(0, 255).round()
 
 

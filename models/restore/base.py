@@ -1,4 +1,4 @@
-"""The protocol of a face restorer. Knows nothing of avatars, sessions, HTTP or Ray."""
+"""The protocols of face restorers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from models.types import Float32, UInt8
 
 
 class FaceRestorer(Protocol):
-    """Made by its class method `load(**options)`, with the options of the stage's config.
+    """A restoration engine. Its class method `load(**options)` takes the options of the stage's config.
 
-    An engine whose class says `needs_landmarks = True` works on faces laid onto the FFHQ template: it takes 256 px and
-    512 px faces, their landmarks, and what is around them (LandmarkRestorer). Others are never given these.
+    An engine whose class sets `needs_landmarks = True` works on faces on the FFHQ template, and implements
+    LandmarkRestorer. Other engines never get landmarks or surroundings.
     """
 
     def restore(self, faces: UInt8, strength: float = 1.0) -> UInt8:
@@ -27,15 +27,15 @@ class LandmarkRestorer(Protocol):
     def restore(
         self, faces: UInt8, strength: float = 1.0, landmarks: Float32 | None = None, around: UInt8 | None = None
     ) -> UInt8:
-        """RGB uint8 `(n, s, s, 3)`, s = 256 or 512 → `(n, 512, 512, 3)`, where they lay.
+        """RGB uint8 `(n, s, s, 3)`, s = 256 or 512 → `(n, 512, 512, 3)`, at the same place.
 
         landmarks: `(n, 5, 2)` in px of `faces`: eye centres, nose tip, mouth corners, image left first. None: the faces
-        lie on the template already. around: `(n, 512, 512, 3)` on the template, what is seen beyond the face's picture
-        (hair, background); None where nothing is known.
+        fill the template already. around: `(n, 512, 512, 3)` on the template, what surrounds the face (hair,
+        background); None where it is not known.
         """
         ...
 
 
 def needs_landmarks(engine: Any) -> bool:
-    """Whether the engine asks for landmarks; engines written before the question do not."""
+    """Return whether the engine takes landmarks; an engine without the attribute does not."""
     return bool(getattr(engine, "needs_landmarks", False))

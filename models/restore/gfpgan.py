@@ -1,4 +1,4 @@
-"""GFPGAN v1.4 (and v1.3): restores a face with a face generator's knowledge. Knows nothing of avatars or Serve.
+"""GFPGAN v1.4 (and v1.3): restores faces with the prior of a StyleGAN2 face generator.
 
 Weights: TencentARC's `GFPGANv1.4.pth`, the network under `params_ema`. The noise is the checkpoint's own, so the same
 face gives the same picture.
@@ -22,12 +22,12 @@ from models.runtime.tensors import as_tensor
 from models.types import RESTORED_PX, UInt8
 from models.weights.loading import build_module, load_state_dict
 
-MAX_FACES = 4  # a pass: working memory is 0.7 GB for one face and 0.43 GB for each more, in fp32 on a CPU
+MAX_FACES = 4  # per pass: working memory is 0.7 GB for one face and 0.43 GB per further face, in fp32 on a CPU
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 class GFPGAN:
-    """A FaceRestorer for faces on the FFHQ template; give it landmarks wherever a face is not aligned already."""
+    """A LandmarkRestorer for faces on the FFHQ template. Pass landmarks unless the faces are aligned already."""
 
     needs_landmarks = True
 
@@ -46,11 +46,14 @@ class GFPGAN:
         max_faces: int = MAX_FACES,
         compile: str = "off",
     ) -> GFPGAN:
-        """Read `GFPGANv1.4.pth`, or any file of the same keys and shapes (safetensors, too).
+        """Load `GFPGANv1.4.pth`, or another file with the same keys and shapes (safetensors too).
 
-        dtype: a torch dtype or its name; the normalisation of each modulated convolution stays in fp32. max_faces:
-        faces a pass. compile: `graphs` or `inductor` on CUDA, see models/runtime/cuda_graphs.py. Raises WeightsError,
-        which names the first keys that are wrong, and ConfigError for another dtype or mode.
+        dtype: a torch dtype or its name; the normalisation of each modulated convolution stays in fp32. max_faces: per
+        pass. compile: `off`, or `graphs` or `inductor` on CUDA, see models/runtime/cuda_graphs.py.
+
+        Raises:
+            WeightsError: the file is missing, damaged or does not fit; the message names the first wrong keys.
+            ConfigError: unknown dtype or compile mode.
         """
         name = str(dtype).removeprefix("torch.")
         if name not in DTYPES:
@@ -63,25 +66,25 @@ class GFPGAN:
         return self.module.final_linear.weight.device
 
     def net(self, x: Any) -> torch.Tensor:
-        """The network alone: RGB `(n, 3, 512, 512)` in [-1, 1] → restored RGB of the same shape, unclipped.
+        """Run the network alone: RGB `(n, 3, 512, 512)` in [-1, 1] → restored RGB of the same shape, unclipped.
 
-        x: array or tensor of any float type; the result lies on the network's device, in its dtype.
+        x: array or tensor of any float type. The result is on the network's device, in its dtype. Raises InputError.
         """
         weight = self.module.final_linear.weight
         x = as_tensor(x)
         if x.ndim != 4 or x.shape[1:] != (3, RESTORED_PX, RESTORED_PX):
-            raise InputError(f"A batch of shape {tuple(x.shape)}.", f"Give (n, 3, {RESTORED_PX}, {RESTORED_PX}).")
+            raise InputError(f"The batch has shape {tuple(x.shape)}.", f"Pass (n, 3, {RESTORED_PX}, {RESTORED_PX}).")
         with torch.inference_mode():
             image: torch.Tensor = self.module(x.to(weight.device, weight.dtype, memory_format=torch.channels_last))
         return image.contiguous()
 
     def restore(self, faces: UInt8, strength: float = 1.0, landmarks: Any = None, around: Any = None) -> UInt8:
-        """RGB uint8 `(n, 512, 512, 3)` or `(n, 256, 256, 3)` → `(n, 512, 512, 3)`.
+        """Restore faces: RGB uint8 `(n, 512, 512, 3)` or `(n, 256, 256, 3)` → `(n, 512, 512, 3)`.
 
-        landmarks: `(n, 5, 2)`, eye centres, nose tip and mouth corners in px of `faces`: each face is laid onto the
-        FFHQ template in one warp and back in one warp, over itself, with a soft edge. None: the faces lie there
-        already. around: `(n, 512, 512, 3)` on the template, what is seen beyond the face's picture; None is grey.
-        strength: 0 is bicubic upsampling, 1 the full model. Raises InputError.
+        landmarks: `(n, 5, 2)`, eye centres, nose tip and mouth corners in px of `faces`. Each face is warped onto the
+        FFHQ template, and back over itself with a soft edge. None: the faces are aligned already. around:
+        `(n, 512, 512, 3)` on the template, what surrounds the face; None is grey. strength: 0 is bicubic upsampling,
+        1 the full model. Raises InputError.
         """
         if self.device.type == "cpu" or strength == 0 or not enlarges(landmarks):
             return restore_aligned(faces, strength, landmarks, self._run, self.max_faces, around=around)
@@ -90,7 +93,7 @@ class GFPGAN:
 
     def _run(self, faces: UInt8) -> UInt8:
         with torch.inference_mode():
-            x = torch.from_numpy(np.array(faces)).permute(0, 3, 1, 2)  # a copy: the array may be read-only
+            x = torch.from_numpy(np.array(faces)).permute(0, 3, 1, 2)  # copied: the array may be read-only
             image = self.net(x.to(self.device).float() / 127.5 - 1)  # (n, 3, 512, 512)
             levels = (image.float().clamp(-1, 1) + 1) * 127.5
             restored: UInt8 = levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -98,7 +101,7 @@ class GFPGAN:
 
 
 def module_pass(module: GFPGANNet) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network as a function of RGB `(n, 3, 512, 512)` in fp32, in its own dtype and memory layout."""
+    """Return the network as a function of RGB `(n, 3, 512, 512)` in fp32, which converts to its dtype and layout."""
 
     def run(x: torch.Tensor) -> torch.Tensor:
         image: torch.Tensor = module(x.to(module.final_linear.weight.dtype, memory_format=torch.channels_last))

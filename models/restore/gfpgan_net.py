@@ -1,12 +1,14 @@
-"""The network of GFPGAN v1.3 and v1.4: a U-net that conditions a StyleGAN2 decoder. Knows nothing of files or faces.
+"""The network of GFPGAN v1.3 and v1.4: a U-Net that conditions a StyleGAN2 decoder.
 
 Wang et al. 2021, "Towards Real-World Blind Face Restoration with Generative Facial Prior", in the "clean" form (plain
 torch operations) and with the settings of the released weights: 512 px, 512 style features, channel multiplier 2, one
-style code a layer straight from the U-net (so the mapping network `style_mlp` holds weights that nothing reads), and
+style code per layer directly from the U-Net (so the weights of the mapping network `style_mlp` are never read), and
 spatial feature transform (SFT) on half of the channels. Module names are the keys of `params_ema`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +26,13 @@ CHANNELS = {
     7: 256,
     8: 128,
     9: 64,
-}  # decoder's, by log2 of the side; multiplier 2
-HALF = {level: channels // 2 for level, channels in CHANNELS.items()}  # the U-net's, and the part that SFT touches
+}  # of the decoder, by log2 of the side; multiplier 2
 MAPPING_LAYERS = 8
-NOISES = 2 * (LOG_SIZE - 2) + 1  # one a style convolution: one at 4 px, two at each level
-STYLES = 2 * LOG_SIZE - 2  # 16 style codes: two a level, and the last level's colour
+NOISES = 2 * (LOG_SIZE - 2) + 1  # one per style convolution: one at 4 px, two at each level
+STYLES = 2 * LOG_SIZE - 2  # 16 style codes: two per level, and one for the last level's colour
 SLOPE = 0.2  # of every leaky ReLU
 EPSILON = 1e-8  # under the root of demodulation
-GAIN = 2**0.5  # of a style convolution: the clean form's stand-in for StyleGAN2's scaled activation
+GAIN = 2**0.5  # of a style convolution: replaces StyleGAN2's scaled activation in the clean form
 
 
 def _leaky(x: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def _resize(x: Tensor, factor: float) -> Tensor:
 
 
 class ResBlock(nn.Module):  # type: ignore[misc]
-    """Two convolutions with a bilinear resize between them, beside a resized 1 × 1 skip."""
+    """Two convolutions with a bilinear resize between them, and a resized 1 × 1 skip connection."""
 
     def __init__(self, channels: int, out: int, factor: float) -> None:
         super().__init__()
@@ -61,9 +62,9 @@ class ResBlock(nn.Module):  # type: ignore[misc]
 class ModulatedConv(nn.Module):  # type: ignore[misc]
     """StyleGAN2's modulated convolution (Karras et al. 2020), without a bias.
 
-    The style scales the input's channels and not the weights, which is the same sum: then all faces of a batch share
-    one convolution. Styles are divided by their largest magnitude first and the output is multiplied by it again, in
-    fp32, so that fp16 does not overflow.
+    The style scales the input's channels instead of the weights, which gives the same sum, and all faces of a batch
+    share one convolution. Styles are divided by their largest magnitude and the output is multiplied by it, in fp32, so
+    that fp16 does not overflow.
     """
 
     def __init__(self, channels: int, out: int, side: int, demodulate: bool) -> None:
@@ -82,7 +83,7 @@ class ModulatedConv(nn.Module):  # type: ignore[misc]
             power = kernel.float().square().sum((2, 3))  # (out, channels)
             gain = largest * torch.rsqrt(largest.square() * (scales.square() @ power.T) + EPSILON)  # (n, out)
         x = x * scales.to(x.dtype)[:, :, None, None]
-        if upsample:  # resizing and scaling channels commute
+        if upsample:  # after the scaling: the two commute
             x = _resize(x, 2)
         out: Tensor = F.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
         return out * gain.to(x.dtype)[:, :, None, None]
@@ -95,7 +96,7 @@ class StyleConv(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.upsample = upsample
         self.modulated_conv = ModulatedConv(channels, out, 3, demodulate=True)
-        self.weight = nn.Parameter(torch.empty(1))  # of the noise
+        self.weight = nn.Parameter(torch.empty(1))  # strength of the noise
         self.bias = nn.Parameter(torch.empty(1, out, 1, 1))
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class StyleConv(nn.Module):  # type: ignore[misc]
 
 
 class ToRGB(nn.Module):  # type: ignore[misc]
-    """Features to colours, added to the upsampled colours of the level below."""
+    """Features → colours, added to the upsampled colours of the level below."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,15 +118,15 @@ class ToRGB(nn.Module):  # type: ignore[misc]
 
 
 class ConstantInput(nn.Module):  # type: ignore[misc]
-    """The learned 4 × 4 picture that every face starts from."""
+    """The learned 4 × 4 input that every face starts from."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, CHANNELS[2], 4, 4))
+        self.weight = nn.Parameter(torch.empty(1, channels, 4, 4))
 
 
 class Noises(nn.Module):  # type: ignore[misc]
-    """The stored noise of each style convolution: `noise0` at 4 px, then two a level."""
+    """The stored noise of each style convolution: `noise0` at 4 px, then two per level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,21 +140,21 @@ class Noises(nn.Module):  # type: ignore[misc]
 
 
 class StyleDecoder(nn.Module):  # type: ignore[misc]
-    """StyleGAN2's generator, with half of each level's channels scaled and shifted by the U-net (SFT)."""
+    """StyleGAN2's generator; the U-Net scales and shifts half of each level's channels (SFT)."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: Mapping[int, int]) -> None:
         super().__init__()
         mapping = [nn.Linear(STYLE_FEATURES, STYLE_FEATURES) for _ in range(MAPPING_LAYERS)]
-        # keys style_mlp.1, .3 … .15: a normalisation stands first, an activation after each layer
+        # Keys style_mlp.1, .3 … .15: index 0 is a normalisation, and an activation follows each layer.
         self.style_mlp = nn.Sequential(nn.Identity(), *(part for layer in mapping for part in (layer, nn.Identity())))
-        self.constant_input = ConstantInput()
-        self.style_conv1 = StyleConv(CHANNELS[2], CHANNELS[2])
-        self.to_rgb1 = ToRGB(CHANNELS[2])
+        self.constant_input = ConstantInput(channels[2])
+        self.style_conv1 = StyleConv(channels[2], channels[2])
+        self.to_rgb1 = ToRGB(channels[2])
         self.style_convs, self.to_rgbs = nn.ModuleList(), nn.ModuleList()
         for level in LEVELS:
-            self.style_convs.append(StyleConv(CHANNELS[level - 1], CHANNELS[level], upsample=True))
-            self.style_convs.append(StyleConv(CHANNELS[level], CHANNELS[level]))
-            self.to_rgbs.append(ToRGB(CHANNELS[level]))
+            self.style_convs.append(StyleConv(channels[level - 1], channels[level], upsample=True))
+            self.style_convs.append(StyleConv(channels[level], channels[level]))
+            self.to_rgbs.append(ToRGB(channels[level]))
         self.noises = Noises()
 
     def forward(self, styles: Tensor, scales: list[Tensor], shifts: list[Tensor]) -> Tensor:
@@ -178,19 +179,23 @@ def _condition(channels: int) -> nn.Sequential:
 
 
 class GFPGANNet(nn.Module):  # type: ignore[misc]
-    """RGB `(n, 3, 512, 512)` in [-1, 1] → the restored RGB, nominally in [-1, 1], unclipped."""
+    """RGB `(n, 3, 512, 512)` in [-1, 1] → the restored RGB, nominally in [-1, 1], unclipped.
 
-    def __init__(self) -> None:
+    channels: of the decoder, by log2 of the side, all even. The released weights have CHANNELS.
+    """
+
+    def __init__(self, channels: Mapping[int, int] = CHANNELS) -> None:
         super().__init__()
-        self.conv_body_first = nn.Conv2d(3, HALF[LOG_SIZE], 1)
-        self.conv_body_down = nn.ModuleList(ResBlock(HALF[k], HALF[k - 1], 0.5) for k in reversed(LEVELS))
-        self.final_conv = nn.Conv2d(HALF[2], HALF[2], 3, padding=1)
-        self.conv_body_up = nn.ModuleList(ResBlock(HALF[k - 1], HALF[k], 2) for k in LEVELS)
-        self.toRGB = nn.ModuleList(nn.Conv2d(HALF[k], 3, 1) for k in LEVELS)  # for training only
-        self.final_linear = nn.Linear(HALF[2] * 4 * 4, STYLES * STYLE_FEATURES)
-        self.stylegan_decoder = StyleDecoder()
-        self.condition_scale = nn.ModuleList(_condition(HALF[k]) for k in LEVELS)
-        self.condition_shift = nn.ModuleList(_condition(HALF[k]) for k in LEVELS)
+        half = {level: count // 2 for level, count in channels.items()}  # of the U-Net, and the part that SFT changes
+        self.conv_body_first = nn.Conv2d(3, half[LOG_SIZE], 1)
+        self.conv_body_down = nn.ModuleList(ResBlock(half[k], half[k - 1], 0.5) for k in reversed(LEVELS))
+        self.final_conv = nn.Conv2d(half[2], half[2], 3, padding=1)
+        self.conv_body_up = nn.ModuleList(ResBlock(half[k - 1], half[k], 2) for k in LEVELS)
+        self.toRGB = nn.ModuleList(nn.Conv2d(half[k], 3, 1) for k in LEVELS)  # for training only
+        self.final_linear = nn.Linear(half[2] * 4 * 4, STYLES * STYLE_FEATURES)
+        self.stylegan_decoder = StyleDecoder(channels)
+        self.condition_scale = nn.ModuleList(_condition(half[k]) for k in LEVELS)
+        self.condition_shift = nn.ModuleList(_condition(half[k]) for k in LEVELS)
 
     def forward(self, x: Tensor) -> Tensor:
         # 1. down to 4 px, keeping each level's features
@@ -199,9 +204,9 @@ class GFPGANNet(nn.Module):  # type: ignore[misc]
             x = down(x)
             skips.append(x)
         x = _leaky(self.final_conv(x))  # (n, 256, 4, 4)
-        # 2. the style codes, from channels-first order whatever the memory format
+        # 2. the style codes, from channels-first order in any memory format
         styles = self.final_linear(x.flatten(1)).view(len(x), STYLES, STYLE_FEATURES)
-        # 3. up again: what to scale and shift at each level
+        # 3. up again: scale and shift for each level
         scales, shifts = [], []
         parts = zip(self.conv_body_up, reversed(skips), self.condition_scale, self.condition_shift, strict=True)
         for up, skip, scale, shift in parts:
@@ -213,7 +218,7 @@ class GFPGANNet(nn.Module):  # type: ignore[misc]
 
 
 def channels_last(net: GFPGANNet) -> GFPGANNet:
-    """The net with every kernel in channels-last order; those of modulated convolutions are `(1, out, in, k, k)`."""
+    """Lay out every kernel channels-last, also those of modulated convolutions, `(1, out, in, k, k)`."""
     for parameter in net.parameters():
         kernel = parameter.data[0] if parameter.ndim == 5 else parameter.data
         if kernel.ndim == 4:

@@ -1,7 +1,7 @@
-"""The default face restorer: a small network trained by `training/restorer.py`. Knows nothing of avatars or Serve.
+"""The default face restorer: a small network trained by `training/restorer.py`.
 
 Two engines run the same weights: OpenVINO (fast on a CPU, starts from its cache without importing torch) and torch (any
-device, the slow twin that tests compare with).
+device; the slow twin that tests compare with).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from models.errors import ConfigError, InputError, WeightsError
+from models.restore.align import check_strength
 from models.types import CROP_PX, RESTORED_PX, Float32, UInt8
 from models.weights.loading import check_keys, fingerprint, load_state_dict
 
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "embedded" / "restorer" / "restorer.safetensors"
 _NET_SOURCE = Path(__file__).with_name("small_net.py")
-MAX_FACES = 8  # faces a pass: working memory grows by about 50 MB a face
+MAX_FACES = 8  # per pass: working memory grows by about 50 MB per face
 ENGINES = ("openvino", "torch")
 
 RunGraph = Callable[[UInt8, Float32], UInt8]
 
 
 class SmallRestorer:
-    """Bicubic upsampling plus a learned correction, about 12 ms a face on two cores. Safe to share between threads."""
+    """Bicubic upsampling plus a learned correction, about 12 ms per face on two cores. Thread-safe."""
 
     def __init__(self, run: RunGraph, engine: str) -> None:
         self.engine = engine
@@ -46,16 +47,19 @@ class SmallRestorer:
     ) -> SmallRestorer:
         """Load the weights (safetensors; None: the embedded ones) into an engine.
 
-        device: a torch device; the openvino engine takes "cpu" alone. threads: for the openvino engine, 0 lets it
-        choose (the torch engine keeps the process's setting). cache_dir: where the converted network is kept; None
-        converts anew. Raises WeightsError for a missing, damaged or differently shaped file, ConfigError for an unknown
-        engine or a device that it does not run on.
+        device: a torch device; the openvino engine runs on "cpu" only. threads: of the openvino engine, 0 lets it
+        choose (the torch engine uses the process's setting). cache_dir: holds the converted network; None converts it
+        at every start.
+
+        Raises:
+            WeightsError: the file is missing, damaged or has other shapes.
+            ConfigError: unknown engine, or a device that it does not run on.
         """
         path = Path(weights) if weights is not None else EMBEDDED_WEIGHTS
         if engine == "torch":
             return cls(_torch_graph(path, device), engine)
         if engine != "openvino":
-            raise ConfigError(f"There is no restorer engine {engine!r}.", f"Use one of {', '.join(ENGINES)}.")
+            raise ConfigError(f"Unknown restorer engine {engine!r}.", f"Use one of {', '.join(ENGINES)}.")
         if device != "cpu":
             raise ConfigError(
                 f"The openvino engine does not run on {device!r}.", "Use engine 'torch' with this device."
@@ -63,19 +67,18 @@ class SmallRestorer:
         return cls(_openvino_graph(path, threads, cache_dir), engine)
 
     def restore(self, faces: UInt8, strength: float = 1.0) -> UInt8:
-        """RGB uint8 `(n, 256, 256, 3)` → `(n, 512, 512, 3)`.
+        """Restore faces: RGB uint8 `(n, 256, 256, 3)` → `(n, 512, 512, 3)`.
 
-        strength: 0 is plain bicubic upsampling (OpenCV's INTER_CUBIC), 1 the full model; linear in between, rounded
-        once. Raises InputError for another shape, type or strength.
+        strength: 0 is bicubic upsampling (OpenCV's INTER_CUBIC), 1 the full model; linear between them, rounded once.
+        Raises InputError for another shape, type or strength.
         """
         faces = np.asarray(faces)
         if faces.ndim != 4 or faces.shape[1:] != (CROP_PX, CROP_PX, 3) or faces.dtype != np.uint8:
             raise InputError(
                 f"Faces of shape {faces.shape} and type {faces.dtype} cannot be restored.",
-                f"Give RGB uint8 (n, {CROP_PX}, {CROP_PX}, 3).",
+                f"Pass RGB uint8 (n, {CROP_PX}, {CROP_PX}, 3).",
             )
-        if not 0 <= strength <= 1:
-            raise InputError(f"A strength of {strength} is outside 0 to 1.", "0 is plain upsampling, 1 the full model.")
+        check_strength(strength)
         out = np.empty((len(faces), RESTORED_PX, RESTORED_PX, 3), np.uint8)
         if strength == 0:
             for face, into in zip(faces, out, strict=True):
@@ -88,7 +91,7 @@ class SmallRestorer:
 
 
 def load_graph(path: Path) -> ImageGraph:
-    """The network with the weights of `path`, as a torch module in fp32 on the CPU. Raises WeightsError."""
+    """Return the network with the weights of `path`, a torch module in fp32 on the CPU. Raises WeightsError."""
     import torch
 
     from models.restore.small_net import ImageGraph, SmallRestorerNet
@@ -97,7 +100,9 @@ def load_graph(path: Path) -> ImageGraph:
     state = {name: tensor.float() for name, tensor in load_state_dict(path).items()}
     check_keys(net, state, path)
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
-        raise WeightsError(f"{path} holds values that are not finite.", "Train it anew: `python -m training.restorer`.")
+        raise WeightsError(
+            f"{path} contains values that are not finite.", "Train it again: `python -m training.restorer`."
+        )
     net.load_state_dict(state)
     graph: ImageGraph = ImageGraph(net).eval().requires_grad_(False)
     return graph
@@ -110,7 +115,7 @@ def _torch_graph(path: Path, device: str) -> RunGraph:
 
     def run(faces: UInt8, strength: Float32) -> UInt8:
         with torch.inference_mode():
-            # a copy: arrays from another process are read-only, which torch does not take
+            # Copied: arrays from another process are read-only, which torch does not accept.
             out = graph(torch.from_numpy(faces.copy()).to(device), torch.from_numpy(strength).to(device))
         result: UInt8 = out.cpu().numpy()
         return result
@@ -130,5 +135,5 @@ def _openvino_graph(path: Path, threads: int, cache_dir: str | Path | None) -> R
         threads=threads,
         batched=(True, False),
     )
-    net.warm()  # or the first odd chunk of a session would wait for it
+    net.warm()  # otherwise the first chunk of each batch size would wait for its compilation
     return net

@@ -1,8 +1,8 @@
-"""The network behind the small restorer: bicubic upsampling plus a learned correction. Knows nothing of files.
+"""The network of the small restorer: bicubic upsampling plus a learned correction.
 
-A three-level residual U-net over cells of 2 × 2 pixels: most of its arithmetic happens at 64² and 32², so that it sees
-the whole face and still costs a few milliseconds on two cores. Sub-pixel convolution (Shi et al. 2016, "Real-Time
-Single Image and Video Super-Resolution") writes 4 × 4 output pixels a cell.
+A three-level residual U-Net over cells of 2 × 2 pixels. Most of its arithmetic happens at 64² and 32², so it sees the
+whole face and takes a few milliseconds on two cores. Sub-pixel convolution (Shi et al. 2016, "Real-Time Single Image
+and Video Super-Resolution") writes 4 × 4 output pixels per cell.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 WIDTH = 32  # channels at 128²
 DEEP = 48  # channels at 64² and 32²
-CELL = 2  # pixels of the 256² input a cell is wide
-CELL_OUT = 4  # pixels of the 512² output a cell is wide
+CELL = 2  # width of a cell in pixels of the 256² input
+CELL_OUT = 4  # width of a cell in pixels of the 512² output
 MARGIN_PX = 2  # bicubic reads two pixels beyond the block
-BICUBIC_A = -0.75  # Keys' constant, as OpenCV and torch have it
+BICUBIC_A = -0.75  # Keys' constant, the value of OpenCV and torch
 
 
 def _cubic(distance: float) -> float:
@@ -28,7 +28,7 @@ def _cubic(distance: float) -> float:
 
 
 def bicubic_kernel() -> Tensor:
-    """Bicubic upsampling × 2 as one convolution over unshuffled cells: `(48, 12, 3, 3)`.
+    """Return bicubic upsampling × 2 as one convolution kernel over unshuffled cells, `(48, 12, 3, 3)`.
 
     Exact up to the borders if two pixels are padded there by replication, as OpenCV and torch do.
     """
@@ -59,13 +59,13 @@ class ResidualBlock(nn.Module):  # type: ignore[misc]
 
 
 class SmallRestorerNet(nn.Module):  # type: ignore[misc]
-    """256² degraded face → 512² face, both float RGB in 0..255. 0.29 M parameters, 1.6 G multiply-adds a face."""
+    """256² degraded face → 512² face, both float RGB in 0..255. 0.29 M parameters, 1.6 G multiply-adds per face."""
 
     base_kernel: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Conv2d(3 * CELL**2, WIDTH, 3)  # reads the margin
+        self.head = nn.Conv2d(3 * CELL**2, WIDTH, 3)  # without padding: it uses up the margin
         self.down_64 = nn.Conv2d(WIDTH, DEEP, 3, stride=2, padding=1)
         self.before = ResidualBlock(DEEP)
         self.down_32 = nn.Conv2d(DEEP, DEEP, 3, stride=2, padding=1)
@@ -75,7 +75,7 @@ class SmallRestorerNet(nn.Module):  # type: ignore[misc]
         self.up_128 = nn.Conv2d(DEEP, 4 * WIDTH, 1)
         self.fine = ResidualBlock(WIDTH)
         self.tail = nn.Conv2d(WIDTH, 3 * CELL_OUT**2, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)  # an untrained net is plain bicubic
+        nn.init.zeros_(self.tail.weight)  # an untrained network is plain bicubic upsampling
         nn.init.zeros_(self.tail.bias)
         self.register_buffer("base_kernel", bicubic_kernel(), persistent=False)
 
@@ -85,7 +85,7 @@ class SmallRestorerNet(nn.Module):  # type: ignore[misc]
         return F.pixel_shuffle(self.base(cells) + strength * self.correction(cells), CELL_OUT)
 
     def cells(self, faces: Tensor) -> Tensor:
-        """`(n, 3, 256, 256)` → `(n, 12, 130, 130)`: 2 × 2 pixels a cell, with a margin of one cell."""
+        """`(n, 3, 256, 256)` → `(n, 12, 130, 130)`: 2 × 2 pixels per cell, with a margin of one cell."""
         return F.pixel_unshuffle(F.pad(faces, (MARGIN_PX,) * 4, mode="replicate"), CELL)
 
     def base(self, cells: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class SmallRestorerNet(nn.Module):  # type: ignore[misc]
         return F.conv2d(cells, self.base_kernel)
 
     def correction(self, cells: Tensor) -> Tensor:
-        """`(n, 12, 130, 130)` → `(n, 48, 128, 128)`: what to add to it, in grey levels."""
+        """`(n, 12, 130, 130)` → `(n, 48, 128, 128)`: the learned correction in grey levels."""
         level_128 = F.relu(self.head(cells / 255.0))
         level_64 = self.before(F.relu(self.down_64(level_128)))
         level_32 = self.middle(F.relu(self.down_32(level_64)))
@@ -104,7 +104,7 @@ class SmallRestorerNet(nn.Module):  # type: ignore[misc]
 
 
 class ImageGraph(nn.Module):  # type: ignore[misc]
-    """The network from picture to picture, as engines run it: uint8 NHWC in and out."""
+    """The network as engines run it: uint8 NHWC in and out."""
 
     def __init__(self, net: SmallRestorerNet) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Any face model that spandrel reads (CodeFormer, RestoreFormer …) as a restorer. Needs the extra `[restore]`.
+"""Uses any face model that spandrel can load (CodeFormer, RestoreFormer …) as a restorer. Needs the extra `[restore]`.
 
-spandrel finds the architecture in the file itself. Its packages need torchvision, hence the extra; nothing of them is
+spandrel detects the architecture from the file. Its packages need torchvision, hence the extra. Nothing of them is
 imported before an engine is loaded. https://github.com/chaiNNer-org/spandrel
 """
 
@@ -24,7 +24,7 @@ INSTALL = "Install the extra: pip install 'warmtalk[restore]'."
 
 
 class SpandrelRestorer:
-    """A FaceRestorer around a spandrel ImageModelDescriptor: RGB in [0, 1], `scale` times as large, one face a call."""
+    """A LandmarkRestorer around a spandrel ImageModelDescriptor, which takes one RGB face in [0, 1] per call."""
 
     needs_landmarks = True
 
@@ -33,42 +33,46 @@ class SpandrelRestorer:
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu", dtype: str = "float32") -> SpandrelRestorer:
-        """Read a face restoration model of any architecture that spandrel (and its extra architectures) knows.
+        """Load a face restoration model of any architecture that spandrel (and its extra architectures) supports.
 
-        dtype: float32, or float16 and bfloat16 where the architecture allows them. Raises ConfigError without the
-        extra or for a dtype the model does not run in, WeightsError for a file that spandrel does not know as an image
-        model with three channels.
+        dtype: float32, or float16 and bfloat16 where the architecture allows them.
+
+        Raises:
+            ConfigError: the extra is not installed, or the model does not run in this dtype.
+            WeightsError: spandrel does not recognise the file as an image model with three channels.
         """
         spandrel = _import_spandrel()
         load_state_dict(path)  # refuses a pickle with code in it, and names a truncated file
         try:
             model = spandrel.ModelLoader(device=torch.device("cpu")).load_from_file(str(path))
-        except Exception as error:  # of the library's many kinds
+        except Exception as error:  # spandrel's errors share no base class
             raise WeightsError(
-                f"spandrel cannot read {path}: {error}.", "Give the weights of a face restoration model."
+                f"spandrel cannot read {path}: {error}.", "Use the weights of a face restoration model."
             ) from error
         if not isinstance(model, spandrel.ImageModelDescriptor) or (model.input_channels, model.output_channels) != (
             3,
             3,
         ):
-            raise WeightsError(f"{path} is no model from picture to picture.", "Give a face restoration model.")
+            raise WeightsError(
+                f"{path} is not a model from RGB images to RGB images.", "Use the weights of a face restoration model."
+            )
         supported = {"float32": True, "float16": model.supports_half, "bfloat16": model.supports_bfloat16}
         if not supported.get(dtype, False):
-            usable = ", ".join(name for name, runs in supported.items() if runs)
+            usable = ", ".join(name for name, available in supported.items() if available)
             raise ConfigError(f"{Path(path).name} does not run in {dtype}.", f"Use one of {usable}.")
         model.to(torch.device(device), getattr(torch, dtype))
         model.eval()
         return cls(model)
 
     def restore(self, faces: UInt8, strength: float = 1.0, landmarks: Any = None, around: Any = None) -> UInt8:
-        """See LandmarkRestorer: RGB uint8 `(n, 256 or 512, …, 3)` → `(n, 512, 512, 3)`; landmarks `(n, 5, 2)`."""
+        """Restore faces, see LandmarkRestorer. Raises InputError."""
         return restore_aligned(faces, strength, landmarks, self._run, batch=1, around=around)
 
     def _run(self, faces: UInt8) -> UInt8:
         return np.stack([self._one(face) for face in faces])
 
     def _one(self, face: UInt8) -> UInt8:
-        """A model that enlarges gets a smaller picture, so that detail is made and not averaged away again."""
+        """One face `(512, 512, 3)`. A model that enlarges gets a smaller picture, so that its detail is kept."""
         scale = int(self.model.scale)
         side = math.ceil(RESTORED_PX / scale)
         if side != RESTORED_PX:
@@ -84,7 +88,7 @@ class SpandrelRestorer:
 
 
 def _import_spandrel() -> Any:
-    """spandrel, with the extra architectures (CodeFormer among them) where they are installed. Raises ConfigError."""
+    """Import spandrel, and its extra architectures (CodeFormer among them) if installed. Raises ConfigError."""
     try:
         spandrel = importlib.import_module("spandrel")
     except ImportError as error:

@@ -1,7 +1,6 @@
-"""Follows the largest face through a stream of frames and steadies where it lies, looking a few frames ahead.
+"""Tracks the largest face through a stream of frames, and smooths its position with a short look-ahead.
 
-Knows nothing of files or networks. Unlike `models.avatar.track`, which sees a whole video at once, it keeps a short
-window, so that a video of any length can pass.
+`models.avatar.track` sees a whole video at once; this module keeps a short window, so a video may have any length.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from models.types import RESTORED_PX, UInt8
 Float64 = npt.NDArray[np.float64]
 P = TypeVar("P")
 
-REACH = 3.0  # of the smoothing kernel's standard deviations: neighbours beyond weigh under 1 %
-JUMP = 0.4  # of the distance between the eyes: a face that moves more from one frame to the next is another shot
-SEARCH_EVERY = 4  # frames, once a second has shown no face: a full search takes half a second at 1080 lines
-MAX_REACH = 24  # frames, whatever the frame rate: they are held in memory
+REACH = 3.0  # standard deviations of the smoothing kernel: neighbours farther away weigh under 1 %
+JUMP = 0.4  # of the distance between the eyes: a face that moves more from one frame to the next starts a new shot
+SEARCH_EVERY = 4  # frames, after a second without a face: a full search takes half a second at 1080p
+MAX_LOOKAHEAD = 24  # frames, at any frame rate: they are held in memory
 CENTRE = np.full(2, (RESTORED_PX - 1) / 2)  # of the template
 
 
@@ -35,8 +34,8 @@ CENTRE = np.full(2, (RESTORED_PX - 1) / 2)  # of the template
 class TrackedFrame(Generic[P]):
     """A frame and the face in it.
 
-    transform: `(2, 3)`, frame px → FFHQ template of 512 px; None where no face was found. shot: counts up wherever the
-    face jumps or is not seen: nothing must be blended across. payload: whatever came with the frame.
+    payload: what came with the frame. transform: `(2, 3)`, frame px → FFHQ template of 512 px; None where no face was
+    found. shot: a number that increases where the face jumps or is not found; nothing may be blended across shots.
     """
 
     frame: UInt8
@@ -47,7 +46,9 @@ class TrackedFrame(Generic[P]):
 
 
 @dataclass(slots=True, eq=False)
-class _Seen(Generic[P]):
+class _Entry(Generic[P]):
+    """A frame in the window, before smoothing."""
+
     frame: UInt8
     payload: P
     index: int
@@ -56,19 +57,20 @@ class _Seen(Generic[P]):
 
 
 def lookahead_frames(fps: float) -> int:
-    """Frames that `follow` looks ahead, and back, at a frame rate."""
-    return int(np.clip(math.ceil(REACH * SMOOTH_S * fps), 1, MAX_REACH))
+    """Return how many frames `track_faces` looks ahead, and back, at a frame rate."""
+    return int(np.clip(math.ceil(REACH * SMOOTH_S * fps), 1, MAX_LOOKAHEAD))
 
 
 def track_faces(
     frames: Iterable[tuple[UInt8, P]], detector: FaceDetector, fps: float, first_index: int = 0
 ) -> Iterator[TrackedFrame[P]]:
-    """Yield every frame of `frames` (RGB uint8 and its payload) in order, `lookahead_frames(fps)` later.
+    """Yield every frame of `frames` (RGB uint8, each with a payload) in order, `lookahead_frames(fps)` frames later.
 
-    Where the face lies is smoothed over its neighbours within the shot, ahead and back, so it neither lags nor shivers.
+    The face's position is smoothed over its neighbours in the same shot, before and after, so it neither lags nor
+    trembles.
     """
     reach, sigma = lookahead_frames(fps), SMOOTH_S * fps
-    window: deque[_Seen[P]] = deque()
+    window: deque[_Entry[P]] = deque()
     waiting = 0  # entries at the window's end that have not been yielded
     face: Face | None = None
     shot = absent = 0
@@ -78,19 +80,19 @@ def track_faces(
             face, jumped = _find(detector, frame, face)
         absent = 0 if face is not None else absent + 1
         shot += jumped
-        window.append(_Seen(frame, payload, index, None if face is None else _pose(face), shot))
+        window.append(_Entry(frame, payload, index, None if face is None else _pose(face), shot))
         waiting += 1
         if waiting > reach:
-            yield _settled(window, len(window) - waiting, sigma)
+            yield _smoothed(window, len(window) - waiting, sigma)
             waiting -= 1
-            _forget(window, len(window) - waiting, reach)
+            _trim(window, len(window) - waiting, reach)
     while waiting:
-        yield _settled(window, len(window) - waiting, sigma)
+        yield _smoothed(window, len(window) - waiting, sigma)
         waiting -= 1
 
 
 def _find(detector: FaceDetector, frame: UInt8, before: Face | None) -> tuple[Face | None, bool]:
-    """The largest face, and whether it is another shot's than the frame's before."""
+    """The largest face, and whether it starts a new shot."""
     if before is not None:
         near = detector.detect(frame, near=before)
         if near and not _jumped(before, near[0]):
@@ -112,23 +114,23 @@ def _pose(face: Face) -> Float64:
     return np.array([math.atan2(transform[1, 0], transform[0, 0]), math.log(math.hypot(*transform[:, 0])), *centre])
 
 
-def _settled(window: deque[_Seen[P]], at: int, sigma: float) -> TrackedFrame[P]:
-    """The entry at `at` with its pose smoothed over its shot."""
-    seen = window[at]
-    if seen.pose is None:
-        return TrackedFrame(seen.frame, seen.payload, seen.index, None, seen.shot)
-    near = [entry for entry in window if entry.shot == seen.shot]  # a shot has a face in every frame, and no gap
-    poses = np.stack([entry.pose for entry in near if entry.pose is not None])  # (m, 4)
+def _smoothed(window: deque[_Entry[P]], at: int, sigma: float) -> TrackedFrame[P]:
+    """The entry at `at`, its pose smoothed over its shot."""
+    entry = window[at]
+    if entry.pose is None:
+        return TrackedFrame(entry.frame, entry.payload, entry.index, None, entry.shot)
+    near = [other for other in window if other.shot == entry.shot]  # a shot has a face in every frame, without gaps
+    poses = np.stack([other.pose for other in near if other.pose is not None])  # (m, 4)
     poses[:, 0] = np.unwrap(poses[:, 0])
-    angle, log_scale, *centre = smooth(poses, np.ones(len(poses)), sigma)[seen.index - near[0].index]
+    angle, log_scale, *centre = smooth(poses, np.ones(len(poses)), sigma)[entry.index - near[0].index]
     cos, sin = math.exp(log_scale) * math.cos(angle), math.exp(log_scale) * math.sin(angle)
     linear = np.array([[cos, -sin], [sin, cos]])
     transform = np.concatenate([linear, (CENTRE - linear @ np.array(centre))[:, None]], 1)
-    return TrackedFrame(seen.frame, seen.payload, seen.index, transform, seen.shot)
+    return TrackedFrame(entry.frame, entry.payload, entry.index, transform, entry.shot)
 
 
-def _forget(window: deque[_Seen[P]], done: int, reach: int) -> None:
-    """Keep only the poses of what has been yielded, and of those the last `reach`."""
+def _trim(window: deque[_Entry[P]], done: int, reach: int) -> None:
+    """Keep the last `reach` yielded entries, and of the newest of them only the pose."""
     while done > reach:
         window.popleft()
         done -= 1

@@ -1,4 +1,4 @@
-"""Restores the face in every frame of a stream: follow, cut out, restore, steady, paste. Knows no files and no Ray."""
+"""Restores the face in every frame of a video: track, cut out, restore, filter over time, paste back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.avatar.face import FaceDetector
-from models.deflicker import TemporalFilter, coarse, rest
+from models.deflicker import TemporalFilter, stillness, thumbnail
 from models.errors import InputError
 from models.geometry import warp
 from models.restore.align import soft_square
@@ -25,19 +25,19 @@ P = TypeVar("P")
 Submit = Callable[[UInt8], Callable[[], UInt8]]  # faces (n, s, s, 3) → a call that waits for them, (n, 512, 512, 3)
 
 # The square that MuseTalk's box cuts out of a face, in px of the FFHQ template: left, top, side. Measured on the
-# embedded presenter and on two portraits, whose boxes differ by at most 20 px; the small restorer knows such cuts.
+# embedded presenter and on two portraits, whose boxes differ by at most 20 px. The small restorer is trained on it.
 BOX = (76.0, 115.0, 362.0)
 MAX_EVERY = 25
-HELD_BYTES = 640 << 20  # frames of all batches under way: a hundred of 1080 lines
+MAX_HELD_BYTES = 640 << 20  # frames of all batches in flight: about a hundred of 1080p
 
 
 @dataclass(frozen=True, slots=True)
 class VideoOptions:
-    """strength: 0 leaves the frames as they are, 1 is the full model. every: each n-th face goes through the network;
-    those between get the detail of their neighbours in time where they show the same. template: the engine wants 512 px
-    faces on the FFHQ template, otherwise 256 px crops. batch: faces a call. in_flight: calls under way.
+    """How a video is enhanced. Raises InputError.
 
-    Raises InputError.
+    strength: 0 leaves the frames unchanged, 1 is the full model. every: each n-th face goes through the network; the
+    faces between get the detail of their neighbours in time, where nothing changed. template: the engine takes 512 px
+    faces on the FFHQ template; otherwise 256 px crops. batch: faces per call. in_flight: calls at the same time.
     """
 
     strength: float = 1.0
@@ -48,18 +48,23 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise InputError(f"A strength of {self.strength} is outside 0 to 1.", "0 changes nothing, 1 is all.")
+            raise InputError(
+                f"The strength {self.strength} is not between 0 and 1.",
+                "Use 0 to change nothing, 1 for the full model, or a value between.",
+            )
         if not 1 <= self.every <= MAX_EVERY:
-            raise InputError(f"--every {self.every} is outside 1 to {MAX_EVERY}.", "1 restores every frame.")
+            raise InputError(
+                f"--every {self.every} is not between 1 and {MAX_EVERY}.", "Use 1 to restore every frame, or more."
+            )
 
 
 @dataclass(slots=True, eq=False)
 class _Work(Generic[P]):
-    """A frame on its way: what was cut out (None without a face), and what came back of it."""
+    """A frame in progress: the face that was cut out of it (None without a face), and the restored face."""
 
-    followed: TrackedFrame[P]
+    tracked: TrackedFrame[P]
     transform: Float64 | None = None  # (2, 3), frame px → 256 px crop
-    face: UInt8 | None = None  # as the engine takes it
+    face: UInt8 | None = None  # the engine's input
     key: bool = False  # goes through the network
     restored: UInt8 | None = None  # (512, 512, 3)
 
@@ -80,32 +85,35 @@ def enhance_frames(
     options: VideoOptions,
     first_index: int = 0,
 ) -> Iterator[tuple[UInt8, P, bool]]:
-    """Yield as many frames as `frames` holds, in order, each with its payload and whether a face was restored in it.
+    """Yield every frame of `frames` in order, with its payload and whether a face was restored in it.
 
-    A frame without a face is passed on as the same object.
+    A frame without a face is yielded as the same object.
 
-    frames: RGB uint8 `(h, w, 3)`. submit: starts a restoration, see `Submit`. first_index: of the first frame in its
-    video, so that a resumed video restores the same frames with `every`.
+    frames: RGB uint8 `(h, w, 3)`, each with a payload. submit: starts a restoration, see `Submit`. first_index: index
+    of the first frame in its video, so that a resumed run restores the same frames with `every`.
     """
     if options.strength == 0:
         yield from ((frame, payload, False) for frame, payload in frames)
         return
-    steadier, shot = TemporalFilter(), -1
+    temporal, shot = TemporalFilter(), -1
     mask = np.rint(soft_square(CROP_PX) * (255 * options.strength)).astype(np.uint8)
     for work in _filled(_restored(track_faces(frames, detector, fps, first_index), submit, options), options.every):
-        followed = work.followed
+        tracked = work.tracked
         if work.transform is None or work.restored is None:
-            yield followed.frame, followed.payload, False
+            yield tracked.frame, tracked.payload, False
             continue
-        if followed.shot != shot:
-            steadier.reset()
-            shot = followed.shot
-        face = steadier(work.base, work.restored)
-        yield paste(followed.frame, face, work.transform.astype(np.float32), mask), followed.payload, True
+        if tracked.shot != shot:
+            temporal.reset()
+            shot = tracked.shot
+        face = temporal(work.base, work.restored)
+        yield paste(tracked.frame, face, work.transform.astype(np.float32), mask), tracked.payload, True
 
 
 def crop_transform(to_template: Float64, template: bool) -> Float64:
-    """Frame px → 256 px crop, from frame px → 512 px template: all of the template, or MuseTalk's box within it."""
+    """Return frame px → 256 px crop, given frame px → 512 px template.
+
+    template: the crop is the whole template; otherwise MuseTalk's box within it (BOX).
+    """
     left, top, side = (0.0, 0.0, float(RESTORED_PX)) if template else BOX
     scale = CROP_PX / side
     crop = to_template * scale
@@ -113,26 +121,26 @@ def crop_transform(to_template: Float64, template: bool) -> Float64:
     return crop
 
 
-def _cut(followed: TrackedFrame[P], options: VideoOptions, new_shot: bool) -> _Work[P]:
-    if followed.transform is None:
-        return _Work(followed)
-    key = new_shot or followed.index % options.every == 0
-    crop = crop_transform(followed.transform, options.template)
+def _cut(tracked: TrackedFrame[P], options: VideoOptions, new_shot: bool) -> _Work[P]:
+    if tracked.transform is None:
+        return _Work(tracked)
+    key = new_shot or tracked.index % options.every == 0
+    crop = crop_transform(tracked.transform, options.template)
     if options.template:
-        return _Work(followed, crop, warp(followed.frame, followed.transform, RESTORED_PX), key)
-    return _Work(followed, crop, warp(followed.frame, crop, CROP_PX), key)
+        return _Work(tracked, crop, warp(tracked.frame, tracked.transform, RESTORED_PX), key)
+    return _Work(tracked, crop, warp(tracked.frame, crop, CROP_PX), key)
 
 
 def _restored(stream: Iterator[TrackedFrame[P]], submit: Submit, options: VideoOptions) -> Iterator[_Work[P]]:
-    """Cut faces out and restore the key faces, a batch a call, several calls at once, in order."""
+    """Cut faces out and restore the key faces, in order: one batch per call, several calls at the same time."""
     pending: deque[tuple[list[_Work[P]], Callable[[], UInt8] | None]] = deque()
     batch: list[_Work[P]] = []
-    held_bytes = HELD_BYTES // (options.in_flight + 1)  # of one batch
+    max_batch_bytes = MAX_HELD_BYTES // (options.in_flight + 1)
     shot = -1
-    for followed in stream:
-        batch.append(_cut(followed, options, new_shot=followed.shot != shot))
-        shot = followed.shot if followed.transform is not None else -1
-        if len(batch) * followed.frame.nbytes >= held_bytes or len(batch) == options.batch * options.every:
+    for tracked in stream:
+        batch.append(_cut(tracked, options, new_shot=tracked.shot != shot))
+        shot = tracked.shot if tracked.transform is not None else -1
+        if len(batch) * tracked.frame.nbytes >= max_batch_bytes or len(batch) == options.batch * options.every:
             pending.append(_send(batch, submit))
             batch = []
         if len(pending) > options.in_flight:
@@ -156,8 +164,32 @@ def _receive(batch: list[_Work[P]], wait: Callable[[], UInt8] | None) -> Iterato
     yield from batch
 
 
+# --- faces between two key faces
+
+
+class Detail:
+    """The detail that a restorer added to one face: `restored` minus `base`, both `(512, 512, 3)`."""
+
+    def __init__(self, base: UInt8, restored: UInt8) -> None:
+        self._added = cv2.subtract(restored, base, dtype=cv2.CV_16S)
+        self._thumbnail = thumbnail(base)
+
+    def on(self, base: UInt8) -> Float32:
+        """Return the detail for another face `(512, 512, 3)`: all of it where that face is equal, none where not."""
+        return cast(Float32, self._added * stillness(thumbnail(base), self._thumbnail)[..., None])
+
+
+def interpolate_detail(base: UInt8, before: Detail, after: Detail | None, share: float) -> UInt8:
+    """Add the detail of the restored faces before and after to an unrestored face `(512, 512, 3)`.
+
+    share: weight of `after`. Where the face differs from both (a mouth that moves), it keeps its own pixels.
+    """
+    added = before.on(base) if after is None else (1 - share) * before.on(base) + share * after.on(base)
+    return np.clip(np.rint(base + added), 0, 255).astype(np.uint8)
+
+
 def _filled(works: Iterator[_Work[P]], every: int) -> Iterator[_Work[P]]:
-    """Give the faces between two key faces their detail; with `every` 1 there are none between."""
+    """Give the faces between two key faces their detail. With `every` = 1 there are none."""
     if every == 1:
         yield from works
         return
@@ -182,7 +214,7 @@ def _filled(works: Iterator[_Work[P]], every: int) -> Iterator[_Work[P]]:
 
 
 def _same_shot(last: tuple[_Work[P], Detail] | None, work: _Work[P]) -> bool:
-    return last is not None and last[0].followed.shot == work.followed.shot
+    return last is not None and last[0].tracked.shot == work.tracked.shot
 
 
 def _fill(
@@ -190,29 +222,7 @@ def _fill(
 ) -> Iterator[_Work[P]]:
     for work in held:
         assert last is not None  # the first face of a shot is a key face
-        begin = last[0].followed.index
-        share = 0.0 if following is None else (work.followed.index - begin) / (following[0].followed.index - begin)
-        work.restored = between(work.base, last[1], None if following is None else following[1], share)
+        begin = last[0].tracked.index
+        share = 0.0 if following is None else (work.tracked.index - begin) / (following[0].tracked.index - begin)
+        work.restored = interpolate_detail(work.base, last[1], None if following is None else following[1], share)
         yield work
-
-
-class Detail:
-    """What a restorer added to one face, to be carried to faces near in time."""
-
-    def __init__(self, base: UInt8, restored: UInt8) -> None:
-        """base and restored: `(512, 512, 3)`."""
-        self._added = cv2.subtract(restored, base, dtype=cv2.CV_16S)
-        self._coarse = coarse(base)
-
-    def on(self, base: UInt8) -> Float32:
-        """The detail for another face `(512, 512, 3)`: all of it where that face shows the same, none where not."""
-        return cast(Float32, self._added * rest(coarse(base), self._coarse)[..., None])
-
-
-def between(base: UInt8, before: Detail, after: Detail | None, share: float) -> UInt8:
-    """An unrestored face `(512, 512, 3)` with the detail of restored ones before and after it; `share` is the latter's.
-
-    Where the face has changed since (a mouth that moves) it keeps its own pixels.
-    """
-    added = before.on(base) if after is None else (1 - share) * before.on(base) + share * after.on(base)
-    return np.clip(np.rint(base + added), 0, 255).astype(np.uint8)

@@ -44,10 +44,10 @@ def test_a_frames_rest_is_predicted_once():
 
 def test_no_more_rests_are_kept_than_asked_for_and_results_stay_right():
     engine = Engine()
-    amplitude = MouthGain(engine, 1.3, kept=2)
+    amplitude = MouthGain(engine, 1.3, cache_size=2)
     first = amplitude.generate(*given([1, 2, 3], [4, 4, 4]), REST)
     assert np.array_equal(amplitude.generate(*given([1, 2, 3], [4, 4, 4]), REST), first)
-    assert engine.sizes == [6, 4] and len(amplitude._rests) == 2
+    assert engine.sizes == [6, 4] and len(amplitude._at_rest) == 2
 
 
 def test_an_engine_without_its_halves_is_refused():

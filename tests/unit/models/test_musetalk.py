@@ -311,7 +311,7 @@ def test_wrongly_shaped_inputs_say_what_is_wanted(musetalk: MuseTalk, faces: np.
         (lambda: musetalk.encode_reference(faces.astype(np.float32)), "uint8"),
         (lambda: musetalk.predict(latents[:, :4], windows), "n ≥ 1, 8, 32, 32"),
         (lambda: musetalk.predict(latents, windows[:, :40]), f"n ≥ 1, 50, {WIDTH}"),
-        (lambda: musetalk.predict(latents[:1], windows), "one of each a frame"),
+        (lambda: musetalk.predict(latents[:1], windows), "one of each per frame"),
         (lambda: musetalk.decode(latents), "n ≥ 1, 4, 32, 32"),
     ):
         with pytest.raises(InputError, match=wanted):

@@ -144,7 +144,7 @@ def test_wrongly_shaped_inputs_say_what_is_wanted(folder: Path) -> None:
     for call, wanted in (
         (lambda: engine.generate(latents[:, :4], windows), "n ≥ 1, 8, 32, 32"),
         (lambda: engine.generate(latents, windows[..., :-1]), f"n ≥ 1, 50, {WIDTH}"),
-        (lambda: engine.predict(latents[:1], windows), "one of each a frame"),
+        (lambda: engine.predict(latents[:1], windows), "one of each per frame"),
         (lambda: engine.predict(latents[:0], windows[:0]), "n ≥ 1"),
         (lambda: engine.decode(latents), "n ≥ 1, 4, 32, 32"),
     ):

@@ -119,7 +119,7 @@ def test_a_face_cut_by_the_edge_works_and_is_said(prepare: Prepare) -> None:
         [moved(hopper(), similarity(hopper().shape, dx=k))[:, : middle // 2 * 2 + 60] for k in range(6)]
     )
     assert avatar.has_face.all()
-    assert any("reaches beyond the picture" in warning for warning in report.warnings)
+    assert any("part of the face is outside the picture" in warning for warning in report.warnings)
     say_with(avatar)
 
 
@@ -233,7 +233,7 @@ def test_other_frame_rates_keep_their_time(prepare: Prepare, tmp_path: Path, rat
     times = [float(k / rate) for k in range(int(rate))]  # a second
     avatar, report = prepare(timed(tmp_path / "a.mp4", gliding(times), times, rate))
     assert abs(len(avatar) / 25 - len(times) / float(rate)) <= 0.5 / 25 + 1e-3
-    assert any(f"{float(rate):.5g} frames a second" in warning for warning in report.warnings)
+    assert any(f"{float(rate):.5g} frames per second" in warning for warning in report.warnings)
     check_glide(avatar, float(1 / rate))
     say_with(avatar)
 

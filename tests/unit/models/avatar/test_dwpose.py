@@ -209,7 +209,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         DWPose.load(tmp_path / "none.onnx")
     path = brightest(tmp_path / "net.onnx")
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match="no complete ONNX file"):
+    with pytest.raises(WeightsError, match="not a complete ONNX file"):
         DWPose.load(path)
 
 

@@ -153,7 +153,7 @@ def test_of_two_faces_the_largest_is_taken_and_said(tmp_path: Path) -> None:
     canvas[20:470, 512:] = cv2.resize(astronaut(), None, fx=1.5, fy=1.5)
     store = AvatarStore(tmp_path / "avatars")
     report = prepare_avatar(write_clip(tmp_path / "a.mp4", [canvas] * 3), "a", store, fake_encoder, "v")
-    assert report.faces == 2 and any("2 faces were seen" in warning for warning in report.warnings)
+    assert report.faces == 2 and any("up to 2 faces" in warning for warning in report.warnings)
     assert store.load("a").landmarks[0, 30, 0] < 512
 
 
@@ -168,7 +168,7 @@ def test_faces_too_large_or_too_small_are_warned_of(tmp_path: Path, scale: float
 def test_another_rate_is_said(clip: Path, tmp_path: Path) -> None:
     report = prepare_avatar(clip, "a", AvatarStore(tmp_path), fake_encoder, "v", PrepareOptions(fps=30))
     assert report.frames == round(N / FPS * 30)
-    assert any("25 frames a second" in warning for warning in report.warnings)
+    assert any("25 frames per second" in warning for warning in report.warnings)
 
 
 def test_a_torch_tensor_is_taken_as_latents(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_ids_are_checked_before_any_work(clip: Path, tmp_path: Path) -> None:
 
 
 def test_sound_without_picture_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match="sound but no picture"):
+    with pytest.raises(VideoError, match="has sound but no picture"):
         prepare_avatar(write_sound(tmp_path / "a.mp4"), "a", AvatarStore(tmp_path / "b"), fake_encoder, "v")
 
 

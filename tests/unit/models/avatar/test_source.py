@@ -166,14 +166,14 @@ def test_unreadable(tmp_path: Path, data: bytes) -> None:
 
 
 def test_sound_only(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match="holds sound but no picture"):
+    with pytest.raises(VideoError, match="has sound but no picture"):
         open_source(write_sound(tmp_path / "a.mp4"), 25, 60)
 
 
 @pytest.mark.parametrize("size", [(62, 200), (200, 48), (8200, 64)])
 def test_absurd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), grey(9, size))
-    with pytest.raises(VideoError, match=rf"{size[0]} × {size[1]} px; each side must lie between 64 and 8192"):
+    with pytest.raises(VideoError, match=rf"{size[0]} × {size[1]} px; each side must be between 64 and 8192"):
         open_source(tmp_path / "a.png", 25, 60)
 
 

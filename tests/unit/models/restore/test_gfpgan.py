@@ -266,7 +266,7 @@ def test_bad_input_is_named(gfpgan: GFPGAN) -> None:
     face = np.zeros((1, 512, 512, 3), np.uint8)
     with pytest.raises(InputError, match=r"\(1, 300, 300, 3\)"):
         gfpgan.restore(np.zeros((1, 300, 300, 3), np.uint8))
-    with pytest.raises(InputError, match="strength of 2"):
+    with pytest.raises(InputError, match="strength 2 is not"):
         gfpgan.restore(face, strength=2)
     with pytest.raises(InputError, match="five points"):
         gfpgan.restore(face, landmarks=np.zeros((1, 68, 2)))

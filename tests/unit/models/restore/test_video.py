@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 from models.avatar.detect import BlazeMesh
-from models.deflicker import SHARE_AT_REST, TemporalFilter
+from models.deflicker import NEW_SHARE, TemporalFilter
 from models.errors import InputError
 from models.geometry import apply, invert
 from models.restore.align import five_points, to_template
 from models.restore.small import SmallRestorer
-from models.restore.steady import Detail, between
 from models.restore.tracking import lookahead_frames, track_faces
-from models.restore.video import BOX, VideoOptions, crop_transform, enhance_frames
+from models.restore.video import BOX, Detail, VideoOptions, crop_transform, enhance_frames, interpolate_detail
 from tests.support.avatar import astronaut, hopper, moved, similarity
 
 
@@ -121,7 +120,7 @@ def test_at_rest_flicker_falls_as_the_share_says_and_change_passes_at_once() -> 
     shown = np.stack([steadier(base, face) for face in faces]).astype(np.float32)
     ratio = np.diff(shown[12:], axis=0).std() / np.diff(np.stack(faces[12:]).astype(np.float32), axis=0).std()
     # successive values of an exponential mean differ by share · √(2 / (2 − share)) of one face's noise, raw ones by √2
-    assert ratio == pytest.approx(SHARE_AT_REST / np.sqrt(2 - SHARE_AT_REST), rel=0.1)
+    assert ratio == pytest.approx(NEW_SHARE / np.sqrt(2 - NEW_SHARE), rel=0.1)
     changed = steadier(np.full_like(base, 180), np.full_like(base, 200))
     assert changed.min() == 200
     steadier.reset()
@@ -133,9 +132,9 @@ def test_detail_is_carried_where_nothing_changed_and_not_where_something_did() -
     detail = Detail(base, base + 10)
     moved_on = base.copy()
     moved_on[:, 256:] = 160
-    face = between(moved_on, detail, None, 0.0)
+    face = interpolate_detail(moved_on, detail, None, 0.0)
     assert face[:, :200].min() == 110 and face[:, 320:].max() == 160
-    blended = between(base, detail, Detail(base, base + 30), 0.25)
+    blended = interpolate_detail(base, detail, Detail(base, base + 30), 0.25)
     assert blended.min() == blended.max() == 115
 
 
@@ -303,7 +302,7 @@ def test_crop_transforms_cut_the_box_out_of_the_template() -> None:
 
 
 def test_options_out_of_range_are_named() -> None:
-    with pytest.raises(InputError, match="strength of 1.5"):
+    with pytest.raises(InputError, match="strength 1.5 is not"):
         VideoOptions(strength=1.5)
     with pytest.raises(InputError, match="--every 0"):
         VideoOptions(every=0)
