@@ -152,8 +152,8 @@ def frames_at_25(count: int, fps: float) -> npt.NDArray[np.int64]:
 def log_mel(samples: Float32) -> Float32:
     """Convert mono speech at 16 kHz `(n,)` to mel frames `(80, n // 200 + 1)`, float32, as Wav2Lip's audio.py does.
 
-    Values are in [-4, 4]. Pre-emphasis; amplitudes of a centred, zero-padded short-time Fourier transform (librosa's default since 0.10);
-    Slaney's mel filters; decibels.
+    Values are in [-4, 4]. Pre-emphasis; amplitudes of a centred, zero-padded short-time Fourier transform (librosa's
+    default since 0.10); Slaney's mel filters; decibels.
     """
     emphasised = samples.astype(np.float64)
     emphasised[1:] -= PREEMPHASIS * samples[:-1].astype(np.float64)
