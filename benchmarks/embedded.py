@@ -131,7 +131,7 @@ class Product:
         shown, memory = self.shown(len(faces)), PasteMemory()
         mouth = Mouth(FPS, RestSettings(source_rests=spoken is not None), CropFilter(pasted_box(self.avatar)))
         if spoken is not None:
-            mouth.hear(Speech(spoken.samples, WHISPER_HZ, last=True, phonemes=tuple(spoken.phonemes)), 0)
+            mouth.add_speech(Speech(spoken.samples, WHISPER_HZ, last=True, phonemes=tuple(spoken.phonemes)), 0)
         out = np.stack([self.frames[index] for index in shown])
         for frame, face, index, weight in zip(out, faces, shown, mouth.weights(0, len(faces)).tolist(), strict=True):
             self.paster.paste_into(frame, mouth.crop(face, weight) if spoken else face, index, weight, memory)

@@ -86,12 +86,12 @@ class Line:
         places = [self.reader.place(k, self.product.frames[k]) for k in self.product.shown(len(frames))]
         return self.reader.read(coded(frames), places).gap
 
-    def steadier(self) -> CropFilter:
+    def crop_filter(self) -> CropFilter:
         return CropFilter(pasted_box(self.product.avatar))
 
     def steadied(self, crops: UInt8) -> UInt8:
-        steadier = self.steadier()
-        return np.stack([steadier(crop) for crop in crops])
+        crop_filter = self.crop_filter()
+        return np.stack([crop_filter(crop) for crop in crops])
 
 
 def mouth_flicker(crops: UInt8) -> Float64:
@@ -129,11 +129,11 @@ def steadying(line: Line, crops: list[UInt8]) -> Iterator[str]:
     r = pearson(np.concatenate(before_gap), np.concatenate([line.gap(line.frames(one)) for one in quiet]))
     yield f"the same under noise of {NOISE_LEVELS:g} levels: {levels[0]:.2f} → {levels[1]:.2f}, lips' r {r:.4f}"
     for size in (CROP_PX, RESTORED_PX):
-        crop, steadier = cv2.resize(crops[0][0], (size, size)), line.steadier()
-        steadier(crop)
+        crop, crop_filter = cv2.resize(crops[0][0], (size, size)), line.crop_filter()
+        crop_filter(crop)
         began_s = time.perf_counter()
         for _ in range(100):
-            steadier(crop)
+            crop_filter(crop)
         yield f"steadying a crop of {size} px: {(time.perf_counter() - began_s) * 10:.2f} ms"
 
 
@@ -147,10 +147,10 @@ def resting(line: Line, spoken: list[Speech]) -> Iterator[str]:
     inside, outside, own = list[Float64](), list[Float64](), list[Float64]()
     for speech in (with_pause(speech) for speech in spoken[:2]):
         made = line.crops(line.windows(speech))
-        mouth = Mouth(FPS, steadier=line.steadier())
-        mouth.hear(speech, 0)
+        mouth = Mouth(FPS, crop_filter=line.crop_filter())
+        mouth.add_speech(speech, 0)
         weights = Mouth(FPS)
-        weights.hear(speech, 0)
+        weights.add_speech(speech, 0)
         rest = weights.weights(0, len(made)) == 0
         rest = rest[1:-1] & rest[2:] & rest[:-2]
         source = np.stack([line.product.frames[k] for k in line.product.shown(len(made))])
@@ -167,7 +167,7 @@ def resting(line: Line, spoken: list[Speech]) -> Iterator[str]:
     began_s = time.perf_counter()
     for speech in spoken:
         ear = Mouth(FPS)
-        ear.hear(speech, 0)
+        ear.add_speech(speech, 0)
         ear.weights(0, round(speech.duration_s * FPS))
     frames = sum(round(speech.duration_s * FPS) for speech in spoken)
     yield f"activity and weights: {(time.perf_counter() - began_s) / frames * 1e3:.3f} ms a frame"

@@ -1,4 +1,4 @@
-"""One utterance's mouth over time: how much of the generated mouth each frame shows, and that mouth steadied."""
+"""The mouth of one utterance over time: the weight of the generated mouth per frame, and its temporal filter."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from models.types import Float32, Speech, UInt8
 
 
 class Mouth:
-    """Hears the speech of one utterance, weighs its frames and steadies its crops; without a steadier they stay."""
+    """Weights the frames of an utterance and filters its crops. Without a filter, crops are unchanged."""
 
-    def __init__(self, fps: int, rest: RestSettings | None = None, steadier: CropFilter | None = None) -> None:
-        self._activity, self._rest, self._steadier = ActivityDetector(), Rest(fps, rest or RestSettings()), steadier
-        self._heard: set[int] = set()  # first frames of the segments that are known
+    def __init__(self, fps: int, rest: RestSettings | None = None, crop_filter: CropFilter | None = None) -> None:
+        self._activity, self._rest, self._filter = ActivityDetector(), Rest(fps, rest or RestSettings()), crop_filter
+        self._added: set[int] = set()  # first frames of the segments added so far
 
-    def hear(self, speech: Speech, first_frame: int) -> None:
-        """A segment, which begins at `first_frame` of the utterance. Hearing it again changes nothing."""
-        if first_frame not in self._heard:
-            self._heard.add(first_frame)
+    def add_speech(self, speech: Speech, first_frame: int) -> None:
+        """Add a segment that starts at `first_frame` of the utterance. Adding it again has no effect."""
+        if first_frame not in self._added:
+            self._added.add(first_frame)
             self._rest.add(first_frame, speech.duration_s, self._activity(speech), speech.last)
 
     def weights(self, first_frame: int, count: int) -> Float32:
-        """Weights `(count,)` of the generated mouth, 0 to 1, of the next frames; ask for each once, in order."""
+        """Weights `(count,)` of the generated mouth, 0 to 1. Call it once per frame, in order."""
         return self._rest.weights(first_frame, count)
 
     def crop(self, crop: UInt8, weight: float) -> UInt8:
-        """The next frame's crop `(s, s, 3)` as it is to be pasted with that weight; one that is not seen is skipped."""
-        if self._steadier is None:
+        """The next frame's crop `(s, s, 3)`, filtered. A crop of weight 0 is not shown, and resets the filter."""
+        if self._filter is None:
             return crop
         if weight == 0:
-            self._steadier.reset()
+            self._filter.reset()
             return crop
-        return self._steadier(crop)
+        return self._filter(crop)

@@ -1,24 +1,23 @@
-"""Pastes face crops back into frames. Knows nothing of sessions, HTTP or Ray.
+"""Pastes face crops into frames.
 
-One geometry: the transform that cut the crop out of the frame puts it back, inverted, at sub-pixel precision, in one
-resampling. Only the frame's pixels under the paste mask are touched.
+The transform that cut the crop out of the frame also puts it back: inverted, at sub-pixel precision, in one resampling.
+Only pixels under the paste mask change.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 
+import cachetools
 import cv2
 import numpy as np
 
 from models.avatar.parse import region_mask
 from models.geometry import apply, crop_box_of, invert
-from models.stitch.alpha import Alpha
-from models.stitch.blends import Blend, Level, find_blend, poisson
+from models.stitch.blends import Alpha, Blend, Level, find_blend, poisson
 from models.stitch.jaw import JawDrop, JawLine
 from models.stitch.musetalk_paste import (
     alpha_of,
@@ -33,15 +32,15 @@ from models.types import CROP_PX, Box, Float32, PreparedAvatar, UInt8
 
 __all__ = ["Alpha", "PasteMemory", "Paster", "find_blend", "musetalk_blend", "musetalk_material", "paste", "warp_alpha"]
 
-CACHE_BYTES = 64 << 20  # warped alphas of about 1000 frames with a 256 px face
+CACHE_BYTES = 64 << 20  # warped masks of about 1000 frames with a face of 256 px
 
 
 def paste(frame: UInt8, face: UInt8, transform: Float32, mask: UInt8, mode: str = "feather") -> UInt8:
-    """A copy of `frame` with `face` pasted back.
+    """A copy of `frame` with `face` pasted in.
 
-    frame: RGB `(h, w, 3)`. face: RGB `(s, s, 3)`, s = 256, or 512 after enhancement. transform: `(2, 3)`, frame px →
-    256 px crop in pixel-centre coordinates. mask: paste weight `(256, 256)`, 255 is all face. All uint8 but the
-    transform. mode: `feather`, `poisson` or `multiband`, see `models.stitch.blends`. Raises ConfigError for another.
+    frame: RGB uint8 `(h, w, 3)`. face: RGB uint8 `(s, s, 3)`, s = 256, or 512 after enhancement. transform: `(2, 3)`,
+    frame px → 256 px crop, in pixel-centre coordinates. mask: paste weights, uint8 `(256, 256)`, 255 is all face.
+    mode: `feather`, `poisson` or `multiband`, see `models.stitch.blends`. Raises ConfigError for another mode.
     """
     blend = find_blend(mode)
     out = np.array(np.asarray(frame), order="C")
@@ -55,9 +54,9 @@ def paste(frame: UInt8, face: UInt8, transform: Float32, mask: UInt8, mode: str 
 
 @dataclass(slots=True)
 class PasteMemory:
-    """What a paste has learnt of one utterance: colour, sharpness, jaw, level. A new one knows and needs nothing.
+    """What pasting has measured in one utterance: colour, sharpness, jaw, level. Starts empty.
 
-    scene: of the source, counted from 0: another one has another light and another lens, and is learnt anew.
+    scene: index of the source's scene. A new scene has other light and another lens, so the measurements start again.
     """
 
     tone: Tone = field(default_factory=Tone)
@@ -66,17 +65,16 @@ class PasteMemory:
     scene: int = 0
 
     def enter(self, scene: int) -> None:
-        """The next frame is of that scene."""
+        """Announce the scene of the next frame."""
         if scene != self.scene:
             self.tone, self.jaw, self.level, self.scene = Tone(), JawDrop(), Level(), scene
 
 
 class Paster:
-    """Pastes faces into the frames of one avatar, whose warped masks it keeps.
+    """Pastes faces into the frames of one avatar and caches the warped masks.
 
-    An avatar of geometry `musetalk`, which has boxes, is pasted by MuseTalk's own rule, whatever the mode. The least
-    recently used masks leave when all take more than `cache_bytes`. Not thread-safe. Raises ConfigError for a
-    mode that does not exist.
+    An avatar with geometry `musetalk` has boxes and is pasted by MuseTalk's own rule, whatever the mode. The mask cache
+    is an LRU cache limited to `cache_bytes`. Not thread-safe. Raises ConfigError for an unknown mode.
     """
 
     def __init__(
@@ -88,45 +86,47 @@ class Paster:
         sharpness_match: bool = True,
         jaw_follow: bool = True,
     ) -> None:
-        """color_match, sharpness_match, jaw_follow: what a paste with a memory does besides."""
+        """color_match, sharpness_match, jaw_follow: corrections that are applied if `paste_into` gets a memory."""
         self._avatar = avatar
         self._blend = find_blend(mode)
-        self._again = partial(Paster, avatar, mode, cache_bytes, color_match, sharpness_match, jaw_follow)
-        self._cache: OrderedDict[int, Alpha] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._reaches: dict[int, Box] = {}
-        self.cached_bytes = 0
+        self._clone = partial(Paster, avatar, mode, cache_bytes, color_match, sharpness_match, jaw_follow)
+        limit = max(cache_bytes, 1)
+        # a mask larger than the limit is kept alone
+        self._alphas: cachetools.LRUCache[int, Alpha] = cachetools.LRUCache(
+            limit, getsizeof=lambda alpha: min(alpha.weights.nbytes, limit)
+        )
+        self._boxes: dict[int, Box] = {}
         self._color, self._sharp = color_match, sharpness_match
         line = JawLine(avatar) if jaw_follow and avatar.boxes is None else None
         self._jaw = line if line is not None and line.usable else None
 
     def clone(self) -> Paster:
-        """Another for the same avatar that pastes alike, with caches of its own: safe beside this one."""
-        return self._again()
+        """Another paster with the same settings and its own cache, for use in another thread."""
+        return self._clone()
 
     def affected_box(self, index: int) -> Box:
-        """The part of frame `index`, within it, outside of which `paste_into` reads and writes nothing."""
-        if index not in self._reaches:
-            self._reaches[index] = self._reach(index)
-        return self._reaches[index]
+        """The part of frame `index` that `paste_into` may read or write, clipped to the frame."""
+        if index not in self._boxes:
+            self._boxes[index] = self._affected_box(index)
+        return self._boxes[index]
 
-    def _reach(self, index: int) -> Box:
+    def _affected_box(self, index: int) -> Box:
         alpha, avatar = self._alpha(index), self._avatar
         height, width = alpha.weights.shape
         box = alpha.left, alpha.top, alpha.left + width, alpha.top + height
         if self._jaw is None or not alpha.weights.size:
             return box
-        other = self._jaw.reach(avatar.transforms[index], (avatar.height, avatar.width))
-        return min(box[0], other[0]), min(box[1], other[1]), max(box[2], other[2]), max(box[3], other[3])
+        jaw = self._jaw.affected_box(avatar.transforms[index], (avatar.height, avatar.width))
+        return min(box[0], jaw[0]), min(box[1], jaw[1]), max(box[2], jaw[2]), max(box[3], jaw[3])
 
     def paste_into(
         self, frame: UInt8, face: UInt8, index: int, weight: float = 1.0, memory: PasteMemory | None = None
     ) -> None:
-        """Write `face` into `frame`, a writable copy of the avatar's frame `index`; a frame without a face stays.
+        """Write `face` into `frame`, a writable copy of the avatar's frame `index`. No change if it has no face.
 
-        weight: from the source's own mouth (0: the frame stays, bit for bit) to the generated one (1). memory: of the
-        utterance, whose frames come in order; it matches colour and sharpness and follows the jaw. Without one the
-        face is pasted as it is.
+        weight: 0 keeps the source's own mouth (the frame is unchanged, bit for bit), 1 shows the generated one.
+        memory: measurements of the utterance, whose frames must come in order; used to match colour and sharpness and
+        to follow the jaw. Without it, the face is pasted unchanged.
         """
         assert 0 <= weight <= 1, weight
         avatar = self._avatar
@@ -146,7 +146,7 @@ class Paster:
             frame[alpha.region] = cv2.addWeighted(frame[alpha.region], weight, own, 1 - weight, 0)
 
     def _blend_of(self, memory: PasteMemory | None) -> Blend:
-        """The blend, with what is remembered of the utterance."""
+        """The blend function, with the state of the utterance if it has one."""
         if memory is None or self._blend is not poisson:
             return self._blend
         return partial(poisson, level=memory.level, fps=float(self._avatar.fps))
@@ -154,7 +154,7 @@ class Paster:
     def _fitted(
         self, frame: UInt8, face: UInt8, index: int, weight: float, memory: PasteMemory | None
     ) -> tuple[Alpha, UInt8]:
-        """The mask of a frame and the face on its region, as the memory would have them; the frame's chin follows."""
+        """The mask of a frame and the corrected face on its region. Also moves the chin of `frame`."""
         transform, fps = self._avatar.transforms[index], float(self._avatar.fps)
         assert face.ndim == 3 and face.shape[0] == face.shape[1] and face.dtype == np.uint8, (face.shape, face.dtype)
         alpha, drop = self._alpha(index), 0.0
@@ -164,38 +164,33 @@ class Paster:
         if self._jaw is not None:
             drop = memory.jaw(self._jaw.drop(frame, face, transform, index), fps)
         if self._jaw is not None and drop > 0:
-            lowered = self._jaw.lowered(self._avatar.masks[index], drop)
+            lowered = self._jaw.lower_mask(self._avatar.masks[index], drop)
             alpha = warp_alpha(transform, lowered, (self._avatar.height, self._avatar.width))
         over = self._toned(frame[alpha.region], _face_on(face, transform, alpha), index, alpha, memory.tone)
         if self._jaw is not None and drop > 0:
-            self._jaw.draw_down(frame, transform, drop * weight)
+            self._jaw.stretch_chin(frame, transform, drop * weight)
         return alpha, over
 
     def _toned(self, own: UInt8, over: UInt8, index: int, alpha: Alpha, tone: Tone) -> UInt8:
-        """The face `over` the frame's own region, in its colour and as sharp."""
+        """The face `over` with the colour and sharpness of the frame's own region."""
         transform, mask = self._avatar.transforms[index], self._avatar.masks[index]
         fps, due = float(self._avatar.fps), tone.due()
         if self._color:
             if due:
-                tone.see_color(own, over, alpha.weights, fps)
-            over = tone.colored(over)
+                tone.measure_color(own, over, alpha.weights, fps)
+            over = tone.match_color(over)
         if self._sharp:
             sigma = detail_sigma(math.sqrt(abs(float(np.linalg.det(transform[:, :2].astype(np.float64))))))
             if due:
-                hidden = hidden_rows(transform, mask, alpha, self._avatar.height)
-                tone.see_detail(own, over, alpha.weights, sigma, fps, hidden)
-            over = tone.sharpened(over, sigma)
+                hidden = rows_outside(transform, mask, alpha, self._avatar.height)
+                tone.measure_detail(own, over, alpha.weights, sigma, fps, hidden)
+            over = tone.match_sharpness(over, sigma)
         return over
 
     def _alpha(self, index: int) -> Alpha:
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        alpha = self._frame_alpha(index)
-        self._cache[index] = alpha
-        self.cached_bytes += alpha.weights.nbytes
-        while self.cached_bytes > self._cache_bytes and len(self._cache) > 1:
-            self.cached_bytes -= self._cache.popitem(last=False)[1].weights.nbytes
+        alpha: Alpha | None = self._alphas.get(index)
+        if alpha is None:
+            alpha = self._alphas[index] = self._frame_alpha(index)
         return alpha
 
     def _frame_alpha(self, index: int) -> Alpha:
@@ -211,17 +206,17 @@ class Paster:
 
 
 def warp_alpha(transform: Float32, mask: UInt8, frame_size: tuple[int, int]) -> Alpha:
-    """The paste mask `(256, 256)` warped into a frame of (height, width), cut to what it touches; may be empty."""
+    """The paste mask `(256, 256)` warped into a frame of (height, width), cut to its non-zero part; may be empty."""
     assert mask.shape == (CROP_PX, CROP_PX) and mask.dtype == np.uint8, (mask.shape, mask.dtype)
-    # 1. the part of the frame that the crop covers, a pixel more for interpolation, clipped to the frame
+    # 1. the part of the frame under the crop, with one more pixel for interpolation, clipped to the frame
     corners = np.array([[-1, -1, 1], [CROP_PX, -1, 1], [-1, CROP_PX, 1], [CROP_PX, CROP_PX, 1]], np.float64)
     places = corners @ cv2.invertAffineTransform(transform.astype(np.float64)).T  # (4, 2): x, y
     left, top = np.clip(np.floor(places.min(0)), 0, frame_size[::-1]).astype(int)
     right, bottom = np.clip(np.ceil(places.max(0)) + 1, 0, frame_size[::-1]).astype(int)
     if right <= left or bottom <= top:
         return Alpha(0, 0, np.zeros((0, 0), np.uint8))
-    # 2. the mask there, cut to where it is not zero
-    kernel = cv2.INTER_LINEAR  # a sharper one would overshoot at the mask's edge
+    # 2. the warped mask, cropped to its non-zero part
+    kernel = cv2.INTER_LINEAR  # a sharper kernel would overshoot at the mask's edge
     place = int(left), int(top), int(right - left), int(bottom - top)
     weights = warp_part(mask, transform.astype(np.float64), *place, kernel, cv2.BORDER_CONSTANT)
     x, y, width, height = cv2.boundingRect(weights)
@@ -229,8 +224,8 @@ def warp_alpha(transform: Float32, mask: UInt8, frame_size: tuple[int, int]) -> 
     return Alpha(int(top) + y, int(left) + x, weights)
 
 
-def hidden_rows(transform: Float32, mask: UInt8, alpha: Alpha, height: int) -> tuple[int, int]:
-    """How many rows of a paste mask lie above a frame of that height, and below it; 0 where the frame cuts nothing."""
+def rows_outside(transform: Float32, mask: UInt8, alpha: Alpha, height: int) -> tuple[int, int]:
+    """The number of mask rows above and below a frame of `height` rows; (0, 0) if the mask lies inside the frame."""
     if alpha.top > 0 and alpha.top + len(alpha.weights) < height:
         return 0, 0
     x, y, across, down = cv2.boundingRect(mask)
@@ -240,7 +235,7 @@ def hidden_rows(transform: Float32, mask: UInt8, alpha: Alpha, height: int) -> t
 
 
 def _face_on(face: UInt8, transform: Float32, alpha: Alpha) -> UInt8:
-    """The face on the region of a mask, `(h, w, 3)`."""
+    """The face resampled on the region of a mask, `(h, w, 3)`."""
     height, width = alpha.weights.shape
     if not alpha.weights.size:
         return np.zeros((0, 0, 3), np.uint8)

@@ -1,8 +1,8 @@
-"""Brings a face crop, or its mask, onto the frame's pixels, sub-pixel and without aliasing. Knows no blends.
+"""Resamples a face crop, or its mask, onto the frame's pixels: sub-pixel and without aliasing.
 
-A crop that was cut out and comes back untouched should be the frame again. Where the crop has more pixels than the
-frame it comes back by Lanczos-4, behind a low-pass that is flat up to what the frame can show. A larger face comes back
-by cubic interpolation: Lanczos costs four times as much there, and gains a third of a grey level.
+A crop that is cut out and pasted back unchanged should reproduce the frame. A crop with more pixels than the frame is
+filtered by a low-pass, flat up to the frame's highest frequency, then resampled by Lanczos-4. A crop with fewer pixels
+is resampled by cubic interpolation: Lanczos costs four times as much there and gains a third of a grey level.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from models.types import CROP_PX, Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]
 
-# In units of the frame's highest frequency: what lies between 1 and 1.6 of it folds back to above 0.4, ever weaker.
+# In units of the frame's highest frequency. Content between 1 and 1.6 aliases to above 0.4, increasingly attenuated.
 CUTOFF, TRANSITION = 1.3, 0.6
-STOP_DB = 45.0  # also the passband's ripple: 0.6 %
-MOST_MINIFIED = 8.0  # beyond, the kernel stops growing
-STEPS = 32  # positions a pixel: OpenCV's INTER_TAB_SIZE
-MARGIN_PX = 5  # Lanczos-4 looks four pixels to either side
+STOP_DB = 45.0  # stopband attenuation; the passband ripple is then 0.6 %
+MOST_MINIFIED = 8.0  # limits the length of the kernel
+STEPS = 32  # sub-pixel positions per pixel, as OpenCV's INTER_TAB_SIZE
+MARGIN_PX = 5  # Lanczos-4 reads four pixels on each side
 
 
 def warp_face(face: UInt8, transform: npt.NDArray[np.floating], left: int, top: int, width: int, height: int) -> UInt8:
-    """The part of the frame at (left, top) as a crop `(s, s, 3)` shows it, `(height, width, 3)`.
+    """The crop `(s, s, 3)` resampled on the part of the frame at (left, top), `(height, width, 3)`.
 
-    transform: `(2, 3)`, frame px → 256 px crop. Beyond the crop its border is repeated.
+    transform: `(2, 3)`, frame px → 256 px crop. Outside the crop, its border is repeated.
     """
     matrix = scaled(np.asarray(transform, np.float64), face.shape[0] / CROP_PX)
     scale = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))  # face px per frame px
@@ -43,13 +43,13 @@ def warp_face(face: UInt8, transform: npt.NDArray[np.floating], left: int, top: 
 
 
 def positions(matrix: Float64, left: int, top: int, width: int, height: int) -> tuple[Float32, Float32]:
-    """Where in the image each pixel of a part of the frame lies, `(height, width)` each, to 1 / 32 px.
+    """The image coordinates of each pixel of a part of the frame, `(height, width)` each, rounded to 1 / 32 px.
 
-    OpenCV rounds so, too; done here it does not depend on where the part begins, so any other path can do the same.
+    OpenCV rounds in the same way. Rounding here makes the result independent of where the part begins.
     """
     x, y = np.arange(left, left + width, dtype=np.float64), np.arange(top, top + height, dtype=np.float64)[:, None]
     maps = []
-    for row in matrix * STEPS:  # a power of two: exact
+    for row in matrix * STEPS:  # exact, since STEPS is a power of two
         place = row[0] * x + (row[1] * y + row[2])
         maps.append(np.rint(place, out=place).astype(np.float32) * np.float32(1 / STEPS))
     return maps[0], maps[1]
@@ -58,7 +58,7 @@ def positions(matrix: Float64, left: int, top: int, width: int, height: int) -> 
 def warp_part(
     image: UInt8, matrix: Float64, left: int, top: int, width: int, height: int, kernel: int, border: int
 ) -> UInt8:
-    """The part of the frame at (left, top) as `matrix` (frame px → image px) finds it in `image`."""
+    """The part of the frame at (left, top), read from `image` through `matrix` (frame px → image px)."""
     shifted = matrix.copy()
     shifted[:, 2] += matrix[:, :2] @ (left, top)
     flags = kernel | cv2.WARP_INVERSE_MAP
@@ -66,7 +66,7 @@ def warp_part(
 
 
 def scaled(matrix: Float64, factor: float) -> Float64:
-    """`matrix` onto a crop `factor` times as large: pixel centres map as (x + 0.5) · factor − 0.5."""
+    """`matrix` for an image `factor` times as large: pixel centres map as (x + 0.5) · factor − 0.5."""
     out = matrix * factor
     out[:, 2] += (factor - 1) / 2
     return out
@@ -74,11 +74,11 @@ def scaled(matrix: Float64, factor: float) -> Float64:
 
 @lru_cache(maxsize=256)
 def low_pass(scale: float) -> Float32:
-    """A Kaiser-windowed sinc that passes what a frame of 1 / `scale` of the crop's size can show, `(2 k + 1,)`.
+    """A Kaiser-windowed sinc low-pass for a frame with 1 / `scale` of the crop's resolution, `(2 k + 1,)`.
 
-    Length and shape by Kaiser's formulas (Oppenheim and Schafer, Discrete-Time Signal Processing, 7.5).
+    Length and shape follow Kaiser's formulas (Oppenheim and Schafer, Discrete-Time Signal Processing, 7.5).
     """
-    cutoff, transition = CUTOFF * 0.5 / scale, TRANSITION * 0.5 / scale  # cycles a crop px
+    cutoff, transition = CUTOFF * 0.5 / scale, TRANSITION * 0.5 / scale  # cycles per crop px
     half = math.ceil((STOP_DB - 8) / (2.285 * 2 * math.pi * transition) / 2)
     beta = 0.5842 * (STOP_DB - 21) ** 0.4 + 0.07886 * (STOP_DB - 21)
     at = np.arange(-half, half + 1)
@@ -87,7 +87,7 @@ def low_pass(scale: float) -> Float32:
 
 
 def _filtered(face: UInt8, matrix: Float64, kernel: Float32, part: tuple[int, int, int, int]) -> tuple[UInt8, Float64]:
-    """The rows and columns of `face` that the part needs, filtered, and the matrix onto them."""
+    """The filtered part of `face` that is needed, and the matrix relative to it."""
     left, top, width, height = part
     corners = np.array(
         [[left, top, 1], [left + width, top, 1], [left, top + height, 1], [left + width, top + height, 1]]
@@ -100,5 +100,5 @@ def _filtered(face: UInt8, matrix: Float64, kernel: Float32, part: tuple[int, in
         return face, matrix
     moved = matrix.copy()
     moved[:, 2] -= (x1, y1)
-    view = face[y1:y2, x1:x2]  # sepFilter2D looks at what lies around a view, as it should
+    view = face[y1:y2, x1:x2]  # sepFilter2D also reads the pixels around a view, as intended
     return cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE), moved

@@ -1,8 +1,8 @@
-"""Gives a pasted face the colour and the sharpness of the frame around it. Knows no avatars, masks or blends.
+"""Matches the colour and the sharpness of a pasted face to the surrounding frame.
 
-Both are measured where the mask fades, where face and frame show the same skin, and change slowly: lips that move
-through the ring do not move the colour. Colour is a gain a channel, in linear light as in power-law coded values alike
-(a gain g of the light is a gain g^(1/2.2) of the code), so black stays black; it varies linearly across the face.
+Both are measured where the mask fades, because face and frame show the same skin there, and both change slowly, so that
+moving lips do not change the colour. Colour is corrected by a gain per channel that varies linearly across the face. A
+gain g of linear light is a gain g^(1/2.2) of power-law coded values, so a gain keeps black at black in both.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from models.types import Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]
 
-RING = (8, 247)  # paste weights between which both pictures are looked at
-GRID = (48, 32)  # columns, rows that colour is measured on: coarse, so that noise averages out
-LEAST_RING = 24  # cells of that grid: fewer say nothing
-ROUNDS, ROBUST_LEVELS = 3, 6.0  # of reweighting: a cell this far off (a lip, a jaw, hair) counts half
-RIDGE = np.array([0.02, 0.1, 0.1])  # pull of gain, slope across and slope down towards none, as a share of the ring
-MOST_GAIN = 0.15  # a larger difference is another light, not a coder's bias
-DETAIL_SIGMA_PX = 1.5  # finer than this is detail, in px of the coarser of crop and frame; as models.quality.seam
-DETAIL_CAP = 12.0  # grey levels: an outline must not weigh more than skin
-DETAIL_FLOOR = 0.1  # grey levels, far below what H.264 leaves
-UPPER, CHEEKS = 0.3, 0.6  # of the mask's height: above the lips all skin counts, then the ring, below nothing
-SHARPEN = (-0.6, 0.5)  # share of its own fine detail that a face loses or gains at most: more would lift noise, too
+RING = (8, 247)  # paste weights between which face and frame are compared
+GRID = (48, 32)  # columns and rows at which colour is measured: coarse, so that noise averages out
+LEAST_RING = 24  # minimum number of grid cells for a measurement
+ROUNDS, ROBUST_LEVELS = 3, 6.0  # rounds of reweighting; a cell with this residual (a lip, a jaw, hair) counts half
+RIDGE = np.array([0.02, 0.1, 0.1])  # regularisation of gain, horizontal and vertical slope, as a share of the ring
+MOST_GAIN = 0.15  # limit of the gain: a larger difference is different light, not a codec's bias
+DETAIL_SIGMA_PX = 1.5  # finer structure counts as detail, in px of the coarser of crop and frame; see models.quality
+DETAIL_CAP = 12.0  # grey levels: limits the weight of an outline compared with skin
+DETAIL_FLOOR = 0.1  # grey levels, far below the noise that H.264 leaves
+UPPER, CHEEKS = 0.3, 0.6  # shares of the mask's height: above UPPER all skin counts, then the ring, below CHEEKS none
+SHARPEN = (-0.6, 0.5)  # limits of the share of its own detail that a face loses or gains: more would amplify noise
 COLOR_S, SHARP_S = 0.5, 1.0  # time constants
-SEE_EVERY = 4  # frames: both change slowly, and looking takes a third of a millisecond each
-STILL_GAIN, STILL_SHARP = 0.002, 0.03  # below these nothing is done
+SEE_EVERY = 4  # frames between two measurements: both change slowly, and a measurement takes a third of a millisecond
+STILL_GAIN, STILL_SHARP = 0.002, 0.03  # smaller corrections are not applied
 
 
 @dataclass(slots=True)
 class Tone:
-    """What is known by now; it starts from nothing with every utterance.
+    """The measurements of one utterance so far.
 
-    gain: float64 `(3, 3)`, a channel a row: gain − 1 in the middle, and its change to the right and lower edge. sharp:
-    the share of its own fine detail that the face gains, or loses.
+    gain: float64 `(3, 3)`, one row per channel: gain − 1 in the middle, and its change to the right and the lower edge.
+    sharp: the share of its own fine detail that the face gains (> 0) or loses (< 0).
     """
 
     gain: Float64 | None = None
@@ -48,32 +48,32 @@ class Tone:
     frames: int = 0
 
     def due(self) -> bool:
-        """Whether the next frame is to be looked at: every fourth, from the first on."""
+        """Count a frame. Whether it is to be measured: every SEE_EVERY-th frame, starting with the first."""
         self.frames += 1
         return (self.frames - 1) % SEE_EVERY == 0
 
-    def see_color(self, own: UInt8, over: UInt8, weights: UInt8, fps: float) -> None:
-        """Learn from one more frame: its region `own`, the face `over` it, both `(h, w, 3)`, and paste weights."""
+    def measure_color(self, own: UInt8, over: UInt8, weights: UInt8, fps: float) -> None:
+        """Update the gain from a frame: its region `own` and the face `over`, both `(h, w, 3)`, and paste weights."""
         found = color_gain(own, over, weights)
         if found is not None:
             self.gain = found if self.gain is None else self.gain + _share(COLOR_S, fps) * (found - self.gain)
 
-    def see_detail(
+    def measure_detail(
         self, own: UInt8, over: UInt8, weights: UInt8, sigma: float, fps: float, hidden: tuple[int, int] = (0, 0)
     ) -> None:
-        """As `see_color`; sigma: see `detail_sigma`. hidden: see `detail_amount`."""
+        """Update the sharpness, see `measure_color`. sigma: see `detail_sigma`. hidden: see `detail_amount`."""
         found = detail_amount(own, over, weights, sigma, hidden)
         if found is not None:
             self.sharp = found if self.sharp is None else self.sharp + _share(SHARP_S, fps) * (found - self.sharp)
 
-    def colored(self, over: UInt8) -> UInt8:
-        """The face in the frame's colour."""
+    def match_color(self, over: UInt8) -> UInt8:
+        """The face with the colour of the frame."""
         if self.gain is None or np.abs(self.gain).sum(1).max() < STILL_GAIN:
             return over
         return cast(UInt8, cv2.multiply(over, gain_field(self.gain, over.shape[:2]), dtype=cv2.CV_8U))
 
-    def sharpened(self, over: UInt8, sigma: float) -> UInt8:
-        """The face as sharp as the frame: so much of its own fine detail more, or less."""
+    def match_sharpness(self, over: UInt8, sigma: float) -> UInt8:
+        """The face with the sharpness of the frame: its own fine detail is amplified or attenuated."""
         amount = self.sharp or 0.0
         if abs(amount) < STILL_SHARP:
             return over
@@ -81,7 +81,7 @@ class Tone:
 
 
 def color_gain(own: UInt8, over: UInt8, weights: UInt8) -> Float64 | None:
-    """The gain, `(3, 3)` as in `Tone`, that brings `over` to `own` on the ring; None where the ring is too small."""
+    """The gain `(3, 3)`, see `Tone`, that matches `over` to `own` on the ring; None if the ring is too small."""
     small_own, small_over, alpha = (cv2.resize(a, GRID, interpolation=cv2.INTER_AREA) for a in (own, over, weights))
     ring = (alpha >= RING[0]) & (alpha <= RING[1])
     if int(ring.sum()) < LEAST_RING:
@@ -95,12 +95,12 @@ def color_gain(own: UInt8, over: UInt8, weights: UInt8) -> Float64 | None:
     gain, trust = np.zeros((3, 3)), np.ones(len(face))
     for _ in range(ROUNDS):
         weight = (trust[:, None] * face * face).T  # (c, m)
-        total = np.maximum(weight.sum(1), 1.0)  # a channel that is black all around has no gain, but an equation
+        total = np.maximum(weight.sum(1), 1.0)  # keeps the equation of an all-black channel solvable
         normal = (weight @ squares).reshape(3, 3, 3) + total[:, None, None] * np.diag(RIDGE)
         gain = np.linalg.solve(normal, ((trust[:, None] * products).T @ base)[..., None])[..., 0]
         rest = np.abs(short - face * (base @ gain.T)).max(1) / ROBUST_LEVELS
         trust = 1 / (1 + rest * rest)
-    largest = np.abs(gain).sum(1, keepdims=True)  # at a corner
+    largest = np.abs(gain).sum(1, keepdims=True)  # the value at a corner
     return cast(Float64, gain * np.minimum(1, MOST_GAIN / np.maximum(largest, 1e-9)))
 
 
@@ -110,26 +110,27 @@ def gain_field(gain: Float64, shape: tuple[int, ...]) -> Float32:
     x = ((2 * np.arange(width) + 1) / width - 1).astype(np.float32)
     y = ((2 * np.arange(height) + 1) / height - 1).astype(np.float32)
     middle, across, down = gain.astype(np.float32).T  # (3,) each
-    # rows as wide as the picture: broadcasting over three channels costs four times as much
+    # full rows of interleaved channels: broadcasting over three channels costs four times as much
     rows = np.tile(1 + middle + y[:, None] * down, (1, width))  # (height, 3 width)
     rows += (x[:, None] * across).ravel()
     return cast(Float32, rows.reshape(height, width, 3))
 
 
 def detail_sigma(crop_px_per_frame_px: float) -> float:
-    """What counts as detail, in frame px: a face larger than its crop has none as fine as the frame's."""
+    """The scale of detail in frame px: a crop that is enlarged has no detail as fine as the frame's."""
     return DETAIL_SIGMA_PX * max(1.0, 1 / crop_px_per_frame_px)
 
 
 def detail_amount(
     own: UInt8, over: UInt8, weights: UInt8, sigma: float, hidden: tuple[int, int] = (0, 0)
 ) -> float | None:
-    """The share of its own fine detail that `over` lacks to be as sharp as `own`; None where nothing can be compared.
+    """The share of its own fine detail that `over` lacks to be as sharp as `own`; None if they cannot be compared.
 
-    Looked at is what both show of the same skin: above the lips, and the ring beside them; what lies lower moves with
-    speech. hidden: rows of the mask that lie above the frame, and below it.
+    Compared is the skin that both show: above the lips all of it, beside them the ring. Below, the face moves with
+    speech. hidden: number of mask rows above and below the frame.
 
-    Detail D is mean |v − G v|; a share a of v − G v more makes it D + a · D', with D' = mean |(v − G v) twice|.
+    Detail D is mean |v − G v| for a Gaussian blur G. Adding a share a of v − G v gives D + a · D', where D' is the mean
+    absolute value of the high-pass v − G v applied twice.
     """
     whole, above = len(weights) + sum(hidden), hidden[0]
     upper, cheeks = (max(math.ceil(share * whole) - above, 0) for share in (UPPER, CHEEKS))
@@ -155,5 +156,5 @@ def _level(fine: Float32, ring: UInt8) -> float:
 
 
 def _share(time_s: float, fps: float) -> float:
-    """How much a frame that is looked at counts in a running mean of that time constant."""
+    """The weight of one measured frame in a running mean with this time constant."""
     return 1 - math.exp(-SEE_EVERY / (time_s * fps))

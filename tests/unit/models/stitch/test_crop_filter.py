@@ -1,4 +1,4 @@
-"""The steadier: noise of single frames falls, a moving mouth keeps its pace and its edges, nothing ghosts."""
+"""The crop_filter: noise of single frames falls, a moving mouth keeps its pace and its edges, nothing ghosts."""
 
 import dataclasses
 import time
@@ -34,8 +34,8 @@ def noisy(faces: np.ndarray, levels: float) -> np.ndarray:
 
 
 def steadied(faces: np.ndarray) -> np.ndarray:
-    steadier = CropFilter()
-    return np.stack([steadier(one) for one in faces])
+    crop_filter = CropFilter()
+    return np.stack([crop_filter(one) for one in faces])
 
 
 def flicker(faces: np.ndarray) -> float:
@@ -73,13 +73,13 @@ def test_a_speaking_mouth_keeps_its_opening_and_its_time(noise):
 
 
 def test_the_first_frame_and_the_first_after_a_rest_are_taken_as_they_are():
-    mouth, first, other = Mouth(25, steadier=CropFilter()), face(0), face(3)
+    mouth, first, other = Mouth(25, crop_filter=CropFilter()), face(0), face(3)
     assert np.array_equal(mouth.crop(first, 1.0), first)
     near = noisy(first[None], 2.0)[0]
     assert not np.array_equal(mouth.crop(near, 1.0), near)
     assert np.array_equal(mouth.crop(other, 0.0), other)
     assert np.array_equal(mouth.crop(near, 0.5), near)
-    assert np.array_equal(Mouth(25).crop(near, 1.0), near)  # without a steadier
+    assert np.array_equal(Mouth(25).crop(near, 1.0), near)  # without a crop_filter
 
 
 def test_a_change_of_light_leaves_no_ghost():
@@ -96,10 +96,10 @@ def test_a_mouth_that_shuts_at_once_leaves_no_ghost():
 
 
 def test_only_what_is_pasted_is_steadied_and_nothing_else_is_touched():
-    steadier, first, second = CropFilter((40, 100, 216, 256)), *noisy(np.stack([face(8)] * 2), 4.0)
-    steadier(first)
+    crop_filter, first, second = CropFilter((40, 100, 216, 256)), *noisy(np.stack([face(8)] * 2), 4.0)
+    crop_filter(first)
     before = second.copy()
-    after = steadier(second)
+    after = crop_filter(second)
     assert np.array_equal(second, before)
     changed = np.argwhere((after != second).any(2))
     assert changed.min(0).tolist() == [100, 40] and changed.max(0).tolist() == [255, 215]
@@ -116,9 +116,9 @@ def test_the_box_holds_every_mask_of_the_avatar():
 
 
 def test_steadying_costs_little():
-    steadier, crop = CropFilter((25, 113, 229, 256)), face(8)
-    steadier(crop)
+    crop_filter, crop = CropFilter((25, 113, 229, 256)), face(8)
+    crop_filter(crop)
     began_s = time.perf_counter()
     for _ in range(20):
-        steadier(crop)
+        crop_filter(crop)
     assert (time.perf_counter() - began_s) / 20 < 0.02  # 0.6 ms on one free core; here others may be at work

@@ -33,7 +33,7 @@ def opened(avatar: PreparedAvatar, line: JawLine, drop: float, index: int = 0) -
     """The presenter's own crop with its jaw moved down by `drop` crop px at the chin."""
     frame = np.array(avatar.frames[index])
     if drop:
-        line.draw_down(frame, avatar.transforms[index], drop)
+        line.stretch_chin(frame, avatar.transforms[index], drop)
     return warp(frame, avatar.transforms[index])
 
 
@@ -76,13 +76,13 @@ def test_a_small_drop_is_followed_less_the_smaller_it_is_without_a_step() -> Non
 
 def test_the_mask_grows_downwards_only_and_ends_within_the_crop(avatar: PreparedAvatar, line: JawLine) -> None:
     mask = avatar.masks[0]
-    lowered = line.lowered(mask, 10.0)
+    lowered = line.lower_mask(mask, 10.0)
     assert (lowered >= mask).all()
     assert np.array_equal(lowered[:150], mask[:150])
     assert lowered[-1].max() == mask[-1].max()
     grown = (lowered.astype(int) - mask).sum(1)
     assert grown[200:].sum() > 10 * 255
-    assert np.array_equal(line.lowered(mask, 0.0), mask)
+    assert np.array_equal(line.lower_mask(mask, 0.0), mask)
     steps = np.abs(np.diff(lowered.astype(int), axis=0)).max()
     assert steps <= 64  # no hard edge
 
@@ -97,7 +97,7 @@ def chin_row(avatar: PreparedAvatar, frame: np.ndarray, index: int) -> float:
 def test_a_chin_that_leaves_the_crop_is_neither_cut_nor_doubled(avatar: PreparedAvatar, line: JawLine) -> None:
     """The frame drawn with an open jaw is the truth: its crop, pasted into the closed frame, gives its chin again."""
     truth = np.array(avatar.frames[0])
-    line.draw_down(truth, avatar.transforms[0], 13.0)
+    line.stretch_chin(truth, avatar.transforms[0], 13.0)
     face = warp(truth, avatar.transforms[0])
     plain, followed = (np.array(avatar.frames[0]) for _ in range(2))
     paster = Paster(avatar, color_match=False, sharpness_match=False)
@@ -113,7 +113,7 @@ def test_a_chin_that_leaves_the_crop_is_neither_cut_nor_doubled(avatar: Prepared
 
 def test_what_is_far_from_the_chin_stays_bit_for_bit(avatar: PreparedAvatar, line: JawLine) -> None:
     frame = np.array(avatar.frames[0])
-    line.draw_down(frame, avatar.transforms[0], 16.0)
+    line.stretch_chin(frame, avatar.transforms[0], 16.0)
     changed = np.argwhere((frame != avatar.frames[0]).any(2))
     crop = apply(avatar.transforms[0].astype(float), changed[:, ::-1].astype(float))
     assert len(changed) > 1000
@@ -123,13 +123,13 @@ def test_what_is_far_from_the_chin_stays_bit_for_bit(avatar: PreparedAvatar, lin
 def test_a_fading_mouths_chin_takes_its_share_of_the_drop(avatar: PreparedAvatar, line: JawLine) -> None:
     face, plain = opened(avatar, line, 13.0), np.array(avatar.frames[0])
     drop = JawDrop()(line.drop(plain, face, avatar.transforms[0], 0), avatar.fps)
-    alpha = warp_alpha(avatar.transforms[0], line.lowered(avatar.masks[0], drop), plain.shape[:2])
+    alpha = warp_alpha(avatar.transforms[0], line.lower_mask(avatar.masks[0], drop), plain.shape[:2])
     free = np.ones(plain.shape[:2], bool)
     free[alpha.region] = alpha.weights == 0
     for weight in (0.0, 0.5, 1.0):
         frame, drawn = plain.copy(), plain.copy()
         Paster(avatar).paste_into(frame, face, 0, weight, PasteMemory())
-        line.draw_down(drawn, avatar.transforms[0], drop * weight)
+        line.stretch_chin(drawn, avatar.transforms[0], drop * weight)
         assert np.array_equal(frame[free], drawn[free])
     assert (drawn[free] != plain[free]).any(1).sum() > 300
 

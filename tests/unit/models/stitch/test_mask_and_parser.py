@@ -19,7 +19,7 @@ from models.avatar.parse import REGION_MODES, paste_region, region_mask
 from models.avatar.store import AvatarStore
 from models.avatar.track import musetalk_box
 from models.geometry import apply, crop_box_of
-from models.stitch.alpha import Alpha
+from models.stitch.blends import Alpha
 from models.stitch.musetalk_paste import alpha_of
 from models.stitch.paste import warp_alpha
 from models.types import UInt8

@@ -12,7 +12,7 @@ from skimage import data
 
 from models.errors import ConfigError
 from models.geometry import warp
-from models.stitch.paste import PasteMemory, Paster, hidden_rows, paste, warp_alpha
+from models.stitch.paste import PasteMemory, Paster, paste, rows_outside, warp_alpha
 from models.types import CROP_PX, PreparedAvatar
 
 FRAME = data.astronaut()  # (512, 512, 3), a photograph of a face
@@ -166,7 +166,7 @@ def test_a_paster_gives_what_paste_gives_and_forgets_the_oldest_masks() -> None:
         frame = FRAME.copy()
         paster.paste_into(frame, face, k)
         assert np.array_equal(frame, paste(FRAME, face, transforms[k], masks[k]))
-        assert 0 < paster.cached_bytes <= 150_000
+        assert 0 < paster._alphas.currsize <= 150_000
     frame = FRAME.copy()
     paster.paste_into(frame, face, 5)
     assert np.array_equal(frame, FRAME)  # no face in this frame
@@ -238,7 +238,7 @@ def test_rows_of_a_mask_beyond_the_frame_are_counted(top: int, expected: tuple[i
     transform = np.array([[1, 0, -100], [0, 1, -top]], np.float32)
     mask = np.full((256, 256), 255, np.uint8)
     alpha = warp_alpha(transform, mask, (512, 512))
-    assert hidden_rows(transform, mask, alpha, 512) == pytest.approx(expected, abs=1)
+    assert rows_outside(transform, mask, alpha, 512) == pytest.approx(expected, abs=1)
 
 
 def test_an_unknown_mode_names_the_known_ones() -> None:

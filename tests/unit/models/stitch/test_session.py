@@ -147,7 +147,7 @@ def test_a_fragment_that_does_not_follow_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FencedError, match="session ends at"):
         session.append(utterance()[2])
     other = MediaSpec(64, 32, 25)
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match="other encoder settings"):
         session.append(utterance(session.clock, 4, other)[0])
     assert session_bytes(tmp_path / "s") == before
 

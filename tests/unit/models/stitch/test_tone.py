@@ -26,10 +26,10 @@ def tinted(gain: tuple[float, float, float]) -> np.ndarray:
 def test_a_tint_is_found_and_undone() -> None:
     over = tinted((0.95, 1.0, 1.05))
     tone = Tone()
-    tone.see_color(OWN, over, weights(), FPS)
+    tone.measure_color(OWN, over, weights(), FPS)
     ring = (weights() > 8) & (weights() < 247)
     before = np.abs(over[ring].astype(float) - OWN[ring]).mean(0)
-    after = np.abs(tone.colored(over)[ring].astype(float) - OWN[ring]).mean(0)
+    after = np.abs(tone.match_color(over)[ring].astype(float) - OWN[ring]).mean(0)
     assert before[0] > 3 and before[2] > 2
     assert after.max() < 1.2
 
@@ -54,7 +54,7 @@ def test_black_stays_black_and_the_gain_is_bounded() -> None:
     assert gain is not None
     field = gain_field(gain, (124, 168))
     assert field.min() >= 1 - MOST_GAIN - 1e-6 and field.max() <= 1 + MOST_GAIN + 1e-6
-    assert not Tone(gain=gain).colored(np.zeros_like(OWN)).any()
+    assert not Tone(gain=gain).match_color(np.zeros_like(OWN)).any()
 
 
 @pytest.mark.parametrize("black", [(0, 1, 1), (1, 1, 0), (0, 0, 0)])
@@ -79,13 +79,13 @@ def test_the_gain_of_a_pixel_is_linear_in_its_place() -> None:
 
 def test_colour_starts_at_once_and_then_moves_slowly() -> None:
     tone = Tone()
-    tone.see_color(OWN, tinted((0.95, 0.95, 0.95)), weights(), FPS)
+    tone.measure_color(OWN, tinted((0.95, 0.95, 0.95)), weights(), FPS)
     first = tone.gain.copy()
     assert first[0, 0] > 0.03  # nothing is known before: the first frame is believed
-    tone.see_color(OWN, OWN, weights(), FPS)
+    tone.measure_color(OWN, OWN, weights(), FPS)
     assert 0.65 * first[0, 0] < tone.gain[0, 0] < first[0, 0]  # four frames of 40 ms against half a second
     for _ in range(13):
-        tone.see_color(OWN, OWN, weights(), FPS)
+        tone.measure_color(OWN, OWN, weights(), FPS)
     assert abs(tone.gain[0, 0]) < 0.003
 
 
@@ -96,19 +96,19 @@ def test_a_soft_face_is_sharpened_towards_the_frame_and_a_sharp_one_softened() -
     )
     for over in (soft, sharp):
         tone = Tone()
-        tone.see_detail(OWN, over, weights(), 1.5, FPS)
-        before, after = (detail_amount(OWN, image, weights(), 1.5) for image in (over, tone.sharpened(over, 1.5)))
+        tone.measure_detail(OWN, over, weights(), 1.5, FPS)
+        before, after = (detail_amount(OWN, image, weights(), 1.5) for image in (over, tone.match_sharpness(over, 1.5)))
         assert abs(before) > 0.12 and abs(after) < 0.7 * abs(before)
 
 
 def test_sharpening_is_bounded_and_an_equal_face_is_left_alone() -> None:
     tone = Tone()
-    tone.see_detail(OWN, cv2.GaussianBlur(OWN, (0, 0), 6), weights(), 1.5, FPS)
+    tone.measure_detail(OWN, cv2.GaussianBlur(OWN, (0, 0), 6), weights(), 1.5, FPS)
     assert tone.sharp == SHARPEN[1]
     same = Tone()
-    same.see_detail(OWN, OWN, weights(), 1.5, FPS)
-    assert same.sharpened(OWN, 1.5) is OWN
-    assert Tone().sharpened(OWN, 1.5) is OWN and Tone().colored(OWN) is OWN
+    same.measure_detail(OWN, OWN, weights(), 1.5, FPS)
+    assert same.match_sharpness(OWN, 1.5) is OWN
+    assert Tone().match_sharpness(OWN, 1.5) is OWN and Tone().match_color(OWN) is OWN
 
 
 def test_what_the_frame_cuts_off_moves_no_lips_into_what_is_looked_at() -> None:
@@ -124,7 +124,7 @@ def test_what_the_frame_cuts_off_moves_no_lips_into_what_is_looked_at() -> None:
 
 def test_a_ring_too_small_to_judge_by_changes_nothing() -> None:
     tone, nothing = Tone(), np.full((124, 168), 255, np.uint8)
-    tone.see_color(OWN, tinted((0.9, 1, 1)), nothing, FPS)
+    tone.measure_color(OWN, tinted((0.9, 1, 1)), nothing, FPS)
     assert tone.gain is None
 
 
@@ -137,6 +137,6 @@ def test_noise_in_the_source_alone_does_not_make_the_gain_flicker() -> None:
     random, tone, gains = np.random.default_rng(1), Tone(), []
     for _ in range(12):
         own = np.clip(OWN + random.normal(0, 4, OWN.shape), 0, 255).astype(np.uint8)
-        tone.see_color(own, OWN, weights(), FPS)
+        tone.measure_color(own, OWN, weights(), FPS)
         gains.append(tone.gain[0, 0])
     assert np.abs(np.diff(gains)).max() * 200 < 0.1  # grey levels a frame
