@@ -1,44 +1,44 @@
-"""One tree of errors. Each has a stable code, an HTTP status for the ingress, a sentence and a remedy, and pickles.
+"""The error tree. Each error has a stable code, an HTTP status, a message and a remedy, and can be pickled.
 
 WarmTalkError                    500  internal
 ├── InputError                   422  bad_input             what the caller sent cannot be used
-│   ├── TextError                422  bad_text              empty, unspeakable or too long
+│   ├── TextError                422  bad_text              empty, nothing to speak, or too long
 │   ├── AudioError               422  bad_audio             unreadable, empty or too long
-│   ├── VideoError               422  bad_video             unreadable, empty, audio only, absurd size
+│   ├── VideoError               422  bad_video             unreadable, empty, without a picture, or wrong size
 │   ├── NoFaceError              422  no_face               no usable face in the source
-│   ├── IdError                  422  bad_id                an id outside its alphabet
-│   └── MediaTypeError           415  bad_media_type        a body of another Content-Type than the route takes
+│   ├── IdError                  422  bad_id                an id with characters that are not allowed
+│   └── MediaTypeError           415  bad_media_type        the route does not accept this Content-Type
 ├── NotFoundError                404  not_found
 │   ├── AvatarNotFound           404  avatar_not_found
 │   └── SessionNotFound          404  session_not_found
-├── ExistsError                  409  exists                an avatar of that id is there already
-├── FencedError                  409  fenced                another replica has taken the session over
-├── InterruptedSpeech            409  interrupted           the utterance was cut before its first frame
-├── ClosedError                  409  session_closed        the session was closed, or is as long as it may get
-├── QuotaError                   507  quota                 as many sessions, or bytes, as this server allows
-├── WeightsError                 503  weights_missing       a checkpoint is missing, partial or of another shape
-├── CorruptError                 500  corrupt               a stored file fails its checksum
-├── ConfigError                  400  bad_config
-├── IdleError                    408  idle                  nothing came, and nothing was asked for, for too long
-├── BusyError                    429  busy                  queues are full: try again later
-├── NotConfiguredError           501  not_configured        this server was built, or set up, without what this needs
-└── StageError                   502  stage_failed          a stage failed or died more often than it is retried
+├── ExistsError                  409  exists                an avatar with this id exists already
+├── FencedError                  409  fenced                another replica owns the session now
+├── InterruptedSpeech            409  interrupted           the utterance was interrupted before its first frame
+├── ClosedError                  409  session_closed        the session is closed, or has reached its maximum length
+├── QuotaError                   507  quota                 the limit for sessions or bytes on disk is reached
+├── WeightsError                 503  weights_missing       a checkpoint is missing, incomplete or has the wrong shapes
+├── CorruptError                 500  corrupt               a stored file does not match its checksum
+├── ConfigError                  400  bad_config            a wrong option, environment variable or config file
+├── IdleError                    408  idle                  no data and no request for too long
+├── BusyError                    429  busy                  queues are full; try again later
+├── NotConfiguredError           501  not_configured        the server lacks configuration or a package for this
+└── StageError                   502  stage_failed          a stage failed, also after its retries
 """
 
 from __future__ import annotations
 
 
 class WarmTalkError(Exception):
-    """Base of all errors that WarmTalk raises on purpose.
+    """Base of all errors that WarmTalk raises deliberately.
 
-    message: one sentence with the cause. remedy: one sentence that says what to do next.
+    message: one sentence that says what happened. remedy: one sentence that says what to do.
     """
 
     code = "internal"
     status = 500
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message, remedy)  # all arguments, so that the error survives pickling between replicas
+        super().__init__(message, remedy)  # pickle calls the class with exactly these arguments
         self.message = message
         self.remedy = remedy
 

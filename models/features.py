@@ -1,7 +1,7 @@
-"""Speech → Whisper encoder states → one feature window a video frame. Knows nothing of voices, faces, HTTP or Ray.
+"""Speech → Whisper encoder states → one feature window per video frame.
 
-The arithmetic of the windows is MuseTalk's (Zhang et al. 2024, `audio_processor.py`), with fractional seconds and
-without its seams at each 30 s. Whisper's encoder is transformers' own class. A *step* is one encoder position: 20 ms.
+The windows follow MuseTalk (Zhang et al. 2024, `audio_processor.py`), but also for fractional seconds and without its
+discontinuity every 30 s. The encoder is the class of transformers. A *step* is one encoder position: 20 ms.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ from models.speech.mel import HOP_SAMPLES, log_mel
 from models.types import WHISPER_HZ, WINDOW_STEPS
 from models.weights.loading import build_module, find_weights, load_state_dict, read_json
 
-STEP_SAMPLES = 2 * HOP_SAMPLES  # the encoder's second convolution halves 100 mel frames a second: 320 samples a step
+STEP_SAMPLES = (
+    2 * HOP_SAMPLES
+)  # the encoder's second convolution halves 100 mel frames per second: 320 samples per step
 STEPS_PER_S = WHISPER_HZ // STEP_SAMPLES  # 50
-FULL_MARGIN_S = 2.0  # of a 30 s context, at each inner edge: the first 28 s of speech come from the first context alone
-EMBEDDED_CONTEXT_S = 8.0  # the shortened context that the embedded networks were trained on
+FULL_MARGIN_S = 2.0  # dropped at each inner edge of a 30 s context: the first context gives the first 28 s
+EMBEDDED_CONTEXT_S = 8.0  # the context length that the embedded networks were trained with
 EMBEDDED_MARGIN_S = 1.0
-PAD_STEPS_LEFT, PAD_STEPS_RIGHT = 2, 6  # zero steps around the speech, each × ceil(50 / fps)
-CPU_BATCH, CUDA_BATCH = 1, 16  # contexts encoded at once: bounds the memory of long speech
+PAD_STEPS_LEFT, PAD_STEPS_RIGHT = 2, 6  # zero steps before and after the speech, each × ceil(50 / fps)
+CPU_BATCH, CUDA_BATCH = 1, 16  # contexts encoded at once; bounds the memory for long speech
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 Samples = Any  # float numpy array or torch tensor `(n,)`
-Seconds = Any  # the same, or a sequence
+Seconds = Any  # the same, or a sequence of floats
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A span of speech that the encoder sees at once, in steps from the start of the speech.
+    """One encoder call, in steps from the start of the speech.
 
-    It sees `[start, start + context)`, padded with digital silence; its states of `[keep_from, keep_to)` are used.
+    The encoder gets `[start, start + context_steps)`, padded with zeros; its states `[keep_from, keep_to)` are used.
     """
 
     start: int
@@ -47,10 +49,10 @@ class Context:
 
 
 def plan_contexts(sample_count: int, context_steps: int, margin_steps: int) -> list[Context]:
-    """Cover speech of `sample_count` samples with overlapping contexts whose kept spans touch.
+    """Cover speech of `sample_count` samples with overlapping contexts whose kept spans are adjacent.
 
-    Inner edges lose `margin_steps`, the ends of the speech lose nothing. The plan grows from the start: what the n-th
-    context sees and where it begins do not depend on what comes later.
+    `margin_steps` are dropped at inner edges, nothing at the ends of the speech. Where context n begins does not depend
+    on the speech after it.
     """
     assert 0 <= 2 * margin_steps < context_steps, (context_steps, margin_steps)
     total, kept_to, contexts = sample_count // STEP_SAMPLES, 0, list[Context]()
@@ -64,12 +66,14 @@ def plan_contexts(sample_count: int, context_steps: int, margin_steps: int) -> l
 
 
 def cut_windows(states: torch.Tensor, seconds: float, fps: int = 25, ahead_s: Seconds | None = None) -> torch.Tensor:
-    """Encoder states `(steps, s, d)` of speech that lasts `seconds` → `(n, 10 · s, d)`, n = floor(seconds · fps).
+    """Encoder states `(steps, s, d)` of `seconds` of speech → windows `(n, 10 · s, d)`, n = floor(seconds · fps).
 
-    States are trimmed to floor(50 · seconds) steps and padded with zeros, 2 · ceil(50 / fps) steps before and
-    6 · ceil(50 / fps) after; window k is the ten steps from floor(k · 50 / fps), flattened step-major. Seconds are
-    rounded to whole samples first, so that 1.16 s at 25 fps are 29 frames and not 28.99…. ahead_s: by how
-    much later than its own each frame's window begins, to whole steps and within what there is; 0 past its end.
+    States are cut to floor(50 · seconds) steps and padded with zeros: 2 · ceil(50 / fps) steps before and
+    6 · ceil(50 / fps) after. Window k is the ten steps from floor(k · 50 / fps), flattened step by step. `seconds` is
+    first rounded to whole samples, so that 1.16 s at 25 fps are 29 frames and not 28.99….
+
+    ahead_s: for each frame, seconds by which its window starts later, rounded to steps and limited to the padded
+    states; frames beyond its end are not shifted.
     """
     assert states.ndim == 3 and fps > 0 and fps == int(fps), (states.shape, fps)
     sample_count, fps = round(seconds * WHISPER_HZ), int(fps)
@@ -88,9 +92,9 @@ def cut_windows(states: torch.Tensor, seconds: float, fps: int = 25, ahead_s: Se
 
 
 class WhisperFeatures:
-    """Whisper's encoder with MuseTalk's windows. Results are torch tensors in the model's dtype, on its device.
+    """Whisper's encoder with MuseTalk's windows. Results are torch tensors in the model's dtype on its device.
 
-    No method records gradients, and results are ordinary tensors, so that a training step may take them as input.
+    Gradients are not recorded, but results are not inference tensors: a training step may use them as input.
     """
 
     def __init__(self, encoder: WhisperEncoder) -> None:
@@ -101,9 +105,11 @@ class WhisperFeatures:
 
     @classmethod
     def load(cls, dir: Path | str, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> WhisperFeatures:
-        """Read `config.json` and `model.safetensors` or `pytorch_model.bin` of a Hugging Face Whisper folder.
+        """Read `config.json` and `model.safetensors` or `pytorch_model.bin` from a Hugging Face Whisper folder.
 
-        It may hold a whole Whisper or its encoder alone, with or without the `model.` prefix. Raises WeightsError.
+        The weights may be a whole Whisper or only its encoder, with or without the `model.` prefix.
+
+        Raises WeightsError: a file is missing or damaged, or keys or shapes do not match.
         """
         folder = Path(dir)
         config = WhisperConfig.from_dict(read_json(folder / "config.json"))
@@ -121,11 +127,13 @@ class WhisperFeatures:
         return self.encoder.conv1.weight.dtype
 
     def windows(self, samples_16khz: Samples, fps: int = 25, ahead_s: Seconds | None = None) -> torch.Tensor:
-        """Full-context windows, as MuseTalk's released networks expect them.
+        """Windows from 30 s encoder contexts, as MuseTalk's released networks expect them.
 
-        samples_16khz: float mono `(n,)` in [-1, 1]. Returns `(floor(n · fps / 16000), 50, 384)` for whisper-tiny. One
-        encoder context is 30 s; of longer speech the first 28 s come from the first context alone, and later contexts
-        overlap by 4 s. ahead_s: see `cut_windows`. Raises AudioError for empty, stereo, integer or non-finite samples.
+        samples_16khz: float mono `(n,)` in [-1, 1]. Returns `(floor(n · fps / 16000), 50, 384)` for whisper-tiny. For
+        speech over 30 s, the first context gives the first 28 s and contexts overlap by 4 s. ahead_s: see
+        `cut_windows`.
+
+        Raises AudioError: the samples are empty, not one channel, integers, or not finite.
         """
         return self._windows(samples_16khz, fps, self.full_context_steps, round(FULL_MARGIN_S * STEPS_PER_S), ahead_s)
 
@@ -137,10 +145,10 @@ class WhisperFeatures:
         margin_s: float = EMBEDDED_MARGIN_S,
         ahead_s: Seconds | None = None,
     ) -> torch.Tensor:
-        """The same windows from a shorter encoder context, for networks trained on it: a fraction of the time.
+        """Windows from shorter, faster encoder contexts, for networks that were trained with them.
 
-        Speech is padded with digital silence to exactly `context_s`, or cut into contexts of `context_s` that overlap
-        by 2 · `margin_s`. Shapes and errors as in `windows`.
+        Speech is padded with zeros to exactly `context_s`, or split into contexts of `context_s` that overlap by
+        2 · `margin_s`. Shapes and errors as for `windows`.
         """
         context_steps, margin_steps = round(context_s * STEPS_PER_S), round(margin_s * STEPS_PER_S)
         return self._windows(samples_16khz, fps, context_steps, margin_steps, ahead_s)
@@ -165,23 +173,23 @@ class WhisperFeatures:
 
     @staticmethod
     def context_samples(samples: torch.Tensor, contexts: list[Context], context_steps: int) -> torch.Tensor:
-        """What each context hears: speech `(n,)` → `(len(contexts), context_steps · 320)`, silent after its end."""
+        """The input of each context: speech `(n,)` → `(len(contexts), context_steps · 320)`, zeros after its end."""
         length = context_steps * STEP_SAMPLES
-        heard = samples.new_zeros((len(contexts), length))
-        for row, context in zip(heard, contexts, strict=True):
+        rows = samples.new_zeros((len(contexts), length))
+        for row, context in zip(rows, contexts, strict=True):
             span = samples[context.start * STEP_SAMPLES :][:length]
             row[: len(span)] = span
-        return heard
+        return rows
 
     def log_mel(self, samples: Samples) -> torch.Tensor:
-        """Speech `(n,)` or `(b, n)`, padded to its context → float32 `(b, 80, n / 160)` on the model's device."""
+        """Speech `(n,)` or `(b, n)`, padded to the context → float32 `(b, 80, n / 160)` on the model's device."""
         batch = torch.atleast_2d(as_tensor(samples)).to(self.device, torch.float32)
         return log_mel(batch, self.mel_bins)
 
     def encode(self, mel: Any) -> torch.Tensor:
-        """Log-mel `(b, 80, 2 · steps)` of contexts of any one length up to 30 s → `(b, steps, 5, 384)`.
+        """Log-mel `(b, 80, 2 · steps)` of contexts of up to 30 s → hidden states `(b, steps, 5, 384)`.
 
-        The states of whisper-tiny: embedding output (position code added), the first three layers, final layer norm.
+        For whisper-tiny these are the embedding with positions, the first three layers, and the final layer norm.
         """
         mel = as_tensor(mel).to(self.device, self.dtype)
         assert mel.ndim == 3 and mel.shape[1] == self.mel_bins and mel.shape[2] % 2 == 0, mel.shape
@@ -190,7 +198,7 @@ class WhisperFeatures:
             return torch.stack(encoder(mel, output_hidden_states=True).hidden_states, dim=2)
 
     def encoder_for(self, context_steps: int) -> WhisperEncoder:
-        """The encoder for a context of so many steps: a view of the same weights with its position table cut short."""
+        """The encoder for contexts of `context_steps`: it shares the weights and has a shorter position table."""
         if context_steps not in self._encoders:
             assert 0 < context_steps <= self.full_context_steps, (context_steps, self.full_context_steps)
             config = WhisperConfig.from_dict({**self.encoder.config.to_dict(), "max_source_positions": context_steps})
@@ -205,21 +213,21 @@ class WhisperFeatures:
 
 
 def _encoder_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The encoder's tensors under its own keys, from a whole Whisper or an encoder alone, with or without `model.`."""
+    """The encoder's tensors without prefixes, from a whole Whisper or only its encoder."""
     bare = {key.removeprefix("model."): value for key, value in state.items()}
     inside = {key.removeprefix("encoder."): value for key, value in bare.items() if key.startswith("encoder.")}
     return inside or bare
 
 
 def check_samples(samples: Samples) -> torch.Tensor:
-    """Speech as a float tensor `(n,)`. Raises AudioError."""
+    """Speech as a float tensor `(n,)`. Raises AudioError: empty, not one channel, integers, or not finite."""
     tensor = as_tensor(samples)
     if not tensor.is_floating_point():
         raise AudioError(f"The samples are {tensor.dtype}, not floats.", "Scale them to float32 in [-1, 1].")
     if tensor.ndim != 1:
         raise AudioError(f"The samples have shape {tuple(tensor.shape)}.", "Mix them down to one channel, shape (n,).")
     if not len(tensor):
-        raise AudioError("There is no speech: no samples at all.", "Send at least one video frame of sound.")
+        raise AudioError("The audio has no samples.", "Send at least one video frame of speech.")
     if not bool(torch.isfinite(tensor).all()):
-        raise AudioError("The samples hold NaN or infinity.", "Decode the audio again, into float32 in [-1, 1].")
+        raise AudioError("The samples contain NaN or infinity.", "Decode the audio again, into float32 in [-1, 1].")
     return tensor

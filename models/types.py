@@ -1,7 +1,7 @@
-"""What passes between the stages, in the order in which it flows. Knows nothing of Ray, HTTP or models.
+"""The data that passes between stages, in pipeline order: frozen dataclasses with numpy arrays.
 
-Images are RGB uint8 `(n, h, w, 3)`; float images and BGR never cross a boundary. Arrays received from another process
-are read-only views of shared memory: a stage that writes makes its own copy.
+Images are RGB uint8 `(n, h, w, 3)`; float images and BGR are never passed between stages. Arrays received from another
+process are read-only views of shared memory: copy them before writing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Float32 = npt.NDArray[np.float32]
 Float16 = npt.NDArray[np.float16]
 UInt8 = npt.NDArray[np.uint8]
 Int32 = npt.NDArray[np.int32]
-Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole frame px; x2 and y2 are the first px outside
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in frame px; x2 and y2 are exclusive
 
 WHISPER_HZ = 16_000  # the sample rate of Whisper's log-mel spectrogram
-CROP_PX = 256  # side of a face crop: the VAE's input and output
+CROP_PX = 256  # side of a face crop, which is the VAE's input and output
 RESTORED_PX = 512  # side of a face crop after enhancement
-LATENT_PX = CROP_PX // 8  # the VAE halves the side three times
-WINDOW_STEPS = 2 * (2 + 1 + 2)  # Whisper steps (20 ms) around a frame at 25 fps: two frames before, itself, two after
-WHISPER_STATES = 5  # hidden states of whisper-tiny: embedding output and four layers
+LATENT_PX = CROP_PX // 8  # 32: the VAE downsamples by 8
+WINDOW_STEPS = 2 * (2 + 1 + 2)  # 10 Whisper steps of 20 ms: at 25 fps two frames before, the frame itself, two after
+WHISPER_STATES = 5  # hidden states of whisper-tiny: the embedding output and four layers
 WINDOW_TOKENS = WINDOW_STEPS * WHISPER_STATES  # 50
 WHISPER_WIDTH = 384  # d_model of whisper-tiny
 SUPPORTED_FPS = (24, 25, 30)
@@ -31,7 +31,7 @@ SUPPORTED_FPS = (24, 25, 30)
 
 @dataclass(frozen=True, slots=True)
 class Phoneme:
-    """One sound of a segment, in seconds from the segment's first sample; `symbol` is IPA, `_` is silence."""
+    """One phoneme of a segment. Times are seconds from the segment's first sample. symbol: IPA, or `_` for silence."""
 
     symbol: str
     start_s: float
@@ -40,7 +40,7 @@ class Phoneme:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word as it is written, with the marks at its ends, and when it is heard, in seconds."""
+    """One written word with its punctuation, and its start and end in seconds from the segment's first sample."""
 
     text: str
     start_s: float
@@ -49,10 +49,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Speech:
-    """The sound of one segment (a sentence, or a stretch of given audio).
+    """The audio of one segment: a sentence, or a part of uploaded speech.
 
-    samples: float32 mono `(n,)` in [-1, 1]. `last` marks the final segment of an utterance. `phonemes`, and `words`
-    with times from the first sample on, are empty where the engine does not know them.
+    samples: float32 mono `(n,)` in [-1, 1] at `sample_rate_hz`. text: what is spoken, empty if unknown. last: True for
+    the final segment of an utterance. phonemes, words: empty if the engine does not give them.
     """
 
     samples: Float32
@@ -73,9 +73,9 @@ class Speech:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureWindows:
-    """Whisper states around each video frame: float16 `(n, 50, 384)`, ten 20 ms steps × five hidden states.
+    """One feature window per video frame: float16 `(n, 50, 384)`, 10 Whisper steps of 20 ms × 5 hidden states.
 
-    rest: the window of a mouth at rest, `(50, 384)`, the same for all speech; None where the engine has none.
+    fps: video frames per second. rest: the window for a closed, resting mouth, float16 `(50, 384)`, or None.
     """
 
     windows: Float16
@@ -91,9 +91,10 @@ class FeatureWindows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceCrops:
-    """Generated faces: uint8 `(n, 256, 256, 3)`, 512 after enhancement. `first_frame` counts within the utterance.
+    """Generated faces: RGB uint8 `(n, 256, 256, 3)`, or `(n, 512, 512, 3)` after enhancement.
 
-    `avatar_frames` says which frame of the avatar each face belongs to, int64 `(n,)`: where its landmarks are found.
+    first_frame: index of the first face's frame in the utterance. avatar_frames: int64 `(n,)`, the index of the avatar
+    frame (landmarks, transform, mask) that each face belongs to; None if not known.
     """
 
     images: UInt8
@@ -112,10 +113,11 @@ class FaceCrops:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fragment:
-    """One closed piece of fragmented MP4 (moof + mdat), picture and sound together.
+    """One fMP4 fragment (moof + mdat) with video and audio, decodable without earlier fragments if `key` is True.
 
-    Times are in ticks of their own track: video ticks of 1 / `video_timescale` s, audio ticks of one sample. `key`
-    tells that the first frame is an IDR frame: playback can start here. `init` is the ftyp + moov to play behind.
+    frames: number of video frames. video_start, video_duration: in ticks of 1 / `video_timescale` s. audio_start,
+    audio_duration: in samples at `sample_rate_hz`. key: True if the first frame is an IDR frame, so that playback can
+    start here. init: the ftyp + moov boxes that belong to the fragment, or empty.
     """
 
     data: bytes
@@ -139,7 +141,7 @@ class Fragment:
 
 
 class FrameSource(Protocol):
-    """The frames of an avatar: `source[k]` is RGB uint8 `(h, w, 3)`, read-only, cheap in any order."""
+    """The frames of an avatar: `source[k]` is RGB uint8 `(h, w, 3)`, read-only. Random access is fast."""
 
     def __len__(self) -> int: ...
 
@@ -147,7 +149,7 @@ class FrameSource(Protocol):
 
 
 class RegionSource(Protocol):
-    """What is pasted back, a frame each: `source[k]` is uint8 0/255 `(512, 512)`, over the square that was parsed."""
+    """The face region of each avatar frame: `source[k]` is uint8 `(512, 512)`, 0 or 255, over the parsed square."""
 
     def __len__(self) -> int: ...
 
@@ -156,20 +158,22 @@ class RegionSource(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedAvatar:
-    """All that is known of an avatar before a session. Slot k of every array belongs to frame k.
+    """Everything that preparation computes for an avatar. Index k of every array belongs to frame k of n.
 
-    transforms: float32 `(n, 2, 3)`, frame px → 256 px crop, in pixel-centre coordinates as `cv2.warpAffine` takes them.
-    landmarks: float32 `(n, 68, 2)` in frame px (iBUG order). latents: float16 `(n, 8, 32, 32)`, masked first, then
-    reference. masks: uint8 `(n, 256, 256)`, paste weight in crop space. has_face: bool `(n,)`; where False, the other
-    slots are interpolated and the frame is played as it is. `latents` or `frames` is None where a stage did not ask.
-    cuts: the frames that begin a new scene of the source.
+    version: changes whenever any stored byte changes. fps: frames per second. width, height: of the frames, px.
+    transforms: float32 `(n, 2, 3)`, frame px → px of the 256 px crop, pixel centres at integers, as `cv2.warpAffine`
+    takes them. landmarks: float32 `(n, 68, 2)`, frame px, iBUG order. masks: uint8 `(n, 256, 256)`, paste weight in
+    crop space. has_face: bool `(n,)`; if False, the other arrays are interpolated at k and the frame is shown
+    unchanged. latents: float16 `(n, 8, 32, 32)`, 4 channels of the masked face, then 4 of the reference; None if they
+    were not loaded. frames: None if they were not loaded. vae_fingerprint: of the VAE that encoded the latents; another
+    VAE cannot decode them. cuts: indices of the frames that begin a new scene of the source.
 
-    Of geometry `musetalk` alone: boxes: int32 `(n, 4)`, x1, y1, x2, y2 in whole px within the frame; its crop is the
-    box stretched to 256 px, and `transforms` say the same. regions: what a face parser saw; without them `masks` weigh.
+    Only for geometry `musetalk`: boxes: int32 `(n, 4)`, x1, y1, x2, y2 in frame px; the crop is the box resized to
+    256 px, and `transforms` describe the same mapping. regions: output of the face parser; None: paste with `masks`.
     """
 
     avatar_id: str
-    version: str  # changes whenever any stored byte changes
+    version: str
     fps: int
     width: int
     height: int
@@ -179,7 +183,7 @@ class PreparedAvatar:
     has_face: npt.NDArray[np.bool_]
     latents: Float16 | None = None
     frames: FrameSource | None = None
-    vae_fingerprint: str = ""  # of the VAE that made the latents; another VAE cannot decode them
+    vae_fingerprint: str = ""
     boxes: Int32 | None = None
     regions: RegionSource | None = None
     cuts: tuple[int, ...] = ()
@@ -188,7 +192,7 @@ class PreparedAvatar:
         return len(self.transforms)
 
     def box(self, index: int) -> Box:
-        """The box of frame `index`, in Python's integers. Only of geometry `musetalk`."""
+        """The box of frame `index` as Python integers. Only for geometry `musetalk`."""
         assert self.boxes is not None, self.avatar_id
         x1, y1, x2, y2 = self.boxes[index].tolist()
         return x1, y1, x2, y2

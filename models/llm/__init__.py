@@ -1,4 +1,4 @@
-"""Language models that answer in a chat. One engine a file. `ENGINES` maps short names to classes."""
+"""Chat engines (language models), one per file. `ENGINES`: short name → `module:Class`."""
 
 ENGINES = {
     "offline": "models.llm.offline:OfflineResponder",

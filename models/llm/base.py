@@ -1,4 +1,4 @@
-"""What a language model is to the chat: messages in, text out as it is made. Knows no sound and no session."""
+"""The protocol of chat engines: messages in, a stream of text out."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class Message:
 
 
 class Responder(Protocol):
-    """Answers a conversation. An engine also has a classmethod `load(**options)`, which raises ConfigError."""
+    """Answers a conversation. The class method `load(**options)` creates an engine; it raises ConfigError."""
 
     def stream(self, messages: Sequence[Message]) -> AsyncGenerator[str, None]:
-        """Yield the answer to the last message, a few characters at a time. Raises WarmTalkError at an item."""
+        """Yield the answer to the last message, a few characters at a time. Raises WarmTalkError while iterating."""
         ...
 
 
-def in_turn(messages: Sequence[Message]) -> list[Message]:
-    """The system prompt, where it says something, then user and assistant in turn, the user first.
+def alternate_roles(messages: Sequence[Message]) -> list[Message]:
+    """The system prompt if it is not empty, then user and assistant alternating, beginning with the user.
 
-    Templates of many models (Mistral's, Gemma's) refuse any other order, which a bounded history, or an answer that was
-    cut before its first word, gives: what follows one of its own role is joined with it.
+    The chat templates of many models (Mistral's, Gemma's) reject any other order. A limited history, or an answer that
+    was interrupted before its first word, can give such an order. Consecutive messages of one role are joined.
     """
     turns: list[Message] = []
     for message in messages:
-        begun = bool(turns) and turns[-1].role != "system"
-        if not message.content.strip() or (message.role == "assistant" and not begun):
+        started = bool(turns) and turns[-1].role != "system"
+        if not message.content.strip() or (message.role == "assistant" and not started):
             continue
-        if begun and turns[-1].role == message.role:
+        if started and turns[-1].role == message.role:
             turns[-1] = Message(message.role, f"{turns[-1].content}\n\n{message.content}")
         else:
             turns.append(message)

@@ -1,6 +1,6 @@
-"""The built-in answerer: a handful of rules, no network, no model. It says so, and never claims to know more.
+"""The built-in chat engine: a few rules, no model and no network. It says that it is not a language model.
 
-It keeps a fresh machine's first conversation pleasant until a language model is configured.
+It makes a first conversation possible before a language model is configured.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from models.llm.base import Message
 
-TOKENS_PER_S = 40.0  # the pace of a small language model, so that everything behind it is exercised as with one
+TOKENS_PER_S = 40.0  # the speed of a small language model, so that the pipeline works as with a real one
 
 HONEST = (
     "I am a small built-in responder with a few rules, not a language model. "
-    "Connect one, and I will give you its answers with this face and voice."
+    "Connect one, and I will speak its answers with this face and voice."
 )
 HELP = (
-    "To give me a real mind, name any OpenAI-compatible server under Chat in the config file, and start me again. "
+    "To connect a language model, set an OpenAI-compatible server under Chat in the config file and restart me. "
     "Ollama, vLLM and Ray Serve's own language model app all work."
 )
 JOKES = (
@@ -45,7 +45,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 
 
 class OfflineResponder:
-    """A `Responder` of rules: the first that matches answers."""
+    """A `Responder` with rules: the first rule that matches gives the answer."""
 
     def __init__(self, tokens_per_s: float) -> None:
         self._pause_s = 1 / tokens_per_s
@@ -62,7 +62,7 @@ class OfflineResponder:
 
 
 def reply(messages: Sequence[Message]) -> str:
-    """The answer to the last message of the user, by the first rule whose pattern is found in it."""
+    """The answer to the user's last message, from the first rule whose pattern occurs in it."""
     said = [message.content for message in messages if message.role == "user"]
     text = " ".join(said[-1].split()) if said else ""
     for pattern, answer in RULES:
@@ -106,7 +106,7 @@ def _calculate(match: re.Match[str], said: list[str]) -> str:
     try:
         value = _value(ast.parse(expression, mode="eval").body)
     except (ZeroDivisionError, OverflowError, SyntaxError):
-        return "Sums are among my few rules, but that one has no answer that I can say."
+        return "Sums are one of my few rules, but this one has no result."
     return f"That makes {value:,.4f}".rstrip("0").rstrip(".") + ". Sums are one of my few rules."
 
 
@@ -119,7 +119,7 @@ def _value(node: ast.expr) -> float:
 
 def _echo(text: str) -> str:
     if not any(c.isalnum() for c in text):
-        return f"I saw no words in that. {HONEST}"
+        return f"I found no words in your message. {HONEST}"
     return f"You said: {_short(text)} I have no rule for that. {HONEST}"
 
 
@@ -146,9 +146,9 @@ RULES: tuple[Rule, ...] = (
     (r"\bwhat did i (?:just )?(?:say|ask)\b", _before),
     (r"\bjoke\b|\bmake me laugh\b", _joke),
     (r"\bwhat(?:'s| is)? the (?:time|date)\b|\bwhat (?:time|day) is it\b", _clock),
-    (r"\bweather\b|\bnews\b", _says(f"I cannot look outside: I work without the internet. {HONEST}")),
+    (r"\bweather\b|\bnews\b", _says(f"I do not know: I work without the internet. {HONEST}")),
     (r"\bhelp\b|\bwhat can you do\b", _says(f"I can say what you type, do sums, tell the time and a joke. {HELP}")),
-    (r"\bhow are you\b", _says("Warm, thank you: all my models are loaded and ready. How are you?")),
+    (r"\bhow are you\b", _says("Fine, thank you: all my models are loaded and ready. How are you?")),
     (r"\bthank(?:s| you)\b", _says("You are welcome.")),
     (r"\b(?:bye|goodbye|see you|good night)\b", _says("Goodbye! It was nice talking with you.")),
     (r"^(?:hi|hello|hey|good (?:morning|afternoon|evening))\b", _greet),

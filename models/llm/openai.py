@@ -1,8 +1,8 @@
-"""Any OpenAI-compatible `POST /chat/completions`: OpenAI's own, vLLM, Ollama, or Ray Serve's LLM app. No Ray here.
+"""Chat with any server that has OpenAI's `POST /chat/completions`: OpenAI, vLLM, Ollama, or Ray Serve's LLM app.
 
-The request is `{model, messages, stream: true, …}`; the answer is a stream of server-sent events, whose `data:` lines
-are chunks with `choices[0].delta.content`, and then `[DONE]` (OpenAI API reference, "Create chat completion").
-What reasoning models think, in `<think>` tags or in fields of its own, is passed over.
+The request is `{model, messages, stream: true, …}`. The answer is a stream of server-sent events: each `data:` line is
+a chunk with `choices[0].delta.content`, the last one is `[DONE]` (OpenAI API reference, "Create chat completion").
+The reasoning of a model, in `<think>` tags or in separate fields, is not part of the answer.
 """
 
 from __future__ import annotations
@@ -18,42 +18,46 @@ from typing import Any
 import httpx
 
 from models.errors import ConfigError, StageError
-from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV, Message, in_turn
+from models.llm.base import KEY_ENV, MODEL_ENV, URL_ENV, Message, alternate_roles
 from models.llm.token_stream import without_thoughts
 from models.openai_http import (
-    Retry,
-    Server,
+    RetryableError,
+    ServerTexts,
+    as_sentence,
     client_options,
-    head_async,
-    lost,
-    refusal,
-    sentence,
+    connection_error,
+    error_body_async,
+    status_error,
 )
 
-SERVER = Server(
+SERVER = ServerTexts(
     "The language model",
     key=f"Set {KEY_ENV}, or api_key_env of Chat.",
-    asked="the conversation",
-    instead="Shorten it, start afresh, or mend Chat's options.",
+    refused="the conversation",
+    instead="Shorten it, start a new session, or correct the options of Chat.",
     check="Check its address and model.",
 )
-LIMIT, NEW_LIMIT = "max_tokens", "max_completion_tokens"  # OpenAI's newer models refuse the first, others the second
+LIMIT, NEW_LIMIT = (
+    "max_tokens",
+    "max_completion_tokens",
+)  # newer OpenAI models accept only the second name, other servers only the first
 MAX_LINE_BYTES = 2**20
-UNSAID = {  # why an answer ended that says nothing, and what to do; asking again would not help
-    "length": ("used up its tokens before it said a word.", "Raise max_tokens of Chat's options: thoughts count, too."),
-    "content_filter": ("was kept from answering by its server's filter.", "Ask for something else."),
+CHECK_URL = "Check base_url: it usually ends with /v1."
+EMPTY_ANSWERS = {  # finish_reason of an empty answer → cause and remedy; a retry would give the same
+    "length": ("used all its tokens before the first word.", "Raise max_tokens in Chat's options: reasoning counts."),
+    "content_filter": ("was stopped by its server's content filter.", "Ask for something else."),
 }
 
 
 @dataclass(slots=True)
-class _End:
-    """Why an answer ended, as its server says; empty where it has not said so."""
+class _Finish:
+    """The finish_reason of an answer; empty until the server sends it."""
 
     reason: str = ""
 
 
 class OpenAIResponder:
-    """A `Responder`. Tries again where the server is overloaded or fails, but never after text has been given out."""
+    """A `Responder`. Retries if the server is overloaded or fails, but not after text has been yielded."""
 
     def __init__(
         self, client: httpx.AsyncClient, body: dict[str, Any], tries: int, max_chars: int, thinks_first: bool
@@ -78,74 +82,76 @@ class OpenAIResponder:
         max_chars: int = 8000,
         thinks_first: bool = False,
     ) -> OpenAIResponder:
-        """Prepare requests to `base_url` + `/chat/completions`; nothing is sent before the first message.
+        """Prepare requests to `base_url` + `/chat/completions`. Sends nothing before the first message.
 
-        base_url, model: by default $WARMTALK_LLM_URL and $WARMTALK_LLM_MODEL. api_key_env: the environment variable
-        that holds the key, by default WARMTALK_LLM_KEY, which may be unset: local servers want none. extra: further
-        fields of the request. timeout_s: without a byte. max_chars: of one answer; the rest is cut. thinks_first: an
-        answer begins inside a thought, whose <think> is part of the model's template. Raises ConfigError.
+        base_url, model: default $WARMTALK_LLM_URL and $WARMTALK_LLM_MODEL. api_key_env: the environment variable with
+        the key, default WARMTALK_LLM_KEY, which may be unset for local servers. extra: further fields of the request.
+        timeout_s: longest wait for a connection or for further bytes. max_chars: longest answer; the rest is dropped.
+        thinks_first: answers begin inside a <think> block, because the model's chat template opens it.
+
+        Raises ConfigError: an option is wrong or the key is missing.
         """
         base_url, model = base_url or os.environ.get(URL_ENV, ""), model or os.environ.get(MODEL_ENV, "")
         if not base_url.startswith(("http://", "https://")):
             raise ConfigError(
-                f"The language model's address {base_url!r} is not one.",
-                f"Set base_url of Chat's options, or {URL_ENV}: it looks like http://127.0.0.1:8001/v1.",
+                f"The language model's base_url {base_url!r} is not a URL.",
+                f"Set base_url in Chat's options, or {URL_ENV}, to a URL such as http://127.0.0.1:8001/v1.",
             )
         if not model:
-            raise ConfigError("No language model is named.", f"Set model of Chat's options, or {MODEL_ENV}.")
+            raise ConfigError("The language model's name is not set.", f"Set model in Chat's options, or {MODEL_ENV}.")
         if tries < 1 or timeout_s <= 0 or max_chars < 1:
-            raise ConfigError("tries, timeout_s and max_chars must be above 0.", "Mend Chat's options.")
-        given = KEY_ENV if os.environ.get(KEY_ENV, "").strip() else None  # a local server wants no key
-        client = httpx.AsyncClient(**client_options(base_url, api_key_env or given, "language model", timeout_s))
+            raise ConfigError("tries, timeout_s and max_chars must be above 0.", "Correct Chat's options.")
+        default_env = KEY_ENV if os.environ.get(KEY_ENV, "").strip() else None  # local servers need no key
+        client = httpx.AsyncClient(**client_options(base_url, api_key_env or default_env, "language model", timeout_s))
         chosen = {"temperature": temperature, LIMIT: max_tokens}
         body = {"model": model, "stream": True, **{k: v for k, v in chosen.items() if v is not None}, **(extra or {})}
         return cls(client, body, tries, max_chars, thinks_first)
 
     async def stream(self, messages: Sequence[Message]) -> AsyncGenerator[str, None]:
-        """Yield the answer's tokens as they come, at most max_chars characters of them; its thoughts are not counted.
+        """Yield the answer's tokens as they arrive, at most max_chars characters, not counting reasoning.
 
-        Raises InputError for what the server refuses, BusyError where it stays overloaded, StageError where it fails,
-        breaks off, says nothing or answers in another form.
+        Raises InputError if the server refuses the request, BusyError if it stays overloaded, StageError if it fails,
+        breaks off, gives an empty answer, or does not answer in OpenAI's format.
         """
-        asked = [message.to_dict() for message in in_turn(messages)]
+        request = [message.to_dict() for message in alternate_roles(messages)]
         for attempt in range(self._tries):
-            given, end = 0, _End()
+            yielded, finish = 0, _Finish()
             try:
-                answer = without_thoughts(self._request(asked, end), self._thinks_first)
+                answer = without_thoughts(self._request(request, finish), self._thinks_first)
                 async with aclosing(answer) as tokens:
                     async for token in tokens:
-                        yield token[: self._max_chars - given]
-                        given += len(token)
-                        if given >= self._max_chars:
+                        yield token[: self._max_chars - yielded]
+                        yielded += len(token)
+                        if yielded >= self._max_chars:
                             return
-                if not given:
-                    raise _nothing_said(end)
+                if not yielded:
+                    raise _empty_answer(finish)
                 return
-            except Retry as retry:
-                if given or attempt == self._tries - 1:
+            except RetryableError as retry:
+                if yielded or attempt == self._tries - 1:
                     raise retry.error from retry.__cause__
-                await asyncio.sleep(retry.pause_s(attempt))
+                await asyncio.sleep(retry.backoff_s(attempt))
 
-    async def _request(self, messages: list[dict[str, str]], end: _End) -> AsyncGenerator[str, None]:
+    async def _request(self, messages: list[dict[str, str]], finish: _Finish) -> AsyncGenerator[str, None]:
         async with self._answer(messages) as answer:
             if answer.headers.get("content-type", "").startswith("application/json"):  # a server that cannot stream
-                token, end.reason = _text(await answer.aread(), "message")
+                token, finish.reason = _parse_chunk(await answer.aread(), "message")
                 yield token
                 return
             async with aclosing(_events(answer)) as events:
                 async for data in events:
                     if data == b"[DONE]":
                         return
-                    token, ended = _text(data, "delta")
-                    end.reason = ended or end.reason
+                    token, reason = _parse_chunk(data, "delta")
+                    finish.reason = reason or finish.reason
                     if token:
                         yield token
-            if not end.reason:
-                raise Retry(StageError("The language model's answer broke off.", "Look at its log."))
+            if not finish.reason:
+                raise RetryableError(StageError("The language model's answer is incomplete.", "Read its log."))
 
     @asynccontextmanager
     async def _answer(self, messages: list[dict[str, str]]) -> AsyncGenerator[httpx.Response, None]:
-        """An answer of status 200 whose body is still to come. Raises Retry and WarmTalkError."""
+        """An answer with status 200 whose body is not read yet. Raises RetryableError and WarmTalkError."""
         try:
             while True:
                 body = {**self._body, "messages": messages}
@@ -154,27 +160,24 @@ class OpenAIResponder:
                         kind = answer.headers.get("content-type", "")
                         if not kind.startswith(("text/event-stream", "application/json")):
                             raise StageError(
-                                f"The language model's server answered with {kind or 'no type'}.", CHECK_URL
+                                f"The language model's server answered with {kind or 'no content type'}.", CHECK_URL
                             )
                         yield answer
                         return
-                    said = await head_async(answer)
-                    if answer.status_code != 400 or LIMIT not in body or NEW_LIMIT.encode() not in said:
-                        raise refusal(SERVER, answer, said)
-                if LIMIT in self._body:  # else another answer has learned it meanwhile
+                    body_start = await error_body_async(answer)
+                    if answer.status_code != 400 or LIMIT not in body or NEW_LIMIT.encode() not in body_start:
+                        raise status_error(SERVER, answer, body_start)
+                if LIMIT in self._body:  # a concurrent request may have replaced it already
                     self._body = {NEW_LIMIT if key == LIMIT else key: value for key, value in self._body.items()}
         except httpx.TransportError as error:
-            raise lost(SERVER, error) from error
-
-
-CHECK_URL = "Check the address: it usually ends with /v1."
+            raise connection_error(SERVER, error) from error
 
 
 async def _events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """The data of server-sent events; comments that keep the connection alive, and event names, are passed over.
+    """Yield the data of server-sent events. Comments (keep-alive) and event names are skipped.
 
-    Lines end with CR LF or LF alone: JSON may hold what Python's splitlines takes for an end, such as U+2028. Raises
-    StageError.
+    Splits at LF or CR LF only, not with `splitlines`, because JSON may contain U+2028. Raises StageError for a line
+    over MAX_LINE_BYTES.
     """
     waiting = b""
     async for part in answer.aiter_bytes():
@@ -188,27 +191,30 @@ async def _events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
         yield waiting.removeprefix(b"data:").strip()
 
 
-def _text(data: bytes, holder: str) -> tuple[str, str]:
-    """The text of one chunk or answer, and why it ends with it, if so. Raises StageError, also for an error in it."""
+def _parse_chunk(data: bytes, key: str) -> tuple[str, str]:
+    """The text and the finish_reason of one chunk (key `delta`) or whole answer (key `message`).
+
+    Raises StageError: wrong format, or the chunk contains an error.
+    """
     try:
         chunk = json.loads(data.decode("utf-8", "replace"))
         if error := chunk.get("error"):
-            said = error.get("message", error) if isinstance(error, dict) else error
-            raise StageError(f"The language model failed: {sentence(said)}", "Look at its log.")
+            message = error.get("message", error) if isinstance(error, dict) else error
+            raise StageError(f"The language model failed: {as_sentence(message)}", "Read its log.")
         choices = chunk.get("choices") or []
         if not choices:
-            return "", ""  # usage, at the end
-        message = choices[0].get(holder) or {}
+            return "", ""  # the usage chunk at the end
+        message = choices[0].get(key) or {}
         content = message.get("content") or message.get("refusal") or ""
-        if isinstance(content, list):  # of parts, as Mistral's reasoning models give them: thoughts have no `text`
+        if isinstance(content, list):  # a list of parts (Mistral's reasoning models): reasoning parts have no `text`
             content = "".join(part.get("text") or "" for part in content)
         return str(content), str(choices[0].get("finish_reason") or "")
     except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise StageError("The language model's answer is not in OpenAI's form.", CHECK_URL) from error
 
 
-def _nothing_said(end: _End) -> Exception:
-    if end.reason in UNSAID:
-        why, remedy = UNSAID[end.reason]
-        return StageError(f"The language model {why}", remedy)
-    return Retry(StageError("The language model's answer is empty.", "Look at its log."))
+def _empty_answer(finish: _Finish) -> Exception:
+    if finish.reason in EMPTY_ANSWERS:
+        cause, remedy = EMPTY_ANSWERS[finish.reason]
+        return StageError(f"The language model {cause}", remedy)
+    return RetryableError(StageError("The language model's answer is empty.", "Read its log."))

@@ -1,4 +1,4 @@
-"""Speech recognition. One engine a file; engines do not import one another. `ENGINES` maps short names to classes."""
+"""Speech recognition engines, one per file; none imports another. `ENGINES`: short name → `module:Class`."""
 
 ENGINES = {
     "whisper": "models.recognition.whisper:WhisperRecognizer",

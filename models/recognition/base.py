@@ -1,4 +1,4 @@
-"""What a speech recogniser is: sound in, text with its times out. Knows no chat, no HTTP and no Ray."""
+"""The protocol of speech recognition engines: audio in, text with times out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Task = Literal["transcribe", "translate"]
 
 @dataclass(frozen=True, slots=True)
 class RecognizedSegment:
-    """A stretch of speech, seconds from the first sample. The two figures are None where an engine has none.
+    """A part of the recognised text; times are seconds from the first sample.
 
-    logprob: mean natural logarithm of the probability of its tokens. no_speech: the engine's own doubt, 0 to 1, that
-    anything was said around it.
+    logprob: mean natural logarithm of the tokens' probabilities. no_speech: probability, 0 to 1, that there is no
+    speech. Both are None if the engine does not give them.
     """
 
     text: str
@@ -27,7 +27,7 @@ class RecognizedSegment:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said; `text` is empty where nothing was. language: ISO 639-1, empty where it is not known."""
+    """The recognised text, empty if there was no speech. language: ISO 639-1, empty if not known."""
 
     text: str
     language: str = ""
@@ -36,16 +36,17 @@ class Transcript:
 
 
 class Recognizer(Protocol):
-    """Hears speech.
+    """Converts speech to text.
 
-    An engine is made by its class method `load(**options)`, with the options of the stage's config. One thread uses it,
-    unless it has an attribute `io_bound = True`: it waits for a server, and several threads may use it at once.
+    The class method `load(**options)` creates an engine from the options in the stage's config. One thread uses it,
+    unless it has the attribute `io_bound = True`: then it waits for a server, and several threads may use it at once.
     """
 
     def transcribe(self, samples_16khz: Float32, language: str | None = None, task: Task = "transcribe") -> Transcript:
-        """Text of float32 mono `(n,)` in [-1, 1] at 16 kHz, of any length.
+        """Recognise float32 mono `(n,)` in [-1, 1] at 16 kHz, of any length.
 
-        language: ISO 639-1; None lets the engine find out. task: `translate` gives English. Raises AudioError for
-        samples that are none, InputError for a language or a task that the engine does not know.
+        language: ISO 639-1; None: the engine detects it. task: `translate` gives English text.
+
+        Raises AudioError: the samples are empty or not float mono. InputError: unknown language or task.
         """
         ...

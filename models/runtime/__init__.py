@@ -1,1 +1,1 @@
-"""Engine registry, compiled-model caches, CUDA graphs, small file and tensor helpers."""
+"""Engine registry, OpenVINO model cache, CUDA graphs, and helpers for ids, files and tensors."""

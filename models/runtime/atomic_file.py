@@ -1,4 +1,4 @@
-"""How small files are written so that a reader never sees half of one. Knows nothing of what is in them."""
+"""Writes small files atomically: a reader sees the old file or the new one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes, sync: bool = True) -> None:
-    """Put a new file in the place of `path`; with `sync` it is on the disk before it appears."""
+    """Replace `path` with a file that holds `data`. sync: write it to disk (fsync) before it becomes visible."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with part.open("wb") as file:

@@ -1,8 +1,8 @@
-"""Makes a network's forward pass cheaper to call on a CUDA device. Knows no model, no stage and no file.
+"""Runs a network's forward pass as a CUDA graph, optionally compiled with inductor.
 
-At a few faces a call the device waits for Python to launch some thousand kernels. A CUDA graph records them once for a
-fixed batch size and replays them in one launch; `inductor` also fuses them first (torch.compile), which takes about a
-minute for each batch size, or seconds when its cache on disk knows the network already.
+At a few faces per call, the GPU waits while Python launches about a thousand kernels. A CUDA graph records them once
+for a fixed batch size and replays them with one launch. `inductor` first fuses them (torch.compile): this takes about
+a minute per batch size, or seconds if inductor's cache on disk has the network.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from models.errors import ConfigError
 
 COMPILE_MODES = ("off", "graphs", "inductor")
-WARM_CALLS = 3  # before recording: cuDNN and cuBLAS choose their algorithms and workspaces in the first calls
-FEW = 4  # rows of inductor's smaller size: a first chunk
+WARM_CALLS = 3  # calls before recording, in which cuDNN and cuBLAS choose algorithms and workspaces
+SMALL_BATCH = 4  # the smaller batch size for inductor: that of a first chunk
 
 Function = Callable[..., torch.Tensor]
 Signature = tuple[tuple[torch.Size, torch.dtype], ...]
 
 
 def check_compile(mode: str, device: Any) -> str:
-    """`mode`, one of COMPILE_MODES, that can run on `device`. Raises ConfigError."""
+    """Return `mode`. Raises ConfigError unless it is one of COMPILE_MODES and can run on `device`."""
     if mode not in COMPILE_MODES:
         raise ConfigError(f"There is no compile mode {mode!r}.", f"Use one of {', '.join(COMPILE_MODES)}.")
     if mode != "off" and torch.device(device).type != "cuda":
@@ -32,19 +32,19 @@ def check_compile(mode: str, device: Any) -> str:
 
 
 def graph_batch_sizes(mode: str, batch_size: int) -> tuple[int, ...]:
-    """Batch sizes worth recording, ascending, up to `batch_size`: powers of two where recording is cheap."""
+    """Batch sizes to record, ascending, up to `batch_size`: powers of two for `graphs`, two sizes for `inductor`."""
     if mode == "graphs":
         powers = (2**k for k in range(batch_size.bit_length()))
         return tuple(sorted({*(size for size in powers if size < batch_size), batch_size}))
-    return tuple(sorted({min(FEW, batch_size), batch_size}))
+    return tuple(sorted({min(SMALL_BATCH, batch_size), batch_size}))
 
 
 class GraphedFunction:
-    """A function of tensors whose rows are independent, recorded for each of `sizes` and replayed.
+    """A function of tensors with independent rows, recorded as one CUDA graph per batch size.
 
-    A call of n rows runs in the smallest size that holds them, the rest of which computes leftovers; more rows than the
-    largest size run in several calls. GraphedFunction at the first call of each size and shape. Inputs are numpy arrays or
-    tensors on any device, outputs fresh tensors on the device. Not thread-safe: all sizes share their memory.
+    n rows run in the smallest size ≥ n, whose other rows are unused; more rows than the largest size run in several
+    replays. Each size and input shape is recorded at its first call. Inputs are numpy arrays or tensors on any device;
+    outputs are new tensors on the device. Not thread-safe: all sizes share one memory pool.
     """
 
     def __init__(self, function: Function, sizes: Sequence[int], mode: str, device: Any) -> None:
@@ -84,7 +84,7 @@ class GraphedFunction:
                 function(*inputs)
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # other threads of the process may use the device meanwhile
+        # thread_local: other threads of the process may use the device during the capture
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = function(*inputs)
         self._pool = self._pool or graph.pool()
@@ -92,7 +92,7 @@ class GraphedFunction:
 
 
 class _Replay:
-    """A recorded call: where its inputs go, how it runs, and where its output lies until the next one."""
+    """A recorded call: its input buffers, the replay function, and its output buffer, which the next call reuses."""
 
     def __init__(self, inputs: list[torch.Tensor], replay: Callable[[], None], output: torch.Tensor) -> None:
         self._inputs, self._replay, self._output = inputs, replay, output

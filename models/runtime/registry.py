@@ -1,4 +1,4 @@
-"""Finds an engine by its short name or by `module:Class`, so that a new engine is one file and one config line."""
+"""Finds an engine class by its short name or by `module:Class`: a new engine needs one file and one config line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from models.errors import ConfigError
 
 
 def find_engine(name: str, known: Mapping[str, str]) -> Any:
-    """The class behind `name`: a key of `known` (short name → `module:Class`) or a `module:Class` itself.
+    """The class for `name`: a key of `known` (short name → `module:Class`), or itself a `module:Class`.
 
-    Raises ConfigError, which names the alternatives.
+    Raises ConfigError: the name is unknown (the remedy lists the known ones) or cannot be imported.
     """
     target = known.get(name, name)
     module_name, _, class_name = target.partition(":")
@@ -22,5 +22,5 @@ def find_engine(name: str, known: Mapping[str, str]) -> Any:
         return getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"The engine {name!r} cannot be imported: {error}.", "Check its spelling and its extra."
+            f"The engine {name!r} cannot be imported: {error}.", "Check the name and that its extra is installed."
         ) from error

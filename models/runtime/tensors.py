@@ -1,4 +1,4 @@
-"""Numpy arrays as torch tensors, whatever their memory looks like. Knows nothing of what they hold."""
+"""Converts numpy arrays of any memory layout to torch tensors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 def as_tensor(value: Any) -> torch.Tensor:
-    """An array or tensor as a tensor, which may share its memory.
+    """An array or tensor as a tensor, sharing memory where possible.
 
-    What torch cannot wrap is copied: read-only views that came from another process, and reversed ones, as BGR
-    pictures turned round are.
+    Arrays that torch cannot wrap are copied: read-only ones (from another process) and those with negative strides
+    (such as BGR images reversed to RGB).
     """
     if isinstance(value, np.ndarray) and (not value.flags.writeable or min(value.strides, default=0) < 0):
         value = value.copy()

@@ -1,1 +1,1 @@
-"""Audio, text, speech activity, visemes and feature windows."""
+"""Audio files, text, speech activity, visemes, mel spectrograms and changes to feature windows."""

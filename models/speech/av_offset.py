@@ -1,4 +1,4 @@
-"""Moves what lips are made from against what is heard, so that they are shown earlier or later. Knows no lips."""
+"""Shifts the audio from which lips are generated, so that lips move earlier or later than the sound."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import numpy as np
 
 from models.types import Float32, Phoneme, Speech
 
-ROUNDING_S = 1e-6  # far below a sample: what is left of a phoneme that ends with its segment is none
+ROUNDING_S = 1e-6  # less than a sample; shorter remainders of a phoneme are dropped
 
 
 class LipOffset:
-    """The segments of one utterance as the lips shall hear them: `seconds` later than they sound, earlier if negative.
+    """Delays the segments of one utterance by `seconds`, or advances them if negative.
 
-    A later segment begins with the end of the one before, sound and phonemes alike; one that lies across the join is
-    in both. An earlier one ends in silence: what follows is not known.
+    A delayed segment begins with the end of the previous one, samples and phonemes; a phoneme across the boundary is
+    split. An advanced segment ends in silence, because the next segment is not known yet.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._before: Float32 = np.zeros(0, np.float32)  # the end of what has been heard
-        self._carried: list[Phoneme] = []  # what it says, from the next segment's start on
+        self._before: Float32 = np.zeros(0, np.float32)  # the last samples of the previous segment
+        self._carried: list[Phoneme] = []  # their phonemes, in seconds from the next segment's start
 
     def __call__(self, speech: Speech) -> Speech:
-        """The next segment, as long as it was."""
+        """The next segment, shifted; its length stays the same."""
         shift = round(abs(self._seconds) * speech.sample_rate_hz)
         if not shift:
             return speech
         count, silence = len(speech.samples), np.zeros(shift, np.float32)
         if self._seconds > 0:
-            heard = np.concatenate([silence, self._before, speech.samples])
-            self._before = heard[-shift:]
-            samples = heard[len(heard) - count - shift : len(heard) - shift]
+            joined = np.concatenate([silence, self._before, speech.samples])
+            self._before = joined[-shift:]
+            samples = joined[len(joined) - count - shift : len(joined) - shift]
         else:
             samples = np.concatenate([speech.samples, silence])[shift:]
         seconds = shift / speech.sample_rate_hz * float(np.sign(self._seconds))
-        said = [*self._carried, *(_moved(p, seconds) for p in speech.phonemes)]
-        self._carried = [_moved(p, -speech.duration_s) for p in said if p.end_s > speech.duration_s + ROUNDING_S]
-        inside = (_cut(p, speech.duration_s) for p in said)
+        phonemes = [*self._carried, *(_moved(p, seconds) for p in speech.phonemes)]
+        self._carried = [_moved(p, -speech.duration_s) for p in phonemes if p.end_s > speech.duration_s + ROUNDING_S]
+        inside = (_cut(p, speech.duration_s) for p in phonemes)
         return replace(speech, samples=samples, phonemes=tuple(p for p in inside if p.end_s > p.start_s + ROUNDING_S))
 
 
@@ -47,6 +47,6 @@ def _moved(phoneme: Phoneme, seconds: float) -> Phoneme:
 
 
 def _cut(phoneme: Phoneme, end_s: float) -> Phoneme:
-    """The part of a phoneme between 0 and `end_s`; it ends where it starts if there is none."""
+    """The part of a phoneme between 0 and `end_s`; of zero length if there is none."""
     start_s = min(max(phoneme.start_s, 0.0), end_s)
     return replace(phoneme, start_s=start_s, end_s=max(min(phoneme.end_s, end_s), start_s))

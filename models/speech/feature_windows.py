@@ -1,8 +1,8 @@
-"""Bends feature windows over time: lips close ahead of plosives, and rest in long silences. Knows no network's shape.
+"""Changes feature windows: the mouth rests in long silences, and lips close ahead of plosives.
 
-An encoder that hears no word in its whole context makes features that a network trained on speech has hardly seen: its
-mouth stands a little open (the embedded pair's by 0.012 of the eyes' distance, against 0.003 at rest). Just after
-speech it rests as it should, so the window of that moment takes the place of those in long silences.
+Without speech in its whole context, the encoder gives features that the lip-sync network rarely saw in training, and
+the mouth stays slightly open (with the embedded networks by 0.012 of the eye distance, against 0.003 at rest). Shortly
+after speech the mouth rests correctly, so the window from that moment replaces those in long silences.
 """
 
 from __future__ import annotations
@@ -19,28 +19,32 @@ from models.types import WHISPER_HZ, Float16, Float32, Phoneme
 
 Float64 = npt.NDArray[np.float64]
 
-VOWEL_S, VOWEL_HZ, VOWEL_LEVEL = 0.5, 120.0, 0.1  # what is heard before the rest; level is RMS
-REST_AFTER_S, SILENCE_S = 0.7, 1.0  # after the vowel: when its rest is taken, and how long it is silent
-CLEAR_S, BEND_S = 0.3, 0.2  # from speech: windows stay as they are so far, and are the rest's after so long again
-PLOSIVE_BEND_S = 0.08  # in which time runs ahead, and back: at least the longest lead, or it would run backwards
+VOWEL_S, VOWEL_HZ, VOWEL_LEVEL = 0.5, 120.0, 0.1  # the synthetic vowel before the rest: length, pitch, RMS level
+REST_AFTER_S, SILENCE_S = 0.7, 1.0  # after the vowel: when the rest window is taken, and the length of the silence
+CLEAR_S, BEND_S = 0.3, 0.2  # distance from speech that is unchanged, then length of the blend to the rest window
+PLOSIVE_BEND_S = 0.08  # length of each transition; at least the lead, so that time never runs backwards
 
 
 def rest_window(windows: Callable[[Float32], Float16]) -> Float16:
-    """The window `(50, 384)` of a mouth at rest, for an encoder: `windows` makes `(n, 50, 384)` of 16 kHz at 25 fps."""
+    """The encoder's window for a resting mouth, float16 `(50, 384)`.
+
+    windows: the encoder, from float32 mono `(n,)` at 16 kHz to windows `(n, 50, 384)` at 25 fps.
+    """
     times = np.arange(round(VOWEL_S * WHISPER_HZ)) / WHISPER_HZ
     vowel = np.sum([np.sin(2 * np.pi * VOWEL_HZ * k * times + k) / k for k in range(1, 30)], axis=0)
     vowel *= VOWEL_LEVEL / np.sqrt(np.mean(vowel**2))
-    heard = np.pad(vowel, (0, round(SILENCE_S * WHISPER_HZ))).astype(np.float32)
-    return cast(Float16, windows(heard)[round((VOWEL_S + REST_AFTER_S) * 25)].copy())
+    samples = np.pad(vowel, (0, round(SILENCE_S * WHISPER_HZ))).astype(np.float32)
+    return cast(Float16, windows(samples)[round((VOWEL_S + REST_AFTER_S) * 25)].copy())
 
 
 def blend_rest(windows: Float16, rest: Float16, active: Spans, fps: int, last: bool) -> Float16:
-    """Windows `(n, 50, 384)` of a segment with those far from speech bent to `rest`. active: when it sounds, seconds.
+    """Windows `(n, 50, 384)` of a segment, blended to `rest` `(50, 384)` where they are far from speech.
 
-    Speech may lie beyond either end of the segment, but not behind the last one.
+    active: spans of speech in the segment, seconds. last: no segment follows; otherwise speech is assumed right before
+    and right after the segment.
     """
     middle = (np.arange(len(windows)) + 0.5) / fps
-    away = middle.copy()  # from the segment's beginning
+    away = middle.copy()  # seconds from the nearest speech; the segment's start counts as speech
     if not last:
         away = np.minimum(away, len(windows) / fps - middle)
     for start, end in active.tolist():
@@ -53,7 +57,7 @@ def blend_rest(windows: Float16, rest: Float16, active: Spans, fps: int, last: b
 
 
 def plosive_shifts(phonemes: Sequence[Phoneme], frames: int, fps: int, lead_s: float) -> Float64:
-    """How much ahead of its own time each frame's window is to be taken, seconds `(frames,)`: `lead_s` around p, b, m.
+    """Seconds by which each frame's window is taken later, `(frames,)`: `lead_s` around p, b and m, else 0.
 
     lead_s: at most PLOSIVE_BEND_S, so that time never runs backwards.
     """

@@ -1,4 +1,4 @@
-"""Whisper's log-mel spectrogram in torch, batched and on any device. Knows nothing of encoders, faces or Ray."""
+"""Whisper's log-mel spectrogram in torch, for batches on any device."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from models.types import WHISPER_HZ
 
 FFT_SAMPLES = 400  # 25 ms at 16 kHz
 HOP_SAMPLES = 160  # 10 ms: 100 mel frames a second
-LOG_FLOOR = 1e-10  # power below which log10 is cut
-LOG_RANGE = 8.0  # decades kept under the loudest bin of the spectrogram
+LOG_FLOOR = 1e-10  # lower power is clamped before log10
+LOG_RANGE = 8.0  # decades kept below the loudest bin of the spectrogram
 
 
 @lru_cache(maxsize=8)
@@ -33,9 +33,9 @@ def _filters(mel_bins: int, device: torch.device) -> torch.Tensor:
 def log_mel(samples: torch.Tensor, mel_bins: int = 80) -> torch.Tensor:
     """Float32 speech `(b, n)` at 16 kHz → float32 `(b, mel_bins, n // 160)`.
 
-    The arithmetic of Whisper's `log_mel_spectrogram` (Radford et al. 2022), as in transformers' feature extractor.
-    Each row is scaled by its own loudest bin, so the caller pads rows to the encoder's context *before* this call.
-    Always float32: the power of quiet speech underflows in fp16.
+    Same computation as Whisper's `log_mel_spectrogram` (Radford et al. 2022) and transformers' feature extractor. Each
+    row is scaled by its own loudest bin: pad rows to the encoder's context *before* this call. Always float32: the
+    power of quiet speech underflows in float16.
     """
     assert samples.ndim == 2 and samples.dtype == torch.float32, (samples.shape, samples.dtype)
     window = torch.hann_window(FFT_SAMPLES, device=samples.device)

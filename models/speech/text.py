@@ -1,26 +1,26 @@
-"""Makes written text fit to be spoken, and cuts it into sentences. Knows nothing of voices, sound or sessions.
+"""Normalises written text for speech, checks it, and splits it into sentences.
 
-Numbers, money, times, dates, units and abbreviations stay as written: a voice's own front end reads them in context
-("1984" the year, "1984 kg", "Dr. Smith" against "Elm Dr."), and words put in too early would take that context away.
+Numbers, money, times, dates, units and abbreviations stay as written: the voice's own front end reads them in context
+("1984" as a year or in "1984 kg"; "Dr. Smith" and "Elm Dr."), which early expansion would remove.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
 
 from models.errors import TextError
-from models.speech.marks import without_emphasis
 
 MAX_TEXT_CHARS = 2000  # about two minutes of speech
-MARKUP_ALLOWANCE = 10  # written characters, markup and spaces included, for one that is spoken
-MAX_PASSES = 8  # marks inside marks ("**_word_**") come off one layer a pass
-MAX_MARKS = 30  # combining marks in a row (UAX #15, stream-safe text): to sort more of them takes their number squared
-MAX_SENTENCE_CHARS = 200  # about 13 s of speech, and below a voice's limit of some 400 phonemes
+MARKUP_ALLOWANCE = 10  # factor: written characters, including markup and spaces, per spoken character
+MAX_PASSES = 8  # each pass removes one layer of nested marks ("**_word_**")
+MAX_MARKS = 30  # consecutive combining marks (UAX #15, stream-safe text): sorting them takes quadratic time
+MAX_SENTENCE_CHARS = 200  # about 13 s of speech; below a voice's limit of about 400 phonemes
 
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # ！ to ～ are ASCII moved up by 0xFEE0
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # ！ to ～ are ASCII + 0xFEE0
 _ENGLISH_SIGNS = str.maketrans({"≈": " about ", "≤": " at most ", "≥": " at least ", "№": "number "})
 _CHARACTERS = str.maketrans(
     {
@@ -48,18 +48,18 @@ _CHARACTERS = str.maketrans(
         "ﬄ": "ffl",
     }
 )
-_SPOKEN_SYMBOLS = frozenset("°©")  # of Unicode's "other symbols", those that have a reading; the rest is emoji and art
+_SPOKEN_SYMBOLS = frozenset("°©")  # symbols of Unicode category So that are read aloud; the others are emoji
 _SILENT_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "So", "Sk", "Me"})
 _SPOKEN_SCRIPTS = ("LATIN", "MICRO", "FEMININE", "MASCULINE", "ANGSTROM", "OHM", "KELVIN", "MODIFIER LETTER")
 
-_UNPRINTED = frozenset({"Cc", "Cs"})
+_UNPRINTABLE = frozenset({"Cc", "Cs"})
 _NONCHARACTERS = re.compile(
     "[\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF)) + "]"
 )
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # Unicode's bidi embeddings
+_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>")
-_MARKDOWN_LINK = re.compile(r"!?\[([^\[\]\n]+)\]\((?!/)[^)\s\[]*\)")  # `[word](/ipa/)` is a voice's own notation: kept
+_MARKDOWN_LINK = re.compile(r"!?\[([^\[\]\n]+)\]\((?!/)[^)\s\[]*\)")  # keeps phoneme notation: `[word](/ipa/)`
 _MARKDOWN_LINE = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]+|[-*+•‣◦·][ \t]+)", re.MULTILINE)
 _HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+(?=\S)(.*[^\s.!?…:])[ \t]*$", re.MULTILINE)
 _SCHEME = re.compile(r"\bhttps?://(?:www\.)?|\bwww\.", re.IGNORECASE)
@@ -72,6 +72,9 @@ _SPACED_HYPHEN = re.compile(r"(?<=[^\W\d_]) - (?=[^\W\d_])")
 _MICRO_UNIT = re.compile(r"(?<=\d)\s?[μµ]([mgsl])\b")
 _MICRO_UNITS = {"m": " micrometers", "g": " micrograms", "s": " microseconds", "l": " microliters"}
 _GREEK_LETTER = re.compile(r"(?<![^\W\d_])[Α-ΩΆ-Ώα-ωά-ώ](?![^\W\d_])")
+_EMPHASIS_OPENING = re.compile(r"(?<!\w)(?:\*{1,3}|_{1,3}|~~)(?=\S)")
+_EMPHASIS_MARKS = ("***", "**", "*", "___", "__", "_", "~~")
+_EMPHASIS_CLOSING = {mark: re.compile(rf"(?<=\S)(?={re.escape(mark)}(?!\w))") for mark in _EMPHASIS_MARKS}
 _HOUR_RANGE = re.compile(r"(?<=[0-9AaPp][Mm])\s?[-–—]\s?(?=\d)")
 _LIST_OR_PARAGRAPH = re.compile(
     r"(?<=[^\s.!?…:;,—-])[ \t]*\n(?=[ \t]*(?:\n|[-*+•‣◦·][ \t]|\d{1,2}[.)][ \t]|#{1,6}[ \t]))"
@@ -93,20 +96,20 @@ def _words(listing: str) -> frozenset[str]:
 _TITLES = _words("Mr Mrs Ms Dr Prof St Mt Ft Gen Gov Sen Rep Capt Lt Col Sgt Cmdr Rev Hon Pres Supt Fr Messrs Mme")
 _NEVER_LAST = _words("e.g i.e eg ie cf vs approx viz resp incl")
 _BEFORE_NUMBERS = _words("fig figs vol no nos pp ch jan feb mar apr jun jul aug sep sept oct nov dec")
-_BEFORE_SMALL = _words("etc inc ltd corp co bros jr sr dept est a.m p.m ave blvd rd al ca")
+_MAY_BE_LAST = _words("etc inc ltd corp co bros jr sr dept est a.m p.m ave blvd rd al ca")
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
 _SENTENCE_END = re.compile(r"(?<![.!?…؟۔।])[.!?…؟۔।]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’]*")
-_BEHIND_END = re.compile(r"\s*[\"'“‘(\[]*")
-LONGEST_ABBREVIATION = 100  # characters; of a longer word before a full stop only the end is looked at
+_AFTER_END = re.compile(r"\s*[\"'“‘(\[]*")
+MAX_ABBREVIATION_CHARS = 100  # only the last characters of a longer word before a full stop are examined
 _CLAUSE_END = re.compile(r"[,;:—–…][\"'”’)\]]*\s|\s[—–-](?=\s)|\)\s")
 
 
 def normalise(text: str, language: str = "en") -> str:
-    """The same words in plain, speakable form: one line, NFC, ASCII quotes, single spaces.
+    """Convert text to a plain form for speech: one line, NFC, ASCII quotes, single spaces.
 
-    Control characters, emoji, HTML tags and Markdown marks go; dashes, ellipses and full-width forms are mapped; a
-    list item or paragraph without a full stop gets one; addresses lose their scheme and say "dot". Idempotent, so a
-    text may be normalised by the caller and by the voice. Signs become words ("dot", "minus") in English only.
+    Removes control characters, emoji, HTML tags and Markdown marks; unifies dashes, ellipses and full-width forms; adds
+    a full stop to list items and paragraphs without one; removes the scheme of URLs. Symbols become words ("dot",
+    "minus") only if `language` is `en`. Idempotent: the caller and the voice may both normalise a text.
     """
     for _ in range(MAX_PASSES):
         plain = _normalise_once(text, english=language == "en")
@@ -117,27 +120,27 @@ def normalise(text: str, language: str = "en") -> str:
 
 
 def _normalise_once(text: str, english: bool) -> str:
-    # 1. One form for each character, while line breaks still mean something.
+    # 1. Unify characters; line breaks still separate paragraphs and list items here.
     text = _composed(text)
     if english:
         text = _MINUS.sub(" minus ", text).translate(_ENGLISH_SIGNS)
     text = text.translate(_CHARACTERS).replace("\r\n", "\n").replace("\r", "\n")
     text = "".join(_speakable_character(c) for c in text)
-    # 2. Markup and layout become words and stops.
+    # 2. Replace markup and layout by words and full stops.
     text = _TAG.sub(" ", text)
     text = _MARKDOWN_LINK.sub(r"\1", text)
     text = _LIST_OR_PARAGRAPH.sub(".\n", text)
     text = _MARKDOWN_LINE.sub("", _HEADING.sub(r"\1.", text))
-    text = without_emphasis(text)
+    text = _without_emphasis(text)
     text = _SPACED_HYPHEN.sub(" — ", _SCHEME.sub("", text))
-    # 3. Signs that have a reading.
+    # 3. Replace symbols by words.
     if english:
         text = _with_spoken_dots(text)
         text = _HOUR_RANGE.sub(" to ", text)
         text = _ABOUT.sub("about ", _ROUND_THE_CLOCK.sub("24 7", text))
         text = _MICRO_UNIT.sub(lambda unit: _MICRO_UNITS[unit.group(1)], text)
         text = _GREEK_LETTER.sub(lambda letter: _greek_name(letter.group()), text)
-    # 4. Repeated marks and spaces. Spaces first: a mark is looked for behind each of a row of them.
+    # 4. Collapse spaces, then repeated marks: the patterns would examine every space of a run.
     text = " ".join(text.split())
     for pattern, replacement in _REPEATED_MARKS:
         text = pattern.sub(replacement, text)
@@ -146,20 +149,21 @@ def _normalise_once(text: str, english: bool) -> str:
 
 
 def check_text(text: str, max_chars: int = MAX_TEXT_CHARS, language: str = "en") -> str:
-    """Return `text` normalised and without the words of scripts that an English voice does not read.
+    """Return `text` normalised and, for English, without words in scripts that an English voice cannot read.
 
-    Such words are left out of a text that is mostly readable (a name in Chinese inside an English sentence). In any
-    other `language`, or for "" where the voice is not known yet, every script passes.
-    Raises TextError where the text is empty, too long, has nothing to speak, or is mostly in another script.
+    Such words are dropped from a text that is mostly readable (a Chinese name in an English sentence). For any other
+    `language`, and for "" if the voice is not known yet, all scripts are kept.
+
+    Raises TextError: the text is empty, longer than `max_chars`, has nothing to speak, or is mostly in another script.
     """
     if not text.strip():
         raise TextError("The text is empty.", "Send at least one word.")
-    plain = normalise(text[: MARKUP_ALLOWANCE * max_chars + 1], language)  # bounds the work that a caller can ask for
+    plain = normalise(text[: MARKUP_ALLOWANCE * max_chars + 1], language)  # bounds the time that a caller can use
     length = len(text) if len(text) > MARKUP_ALLOWANCE * max_chars else len(plain)
     if length > max_chars:
         raise TextError(
-            f"The text has {length} characters; at most {max_chars} are spoken at once.",
-            "Send it in several requests of the same session: the video goes on where it stopped.",
+            f"The text has {length} characters; at most {max_chars} are allowed per request.",
+            "Send it in several requests to the same session: the video continues where it stopped.",
         )
     letters = [c for c in plain if c.isalpha()]
     foreign = [c for c in letters if not _is_readable(c)] if language == "en" else []
@@ -177,19 +181,21 @@ def check_text(text: str, max_chars: int = MAX_TEXT_CHARS, language: str = "en")
 
 
 def printable(text: str) -> str:
-    """The text without what no screen shows and no file should keep: control characters, halves of characters.
+    """Remove control characters, unpaired surrogates, noncharacters and bidirectional controls.
 
-    Also without what turns the direction of a line round, which could make a transcript read as what was not said. What
-    Python does not know yet stays: emoji are younger than its tables.
+    Bidirectional controls reverse the order on screen, which could make a transcript read differently from what was
+    spoken. Characters that are unknown to Python's Unicode tables (new emoji) stay.
     """
     text = _NONCHARACTERS.sub("", text)
-    return "".join(c for c in text if c in "\n\t" or not (c in _TURNING or unicodedata.category(c) in _UNPRINTED))
+    return "".join(
+        c for c in text if c in "\n\t" or not (c in _BIDI_CONTROLS or unicodedata.category(c) in _UNPRINTABLE)
+    )
 
 
 def split_sentences(text: str, max_chars: int = MAX_SENTENCE_CHARS) -> list[str]:
-    """Cut text into sentences of at most `max_chars` characters; no character but white space at the cuts is lost.
+    """Split text into sentences of at most `max_chars` characters. Only white space at the cuts is lost.
 
-    A sentence over the cap is cut at clause marks, then at spaces, and a single word over the cap inside the word.
+    A longer sentence is cut after a clause mark, else at a space, else inside the word.
     """
     assert max_chars >= 1, max_chars
     pieces: list[str] = []
@@ -202,7 +208,7 @@ def split_sentences(text: str, max_chars: int = MAX_SENTENCE_CHARS) -> list[str]
 
 
 def _composed(text: str) -> str:
-    """NFC, of a text that may pile up marks on a letter."""
+    """NFC of the text; a letter keeps at most MAX_MARKS combining marks."""
     if text.isascii():
         return text
     kept, row = [], 0
@@ -213,10 +219,48 @@ def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(kept))
 
 
+def _without_emphasis(text: str) -> str:
+    """Remove the marks of *word*, **word**, ***word***, _word_ … and ~~word~~; of nested marks, only the outer ones.
+
+    A mark opens before a word and closes at the first possible place after a word on the same line. Runs in linear
+    time for any text; a regular expression that searches the end of each mark would not.
+    """
+    places = {
+        mark: [m.start() for m in closing.finditer(text)] for mark, closing in _EMPHASIS_CLOSING.items() if mark in text
+    }
+    if not places:
+        return text
+    out: list[str] = []
+    at, line_end = 0, -1
+    search = _EMPHASIS_OPENING.search(text)
+    while search is not None:
+        begin = search.start()
+        if line_end < begin:
+            line_end = text.find("\n", begin)
+            line_end = len(text) if line_end < 0 else line_end
+        mark, end = _closed_mark(search.group(), begin, line_end, places)
+        if mark:
+            out += [text[at:begin], text[begin + len(mark) : end]]
+            at = end + len(mark)
+        search = _EMPHASIS_OPENING.search(text, at if mark else begin + 1)
+    return "".join([*out, text[at:]])
+
+
+def _closed_mark(opening: str, begin: int, line_end: int, places: dict[str, list[int]]) -> tuple[str, int]:
+    """The longest mark at `begin` that is closed on its line, and the place of the closing mark; ("", -1) for none."""
+    for size in range(len(opening), 0, -1):
+        mark = opening[:size]
+        known = places.get(mark, [])
+        k = bisect_left(known, begin + size + 1)
+        if k < len(known) and known[k] < line_end:
+            return mark, known[k]
+    return "", -1
+
+
 def _with_spoken_dots(text: str) -> str:
-    """The dots inside addresses as words: those from which labels lead on to a known ending, as in docs.ray.io."""
+    """Replace the dots in host names by " dot ": those whose following labels end with a known domain (docs.ray.io)."""
     leading: set[int] = set()
-    for part in reversed(list(_ADDRESS_PART.finditer(text))):  # from its end, so that each label is looked at once
+    for part in reversed(list(_ADDRESS_PART.finditer(text))):  # from the end, so that each label is examined once
         if part[1] is not None or (part[0] != "." and part.end() in leading):
             leading.add(part.start())
     return _ADDRESS_DOT.sub(lambda dot: " dot " if dot.start() in leading else ".", text)
@@ -229,7 +273,9 @@ def _speakable_character(c: str) -> str:
         return c
     if category in ("Zs", "Zl", "Zp") or c == "\t":
         return " "
-    if category == "Cf" or c in "\ufe0e\ufe0f":  # joiners, direction marks, variation selectors: inside a word or emoji
+    if (
+        category == "Cf" or c in "\ufe0e\ufe0f"
+    ):  # joiners, direction marks and variation selectors occur inside words and emoji
         return ""
     if category in _SILENT_CATEGORIES and not (category == "Sk" and c == "^"):
         return "" if category == "Me" else " "
@@ -237,7 +283,7 @@ def _speakable_character(c: str) -> str:
 
 
 def _greek_name(letter: str) -> str:
-    """π → pi: a Greek letter on its own is a symbol, and read by its name."""
+    """π → pi: the name of a Greek letter that stands alone as a symbol."""
     words = unicodedata.name(letter).split()  # GREEK SMALL LETTER PI, GREEK CAPITAL LETTER ALPHA WITH TONOS
     return words[words.index("LETTER") + 1].lower().replace("lamda", "lambda").replace("final", "sigma")
 
@@ -247,9 +293,9 @@ def _is_readable(letter: str) -> bool:
 
 
 def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
-    """Whether the end mark ends a sentence, or belongs to an abbreviation, an initial or a hesitation."""
-    behind = _BEHIND_END.match(text, mark.end())
-    rest = text[behind.end() : behind.end() + 1] if behind else ""
+    """False if the mark belongs to an abbreviation, an initial or a hesitation and does not end a sentence."""
+    after = _AFTER_END.match(text, mark.end())
+    rest = text[after.end() : after.end() + 1] if after else ""
     stop = mark.group().rstrip("\"'”’)]")
     if not rest or stop[0] in "。！？؟۔।":
         return True
@@ -257,15 +303,15 @@ def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
         return False  # "Stop!" he said. Well… maybe.
     if stop != ".":
         return True
-    before = text[max(0, mark.start() - LONGEST_ABBREVIATION) : mark.start()].split()
+    before = text[max(0, mark.start() - MAX_ABBREVIATION_CHARS) : mark.start()].split()
     word = before[-1].lstrip("\"'“‘([") if before else ""
-    if rest.islower() and len(word) < 4:  # a short word before a small letter is more often an abbreviation
+    if rest.islower() and len(word) < 4:  # a short word before a lower-case letter is usually an abbreviation
         return False
     if word in _TITLES or word.lower() in _NEVER_LAST:
         return False
     if word.lower() in _BEFORE_NUMBERS and rest.isdigit():
         return False
-    if word.lower() in _BEFORE_SMALL:
+    if word.lower() in _MAY_BE_LAST:
         return not rest.isdigit()
     return not (_INITIALS.fullmatch(word) and word[0].isupper() and word != "I")  # "J. K. Rowling", "the U.S. Army"
 
@@ -280,7 +326,7 @@ def _cut_to_length(sentence: str, max_chars: int) -> list[str]:
 
 
 def _last_cut(sentence: str, max_chars: int) -> int:
-    """The best place within the cap: behind the last clause mark that leaves no stub, else at a space, else the cap."""
+    """Where to cut: after the last clause mark in the last two thirds, else at the last space, else at `max_chars`."""
     head = sentence[: max_chars + 1]
     clauses = [mark.end() for mark in _CLAUSE_END.finditer(head) if max_chars // 3 <= mark.end() <= max_chars]
     if clauses:

@@ -1,9 +1,9 @@
-"""Turns timed phonemes into a track of mouth shapes with coarticulation. Knows nothing of voices or pictures.
+"""Converts timed phonemes to mouth shapes per video frame (visemes), with coarticulation.
 
-A track is float32 `(frames, 7)`, its columns those of `training.presenter.MOUTH`; frame k is the mouth at
-(k + 1/2) / fps. Shapes are targets on a fine time grid, smoothed by Gaussians: the jaw with σ = 32 ms; lip width and
-rounding with 50 ms and 30 ms ahead of the sound (lips round before the vowel does); teeth and tongue with 30 ms. Lip
-closures (p, b, m), the lip tuck (f, v) and pauses are events of their own, so that smoothing cannot wash them out.
+A track is float32 `(frames, 7)` with the columns of `training.presenter.MOUTH`; frame k is the mouth at
+(k + 1/2) / fps. Target shapes on a fine time grid are smoothed with Gaussians: the jaw with σ = 32 ms; lip width and
+rounding with σ = 50 ms and shifted 30 ms ahead of the sound (lips round before a rounded vowel); teeth and tongue with
+σ = 30 ms. Lip closures (p, b, m), lip tucks (f, v) and pauses are added after smoothing, so that they stay complete.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Float64 = npt.NDArray[np.float64]
 
 JAW, WIDTH, ROUNDING, TEETH, TONGUE, CLOSE, TUCK = range(7)
 COLUMNS = 7
-REST = (0.0, 0.12, 0.05, 0.3, 0.0, 1.0, 0.0)  # lips together, as in a pause: `training.presenter.REST_MOUTH`
-GRID_HZ = 200  # time grid of the smoothing
-LEAD_S = 0.03  # lip width and rounding run ahead of the sound
+REST = (0.0, 0.12, 0.05, 0.3, 0.0, 1.0, 0.0)  # closed lips, as in a pause: `training.presenter.REST_MOUTH`
+GRID_HZ = 200  # of the grid on which shapes are smoothed
+LEAD_S = 0.03  # lip width and rounding move this much earlier than the sound
 PAUSE_S = 0.1  # a silence this long closes the mouth
 
-# jaw, width, rounding, teeth, tongue of each sound (IPA), 0..1
+# IPA symbol → jaw, width, rounding, teeth, tongue, each 0..1
 VISEMES: dict[str, tuple[float, float, float, float, float]] = {
     "ɑ": (0.80, 0.05, 0.00, 0.35, 0.3),
     "a": (0.80, 0.15, 0.00, 0.40, 0.3),
@@ -89,7 +89,7 @@ CLOSERS, TUCKERS, SILENCE = "pbm", "fv", "_"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MouthTrack:
-    """mouth: float32 `(frames, 7)`. closures: the frame inside each p, b or m. silent: bool `(frames,)`, at rest."""
+    """mouth: float32 `(frames, 7)`. closures: one frame inside each p, b or m. silent: bool `(frames,)`, at rest."""
 
     mouth: Float32
     closures: tuple[int, ...]
@@ -97,25 +97,25 @@ class MouthTrack:
 
 
 def viseme_of(symbol: str) -> str | None:
-    """The key of VISEMES for one IPA letter, or None where the letter has no shape of its own."""
+    """The key of VISEMES for one IPA letter, or None if it has no shape (stress marks, for example)."""
     symbol = ALIASES.get(symbol, symbol)
     return symbol if symbol in VISEMES else None
 
 
 def to_visemes(phonemes: Sequence[Phoneme]) -> list[Phoneme]:
-    """The phonemes of any engine with symbols that `mouth_track` knows; one without a shape counts as silence."""
+    """Phonemes of any engine with symbols for `mouth_track`; a symbol without a shape becomes silence."""
     return [Phoneme(viseme_of(p.symbol) or SILENCE, p.start_s, p.end_s) for p in phonemes]
 
 
 def lip_opening(mouth: npt.NDArray[np.floating]) -> Float64:
-    """How far the lips part, `(n,)`, for mouths `(n, 7)`: the presenter's own rule (training/presenter_shape.py)."""
+    """Distance between the lips `(n,)` of mouths `(n, 7)`, by the formula in training/presenter_shape.py."""
     jaw, rounding, close, tuck = (mouth[:, column].astype(np.float64) for column in (JAW, ROUNDING, CLOSE, TUCK))
     return (0.190 * jaw * (1 - 0.85 * tuck) + 0.020 * rounding + 0.006 * tuck) * (1 - close)
 
 
 def mouth_track(phonemes: Sequence[Phoneme], frames: int, fps: int = 25) -> MouthTrack:
-    """The mouth of `frames` video frames for phonemes whose symbols are keys of VISEMES or `_`."""
-    steps = int(frames / fps * GRID_HZ) + GRID_HZ  # one second past the end, so that smoothing has no edge
+    """The mouth of `frames` video frames. phonemes: their symbols must be keys of VISEMES or `_` (`to_visemes`)."""
+    steps = int(frames / fps * GRID_HZ) + GRID_HZ  # one more second, so that smoothing has no edge at the end
     targets = np.tile(np.array(REST[:CLOSE]), (steps, 1))  # (steps, 5)
     for phoneme in phonemes:
         if phoneme.symbol != SILENCE:
@@ -136,7 +136,7 @@ def mouth_track(phonemes: Sequence[Phoneme], frames: int, fps: int = 25) -> Mout
 
 
 def _blur(values: Float64, sigma_s: float) -> Float64:
-    """Gaussian smoothing along the first axis, edges repeated."""
+    """Gaussian smoothing along axis 0; edges are repeated."""
     sigma = sigma_s * GRID_HZ
     radius = int(4 * sigma) + 1
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
@@ -146,19 +146,19 @@ def _blur(values: Float64, sigma_s: float) -> Float64:
 
 
 def _plateau(times: Float64, start_s: float, end_s: float, ramp_s: float) -> Float64:
-    """1 between the two times, falling to 0 within `ramp_s` on either side."""
+    """1 between the two times, with linear ramps to 0 over `ramp_s` on both sides."""
     outside = np.maximum(np.maximum(start_s - times, times - end_s), 0)
     return np.clip(1 - outside / ramp_s, 0, 1)
 
 
 def _close(phonemes: Sequence[Phoneme], times: Float64, fps: int, mouth: Float64) -> tuple[int, ...]:
-    """Fill the CLOSE column; returns the frame of each p, b, m, which is closed even where the sound is shorter."""
+    """Fill the CLOSE column in place. Returns one frame per p, b or m; it is closed even if the sound is shorter."""
     close, frames = mouth[:, CLOSE], []
     for phoneme in phonemes:
         if phoneme.symbol == SILENCE and phoneme.end_s - phoneme.start_s > PAUSE_S:
             np.maximum(close, _plateau(times, phoneme.start_s + 0.06, phoneme.end_s - 0.06, 0.06), out=close)
         elif phoneme.symbol in CLOSERS:
-            end_s = min(phoneme.end_s, phoneme.start_s + 0.12)  # a long stop opens before its sound ends
+            end_s = min(phoneme.end_s, phoneme.start_s + 0.12)  # the lips open before the end of a long stop
             np.maximum(close, _plateau(times, phoneme.start_s + 0.012, end_s - 0.008, 0.05), out=close)
             frame = min(int((phoneme.start_s + end_s) / 2 * fps), len(times) - 1)
             close[frame] = 1
@@ -167,7 +167,7 @@ def _close(phonemes: Sequence[Phoneme], times: Float64, fps: int, mouth: Float64
 
 
 def _tuck(phonemes: Sequence[Phoneme], times: Float64) -> Float64:
-    """The lower lip under the upper teeth, at f and v."""
+    """The TUCK column: the lower lip under the upper teeth, at f and v."""
     tuck = np.zeros(len(times))
     for phoneme in phonemes:
         if phoneme.symbol in TUCKERS:

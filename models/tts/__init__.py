@@ -1,4 +1,4 @@
-"""Text to speech. One engine a file; engines do not import one another. `ENGINES` maps short names to classes."""
+"""Text-to-speech engines, one per file; engines do not import one another. `ENGINES`: short name → `module:Class`."""
 
 ENGINES = {
     "hibari": "models.tts.hibari:HibariTTS",

@@ -1,35 +1,53 @@
-"""The protocol of a voice. Knows nothing of faces, sessions, HTTP or Ray."""
+"""The protocol of text-to-speech engines, and the checks that they share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from models.errors import InputError
 from models.types import Speech
+
+ENGINE_MAX_CHARS = 100_000  # longest text that an engine accepts; the TTS stage's own limit is lower
 
 
 class TTSEngine(Protocol):
-    """Speaks text a segment (a sentence) at a time.
+    """Speaks text segment by segment; a segment is a sentence.
 
-    An engine is made by its class method `load(**options)`, with the options of the stage's config. One thread uses it,
-    unless it has an attribute `io_bound = True`: it waits for a server, and several threads may use it at once.
+    The class method `load(**options)` creates an engine from the options in the stage's config. One thread uses it.
 
-    `any_voice = True`: what `voices()` does not name may be a voice all the same.
-
-    An engine that fetches voices at their first use has a method `missing_voices() -> dict[str, int]`: the bytes to fetch, by
-    the name of each voice that is not here; and `fetch_voice(voice)`, which raises WeightsError. Neither loads anything, and
-    any thread may call them while another speaks.
+    Optional attributes and methods:
+    `io_bound = True`: it waits for a server, so several threads may call it at once.
+    `any_voice = True`: `speak` may also accept voices that `voices()` does not list.
+    `missing_voices() -> dict[str, int]`: voices that would be downloaded at first use, with their size in bytes.
+    `fetch_voice(voice)`: downloads one; raises WeightsError. Both load no model, and any thread may call them while
+    another one speaks.
     """
 
     sample_rate_hz: int
 
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
-        """Yield one Speech a sentence, the last with `last=True`. Raises TextError for empty or unspeakable text.
+        """Yield one Speech per sentence, the final one with `last=True`.
 
-        An engine that streams may yield a sentence in pieces: all but its final one of whole seconds (models/tts/streaming.py).
+        A streaming engine may yield a sentence in several pieces; all but the final piece of a sentence must last whole
+        seconds (models/tts/streaming.py).
+
+        Raises TextError: the text is empty or cannot be spoken.
         """
         ...
 
     def voices(self) -> list[str]:
         """Names that `speak` accepts as `voice`; the first is the default."""
         ...
+
+
+def check_voice(voice: str | None, known: Sequence[str]) -> None:
+    """Raises InputError unless `voice` is None or one of `known`."""
+    if voice is not None and voice not in known:
+        raise InputError(f"There is no voice {voice!r}.", f"Use one of {', '.join(known)}.")
+
+
+def check_speed(speed: float, lowest: float, highest: float) -> None:
+    """Raises InputError unless `speed` is a number from `lowest` to `highest`."""
+    if not lowest <= speed <= highest:
+        raise InputError(f"The speed {speed} is out of range.", f"Use a speed from {lowest} to {highest}.")

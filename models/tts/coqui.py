@@ -1,8 +1,9 @@
-"""Voices of coqui-tts, the maintained Coqui TTS: XTTS, which clones a voice from a recording, VITS, and other models.
+"""Voices of coqui-tts: XTTS, which clones a voice from a recording, VITS, and the other models of the package.
 
-XTTS streams: a sentence's first piece leaves before the rest is made. The package is an extra, imported by `load`
-alone; facts of its interface are those of coqui-tts 0.28 (`TTS.api.TTS`, `TTS.tts.models.xtts.Xtts`). Its code is
-MPL-2.0; each model has its own licence: XTTS's weights are under the Coqui Public Model License, non-commercial.
+XTTS streams: the first piece of a sentence is ready before the rest. coqui-tts (the maintained fork of Coqui TTS) is an
+optional package, imported only by `load`; the interface is that of version 0.28 (`TTS.api.TTS`,
+`TTS.tts.models.xtts.Xtts`). Its code is MPL-2.0. Each model has its own licence: XTTS's weights are under the Coqui
+Public Model License, non-commercial.
 """
 
 from __future__ import annotations
@@ -23,30 +24,36 @@ from models.errors import ConfigError, InputError, StageError, WeightsError
 from models.runtime.ids import check_id
 from models.speech.audio import decode_audio
 from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.tts.base import ENGINE_MAX_CHARS, check_speed, check_voice
 from models.tts.streaming import speech_pieces
 from models.types import Float32, Speech
 
 XTTS = "tts_models/multilingual/multi-dataset/xtts_v2"
 SPEEDS = (0.5, 2.0)
-ENGINE_MAX_CHARS = 100_000  # the TTS stage's own limit is lower
-MIN_REFERENCE_S = 3.0  # a shorter recording does not carry a voice (Xtts.synthesize's docstring)
-CLONED = "cloned"  # the name of the voice of `speaker_wav`
-ONLY = "default"  # the name of the voice of a model that has one
-GENERATION = ("temperature", "length_penalty", "repetition_penalty", "top_k", "top_p")  # as XTTS's config tunes them
+MIN_REFERENCE_S = 3.0  # minimum length of a recording to clone (docstring of Xtts.synthesize)
+CLONED = "cloned"  # voice name for `speaker_wav`
+ONLY = "default"  # voice name for a model with a single voice
+GENERATION = (
+    "temperature",
+    "length_penalty",
+    "repetition_penalty",
+    "top_k",
+    "top_p",
+)  # from XTTS's config
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
-    """A speaker that the model knows by name, or recordings to clone; neither for a model of one voice."""
+class VoiceSource:
+    """Where a voice comes from: a speaker name of the model, or recordings to clone; neither if it has one voice."""
 
     speaker: str | None = None
     recordings: tuple[str, ...] = ()
 
 
 class CoquiTTS:
-    """A `TTSEngine`. Each sentence is seeded: the same text and voice give the same samples on the same machine."""
+    """A `TTSEngine`. Sentences are seeded: the same text and voice give the same samples on the same machine."""
 
-    def __init__(self, tts: Any, language: str, voices: dict[str, Voice], stream: bool) -> None:
+    def __init__(self, tts: Any, language: str, voices: dict[str, VoiceSource], stream: bool) -> None:
         self.sample_rate_hz = int(tts.synthesizer.output_sample_rate)
         self._tts = tts
         self._model = tts.synthesizer.tts_model
@@ -54,9 +61,9 @@ class CoquiTTS:
         self._voices = voices
         self._is_xtts = hasattr(self._model, "inference_stream")
         self._stream = stream and self._is_xtts
-        self._latents: dict[Voice, tuple[Any, Any]] = {}
-        self._lock = threading.RLock()  # a forgotten stream is closed wherever it is collected, be it in here
-        self._take: _Take | None = None
+        self._latents: dict[VoiceSource, tuple[Any, Any]] = {}  # bounded by the number of voices
+        self._lock = threading.RLock()  # reentrant: garbage collection may close an unused stream while it is held
+        self._current: _SentenceStream | None = None
 
     @classmethod
     def load(
@@ -71,13 +78,15 @@ class CoquiTTS:
         accept_cpml: bool = False,
         threads: int | None = None,
     ) -> CoquiTTS:
-        """Load a model by its name (`tts --list_models`; fetched on first use) or from a folder with a config.json.
+        """Load a model by name (`tts --list_models`; downloaded at first use) or from a folder with a config.json.
 
-        language: of a model that has several; English by default. speaker_wav: recordings of the voice to clone, which
-        is then called `cloned`. voices_dir: a folder of WAV files, each a voice to clone, named by its file. voice: the
-        default. device: `cpu` or `cuda`. stream: whether XTTS gives a sentence out in pieces. accept_cpml: agree to the
-        licence of XTTS's weights, as COQUI_TOS_AGREED=1 does. threads: of torch, in the whole process.
-        Raises ConfigError, WeightsError, AudioError for a recording that cannot be read, IdError for a voice's name.
+        language: for multilingual models; default English. speaker_wav: recordings of one voice to clone, available as
+        voice `cloned`. voices_dir: a folder of WAV files; each is a voice to clone, with the file's name. voice: the
+        default voice. device: `cpu` or `cuda`. stream: yield XTTS sentences in pieces. accept_cpml: accept the licence
+        of XTTS's weights, like COQUI_TOS_AGREED=1. threads: torch threads of the whole process.
+
+        Raises ConfigError: an option is wrong. WeightsError: the model cannot be loaded. AudioError: a recording cannot
+        be decoded. IdError: a file name in `voices_dir` is not a valid id.
         """
         tts = _load_model(model, device, accept_cpml, threads)
         chosen = _choose_language(tts, language)
@@ -87,7 +96,7 @@ class CoquiTTS:
                 raise ConfigError(f"There is no voice {voice!r}.", f"Use one of {', '.join(voices)}.")
             voices = {voice: voices[voice], **voices}
         engine = cls(tts, chosen, voices, stream)
-        if engine._is_xtts or chosen.startswith("en"):  # other models may know no Latin letter
+        if engine._is_xtts or chosen.startswith("en"):  # other models may not support Latin letters
             list(engine.speak("Warm up."))
         return engine
 
@@ -96,52 +105,55 @@ class CoquiTTS:
         return list(self._voices)
 
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
-        """Yield each sentence as it is made: with XTTS in pieces of whole seconds (models/tts/streaming.py), else whole.
+        """Yield each sentence when it is ready: with XTTS in pieces (models/tts/streaming.py), else as a whole.
 
-        Raises TextError and InputError at the call, StageError at an item where the model fails.
+        Raises at the call: TextError, InputError. While iterating: StageError if the model fails.
         """
-        if voice is not None and voice not in self._voices:
-            raise InputError(f"There is no voice {voice!r}.", f"Use one of {', '.join(self._voices)}.")
-        if not SPEEDS[0] <= speed <= SPEEDS[1]:
-            raise InputError(f"The speed {speed} is out of range.", f"Use a speed from {SPEEDS[0]} to {SPEEDS[1]}.")
+        check_voice(voice, self.voices())
+        check_speed(speed, *SPEEDS)
         if speed != 1.0 and not self._is_xtts and not hasattr(self._model, "length_scale"):
-            raise InputError("This voice's model has one speed only.", "Leave the speed at 1.")
+            raise InputError(f"This model cannot speak at speed {speed}.", "Use speed 1.")
         chosen = self._voices[voice if voice is not None else next(iter(self._voices))]
-        sentences = split_sentences(check_text(text, ENGINE_MAX_CHARS, self._language.split("-")[0]), self._longest())
+        sentences = split_sentences(
+            check_text(text, ENGINE_MAX_CHARS, self._language.split("-")[0]), self._max_sentence_chars()
+        )
         return self._speak(sentences, chosen, speed)
 
-    def _speak(self, sentences: list[str], voice: Voice, speed: float) -> Iterator[Speech]:
+    def _speak(self, sentences: list[str], voice: VoiceSource, speed: float) -> Iterator[Speech]:
         for index, sentence in enumerate(sentences):
             last = index == len(sentences) - 1
-            blocks = self._sound(sentence, voice, speed)
+            blocks = self._blocks(sentence, voice, speed)
             yield from speech_pieces(blocks, self.sample_rate_hz, sentence, last, speed, stream=self._stream)
 
-    def _longest(self) -> int:
-        """Characters of a sentence: XTTS cuts off what goes beyond its limit, 71 for Japanese to 273 for French."""
+    def _max_sentence_chars(self) -> int:
+        """XTTS truncates longer sentences; its limit is 71 (Japanese) to 273 (French) characters."""
         limits = getattr(getattr(self._model, "tokenizer", None), "char_limits", {})
         return min(MAX_SENTENCE_CHARS, int(limits.get(self._language.split("-")[0], MAX_SENTENCE_CHARS)))
 
-    def _sound(self, sentence: str, voice: Voice, speed: float) -> Iterator[Float32]:
-        """Blocks of one sentence, float32 mono (n,). XTTS keeps the state of a stream in the model, so a stream that is
-        still going on for another utterance is made to its end before this one begins."""
+    def _blocks(self, sentence: str, voice: VoiceSource, speed: float) -> Iterator[Float32]:
+        """Yield the blocks of one sentence, float32 mono (n,).
+
+        XTTS keeps the state of a stream in the model. A stream that is still running for another utterance is therefore
+        computed to its end before this one starts.
+        """
         with self._lock:
-            if self._take is not None:
-                self._take.complete()
-            take = self._take = _Take(self._make(sentence, voice, speed))
+            if self._current is not None:
+                self._current.complete()
+            stream = self._current = _SentenceStream(self._synthesise(sentence, voice, speed))
         try:
             while True:
                 with self._lock:
-                    block = next(take, None)
+                    block = next(stream, None)
                 if block is None:
                     return
                 yield block
         finally:
             with self._lock:
-                take.close()
-                if self._take is take:
-                    self._take = None
+                stream.close()
+                if self._current is stream:
+                    self._current = None
 
-    def _make(self, sentence: str, voice: Voice, speed: float) -> Iterator[Float32]:
+    def _synthesise(self, sentence: str, voice: VoiceSource, speed: float) -> Iterator[Float32]:
         import torch
 
         torch.manual_seed(zlib.crc32(sentence.encode()))
@@ -153,11 +165,11 @@ class CoquiTTS:
         except Exception as error:
             raise StageError(
                 f"The voice failed at {sentence[:40]!r}: {type(error).__name__}: {error}.",
-                "Change the text, or look at the log of TTS.",
+                "Change the text, or read the log of TTS.",
             ) from error
 
-    def _xtts(self, sentence: str, voice: Voice, speed: float) -> Iterator[Float32]:
-        latents, embedding = self._cloned(voice)
+    def _xtts(self, sentence: str, voice: VoiceSource, speed: float) -> Iterator[Float32]:
+        latents, embedding = self._conditioning(voice)
         settings = {key: getattr(self._model.config, key) for key in GENERATION}
         arguments = (sentence, self._language, latents, embedding)
         if not self._stream:
@@ -166,8 +178,8 @@ class CoquiTTS:
         for chunk in self._model.inference_stream(*arguments, speed=speed, **settings):
             yield np.asarray(chunk.detach().cpu(), np.float32).reshape(-1)
 
-    def _cloned(self, voice: Voice) -> tuple[Any, Any]:
-        """What XTTS knows a voice by: GPT latents and speaker embedding, computed once a voice."""
+    def _conditioning(self, voice: VoiceSource) -> tuple[Any, Any]:
+        """XTTS's description of a voice: GPT latents and speaker embedding, computed once per voice."""
         if voice not in self._latents:
             if voice.recordings:
                 config = self._model.config
@@ -183,8 +195,8 @@ class CoquiTTS:
                 self._latents[voice] = (latents, embedding)
         return self._latents[voice]
 
-    def _whole(self, sentence: str, voice: Voice, speed: float) -> Float32:
-        """A sentence of a model that does not stream. VITS takes its pace from `length_scale`: larger is slower."""
+    def _whole(self, sentence: str, voice: VoiceSource, speed: float) -> Float32:
+        """A sentence from a model that does not stream. VITS's speed is set by `length_scale`: larger is slower."""
         scale = getattr(self._model, "length_scale", None)
         if scale is not None:
             self._model.length_scale = scale / speed
@@ -202,15 +214,15 @@ class CoquiTTS:
         return np.asarray(samples, np.float32).reshape(-1)
 
 
-class _Take:
-    """One sentence's blocks, made as they are asked for or all at once by `complete`; an error waits for its caller."""
+class _SentenceStream:
+    """Iterates over a sentence's blocks. `complete` computes the rest at once; its error is raised by `next`."""
 
     def __init__(self, blocks: Iterator[Float32]) -> None:
         self._blocks = blocks
         self._ready: deque[Float32] = deque()
         self._error: StageError | None = None
 
-    def __iter__(self) -> _Take:
+    def __iter__(self) -> _SentenceStream:
         return self
 
     def __next__(self) -> Float32:
@@ -238,13 +250,13 @@ def _load_model(model: str, device: str, accept_cpml: bool, threads: int | None)
             f"coqui-tts cannot be imported: {str(error).strip().splitlines()[0]}", "pip install warmtalk[coqui]"
         ) from error
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"The voice is to run on {device!r}, but torch sees no GPU.", "Use device: cpu.")
+        raise ConfigError(f"The device is {device!r}, but torch finds no GPU.", "Use device: cpu.")
     if threads is not None:
         torch.set_num_threads(threads)
     folder = Path(model)
     local = folder.is_absolute() or folder.is_dir()
     if local and not (folder / "config.json").is_file():
-        raise WeightsError(f"There is no config.json in {model}.", "Name a model, or the folder of one.")
+        raise WeightsError(f"There is no config.json in {model}.", "Use a model's name, or the folder of a model.")
     if not local:
         _check_licence(model, accept_cpml)
     source = {"model_path": str(folder), "config_path": str(folder / "config.json")} if local else {"model_name": model}
@@ -253,20 +265,20 @@ def _load_model(model: str, device: str, accept_cpml: bool, threads: int | None)
     except Exception as error:
         raise WeightsError(
             f"The voice model {model!r} could not be loaded: {type(error).__name__}: {error}.",
-            "Check its name (`tts --list_models`) and the connection, or name a folder with its files.",
+            "Check its name (`tts --list_models`) and the connection, or use a folder with its files.",
         ) from error
 
 
 def _check_licence(model: str, accept_cpml: bool) -> None:
-    """coqui-tts asks for agreement on a terminal, which a replica does not have: ask in the config instead."""
+    """coqui-tts asks for consent on a terminal, which a replica does not have: require it in the config instead."""
     if "xtts" not in model:
         return
     if accept_cpml:
         os.environ["COQUI_TOS_AGREED"] = "1"
     if os.environ.get("COQUI_TOS_AGREED") != "1":
         raise ConfigError(
-            "XTTS's weights are under the Coqui Public Model License (CPML): for non-commercial use only.",
-            "Read it at https://coqui.ai/cpml; to agree, set accept_cpml: true in the options of TTS.",
+            "The licence of XTTS's weights (Coqui Public Model License) permits non-commercial use only.",
+            "Read it at https://coqui.ai/cpml. To accept it, set accept_cpml: true in the options of TTS.",
         )
 
 
@@ -280,36 +292,36 @@ def _choose_language(tts: Any, language: str | None) -> str:
     return language
 
 
-def _collect_voices(tts: Any, speaker_wav: str | list[str] | None, voices_dir: str | None) -> dict[str, Voice]:
-    """Voices by name: the one to clone, those of the folder, then the model's own."""
-    voices: dict[str, Voice] = {}
+def _collect_voices(tts: Any, speaker_wav: str | list[str] | None, voices_dir: str | None) -> dict[str, VoiceSource]:
+    """Voices by name: `speaker_wav`, then those in the folder, then the model's own."""
+    voices: dict[str, VoiceSource] = {}
     if speaker_wav:
         paths = [speaker_wav] if isinstance(speaker_wav, str) else speaker_wav
-        voices[CLONED] = Voice(recordings=tuple(_recording(Path(path)) for path in paths))
+        voices[CLONED] = VoiceSource(recordings=tuple(_recording(Path(path)) for path in paths))
     if voices_dir is not None:
         folder = Path(voices_dir)
         if not folder.is_dir():
-            raise ConfigError(f"There is no folder of voices {voices_dir!r}.", "Make it, with a WAV file a voice.")
+            raise ConfigError(f"There is no voices folder {voices_dir!r}.", "Create it with one WAV file per voice.")
         for path in sorted(folder.glob("*.wav")):
-            voices[check_id(path.stem, "voice id")] = Voice(recordings=(_recording(path),))
+            voices[check_id(path.stem, "voice id")] = VoiceSource(recordings=(_recording(path),))
     if voices and not tts.synthesizer.tts_model.config.supports_cloning:
-        raise ConfigError("The model cannot clone a voice.", f"Use {XTTS}, or leave out speaker_wav and voices_dir.")
+        raise ConfigError("The model cannot clone a voice.", f"Use {XTTS}, or remove speaker_wav and voices_dir.")
     model = tts.synthesizer.tts_model
-    is_xtts = hasattr(model, "inference_stream")  # its `speakers` would name voices that coqui-tts cached, too
+    is_xtts = hasattr(model, "inference_stream")  # XTTS's `tts.speakers` also lists voices that coqui-tts has cached
     own = getattr(model.speaker_manager, "speaker_names", []) if is_xtts else tts.speakers or []
     for name in own:
-        voices.setdefault(name, Voice(speaker=name))
+        voices.setdefault(name, VoiceSource(speaker=name))
     if not voices and is_xtts:
-        raise ConfigError("The model has no voice of its own.", "Give a recording as speaker_wav.")
-    return voices or {ONLY: Voice()}
+        raise ConfigError("The model has no built-in voice.", "Set speaker_wav to a recording.")
+    return voices or {ONLY: VoiceSource()}
 
 
 def _recording(path: Path) -> str:
-    """The path of a recording that can be cloned. Raises AudioError where it is unreadable, ConfigError where short."""
+    """Return the path of a recording that can be cloned. Raises AudioError if unreadable, ConfigError if too short."""
     samples, rate_hz = decode_audio(path)
     if len(samples) < MIN_REFERENCE_S * rate_hz:
         raise ConfigError(
-            f"The recording {path.name!r} lasts {len(samples) / rate_hz:.1f} s.",
-            f"Use at least {MIN_REFERENCE_S:g} s of clear speech; 6 to 30 s is best.",
+            f"The recording {path.name!r} lasts {len(samples) / rate_hz:.1f} s, which is too short.",
+            f"Use at least {MIN_REFERENCE_S:g} s of clear speech, best 6 to 30 s.",
         )
     return str(path)

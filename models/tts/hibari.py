@@ -1,7 +1,6 @@
-"""The default voice: hibari-tts, a small neural voice with its weights in its wheel. Knows nothing of faces or Ray.
+"""The default engine: hibari-tts, a small neural English voice at 24 kHz whose weights are in its wheel.
 
-Speaks English at 24 kHz, a sentence at a time. Besides the sound it tells when each phoneme sounds, which training and
-tests use as ground truth for lip movement.
+It also gives the time of each phoneme, which training and tests use as ground truth for lip movement.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import ConfigError, InputError, TextError, WeightsError
+from models.errors import ConfigError, TextError, WeightsError
 from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.tts.base import ENGINE_MAX_CHARS, check_speed, check_voice
 from models.tts.streaming import FADE_S, LAST_PAUSE_S, LEAD_S, pause_after, sound_bounds
 from models.types import Float32, Phoneme, Speech, Word
 
@@ -26,14 +26,13 @@ if TYPE_CHECKING:
     import onnxruntime
 
 SAMPLE_RATE_HZ = 24_000
-SPEEDS = (0.5, 2.0)  # the range that the voice was made for (hibari-tts, model card)
-ENGINE_MAX_CHARS = 100_000  # the TTS stage's own limit is lower
+SPEEDS = (0.5, 2.0)  # supported range (hibari-tts, model card)
 MAX_PHONEMES = 400  # longest input of the acoustic model (hibari.tts.MAX_PHONEMES)
 
-DURATION_NODE = "/Clip_output_0"  # in hibari-tts 0.2.1's graph: float32 (1, ids), the duration of each id in steps
+DURATION_NODE = "/Clip_output_0"  # in the graph of hibari-tts 0.2.1: float32 (1, ids), duration of each id in steps
 STEP_S = 0.025  # one duration step: two acoustic frames of 300 samples at 24 kHz
-# The sound runs ahead of the durations, as in the Kokoro models that hibari was distilled from: over 52 sentences the
-# labels of sibilants and of vowels fit the spectrum best when moved 50 to 60 ms earlier, at speeds 0.8, 1.0 and 1.25.
+# The audio is ahead of the durations, as in the Kokoro models that hibari is distilled from. On 52 sentences at
+# speeds 0.8, 1.0 and 1.25, labels of sibilants and vowels fit the spectrum best when moved 50 to 60 ms earlier.
 DURATION_LAG_S = 0.055
 
 DIPHTHONGS = {
@@ -43,11 +42,11 @@ DIPHTHONGS = {
     "Q": "əʊ",
     "W": "aʊ",
     "Y": "ɔɪ",
-}  # one letter each in the voice's alphabet
-LETTERS = {"T": "ɾ"}  # the voice writes the flap of "butter" as T
-DIPHTHONG_SPLIT = 0.55  # share of a diphthong's time that its first vowel takes
-UNNAMED_NUMBER = re.compile(r"\d(?:,?\d){24,}")  # the front end has names up to 36 digits, and breaks beyond
-SILENT_GAP_S = 0.09  # a space or mark this long is heard as a pause
+}  # the voice's alphabet has one letter per diphthong
+LETTERS = {"T": "ɾ"}  # the voice's letter for the flap in "butter"
+DIPHTHONG_SPLIT = 0.55  # share of a diphthong's duration for its first vowel
+LONG_NUMBER = re.compile(r"\d(?:,?\d){24,}")  # the front end fails for numbers with more than 36 digits
+SILENT_GAP_S = 0.09  # a space or punctuation mark this long is a pause
 
 
 def _digits(number: re.Match[str]) -> str:
@@ -55,7 +54,7 @@ def _digits(number: re.Match[str]) -> str:
 
 
 class HibariTTS:
-    """A `TTSEngine`. Voices besides the first are fetched by hibari on first use (7.9 MB each) and kept by it."""
+    """A `TTSEngine`. hibari downloads voices other than the built-in one at first use (7.9 MB each) and caches them."""
 
     sample_rate_hz = SAMPLE_RATE_HZ
 
@@ -75,17 +74,19 @@ class HibariTTS:
         max_chars: int = ENGINE_MAX_CHARS,
         max_sentence_chars: int = MAX_SENTENCE_CHARS,
     ) -> HibariTTS:
-        """Load a voice and speak with it once, so that the first request finds all parts warm.
+        """Load a voice and synthesise once, so that the first request is fast.
 
-        threads: ONNX Runtime threads; one is enough. max_chars: longest text; max_sentence_chars: longest piece
-        synthesised at once. Raises ConfigError for an unknown voice, WeightsError for one that cannot be had.
+        threads: ONNX Runtime threads; one is enough. max_chars: longest text. max_sentence_chars: longest text that is
+        synthesised at once.
+
+        Raises ConfigError: the voice is unknown. WeightsError: it cannot be downloaded or loaded.
         """
         from hibari.voices import DEFAULT, VOICES
 
         if voice is not None and voice not in VOICES:
             raise ConfigError(f"There is no voice {voice!r}.", f"Use one of {', '.join(VOICES)}.")
         engine = cls(voice or DEFAULT, threads, max_chars, max_sentence_chars)
-        list(engine.speak("Warm up, zyqva."))  # a word in no dictionary loads the spelling network too
+        list(engine.speak("Warm up, zyqva."))  # an unknown word also loads the network that predicts pronunciation
         return engine
 
     def voices(self) -> list[str]:
@@ -95,48 +96,46 @@ class HibariTTS:
         return [self._default, *(name for name in VOICES if name != self._default)]
 
     def missing_voices(self) -> dict[str, int]:
-        """Voices that `speak` would fetch first, and their bytes; nothing is loaded or fetched."""
+        """Voices that `speak` would download first, with their size in bytes. Loads and downloads nothing."""
         from hibari.voices import VOICES, voice_path
 
-        missing_voices = {}
+        missing = {}
         for name, facts in VOICES.items():
             try:
                 voice_path(name, download_missing=False)
             except FileNotFoundError:
-                missing_voices[name] = int(facts["bytes"])
-        return missing_voices
+                missing[name] = int(facts["bytes"])
+        return missing
 
     def fetch_voice(self, voice: str) -> None:
-        """Download a voice that is not here; nothing is loaded. Raises WeightsError."""
+        """Download a voice if it is missing, without loading it. Raises WeightsError."""
         from hibari.voices import voice_path
 
         try:
             voice_path(voice)
         except (OSError, RuntimeError) as error:
-            raise _not_had(voice, error) from error
+            raise _voice_error(voice, error) from error
 
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
-        """Yield one Speech a sentence, each as soon as it is synthesised, the last with `last=True`.
+        """Yield one Speech per sentence as soon as it is synthesised, the final one with `last=True`.
 
-        The same text, voice and speed give the same samples. Trailing silence holds the pause before the next sentence.
-        Raises TextError for text that cannot be spoken and InputError for a voice or speed that does not exist, both at
-        the call and not at the first item.
+        The same text, voice and speed give the same samples. The pause before the next sentence is silence at the end.
+
+        Raises TextError (the text cannot be spoken) and InputError (voice or speed) at the call, not at the first item.
         """
-        if voice is not None and voice not in self.voices():
-            raise InputError(f"There is no voice {voice!r}.", f"Use one of {', '.join(self.voices())}.")
-        if not SPEEDS[0] <= speed <= SPEEDS[1]:
-            raise InputError(f"The speed {speed} is out of range.", f"Use a speed from {SPEEDS[0]} to {SPEEDS[1]}.")
+        check_voice(voice, self.voices())
+        check_speed(speed, *SPEEDS)
         model = self._voice(voice or self._default)
         sentences = split_sentences(check_text(text, self._max_chars), self._max_sentence_chars)
         pieces = self._pieces(model, sentences)
         first = next(pieces, None)
         if first is None:
-            raise TextError("The voice finds no sound in the text.", "Send at least one word that can be read aloud.")
+            raise TextError("The text contains nothing that the voice can speak.", "Send at least one word.")
         return self._speak(model, first, pieces, speed)
 
     @staticmethod
     def _pieces(model: _Voice, sentences: list[str]) -> Iterator[tuple[str, str]]:
-        """(text, phonemes) of all that sounds; a text whose phonemes exceed the model's limit is halved at a space."""
+        """(text, phonemes) of each sentence with sound. One with too many phonemes is split at its middle space."""
         waiting = sentences[::-1]
         while waiting:
             text = waiting.pop()
@@ -169,7 +168,7 @@ class HibariTTS:
 
 
 class _Voice:
-    """One hibari model, with the durations of its phonemes where its graph has them."""
+    """One hibari model, with phoneme durations if its graph has them."""
 
     def __init__(self, name: str, threads: int) -> None:
         from hibari import Hibari
@@ -177,7 +176,7 @@ class _Voice:
         try:
             self._hibari = Hibari(voice=name, threads=threads)
         except (OSError, RuntimeError) as error:
-            raise _not_had(name, error) from error
+            raise _voice_error(name, error) from error
         self._session: onnxruntime.InferenceSession = self._hibari.sess
         with_durations = _session_with_output(Path(self._hibari.model_path).read_bytes(), DURATION_NODE, threads)
         self.has_durations = with_durations is not None
@@ -185,14 +184,14 @@ class _Voice:
             self._session = self._hibari.sess = with_durations
 
     def phonemise(self, text: str) -> str:
-        """Phonemes of one sentence in the voice's alphabet. Raises TextError where the voice's front end gives up."""
+        """Phonemes of one sentence in the voice's alphabet. Raises TextError if the voice's front end fails."""
         try:
-            return str(self._hibari.g2p(UNNAMED_NUMBER.sub(_digits, text)))
+            return str(self._hibari.g2p(LONG_NUMBER.sub(_digits, text)))
         except (ArithmeticError, LookupError, ValueError) as error:
-            raise TextError(f"The voice cannot read {text[:40]!r}.", "Write it in other words.") from error
+            raise TextError(f"The voice cannot read {text[:40]!r}.", "Use other words.") from error
 
     def synthesise(self, phonemes: str, speed: float, seed: int = 0) -> tuple[Float32, tuple[Phoneme, ...]]:
-        """Phonemes → float32 (n,) at 24 kHz in [-1, 1], with some 0.3 s of silence at each end, and their times."""
+        """Phonemes → float32 (n,) at 24 kHz in [-1, 1] with about 0.3 s of silence at each end, and phoneme times."""
         from hibari import dsp
 
         ids = self._hibari.ids(phonemes)
@@ -203,14 +202,14 @@ class _Voice:
         samples = np.clip(np.nan_to_num(samples), -1.0, 1.0)
         if not self.has_durations:
             return samples, ()
-        steps = outputs[-1].reshape(-1)  # (ids,), the first and last being the pads
+        steps = outputs[-1].reshape(-1)  # (ids,); the first and the last are pads
         if len(steps) != len(ids) or abs(steps.sum() * STEP_S - len(samples) / SAMPLE_RATE_HZ) > STEP_S:
             return samples, ()
         known = [c for c in phonemes if c in self._hibari.vocab]
         return samples, phoneme_times(["^", *known, "$"], [float(n) * STEP_S for n in steps])
 
 
-def _not_had(voice: str, error: Exception) -> WeightsError:
+def _voice_error(voice: str, error: Exception) -> WeightsError:
     return WeightsError(
         f"The voice {voice!r} could not be loaded: {str(error).rstrip('.')}.",
         "Check the connection, or use the voice 'heart', which is installed with hibari-tts.",
@@ -218,10 +217,11 @@ def _not_had(voice: str, error: Exception) -> WeightsError:
 
 
 def phoneme_times(symbols: list[str], durations_s: list[float]) -> tuple[Phoneme, ...]:
-    """Phonemes in IPA with times in seconds, without gaps, moved to where they are heard (`DURATION_LAG_S`).
+    """Phonemes in IPA with gapless times in seconds, moved earlier by DURATION_LAG_S to match the audio.
 
-    symbols: the voice's letters, `^` and `$` for the pads. A stress mark's time belongs to the sound after it, a length
-    mark's and a short space's to the sound before; diphthongs become two vowels; pads and long gaps become `_`.
+    symbols: the voice's letters; `^` and `$` are the pads. The duration of a stress mark is added to the next sound,
+    that of a length mark or short space to the previous one. A diphthong becomes two vowels; pads and long gaps become
+    `_`.
     """
     spans: list[tuple[str, float, float]] = []
     now = 0.0
@@ -251,11 +251,11 @@ def phoneme_times(symbols: list[str], durations_s: list[float]) -> tuple[Phoneme
 def word_times(
     text: str, phonemes: str, times: tuple[Phoneme, ...], phonemise: Callable[[str], str]
 ) -> tuple[Word, ...]:
-    """When each word of the text is heard: from its first phoneme's start to its last one's end.
+    """The time of each written word: from the start of its first phoneme to the end of its last one.
 
-    phonemes: of the whole text in the voice's alphabet, words apart by spaces. times: theirs, as `trim` has left them.
-    phonemise: gives a word's own, to see how many a word such as `1984` is read as. Marks that stand alone belong to
-    the word before. Empty where the phonemes cannot be told apart by words.
+    phonemes: of the whole text in the voice's alphabet, words separated by spaces. times: the phonemes' times after
+    `trim`. phonemise: gives the phonemes of one word, to count the spoken words of `1984`, for example. Punctuation
+    that stands alone is added to the previous word. Returns () if phonemes cannot be assigned to words.
     """
     tokens, groups = text.split(), phonemes.split(" ")
     read_as = [1] * len(tokens)
@@ -263,16 +263,16 @@ def word_times(
         read_as = [len(phonemise(token).split(" ")) for token in tokens]
     sounds = [_sounds(group) for group in groups]
     every = [symbol for group in sounds for symbol in group]
-    heard = [phoneme for phoneme in times if phoneme.symbol != "_"]
-    symbols = [phoneme.symbol for phoneme in heard]
-    lost = next((k for k in range(len(every)) if every[k : k + len(heard)] == symbols), None)  # before the first sound
-    if sum(read_as) != len(groups) or not heard or lost is None:
+    timed = [phoneme for phoneme in times if phoneme.symbol != "_"]
+    symbols = [phoneme.symbol for phoneme in timed]
+    cut = next((k for k in range(len(every)) if every[k : k + len(timed)] == symbols), None)  # removed by `trim`
+    if sum(read_as) != len(groups) or not timed or cut is None:
         return ()
     words: list[Word] = []
-    group, at = 0, -lost
+    group, at = 0, -cut
     for token, count in zip(tokens, read_as, strict=True):
         end = at + sum(len(sounds[k]) for k in range(group, group + count))
-        spoken = heard[max(at, 0) : max(end, 0)]
+        spoken = timed[max(at, 0) : max(end, 0)]
         if spoken:
             words.append(Word(token, spoken[0].start_s, spoken[-1].end_s))
         elif words:
@@ -282,19 +282,19 @@ def word_times(
 
 
 def _sounds(phonemes: str) -> list[str]:
-    """The symbols that `phoneme_times` makes of some of the voice's letters."""
+    """The symbols that `phoneme_times` gives for a word in the voice's alphabet."""
     letters = [letter for letter in phonemes if letter.isalpha() and letter not in "ˈˌː"]
     return [symbol for letter in letters for symbol in DIPHTHONGS.get(letter, LETTERS.get(letter, letter))]
 
 
 def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tuple[Float32, tuple[Phoneme, ...]]:
-    """Bring the silence at the ends to LEAD_S and `tail_s`, fade the edges, and move the phonemes along.
+    """Set the silence at the ends to LEAD_S and `tail_s`, fade the edges, and shift the phonemes accordingly.
 
-    The last sound's phoneme ends where the sound does; what follows is `_`. The first begins with the sound at the
-    latest: speech of half the pace runs up to 0.17 s ahead of the first duration.
+    The last phoneme ends with the sound, followed by `_`. The first phoneme begins with the sound or earlier: at half
+    speed, the sound begins up to 0.17 s before the first duration.
     """
     begin, end = sound_bounds(samples, SAMPLE_RATE_HZ)
-    first = begin - round(LEAD_S * SAMPLE_RATE_HZ)  # may lie before the samples: then zeros are put in front
+    first = begin - round(LEAD_S * SAMPLE_RATE_HZ)  # negative: zeros are inserted
     stop = end + round(tail_s * SAMPLE_RATE_HZ)
     kept = samples[max(first, 0) : min(stop, len(samples))]
     kept = np.pad(kept, (max(-first, 0), max(stop - len(samples), 0)))
@@ -309,7 +309,7 @@ def trim(samples: Float32, phonemes: tuple[Phoneme, ...], tail_s: float) -> tupl
 def _move(
     phonemes: tuple[Phoneme, ...], offset_s: float, sound_s: tuple[float, float], duration_s: float
 ) -> tuple[Phoneme, ...]:
-    """Phonemes moved `offset_s` earlier, fitted to the sound's ends, with `_` up to those of the segment."""
+    """Phonemes moved `offset_s` earlier, limited to the sound `sound_s`, with `_` before and after it."""
     if not phonemes:
         return ()
     moved: list[Phoneme] = []
@@ -326,9 +326,9 @@ def _move(
 
 
 def _session_with_output(model: bytes, node: str, threads: int) -> onnxruntime.InferenceSession | None:
-    """A session of the model with one inner value as an extra, last output; None where the graph has no such value.
+    """A session for the model with the internal value `node` as additional last output; None if there is no such value.
 
-    Protobuf merges repeated messages, so `graph { output { name: node } }` appended to the file adds the output.
+    Protobuf merges repeated messages: appending `graph { output { name: node } }` to the file adds the output.
     """
     import onnxruntime
 

@@ -1,7 +1,7 @@
-"""A voice behind any OpenAI-compatible `POST /v1/audio/speech`: OpenAI's own, or a local server. Knows nothing of Ray.
+"""Text to speech by any server with OpenAI's `POST /v1/audio/speech`: OpenAI or a local one.
 
-The request is `{model, input, voice, response_format, speed}`, one a sentence. The answer is a sound file; or raw pcm,
-16-bit little-endian mono, which is spoken while it still comes (OpenAI API reference, "Create speech").
+One request per sentence: `{model, input, voice, response_format, speed}`. The answer is an audio file, or raw 16-bit
+little-endian mono PCM, which is spoken while it arrives (OpenAI API reference, "Create speech").
 """
 
 from __future__ import annotations
@@ -14,41 +14,40 @@ from typing import Any
 import httpx
 import numpy as np
 
-from models.errors import AudioError, ConfigError, InputError, StageError
+from models.errors import AudioError, ConfigError, StageError
 from models.openai_http import (
-    Retry,
-    Server,
-    check_address,
+    RetryableError,
+    ServerTexts,
+    check_base_url,
     client_options,
-    head,
-    lost,
-    refusal,
+    connection_error,
+    error_body,
+    status_error,
 )
 from models.speech.audio import decode_audio, resample
 from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.tts.base import ENGINE_MAX_CHARS, check_speed, check_voice
 from models.tts.streaming import speech_pieces
 from models.types import Float32, Speech
 
 OPENAI_URL = "https://api.openai.com/v1"
-SAMPLE_RATE_HZ = 24_000  # of OpenAI's `pcm`; other formats say theirs and are brought to this one
+SAMPLE_RATE_HZ = 24_000  # of OpenAI's `pcm`; other formats are resampled to it
 SPEEDS = (0.25, 4.0)  # OpenAI API reference
-ENGINE_MAX_CHARS = 100_000  # the TTS stage's own limit is lower
 FORMATS = ("pcm", "wav", "mp3", "flac", "opus", "aac")
 BLOCK_BYTES = 2**14  # a third of a second of pcm
 
-
-SERVER = Server(
+SERVER = ServerTexts(
     "The speech server",
-    key="Name its environment variable in options.api_key_env.",
-    asked="the text or the voice",
+    key="Set options.api_key_env to the environment variable with a valid key.",
+    refused="the text or the voice",
     instead="Change the text or the voice.",
 )
 
 
 class OpenAITTS:
-    """A `TTSEngine`. Each sentence is one request, sent when the one before it has been spoken."""
+    """A `TTSEngine`. Each sentence is one request, sent after the previous sentence has been yielded."""
 
-    io_bound = True  # utterances are spoken side by side: nothing is computed here
+    io_bound = True
 
     def __init__(
         self,
@@ -84,18 +83,22 @@ class OpenAITTS:
         tries: int = 3,
         max_mb: float = 64.0,
     ) -> OpenAITTS:
-        """Prepare requests to `base_url` + `/audio/speech`; nothing is sent before the first text.
+        """Prepare requests to `base_url` + `/audio/speech`. Sends nothing before the first text.
 
-        voices: names to accept besides `voice`; None leaves it to the server to refuse. api_key_env: the environment
-        variable that holds the key; it must be named, so that a key never goes to a server that it was not meant for.
-        response_format: `pcm` streams; sample_rate_hz: of the server's pcm. timeout_s: without a byte. max_mb: of one
-        sentence. Raises ConfigError.
+        voices: names to accept besides `voice`; None accepts any and lets the server decide. api_key_env: the
+        environment variable with the key; without it no key is sent, so that no key reaches the wrong server.
+        response_format: only `pcm` streams. sample_rate_hz: of the server's pcm. timeout_s: longest wait for a
+        connection or for further bytes. tries: per sentence. max_mb: largest answer for one sentence.
+
+        Raises ConfigError: an option is wrong.
         """
         if response_format not in FORMATS:
-            raise ConfigError(f"There is no format {response_format!r}.", f"Use one of {', '.join(FORMATS)}.")
-        check_address(base_url)
+            raise ConfigError(f"There is no response_format {response_format!r}.", f"Use one of {', '.join(FORMATS)}.")
+        check_base_url(base_url)
         if tries < 1 or timeout_s <= 0 or sample_rate_hz <= 0 or max_mb <= 0:
-            raise ConfigError("tries, timeout_s, sample_rate_hz and max_mb must be above 0.", "Mend the TTS options.")
+            raise ConfigError(
+                "tries, timeout_s, sample_rate_hz and max_mb must be above 0.", "Correct the options of TTS."
+            )
         client = httpx.Client(**client_options(base_url, api_key_env, "speech server", timeout_s))
         names = list(dict.fromkeys([voice, *(voices or [])]))
         return cls(client, model, names, voices is not None, response_format, sample_rate_hz, tries, max_mb)
@@ -105,39 +108,41 @@ class OpenAITTS:
         return list(self._voices)
 
     def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
-        """Yield each sentence as it comes: with `pcm` in pieces of whole seconds (models/tts/streaming.py), else whole.
+        """Yield each sentence when it arrives: with `pcm` in pieces (models/tts/streaming.py), else as a whole.
 
-        Raises TextError and InputError at the call; at an item InputError for what the server refuses, BusyError where
-        it stays overloaded, and StageError where it fails, breaks off, or answers with something that is no sound.
+        Raises at the call: TextError, InputError. While iterating: InputError if the server refuses the request,
+        BusyError if it stays overloaded, StageError if it fails, breaks off, or does not answer with audio.
         """
-        if voice is not None and self._strict and voice not in self._voices:
-            raise InputError(f"There is no voice {voice!r}.", f"Use one of {', '.join(self._voices)}.")
-        if not SPEEDS[0] <= speed <= SPEEDS[1]:
-            raise InputError(f"The speed {speed} is out of range.", f"Use a speed from {SPEEDS[0]} to {SPEEDS[1]}.")
+        if self._strict:
+            check_voice(voice, self._voices)
+        check_speed(speed, *SPEEDS)
         sentences = split_sentences(check_text(text, ENGINE_MAX_CHARS, language=""), MAX_SENTENCE_CHARS)
         return self._speak(sentences, voice or self._voices[0], speed)
 
     def _speak(self, sentences: list[str], voice: str, speed: float) -> Iterator[Speech]:
         for index, sentence in enumerate(sentences):
             body = {"model": self._model, "input": sentence, "voice": voice, "response_format": self._format}
-            blocks = self._sound({**body, "speed": speed})
+            blocks = self._blocks({**body, "speed": speed})
             last = index == len(sentences) - 1
             yield from speech_pieces(blocks, self.sample_rate_hz, sentence, last, speed, stream=self._format == "pcm")
 
-    def _sound(self, body: dict[str, Any]) -> Iterator[Float32]:
-        """Blocks of float32 mono (n,). Tries again where the server is overloaded, fails or breaks off, but never after
-        sound has been given out: a second rendering would not fit on to the first."""
+    def _blocks(self, body: dict[str, Any]) -> Iterator[Float32]:
+        """Yield blocks of float32 mono (n,).
+
+        Retries if the server is overloaded, fails or breaks off, but not after the first block: another rendering would
+        not continue the first one.
+        """
         for attempt in range(self._tries):
-            given = False
+            started = False
             try:
                 for block in self._request(body):
-                    given = True
+                    started = True
                     yield block
                 return
-            except Retry as retry:
-                if given or attempt == self._tries - 1:
+            except RetryableError as retry:
+                if started or attempt == self._tries - 1:
                     raise retry.error from retry.__cause__
-                time.sleep(retry.pause_s(attempt))
+                time.sleep(retry.backoff_s(attempt))
 
     def _request(self, body: dict[str, Any]) -> Iterator[Float32]:
         with self._answer(body) as answer:
@@ -145,42 +150,42 @@ class OpenAITTS:
                 yield from _samples(self._limited(answer))
                 return
             data = b"".join(self._limited(answer))
-        if _breaks_off(data):
-            raise Retry(StageError("The speech server's answer broke off.", "Look at its log."))
+        if _is_truncated_wav(data):
+            raise RetryableError(StageError("The speech server's answer is incomplete.", "Read the server's log."))
         try:
             samples, rate_hz = decode_audio(data)
         except AudioError as error:
             raise StageError(
-                f"The speech server's answer is not sound: {error.message}",
-                f"Check that it knows response_format {self._format!r}.",
+                f"The speech server's answer is not audio: {error.message}",
+                f"Check that it supports response_format {self._format!r}.",
             ) from error
         yield resample(samples, rate_hz, self.sample_rate_hz)
 
     @contextmanager
     def _answer(self, body: dict[str, Any]) -> Iterator[httpx.Response]:
-        """An answer of status 200 whose body is still to come. Raises Retry and WarmTalkError."""
+        """An answer with status 200 whose body is not read yet. Raises RetryableError and WarmTalkError."""
         try:
             with self._client.stream("POST", "audio/speech", json=body) as answer:
                 if answer.status_code != 200:
-                    raise refusal(SERVER, answer, head(answer))
+                    raise status_error(SERVER, answer, error_body(answer))
                 kind = answer.headers.get("content-type", "")
                 if kind.startswith(("text/", "application/json")):
-                    raise StageError(f"The speech server answered with {kind} instead of sound.", "Check base_url.")
+                    raise StageError(f"The speech server answered with {kind} instead of audio.", "Check base_url.")
                 yield answer
         except httpx.TransportError as error:
-            raise lost(SERVER, error) from error
+            raise connection_error(SERVER, error) from error
 
     def _limited(self, answer: httpx.Response) -> Iterator[bytes]:
         size = 0
         for part in answer.iter_bytes(BLOCK_BYTES):
             size += len(part)
             if size > self._max_bytes:
-                raise StageError(f"One sentence exceeds {self._max_bytes / 2**20:g} MB of sound.", "Raise max_mb.")
+                raise StageError(f"The audio of one sentence exceeds {self._max_bytes / 2**20:g} MB.", "Raise max_mb.")
             yield part
 
 
 def _samples(parts: Iterator[bytes]) -> Iterator[Float32]:
-    """16-bit little-endian bytes, cut anywhere → float32 in [-1, 1). Raises StageError where there are none."""
+    """16-bit little-endian bytes in parts of any size → float32 in [-1, 1). Raises StageError if there are none."""
     data = rest = b""
     for part in parts:
         data = rest + part
@@ -188,10 +193,10 @@ def _samples(parts: Iterator[bytes]) -> Iterator[Float32]:
         rest = data[whole:]
         yield np.frombuffer(data[:whole], "<i2").astype(np.float32) / 32768.0
     if not data:
-        raise StageError("The speech server's answer is empty.", "Check that it knows response_format 'pcm'.")
+        raise StageError("The speech server's answer is empty.", "Check that it supports response_format 'pcm'.")
 
 
-def _breaks_off(data: bytes) -> bool:
-    """Whether a WAV is shorter than its header says; a streamed one says 0 or the most that fits."""
+def _is_truncated_wav(data: bytes) -> bool:
+    """True if a WAV is shorter than its header says. The header of a streamed WAV has 0 or the maximum."""
     size = int.from_bytes(data[4:8], "little")
     return data[:4] == b"RIFF" and 0 < size < 0x7FFFFFFF and size + 8 > len(data)

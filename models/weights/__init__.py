@@ -1,1 +1,1 @@
-"""Production checkpoints: manifest, installed files, loading."""
+"""Checkpoints: the manifest of production weights, their files on disk, checksums, and safe loading."""

@@ -1,7 +1,7 @@
-"""Writes and checks models/embedded/SHA256SUMS, in the format of `sha256sum --check`.
+"""Hashes files, and writes and checks models/embedded/SHA256SUMS in the format of `sha256sum --check`.
 
-python -m models.weights.checksums            write the file, after any embedded file has changed
-python -m models.weights.checksums --check    exit with 1 and name each file that is missing, changed or not listed
+python -m models.weights.checksums            write the file; needed after an embedded file has changed
+python -m models.weights.checksums --check    list each file that is missing, changed or not listed; then exit with 1
 """
 
 from __future__ import annotations
@@ -9,23 +9,28 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
 SUMS = "SHA256SUMS"
-IGNORED_SUFFIXES = (".md", ".pyc", ".part", ".tmp")  # prose may be mended without a new list
+IGNORED_SUFFIXES = (".md", ".pyc", ".part", ".tmp")  # documentation may change without a new list
+BLOCK_BYTES = 1 << 20
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> str:
+    """The sha256 of a file as hex digits. progress: called with the size of each block read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
+            if progress:
+                progress(len(block))
     return digest.hexdigest()
 
 
 def embedded_files(folder: Path = EMBEDDED) -> list[str]:
-    """Paths relative to `folder`, with forward slashes, sorted; without the list itself and hidden files."""
+    """Sorted paths relative to `folder`, with forward slashes; without SHA256SUMS, documentation and hidden files."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(
         path.as_posix()
@@ -43,7 +48,7 @@ def read_sums(folder: Path = EMBEDDED) -> dict[str, str]:
 
 
 def write_sums(folder: Path = EMBEDDED) -> int:
-    """Write the list; returns how many files it names."""
+    """Write SHA256SUMS. Returns the number of files in it."""
     names = embedded_files(folder)
     text = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names)
     (folder / SUMS).write_text(text, encoding="utf-8")
@@ -51,7 +56,7 @@ def write_sums(folder: Path = EMBEDDED) -> int:
 
 
 def problems(folder: Path = EMBEDDED) -> list[str]:
-    """What is wrong with the embedded files, a phrase each; empty when all are there and unchanged."""
+    """One phrase per wrong embedded file; empty if all files are present and unchanged."""
     if not (folder / SUMS).is_file():
         return [f"{SUMS} is missing"]
     sums = read_sums(folder)
@@ -64,12 +69,12 @@ def problems(folder: Path = EMBEDDED) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m models.weights.checksums", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare the files with the list instead of writing it")
+    parser.add_argument("--check", action="store_true", help="compare the files with the list; do not write it")
     if not parser.parse_args(arguments).check:
         print(f"{EMBEDDED / SUMS}: {write_sums()} files")
         return 0
     wrong = problems()
-    print("\n".join(wrong) or "all embedded files are as listed", file=sys.stderr if wrong else sys.stdout)
+    print("\n".join(wrong) or "All embedded files match the list.", file=sys.stderr if wrong else sys.stdout)
     return 1 if wrong else 0
 
 

@@ -1,51 +1,40 @@
-"""The checkpoints of the manifest as they lie on a disk: their state, their lock file, and those in wrong places.
+"""The manifest's checkpoints on disk: their state, the lock file, and files that are in the wrong folder.
 
-`weights.lock.json` beside them remembers the sha256 of every file that was fetched or found good. No network.
+`weights.lock.json`, next to them, stores the sha256 of each file that was downloaded or verified. No network access.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from models.errors import CorruptError
+from models.weights.checksums import sha256_of
 from models.weights.manifest import HubFile, WeightFile, all_files
 
 LOCK_NAME = "weights.lock.json"
 LOCK_VERSION = 1
-PART_SUFFIX = ".part"  # of a file that is not whole yet
-BLOCK_BYTES = 1 << 20
+PART_SUFFIX = ".part"  # of a file whose download is not complete
 
 
 @dataclass(frozen=True, slots=True)
 class LockEntry:
-    """What a file was when its sha256 was read. While size and time are the same, it need not be read again."""
+    """A file when it was hashed. While its size and modification time are the same, it is not hashed again."""
 
     sha256: str
     size_bytes: int
     mtime_ns: int
 
 
-def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> str:
-    """The hex digest of a file's bytes; `progress` gets the number of bytes of each block read."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            if progress:
-                progress(len(block))
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A file of the manifest as it lies on the disk. `found_bytes` is None for one that is not there.
+    """A file of the manifest on disk.
 
-    `verified`: its bytes were hashed, the hash was right, and size and time are what they were then.
+    found_bytes: its size, None if it does not exist. part_bytes: size of an incomplete download, else 0. verified: its
+    hash was correct, and size and modification time have not changed since.
     """
 
     file: WeightFile
@@ -76,13 +65,13 @@ def file_state(root: Path, file: WeightFile, lock: dict[str, LockEntry]) -> File
 
 
 def file_states(root: Path, files: Iterable[WeightFile] | None = None) -> list[FileState]:
-    """The state of each file, without reading any. Raises CorruptError for a lock file that cannot be read."""
+    """The state of each file, without reading its content. Raises CorruptError: the lock file cannot be read."""
     lock = read_lock(root)
     return [file_state(root, file, lock) for file in (all_files() if files is None else files)]
 
 
 def read_lock(root: Path) -> dict[str, LockEntry]:
-    """Path under `weights/` → entry; empty without a lock file. Raises CorruptError."""
+    """Path under `weights/` → entry; empty if there is no lock file. Raises CorruptError: it cannot be read."""
     path = root / LOCK_NAME
     if not path.is_file():
         return {}
@@ -92,12 +81,12 @@ def read_lock(root: Path) -> dict[str, LockEntry]:
             raise ValueError(f"its version is not {LOCK_VERSION}")
         return {name: LockEntry(**entry) for name, entry in document["files"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        remedy = "Delete it and run `warmtalk fetch-weights`, which checks the files that are there anew."
+        remedy = "Delete it and run `warmtalk fetch-weights`, which verifies the existing files again."
         raise CorruptError(f"{path} cannot be read: {error}.", remedy) from error
 
 
 def record_hash(root: Path, file: WeightFile, sha256: str) -> None:
-    """Write a file's hash, size and time into the lock file, which is replaced whole."""
+    """Store a file's hash, size and modification time in the lock file, which is replaced atomically."""
     stat = (root / file.path).stat()
     entries = {**read_lock(root), file.path: LockEntry(sha256, stat.st_size, stat.st_mtime_ns)}
     document = {"version": LOCK_VERSION, "files": {name: asdict(entries[name]) for name in sorted(entries)}}
@@ -109,15 +98,15 @@ def record_hash(root: Path, file: WeightFile, sha256: str) -> None:
     part.replace(root / LOCK_NAME)
 
 
-# --- files that earlier downloads left in other places
+# --- files in the wrong folder
 
 
 def find_misplaced(root: Path, file: WeightFile) -> Path | None:
-    """The file where an earlier download has put it; None where it is in place, or nowhere.
+    """Where an earlier download has put the file; None if it is in its place or not found.
 
     `hf_hub_download(..., local_dir="musetalkV15")` repeats a repository's folders: `musetalkV15/musetalkV15/unet.pth`.
-    The manual's tree has resnet18 at the top, MuseTalk v1.0's the VAE in `sd-vae-ft-mse`. One of the wrong size is not
-    taken, nor one whose name several files share (`config.json`) unless its hash is right.
+    MuseTalk's manual has resnet18 in the top folder; MuseTalk v1.0 has the VAE in `sd-vae-ft-mse`. A file with the
+    wrong size is ignored. If several files have the same name (`config.json`), the hash must match.
     """
     if (root / file.path).is_file():
         return None
@@ -131,14 +120,14 @@ def find_misplaced(root: Path, file: WeightFile) -> Path | None:
             PurePosixPath(file.source.file),
         ]
     places.append(PurePosixPath(file.path).parent / file.path)
-    homes = {other.path for other in all_files()}
+    right_places = {other.path for other in all_files()}
     for place in dict.fromkeys(places):
-        if str(place) not in homes and _is_it(root / place, file):
+        if str(place) not in right_places and _matches(root / place, file):
             return root / place
     return None
 
 
-def _is_it(path: Path, file: WeightFile) -> bool:
+def _matches(path: Path, file: WeightFile) -> bool:
     if not path.is_file() or path.is_symlink() or file.size_bytes not in (None, path.stat().st_size):
         return False
     shared = sum(other.name == file.name for other in all_files()) > 1
@@ -146,17 +135,17 @@ def _is_it(path: Path, file: WeightFile) -> bool:
 
 
 def move_into_place(root: Path, file: WeightFile, found: Path) -> Path:
-    """Move a misplaced file to where it belongs, and remove the folders that it leaves empty. Returns its new path."""
-    home = root / file.path
-    home.parent.mkdir(parents=True, exist_ok=True)
-    if home.is_dir():  # GFPGANv1.4.pth/GFPGANv1.4.pth
-        aside = home.with_name(home.name + PART_SUFFIX)
-        found.replace(aside)
+    """Move a file from `found` to its place and remove folders that become empty. Returns the new path."""
+    target = root / file.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():  # GFPGANv1.4.pth/GFPGANv1.4.pth
+        temp = target.with_name(target.name + PART_SUFFIX)
+        found.replace(temp)
         _remove_empty(found.parent, root)
-        found = aside
-    found.replace(home)
+        found = temp
+    found.replace(target)
     _remove_empty(found.parent, root)
-    return home
+    return target
 
 
 def _remove_empty(folder: Path, root: Path) -> None:

@@ -1,6 +1,6 @@
-"""Reads checkpoints safely and says exactly what is wrong with one. Knows nothing of any single model.
+"""Loads checkpoints safely, and builds modules from them with precise errors.
 
-A checkpoint is data: safetensors, or a pickle read with `weights_only=True`. A pickle that would run code is refused.
+Reads safetensors, and pickles only with `weights_only=True`: a pickle that would run code is refused.
 """
 
 from __future__ import annotations
@@ -15,73 +15,83 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import WeightsError
-from models.weights import pickle_cache as converted
+from models.weights import pickle_cache
+from models.weights.checksums import sha256_of
 from models.weights.manifest import missing_error, remedy_for
 
-FETCH_AGAIN = "Fetch the file again: it is partial or damaged."
-WRAPPERS = ("state_dict", "model_state_dict", "params_ema", "params", "model", "module")  # where trainers nest weights
-SHOWN_KEYS = 3  # keys named in an error, of each kind
-_HASH_CHUNK_BYTES = 1 << 20
+DOWNLOAD_AGAIN = "Download the file again: it is incomplete or damaged."
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "params_ema",
+    "params",
+    "model",
+    "module",
+)  # keys under which training code stores weights
+MAX_SHOWN_KEYS = 3  # keys per kind that an error names
 
 
 def fetch_again(path: Path) -> str:
-    """The remedy for a damaged file; `warmtalk fetch-weights` replaces bad files of its manifest."""
+    """The remedy for a damaged file; `warmtalk fetch-weights` replaces bad files of the manifest."""
     command = remedy_for(path)
-    return f"It is partial or damaged. {command}" if command else FETCH_AGAIN
+    return f"It is incomplete or damaged. {command}" if command else DOWNLOAD_AGAIN
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises WeightsError where it is missing or no JSON object."""
+    """Read a JSON object from a file. Raises WeightsError: the file is missing or is not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise missing_error(path, remedy="Put the model's config file beside its weights.") from error
+        raise missing_error(path, remedy="Put the model's config file next to its weights.") from error
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not readable as JSON: {error}.", fetch_again(path)) from error
+        raise WeightsError(f"{path} is not valid JSON: {error}.", fetch_again(path)) from error
     if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds no JSON object.", fetch_again(path))
+        raise WeightsError(f"{path} does not contain a JSON object.", fetch_again(path))
     return value
 
 
 def find_weights(folder: Path, names: Iterable[str]) -> Path:
-    """The first of `names` that `folder` holds. Raises WeightsError, which lists the names."""
+    """The path of the first of `names` that exists in `folder`. Raises WeightsError if none exists."""
     names = tuple(names)
     for name in names:
         if (folder / name).is_file():
             return folder / name
     raise missing_error(
-        folder, f"{folder} holds none of {', '.join(names)}", "Put the weights there, or correct the folder's path."
+        folder, f"{folder} contains none of {', '.join(names)}", "Put the weights there, or correct the folder's path."
     )
 
 
 def load_state_dict(path: Path | str, wrappers: Iterable[str] = WRAPPERS) -> dict[str, Any]:
-    """The tensors of a checkpoint, by key, on the CPU and in the file's own dtypes.
+    """The tensors of a checkpoint by key, on the CPU, in the file's dtypes.
 
-    path: `.safetensors`, or a file of `torch.save` (zip or legacy), of which the first load leaves a safetensors copy
-    beside it, which later loads read (models/weights/pickle_cache.py). A state dict nested under one of `wrappers` is
-    taken out of it. Raises WeightsError: missing, truncated, not a checkpoint, or a pickle that holds code.
+    path: a `.safetensors` file, or a file of `torch.save` (zip or legacy format). The first load of the latter writes a
+    safetensors copy next to it, which later loads read (models/weights/pickle_cache.py). wrappers: keys under which the
+    state dict may be nested.
+
+    Raises WeightsError: the file is missing, truncated, not a checkpoint, or a pickle that contains code.
     """
     path, wrappers = Path(path), tuple(wrappers)
     if not path.is_file():
         raise missing_error(path)
     if _starts(path, b"version https://git-lfs"):
         raise WeightsError(
-            f"{path} is a Git LFS pointer and not the file itself.", "Run `git lfs pull` where it came from."
+            f"{path} is a Git LFS pointer, not the file itself.",
+            "Run `git lfs pull` in the repository that it is from.",
         )
     if path.suffix == ".safetensors":
-        return _named(_read_safetensors(path), wrappers, path)
-    source = converted.Source.of(path, wrappers)
-    state = converted.read(source)
+        return _named_tensors(_read_safetensors(path), wrappers, path)
+    version = pickle_cache.CheckpointVersion.of(path, wrappers)
+    state = pickle_cache.read(version)
     if state is None:
-        state = _named(_read_pickle(path), wrappers, path)
-        converted.write(source, state)
+        state = _named_tensors(_read_pickle(path), wrappers, path)
+        pickle_cache.write(version, state)
     return state
 
 
-def _named(state: Any, wrappers: tuple[str, ...], path: Path) -> dict[str, Any]:
+def _named_tensors(state: Any, wrappers: tuple[str, ...], path: Path) -> dict[str, Any]:
     tensors = _unwrap(state, wrappers)
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors by name.", "Give a state dict: a mapping of names to tensors.")
+        raise WeightsError(f"{path} contains no named tensors.", "Use a state dict: a mapping of names to tensors.")
     return tensors
 
 
@@ -92,29 +102,29 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is no complete safetensors file: {error}.", fetch_again(path)) from error
+        raise WeightsError(f"{path} is not a complete safetensors file: {error}.", fetch_again(path)) from error
 
 
 def _read_pickle(path: Path) -> Any:
     import torch
 
-    mmap = zipfile.is_zipfile(path)  # the legacy format cannot be mapped
+    mmap = zipfile.is_zipfile(path)  # only the zip format can be memory-mapped
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "reduce" in str(error) or _starts(path, b"\x80"):  # it names a function to call
+        if "GLOBAL" in str(error) or "reduce" in str(error) or _starts(path, b"\x80"):  # the pickle calls a function
             raise WeightsError(
-                f"{path} is a pickle that holds more than tensors, and loading it could run code.",
-                "Use a plain state dict, or a safetensors file, from a source that you trust.",
+                f"{path} is a pickle that contains more than tensors; loading it could run code.",
+                "Use a plain state dict or a safetensors file from a source that you trust.",
             ) from error
-        raise WeightsError(f"{path} is no complete checkpoint: no file of torch.save.", fetch_again(path)) from error
+        raise WeightsError(f"{path} is not a complete checkpoint of torch.save.", fetch_again(path)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path} is no complete checkpoint: {_cause(error)}.", fetch_again(path)) from error
+        raise WeightsError(f"{path} is not a complete checkpoint: {_cause(error)}.", fetch_again(path)) from error
 
 
 def _cause(error: Exception) -> str:
     """The first sentence of torch's long message."""
-    lines = str(error).strip().splitlines() or ["it ends too early"]
+    lines = str(error).strip().splitlines() or ["the file ends too early"]
     return lines[0].split(". ")[0].rstrip(".")
 
 
@@ -124,7 +134,7 @@ def _starts(path: Path, magic: bytes) -> bool:
 
 
 def _unwrap(state: Any, wrappers: tuple[str, ...]) -> dict[str, Any]:
-    """The named tensors in a loaded object, or `{}`; what is no tensor (an epoch counter) is left out."""
+    """The named tensors in a loaded object, or `{}`. Other values (an epoch counter) are dropped."""
     import torch
 
     if not isinstance(state, Mapping):
@@ -136,9 +146,9 @@ def _unwrap(state: Any, wrappers: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_keys(module: Any, state: Mapping[str, Any], where: Path | str) -> None:
-    """Raise WeightsError unless `state` holds exactly the module's keys and shapes.
+    """Raises WeightsError unless `state` has exactly the module's keys and shapes.
 
-    The error names the first missing, unexpected and mis-shaped keys, and how many there are of each.
+    The error has the number of missing, unexpected and mis-shaped keys, and names the first of each.
     """
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items()}
@@ -150,29 +160,31 @@ def check_keys(module: Any, state: Mapping[str, Any], where: Path | str) -> None
         if key in given and given[key] != shape
     ]
     faults = [
-        _name_some(kind, keys)
+        _summary(kind, keys)
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
         if keys
     ]
     if faults:
         raise WeightsError(
             f"{where} does not fit {type(module).__name__}: {'; '.join(faults)}.",
-            "Check that the weights and the config belong together.",
+            "Use weights and config of the same model.",
         )
 
 
-def _name_some(kind: str, keys: list[str]) -> str:
-    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
-    return f"{len(keys)} {kind} ({', '.join(keys[:SHOWN_KEYS])}{more})"
+def _summary(kind: str, keys: list[str]) -> str:
+    more = f" and {len(keys) - MAX_SHOWN_KEYS} more" if len(keys) > MAX_SHOWN_KEYS else ""
+    return f"{len(keys)} {kind} ({', '.join(keys[:MAX_SHOWN_KEYS])}{more})"
 
 
 def build_module(
     build: Callable[[], Any], state: Mapping[str, Any], where: Path | str, device: Any = "cpu", dtype: Any = None
 ) -> Any:
-    """The module that `build` makes, holding `state`, in eval mode and without gradients.
+    """The module that `build` returns, with the tensors in `state`, in eval mode and without gradients.
 
-    Built without memory or random initialisation (on torch's meta device), so that a large net costs its weights once.
-    dtype: floating tensors are cast to it; None keeps the file's. Raises WeightsError, see `check_keys`.
+    It is built on torch's meta device, without memory and random initialisation, so that only the weights use memory.
+    where: names the weights in errors. dtype: for floating-point tensors; None keeps those of `state`.
+
+    Raises WeightsError: keys or shapes do not match (`check_keys`).
     """
     import torch
 
@@ -180,7 +192,9 @@ def build_module(
         module = build()
     check_keys(module, state, where)
     cast = {
-        key: value.to(device, dtype if value.is_floating_point() else None, copy=True)  # copy: never a mapped file
+        key: value.to(
+            device, dtype if value.is_floating_point() else None, copy=True
+        )  # copy: do not keep the file mapped
         for key, value in state.items()
     }
     module.load_state_dict(cast, assign=True)
@@ -189,17 +203,13 @@ def build_module(
 
 @lru_cache(maxsize=64)
 def _sha256(path: str, _size: int, _mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return sha256_of(Path(path))
 
 
 def fingerprint(*paths: Path | str) -> str:
-    """The first 16 hex digits of a sha256 over the sha256 of each file's bytes, in the order given.
+    """The first 16 hex digits of the sha256 of the files' sha256 hex digests, in the given order.
 
-    Read once a process for each version of a file (by size and time). Raises WeightsError where one is missing.
+    A process reads each version of a file (by size and modification time) once. Raises WeightsError: a file is missing.
     """
     digest = hashlib.sha256()
     for path in map(Path, paths):

@@ -1,6 +1,7 @@
-"""The manifest of production checkpoints: where from, where to, how large, which bytes, under which licence.
+"""The manifest of production checkpoints: source, target path, size, sha256 and licence of each file.
 
-Data and sentences: no network, no torch; models/weights/installed.py looks at the disk. The layout is the manual's:
+No network access, no torch import; models/weights/installed.py examines the disk. The layout is that of MuseTalk's
+manual:
 
     musetalkV15/{musetalk.json,unet.pth}          musetalk/{musetalk.json,pytorch_model.bin}
     sd-vae/{config.json,diffusion_pytorch_model.bin}
@@ -23,7 +24,7 @@ FOLDER = "weights"
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a Hugging Face repository, at a commit where one is known."""
+    """A file in a Hugging Face repository. revision: a commit if known, else `main`."""
 
     repository: str
     file: str
@@ -32,12 +33,14 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class WebFile:
+    """A file at an https URL."""
+
     url: str
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """One file. `path` is under `weights/`; size and sha256 are None where they are not publicly known."""
+    """One file. path: relative to `weights/`. size_bytes, sha256: None if they are not published."""
 
     path: str
     source: HubFile | WebFile
@@ -51,11 +54,11 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True)
 class WeightSet:
-    """The files that belong together, under the name that `fetch-weights --only` takes."""
+    """Files that belong together. name: for `fetch-weights --only`. what, stage: description and user, for errors."""
 
     name: str
     what: str
-    stage: str  # who needs it
+    stage: str
     licence: str
     files: tuple[WeightFile, ...]
 
@@ -64,8 +67,8 @@ class WeightSet:
         return sum(file.size_bytes or 0 for file in self.files)
 
 
-# --- the manifest. Sizes and hashes are those that the Hub's LFS pointers give at the revisions named, as recorded in
-# several public lock files; resnet18 carries the first digits of its hash in its name.
+# --- the manifest. Sizes and hashes are those of the Hub's LFS pointers at the given revisions, as recorded in several
+# public lock files. The file name of resnet18 contains the first digits of its hash.
 
 _MUSETALK = "TMElyralab/MuseTalk"
 _MUSETALK_REVISION = "3ef28bc5cff08c90ad8178a25f1b570cd800170f"
@@ -238,7 +241,7 @@ SETS = (
         "MIT code; trained on CelebAMask-HQ (research use)",
         (
             WeightFile(
-                "face-parse-bisent/79999_iter.pth",  # upstream keeps it on a file-sharing site that cannot be scripted
+                "face-parse-bisent/79999_iter.pth",  # a mirror: the original has no direct download
                 HubFile(
                     "ManyOtherFunctions/face-parse-bisent", "79999_iter.pth", "0073b233a5a3c4b1377d4dbf49245017938a72b5"
                 ),
@@ -323,14 +326,14 @@ def set_of(file: WeightFile) -> WeightSet:
 
 
 def selection_names() -> list[str]:
-    """What `--only` takes beside the paths of files."""
+    """The names that `fetch-weights --only` accepts besides file paths."""
     return [*BUNDLES, *(entry.name for entry in SETS)]
 
 
 def select(only: Iterable[str] = ()) -> list[WeightFile]:
-    """The files that names of sets, bundles or files choose, in the manifest's order; all of them for no name.
+    """The files of the given sets, bundles or paths, in the manifest's order; all files if no name is given.
 
-    A name may hold several, parted by commas. Raises ConfigError, which lists the names.
+    only: each item may contain several names separated by commas. Raises ConfigError: unknown name; lists the known.
     """
     asked = [name.strip() for part in only for name in part.split(",") if name.strip()]
     wanted: set[str] = set()
@@ -343,11 +346,11 @@ def select(only: Iterable[str] = ()) -> list[WeightFile]:
     return [file for file in all_files() if not asked or file.path in wanted]
 
 
-# --- what a path is, for errors
+# --- errors for missing files
 
 
 def find_set(path: Path | str) -> WeightSet | None:
-    """The set of a file or folder that lies, or would lie, under a folder named `weights`; None for other paths."""
+    """The set of a file or folder under a folder named `weights`, which need not exist; None for other paths."""
     parts = Path(path).parts
     if FOLDER not in parts:
         return None
@@ -360,20 +363,20 @@ def find_set(path: Path | str) -> WeightSet | None:
 
 
 def missing_files(paths: Iterable[Path | str]) -> list[Path]:
-    """Those of the paths that are no files."""
+    """The paths that are not files."""
     return [path for path in map(Path, paths) if not path.is_file()]
 
 
 def remedy_for(path: Path | str) -> str:
-    """The command that fetches a file or folder of the manifest; empty for other paths."""
+    """The command that downloads a file or folder of the manifest; empty for other paths."""
     entry = find_set(path)
     return f"Run `warmtalk fetch-weights --only {entry.name}`." if entry else ""
 
 
 def missing_error(path: Path | str, message: str = "", remedy: str = "") -> WeightsError:
-    """The error for a missing file or folder: what it is, which stage needs it, and how it is fetched.
+    """The error for a missing file or folder: what it is, which stage needs it, and how to download it.
 
-    message: what is wrong, where that is not "PATH is missing". remedy: for paths outside the manifest.
+    message: what is wrong; default "PATH is missing". remedy: for paths outside the manifest.
     """
     entry = find_set(path)
     cause = message or f"{path} is missing"

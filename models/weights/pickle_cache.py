@@ -1,7 +1,7 @@
-"""The safetensors copy that a pickled checkpoint gets on its first load, so that later starts need not unpickle it.
+"""Caches a pickled checkpoint as safetensors at its first load, so that later starts are faster.
 
-`unet.pth` gets `unet.pth.safetensors` beside it. The copy names the size and time of its original, and is read only
-while they are the same. It is a cache: where it cannot be read or written, the original is used. Deleting it is safe.
+`unet.pth` gets `unet.pth.safetensors` next to it. The copy stores the size and modification time of its original and is
+read only while they match. If it cannot be read or written, the original is used. It can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 
 SUFFIX = ".safetensors"
 SOURCE_KEY = "warmtalk.source"  # in the metadata of the copy
-LEAST_BYTES = 1 << 20  # smaller pickles load in milliseconds
-SPARE_DISK_BYTES = 1 << 30  # left free beside a copy
-STALE_PART_S = 3600.0  # a part this old belongs to a process that died while writing
+MIN_BYTES = 1 << 20  # smaller pickles load in milliseconds and get no copy
+MIN_FREE_DISK_BYTES = 1 << 30  # must remain free after writing a copy
+STALE_PART_S = 3600.0  # an older temporary file belongs to a process that died while writing
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What a copy was made of: one version of a file, and the wrappers under which its state dict was looked for."""
+class CheckpointVersion:
+    """One version of a checkpoint file, and the wrapper keys with which its state dict is read."""
 
     path: Path
     size_bytes: int
@@ -37,8 +37,8 @@ class Source:
     wrappers: tuple[str, ...]
 
     @classmethod
-    def of(cls, path: Path, wrappers: tuple[str, ...]) -> Source:
-        """Take it before the original is read: a file that changes meanwhile must not pass for the copy's source."""
+    def of(cls, path: Path, wrappers: tuple[str, ...]) -> CheckpointVersion:
+        """Call this before the original is read: if the file changes meanwhile, the copy must not match it."""
         stat = path.stat()
         return cls(path, stat.st_size, stat.st_mtime_ns, wrappers)
 
@@ -47,44 +47,44 @@ class Source:
         return self.path.with_name(self.path.name + SUFFIX)
 
     @property
-    def version(self) -> tuple[str, int, int]:
+    def key(self) -> tuple[str, int, int]:
         return self.path.name, self.size_bytes, self.mtime_ns
 
 
-def read(source: Source) -> dict[str, Any] | None:
-    """The tensors of the copy; None where there is none, or one of another source, or a damaged one."""
+def read(version: CheckpointVersion) -> dict[str, Any] | None:
+    """The tensors of the copy; None if it is missing, damaged, or made from another version."""
     from safetensors import SafetensorError, safe_open
 
-    if _source_of(source.copy) != (source.version, source.wrappers):
+    if _source_of(version.copy) != (version.key, version.wrappers):
         return None
     try:
-        with safe_open(source.copy, framework="pt", device="cpu") as file:
+        with safe_open(version.copy, framework="pt", device="cpu") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        log.warning("%s cannot be read and is made anew: %s", source.copy, error)
+        log.warning("The cached copy %s cannot be read and is replaced: %s", version.copy, error)
         return None
 
 
-def write(source: Source, state: Mapping[str, Any]) -> bool:
-    """Write the copy, whole or not at all. Returns whether it is there: never raises for a disk that refuses."""
+def write(version: CheckpointVersion, state: Mapping[str, Any]) -> bool:
+    """Write the copy atomically. Returns False if it was not written; disk errors are logged, not raised."""
     from safetensors import SafetensorError
 
-    if source.size_bytes < LEAST_BYTES:
+    if version.size_bytes < MIN_BYTES:
         return False
-    part = source.copy.with_name(f".{source.copy.name}.{uuid.uuid4().hex}.part")
+    part = version.copy.with_name(f".{version.copy.name}.{uuid.uuid4().hex}.part")
     try:
-        if _is_being_written(source.copy):
+        if _is_being_written(version.copy):
             return False
-        version, wrappers = _source_of(source.copy) or (None, ())
-        if version == source.version and wrappers != source.wrappers:
-            return False  # made for another caller: the two must not rewrite it by turns
-        if shutil.disk_usage(part.parent).free < _size(state) + SPARE_DISK_BYTES:
+        key, wrappers = _source_of(version.copy) or (None, ())
+        if key == version.key and wrappers != version.wrappers:
+            return False  # written for a caller with other wrappers: the two must not overwrite it alternately
+        if shutil.disk_usage(part.parent).free < _size(state) + MIN_FREE_DISK_BYTES:
             return False
-        _write(part, state, {"format": "pt", SOURCE_KEY: json.dumps([source.version, source.wrappers])})
-        part.replace(source.copy)
+        _write(part, state, {"format": "pt", SOURCE_KEY: json.dumps([version.key, version.wrappers])})
+        part.replace(version.copy)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:  # a full disk, a sparse tensor, …
-        log.info("no safetensors copy of %s: %s", source.path, error)
+        log.info("No safetensors copy of %s was written: %s", version.path, error)
         return False
     finally:
         part.unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def _write(part: Path, state: Mapping[str, Any], metadata: dict[str, str]) -> No
 
 
 def independent(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same tensors, contiguous, no two of them in one memory: safetensors holds no views and no shared storage."""
+    """The same tensors, contiguous and without shared memory: safetensors cannot store views or shared storage."""
     owners = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
     return {
         key: tensor.contiguous()
@@ -119,7 +119,7 @@ def _size(state: Mapping[str, Any]) -> int:
 
 
 def _source_of(copy: Path) -> tuple[tuple[str, int, int], tuple[str, ...]] | None:
-    """Version and wrappers of the file that a copy was made of; None where that cannot be read."""
+    """The key and wrappers of the checkpoint from which `copy` was made; None if they cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     if not copy.is_file():
@@ -133,7 +133,10 @@ def _source_of(copy: Path) -> tuple[tuple[str, int, int], tuple[str, ...]] | Non
 
 
 def _is_being_written(copy: Path) -> bool:
-    """Whether another process is at it: replicas that start together need not all write. Removes parts of dead ones."""
+    """True if another process is writing the copy, so that replicas that start together do not all write it.
+
+    Removes the temporary files of dead processes.
+    """
     writing = False
     for part in copy.parent.glob(f".{copy.name}.*.part"):
         if time.time() - part.stat().st_mtime > STALE_PART_S:

@@ -1,4 +1,4 @@
-"""A diffusers VAE folder: its files, their fingerprint, and the spelling of their keys. Imports no torch."""
+"""A diffusers VAE folder: its files, their fingerprint, and the names of its keys. No torch import."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 
 
 def modern_vae_keys(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict under today's keys and shapes; one that has them already comes back as it is.
+    """The state dict with the keys and shapes of current diffusers; a current one is unchanged.
 
-    Only the attention of the two mid blocks was renamed (`query`, `key`, `value`, `proj_attn`). Its weights are linear
-    `(c, c)` today; checkpoints that keep them as 1 × 1 convolutions `(c, c, 1, 1)` are flattened.
+    diffusers 0.12 renamed only the attention of the two mid blocks (`query`, `key`, `value`, `proj_attn`). Its weights
+    are linear `(c, c)` now; older 1 × 1 convolutions `(c, c, 1, 1)` are reshaped.
     """
     modern = {}
     for key, value in state.items():
@@ -32,10 +32,10 @@ def modern_vae_keys(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vae_files(folder: Path | str) -> tuple[Path, Path]:
-    """Config and weights of a VAE folder. Raises WeightsError where the weights are missing."""
+    """The paths of config and weights of a VAE folder. Raises WeightsError: the weights are missing."""
     return Path(folder) / VAE_CONFIG_FILE, find_weights(Path(folder), VAE_WEIGHT_FILES)
 
 
 def vae_fingerprint(folder: Path | str) -> str:
-    """16 hex digits that change with any byte of the VAE's config or weights; an avatar's latents carry them."""
+    """16 hex digits that identify the VAE's config and weights; stored with an avatar's latents."""
     return fingerprint(*vae_files(folder))

@@ -181,12 +181,12 @@ async def test_what_may_pass_is_tried_again(server: LLMServer, trouble: Answer) 
         (refused(404, "no such model"), StageError, "answered 404: no such model", 1),
         (streamed(), StageError, "answer is empty", 3),
         (streamed("<think>", "Hm."), StageError, "answer is empty", 3),
-        (streamed(finish="length"), StageError, "used up its tokens before it said a word", 1),
-        (streamed("<think>", "Hm.", finish="length"), StageError, "used up its tokens", 1),
-        (streamed(finish="content_filter"), StageError, "server's filter", 1),
+        (streamed(finish="length"), StageError, "used all its tokens before the first word", 1),
+        (streamed("<think>", "Hm.", finish="length"), StageError, "used all its tokens", 1),
+        (streamed(finish="content_filter"), StageError, "server's content filter", 1),
         (plain('{"error": {"message": "oom"}}', kind="application/json"), StageError, "failed: oom", 1),
         (plain("data: " + "x" * 2**20 + "x"), StageError, "not in OpenAI's form", 1),
-        (broken_off(), StageError, "broke off", 3),
+        (broken_off(), StageError, "is incomplete", 3),
         (lambda http: http.begin(kind="text/html"), StageError, "answered with text/html", 1),
         (lambda http: (http.begin(), http.event("{not json")), StageError, "not in OpenAI's form", 1),
         (lambda http: (http.begin(), http.event("[1]")), StageError, "not in OpenAI's form", 1),
@@ -206,7 +206,7 @@ async def test_every_failure_is_a_sentence_with_a_remedy(
 async def test_after_the_first_token_nothing_is_asked_again(server: LLMServer) -> None:
     server.answers[:] = [broken_off("Half an ans")]
     heard = []
-    with pytest.raises(StageError, match="broke off"):
+    with pytest.raises(StageError, match="is incomplete"):
         async for token in OpenAIResponder.load(server.url, "tiny").stream(ASKED):
             heard.append(token)
     assert (heard, len(server.requests)) == (["Half an ans"], 1)

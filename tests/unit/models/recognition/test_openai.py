@@ -137,8 +137,8 @@ def test_no_sound_is_sent_and_nothing_is_configured_wrongly(server, monkeypatch)
     assert server.asked == []
     monkeypatch.delenv("HEARING_KEY", raising=False)
     for options, words in (
-        ({"response_format": "srt"}, "no format 'srt'"),
-        ({"base_url": "localhost"}, "not an address"),
+        ({"response_format": "srt"}, "no response_format 'srt'"),
+        ({"base_url": "localhost"}, "not a URL"),
         ({"tries": 0}, "above 0"),
         ({"api_key_env": "HEARING_KEY"}, "HEARING_KEY is not set"),
     ):

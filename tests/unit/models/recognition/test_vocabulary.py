@@ -50,7 +50,7 @@ def test_special_tokens_are_found_by_name(form, request):
     assert vocabulary.languages == {code: words[f"<|{code}|>"] for code in LANGUAGES}
     assert vocabulary.tasks == {"transcribe": words["<|transcribe|>"], "translate": words["<|translate|>"]}
     assert vocabulary.first_timestamp == words["<|notimestamps|>"] + 1 == len(words)
-    assert set(vocabulary.silent) == {words[name] for name in SPECIAL[1:]}
+    assert set(vocabulary.prompt_only) == {words[name] for name in SPECIAL[1:]}
     assert vocabulary.size == len(words) + 1501
 
 
@@ -68,8 +68,8 @@ def test_what_is_missing_is_named(tmp_path, folder):
     with pytest.raises(WeightsError, match=r"no token <\|notimestamps\|>"):
         read_vocabulary(folder)
     (folder / "tokenizer.json").write_text('{"model": 5}')
-    with pytest.raises(WeightsError, match="no tokenizer of Whisper's kind"):
+    with pytest.raises(WeightsError, match="not a Whisper tokenizer"):
         read_vocabulary(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(WeightsError, match="not readable as JSON"):
+    with pytest.raises(WeightsError, match="not valid JSON"):
         read_vocabulary(folder)

@@ -42,7 +42,7 @@ class Ear:
 
     def listen(self, recognizer):
         """Remember where each window begins, too; nothing is encoded."""
-        recognizer._encoded = lambda samples, start_s: self.windows.append(round(start_s, 2))
+        recognizer._encode = lambda samples, start_s: self.windows.append(round(start_s, 2))
         return recognizer
 
     def __call__(self, decoder, states, prompt, rules, limit, no_speech, temperature):
@@ -62,9 +62,9 @@ def heard(recognizer, *parts, logprob=-0.2, no_speech=0.01, looped=False):
 
 def test_a_short_recording_is_what_the_loop_says_of_its_window(recognizer, folder, monkeypatch):
     samples = buzz(2.0)
-    recognizer.temperatures, recognizer.shortest_s = (0.0,), None
-    monkeypatch.setattr(module, "HOPELESS_LOGPROB", -99.0)  # random weights doubt everything
-    monkeypatch.setattr(module, "SURELY_SILENT", 2.0)
+    recognizer.temperatures, recognizer.min_context_s = (0.0,), None
+    monkeypatch.setattr(module, "MIN_LOGPROB", -99.0)  # random weights doubt everything
+    monkeypatch.setattr(module, "NO_SPEECH_SURE", 2.0)
     transcript = recognizer.transcribe(samples, "de")
     words = recognizer.vocabulary
     hub = WhisperForConditionalGeneration.from_pretrained(folder)  # the same files by transformers' own way
@@ -73,7 +73,7 @@ def test_a_short_recording_is_what_the_loop_says_of_its_window(recognizer, folde
     with torch.no_grad():
         states = hub.model.encoder(module.log_mel(window)).last_hidden_state
         prompt = [words.start, words.languages["de"], words.tasks["transcribe"]]
-        limit = module.TOKENS_MORE + int(module.TOKENS_A_S * 2.0)
+        limit = module.EXTRA_TOKENS + int(module.TOKENS_PER_S * 2.0)
         whole = decode(hub.model.decoder, states, prompt, recognizer.rules, limit, words.no_speech)
     wanted = words.text(whole.tokens).strip()
     assert len(wanted) > 3 and transcript.text == wanted and transcript.language == "de"
@@ -81,16 +81,16 @@ def test_a_short_recording_is_what_the_loop_says_of_its_window(recognizer, folde
 
 
 def test_a_short_recording_gets_a_short_context_with_the_same_weights(recognizer):
-    full = recognizer._encoded(torch.from_numpy(buzz(29.0)), 0.0)
+    full = recognizer._encode(torch.from_numpy(buzz(29.0)), 0.0)
     assert full.shape == (1, 1500, 32)
     samples = torch.from_numpy(buzz(9.5))
-    assert [recognizer._encoded(samples[:n], 0.0).shape[1] for n in (16_000, 8 * 16_000, 152_000)] == [600, 600, 700]
-    assert recognizer._encoded(samples, 5.5).shape[1] == 600  # what is left counts
+    assert [recognizer._encode(samples[:n], 0.0).shape[1] for n in (16_000, 8 * 16_000, 152_000)] == [600, 600, 700]
+    assert recognizer._encode(samples, 5.5).shape[1] == 600  # what is left counts
     with torch.no_grad():
-        recognizer.shortest_s = 30.0
-        long = recognizer._encoded(samples, 0.0)[0, :10]
-        recognizer.shortest_s = 12.0
-        short = recognizer._encoded(samples, 0.0)[0, :10]
+        recognizer.min_context_s = 30.0
+        long = recognizer._encode(samples, 0.0)[0, :10]
+        recognizer.min_context_s = 12.0
+        short = recognizer._encode(samples, 0.0)[0, :10]
     assert long.shape == short.shape and not torch.equal(long, short)  # it hears less silence behind
     encoder = recognizer._encoders.encoder_for(700)
     assert encoder.conv1.weight.data_ptr() == recognizer.model.encoder.conv1.weight.data_ptr()
@@ -99,7 +99,7 @@ def test_a_short_recording_gets_a_short_context_with_the_same_weights(recognizer
 def test_the_language_is_the_likeliest_where_none_is_given(recognizer, monkeypatch):
     ear = Ear(monkeypatch, heard(recognizer, 0.0, HELLO, 1.0))
     found = recognizer.transcribe(buzz(1.0)).language
-    states = recognizer._encoded(torch.from_numpy(buzz(1.0)), 0.0)
+    states = recognizer._encode(torch.from_numpy(buzz(1.0)), 0.0)
     start = torch.tensor([[recognizer.vocabulary.start]])
     with torch.no_grad():
         hidden = recognizer.model.decoder(input_ids=start, encoder_hidden_states=states).last_hidden_state[0, 0]
@@ -165,7 +165,7 @@ def test_nobody_says_more_than_so_much_in_so_short_a_time(recognizer, monkeypatc
     recognizer.transcribe(np.concatenate([buzz(1.0), silence(20)]), "en")
     recognizer.transcribe(buzz(30.0), "en")
     limits = [limit for _, limit, _ in ear.asked]
-    assert limits[0] == pytest.approx(module.TOKENS_MORE + module.TOKENS_A_S, abs=2) and limits[1] == 224
+    assert limits[0] == pytest.approx(module.EXTRA_TOKENS + module.TOKENS_PER_S, abs=2) and limits[1] == 224
 
 
 # --- doubt
@@ -219,7 +219,7 @@ def test_an_english_whisper_is_asked_without_a_language_and_knows_no_other(engli
     ear = Ear(monkeypatch, heard(english, 0.0, HELLO, 1.0))
     assert english.transcribe(buzz(1.0)).language == "en" and ear.asked[0][0] == [english.vocabulary.start]
     for wrong in ({"language": "de"}, {"task": "translate"}):
-        with pytest.raises(InputError, match="English alone"):
+        with pytest.raises(InputError, match="only English"):
             english.transcribe(buzz(1.0), **wrong)
 
 
@@ -266,7 +266,7 @@ def test_a_missing_tensor_is_named(copy, key):
 def test_broken_and_missing_files_are_named(copy):
     data = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(WeightsError, match="no complete safetensors"):
+    with pytest.raises(WeightsError, match="not a complete safetensors"):
         WhisperRecognizer.load(copy)
     (copy / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"none of model\.safetensors"):
@@ -283,7 +283,7 @@ def test_a_tokenizer_that_is_missing_or_of_another_whisper_is_told(copy):
     with pytest.raises(WeightsError, match="the tokenizer has .* tokens, the network"):
         WhisperRecognizer.load(copy)
     (copy / "tokenizer.json").unlink()
-    with pytest.raises(WeightsError, match="holds no tokenizer"):
+    with pytest.raises(WeightsError, match="neither tokenizer.json nor vocab.json"):
         WhisperRecognizer.load(copy)
 
 

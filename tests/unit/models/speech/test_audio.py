@@ -125,21 +125,21 @@ def test_a_video_without_sound_is_refused() -> None:
         video = out.add_stream("libx264", rate=25, width=64, height=64, pix_fmt="yuv420p")
         out.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
         out.mux(video.encode(None))
-    with pytest.raises(AudioError, match="no sound"):
+    with pytest.raises(AudioError, match="no audio stream"):
         decode_audio(buffer.getvalue())
 
 
 @pytest.mark.parametrize(
     ("data", "cause"),
     [
-        (b"", "no bytes"),
+        (b"", "is empty"),
         (b"RIFF", "not audio"),
         (b"this is a letter, not a sound. " * 50, "not audio"),
         (b"\x89PNG\r\n\x1a\n" + bytes(500), "not audio"),
-        (wav_bytes(np.zeros(0, np.float32)), "too short or broken: 0 ms"),
-        (wav_bytes(tone(16_000, 0.02)), "too short or broken: 20 ms"),
-        (wav_bytes(tone(16_000))[:44], "too short or broken: 0 ms"),
-        (encode(tone(44_100), "m4a_aac")[:3_000], "broken"),
+        (wav_bytes(np.zeros(0, np.float32)), "too short or damaged: 0 ms"),
+        (wav_bytes(tone(16_000, 0.02)), "too short or damaged: 20 ms"),
+        (wav_bytes(tone(16_000))[:44], "too short or damaged: 0 ms"),
+        (encode(tone(44_100), "m4a_aac")[:3_000], "damaged"),
         (Path("nowhere/voice.wav"), "no audio file 'voice.wav'"),
     ],
 )
@@ -386,6 +386,6 @@ def test_what_is_too_loud_is_clipped_and_not_wrapped() -> None:
 
 
 def test_an_unknown_format_names_the_known_ones() -> None:
-    with pytest.raises(AudioError, match="no sound format 'midi'") as caught:
+    with pytest.raises(AudioError, match="no audio format 'midi'") as caught:
         encode_audio(tone(24_000), 24_000, "midi")
     assert "mp3, opus, aac, flac, wav, pcm" in caught.value.remedy

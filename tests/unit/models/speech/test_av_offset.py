@@ -1,4 +1,4 @@
-"""LipOffset: a whole utterance is moved by the same time, whatever its segments' lengths; nothing is lost between them."""
+"""LipOffset shifts an utterance by a constant time for any segment lengths; nothing is lost between segments."""
 
 import numpy as np
 import pytest

@@ -260,7 +260,7 @@ def test_a_recording_that_cannot_be_cloned_is_refused_at_load(recording: Callabl
         CoquiTTS.load(speaker_wav=recording("short.wav", 1.0))
     with pytest.raises(AudioError, match="no audio file 'gone.wav'"):
         CoquiTTS.load(speaker_wav="gone.wav")
-    with pytest.raises(ConfigError, match="no folder of voices"):
+    with pytest.raises(ConfigError, match="no voices folder"):
         CoquiTTS.load(voices_dir="gone")
     with pytest.raises(IdError, match="'My Voice' is not a valid voice id"):
         CoquiTTS.load(voices_dir=str(Path(recording("My Voice.wav")).parent))
@@ -339,7 +339,7 @@ def test_a_model_of_one_voice_has_one_and_cannot_clone(recording: Callable[..., 
 def test_a_model_of_one_speed_says_so() -> None:
     engine = CoquiTTS.load(model=VITS)
     del engine._model.length_scale
-    with pytest.raises(InputError, match="one speed only"):
+    with pytest.raises(InputError, match=r"cannot speak at speed 1\.2"):
         engine.speak("Yes.", speed=1.2)
 
 
@@ -361,7 +361,7 @@ def test_a_folder_is_loaded_by_its_path_and_a_name_by_its_name(tmp_path: Path) -
 
 def test_the_gpu_is_asked_for_by_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="sees no GPU"):
+    with pytest.raises(ConfigError, match="finds no GPU"):
         CoquiTTS.load(device="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     CoquiTTS.load(device="cuda:0")

@@ -196,8 +196,8 @@ def test_voices_are_the_configured_ones_and_strict_only_when_listed(server: Serv
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ({"response_format": "midi"}, "no format 'midi'"),
-        ({"base_url": "localhost:8000"}, "not an address"),
+        ({"response_format": "midi"}, "no response_format 'midi'"),
+        ({"base_url": "localhost:8000"}, "not a URL"),
         ({"tries": 0}, "above 0"),
         ({"api_key_env": "WARMTALK_NO_SUCH_KEY"}, "WARMTALK_NO_SUCH_KEY is not set"),
     ],
@@ -302,18 +302,18 @@ def test_a_wav_shorter_than_its_header_says_is_asked_for_again(server: Server) -
     answers = [lambda http: http.send(whole[:9_000], kind="audio/wav"), lambda http: http.send(whole, kind="audio/wav")]
     (speech,) = engine(server, *answers, response_format="wav").speak("Yes.")
     assert speech.duration_s == pytest.approx(LEAD_S + 0.5 + LAST_PAUSE_S, abs=0.011)
-    with pytest.raises(StageError, match="broke off"):
+    with pytest.raises(StageError, match="is incomplete"):
         list(engine(server, answers[0], response_format="wav").speak("Yes."))
 
 
 @pytest.mark.parametrize(
     ("data", "kind", "response_format", "cause"),
     [
-        (b"not a sound file" * 99, "audio/wav", "wav", "is not sound"),
-        (b"", "audio/wav", "wav", "is not sound"),
+        (b"not a sound file" * 99, "audio/wav", "wav", "is not audio"),
+        (b"", "audio/wav", "wav", "is not audio"),
         (b"", "audio/pcm", "pcm", "is empty"),
-        (b"<html>Welcome</html>", "text/html", "pcm", "text/html instead of sound"),
-        (b'{"ok": true}', "application/json", "wav", "application/json instead of sound"),
+        (b"<html>Welcome</html>", "text/html", "pcm", "text/html instead of audio"),
+        (b'{"ok": true}', "application/json", "wav", "application/json instead of audio"),
     ],
 )
 def test_garbage_is_the_servers_fault_and_not_the_callers(

@@ -12,6 +12,7 @@ import pytest
 from models.errors import CorruptError
 from models.weights import installed as weight_files
 from models.weights import manifest as weights
+from models.weights.checksums import sha256_of
 from models.weights.installed import (
     file_state,
     file_states,
@@ -19,7 +20,6 @@ from models.weights.installed import (
     move_into_place,
     read_lock,
     record_hash,
-    sha256_of,
 )
 from models.weights.manifest import HubFile, WebFile, WeightFile, WeightSet
 

@@ -78,14 +78,14 @@ def test_a_truncated_file_says_so(tmp_path: Path, name: str, share: float) -> No
         torch.save(state, path, _use_new_zipfile_serialization=name == "b.pth")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(WeightsError, match=r"(?s)no complete .*Fetch the file again"):
+    with pytest.raises(WeightsError, match=r"(?s)not a complete .*Download the file again"):
         load_state_dict(path)
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
 def test_a_file_that_is_no_checkpoint_says_so(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("<!DOCTYPE html><html><body>Not found</body></html>")
-    with pytest.raises(WeightsError, match="no complete"):
+    with pytest.raises(WeightsError, match="not a complete"):
         load_state_dict(tmp_path / name)
 
 
@@ -98,7 +98,7 @@ def test_a_git_lfs_pointer_is_known(tmp_path: Path, name: str) -> None:
 
 def test_a_checkpoint_without_tensors_says_so(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match="no tensors by name"):
+    with pytest.raises(WeightsError, match="no named tensors"):
         load_state_dict(tmp_path / "a.pth")
 
 

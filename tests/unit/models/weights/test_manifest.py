@@ -160,9 +160,9 @@ def test_the_loaders_raise_it(tmp_path: Path) -> None:
         load_state_dict(root / "musetalkV15" / "unet.pth")
     with pytest.raises(WeightsError, match=r"config\.json is missing: .* for AudioFeatures.*--only whisper`"):
         read_json(root / "whisper" / "config.json")
-    with pytest.raises(WeightsError, match=r"whisper holds none of .*: the Whisper .*--only whisper`"):
+    with pytest.raises(WeightsError, match=r"whisper contains none of .*: the Whisper .*--only whisper`"):
         find_weights(root / "whisper", WEIGHT_FILES)
-    with pytest.raises(WeightsError, match=r"sd-vae holds none of .*--only sd-vae`"):
+    with pytest.raises(WeightsError, match=r"sd-vae contains none of .*--only sd-vae`"):
         vae_files(root / "sd-vae")
 
 
@@ -170,12 +170,12 @@ def test_a_damaged_file_of_the_manifest_names_the_command_too(tmp_path: Path) ->
     path = tmp_path / "weights" / "GFPGANv1.4.pth"
     path.parent.mkdir()
     path.write_bytes(b"PK\3\4 and no more")
-    with pytest.raises(WeightsError, match=r"no complete checkpoint.*--only GFPGANv1\.4`"):
+    with pytest.raises(WeightsError, match=r"not a complete checkpoint.*--only GFPGANv1\.4`"):
         load_state_dict(path)
     config = tmp_path / "weights" / "whisper" / "config.json"
     config.parent.mkdir()
     config.write_text("{")
-    with pytest.raises(WeightsError, match=r"not readable as JSON.*--only whisper`"):
+    with pytest.raises(WeightsError, match=r"not valid JSON.*--only whisper`"):
         read_json(config)
 
 

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models.errors import WeightsError
-from models.weights import pickle_cache as converted
+from models.weights import pickle_cache
 from models.weights.loading import find_weights, fingerprint, load_state_dict
 
-ROWS = 300  # 300 × 1024 float32 are above LEAST_BYTES
+ROWS = 300  # 300 × 1024 float32 are above MIN_BYTES
 
 
 @pytest.fixture
@@ -142,16 +142,16 @@ def test_a_full_disk_or_a_folder_that_refuses_is_no_error(
     original: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
-        free = converted.SPARE_DISK_BYTES
+        free = pickle_cache.MIN_FREE_DISK_BYTES
 
     with monkeypatch.context() as patch:
-        patch.setattr(converted.shutil, "disk_usage", lambda path: Full)
+        patch.setattr(pickle_cache.shutil, "disk_usage", lambda path: Full)
         assert same(load_state_dict(original), state)
 
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(converted, "_write", refuse)
+    monkeypatch.setattr(pickle_cache, "_write", refuse)
     assert same(load_state_dict(original), state)
     assert [path.name for path in original.parent.iterdir()] == ["unet.pth"]
 
@@ -172,7 +172,7 @@ def test_a_write_that_breaks_off_leaves_nothing(
         part.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(converted, "_write", half)
+    monkeypatch.setattr(pickle_cache, "_write", half)
     assert same(load_state_dict(original), state)
     assert [path.name for path in original.parent.iterdir()] == ["unet.pth"]
 
@@ -182,7 +182,7 @@ def test_one_process_writes_and_parts_of_dead_ones_are_removed(original: Path, s
     part.write_bytes(b"x")
     assert same(load_state_dict(original), state)
     assert part.exists() and not copy_of(original).exists(), "another process writes it"
-    os.utime(part, (0, time.time() - converted.STALE_PART_S - 1))
+    os.utime(part, (0, time.time() - pickle_cache.STALE_PART_S - 1))
     assert same(load_state_dict(original), state)
     assert not part.exists() and copy_of(original).exists()
 
@@ -202,7 +202,7 @@ def test_a_copy_does_not_make_a_pickle_with_code_acceptable(tmp_path: Path, stat
             return (Path.touch, (tmp_path / "victim",))
 
     path = tmp_path / "a.pth"
-    path.write_bytes(pickle.dumps({"x": Payload(), "padding": b"0" * converted.LEAST_BYTES}))
+    path.write_bytes(pickle.dumps({"x": Payload(), "padding": b"0" * pickle_cache.MIN_BYTES}))
     with pytest.raises(WeightsError, match="could run code"):
         load_state_dict(path)
     assert [found.name for found in tmp_path.iterdir()] == ["a.pth"]
@@ -211,6 +211,6 @@ def test_a_copy_does_not_make_a_pickle_with_code_acceptable(tmp_path: Path, stat
 def test_the_copy_names_its_source(original: Path) -> None:
     load_state_dict(original, wrappers=("params",))
     with safe_open(copy_of(original), framework="pt") as file:
-        kept = json.loads(file.metadata()[converted.SOURCE_KEY])
+        kept = json.loads(file.metadata()[pickle_cache.SOURCE_KEY])
     stat = original.stat()
     assert kept == [["unet.pth", stat.st_size, stat.st_mtime_ns], ["params"]]
