@@ -1,4 +1,4 @@
-"""The Enhance stage gives an engine that asks for landmarks those of the avatar's own frames, in crop px."""
+"""The Enhance stage: engines that need landmarks get those of the avatar's frames, in pixels of the crop."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 BUILTIN = ROOT / "models" / "embedded" / "avatars"
 
 
-class Asking:
+class WithLandmarks:
     """An engine that records what it is given."""
 
     needs_landmarks = True
@@ -34,8 +34,8 @@ class Asking:
         return np.zeros((len(faces), 512, 512, 3), np.uint8)
 
 
-class Plain(Asking):
-    """An engine of the first protocol: it takes no landmarks."""
+class Plain(WithLandmarks):
+    """An engine without landmarks."""
 
     needs_landmarks = False
 
@@ -47,7 +47,7 @@ class Plain(Asking):
 def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Enhance:
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     stage = Enhance()
-    config = stage.config.model_copy(update={"engine": f"{Asking.__module__}:Asking", "batch_size": 2})
+    config = stage.config.model_copy(update={"engine": f"{WithLandmarks.__module__}:WithLandmarks", "batch_size": 2})
     stage.apply(config, None)
     stage.config = config
     stage.engine.given.clear()
@@ -63,7 +63,7 @@ def crops(frames, avatar_id="presenter", side=256) -> FaceCrops:
     return FaceCrops(np.zeros((len(frames), side, side, 3), np.uint8), 10, avatar_id, np.array(frames))
 
 
-def test_each_crop_comes_with_the_landmarks_of_its_avatar_frame(stage: Enhance, presenter) -> None:
+def test_each_crop_gets_the_landmarks_of_its_avatar_frame(stage: Enhance, presenter) -> None:
     out = stage._restore(crops([3, 2, 7]), 0.5)
     assert [given[0][0] for given in stage.engine.given] == [2, 1]
     landmarks = np.concatenate([given[2] for given in stage.engine.given])
@@ -73,7 +73,7 @@ def test_each_crop_comes_with_the_landmarks_of_its_avatar_frame(stage: Enhance, 
     assert out.avatar_frames.tolist() == [3, 2, 7]
 
 
-def test_landmarks_are_near_the_raw_ones_and_smoother(presenter) -> None:
+def test_landmarks_are_near_the_detected_ones_and_smoother(presenter) -> None:
     raw = five_points(apply(presenter.transforms, presenter.landmarks))
     steady = smoothed_points(presenter.landmarks, presenter.transforms, presenter.has_face, presenter.fps)
     assert np.abs(steady - raw).max() < 2.0
@@ -81,8 +81,8 @@ def test_landmarks_are_near_the_raw_ones_and_smoother(presenter) -> None:
     assert steady.min() > 0 and steady.max() < 256
 
 
-def test_around_the_face_lies_the_avatars_own_head(stage: Enhance, presenter) -> None:
-    """The crop itself, laid onto the template, agrees with the head where both show the face."""
+def test_the_surroundings_are_the_avatars_own_head(stage: Enhance, presenter) -> None:
+    """The crop, aligned to the template, equals the head where both show the face."""
     avatar = AvatarStore(BUILTIN).load("presenter", latents=False)
     crop = warp(avatar.frames[5], avatar.transforms[5])
     stage._restore(FaceCrops(crop[None], 0, "presenter", np.array([5])), 1.0)
@@ -95,7 +95,7 @@ def test_around_the_face_lies_the_avatars_own_head(stage: Enhance, presenter) ->
     assert np.abs(whole.astype(int) - around[0]).mean() < 1.0
 
 
-def test_heads_are_kept_and_the_oldest_leave() -> None:
+def test_the_least_recently_used_heads_leave_the_cache() -> None:
     avatar = AvatarStore(BUILTIN).load("presenter", latents=False)
     faces = AvatarFaces(avatar, cache_bytes=3 * 512 * 512 * 3)
     first = faces.heads(np.array([0, 1, 2, 1]))
@@ -105,30 +105,30 @@ def test_heads_are_kept_and_the_oldest_leave() -> None:
     assert np.array_equal(faces.heads(np.array([0]))[0], first[0])
 
 
-def test_crops_of_512_px_have_landmarks_at_twice_the_place(stage: Enhance) -> None:
+def test_crops_of_512_px_get_scaled_landmarks(stage: Enhance) -> None:
     stage._restore(crops([4]), 1.0)
     stage._restore(crops([4], side=512), 1.0)
     small, large = (given[2] for given in stage.engine.given)
     assert np.abs(large - (2 * small + 0.5)).max() < 1e-4
 
 
-def test_crops_that_do_not_say_whose_they_are_count_as_aligned(stage: Enhance) -> None:
+def test_crops_without_avatar_frames_get_no_landmarks(stage: Enhance) -> None:
     stage._restore(FaceCrops(np.zeros((1, 512, 512, 3), np.uint8), 0, ""), 1.0)
     assert stage.engine.given[0][2] is None
 
 
-def test_an_engine_of_the_first_protocol_is_never_given_landmarks(stage: Enhance) -> None:
+def test_an_engine_without_landmarks_gets_none(stage: Enhance) -> None:
     stage.engine = Plain()
     stage._restore(crops([1]), 1.0)
     assert stage.engine.given == [((1, 256, 256, 3), 1.0, None, None)]
 
 
-def test_an_unknown_avatar_is_named(stage: Enhance) -> None:
+def test_an_unknown_avatar_is_reported(stage: Enhance) -> None:
     with pytest.raises(AvatarNotFound, match="nobody"):
         stage._restore(crops([0], "nobody"), 1.0)
 
 
-async def test_the_stage_says_whether_its_engine_wants_faces_on_the_template(stage: Enhance) -> None:
+async def test_the_stage_reports_whether_its_engine_needs_landmarks(stage: Enhance) -> None:
     stage._configured = True
     assert await stage.needs_landmarks() is True
     stage.engine = Plain()

@@ -1,4 +1,4 @@
-"""What the LipSync stage's config loads: the engine, and the decoder in front of the picture."""
+"""The engines and decoders that the config of LipSync loads."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_decoder_tiny_decodes_with_taesd(
     assert tiny.vae_fingerprint == full.vae_fingerprint
 
 
-def test_a_missing_decoder_is_named(weights: dict[str, str], tmp_path: Path) -> None:
+def test_a_missing_decoder_is_reported(weights: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="nowhere"):
         load_engine(
             LipSyncConfig(engine="torch", decoder="tiny", **{**weights, "decoder_dir": str(tmp_path / "nowhere")})
         )
 
 
-def test_without_the_choice_no_decoder_folder_is_needed(weights: dict[str, str]) -> None:
+def test_the_decoder_folder_is_not_needed_for_the_vae(weights: dict[str, str]) -> None:
     engine = load_engine(LipSyncConfig(engine="torch", **{**weights, "decoder_dir": "nowhere"}))
     assert engine.decode(np.zeros((1, 4, 32, 32), np.float32)).shape == (1, 256, 256, 3)
