@@ -1,7 +1,7 @@
 """Virtual time: the clock advances only while everything waits, so sleeps cost nothing and nothing is ever late.
 
 For code on one event loop that reads `time` and sleeps with asyncio. Computing takes no virtual time, on the loop or in
-an executor's thread (`asyncio.to_thread`, `deployments.common.stage.Worker`). Processes and sockets do not work with it.
+an executor's thread (`asyncio.to_thread`, a stage's `Worker`). Processes and sockets do not work with it.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from deployments.stitch.deployment import Stitch
 from deployments.tts import TTS
 from models.speech.text import check_text, split_sentences
 from models.types import Speech
-from tests.support.air import RATE, Method, Response, Stages, Stream, ann
+from tests.support.stitch import RATE, Method, Response, Stages, Stream, grey_avatar
 
 PLAIN = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
 
@@ -68,7 +68,7 @@ class Tone:
 def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[str, Any]) -> Iterator[TestClient]:
     """A client of it. configs: user_config by stage. `client.stages` are the stages by name."""
     monkeypatch.setenv("WARMTALK_HOME", str(home))
-    avatar = ann()
+    avatar = grey_avatar()
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
     monkeypatch.setattr(Stitch, "_forget_removed", lambda self: asyncio.sleep(0))  # no avatar lies on this disk
     vae = SimpleNamespace(encode_reference=None, vae_fingerprint="")

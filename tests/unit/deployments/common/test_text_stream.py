@@ -12,16 +12,16 @@ from deployments.common import text_stream as growing
 from deployments.common.messages import SpeakRequest
 from deployments.common.text_stream import TextStreams, speak_text_stream
 from models.errors import BusyError, ClosedError, TextError
-from tests.support.air import (
-    Direct,
+from tests.support.stitch import (
+    StitchHandle,
     Watcher,
-    on_the_line,
+    assert_continuous,
     summary_of,
 )
 
 
-async def test_a_text_is_spoken_while_it_is_still_being_written(air):
-    stitch, live, stages = await air()
+async def test_a_text_is_spoken_while_it_is_still_being_written(make_stitch):
+    stitch, live, stages = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     came = []
 
@@ -31,14 +31,14 @@ async def test_a_text_is_spoken_while_it_is_still_being_written(air):
             yield part
             await asyncio.sleep(0.15)
 
-    events = speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing())
+    events = speak_text_stream(StitchHandle(stitch), SpeakRequest("alice", deliver=False), writing())
     summary = await summary_of(events)
     await events.aclose()
     await asyncio.sleep(0.4)
     assert [text for _, text in stages.spoken] == ["one one.", "two two.", "three."]
     assert stages.spoken[0][0] < came[1]  # the first was spoken before the second was there
     _, edges, mouths = watcher.seen()
-    on_the_line(edges, summary)
+    assert_continuous(edges, summary)
     speaking = np.flatnonzero(mouths > 240)
     assert len(speaking) == summary["frames"] and np.all(np.diff(speaking) == 1)  # no pause between them
     (line,) = (await stitch.session("alice"))["utterances"]
@@ -47,10 +47,10 @@ async def test_a_text_is_spoken_while_it_is_still_being_written(air):
     assert len(stitch._text_streams) == 0
 
 
-async def test_parts_are_sent_outside_the_request_that_began_them(air):
+async def test_parts_are_sent_outside_the_request_that_began_them(make_stitch):
     """A call in the context of a request that has ended may be lost."""
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
-    stitch, _, stages = await air()
+    stitch, _, stages = await make_stitch()
     feed, called_in = stitch.feed, []
 
     async def noted(*parts):
@@ -65,13 +65,13 @@ async def test_parts_are_sent_outside_the_request_that_began_them(air):
 
     request.set("the writer's")
     for _ in range(2):
-        await summary_of(speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing()))
+        await summary_of(speak_text_stream(StitchHandle(stitch), SpeakRequest("alice", deliver=False), writing()))
     assert called_in == ["none"] * 6  # two parts and the end, twice
     assert [text for _, text in stages.spoken] == ["one.", "two."] * 2
 
 
-async def test_a_writer_that_pauses_is_waited_for_with_the_mouth_at_rest(air):
-    stitch, live, _ = await air()
+async def test_a_writer_that_pauses_is_waited_for_with_the_mouth_at_rest(make_stitch):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
 
     async def writing():
@@ -79,12 +79,12 @@ async def test_a_writer_that_pauses_is_waited_for_with_the_mouth_at_rest(air):
         await asyncio.sleep(2.0)
         yield "two."
 
-    events = speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing())
+    events = speak_text_stream(StitchHandle(stitch), SpeakRequest("alice", deliver=False), writing())
     summary = await summary_of(events)
     await events.aclose()
     await asyncio.sleep(0.4)
     _, edges, mouths = watcher.seen()
-    on_the_line(edges, summary)
+    assert_continuous(edges, summary)
     speaking = np.flatnonzero(mouths > 240)
     breaks = np.flatnonzero(np.diff(speaking) > 1)
     assert len(breaks) == 1 and np.diff(speaking)[breaks[0]] > 25
@@ -99,9 +99,9 @@ async def test_a_silent_writer_is_given_up_and_a_long_text_refused():
         texts.feed("b", ["x" * 60_000, "y" * 60_000], False)
 
 
-async def test_a_text_that_is_over_takes_no_more_and_leaves_nothing(air):
+async def test_a_text_that_is_over_takes_no_more_and_leaves_nothing(make_stitch):
     """Refused, or cut: whoever still writes it is not waited for, and what is written then is nobody's."""
-    stitch, _, _ = await air(delay_s=0.05)
+    stitch, _, _ = await make_stitch(delay_s=0.05)
     texts, written = stitch._text_streams, []
 
     async def writing():
@@ -112,8 +112,8 @@ async def test_a_text_that_is_over_takes_no_more_and_leaves_nothing(air):
 
     await stitch.close("alice")
     with pytest.raises(ClosedError):
-        await summary_of(speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing()))
-    speaking = asyncio.create_task(summary_of(speak_text_stream(Direct(stitch), SpeakRequest("bob"), writing())))
+        await summary_of(speak_text_stream(StitchHandle(stitch), SpeakRequest("alice", deliver=False), writing()))
+    speaking = asyncio.create_task(summary_of(speak_text_stream(StitchHandle(stitch), SpeakRequest("bob"), writing())))
     await asyncio.sleep(0.8)
     await stitch.interrupt("bob")
     assert (await asyncio.wait_for(speaking, 3))["interrupted"]
@@ -139,14 +139,14 @@ async def test_texts_that_nobody_ever_speaks_make_room_in_the_end(monkeypatch):
         assert len(texts) == 2 and "b" in texts._texts
 
 
-async def test_an_error_of_the_writer_reaches_the_caller_behind_what_was_said(air):
-    stitch, _, _ = await air()
+async def test_an_error_of_the_writer_reaches_the_caller_behind_what_was_said(make_stitch):
+    stitch, _, _ = await make_stitch()
 
     async def writing():
         yield "one."
         raise RuntimeError("the model is gone")
 
-    events = speak_text_stream(Direct(stitch), SpeakRequest("alice", deliver=False), writing())
+    events = speak_text_stream(StitchHandle(stitch), SpeakRequest("alice", deliver=False), writing())
     with pytest.raises(RuntimeError, match="the model is gone"):
         async for _ in events:
             pass

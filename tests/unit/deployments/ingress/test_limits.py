@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from deployments.common.messages import SpeakRequest
 from deployments.ingress.limits import Places
 from models.errors import BusyError
-from tests.support.air import summary_of
+from tests.support.stitch import summary_of
 from tests.support.ingress import error_of
 from tests.support.whole_server import whole_server
 
@@ -168,8 +168,8 @@ def test_a_socket_that_watches_or_waits_for_an_answer_is_not(serve):
 # --- what waits
 
 
-async def test_so_many_utterances_of_one_session_wait_and_others_are_not_held_up(air):
-    stitch, _, _ = await air(delay_s=0.2, max_waiting_session=2)
+async def test_so_many_utterances_of_one_session_wait_and_others_are_not_held_up(make_stitch):
+    stitch, _, _ = await make_stitch(delay_s=0.2, max_waiting_session=2)
     mine = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "words")))) for _ in range(3)]
     await asyncio.sleep(0.05)
     with pytest.raises(BusyError, match="2 utterances of this session wait already"):

@@ -14,10 +14,10 @@ from deployments.common.messages import SpeakEvent, SpeakRequest
 from deployments.ingress.session_views import Views
 from deployments.ingress.websocket.protocol import Caption, Making
 from models.media.emsg import read_events
-from tests.support import air as air_material
-from tests.support.air import RATE, Watcher, summary_of
+from tests.support import stitch as stitch_material
+from tests.support.stitch import RATE, Watcher, summary_of
 
-air = air_material.air
+make_stitch = stitch_material.make_stitch
 
 CUE = re.compile(r"(\d\d):(\d\d):(\d\d\.\d{3}) --> (\d\d):(\d\d):(\d\d\.\d{3})\n(.+)")
 
@@ -44,8 +44,8 @@ def times_of(vtt: str) -> list[tuple[float, float, str]]:
             for h, m, s, i, n, t, text in cues]  # fmt: skip
 
 
-async def test_viewers_are_told_each_sentence_with_the_times_of_their_sound(air):
-    stitch, live, _ = await air()
+async def test_viewers_are_told_each_sentence_with_the_times_of_their_sound(make_stitch):
+    stitch, live, _ = await make_stitch()
     early = Watcher(await live.view("alice"))
     await asyncio.sleep(0.5)
     late = Watcher(await live.view("alice"))
@@ -62,8 +62,8 @@ async def test_viewers_are_told_each_sentence_with_the_times_of_their_sound(air)
         assert np.abs(errors).max() < 0.04, errors  # a frame
 
 
-async def test_a_file_has_captions_with_the_times_of_its_sound_over_utterances_a_cut_and_a_silence(air):
-    stitch, live, _ = await air()
+async def test_a_file_has_captions_with_the_times_of_its_sound_over_utterances_a_cut_and_a_silence(make_stitch):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await summary_of(stitch.speak(SpeakRequest("alice", "the first of them", deliver=False)))
     await asyncio.sleep(1.0)  # idle motion, which is not in the file
@@ -90,8 +90,8 @@ async def test_a_file_has_captions_with_the_times_of_its_sound_over_utterances_a
     assert live_cut["end_s"] == pytest.approx(spans(watcher.data)[1][1], abs=0.09)  # an AAC frame, and its overlap
 
 
-async def test_viewers_are_told_what_is_being_made_at_least_twice_a_second(air):
-    stitch, live, _ = await air(delay_s=0.5)
+async def test_viewers_are_told_what_is_being_made_at_least_twice_a_second(make_stitch):
+    stitch, live, _ = await make_stitch(delay_s=0.5)
     watcher = Watcher(await live.view("alice"))
     began_s = time.monotonic()
     summary = await summary_of(stitch.speak(SpeakRequest("alice", "x" * 30, deliver=False)))
@@ -109,8 +109,8 @@ async def test_viewers_are_told_what_is_being_made_at_least_twice_a_second(air):
     assert reports[-1].stages == summary["stages"]
 
 
-async def test_a_caller_may_ask_how_far_it_is(air):
-    stitch, _, _ = await air(delay_s=0.4)
+async def test_a_caller_may_ask_how_far_it_is(make_stitch):
+    stitch, _, _ = await make_stitch(delay_s=0.4)
     events: list[SpeakEvent] = []
     async for event in stitch.speak(SpeakRequest("alice", "x" * 30, deliver=False, progress=True)):
         events.append(event)
@@ -123,8 +123,8 @@ async def test_a_caller_may_ask_how_far_it_is(air):
 
 
 @pytest.mark.parametrize(("method", "why"), [("close", "closed"), ("remove", "removed"), ("reset", "reset")])
-async def test_viewers_are_told_that_the_session_ends_and_why(air, method, why):
-    stitch, live, _ = await air()
+async def test_viewers_are_told_that_the_session_ends_and_why(make_stitch, method, why):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.3)
     await getattr(stitch, method)("alice")
@@ -132,8 +132,8 @@ async def test_viewers_are_told_that_the_session_ends_and_why(air, method, why):
     assert told(watcher.data, "ended") == [{"reason": why}] and watcher.viewer.why == why
 
 
-async def test_viewers_of_a_session_that_expires_are_told(air, monkeypatch):
-    stitch, live, _ = await air()
+async def test_viewers_of_a_session_that_expires_are_told(make_stitch, monkeypatch):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.3)
     await stitch.remove("alice", "expired")

@@ -12,7 +12,10 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from configs.serve_file import deployment_of, load_serve_config
 from deployments.common.messages import SpeakRequest
 from deployments.stitch.autoscaling import SPEAKING, WATCHED, BySpeech
-from tests.support.air import summary_of
+from tests.support.stitch import summary_of
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 
 def context(told: dict[str, dict[str, float]], now: int = 1, target: float = 4) -> Any:
@@ -46,8 +49,8 @@ def test_replicas_that_have_told_nothing_yet_change_nothing(told):
     assert BySpeech()(context(told, now=3))[0] == 3
 
 
-async def test_a_replica_tells_what_it_says_and_who_watches(air):
-    stitch, live, _ = await air(delay_s=0.1)
+async def test_a_replica_tells_what_it_says_and_who_watches(make_stitch):
+    stitch, live, _ = await make_stitch(delay_s=0.1)
     viewer = await live.view("alice")
     assert await stitch.record_autoscaling_stats() == {"speaking": 0, "watched": 1}
     speaking = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest(name, "words")))) for name in ("a", "b")]

@@ -13,14 +13,16 @@ from deployments.stitch.utterance import UtteranceWriter
 from models.errors import BusyError
 from models.stitch.paste import PasteMemory, Paster
 from models.types import PreparedAvatar
-from tests.support.air import (
-    UNHELD,
-    Lateness,
+from tests.support.stitch import (
+    NO_HOLDS,
     Stages,
     Watcher,
-    on_the_line,
+    assert_continuous,
     summary_of,
 )
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 
 async def test_the_first_config_and_every_later_one_says_how_the_default_avatar_is_pasted(monkeypatch, tmp_path):
@@ -44,18 +46,17 @@ async def test_the_first_config_and_every_later_one_says_how_the_default_avatar_
     stitch._housekeeping.cancel()
 
 
-async def test_speech_is_shown_between_idle_motion_on_one_unbroken_line(air):
-    stitch, live, _ = await air()
+async def test_speech_is_shown_between_idle_motion_on_one_unbroken_line(make_stitch):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.5)
-    async with Lateness() as late:  # of a busy machine
-        asked_s = time.time()
-        summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
-        shown_s = time.time() - asked_s
+    asked_s = time.time()
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
+    shown_s = time.time() - asked_s
     await asyncio.sleep(0.7)
     times, edges, mouths = watcher.seen()
     np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
-    on_the_line(edges, summary)
+    assert_continuous(edges, summary)
     speaking = np.flatnonzero(mouths > 240)
     assert len(speaking) == summary["frames"] == 33 and np.all(np.diff(speaking) == 1)
     assert mouths[speaking[-1] + 1] > mouths[speaking[-1] + 2]  # it fades back
@@ -64,13 +65,13 @@ async def test_speech_is_shown_between_idle_motion_on_one_unbroken_line(air):
     assert first == pytest.approx(times[speaking[0]] + 0.1, abs=0.025)
     assert last == pytest.approx(times[speaking[-1]], abs=0.07)
     assert summary["live"]["shown_frames"] == 33 and not summary["interrupted"]
-    assert 33 / 25 < shown_s < 33 / 25 + 1.0 + late.s  # it was not made only, but shown
+    assert 33 / 25 < shown_s < 33 / 25 + 1.0  # it was not made only, but shown
     facts = await stitch.session("alice")
     assert (facts["frames"], facts["utterances"][0]["sentences"][0]["text"]) == (33, "twelve chars")
 
 
-async def test_a_slow_machine_makes_the_head_wait_and_loses_no_frame(air):
-    stitch, live, stages = await air()
+async def test_a_slow_machine_makes_the_head_wait_and_loses_no_frame(make_stitch):
+    stitch, live, stages = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.2)
     stages.delay_s = 1.2  # of the first chunk, which was expected after a third of that
@@ -82,25 +83,24 @@ async def test_a_slow_machine_makes_the_head_wait_and_loses_no_frame(air):
     times, edges, mouths = watcher.seen()
     np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
     assert summary["live"]["holds"] == 1 and 0.3 < summary["live"]["held_s"] < 2
-    on_the_line(edges, summary)
+    assert_continuous(edges, summary)
     speaking = np.flatnonzero(mouths > 240)
     assert len(speaking) == 33 and np.all(np.diff(speaking) == 1)
-    on_the_line(edges[speaking], UNHELD)
+    assert_continuous(edges[speaking], NO_HOLDS)
     still = edges[:-6] == edges[6:]  # it is not frozen while it waits: 0.24 s
     assert np.abs(edges[6:] - edges[:-6]).max() > 4 and not np.any(np.convolve(still, np.ones(6), "valid") == 6)
 
 
-async def test_without_a_viewer_speech_is_made_as_fast_as_it_can_be(air):
-    stitch, _, _ = await air()
-    async with Lateness() as late:  # of a busy machine
-        began_s = time.time()
-        summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
-        took_s = time.time() - began_s
-    assert took_s < 0.9 + late.s and summary["frames"] == 33 and "live" not in summary
+async def test_without_a_viewer_speech_is_made_as_fast_as_it_can_be(make_stitch):
+    stitch, _, _ = await make_stitch()
+    began_s = time.time()
+    summary = await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
+    took_s = time.time() - began_s
+    assert took_s < 0.9 and summary["frames"] == 33 and "live" not in summary
 
 
-async def test_two_sessions_at_once_do_not_mix(air):
-    stitch, live, _ = await air()
+async def test_two_sessions_at_once_do_not_mix(make_stitch):
+    stitch, live, _ = await make_stitch()
     await stitch.create("bob")
     watchers = {name: Watcher(await live.view(name)) for name in ("alice", "bob")}
     texts = {"alice": "five5", "bob": "ten chars."}
@@ -109,13 +109,13 @@ async def test_two_sessions_at_once_do_not_mix(air):
     await asyncio.sleep(0.4)
     for name, text in texts.items():
         _, edges, mouths = watchers[name].seen()
-        on_the_line(edges)
+        assert_continuous(edges)
         assert np.sum(mouths > 240) == round((0.1 + 0.1 * len(text)) * 25)
         assert [line["text"] for line in (await stitch.session(name))["utterances"]] == [text]
 
 
-async def test_there_is_a_most_of_utterances_and_of_those_that_wait(air):
-    stitch, _, _ = await air(delay_s=0.2, max_utterances=1, max_waiting=1)
+async def test_there_is_a_most_of_utterances_and_of_those_that_wait(make_stitch):
+    stitch, _, _ = await make_stitch(delay_s=0.2, max_utterances=1, max_waiting=1)
     running = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest(name, "words")))) for name in ("a", "b")]
     await asyncio.sleep(0.05)
     with pytest.raises(BusyError):
@@ -125,8 +125,8 @@ async def test_there_is_a_most_of_utterances_and_of_those_that_wait(air):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-async def test_as_many_utterances_are_made_at_once_as_there_are_threads(air, monkeypatch, threads):
-    stitch, _, _ = await air(threads=threads)
+async def test_as_many_utterances_are_made_at_once_as_there_are_threads(make_stitch, monkeypatch, threads):
+    stitch, _, _ = await make_stitch(threads=threads)
     meet, make, met = threading.Barrier(2, timeout=1.0), UtteranceWriter.encode, []
 
     def made(self, chunk, close):
@@ -143,12 +143,12 @@ async def test_as_many_utterances_are_made_at_once_as_there_are_threads(air, mon
     assert sorted(met) == ([] if threads == 1 else ["alice", "bob"])
 
 
-async def test_many_sessions_on_several_threads_have_the_bytes_of_one_thread(air, tmp_path):
+async def test_many_sessions_on_several_threads_have_the_bytes_of_one_thread(make_stitch, tmp_path):
     """While they are made, they are looked at, and one more is opened and removed."""
     texts = {f"s{k}": "chars" * (1 + k % 3) for k in range(6)}
     videos = {}
     for threads in (1, 3):
-        stitch, _, _ = await air(threads=threads, delay_s=0.0)
+        stitch, _, _ = await make_stitch(threads=threads, delay_s=0.0)
         speaking = [
             asyncio.create_task(summary_of(stitch.speak(SpeakRequest(name, text, deliver=False))))
             for name, text in [*texts.items(), *texts.items()]

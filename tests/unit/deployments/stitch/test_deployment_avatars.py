@@ -10,9 +10,10 @@ from deployments.common.messages import SpeakRequest
 from deployments.stitch.deployment import Stitch
 from deployments.stitch.live import registry
 from models.errors import AvatarNotFound, ClosedError, InterruptedSpeech
-from tests.support.air import Watcher, air, spoken, summary_of
+from tests.support.stitch import Watcher, summary_of, wait_for_frames
+from tests.support.virtual_time import event_loop_policy, virtual_time
 
-__all__ = ["air"]
+__all__ = ["event_loop_policy", "virtual_time"]
 
 
 def gone(monkeypatch) -> None:
@@ -29,15 +30,15 @@ def idle_files(home: Path) -> list[str]:
     return sorted(path.name for path in (home / "results" / "sessions" / ".idle").glob("*"))
 
 
-async def test_speech_and_live_streams_of_a_removed_face_end_and_say_why(air, monkeypatch, tmp_path):
-    stitch, live, _ = await air(delay_s=0.05)
+async def test_speech_and_live_streams_of_a_removed_face_end_and_say_why(make_stitch, monkeypatch, tmp_path):
+    stitch, live, _ = await make_stitch(delay_s=0.05)
     for name in ("bob", "carol"):
         await stitch.create(name)
     watcher, idler = Watcher(await live.view("alice")), Watcher(await live.view("bob"))
     speaking = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
-    await spoken(stitch, "alice", 10)
+    await wait_for_frames(stitch, "alice", 10)
     unwatched = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("carol", "y" * 800, deliver=False))))
-    await spoken(stitch, "carol", 8)
+    await wait_for_frames(stitch, "carol", 8)
     assert [name.rsplit("-", 2)[0] for name in idle_files(tmp_path)] == ["ann"]
     gone(monkeypatch)
     assert await stitch.forget_avatar("ann") == ["alice", "bob", "carol"]
@@ -53,10 +54,10 @@ async def test_speech_and_live_streams_of_a_removed_face_end_and_say_why(air, mo
     assert (await stitch.session("alice"))["frames"] >= 10  # what was said can still be seen
 
 
-async def test_what_waits_to_be_said_with_a_removed_face_is_not(air, monkeypatch):
-    stitch, _, stages = await air(delay_s=0.05)
+async def test_what_waits_to_be_said_with_a_removed_face_is_not(make_stitch, monkeypatch):
+    stitch, _, stages = await make_stitch(delay_s=0.05)
     said = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 300)))) for _ in range(3)]
-    await spoken(stitch, "alice", 8)
+    await wait_for_frames(stitch, "alice", 8)
     gone(monkeypatch)
     assert await stitch.forget_avatar("ann") == ["alice"]
     first, *others = await asyncio.gather(*said, return_exceptions=True)
@@ -64,8 +65,8 @@ async def test_what_waits_to_be_said_with_a_removed_face_is_not(air, monkeypatch
     assert len(stages.spoken) == 1
 
 
-async def test_other_faces_are_left_alone(air, tmp_path):
-    stitch, live, _ = await air()
+async def test_other_faces_are_left_alone(make_stitch, tmp_path):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     before = idle_files(tmp_path)
     folder = tmp_path / "results" / "sessions" / ".idle"
@@ -77,8 +78,8 @@ async def test_other_faces_are_left_alone(air, tmp_path):
     watcher.task.cancel()
 
 
-async def test_idle_motion_that_is_being_coded_is_not_left_behind(air, monkeypatch, tmp_path):
-    stitch, live, _ = await air()
+async def test_idle_motion_that_is_being_coded_is_not_left_behind(make_stitch, monkeypatch, tmp_path):
+    stitch, live, _ = await make_stitch()
     code = registry._encode_idle
     began = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -98,8 +99,8 @@ async def test_idle_motion_that_is_being_coded_is_not_left_behind(air, monkeypat
     assert idle_files(tmp_path) == []
 
 
-async def test_who_has_just_looked_is_not_shown_what_was_removed_meanwhile(air, monkeypatch):
-    stitch, live, _ = await air()
+async def test_who_has_just_looked_is_not_shown_what_was_removed_meanwhile(make_stitch, monkeypatch):
+    stitch, live, _ = await make_stitch()
     idle_file, found, release = registry.LiveRegistry._idle_file, asyncio.Event(), asyncio.Event()
 
     async def late(self, show, folder):
@@ -118,9 +119,9 @@ async def test_who_has_just_looked_is_not_shown_what_was_removed_meanwhile(air, 
     assert stitch._live.watched() == []
 
 
-async def test_a_replica_that_was_not_told_finds_out_by_itself(air, monkeypatch, tmp_path):
+async def test_a_replica_that_was_not_told_finds_out_by_itself(make_stitch, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SURVEY_S", 0.1)
-    stitch, live, _ = await air()
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.3)
     assert not watcher.task.done()

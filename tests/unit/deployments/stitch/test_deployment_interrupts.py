@@ -14,21 +14,24 @@ from deployments.common.messages import SpeakRequest
 from deployments.stitch import utterance
 from models.errors import InterruptedSpeech, SessionNotFound
 from models.media.encode import UtteranceEncoder
-from tests.support.air import (
+from tests.support.stitch import (
     Watcher,
-    on_the_line,
-    spoken,
+    assert_continuous,
     summary_of,
+    wait_for_frames,
 )
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 
-async def test_an_interruption_ends_speech_for_viewers_file_and_stages(air):
-    stitch, live, stages = await air(delay_s=0.1)
+async def test_an_interruption_ends_speech_for_viewers_file_and_stages(make_stitch):
+    stitch, live, stages = await make_stitch(delay_s=0.1)
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.3)
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
     waiting = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "never said", deliver=False))))
-    await spoken(stitch, "alice", 18)
+    await wait_for_frames(stitch, "alice", 18)
     live_edge = len(watcher.data)
     assert await stitch.interrupt("alice") == {"session_id": "alice", "interrupted": 2}
     calls = len(stages.rendered)
@@ -41,7 +44,7 @@ async def test_an_interruption_ends_speech_for_viewers_file_and_stages(air):
     before = len(watcher.seen()[0])
     watcher.data = data
     _, edges, mouths = watcher.seen()
-    on_the_line(edges, summary)
+    assert_continuous(edges, summary)
     speaking = np.flatnonzero(mouths > 240)
     assert (speaking[-1] + 1 - before) / 25 < 0.3  # of stream time
     assert summary["interrupted"] and summary["live"]["shown_frames"] == len(speaking)
@@ -54,9 +57,9 @@ async def test_an_interruption_ends_speech_for_viewers_file_and_stages(air):
         assert sum(1 for _ in file.decode(video=0)) == len(speaking)
 
 
-async def test_a_cut_does_not_wait_for_the_compute_thread(air, monkeypatch):
+async def test_a_cut_does_not_wait_for_the_compute_thread(make_stitch, monkeypatch):
     """It may have another second of pictures under way, of this session or of others."""
-    stitch, live, _ = await air(delay_s=0.05)
+    stitch, live, _ = await make_stitch(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
     busy, make = threading.Event(), utterance.UtteranceWriter.encode
 
@@ -69,7 +72,7 @@ async def test_a_cut_does_not_wait_for_the_compute_thread(air, monkeypatch):
     slowly = False
     monkeypatch.setattr(utterance.UtteranceWriter, "encode", slow)
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100, deliver=False))))
-    await spoken(stitch, "alice", 12)
+    await wait_for_frames(stitch, "alice", 12)
     slowly = True
     await asyncio.to_thread(busy.wait, 10)
     before = len(watcher.data)
@@ -83,14 +86,14 @@ async def test_a_cut_does_not_wait_for_the_compute_thread(air, monkeypatch):
     edge = len(watcher.seen()[0])
     watcher.data = data
     _, edges, mouths = watcher.seen()
-    on_the_line(edges)
+    assert_continuous(edges)
     assert (np.flatnonzero(mouths > 240)[-1] + 1 - edge) / 25 < 0.3  # of stream time
     with pytest.raises(SessionNotFound):
         await stitch.cut("nobody")
 
 
-async def test_what_is_not_watched_can_be_interrupted_too(air):
-    stitch, _, stages = await air(delay_s=0.3)
+async def test_what_is_not_watched_can_be_interrupted_too(make_stitch):
+    stitch, _, stages = await make_stitch(delay_s=0.3)
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
     while len(stages.rendered) < 6:
         await asyncio.sleep(0.02)
@@ -102,24 +105,24 @@ async def test_what_is_not_watched_can_be_interrupted_too(air):
     assert (await stitch.interrupt("alice"))["interrupted"] == 0
 
 
-async def test_a_caller_that_goes_takes_its_speech_along(air):
-    stitch, live, stages = await air(delay_s=0.05)
+async def test_a_caller_that_goes_takes_its_speech_along(make_stitch):
+    stitch, live, stages = await make_stitch(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
-    await spoken(stitch, "alice", 12)
+    await wait_for_frames(stitch, "alice", 12)
     said.cancel()
     await asyncio.sleep(0.8)
     calls = len(stages.rendered)
     await asyncio.sleep(0.4)
     assert len(stages.rendered) == calls
     _, edges, mouths = watcher.seen()
-    on_the_line(edges)
+    assert_continuous(edges)
     assert 0 < np.sum(mouths > 240) < 40 and mouths[-1] < 200
     assert (await stitch.session("alice"))["utterances"][0]["interrupted"]
 
 
-async def test_a_caller_that_closes_its_stream_leaves_the_session_to_the_next_at_once(air):
-    stitch, _, stages = await air(delay_s=0.1)
+async def test_a_caller_that_closes_its_stream_leaves_the_session_to_the_next_at_once(make_stitch):
+    stitch, _, stages = await make_stitch(delay_s=0.1)
     events = stitch.speak(SpeakRequest("alice", "x" * 60))
     for _ in range(3):
         await anext(events)
@@ -131,9 +134,9 @@ async def test_a_caller_that_closes_its_stream_leaves_the_session_to_the_next_at
     assert [line["end_s"] is None for line in facts["utterances"]] == [True, False]
 
 
-async def test_a_caller_that_is_cancelled_again_while_it_leaves_leaves_nothing_behind(air):
+async def test_a_caller_that_is_cancelled_again_while_it_leaves_leaves_nothing_behind(make_stitch):
     """Serve cancels a call when its client goes, and again when its replica is stopped."""
-    stitch, live, _ = await air(live_ahead_s=0.6)
+    stitch, live, _ = await make_stitch(live_ahead_s=0.6)
     await live.view("alice")
     for steps in (0, 1, 3):
         said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 30, deliver=False))))
@@ -152,9 +155,9 @@ async def test_a_caller_that_is_cancelled_again_while_it_leaves_leaves_nothing_b
     assert summary["frames"] > 0 and not summary["interrupted"]
 
 
-async def test_a_show_that_breaks_is_an_error_at_once_and_the_session_speaks_on(air, monkeypatch):
+async def test_a_show_that_breaks_is_an_error_at_once_and_the_session_speaks_on(make_stitch, monkeypatch):
     """What is made must not wait for ever to be shown."""
-    stitch, live, _ = await air(live_ahead_s=1.0)
+    stitch, live, _ = await make_stitch(live_ahead_s=1.0)
     await live.view("alice")
     with monkeypatch.context() as broken:
         broken.setattr("deployments.stitch.live.playout.Playout._release", lambda self, piece: 1 / 0)
@@ -168,11 +171,11 @@ async def test_a_show_that_breaks_is_an_error_at_once_and_the_session_speaks_on(
     assert time.monotonic() - began_s < 5  # and not behind the six seconds that were never shown
 
 
-async def test_a_session_that_begins_afresh_does_not_wait_for_what_it_was_going_to_say(air):
-    stitch, live, _ = await air(delay_s=0.05)
+async def test_a_session_that_begins_afresh_does_not_wait_for_what_it_was_going_to_say(make_stitch):
+    stitch, live, _ = await make_stitch(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
     speaking = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100)))) for _ in range(2)]
-    await spoken(stitch, "alice", 12)
+    await wait_for_frames(stitch, "alice", 12)
     asked_s = time.monotonic()
     assert (await stitch.reset("alice"))["reset"]
     assert time.monotonic() - asked_s < 2.0  # of eight seconds
@@ -181,8 +184,8 @@ async def test_a_session_that_begins_afresh_does_not_wait_for_what_it_was_going_
     assert (await stitch.session("alice"))["frames"] == 0
 
 
-async def test_a_session_that_is_deleted_falls_silent_first(air):
-    stitch, live, _ = await air(delay_s=0.05)
+async def test_a_session_that_is_deleted_falls_silent_first(make_stitch):
+    stitch, live, _ = await make_stitch(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
     speaking = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100)))) for _ in range(2)]
     await asyncio.sleep(1.5)
@@ -195,7 +198,7 @@ async def test_a_session_that_is_deleted_falls_silent_first(air):
     watcher.task.cancel()
 
 
-async def test_an_utterance_that_was_cut_lets_go_of_its_encoder_at_once(air, monkeypatch):
+async def test_an_utterance_that_was_cut_lets_go_of_its_encoder_at_once(make_stitch, monkeypatch):
     """Each holds threads and megabytes, and garbage may not be collected for a long time."""
     made = []
 
@@ -205,7 +208,7 @@ async def test_an_utterance_that_was_cut_lets_go_of_its_encoder_at_once(air, mon
             made.append(weakref.ref(self))
 
     monkeypatch.setattr(utterance, "UtteranceEncoder", Noted)
-    stitch, live, _ = await air(delay_s=0.05)
+    stitch, live, _ = await make_stitch(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
     gc.collect()
@@ -221,8 +224,8 @@ async def test_an_utterance_that_was_cut_lets_go_of_its_encoder_at_once(air, mon
         watcher.task.cancel()
 
 
-async def test_a_cut_while_speech_is_waited_for_does_not_make_the_head_leap(air):
-    stitch, live, stages = await air(delay_s=3.0)
+async def test_a_cut_while_speech_is_waited_for_does_not_make_the_head_leap(make_stitch):
+    stitch, live, stages = await make_stitch(delay_s=3.0)
     watcher = Watcher(await live.view("alice"))
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False))))
     broadcast = stitch._live.broadcast_of("alice")
@@ -235,17 +238,17 @@ async def test_a_cut_while_speech_is_waited_for_does_not_make_the_head_leap(air)
     await asyncio.sleep(1.0)
     times, edges, mouths = watcher.seen()
     np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
-    on_the_line(edges)
+    assert_continuous(edges)
     assert mouths.max() < 240 and stages.rendered == []
 
 
 @pytest.mark.parametrize("set_by_s", [-3600.0, 3600.0])
-async def test_setting_the_wall_clock_neither_stops_speech_nor_lets_it_leap(air, monkeypatch, set_by_s):
-    stitch, live, _ = await air()
+async def test_setting_the_wall_clock_neither_stops_speech_nor_lets_it_leap(make_stitch, monkeypatch, set_by_s):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.3)
     said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 20, deliver=False))))
-    await spoken(stitch, "alice", 8)
+    await wait_for_frames(stitch, "alice", 8)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + set_by_s)
     summary = await asyncio.wait_for(said, 6)
@@ -254,5 +257,5 @@ async def test_setting_the_wall_clock_neither_stops_speech_nor_lets_it_leap(air,
     times, edges, mouths = watcher.seen()
     assert summary["live"]["shown_frames"] == summary["frames"] and not summary["interrupted"]
     np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
-    on_the_line(edges, summary)
+    assert_continuous(edges, summary)
     assert (mouths > 240).sum() == summary["frames"]

@@ -14,22 +14,25 @@ from deployments.stitch import deployment as module
 from deployments.stitch.avatar_cache import LoadedAvatar
 from deployments.stitch.deployment import Stitch
 from models.errors import ClosedError, ExistsError, QuotaError, SessionNotFound
-from tests.support.air import (
-    LINE,
-    Direct,
+from tests.support.stitch import (
+    TIMELINE,
     Stages,
+    StitchHandle,
     Watcher,
-    ann,
+    grey_avatar,
     summary_of,
 )
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 
 def with_id(avatar: LoadedAvatar, avatar_id: str) -> LoadedAvatar:
     return replace(avatar, prepared=replace(avatar.prepared, avatar_id=avatar_id))
 
 
-async def test_a_closed_session_stays_to_be_seen_and_says_nothing_more(air):
-    stitch, live, _ = await air()
+async def test_a_closed_session_stays_to_be_seen_and_says_nothing_more(make_stitch):
+    stitch, live, _ = await make_stitch()
     await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
     watcher = Watcher(await live.view("alice"))
     facts = await stitch.close("alice")
@@ -44,15 +47,15 @@ async def test_a_closed_session_stays_to_be_seen_and_says_nothing_more(air):
         await stitch.close("nobody")
 
 
-async def test_a_session_gets_no_longer_than_its_limit(air):
-    stitch, _, _ = await air(session_max_minutes=0.01)
+async def test_a_session_gets_no_longer_than_its_limit(make_stitch):
+    stitch, _, _ = await make_stitch(session_max_minutes=0.01)
     await summary_of(stitch.speak(SpeakRequest("alice", "x" * 10, deliver=False)))
     with pytest.raises(ClosedError, match=r"0\.01 minutes long"):
         await summary_of(stitch.speak(SpeakRequest("alice", "more", deliver=False)))
 
 
-async def test_there_is_a_most_of_sessions_and_of_bytes(air):
-    stitch, _, _ = await air(max_sessions=3)
+async def test_there_is_a_most_of_sessions_and_of_bytes(make_stitch):
+    stitch, _, _ = await make_stitch(max_sessions=3)
     await stitch.create("two")
     await stitch.create("three")
     with pytest.raises(QuotaError, match="3 sessions already"):
@@ -68,8 +71,8 @@ async def test_there_is_a_most_of_sessions_and_of_bytes(air):
         await summary_of(stitch.speak(SpeakRequest("two", "Hello.", deliver=False)))
 
 
-async def test_sessions_that_are_opened_by_speech_count_at_once(air):
-    stitch, _, _ = await air(max_sessions=4)
+async def test_sessions_that_are_opened_by_speech_count_at_once(make_stitch):
+    stitch, _, _ = await make_stitch(max_sessions=4)
     said = [summary_of(stitch.speak(SpeakRequest(f"s{k}", "Hello.", deliver=False))) for k in range(9)]
     answers = await asyncio.gather(*said, return_exceptions=True)
     assert [type(answer) for answer in answers].count(QuotaError) == 6
@@ -77,9 +80,9 @@ async def test_sessions_that_are_opened_by_speech_count_at_once(air):
 
 
 @pytest.mark.parametrize("end", ["remove", "close", "reset"])
-async def test_a_session_that_ends_while_its_idle_motion_is_made_is_not_shown_on(air, monkeypatch, end):
+async def test_a_session_that_ends_while_its_idle_motion_is_made_is_not_shown_on(make_stitch, monkeypatch, end):
     """Its viewers would watch a session that is gone, and never be told."""
-    stitch, live, _ = await air()
+    stitch, live, _ = await make_stitch()
     coding, made = asyncio.Event(), asyncio.Event()
     plain = stitch._live._idle_file
 
@@ -104,10 +107,10 @@ async def test_a_session_that_ends_while_its_idle_motion_is_made_is_not_shown_on
         assert stitch._live.watched() == []
 
 
-async def test_sessions_in_which_nothing_is_said_for_long_are_removed(air, monkeypatch, tmp_path):
+async def test_sessions_in_which_nothing_is_said_for_long_are_removed(make_stitch, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SURVEY_S", 0.1)
     monkeypatch.setattr(module, "SURVEYS_PER_EXPIRY", 1)
-    stitch, live, _ = await air(session_idle_hours=1)
+    stitch, live, _ = await make_stitch(session_idle_hours=1)
     for name in ("old", "watched"):
         await stitch.create(name)
     viewer = await live.view("watched")
@@ -118,8 +121,8 @@ async def test_sessions_in_which_nothing_is_said_for_long_are_removed(air, monke
     viewer.close()
 
 
-async def test_a_session_that_is_there_is_told_at_once_even_while_it_speaks(air):
-    stitch, _, _ = await air(delay_s=0.3)
+async def test_a_session_that_is_there_is_told_at_once_even_while_it_speaks(make_stitch):
+    stitch, _, _ = await make_stitch(delay_s=0.3)
     speaking = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 40))))
     await asyncio.sleep(0.1)
     asked_s = time.monotonic()
@@ -129,8 +132,8 @@ async def test_a_session_that_is_there_is_told_at_once_even_while_it_speaks(air)
     speaking.cancel()
 
 
-async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restarted(air):
-    stitch, live, _ = await air()
+async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restarted(make_stitch):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.4)
     await summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False)))
@@ -139,27 +142,27 @@ async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restart
     await live.stop()
     again = Stitch(*[Stages()] * 3)
     await again.reconfigure(stitch.config.model_dump())
-    after = Live(lambda session_id, position: Direct(again).live.remote(session_id, position), lambda: 100)
+    after = Live(lambda session_id, position: StitchHandle(again).live.remote(session_id, position), lambda: 100)
     facts = await again.session("alice")
     assert (facts["frames"], facts["utterances"][0]["sentences"][0]["text"]) == (33, "twelve chars") and place > 33
     late = Watcher(await after.view("alice"))
     await asyncio.sleep(0.4)
     summary = await summary_of(again.speak(SpeakRequest("alice", "four", deliver=False)))
     _, edges, _ = late.seen()
-    assert min(np.abs(edges[:8] - (20.0 + 4 * LINE)[p : p + 8]).max() for p in range(place - 12, place + 4)) < 2.5
+    assert min(np.abs(edges[:8] - (20.0 + 4 * TIMELINE)[p : p + 8]).max() for p in range(place - 12, place + 4)) < 2.5
     line = (await again.session("alice"))["utterances"][-1]
     assert summary["live"]["shown_frames"] == 13 == pytest.approx((line["end_s"] - line["start_s"]) * 25)
     await after.stop()
     again._housekeeping.cancel()
 
 
-async def test_viewers_of_an_avatar_that_is_prepared_anew_are_sent_to_its_new_picture(air, monkeypatch):
+async def test_viewers_of_an_avatar_that_is_prepared_anew_are_sent_to_its_new_picture(make_stitch, monkeypatch):
     """Its frames are others: speech in front of the old idle motion would leap at both of its ends."""
-    stitch, live, _ = await air()
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
     assert not watcher.task.done()
-    anew = ann()
+    anew = grey_avatar()
     anew = replace(anew, prepared=replace(anew.prepared, version="2"))
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: anew)
     summary = await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
@@ -171,10 +174,10 @@ async def test_viewers_of_an_avatar_that_is_prepared_anew_are_sent_to_its_new_pi
     again.task.cancel()
 
 
-async def test_a_session_speaks_with_the_face_it_was_opened_with(air, monkeypatch):
+async def test_a_session_speaks_with_the_face_it_was_opened_with(make_stitch, monkeypatch):
     """Not with the configured one: a page that shows a face opens the session with it, and then asks for speech."""
-    stitch, live, _ = await air()
-    faces = {name: with_id(ann(), name) for name in ("presenter", "bob")}
+    stitch, live, _ = await make_stitch()
+    faces = {name: with_id(grey_avatar(), name) for name in ("presenter", "bob")}
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: faces[avatar_id])
     assert (await stitch.create("chat", "bob"))["avatar_id"] == "bob"
     watcher = Watcher(await live.view("chat"))

@@ -7,6 +7,9 @@ import pytest
 
 from deployments.stitch.interrupts import Interrupt, Interrupts
 from models.errors import InterruptedSpeech
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 
 async def test_work_goes_on_without_a_cut():

@@ -10,14 +10,17 @@ import pytest
 from deployments.stitch.retention import Limits, Retention
 from models.errors import QuotaError
 from models.stitch.store import SessionStore
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 MANY = 1000
 FILES = Path("/proc/self/fd")
 
 
-async def test_nothing_is_left_of_a_thousand_sessions(air, tmp_path, monkeypatch):
+async def test_nothing_is_left_of_a_thousand_sessions(make_stitch, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: None)  # a test need not outlive a power cut
-    stitch, _, _ = await air(max_sessions=MANY, cached_sessions=16)
+    stitch, _, _ = await make_stitch(max_sessions=MANY, cached_sessions=16)
     root = tmp_path / "results" / "sessions"
 
     async def opened(names: list[str]) -> None:

@@ -15,6 +15,9 @@ from deployments.stitch.pipeline import Pipeline, _next_chunk
 from models.errors import BusyError, StageError, TextError
 from models.speech.activity import ActivityDetector
 from models.types import FaceCrops, FeatureWindows, Phoneme, Speech
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 RATE = 24_000
 

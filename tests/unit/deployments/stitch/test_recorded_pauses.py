@@ -9,13 +9,16 @@ import pytest
 from deployments.common.messages import SpeakRequest
 from models.errors import TextError
 from models.stitch.sidecar import read_sidecar, sidecar_path
-from tests.support.air import RATE, UNHELD, Watcher, edges_of, on_the_line, summary_of
 from tests.support.live import heard, shown
+from tests.support.stitch import NO_HOLDS, RATE, Watcher, assert_continuous, read_video, summary_of
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 
-async def recorded(air, pauses_s: list[float], **config) -> tuple[list[int], object, list[dict]]:
+async def recorded(make_stitch, pauses_s: list[float], **config) -> tuple[list[int], object, list[dict]]:
     """Greys of the file's frames, its sidecar, and the summaries of utterances with pauses between."""
-    stitch, live, _ = await air(**config)
+    stitch, live, _ = await make_stitch(**config)
     watcher = Watcher(await live.view("alice"))
     summaries = []
     for k, pause_s in enumerate([0.1, *pauses_s]):
@@ -31,7 +34,7 @@ async def told(stitch) -> tuple[np.ndarray, object, dict]:
     """Edge greys of the frames in the file of `alice`, its sidecar, and the session's facts."""
     session = stitch._sessions.find("alice")
     sidecar = read_sidecar(sidecar_path(session.path), session.frames)
-    return np.array(edges_of(session.path.read_bytes())[1]), sidecar, await stitch.session("alice")
+    return np.array(read_video(session.path.read_bytes())[1]), sidecar, await stitch.session("alice")
 
 
 async def seen(watcher: Watcher) -> tuple[np.ndarray, ...]:
@@ -52,8 +55,8 @@ def leaps(indices: np.ndarray) -> list[int]:
     return (np.flatnonzero(np.abs(np.diff(indices)) > 1) + 1).tolist()
 
 
-async def test_a_short_pause_is_in_the_file_and_nothing_leaps(air):
-    greys, sidecar, summaries = await recorded(air, [0.8])
+async def test_a_short_pause_is_in_the_file_and_nothing_leaps(make_stitch):
+    greys, sidecar, summaries = await recorded(make_stitch, [0.8])
     indices = np.array(sidecar.avatar_frames)
     assert leaps(indices) == [] and (indices >= 0).all()
     assert len(indices) == len(greys) > sum(s["frames"] for s in summaries) + 10
@@ -65,8 +68,8 @@ async def test_a_short_pause_is_in_the_file_and_nothing_leaps(air):
     assert summaries[1]["start_s"] > summaries[0]["duration_s"] + 0.4
 
 
-async def test_a_long_pause_is_shortened_and_yet_nothing_leaps(air):
-    _, sidecar, _ = await recorded(air, [4.0], recorded_pause_ms=400)
+async def test_a_long_pause_is_shortened_and_yet_nothing_leaps(make_stitch):
+    _, sidecar, _ = await recorded(make_stitch, [4.0], recorded_pause_ms=400)
     indices, mouth = np.array(sidecar.avatar_frames), np.array(sidecar.mouth)
     assert np.abs(np.diff(indices)).max() <= 4 and sidecar.known.all()  # of 39
     paused = np.flatnonzero(mouth == 0)
@@ -74,14 +77,14 @@ async def test_a_long_pause_is_shortened_and_yet_nothing_leaps(air):
     assert len(paused) <= 6 * 10
 
 
-async def test_pauses_are_left_out_where_the_config_says_so(air):
-    greys, sidecar, summaries = await recorded(air, [0.8], recorded_pause_ms=0)
+async def test_pauses_are_left_out_where_the_config_says_so(make_stitch):
+    greys, sidecar, summaries = await recorded(make_stitch, [0.8], recorded_pause_ms=0)
     assert len(greys) == sum(s["frames"] for s in summaries)
     assert leaps(np.array(sidecar.avatar_frames)) == [summaries[0]["frames"]]
 
 
-async def test_speech_does_not_need_the_idle_motion_that_is_gone(air, tmp_path, caplog):
-    stitch, live, _ = await air()
+async def test_speech_does_not_need_the_idle_motion_that_is_gone(make_stitch, tmp_path, caplog):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     said = [await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))]
     for path in (tmp_path / "results" / "sessions" / ".idle").iterdir():
@@ -93,8 +96,8 @@ async def test_speech_does_not_need_the_idle_motion_that_is_gone(air, tmp_path, 
     assert "is left out" in caplog.text
 
 
-async def test_an_utterance_that_fails_does_not_take_the_mouths_way_to_rest_along(air):
-    stitch, live, _ = await air()
+async def test_an_utterance_that_fails_does_not_take_the_mouths_way_to_rest_along(make_stitch):
+    stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
     said = await summary_of(stitch.speak(SpeakRequest("alice", "four 0", deliver=False)))
@@ -114,8 +117,8 @@ async def test_an_utterance_that_fails_does_not_take_the_mouths_way_to_rest_alon
 # --- speech that was cut before anybody saw it
 
 
-async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(air):
-    stitch, live, stages = await air(recorded_pause_ms=8000)
+async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(make_stitch):
+    stitch, live, stages = await make_stitch(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
     first = await summary_of(stitch.speak(SpeakRequest("alice", "four 0", deliver=False)))
@@ -136,7 +139,7 @@ async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(air
     assert [said.text for said in sidecar.utterances] == ["four 0", "four 1"]
     # the file is what the viewer saw from the first word to the last, but for a head that waits where it is
     assert (shown_mouths > 240).sum() == (np.array(sidecar.mouth) == 1).sum() == first["frames"] + last["frames"]
-    on_the_line(edges, UNHELD)
+    assert_continuous(edges, NO_HOLDS)
     assert last["start_s"] + last["duration_s"] == pytest.approx(len(edges) / 25, abs=1e-3)
     assert first["frames"] + last["frames"] < len(edges)
 
@@ -161,19 +164,19 @@ async def word_by_word(stitch, texts: list[str], waits_s: list[float]) -> dict:
     return await saying
 
 
-async def test_what_was_shown_between_two_sentences_of_a_growing_text_is_in_the_file(air):
-    stitch, live, _ = await air(recorded_pause_ms=8000)
+async def test_what_was_shown_between_two_sentences_of_a_growing_text_is_in_the_file(make_stitch):
+    stitch, live, _ = await make_stitch(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
     summary = await word_by_word(stitch, ["one 1", "two 22", "three 3"], [1.2, 1.5])
     _, _, shown_mouths = await seen(watcher)
     edges, sidecar, facts = await told(stitch)
     mouth = np.array(sidecar.mouth)
-    on_the_line(edges, UNHELD)  # as the viewer saw it, but for a head that waits where it is
+    assert_continuous(edges, NO_HOLDS)  # as the viewer saw it, but for a head that waits where it is
     assert (shown_mouths > 240).sum() == (mouth == 1).sum() == summary["live"]["shown_frames"]
     assert leaps(np.array(sidecar.avatar_frames)) == [] and sidecar.known.all()
     # pictures, sidecar and sound agree on where it speaks
-    pictures = np.array(edges_of(stitch._sessions.find("alice").path.read_bytes())[2]) > 240
+    pictures = np.array(read_video(stitch._sessions.find("alice").path.read_bytes())[2]) > 240
     assert pictures.tolist() == (mouth == 1).tolist()
     begun = np.flatnonzero(np.diff([0, *(mouth == 1)]) == 1)
     ended = np.flatnonzero(np.diff([*(mouth == 1), 0]) == -1) + 1
@@ -190,8 +193,8 @@ async def test_what_was_shown_between_two_sentences_of_a_growing_text_is_in_the_
     assert line["end_s"] - line["start_s"] == pytest.approx(summary["duration_s"], abs=1e-3)
 
 
-async def test_a_long_pause_inside_an_utterance_is_shortened_with_the_mouth_at_rest(air):
-    stitch, live, _ = await air(recorded_pause_ms=400)
+async def test_a_long_pause_inside_an_utterance_is_shortened_with_the_mouth_at_rest(make_stitch):
+    stitch, live, _ = await make_stitch(recorded_pause_ms=400)
     Watcher(await live.view("alice"))
     summary = await word_by_word(stitch, ["one 1", "two 22"], [4.0])
     edges, sidecar, facts = await told(stitch)
@@ -202,15 +205,15 @@ async def test_a_long_pause_inside_an_utterance_is_shortened_with_the_mouth_at_r
     assert summary["frames"] == facts["frames"] < summary["live"]["shown_frames"] + 6 * 10 + 5
 
 
-async def test_a_caller_that_takes_the_video_gets_the_pauses_inside_too(air):
-    stitch, live, _ = await air(recorded_pause_ms=8000)
+async def test_a_caller_that_takes_the_video_gets_the_pauses_inside_too(make_stitch):
+    stitch, live, _ = await make_stitch(recorded_pause_ms=8000)
     Watcher(await live.view("alice"))
     feeding = asyncio.create_task(_fed(stitch))
     data, frames, summary = b"", 0, None
     async for event in stitch.speak(SpeakRequest("alice", text_stream_key="key")):
         data, frames, summary = data + event.data, frames + event.frames, event.summary
     await feeding
-    times, edges, _ = edges_of(data)
+    times, edges, _ = read_video(data)
     assert frames == len(times) == summary["frames"] > summary["live"]["shown_frames"] + 20
     np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
     assert edges == pytest.approx((await told(stitch))[0], abs=1.5)
@@ -222,8 +225,8 @@ async def _fed(stitch) -> None:
     await stitch.feed("alice", "key", ["two 22"], True)
 
 
-async def test_speech_cut_behind_a_pause_inside_it_says_what_was_shown(air):
-    stitch, live, _ = await air(recorded_pause_ms=8000)
+async def test_speech_cut_behind_a_pause_inside_it_says_what_was_shown(make_stitch):
+    stitch, live, _ = await make_stitch(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
     saying = asyncio.create_task(word_by_word(stitch, ["one 1", "x" * 60], [1.4]))
     await until(lambda: stitch._sessions.find("alice").frames > 60)
@@ -234,7 +237,7 @@ async def test_speech_cut_behind_a_pause_inside_it_says_what_was_shown(air):
     speaking = np.flatnonzero(shown_mouths > 240)
     assert summary["live"]["shown_frames"] == len(speaking) == (np.array(sidecar.mouth) == 1).sum()
     assert summary["frames"] == facts["frames"] == len(edges) > len(speaking) + 10
-    on_the_line(edges, UNHELD)
+    assert_continuous(edges, NO_HOLDS)
     (line,) = facts["utterances"]
     assert line["interrupted"] and line["end_s"] == pytest.approx(summary["duration_s"], abs=1e-3)
     assert line["sentences"][-1]["end_s"] == pytest.approx(line["end_s"], abs=1e-3)

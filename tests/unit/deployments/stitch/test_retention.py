@@ -15,8 +15,11 @@ from deployments.stitch.retention import LEASE_FILE, Limits, Retention
 from models.errors import QuotaError
 from models.stitch.disk import INDEX
 from models.stitch.store import SessionStore
-from tests.support.air import Stages
 from tests.support.live import SPEC
+from tests.support.stitch import Stages
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 HOUR_S = 3600.0
 
@@ -61,10 +64,10 @@ def test_a_limit_below_a_signs_lease_does_not_end_what_is_watched(store: Session
     assert retention.expired() == ["older", "young"]
 
 
-async def test_a_session_watched_through_one_stitch_is_not_expired_by_another(air, monkeypatch, tmp_path):
+async def test_a_session_watched_through_one_stitch_is_not_expired_by_another(make_stitch, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SURVEY_S", 0.1)
     monkeypatch.setattr(module, "SURVEYS_PER_EXPIRY", 1)
-    one, live, _ = await air(session_idle_hours=1)
+    one, live, _ = await make_stitch(session_idle_hours=1)
     await one.create("unwatched")
     viewer = await live.view("alice")
     for name in ("alice", "unwatched"):

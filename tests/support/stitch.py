@@ -1,4 +1,4 @@
-"""Stitch on fake stages, watched through a hub, without Ray: what the tests of speech on air share."""
+"""Stitch with fake stages, watched through the ingress's hubs, in one process without Ray."""
 
 import asyncio
 import io
@@ -19,11 +19,12 @@ from models.stitch.paste import Paster
 from models.types import FaceCrops, FeatureWindows, PreparedAvatar, Speech
 
 SIDE, COUNT, RATE = 64, 40, 24_000
-LINE = ping_pong(0, 4000, COUNT)
+TIMELINE = ping_pong(0, 4000, COUNT)  # avatar frame by position
+NO_HOLDS = {"live": {"holds": 0}}  # as in a summary
 
 
-def ann() -> LoadedAvatar:
-    """40 frames of one grey each, 20 … 176, told apart at the edge; speech shows as white in the middle."""
+def grey_avatar() -> LoadedAvatar:
+    """40 frames of one grey each, 20 … 176, visible at the edge; speech is white in the middle."""
     frames = np.stack([np.full((SIDE, SIDE, 3), 20 + 4 * k, np.uint8) for k in range(COUNT)])
     masks = np.zeros((COUNT, 256, 256), np.uint8)
     masks[:, 64:192, 64:192] = 255
@@ -35,11 +36,16 @@ def ann() -> LoadedAvatar:
     return LoadedAvatar(prepared, Paster(prepared))
 
 
+# --- fake stages and handles
+
+
 def stamp(stage: str, frames: int) -> StageTiming:
     return StageTiming(stage, frames, time.time(), time.time(), 0.0, 0.0, 0.0)
 
 
 class Response:
+    """As a DeploymentResponse: awaitable, can be cancelled."""
+
     def __init__(self, work) -> None:
         self.task = asyncio.ensure_future(work)
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -52,6 +58,8 @@ class Response:
 
 
 class Stream:
+    """As a DeploymentResponseGenerator."""
+
     def __init__(self, generator) -> None:
         self.generator = generator
 
@@ -66,6 +74,8 @@ class Stream:
 
 
 class Method:
+    """As a method of a DeploymentHandle."""
+
     def __init__(self, function, wrap=Response) -> None:
         self.function, self.wrap = function, wrap
 
@@ -74,7 +84,7 @@ class Method:
 
 
 class Stages:
-    """TTS: a tone of 0.1 s a character after 0.1 s of silence. LipSync: white faces after `delay_s` a chunk."""
+    """TTS: 0.1 s of silence, then a tone of 0.1 s per character. LipSync: white faces after `delay_s` per chunk."""
 
     def __init__(self, delay_s: float = 0.02) -> None:
         self.delay_s, self.rendered = delay_s, []
@@ -105,7 +115,7 @@ class Stages:
         return Stamped(FaceCrops(images, first_frame, avatar_id), (stamp("LipSync", count),))
 
 
-class Direct:
+class StitchHandle:
     """Stitch as the handle that the ingress has."""
 
     def __init__(self, stitch: Stitch) -> None:
@@ -117,21 +127,19 @@ class Direct:
 
 
 @pytest.fixture
-async def air(monkeypatch, tmp_path):
-    """make(**config) → (stitch, live, stages): a session `alice` is open."""
+async def make_stitch(monkeypatch, tmp_path):
+    """make(**config) → (stitch, hubs of an ingress, fake stages). The session `alice` is open."""
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     monkeypatch.setattr(hub, "GRACE_S", 2.0)  # Stitch, hub and viewers share one busy event loop here
-    avatar, made = ann(), []
+    avatar, made = grey_avatar(), []
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
-    monkeypatch.setattr(
-        "deployments.stitch.deployment.AvatarStore.exists", lambda self, avatar_id: True
-    )  # as if it lay there
+    monkeypatch.setattr("deployments.stitch.deployment.AvatarStore.exists", lambda self, avatar_id: True)
 
     async def make(delay_s: float = 0.02, **config):
         stages = Stages(delay_s)
         stitch = Stitch(stages, stages, stages)
         await stitch.reconfigure({"crf": 8, "steady_crops": False, "rest_mouth": "generated", **config})
-        live = Live(lambda session_id, position: Direct(stitch).live.remote(session_id, position), lambda: 100)
+        live = Live(lambda session_id, position: StitchHandle(stitch).live.remote(session_id, position), lambda: 100)
         await stitch.create("alice")
         made.append((stitch, live))
         return stitch, live, stages
@@ -140,6 +148,9 @@ async def air(monkeypatch, tmp_path):
     for stitch, live in made:
         await live.stop()
         stitch._housekeeping.cancel()
+
+
+# --- what a viewer and a caller receive
 
 
 class Watcher:
@@ -154,9 +165,9 @@ class Watcher:
             self.data += part
 
     def seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Times, the line's grey at the edge, the mouth's brightness in the middle."""
+        """Stop; return what `read_video` returns."""
         self.task.cancel()
-        return edges_of(self.data)
+        return read_video(self.data)
 
     def loud(self) -> np.ndarray:
         """Times of the first and the last loud sample."""
@@ -165,8 +176,8 @@ class Watcher:
         return np.flatnonzero(np.abs(samples) > 0.1)[[0, -1]] / RATE
 
 
-def edges_of(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times, the line's grey at the edge, the mouth's brightness in the middle, of each frame of a video."""
+def read_video(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per frame: time, grey at the edge (which avatar frame it is), brightness in the middle (whether it speaks)."""
     times, edges, mouths = [], [], []
     with av.open(io.BytesIO(data)) as file:
         for frame in file.decode(video=0):
@@ -177,45 +188,21 @@ def edges_of(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(times), np.array(edges), np.array(mouths)
 
 
-def on_the_line(edges: np.ndarray, summary: dict | None = None) -> None:
-    """The frames follow on each other without a repeated or a missing one; where the head had to wait, as a summary
-    (or none) says that it may have, it has swayed: by no more than a frame at a time."""
-    expected = 20.0 + 4 * LINE
+def assert_continuous(edges: np.ndarray, summary: dict | None = None) -> None:
+    """The frames follow the timeline without a repeated or a missing one.
+
+    With holds, and without a summary to exclude them, the head may sway: it moves by one frame at most.
+    """
+    expected = 20.0 + 4 * TIMELINE
     if summary is None or summary["live"]["holds"]:
-        assert np.abs(np.diff(edges)).max() < 4 + 2.5, "it leaps"
+        assert np.abs(np.diff(edges)).max() < 4 + 2.5, "the head jumps"
         return
     errors = [np.abs(edges - expected[p : p + len(edges)]).max() for p in range(600)]
-    assert min(errors) < 2.5, f"off the line by {min(errors):.1f} levels"
+    assert min(errors) < 2.5, f"off the timeline by {min(errors):.1f} levels"
 
 
-UNHELD = {"live": {"holds": 0}}
-
-
-class Lateness:
-    """`async with Lateness() as late`: `late.s` is for how long in all this event loop was kept from what was due."""
-
-    TICK_S, USUAL_S = 0.01, 0.005
-
-    def __init__(self) -> None:
-        self.s = 0.0
-
-    async def _tick(self) -> None:
-        while True:
-            began_s = time.monotonic()
-            await asyncio.sleep(self.TICK_S)
-            late_s = time.monotonic() - began_s - self.TICK_S
-            self.s += late_s if late_s > self.USUAL_S else 0.0
-
-    async def __aenter__(self) -> "Lateness":
-        self._task = asyncio.create_task(self._tick())
-        return self
-
-    async def __aexit__(self, *error) -> None:
-        self._task.cancel()
-
-
-async def spoken(stitch, session_id: str, frames: int) -> None:
-    """Wait until so much of what a session says has been shown."""
+async def wait_for_frames(stitch, session_id: str, frames: int) -> None:
+    """Wait until the session's file has this many frames."""
     end_s = time.monotonic() + 20
     while (await stitch.session(session_id))["frames"] < frames:
         assert time.monotonic() < end_s
