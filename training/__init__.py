@@ -1,1 +1,1 @@
-"""How `models/embedded` was made, as commands that anyone with one GPU can run again. Knows nothing of Ray or HTTP."""
+"""How `models/embedded` was made, as commands that anyone with one GPU can run again."""

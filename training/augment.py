@@ -1,6 +1,6 @@
-"""Makes one voice sound like many voices, rooms and microphones. Nothing here moves a sound in time but `resampled`.
+"""Audio augmentation: other vocal tracts, rooms, microphones, noise and levels. No function shifts a sound in time.
 
-All take and give float32 mono at 16 kHz. Knows nothing of phonemes or pictures.
+Inputs and outputs are float32 mono at 16 kHz.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from models.types import WHISPER_HZ
 
 Float32 = npt.NDArray[np.float32]
-FFT, HOP = 512, 128  # 32 ms Hann windows, three quarters overlapping
-ENVELOPE_BINS = 26  # cepstral coefficients kept: finer structure is the voice's pitch
+FFT, HOP = 512, 128  # Hann windows of 32 ms that overlap by three quarters
+ENVELOPE_BINS = 26  # cepstral coefficients that are kept; finer structure is the pitch
 
 
 def shift_formants(sound: Float32, factor: float) -> Float32:
-    """Scale the spectral envelope along frequency, pitch untouched: a longer (< 1) or shorter (> 1) vocal tract."""
+    """Scale the spectral envelope along frequency without the pitch: a longer (< 1) or shorter (> 1) vocal tract."""
     window = np.hanning(FFT + 1)[:-1]
     padded = np.pad(sound, (FFT, FFT + HOP))
     frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP] * window  # (t, 512)
@@ -43,7 +43,7 @@ def _overlap_add(frames: npt.NDArray[np.float64], window: npt.NDArray[np.float64
 
 
 def reverberate(sound: Float32, rt60_s: float, wet: float, random: np.random.Generator) -> Float32:
-    """A small room: decaying noise after the direct sound, which stays where it is."""
+    """Reverberation of a small room: decaying noise after the direct sound."""
     length = int(rt60_s * WHISPER_HZ)
     tail = random.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)  # -60 dB at the end
     tail[: int(0.003 * WHISPER_HZ)] = 0  # the first reflection comes after about a metre
@@ -52,7 +52,7 @@ def reverberate(sound: Float32, rt60_s: float, wet: float, random: np.random.Gen
 
 
 def colour(sound: Float32, random: np.random.Generator) -> Float32:
-    """A microphone: a tilt of up to 6 dB and three resonances, by a smooth zero-phase filter."""
+    """The response of a microphone: a tilt of up to 6 dB and three resonances, as a zero-phase filter."""
     size = 1 << (len(sound) - 1).bit_length()
     octaves = np.log2(np.maximum(np.fft.rfftfreq(size, 1 / WHISPER_HZ), 50) / 1000)
     gain_db = random.uniform(-2, 2) * octaves
@@ -65,7 +65,7 @@ def colour(sound: Float32, random: np.random.Generator) -> Float32:
 
 
 def add_noise(sound: Float32, snr_db: float, random: np.random.Generator) -> Float32:
-    """White, pink or brown noise below the speech by `snr_db`."""
+    """Add white, pink or brown noise, `snr_db` below the speech."""
     size = 1 << (len(sound) - 1).bit_length()
     slope = random.choice([0.0, 0.5, 1.0])
     spectrum = np.fft.rfft(random.standard_normal(size)) / np.maximum(np.arange(size // 2 + 1), 20) ** slope
@@ -75,7 +75,7 @@ def add_noise(sound: Float32, snr_db: float, random: np.random.Generator) -> Flo
 
 
 def disguise(sound: Float32, random: np.random.Generator, plain: float = 0.3) -> Float32:
-    """A random mix of the above, then a random level; with the chance `plain`, the level alone."""
+    """A random selection of the above, then a random level; with probability `plain`, only the level."""
     if random.random() > plain:
         if random.random() < 0.5:
             sound = shift_formants(sound, random.uniform(0.83, 1.2))

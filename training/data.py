@@ -1,7 +1,4 @@
-"""Steps 2 and 3 of training: Whisper windows of the clips, and rendered pairs of faces that say them.
-
-Knows nothing of networks, losses or optimisers.
-"""
+"""Steps 2 and 3 of training: Whisper windows of the clips, and rendered pairs of faces that speak them."""
 
 from __future__ import annotations
 
@@ -20,21 +17,21 @@ from models.types import CROP_PX, WHISPER_WIDTH, WINDOW_STEPS, WINDOW_TOKENS
 from training import presenter
 from training.speech import FPS, TRAIN, Clip
 
-DEFAULT_SHARE = 0.5  # of pairs that show the default presenter
-REST_SHARE = 0.3  # of references with the mouth at rest: idle clips; the others talk
-CLOSED_TALK_SHARE = 0.1  # of references that are closed in the middle of speech
-FINE_SHARE = 0.3  # of batches drawn at four samples a pixel; the others at one, four times as fast
-SOFT_SHARE = 0.7  # of pairs blurred a little, as a resampled and compressed video is
-JITTER_SCALE, JITTER_SHIFT_PX, JITTER_ROLL = 0.08, 13.0, 0.05  # around the presenter's own crop, at most
-# Where the product's crop of the presenter lies beside the presenter's own, which starts from the same rule but from
-# landmarks of its geometry: FaceMesh sees the chin and the nose a little higher up.
+DEFAULT_SHARE = 0.5  # share of pairs that show the default presenter
+REST_SHARE = 0.3  # share of references with the mouth at rest, as in idle clips; the others talk
+CLOSED_TALK_SHARE = 0.1  # share of references with closed lips in the middle of speech
+FINE_SHARE = 0.3  # share of batches drawn with four samples per pixel; the others with one, four times as fast
+SOFT_SHARE = 0.7  # share of pairs that are slightly blurred, like resampled and compressed video
+JITTER_SCALE, JITTER_SHIFT_PX, JITTER_ROLL = 0.08, 13.0, 0.05  # limits, relative to the product's crop
+# Offset of the product's crop from the presenter's own. Both follow the same rule, but the presenter uses landmarks of
+# its geometry, and FaceMesh detects the chin and the nose slightly higher.
 PRODUCT_SHIFT_PX, PRODUCT_ROLL = (-1.0, 6.0), 0.015
-WIDE_WEIGHT = 2.0  # how much more often a wide-open mouth is drawn than a closed one
+WIDE_WEIGHT = 2.0  # additional sampling weight of a wide-open mouth; a closed one has weight 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpeechBank:
-    """All frames of all clips, end to end.
+    """All frames of all clips, concatenated.
 
     states: float16 `(steps, 5, 384)`, Whisper states padded as the product pads them. start: int64 `(frames,)`, the
     first of a frame's ten steps. mouth: float32 `(frames, 7)`. use: int64 `(frames,)`. clip: int64 `(frames,)`.
@@ -58,9 +55,9 @@ class SpeechBank:
 
 
 def speech_bank(clips: Sequence[Clip], encoder: Path, device: str) -> SpeechBank:
-    """Run the product's own `windows_in_context` over every clip, a clip at a time.
+    """Run the product's `windows_in_context` on each clip.
 
-    Its windows overlap; only the steps are kept: at 25 fps window k is the steps 2k to 2k + 9.
+    Its windows overlap, so only the steps are stored: at 25 fps window k consists of the steps 2k to 2k + 9.
     """
     dtype = torch.float16 if device == "cuda" else torch.float32
     whisper = WhisperFeatures.load(encoder, device=device, dtype=dtype)
@@ -90,8 +87,8 @@ def _steps(windows: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
-    """Rendered faces, uint8 `(n, 3, 256, 256)`: `target` says frame `frame[i]`, `reference` shows the same head, in the
-    same pose, saying something else or nothing. reference_mouth: `(n, 7)`.
+    """Rendered faces, uint8 `(n, 3, 256, 256)`: `target` has the mouth of frame `frame[i]`; `reference` shows the same
+    head in the same pose with another mouth, `reference_mouth` `(n, 7)`.
     """
 
     target: Tensor
@@ -107,7 +104,7 @@ class Pairs:
 
 
 def jittered(transform: Tensor, generator: torch.Generator, amount: float = 1.0) -> Tensor:
-    """The presenter's crop transforms `(b, 2, 3)` moved to the product's, then scaled, turned and shifted a little."""
+    """The presenter's crop transforms `(b, 2, 3)`, moved to the product's crop, with random scale, roll and shift."""
 
     def draw(limit: float) -> Tensor:  # triangular: the sum of two uniforms
         both = torch.rand(2, len(transform), generator=generator).to(transform.device)
@@ -145,7 +142,7 @@ class PairRenderer:
         self.weight = 1 + WIDE_WEIGHT * (opening / 0.6).clamp(max=1) ** 2
 
     def batch(self, count: int) -> Pairs:
-        """`count` new pairs."""
+        """Draw `count` new pairs."""
         picked = torch.multinomial(self.weight, count, generator=self.random)
         frames = self.frames[picked].to(self.device)
         identity = self.identities(count, DEFAULT_SHARE)
@@ -163,14 +160,14 @@ class PairRenderer:
         return Pairs(target, reference, frames, other)
 
     def identities(self, count: int, default_share: float) -> presenter.Identity:
-        """Random people, a share of them the default presenter."""
+        """Random identities, a share of them the default presenter."""
         people = presenter.random_identities(count, self.random, self.device)
         default = presenter.default_identity(count, self.device)
         is_default = (torch.rand(count, generator=self.random) < default_share).to(self.device)
         return presenter.Identity({k: torch.where(is_default, default[k], people[k]) for k in people})
 
     def reference_mouths(self, count: int) -> Tensor:
-        """Mouths of the references: at rest, talking, or talking with the lips together."""
+        """Mouths of the references: at rest, talking, or talking with closed lips."""
         picked = torch.randint(len(self.frames), (count,), generator=self.random)
         mouth = self.bank.mouth[self.frames[picked].to(self.device)].clone()
         chance = torch.rand(count, generator=self.random).to(self.device)
@@ -180,7 +177,7 @@ class PairRenderer:
 
 
 def render_pairs(renderer: PairRenderer, count: int, batch: int, say_every_s: float = 20.0) -> Pairs:
-    """`count` pairs on the renderer's device, with a line of progress now and then."""
+    """`count` pairs on the renderer's device. Prints progress every `say_every_s` seconds."""
     shape, device = (count, 3, CROP_PX, CROP_PX), renderer.device
     target, reference = (torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(2))
     frame, mouth = torch.empty(count, dtype=torch.int64, device=device), torch.empty(count, COLUMNS, device=device)
@@ -201,7 +198,7 @@ def to_signed(images: Tensor) -> Tensor:
 
 
 def lower_half_black(images: Tensor) -> Tensor:
-    """The input whose mouth the UNet fills in: the lower half at -1."""
+    """The masked input of the UNet: the lower half is -1."""
     masked = images.clone()
     masked[:, :, CROP_PX // 2 :] = -1
     return masked

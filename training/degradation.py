@@ -1,7 +1,7 @@
-"""Makes of a clean face what LipSync would hand on: a softened, noisy 256² crop. Knows nothing of restorers.
+"""Degrades a clean face to a crop as LipSync gives it: 256², soft and noisy.
 
 The order is that of the product: the source video is resampled, blurred, noisy and compressed; the crop then passes the
-small VAE, whose latents the UNet only approximates.
+small VAE, with latents that the UNet only approximates.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.0
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """How strong each fault may be: every picture draws its own strength between none and this."""
+    """Maximum strength of each kind of degradation. The strength of a picture is uniform between none and this."""
 
     blur_px: float = 0.8  # standard deviation, in pixels of the 256² crop
     shrink: float = 0.7  # the face may be this much smaller in the source than in the crop
     noise: float = 0.02  # standard deviation in 0..1: 5 grey levels
     quality: tuple[float, float] = (35.0, 95.0)  # JPEG's scale
     latent_noise: float = 0.12  # in standard deviations of the latents, white
-    latent_drift: float = 0.12  # likewise, smooth over 4 latent pixels: what a UNet gets wrong hangs together
-    latent_blur_px: float = 0.5  # in latent pixels: a UNet that is unsure of a mouth gives the mean of several
+    latent_drift: float = 0.12  # the same, smooth over 4 latent pixels: errors of a UNet are spatially correlated
+    latent_blur_px: float = 0.5  # in latent pixels: an uncertain UNet gives the mean of several mouths
 
 
 DEFAULT = Ranges()
 
 
 class VAE:
-    """The round trip of a folder in diffusers' AutoencoderTiny format, at the latents' own scale."""
+    """An AutoencoderTiny from a folder in diffusers' format, with latents of unit variance."""
 
     def __init__(self, folder: Path | str, device: str) -> None:
         from diffusers import AutoencoderTiny
@@ -78,7 +78,7 @@ class VAE:
 
 
 class Degradation:
-    """Draws faults from `generator`. Pictures are float RGB in 0..1, on `device`."""
+    """Random degradation from `generator`. Pictures are float RGB in 0..1, on `device`."""
 
     def __init__(self, vae: VAE | None, generator: torch.Generator, device: str, ranges: Ranges = DEFAULT) -> None:
         self.vae, self.generator, self.device, self.ranges = vae, generator, device, ranges
@@ -86,13 +86,13 @@ class Degradation:
     def __call__(self, clean: Tensor, through_vae: Tensor | None = None, views: int = 1) -> Tensor:
         """`(n, 3, 512, 512)` → `(views, n, 3, 256, 256)`, rounded to 8 bits.
 
-        Views of a picture share the strength of each fault and differ in their noise, as frames of a video do.
-        through_vae: bool `(n,)`, which pictures pass the VAE; all by default, none where there is no VAE.
+        Views of a picture have equal strengths and different noise, like frames of a video. through_vae: bool `(n,)`,
+        the pictures that pass the VAE; by default all, and none without a VAE.
         """
         return self._degrade(self._small(clean).repeat(views, 1, 1, 1), len(clean), views, through_vae)
 
     def clip(self, frames: Tensor) -> Tensor:
-        """A video of one face, `(t, 3, 512, 512)` → `(t, 3, 256, 256)`: one strength of each fault for all frames."""
+        """A video of one face, `(t, 3, 512, 512)` → `(t, 3, 256, 256)`: equal strengths for all frames."""
         return self._degrade(self._small(frames), 1, len(frames), None)[:, 0]
 
     def _small(self, clean: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Degradation:
         return (small * 255).round().div(255).view(views, n, *small.shape[1:])
 
     def _soften(self, small: Tensor, n: int, views: int) -> Tensor:
-        """Blur each picture by its own width, and resample all through one smaller size."""
+        """Blur each picture by its own width; resample some of them through a common smaller size."""
         side = round(CROP_PX * (self.ranges.shrink + (1 - self.ranges.shrink) * float(self._uniform(1))))
         coarse = F.interpolate(small, size=(side, side), mode="bilinear", antialias=True)
         coarse = F.interpolate(coarse, size=(CROP_PX, CROP_PX), mode="bicubic").clamp(0, 1)
@@ -120,7 +120,7 @@ class Degradation:
         return blur(torch.where(chosen, coarse, small), self._uniform(n).repeat(views) * self.ranges.blur_px)
 
     def _trip(self, small: Tensor, n: int, views: int) -> Tensor:
-        """Through the VAE, with latents as inexact as the UNet's."""
+        """Pass pictures through the VAE, with errors added to the latents as the UNet makes them."""
         assert self.vae is not None
         widths = self._uniform(n).repeat(views) * self.ranges.latent_blur_px
         latents = blur(self.vae.encode(small), widths)  # (views · n, 4, 32, 32)
@@ -140,7 +140,7 @@ class Degradation:
 
 
 def blur(pictures: Tensor, sigma_px: Tensor) -> Tensor:
-    """Gaussian blur of `(n, c, h, w)` by a standard deviation a picture `(n,)`; borders are replicated."""
+    """Gaussian blur of `(n, c, h, w)` by one standard deviation per picture `(n,)`; borders are replicated."""
     n, channels, height, width = pictures.shape
     radius = max(1, math.ceil(3 * float(sigma_px.max())))
     at = torch.arange(-radius, radius + 1, device=pictures.device, dtype=torch.float32)
@@ -152,7 +152,7 @@ def blur(pictures: Tensor, sigma_px: Tensor) -> Tensor:
 
 
 def jpeg(pictures: Tensor, quality: Tensor) -> Tensor:
-    """JPEG's loss without its bytes: `(n, 3, h, w)` in 0..1, sides divisible by 16, `quality` `(n,)` in 1..100.
+    """The loss of JPEG, without encoding: `(n, 3, h, w)` in 0..1, sides divisible by 16; `quality` `(n,)` in 1..100.
 
     JFIF colours, chroma at half size, 8 × 8 DCT, the standard tables with libjpeg's quality scale.
     """

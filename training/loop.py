@@ -1,7 +1,4 @@
-"""One training loop for all networks: AdamW, warm-up and cosine, an average of the weights, checkpoints, progress.
-
-Knows nothing of faces, speech or losses.
-"""
+"""The training loop of all networks: AdamW, warm-up and cosine, averaged weights, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -21,13 +18,13 @@ SAY_EVERY_S, SAVE_EVERY_S = 20.0, 90.0
 
 
 class OutOfTime(Exception):
-    """The time of this run is over; its state is saved, and the same command goes on from there."""
+    """The time of this run is over. Its state is saved, and the same command resumes it."""
 
 
 class Fit:
-    """Trains `net` for `steps` steps and keeps an exponential average of its weights, which is what is used after.
+    """Trains `net` for `steps` steps and keeps an exponential average of its weights, which is the result.
 
-    loss_of(step) returns a scalar. The state is written to `path` now and then, and read from there if it exists.
+    The state is written to `path` every SAVE_EVERY_S seconds, and read from there if it exists.
     """
 
     def __init__(
@@ -46,7 +43,10 @@ class Fit:
         return self.step >= self.steps
 
     def run(self, loss_of: Callable[[int], torch.Tensor], deadline_s: float) -> Any:
-        """Train to the end and return the averaged network. Raises OutOfTime at `deadline_s` (of time.monotonic)."""
+        """Train to the end and return the averaged network. loss_of(step) returns a scalar.
+
+        Raises OutOfTime at `deadline_s` (of time.monotonic).
+        """
         started, first, said = time.monotonic(), self.step, 0.0
         saved = started
         parameters = list(self.net.parameters())
@@ -85,7 +85,7 @@ class Fit:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - keep)
 
     def save(self) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state atomically."""
         state = {"net": self.net.state_dict(), "average": self.average.state_dict(), "step": self.step}
         temporary = self.path.with_suffix(".part")
         torch.save({**state, "optimiser": self.optimiser.state_dict()}, temporary)

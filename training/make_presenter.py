@@ -1,6 +1,6 @@
 """Makes the presenter's idle clip: six seconds of breathing, small head motion and blinks, mouth at rest.
 
-Knows nothing of speech. The same seed gives the same frames.
+Deterministic for its seed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ FPS = 25
 SECONDS = 6
 FRAMES = FPS * SECONDS  # 150
 BATCH = 8
-CRF = "10"  # x264's scale: no visible loss, and the clip stays under 1 MB
+CRF = "10"  # x264's scale: no visible loss, and the clip is below 1 MB
 SEED = 7
 # One blink in 25 fps frames, 200 ms: two frames down, one shut, three up (lids fall faster than they rise).
 BLINK = (0.45, 1.0, 0.92, 0.55, 0.18)
 BLINK_GAP_S = (2.0, 5.0)
-EDGE_S = 0.6  # no blink this near an end: played back and forth, two would meet there
+EDGE_S = 0.6  # no blink this close to an end, where it would be seen twice when played back and forth
 
 
 def drift(seconds: Tensor, generator: torch.Generator, waves: int = 3) -> Tensor:
-    """Smooth noise in about [-1, 1] at `seconds`, with no velocity at 0 and at SECONDS, `(n,)`.
+    """Smooth noise in about [-1, 1] at `seconds`, with zero velocity at 0 and at SECONDS, `(n,)`.
 
-    A sum of cosines that have a whole number of half periods in the clip: each is flat at both ends, so the clip can
-    be played forth and back without a jerk.
+    A sum of cosines with a whole number of half periods in the clip. Each is flat at both ends, so the clip can be
+    played back and forth smoothly.
     """
     half_periods = torch.arange(1, waves + 1)
     weights = torch.randn(waves, generator=generator) / half_periods
@@ -44,7 +44,7 @@ def drift(seconds: Tensor, generator: torch.Generator, waves: int = 3) -> Tensor
 
 
 def blinks(generator: torch.Generator) -> Tensor:
-    """How far the lids are shut in each frame, `(FRAMES,)`, with a blink every 2 to 5 seconds."""
+    """Lid closure in each frame, `(FRAMES,)`, with a blink every 2 to 5 seconds."""
     shut = torch.zeros(FRAMES)
     low, high = BLINK_GAP_S
     start_s = EDGE_S + 0.7 * torch.rand(1, generator=generator).item()
@@ -56,9 +56,9 @@ def blinks(generator: torch.Generator) -> Tensor:
 
 
 def idle_poses(seed: int = SEED) -> Pose:
-    """The head's motion through the clip: FRAMES poses."""
+    """The head's motion in the clip: FRAMES poses."""
     generator = torch.Generator().manual_seed(seed)
-    seconds = torch.arange(FRAMES) * (SECONDS / (FRAMES - 1))  # the first and last frame lie on the flat ends
+    seconds = torch.arange(FRAMES) * (SECONDS / (FRAMES - 1))  # the first and the last frame are at the flat ends
     pose = rest_pose(FRAMES)
     sizes = {"roll": 0.022, "shift_x": 0.034, "shift_y": 0.014, "yaw": 0.050, "pitch": 0.022, "brow": 0.16}
     for name, size in sizes.items():
@@ -66,7 +66,7 @@ def idle_poses(seed: int = SEED) -> Pose:
     pose["scale"] = 1 + 0.010 * drift(seconds, generator, waves=2)
     pose["breath"] = 0.5 - 0.5 * torch.cos(2 * math.pi * 2 * seconds / SECONDS)  # 20 breaths a minute
     pose["shift_y"] = pose["shift_y"] - 0.006 * pose["breath"]
-    pose["gaze_x"] = -pose["yaw"] * 4 + 0.05 * drift(seconds, generator)  # the eyes stay on the camera
+    pose["gaze_x"] = -pose["yaw"] * 4 + 0.05 * drift(seconds, generator)  # the eyes look at the camera
     pose["gaze_y"] = -pose["pitch"] * 3
     pose["blink"] = blinks(generator)
     return pose
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         epilog="example: python -m training.make_presenter -o models/embedded/presenter/presenter.mp4",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the MP4 to write")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the motion (default {SEED})")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the motion (default {SEED})")
     chosen = parser.parse_args(arguments)
     write_clip(idle_frames(chosen.seed, progress=True), chosen.output)
     print(f"{chosen.output}: {FRAMES} frames, {SECONDS} s, {chosen.output.stat().st_size / 1e6:.2f} MB")

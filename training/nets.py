@@ -1,6 +1,6 @@
-"""The networks that are trained: the small UNet and VAE of MuseTalk's shape, and a reader of mouths for the losses.
+"""The trained networks: a small UNet and VAE of MuseTalk's structure, and a mouth reader for the losses.
 
-UNet and VAE are diffusers' own classes, so that the product loads them as it loads MuseTalk's. Knows nothing of data.
+UNet and VAE are classes of diffusers, so that the product loads them like MuseTalk's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.types import CROP_PX, LATENT_PX, WHISPER_WIDTH
 
-# 2.5 M parameters. Attention needs heads of a multiple of 8 channels for its fast kernels: 64 / 4 and 80 / 5 are 16.
+# 2.5 M parameters. Fast attention kernels need a multiple of 8 channels per head: 64 / 4 and 80 / 5 are 16.
 UNET: dict[str, Any] = {
     "sample_size": LATENT_PX,
     "in_channels": 8,
@@ -29,8 +29,8 @@ UNET: dict[str, Any] = {
     "attention_head_dim": (4, 4, 5),  # diffusers' name for the number of heads
     "norm_num_groups": 8,
 }
-# 16 channels is what two cores decode in time. The levels at 128² and 256² are 82 % of 1.23 G multiplications, so three
-# blocks more at 32² and 64² cost 9 %. The encoder runs at preparation only and may be wider.
+# Two cores decode 16 channels in real time. The levels at 128² and 256² take 82 % of 1.23 G multiplications, so three
+# more blocks at 32² and 64² cost 9 %. The encoder may be wider, because it runs only when an avatar is prepared.
 VAE: dict[str, Any] = {
     "encoder_block_out_channels": (32, 32, 32, 32),
     "decoder_block_out_channels": (16, 16, 16, 16),
@@ -38,7 +38,10 @@ VAE: dict[str, Any] = {
     "num_decoder_blocks": (6, 6, 3, 1),
     "latent_channels": 4,
 }
-MOUTH_ROWS, MOUTH_COLUMNS = slice(8, 128), slice(48, 208)  # of a crop's lower half: the mouth at any crop jitter
+MOUTH_ROWS, MOUTH_COLUMNS = (
+    slice(8, 128),
+    slice(48, 208),
+)  # part of a crop's lower half with the mouth
 READINGS = ("opening", "width", "rounding", "drop", "tuck", "teeth")
 
 
@@ -53,7 +56,7 @@ def make_vae() -> AutoencoderTiny:
 class MouthReader(nn.Module):  # type: ignore[misc]
     """Reads the mouth's shape from the lower half of a face crop: `(b, 3, 128, 256)` in [-1, 1] → `(b, 6)`.
 
-    What it reads is `readings_of` the mouth. The losses use it to weigh shapes and not only pixels.
+    The outputs are those of `readings_of`. The losses compare them, so that mouth shapes count and not only pixels.
     """
 
     def __init__(self) -> None:
@@ -74,10 +77,10 @@ class MouthReader(nn.Module):  # type: ignore[misc]
 
 
 def readings_of(mouth: Tensor) -> Tensor:
-    """What the reader should see for mouth parameters `(b, 7)`: `(b, 6)`, each about 0 to 1.
+    """The true readings for mouth parameters `(b, 7)`: `(b, 6)`, each about 0 to 1.
 
-    Opening and width are the lip curves of `training.presenter_shape.lips` and `mouth_half_width`: the gap of the inner
-    lips over that of a jaw at 1, and the change of the mouth's half width over that of a full smile.
+    Opening and width follow `training.presenter_shape.lips` and `mouth_half_width`: the gap between the inner lips
+    relative to that at jaw 1, and the change of the mouth's half width relative to that of a full smile.
     """
     jaw, width, rounding, teeth, _, close, tuck = mouth.unbind(1)
     opened = 1 - close

@@ -1,12 +1,12 @@
-"""Teaches the UNet to part lips a little further where they part little, as at s, t, n or /iː/; nothing else changes.
+"""Trains the UNet to open the mouth slightly wider at small openings, as at s, t, n or /iː/, and only there.
 
     python -m training.openings OUT            # OUT/musetalk, from models/embedded; some minutes on two CPU cores
-    python -m training.openings OUT --tiny     # a few steps, to see that everything runs
+    python -m training.openings OUT --tiny     # a few steps, as a test of the code
 
-A mouth that hardly opens reads as shut, above all in a small or coded picture. The network is its own teacher: on
-training speech and rendered references, what it makes of a sound goes on from what it makes of rest, by a gain that
-depends on how far it went. Closed lips (p, b, m, silence) lie near rest and stay; larger openings are as large as
-before. Knows nothing of viseme tables: see training/train.py for new mouth shapes.
+A small opening looks closed, above all in a small or compressed picture. The UNet is its own teacher: the student's
+target is the teacher's face, moved further away from the teacher's face at rest by a gain. The gain depends on the size
+of the opening: it is 1 for closed lips (p, b, m, silence) and for large openings. For new mouth shapes see
+training/train.py.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from training.stages import Device, encode_pairs
 from training.train import save_unet
 
 EMBEDDED = Path(__file__).parent.parent / "models" / "embedded"
-# Root mean square of a face's lower latents, less those of the same face at rest: 0.05 with lips closed in speech,
-# 0.20 where they part so far that FaceMesh first sees it, 0.46 wide open.
+# Root mean square difference between a face's lower latents and those of the same face at rest: 0.05 for lips closed in
+# speech, 0.20 for the smallest opening that FaceMesh detects, 0.46 wide open.
 CLOSED, PARTED, LARGE, WIDE = 0.06, 0.10, 0.18, 0.28
-SPEECH_SHARE = 0.9  # of what is looked at; the rest is the mouth at rest
+SPEECH_SHARE = 0.9  # share of samples with speech; the others have the mouth at rest
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """gain: by how much further small openings go. share: of the pupil's weights in what is written; the rest are the
-    teacher's, which takes as much of the gain, and more of what the pupil unlearnt (Wortsman et al. 2022, "Robust
+    """gain: by how much small openings grow. share: of the student's weights in the result; the rest are the teacher's,
+    which reduces the gain in proportion, and what the student has forgotten by more (Wortsman et al. 2022, "Robust
     fine-tuning of zero-shot models"). The defaults made the shipped weights.
     """
 
@@ -63,12 +63,12 @@ TINY = Recipe(clips=4, references=4, steps=3, batch=2)
 
 
 def gain_of(moved: Tensor, more: float) -> Tensor:
-    """How much further faces go that moved so far from rest, `(n,)`: 1 where closed or wide, 1 + `more` between."""
+    """The gain for faces at a distance `moved` from rest, `(n,)`: 1 if closed or wide, 1 + `more` in between."""
     return 1 + more * _eased((moved - CLOSED) / (PARTED - CLOSED)) * _eased((WIDE - moved) / (WIDE - LARGE))
 
 
 def parted(faces: Tensor, rests: Tensor, more: float) -> Tensor:
-    """Face latents `(n, 4, 32, 32)`, gone further from those at rest where the lips part little."""
+    """Face latents `(n, 4, 32, 32)`, moved further from those at rest where the opening is small."""
     apart = faces - rests
     moved = apart[:, :, LATENT_PX // 2 :].pow(2).mean((1, 2, 3)).sqrt()  # (n,)
     return rests + gain_of(moved, more)[:, None, None, None] * apart
@@ -81,7 +81,11 @@ def _eased(t: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """What the teacher knows. latents: `(r, 8, 32, 32)` of references. rests: `(r, 4, 32, 32)`. rest: `(50, 384)`."""
+    """The training data: the teacher, speech, and references.
+
+    latents: inputs `(r, 8, 32, 32)` of the references. rests: the teacher's faces at rest `(r, 4, 32, 32)`. rest: the
+    feature window of rest `(50, 384)`.
+    """
 
     teacher: Generator
     bank: SpeechBank
@@ -91,7 +95,7 @@ class Lesson:
 
     @classmethod
     def prepare(cls, recipe: Recipe, folder: Path, embedded: Path) -> Lesson:
-        """Speech, references and the teacher's face at rest for each. Speech is kept in `folder`."""
+        """Make speech, references, and the teacher's face at rest for each. Speech is cached in `folder`."""
         path = folder / "speech.npz"
         if not path.exists():
             speech.save(speech.build(recipe.clips, recipe.seed), path)
@@ -111,7 +115,7 @@ class Lesson:
         return cls(teacher.eval(), bank, latents, rests, rest)
 
     def draw(self, batch: int, more: float, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Input latents `(b, 8, 32, 32)`, windows `(b, 50, 384)` and the faces that shall come of them."""
+        """Random input latents `(b, 8, 32, 32)`, windows `(b, 50, 384)` and target faces `(b, 4, 32, 32)`."""
         which = torch.randint(len(self.latents), (batch,), generator=random)
         frames = self.bank.frames_of(speech.TRAIN)
         heard = self.bank.windows(frames[torch.randint(len(frames), (batch,), generator=random)])
@@ -122,32 +126,32 @@ class Lesson:
 
 
 def train(lesson: Lesson, recipe: Recipe, path: Path) -> tuple[nn.Module, dict[str, float]]:
-    """The pupil, and how far it is from what it shall make, before and after, as RMS over unseen draws."""
-    pupil: Any = copy.deepcopy(lesson.teacher.unet).float().requires_grad_(True)
-    fit = Fit("openings", pupil, recipe.steps, recipe.rate, path, averaging=0.98)
+    """Train a student. Returns it, and its RMS distance from the target on other draws, before and after."""
+    student: Any = copy.deepcopy(lesson.teacher.unet).float().requires_grad_(True)
+    fit = Fit("openings", student, recipe.steps, recipe.rate, path, averaging=0.98)
     weight, random = latent_weight("cpu"), torch.Generator().manual_seed(recipe.seed + 2)
-    student = Generator(pupil)
+    generator = Generator(student)
 
     def loss_of(step: int) -> Tensor:
         latents, heard, wanted = lesson.draw(recipe.batch, recipe.gain, random)
-        return ((student(latents, heard) - wanted).abs() * weight).mean()
+        return ((generator(latents, heard) - wanted).abs() * weight).mean()
 
     before = apart(lesson, lesson.teacher, recipe)
     trained = fit.run(loss_of, math.inf)
     return trained, {"rms_before": before, "rms_after": apart(lesson, Generator(trained), recipe)}
 
 
-def mixed(teacher: nn.Module, pupil: nn.Module, share: float) -> nn.Module:
-    """A network with `share` of the pupil's weights, and the rest of the teacher's."""
+def mixed(teacher: nn.Module, student: nn.Module, share: float) -> nn.Module:
+    """The weighted mean of both networks: `share` of the student's weights, the rest of the teacher's."""
     both = copy.deepcopy(teacher).float()
     with torch.no_grad():
-        for weight, learnt in zip(both.parameters(), pupil.parameters(), strict=True):
+        for weight, learnt in zip(both.parameters(), student.parameters(), strict=True):
             weight.lerp_(learnt, share)
     return both
 
 
 def apart(lesson: Lesson, net: Generator, recipe: Recipe, draws: int = 8) -> float:
-    """RMS between a network's faces and those that are wanted, over the same draws for every network."""
+    """RMS difference between a network's faces and the targets, over the same draws for every network."""
     random, errors = torch.Generator().manual_seed(recipe.seed + 3), []
     for _ in range(draws):
         latents, heard, wanted = lesson.draw(recipe.batch, recipe.gain, random)
@@ -159,9 +163,9 @@ def apart(lesson: Lesson, net: Generator, recipe: Recipe, draws: int = 8) -> flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="a few steps, to see that everything runs")
-    parser.add_argument("--gain", type=float, default=Recipe().gain, help="how much further small openings go")
-    parser.add_argument("--embedded", type=Path, default=EMBEDDED, help="the networks to begin with")
+    parser.add_argument("--tiny", action="store_true", help="a few steps, as a test of the code")
+    parser.add_argument("--gain", type=float, default=Recipe().gain, help="by how much small openings grow")
+    parser.add_argument("--embedded", type=Path, default=EMBEDDED, help="folder of the networks to start from")
     arguments = parser.parse_args()
     recipe = TINY if arguments.tiny else Recipe(gain=arguments.gain)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The synthetic presenter: one batched renderer that draws a talking head, whole or straight into a crop.
+"""The synthetic presenter: a batched renderer of a talking head, as a whole frame or directly as a crop.
 
-Everything is a function of an identity, a pose and seven mouth parameters, in torch, on the CPU or a GPU. Knows nothing
-of speech, training or files. Names re-exported here are the module's face; the painters are in `presenter_*.py`.
+A picture is a function of an identity, a pose and seven mouth parameters, computed with torch on the CPU or a GPU. The
+painters are in `presenter_*.py`; other modules import the names from here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 GAMMA = 1 / 1.25
-# Where each feature can lie in head units, with room for parallax, brows and the widest mouth.
+# The area of each feature in head units, with margins for parallax, brows and the widest mouth.
 _BOXES: dict[str, Box] = {
     "left eye": (-0.52, -0.19, -0.06, 0.15),
     "right eye": (0.06, -0.19, 0.52, 0.15),
@@ -81,9 +81,9 @@ def render(
 ) -> Tensor:
     """Draw the presenter: RGB float32 `(B, 3, size, size)` in [0, 1], without gradients.
 
-    mouth: `(B, 7)`, columns as in `MOUTH`, each 0 to 1, on the device to draw on. textures: of `textures(device)`.
+    mouth: `(B, 7)`, columns as in `MOUTH`, each 0 to 1, on the device to draw on. textures: from `textures(device)`.
     transform: `(B, 2, 3)`, frame px (of a 512 px frame) -> output px in pixel-centre coordinates, as `cv2.warpAffine`
-    takes it; None draws the whole frame. A crop is the same picture as the frame warped by `transform`, only sharper.
+    takes it; None draws the whole frame. A crop equals the frame warped by `transform`, but is sharper.
     """
     cells = size * supersample
     assert cells % COARSE == 0, (size, supersample)
@@ -91,7 +91,7 @@ def render(
         zoom = size / FRAME_PX
         whole = torch.tensor([[zoom, 0, (zoom - 1) / 2], [0, zoom, (zoom - 1) / 2]], device=mouth.device)
         transform = whole.expand(len(mouth), -1, -1)
-    with torch.no_grad():  # and not inference mode: the pictures go into networks that are trained
+    with torch.no_grad():  # not inference_mode, because the pictures are inputs of networks in training
         to_frame = inverse(transform.to(mouth))
         to_head = compose(inverse(head_matrix(pose)).to(mouth), to_frame)
         to_body = compose(inverse(body_matrix(pose)).to(mouth), to_frame)
@@ -104,7 +104,7 @@ def render(
 
 
 def _soft_maps(canvas: Canvas, to_frame: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """The room at full resolution, and what varies slowly over the head at a quarter of it."""
+    """The canvas: coordinates at full resolution, slowly varying maps of the head at a quarter of it."""
     head_x, head_y, x, y, body_x, body_y = canvas.coordinates(cells)
     move_x, move_y = parallax(canvas.params, head_x, head_y)
     lit, light = skin_maps(canvas.params, x, y)
@@ -117,7 +117,7 @@ def _soft_maps(canvas: Canvas, to_frame: Tensor, cells: int) -> tuple[Tensor, Te
 
 
 def _paint(canvas: Canvas, view: View) -> None:
-    """All layers, from the back to the front."""
+    """Draw all layers from back to front."""
     spans = canvas.spans(_BOXES)
     for part in windows(view, spans, ("hair",)):
         paint_hair_back(part)

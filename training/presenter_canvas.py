@@ -1,4 +1,4 @@
-"""What the painters draw on: pixel coordinates, soft maps and windows. Knows nothing of faces but where they lie."""
+"""The canvas of the painters: pixel coordinates, soft maps and sub-rectangles."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from training.presenter_shape import Params, apply, parallax, unit_footprint
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in head units
 
-COARSE = 4  # soft shading is computed at a quarter of the resolution: it has no detail under 2 px
+COARSE = 4  # soft shading has no detail below 2 px, so it is computed at a quarter of the resolution
 TEXTURE_PX = 512
 NOISE_SEED = 1
 
 
 def textures(device: str = "cpu") -> dict[str, Tensor]:
-    """Fixed noise that tiles, each `(1, 1, 514, 514)` (one wrapped pixel around 512) with deviation about 1.
+    """Fixed tileable noise, each `(1, 1, 514, 514)` (512 px and one wrapped pixel per side), deviation about 1.
 
-    grain: isotropic, in three sizes. strand: long along y, fine across x, in three thicknesses.
+    grain: isotropic, three sizes. strand: long in y and fine in x, three thicknesses.
     """
     generator = torch.Generator().manual_seed(NOISE_SEED)
 
@@ -42,7 +42,7 @@ def textures(device: str = "cpu") -> dict[str, Tensor]:
 
 
 def sample(texture: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Bilinear look-up of a tiling texture; one tile a unit of u (across) and v (down). u, v: (B, h, w)."""
+    """Bilinear look-up of a tiling texture; one tile per unit of u (across) and v (down). u, v: (B, h, w)."""
     span = TEXTURE_PX + 2
     grid = torch.stack([u, v], -1)
     grid = (grid - grid.floor()) * (2 * TEXTURE_PX / span) - (TEXTURE_PX - 1) / span
@@ -60,7 +60,7 @@ class View:
     """A rectangle of the canvas. All maps are `(B, h, w)`; `image` is a view `(B, 3, h, w)` that painters change.
 
     head_x, head_y: rigid head coordinates; x, y: on the face's surface; body_x, body_y: shoulder coordinates.
-    light: how much light the face gets there. px: head units a (supersampled) pixel covers, `(B, 1, 1)`.
+    light: light on the face there. px: head units per (supersampled) pixel, `(B, 1, 1)`.
     """
 
     params: Params
@@ -81,12 +81,12 @@ class View:
         return torch.stack([self.params[f"{name}_{c}"] for c in "rgb"], 1)
 
     def cover(self, distance: Tensor, soft: float = 0.0) -> Tensor:
-        """Coverage of a shape from its signed distance: 1 inside, 0 outside, a ramp at least 1.6 px and `soft` wide."""
+        """Coverage of a shape from its signed distance: 1 inside, 0 outside, with a ramp ≥ 1.6 px and `soft`."""
         ramp = (1.6 * self.px).clamp(min=soft)
         return (0.5 - distance / ramp).clamp(0, 1)
 
     def paint(self, what: Tensor | tuple[float, float, float], alpha: Tensor) -> None:
-        """Lay a colour (or a `(B, 3, h, w)` map) over the image with weight `alpha` (B, h, w)."""
+        """Blend a colour (or a `(B, 3, h, w)` map) over the image with weight `alpha` (B, h, w)."""
         if isinstance(what, tuple):
             what = torch.tensor(what, device=alpha.device, dtype=alpha.dtype).view(1, 3, 1, 1)
         self.image.copy_(torch.lerp(self.image, what, alpha[:, None]))
@@ -104,7 +104,7 @@ def pixel_axes(size: int, cells: int, device: torch.device) -> tuple[Tensor, Ten
 
 @dataclass
 class Canvas:
-    """The whole image at `cells` × `cells` samples, and the maps from its px to head and shoulder units."""
+    """Coordinates of the whole image at `cells` × `cells` samples."""
 
     params: Params
     to_head: Tensor  # (B, 2, 3) output px -> head units
@@ -122,7 +122,7 @@ class Canvas:
         return head_x, head_y, head_x - move_x, head_y - move_y, body_x, body_y
 
     def full(self, image: Tensor, soft: Tensor) -> View:
-        """The view of everything; `soft` is (B, 6, n, n): parallax x and y, light, lit skin, at coarse resolution."""
+        """The view of the whole image. soft: (B, 6, n, n) at coarse resolution: parallax x and y, light, lit skin."""
         columns, rows = pixel_axes(self.size, self.cells, image.device)
         head_x, head_y = apply(self.to_head, columns, rows)
         body_x, body_y = apply(self.to_body, columns, rows)
@@ -133,9 +133,9 @@ class Canvas:
         return View(self.params, px, image, *maps, fine[:, 3:], self.textures)
 
     def spans(self, boxes: dict[str, Box]) -> dict[str, tuple[slice, slice] | None]:
-        """Rows and columns of the canvas that hold each box for every row of the batch; None where no pixel does.
+        """Rows and columns of the canvas that contain each box in every row of the batch; None if no pixel does.
 
-        One transfer from the device for all boxes.
+        All boxes take one transfer from the device.
         """
         a, b, tx, c, d, ty = self.to_head.reshape(-1, 6).unbind(-1)
         det = a * d - b * c
@@ -158,7 +158,7 @@ class Canvas:
 
 
 def windows(view: View, spans: dict[str, tuple[slice, slice] | None], names: tuple[str, ...]) -> Iterator[View]:
-    """The parts of `view` under the named boxes, sharing its memory; boxes outside the image are left out."""
+    """The parts of `view` in the named boxes, which share its memory. Boxes outside the image are left out."""
     for name in names:
         span = spans[name]
         if span is None:

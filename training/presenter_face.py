@@ -21,7 +21,7 @@ from training.presenter_shape import (
     unjaw,
 )
 
-SLOPE_STEP = 0.012  # head units between the two heights that a slope is read from
+SLOPE_STEP = 0.012  # head units between the two heights from which a slope is computed
 
 
 def _height(p: Params, x: Tensor, y: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def key_light(p: Params) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _albedo(p: Params, x: Tensor, y: Tensor) -> Tensor:
-    """Skin colour with blood in cheeks, nose and ears, and the shade of hollows. y after `unjaw`."""
+    """Skin colour: redder cheeks, nose and ears, darker hollows. y after `unjaw`."""
     ax = x.abs()
     blood = 0.30 * bump(ax, y, 0.36, 0.30, 0.17, 0.14) + 0.30 * bump(x, y, 0, 0.36, 0.10, 0.09)
     blood = blood + 0.12 * bump(x, y, 0, 0.93, 0.16, 0.10)
@@ -76,12 +76,12 @@ def _albedo(p: Params, x: Tensor, y: Tensor) -> Tensor:
 
 
 def skin_maps(p: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The lit skin `(B, 3, h, w)` and the light on it `(B, h, w)` at face coordinates; smooth, so it may be coarse."""
+    """The lit skin `(B, 3, h, w)` and the light on it `(B, h, w)` at face coordinates. Smooth, so it may be coarse."""
     rest_y = unjaw(p, y)
     nx, ny, nz = _normal(p, x, rest_y)
     lx, ly, lz = key_light(p)
     facing = nx * lx + ny * ly + nz * lz
-    key = ((facing + 0.22) / 1.22).clamp(min=1e-3)  # light wraps round skin
+    key = ((facing + 0.22) / 1.22).clamp(min=1e-3)  # light reaches around curved skin
     fill = (-nx * lx.sign() * 0.75 - 0.1 * ny + 0.6 * nz).clamp(min=0)
     rim = (1 - nz).clamp(min=0) ** 3 * (nx * -lx.sign()).clamp(min=0)
     ambient = p["ambient"] * (0.80 + 0.20 * nz - 0.16 * ny)
@@ -93,7 +93,7 @@ def skin_maps(p: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     jaw_edge = smooth(-0.11, 0.03, outline(p, x, rest_y)) * smooth(0.35, 0.9, rest_y) * 0.30
     hold = (1 - 0.24 * below) * (1 - under_nose) * (1 - corner) * (1 - jaw_edge)
     albedo = _albedo(p, x, rest_y)
-    # Blood makes the edge of a shadow warm: red reaches further round than blue.
+    # The edge of a shadow on skin is warm: red scatters further than blue.
     wrapped = torch.stack([key**0.82, key**1.08, key**1.20], 1) * _tint(x, 1.03, 1.0, 0.95)
     ambience = ambient[:, None] * _tint(x, 0.98, 0.98, 1.03) + 0.15 * fill[:, None] * _tint(x, 1.0, 0.97, 0.97)
     lit = albedo * (ambience + 0.80 * wrapped) + albedo.sqrt() * (0.04 * rim)[:, None]
@@ -113,7 +113,7 @@ def _tint(like: Tensor, red: float, green: float, blue: float) -> Tensor:
 
 
 def paint_skin(view: View) -> None:
-    """The face's surface, without its features."""
+    """The skin of the face, without features."""
     p = view.params
     edge = outline(p, view.x, unjaw(p, view.y))
     grain = sample(view.textures["grain"], view.x * 0.55 + p["texture_seed"], view.y * 0.55)
@@ -121,7 +121,7 @@ def paint_skin(view: View) -> None:
 
 
 def paint_ear(view: View, sign: int) -> None:
-    """One ear, behind the face's edge."""
+    """One ear, behind the outline of the face."""
     p = view.params
     x = sign * view.head_x / p["face_wide"] - (CHEEK_X + 0.025)
     y = view.head_y - 0.13
@@ -241,7 +241,7 @@ def paint_brow(view: View, sign: int) -> None:
 
 
 def paint_mouth(view: View) -> None:
-    """Lips, and what shows between them."""
+    """Lips, and teeth, tongue and cavity between them."""
     p, x, y = view.params, view.x, view.y
     curves = lips(p, x)
     ax = x.abs()
@@ -272,7 +272,7 @@ def paint_mouth(view: View) -> None:
 
 
 def _mouth_inside(view: View, top: Tensor, bottom: Tensor, half: Tensor) -> Tensor:
-    """Teeth, tongue and the dark behind them: (B, 3, h, w)."""
+    """Teeth, tongue and the dark cavity behind them: (B, 3, h, w)."""
     p, x, y = view.params, view.x, view.y
     ax = x.abs()
     gap = (bottom - top).clamp(min=1e-4)

@@ -1,4 +1,4 @@
-"""Paints what frames the face: the room behind, hair, neck and clothes."""
+"""Paints the surroundings of the face: background room, hair, neck and clothes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def _strands(view: View, across: Tensor, along: Tensor) -> Tensor:
 
 
 def _crown(p: Params, x: Tensor, y: Tensor) -> Tensor:
-    """About the distance to the outside of the hair above the temples."""
+    """Approximate distance to the outline of the hair above the temples."""
     across, up = (x / (0.735 * p["hair_volume"])).abs(), ((y + 0.20) / (0.93 * p["hair_volume"])).abs()
     return ((across**2.1 + up**2.1 + 1e-6) ** (1 / 2.1) - 1) * 0.74
 
 
 def _curtain(p: Params, x: Tensor, y: Tensor) -> Tensor:
-    """About the distance to the outside of long hair below the temples: it swells, then turns in at its end."""
+    """Approximate distance to the outline of long hair below the temples: it widens, then turns in at its end."""
     end = p["hair_end"]
     swell = 0.735 + 0.035 * smooth(-0.2, 0.55, y) - 0.17 * smooth(end - 0.42, end + 0.12, y) ** 1.3
     tip = end + 0.10 - 0.55 * (x.abs() - 0.52).clamp(min=0) ** 1.2
@@ -50,7 +50,7 @@ def _long(p: Params, x: Tensor, y: Tensor) -> Tensor:
 
 
 def paint_hair_back(view: View) -> None:
-    """Hair behind head and neck; only long hair has it below the ears."""
+    """Hair behind head and neck; below the ears only for long hair."""
     p, x, y = view.params, view.head_x, view.head_y
     strand = _strands(view, x * 0.55 + 0.05 * torch.sin(2.2 * y), y * 0.22)
     short = _crown(p, x, y) + 0.12 + 0.9 * smooth(-0.2, 0.3, y)
@@ -143,12 +143,12 @@ def _paint_shirt(view: View, x: Tensor, y: Tensor, ax: Tensor) -> None:
 def _opening(p: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The hair's edge around the face: a level (1 on the edge, more in the hair), and about the distance to it.
 
-    The level's contours fall to both sides from the parting, so strands that follow them look combed.
+    The contours of the level fall to both sides of the parting, so strands along them look combed.
     """
     part = p["hair_part"]
     swell = 1 + 0.06 * smooth(-0.2, 0.55, y) - 0.23 * smooth(p["hair_end"] - 0.42, p["hair_end"] + 0.12, y) ** 1.3
     x = torch.where(p["hair_long"] > 0.5, x / swell.clamp(min=0.5), x)
-    root = part * smooth(0.75, -0.30, y)  # the sides are even, whatever the parting
+    root = part * smooth(0.75, -0.30, y)  # both sides are equal for every parting
     reach = torch.where(x < root, 0.56 + root, 0.56 - root) + 0.03 * (1 - p["hair_long"])
     top, centre = -0.64 - p["hair_line"], 0.15
     u = (x - root).abs() / reach
@@ -174,9 +174,9 @@ def _comb(view: View) -> tuple[Tensor, Tensor]:
     p, x, y = view.params, view.x, view.y
     level, free = _opening(p, x, y)
     wave = 0.02 * torch.sin(5 * y + 3 * x)
-    side = 0.37 * (x > p["hair_part"])  # the two sides of the parting have strands of their own
+    side = 0.37 * (x > p["hair_part"])  # each side of the parting has its own strands
     strand = _strands(view, level * 0.26 + wave * 0.3 + side, (y + x.abs()) * 0.10)
-    calm = smooth(0.0, 0.09, (x - p["hair_part"]).abs())  # else the two sides would meet in a step
+    calm = smooth(0.0, 0.09, (x - p["hair_part"]).abs())  # without this, the two sides would meet in a step
     return strand * torch.where(y < -0.3, calm, 1.0), free
 
 
@@ -184,7 +184,7 @@ def _hair_colour(view: View, strand: Tensor, free: Tensor) -> Tensor:
     """Shaded hair: a dome above, cylinders at the sides, two soft rings of light, shade near face and parting."""
     p, x, y = view.params, view.x, view.y
     lx, ly, lz = key_light(p)
-    # Beside the face the lock is a cylinder of its own between the opening and the outside.
+    # Beside the face, the hair is a cylinder between the face opening and the outline.
     lock = smooth(-0.2, 0.3, y)
     nx = torch.lerp(x / 0.80, x.sign() * ((x.abs() - 0.64) / 0.14), lock).clamp(-0.95, 0.95)
     ny = ((y + 0.15) / 0.98).clamp(-0.98, 0.0) * (1 - lock)

@@ -1,4 +1,4 @@
-"""Who the presenter is and how it holds its head: dicts of `(B,)` tensors. Draws nothing."""
+"""Identities and head poses of the presenter, as dicts of `(B,)` tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class Identity(dict[str, Tensor]):
-    """One look a row: every value is a float32 `(B,)` tensor. Keys are those of `default_identity`."""
+    """One appearance per row: each value is a float32 `(B,)` tensor. Keys as in `default_identity`."""
 
 
 class Pose(dict[str, Tensor]):
-    """One head pose a row: every value is a float32 `(B,)` tensor.
+    """One head pose per row: each value is a float32 `(B,)` tensor.
 
     roll, yaw, pitch in radians; shift_x, shift_y in head units (1 = from the eye line to the chin); scale is a factor;
     blink 0 open to 1 shut; brow, gaze_x, gaze_y about -1 to 1; breath 0 to 1 lifts the shoulders.
@@ -31,9 +31,9 @@ RANGES: dict[str, tuple[float, float, float]] = {
     "nose_high": (1.0, 0.8, 1.15),
     "brow_thick": (1.0, 0.75, 1.4),
     "makeup": (0.55, 0.0, 0.8),  # weight of lashes and lid colour, 0 to 1
-    "light_x": (-0.42, -0.75, 0.75),  # where the key light stands, in heights of it
+    "light_x": (-0.42, -0.75, 0.75),  # horizontal position of the key light, relative to its height
     "ambient": (0.37, 0.30, 0.48),
-    "hair_part": (0.16, -0.25, 0.25),  # where the parting is, in head units
+    "hair_part": (0.16, -0.25, 0.25),  # position of the parting, in head units
     "hair_line": (0.0, -0.05, 0.06),  # lower is a higher forehead, in head units
     "hair_long": (1.0, 0.0, 1.0),  # 0 ends above the ears, 1 falls beside the face to `hair_end`
     "hair_end": (1.02, 0.78, 1.22),  # where long hair ends, in head units below the eyes
@@ -72,14 +72,14 @@ def _assemble(values: dict[str, Tensor], tones: dict[str, Tensor], lip_tint: Ten
         colour = _palette(anchors, tones[name])
         for channel, letter in enumerate("rgb"):
             values[f"{name}_{letter}"] = colour[:, channel]
-    lip = torch.tensor((0.86, 0.555, 0.575))  # lips are the skin with more blood in it
+    lip = torch.tensor((0.86, 0.555, 0.575))  # lips are redder skin
     for channel, letter in enumerate("rgb"):
         values[f"lip_{letter}"] = values[f"skin_{letter}"] * (lip[channel] + (0.05, -0.06, -0.03)[channel] * lip_tint)
     return Identity({name: value.float().to(device) for name, value in values.items()})
 
 
 def default_identity(batch: int, device: str = "cpu") -> Identity:
-    """The shipped presenter, `batch` times."""
+    """The shipped presenter, repeated `batch` times."""
     values = {name: torch.full((batch,), default) for name, (default, _, _) in RANGES.items()}
     tones = {name: torch.full((batch,), tone) for name, tone in _DEFAULT_TONES.items()}
     return _assemble(values, tones, torch.full((batch,), 0.35), device)
@@ -88,7 +88,7 @@ def default_identity(batch: int, device: str = "cpu") -> Identity:
 def random_identities(batch: int, generator: torch.Generator, device: str = "cpu") -> Identity:
     """`batch` different people: skin from light to dark, shapes, hair, clothes, ground and light.
 
-    generator: a CPU generator; the same state draws the same people on any device.
+    generator: a CPU generator; equal states give equal people on every device.
     """
 
     def draw() -> Tensor:
@@ -98,7 +98,7 @@ def random_identities(batch: int, generator: torch.Generator, device: str = "cpu
     values["hair_long"] = (draw() < 0.5).float()
     values["makeup"] = values["makeup"] * (0.35 + 0.65 * values["hair_long"])
     tones = {name: draw() for name in _PALETTES}
-    tones["hair"] = tones["hair"] * (1 - 0.85 * tones["skin"])  # fair hair goes with fair skin
+    tones["hair"] = tones["hair"] * (1 - 0.85 * tones["skin"])  # light hair occurs with light skin
     tones["iris"] = tones["iris"] * (1 - 0.8 * tones["skin"])
     return _assemble(values, tones, draw() * 1.4 - 0.4, device)
 
@@ -112,7 +112,7 @@ def rest_pose(batch: int, device: str = "cpu") -> Pose:
 
 
 def random_poses(batch: int, generator: torch.Generator, device: str = "cpu", amount: float = 1.0) -> Pose:
-    """Poses as they occur in a talking head, `amount` times as strong; one in eight is within a blink."""
+    """Poses of a talking head, `amount` times as strong. One in eight is within a blink."""
 
     def normal(deviation: float) -> Tensor:
         return torch.randn(batch, generator=generator).clamp(-2, 2) * deviation * amount

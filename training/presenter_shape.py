@@ -1,4 +1,4 @@
-"""The presenter's geometry: coordinates, outline, mouth curves, landmarks and the crop. Draws nothing.
+"""The presenter's geometry: coordinates, outline, mouth curves, landmarks and the crop.
 
 Head units: the origin is between the eyes, x to the image's right, y down, 1 from the eye line to the resting chin.
 """
@@ -18,8 +18,8 @@ MOUTH = ("jaw", "width", "rounding", "teeth", "tongue", "close", "tuck")
 REST_MOUTH = (0.0, 0.12, 0.05, 0.3, 0.0, 1.0, 0.0)
 
 FRAME_PX = 512
-UNIT_PX = 156.0  # one head unit in a frame: the crop rule then cuts about 256 px
-ORIGIN_PX = (255.5, 222.0)  # where the point between the eyes lies in a frame, as a pixel-centre coordinate
+UNIT_PX = 156.0  # px per head unit in a frame: the crop rule then cuts about 256 px
+ORIGIN_PX = (255.5, 222.0)  # position in a frame of the point between the eyes, in pixel-centre coordinates
 PIVOT_Y = 1.15  # the head rolls about the neck
 CHIN_DROP = 0.125  # how far the chin falls at jaw 1
 EYE_X = 0.275
@@ -31,13 +31,13 @@ CROP_MARGIN_PX = 10.0  # MuseTalk v1.5 adds this below the chin
 
 
 def smooth(low: float, high: float, x: Tensor) -> Tensor:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """Smoothstep: 0 below `low`, 1 above `high`."""
     t = ((x - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
 
 def bump(x: Tensor, y: Tensor, cx: float, cy: float, sx: float, sy: float) -> Tensor:
-    """A Gaussian hill of height 1 at (cx, cy)."""
+    """A Gaussian of height 1 at (cx, cy)."""
     return torch.exp(-(((x - cx) / sx) ** 2) - ((y - cy) / sy) ** 2)
 
 
@@ -66,7 +66,7 @@ def head_matrix(pose: Pose) -> Tensor:
 
 
 def body_matrix(pose: Pose) -> Tensor:
-    """Shoulder units -> frame px, `(B, 2, 3)`: the shoulders follow a third of the head's shift, and breathe."""
+    """Shoulder units -> frame px, `(B, 2, 3)`: the shoulders follow a third of the head's shift and the breath."""
     zero = torch.zeros_like(pose["roll"])
     scale = 1 + 0.5 * (pose["scale"] - 1)
     x = 0.35 * pose["shift_x"] + ORIGIN_PX[0] / UNIT_PX
@@ -95,18 +95,18 @@ def apply(matrix: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def parallax(params: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """How far yaw and pitch move the face under the rigid head point (x, y): smooth everywhere, so nothing tears."""
+    """Displacement of the face by yaw and pitch at the rigid head point (x, y). Smooth everywhere."""
     depth = 0.55 * bump(x, y, 0, 0.15, 0.62, 0.85) + 0.14 * bump(x, y, 0, 0.30, 0.16, 0.20) - 0.25
     return params["yaw"] * depth, params["pitch"] * depth
 
 
 def unjaw(params: Params, y: Tensor) -> Tensor:
-    """Face y -> the y at which the same skin lies when the jaw rests."""
+    """Face y -> the y of the same skin when the jaw is at rest."""
     return y - params["drop"] * smooth(0.52, 0.97, y)
 
 
 def outline(params: Params, x: Tensor, y: Tensor) -> Tensor:
-    """About the distance to the face's outline in head units, negative inside; y after `unjaw`."""
+    """Approximate signed distance to the face's outline in head units, negative inside. y after `unjaw`."""
     lower = ((y - CHEEK_Y) / (params["chin_long"] - CHEEK_Y)).clamp(min=0)
     upper = ((CHEEK_Y - y) / (1.02 + CHEEK_Y)).clamp(min=0)
     across = (x.abs() / (CHEEK_X * params["face_wide"])) ** 2.1
@@ -133,17 +133,17 @@ class Lips:
 
 
 def mouth_half_width(params: Params) -> Tensor:
-    """From the middle of the mouth to a corner of the inner lips."""
+    """Distance from the middle of the mouth to a corner of the inner lips."""
     p = params
     spread = 0.212 + 0.058 * p["width"] - 0.088 * p["rounding"] - 0.030 * p["jaw"] * p["open"]
     return spread * p["mouth_wide"]
 
 
 def lips(params: Params, x: Tensor) -> Lips:
-    """Lip curves at x. At `close` 1 both inner edges are one line, whatever the jaw does."""
+    """Lip curves at x. At `close` 1 both inner edges are the same line for every jaw opening."""
     p, half = params, mouth_half_width(params)
     opening = 0.190 * p["jaw"] * (1 - 0.85 * p["tuck"]) + 0.020 * p["rounding"] + 0.006 * p["tuck"]
-    sink = 0.18 * opening * p["open"]  # the corners of the mouth follow the jaw a little
+    sink = 0.18 * opening * p["open"]  # the corners of the mouth follow the jaw slightly
     up = (0.14 * opening + 0.020 * p["tuck"]) * p["open"] + sink
     down = 0.86 * opening * p["open"] - sink
     u = (x / half).abs().clamp(max=1.35)
@@ -250,8 +250,8 @@ def face_crop_transform(identity: Identity, pose: Pose, size: int = 256, margin_
     """The similarity that cuts MuseTalk's box out of a frame: `(B, 2, 3)`, frame px -> crop px, pixel centres.
 
     MuseTalk's rule (musetalk/utils/preprocessing.py, get_landmark_and_bbox): landmark 29 in the middle, the lowest
-    landmark at the bottom, as much above, plus `margin_px` below. Here the box is turned with the head's roll and made
-    square. It does not depend on the mouth.
+    landmark at the bottom, the same height above, plus `margin_px` below. Here the box rotates with the head's roll and
+    is square. It does not depend on the mouth.
     """
     rest = torch.tensor(REST_MOUTH, device=pose["roll"].device).expand(len(pose["roll"]), -1)
     points = landmarks(identity, pose, rest)
@@ -270,6 +270,6 @@ def face_crop_transform(identity: Identity, pose: Pose, size: int = 256, margin_
 
 
 def unit_footprint(matrix: Tensor) -> Tensor:
-    """Head units a pixel covers under a px -> unit map `(B, 2, 3)`: `(B, 1, 1)`."""
+    """Head units per pixel under a px -> unit map `(B, 2, 3)`: `(B, 1, 1)`."""
     area = matrix[:, 0, 0] * matrix[:, 1, 1] - matrix[:, 0, 1] * matrix[:, 1, 0]
     return area.abs().sqrt().view(-1, 1, 1)

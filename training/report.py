@@ -1,7 +1,7 @@
-"""Step 7 of training: what the networks make of held-out sentences, in numbers and as a picture.
+"""Step 7 of training: measures of the networks on held-out sentences, and a picture of generated frames.
 
-A quick look for whoever trains; the figures that the project stands by come from `python -m benchmarks.embedded`,
-through the product's own path. Knows nothing of optimisers.
+This is a quick check during training. The published figures come from `python -m benchmarks.embedded`, which runs the
+whole product.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from training.nets import MouthReader
 from training.speech import HELD_ESPEAK, HELD_HIBARI
 from training.stages import LOWER
 
-MOUTH = (slice(None), slice(None), slice(150, 240), slice(60, 196))  # of an image batch: where mouth PSNR is taken
+MOUTH = (
+    slice(None),
+    slice(None),
+    slice(150, 240),
+    slice(60, 196),
+)  # where the mouth's PSNR is measured
 BATCH = 64
 SHEET_FRAMES = 12
 
@@ -41,7 +46,7 @@ class Networks:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One way to use the networks: whose voice, which face, what the reference says."""
+    """One test case: the voice, the face, and what the reference says."""
 
     name: str
     use: int
@@ -93,7 +98,7 @@ def clip_faces(nets: Networks, bank: SpeechBank, frames: Tensor, case: Case, see
 def case_numbers(
     nets: Networks, bank: SpeechBank, case: Case, clips: int, most_frames: int
 ) -> tuple[dict[str, Any], list[Tensor]]:
-    """Numbers of one case over its first `clips` clips, and a few frames: truth above generated."""
+    """Measures of one case over its first `clips` clips, and a few frames: truth above generated."""
     numbers: dict[str, list[float]] = {"vae": [], "vae_mouth": [], "made_mouth": [], "r": []}
     read_truth, read_made, rows = [], [], list[Tensor]()
     held = bank.frames_of(case.use)
@@ -119,7 +124,7 @@ def case_numbers(
 
 
 def report(nets: Networks, bank: SpeechBank, folder: Path, clips: int = 12, most_frames: int = 1000) -> dict[str, Any]:
-    """Numbers of all cases over `clips` clips, of each its first `most_frames`; writes `sheet.png`, truth on top."""
+    """Measures of all cases over `clips` clips, at most `most_frames` frames of each. Writes `sheet.png`."""
     results, rows = dict[str, Any](), list[Tensor]()
     for case in CASES:
         with torch.inference_mode():
@@ -131,7 +136,7 @@ def report(nets: Networks, bank: SpeechBank, folder: Path, clips: int = 12, most
 
 
 def write_sheet(rows: Sequence[Tensor], path: Path) -> None:
-    """Rows of equal size `(3, h, w)` in [-1, 1], one under another, at half size."""
+    """Rows of equal size `(3, h, w)` in [-1, 1] below one another, at half size."""
     sheet = (torch.cat(list(rows), 1).permute(1, 2, 0).float().cpu().numpy() * 127.5 + 127.5).clip(0, 255)
     half = cv2.resize(sheet.astype(np.uint8), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     cv2.imwrite(str(path), half[..., ::-1])

@@ -2,12 +2,12 @@
 
     python -m training.restorer --vae models/embedded/vae --out .train/restorer --seconds 200 --device cuda:0
 
-`--out` receives restorer.safetensors (fp16, goes to models/embedded/restorer/), log.json and sheet.png. Run again with
-the same arguments, it goes on from the last checkpoint; `--seconds` counts all runs together. `--device cpu --pictures
-40 --seconds 300` makes a weaker net without a GPU.
+It writes restorer.safetensors (fp16, for models/embedded/restorer/), log.json and sheet.png to `--out`. The same
+command resumes from the last checkpoint; `--seconds` counts all runs together. `--device cpu --pictures 40 --seconds
+300` trains a weaker net without a GPU.
 
-A clean face is drawn at 512² and degraded as LipSync would (training/degradation.py); the net learns the way back. Two
-views of each face, with different noise, must come out alike: that keeps flicker down.
+A clean face is drawn at 512² and degraded like a face from LipSync (training/degradation.py); the net learns the
+inverse. Two views of each face with different noise must give equal results, which reduces flicker.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from training.restorer_measures import GREY, Comparison, compare, table, upsampl
 SEED = 20
 HELD_OUT_SEED = 1_000_003
 HELD_OUT_FACES = 32
-RENDER_SHARE = 0.3  # of the time, at most, for drawing faces
-PORTRAIT_SHARE = 0.1  # of a batch: photographs, so that the net has seen other textures than its own presenter's
-BATCH = 16  # pictures a step, two views of each
+RENDER_SHARE = 0.3  # largest share of the time for drawing faces
+PORTRAIT_SHARE = 0.1  # share of a batch: photographs, for other textures than the presenter's
+BATCH = 16  # pictures per step, with two views each
 LEARNING_RATE = 1.5e-3
 EMA = 0.999
-ERROR_FLOOR = 1e-6  # 60 dB: nothing is gained by going beyond
+ERROR_FLOOR = 1e-6  # 60 dB; a smaller error gains nothing
 CHECKPOINT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One training run. `pictures` and `steps` are caps (steps 0: none); `batch` is in pictures.
+    """One training run. `pictures` and `steps` are upper limits (steps 0: no limit); `batch` is in pictures.
 
-    start: weights to begin with instead of plain bicubic. rate: the highest learning rate. report: whether the net is
+    start: initial weights instead of plain bicubic. rate: the highest learning rate. report: whether the net is
     measured on held-out faces at the end.
     """
 
@@ -70,7 +70,7 @@ class Settings:
 
 
 class Batches:
-    """A pool of drawn faces, and batches of it, some photographs among them."""
+    """A pool of drawn faces, and batches of faces and photographs."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         device, start = settings.device, time.monotonic()
@@ -98,7 +98,7 @@ class Batches:
             crop = self.portraits[which, :, top : top + RESTORED_PX, left : left + RESTORED_PX]
             pictures.append(crop[None].flip(-1) if top % 2 else crop[None])
         clean = torch.cat(pictures).float() / GREY
-        # photographs alone: a VAE pulls the colours of a tinted face back, which nothing after it can undo
+        # photographs only: a VAE shifts the colours of a tinted face back, and the restorer cannot undo that
         gain = 1 + 0.1 * (torch.rand(photographs, 3, 1, 1, generator=generator) - 0.5).to(self.device)
         bias = 0.06 * (torch.rand(photographs, 3, 1, 1, generator=generator) - 0.5).to(self.device)
         faces = self.batch - photographs
@@ -118,8 +118,8 @@ def restore(net: SmallRestorerNet, faces: Tensor, low_precision: bool = False) -
 def loss(restored: Tensor, clean: Tensor) -> Tensor:
     """restored: `(2, n, 3, h, w)`, two views; clean `(n, 3, h, w)`. Decibels + gradient + spectrum + steadiness.
 
-    Decibels (the logarithm of each picture's squared error) weigh mild and strong faults alike; with the error itself,
-    the strong ones would decide everything.
+    Decibels (the logarithm of each picture's squared error) give mild and strong degradation equal weight. With the
+    squared error itself, strong degradation would dominate.
     """
     target = clean[None].expand_as(restored)
     error = restored - target
@@ -132,12 +132,12 @@ def loss(restored: Tensor, clean: Tensor) -> Tensor:
 
 
 def _amplitudes(pictures: Tensor) -> Tensor:
-    """log(1 + |Fourier transform|) of brightness: how much detail there is, wherever it lies."""
+    """log(1 + |Fourier transform|) of brightness: the amount of detail, independent of its position."""
     return torch.fft.rfft2(pictures.mean(-3), norm="ortho").abs().log1p()
 
 
 class Trainer:
-    """Net, running mean of its weights, optimiser; to and from a checkpoint (safetensors, no pickle)."""
+    """The net, the running mean of its weights and the optimiser, with a checkpoint in safetensors (no pickle)."""
 
     def __init__(self, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
@@ -162,7 +162,7 @@ class Trainer:
         return max(self.elapsed_s / self.settings.seconds, by_steps)
 
     def save(self) -> None:
-        """Write all that `resume` needs, whole or not at all."""
+        """Write everything that `resume` needs, atomically."""
         state = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         state |= {f"mean.{name}": value for name, value in self.mean.state_dict().items()}
         for index, parameter in enumerate(self.parameters):
@@ -174,7 +174,7 @@ class Trainer:
         partial.replace(self.path)
 
     def resume(self) -> None:
-        """Go on from the checkpoint in `out`, if there is one."""
+        """Load the checkpoint in `out`, if there is one."""
         if not self.path.is_file():
             return
         state = load_file(self.path)
@@ -191,7 +191,7 @@ class Trainer:
         self.step = int(step)
 
     def train_step(self, views: Tensor, clean: Tensor) -> float | None:
-        """One step; the loss every hundredth time (reading it waits for the GPU)."""
+        """One step. Returns the loss at every hundredth step, because reading it waits for the GPU."""
         rate = self.settings.rate * min(1.0, (self.step + 1) / 100) * _cosine(self.progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -213,7 +213,7 @@ def _cosine(progress: float) -> float:
 
 
 def train_restorer(settings: Settings, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Train, save and measure. Returns what log.json holds."""
+    """Train, save and measure. Returns the content of log.json."""
     settings.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(settings)
     trainer.resume()
@@ -243,7 +243,7 @@ def train_restorer(settings: Settings, say: Callable[[str], None] = print) -> di
 
 
 def _train(trainer: Trainer, batches: Batches, vae: VAE | None, say: Callable[[str], None]) -> list[tuple[int, float]]:
-    """Step until the time (or the cap of steps) is spent. Returns (step, loss) pairs."""
+    """Train until the time or the number of steps is reached. Returns (step, loss) pairs."""
     settings = trainer.settings
     generator = torch.Generator().manual_seed(settings.seed + 1 + trainer.step)
     noise = torch.Generator(settings.device).manual_seed(settings.seed + 1 + trainer.step)
@@ -266,7 +266,7 @@ def _train(trainer: Trainer, batches: Batches, vae: VAE | None, say: Callable[[s
 
 
 def held_out_report(net: SmallRestorerNet, vae: VAE | None, settings: Settings) -> dict[str, Comparison]:
-    """The net on faces and faults that training never drew: the presenter and new people. Writes sheet.png."""
+    """Measure the net on faces of a held-out seed: the presenter and new people. Writes sheet.png."""
     report: dict[str, Comparison] = {}
     rows: list[Tensor] = []
     count = HELD_OUT_FACES if settings.device.startswith("cuda") else 4
@@ -287,17 +287,17 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Train the small face restorer on the synthetic presenter.")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, log, sheet and checkpoint")
-    parser.add_argument("--vae", type=Path, help="AutoencoderTiny folder whose losses to mend; none: without a VAE")
-    parser.add_argument("--start", type=Path, help="weights to go on from (default: plain bicubic)")
+    parser.add_argument("--vae", type=Path, help="AutoencoderTiny folder that degrades the faces (default: none)")
+    parser.add_argument("--start", type=Path, help="initial weights (default: plain bicubic)")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=200.0, help="training time, drawing included (default 200)")
     parser.add_argument("--pictures", type=int, default=6000, help="faces to draw at most (default 6000)")
-    parser.add_argument("--steps", type=int, default=0, help="stop after so many steps (default: time alone)")
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"pictures a step (default {BATCH})")
-    parser.add_argument("--supersample", type=int, default=2, help="of the drawing; 1 is four times as fast")
+    parser.add_argument("--steps", type=int, default=0, help="stop after this many steps (default: by time only)")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"pictures per step (default {BATCH})")
+    parser.add_argument("--supersample", type=int, default=2, help="supersampling of faces; 1 is four times as fast")
     parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--no-report", dest="report", action="store_false", help="skip the measures at the end")
+    parser.add_argument("--no-report", dest="report", action="store_false", help="skip the measurement at the end")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True

@@ -1,4 +1,4 @@
-"""Clean pictures that the restorer learns from: faces of the presenter and a few photographs. Knows nothing of nets."""
+"""Clean training pictures of the restorer: faces of the presenter and a few photographs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOUND_FRAMES = 3  # a sound lasts about 0.12 s
 
 
 def random_mouths(n: int, generator: torch.Generator) -> Tensor:
-    """`(n, 7)`: a fifth at rest, the others between two sounds' shapes, some of them closing or tucked."""
+    """Mouths `(n, 7)`: a fifth at rest, the others between two visemes, some of them closing or tucked."""
     shapes = torch.tensor(list(VISEMES.values()))  # (sounds, 5)
     first, second = (torch.randint(len(shapes), (n,), generator=generator) for _ in range(2))
     mix, closing, event, rest = (torch.rand(n, 1, generator=generator) for _ in range(4))
@@ -28,7 +28,7 @@ def random_mouths(n: int, generator: torch.Generator) -> Tensor:
 
 
 class Faces:
-    """Draws clean face crops: half the shipped presenter, half people who do not exist."""
+    """Draws clean face crops: half of the shipped presenter, half of random identities."""
 
     def __init__(self, device: str, seed: int, default_share: float = 0.5) -> None:
         self.device, self.default_share = device, default_share
@@ -48,7 +48,7 @@ class Faces:
         return self._render(identity, pose, mouths, crop, supersample)
 
     def clip(self, frames: int, supersample: int = 2) -> Tensor:
-        """The shipped presenter nods and speaks for `frames` / 25 s: `(frames, 3, 512, 512)`."""
+        """A clip of the shipped presenter, moving and speaking for `frames` / 25 s: `(frames, 3, 512, 512)`."""
         identity, pose = presenter.default_identity(frames, self.device), presenter.rest_pose(frames, self.device)
         at_s = torch.arange(frames) / 25
         for name, amount, rate_hz in (("yaw", 0.05, 0.4), ("roll", 0.03, 0.3), ("pitch", 0.03, 0.5)):
@@ -63,7 +63,7 @@ class Faces:
     def _render(
         self, identity: presenter.Identity, pose: presenter.Pose, mouths: Tensor, crop: Tensor, supersample: int
     ) -> Tensor:
-        """A few at a time: a face takes about 250 MB while it is drawn."""
+        """Draws a few faces at a time, because each takes about 250 MB while it is drawn."""
         drawn: list[Tensor] = []
         for start in range(0, len(mouths), self.chunk):
             part = slice(start, start + self.chunk)
@@ -73,7 +73,7 @@ class Faces:
         return torch.cat(drawn)
 
     def _jitter(self, crop: Tensor) -> Tensor:
-        """Detected boxes are off by a few pixels and percent."""
+        """Random scale and shift of a few percent and pixels, like the errors of detected boxes."""
         n, middle = len(crop), (RESTORED_PX - 1) / 2
         zoom = 1 + 0.03 * torch.randn(n, 1, 1, generator=self.generator).clamp(-2, 2).to(crop)
         shift = 6.0 * torch.randn(n, 2, generator=self.generator).clamp(-2, 2).to(crop)
@@ -83,7 +83,7 @@ class Faces:
 
 
 def portraits() -> Tensor:
-    """Public-domain photographs that packages ship, `(m, 3, 640, 640)` uint8; empty where they are not installed."""
+    """Public-domain photographs from installed packages, `(m, 3, 640, 640)` uint8; empty if there are none."""
     found: list[UInt8] = []
     try:
         from skimage import data

@@ -1,6 +1,6 @@
-"""Measures a restorer against what it must beat: bicubic upsampling and the best of a grid of unsharp masks.
+"""Compares a restorer with its baselines: bicubic upsampling and the best of a grid of unsharp masks.
 
-Knows nothing of training. Pictures are float RGB `(n, 3, h, w)` in 0..1.
+Pictures are float RGB `(n, 3, h, w)` in 0..1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Comparison:
 
     @property
     def gain_db(self) -> float:
-        """Over the better of the two others."""
+        """Gain over the better baseline."""
         return self.restored_db - max(self.bicubic_db, self.unsharp_db)
 
     def to_dict(self) -> dict[str, float]:
@@ -41,10 +41,10 @@ class Comparison:
 
 
 def compare(views: Tensor, restored: Tensor, clean: Tensor) -> Comparison:
-    """views: degraded pictures in the order of time, `(t, n, 3, 256, 256)`; restored from them `(t, n, 3, 512, 512)`.
+    """views: degraded pictures in time order, `(t, n, 3, 256, 256)`; restored: from them, `(t, n, 3, 512, 512)`.
 
-    clean: the truth, `(n, 3, 512, 512)` where the pictures stand still, or of `restored`'s shape. The unsharp mask has
-    the advantage of being chosen on these very pictures.
+    clean: the truth, `(n, 3, 512, 512)` for still pictures, or of the shape of `restored`. The unsharp mask has an
+    advantage, because it is chosen on the same pictures.
     """
     truth = clean.expand_as(restored)
     shape = restored.shape
@@ -69,13 +69,13 @@ def score(pictures: Tensor, truth: Tensor) -> float:
 
 
 def flicker(pictures: Tensor, truth: Tensor) -> float:
-    """Mean change from frame to frame that the truth does not have, in grey levels; both `(t, n, 3, h, w)`."""
+    """Mean frame-to-frame change that the truth does not have, in grey levels; both `(t, n, 3, h, w)`."""
     return float((pictures.diff(dim=0) - truth.diff(dim=0)).abs().mean()) * GREY
 
 
 def table(rows: dict[str, Comparison], say: Callable[[str], None] = print) -> None:
-    """One line a comparison."""
-    say(f"{'':12s}{'bicubic':>9s}{'+ unsharp':>11s}{'restored':>10s}{'gain':>7s}   flicker (levels), likewise")
+    """Print one line per comparison."""
+    say(f"{'':12s}{'bicubic':>9s}{'+ unsharp':>11s}{'restored':>10s}{'gain':>7s}   flicker in grey levels, same order")
     for name, row in rows.items():
         say(
             f"{name:12s}{row.bicubic_db:9.2f}{row.unsharp_db:11.2f}{row.restored_db:10.2f}{row.gain_db:7.2f} dB"
@@ -94,6 +94,6 @@ def upsample(faces: Tensor) -> Tensor:
 
 
 def unsharp(pictures: Tensor, sigma_px: float, amount: float) -> Tensor:
-    """Add `amount` times the difference to a blurred copy."""
+    """Add `amount` times the difference from a blurred copy."""
     blurred = blur(pictures, torch.full((len(pictures),), sigma_px, device=pictures.device))
     return (pictures + amount * (pictures - blurred)).clamp(0, 1)

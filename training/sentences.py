@@ -1,7 +1,7 @@
-"""English sentences to train on, made from templates and word lists, and the ones held out for testing.
+"""English training sentences from templates and word lists, and the held-out sentences for testing.
 
-No text is copied from a corpus: the lists are written for their sounds (lip closures, rounding, spread vowels, f/v,
-th) and combined at random, so any number of sentences can be drawn. Knows nothing of sound.
+No text is copied from a corpus. The lists were written for their sounds (lip closures, rounding, spread vowels, f/v,
+th) and are combined at random, so that any number of sentences can be drawn.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ WORDS = _listed(
 
 
 def sentences(count: int, seed: int) -> list[str]:
-    """`count` different sentences, the fixed ones first; the same for the same seed; none of HELD_OUT."""
+    """`count` different sentences, the fixed ones first, none of HELD_OUT. Deterministic for its seed."""
     chance = random.Random(seed)
     made = dict.fromkeys(FIXED[:count])
     while len(made) < count:
@@ -106,7 +106,7 @@ def sentences(count: int, seed: int) -> list[str]:
 
 def _sentence(chance: random.Random) -> str:
     kind = chance.random()
-    if kind < 0.35:  # a string of words covers more sound pairs than a template does
+    if kind < 0.35:  # random words cover more pairs of sounds than a template
         words = chance.sample(WORDS, chance.randint(3, 9))
         if len(words) > 5:
             words[len(words) // 2] += ","

@@ -1,10 +1,10 @@
-"""Step 1 of training: spoken sentences with their mouth tracks, made on the processor's cores.
+"""Step 1 of training: spoken sentences with their mouth tracks, made on all CPU cores.
 
     python -m training.speech OUT.npz --clips 4000
 
-Half of the clips are hibari's voice, half of those at another pitch, pace and vocal tract; the rest are espeak-ng's
-variants. Most are disguised by `training.augment`. A quarter hold several sentences, so that a clip is longer than one
-Whisper context. Knows nothing of faces.
+Half of the clips use hibari's voice, half of those with another pitch, pace and vocal tract; the rest use espeak-ng's
+variants. Most are changed by `training.augment`. A quarter contain several sentences, so that a clip is longer than one
+Whisper context.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from training.voices import ESPEAK_ACCENTS, ESPEAK_HELD_OUT, ESPEAK_VOICES, Spok
 
 FPS = 25
 FRAME_SAMPLES = WHISPER_HZ // FPS  # 640
-TRAIN, HELD_HIBARI, HELD_ESPEAK = range(3)  # what a clip is for
+TRAIN, HELD_HIBARI, HELD_ESPEAK = range(3)  # uses of a clip
 HIBARI_SHARE, CHANGED_SHARE, LONG_SHARE = 0.55, 0.5, 0.25
 MAX_CLIP_S = 14.0
-BLOCK = 16  # clips a worker makes at a time
+BLOCK = 16  # clips that a worker makes at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +46,7 @@ class Clip:
 
 
 def joined(parts: Sequence[Spoken], pauses_s: Sequence[float]) -> Spoken:
-    """Speech with a pause of digital silence before each part and one after the last: one pause more than parts."""
+    """The parts with digital silence before each and after the last; `pauses` has one item more than `parts`."""
     assert len(pauses_s) == len(parts) + 1, (len(pauses_s), len(parts))
     sound, phonemes, time_s = [], list[Phoneme](), 0.0
     for part, pause_s in zip([*parts, None], pauses_s, strict=True):
@@ -62,7 +62,7 @@ def joined(parts: Sequence[Spoken], pauses_s: Sequence[float]) -> Spoken:
 
 
 def merged_silences(phonemes: Sequence[Phoneme]) -> tuple[Phoneme, ...]:
-    """Neighbouring silences as one, so that their mouths close once."""
+    """Merge adjacent silences, so that the mouth closes once for them."""
     out: list[Phoneme] = []
     for phoneme in phonemes:
         if out and phoneme.symbol == SILENCE == out[-1].symbol:
@@ -73,14 +73,14 @@ def merged_silences(phonemes: Sequence[Phoneme]) -> tuple[Phoneme, ...]:
 
 
 def repaced(spoken: Spoken, factor: float) -> Spoken:
-    """Played slower (> 1) or faster (< 1): pace, pitch and vocal tract change together."""
+    """Play slower (> 1) or faster (< 1): pace, pitch and vocal tract change together."""
     sound = voices.to_whisper_rate(spoken.samples, WHISPER_HZ / factor)
     moved = [Phoneme(p.symbol, p.start_s * factor, p.end_s * factor) for p in spoken.phonemes]
     return Spoken(sound, tuple(moved))
 
 
 def to_clip(spoken: Spoken, use: int) -> Clip:
-    """Cut to whole frames and draw the mouth track."""
+    """Cut the speech to whole frames and compute the mouth track."""
     frames = len(spoken.samples) // FRAME_SAMPLES
     samples = (np.clip(spoken.samples[: frames * FRAME_SAMPLES], -1, 1) * 32767).astype(np.int16)
     track = mouth_track(spoken.phonemes, frames, FPS)
@@ -88,7 +88,7 @@ def to_clip(spoken: Spoken, use: int) -> Clip:
 
 
 def random_spoken(text: str, random: np.random.Generator) -> Spoken:
-    """A sentence by a random voice of the training set."""
+    """A sentence spoken by a random voice of the training set."""
     if random.random() < HIBARI_SHARE:
         spoken = voices.hibari().speak(text, random.uniform(0.85, 1.25))
         return repaced(spoken, random.uniform(0.84, 1.28)) if random.random() < CHANGED_SHARE else spoken
@@ -98,7 +98,7 @@ def random_spoken(text: str, random: np.random.Generator) -> Spoken:
 
 
 def training_clip(texts: Sequence[str], seed: int) -> Clip:
-    """One training clip of one or several sentences by one or several voices; the same for the same seed."""
+    """One training clip of one or several sentences and voices. Deterministic for its seed."""
     random = np.random.default_rng(seed)
     parts, length_s = list[Spoken](), 0.0
     for text in texts:
@@ -113,7 +113,7 @@ def training_clip(texts: Sequence[str], seed: int) -> Clip:
 
 
 def held_out_clips() -> Iterator[Clip]:
-    """The held-out sentences, plain: by hibari, then by espeak-ng's held-out variants."""
+    """The held-out sentences without augmentation: by hibari, then by espeak-ng's held-out variants."""
     pauses_s = (0.2, 0.2)
     for text in HELD_OUT:
         yield to_clip(joined([voices.hibari().speak(text)], pauses_s), HELD_HIBARI)
@@ -123,7 +123,7 @@ def held_out_clips() -> Iterator[Clip]:
 
 
 def _clips_of_block(block: int, clips: int, seed: int) -> list[Clip]:
-    """Clips `block · BLOCK` and on; what they are does not depend on the number of workers."""
+    """The clips from `block · BLOCK` on. They do not depend on the number of workers."""
     random = np.random.default_rng([seed, block])
     texts = sentences(max(clips, 64), seed)
     made = []
@@ -149,7 +149,7 @@ def build(clips: int, seed: int = 0, workers: int | None = None) -> list[Clip]:
 
 
 def save(clips: Sequence[Clip], path: Path) -> None:
-    """One `.npz`: all samples and all tracks end to end, with the lengths of the clips."""
+    """Write one `.npz`: all samples and all tracks concatenated, with the lengths of the clips."""
     closures = [(index, frame) for index, clip in enumerate(clips) for frame in clip.closures]
     np.savez(
         path,
@@ -162,7 +162,7 @@ def save(clips: Sequence[Clip], path: Path) -> None:
 
 
 def load(path: Path) -> list[Clip]:
-    """What `save` wrote."""
+    """Read what `save` wrote."""
     with np.load(path) as file:
         samples, mouth, frames, use, closures = (file[k] for k in ("samples", "mouth", "frames", "use", "closures"))
     clips, start = [], 0

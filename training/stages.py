@@ -1,7 +1,4 @@
-"""Steps 4 to 6 of training: the VAE, the reader of mouths, the UNet. Each returns a network ready for use.
-
-The recipe's numbers stand beside the loss that they weigh. Knows nothing of files but its checkpoint's.
-"""
+"""Steps 4 to 6 of training: the VAE, the mouth reader, the UNet. Each function returns the trained network."""
 
 from __future__ import annotations
 
@@ -21,17 +18,17 @@ from training.loop import Fit
 from training.losses import image_loss, image_weight, latent_weight, slope_loss, weighted_l1
 from training.nets import MouthReader, make_unet, make_vae, readings_of
 
-LATENT_NOISE = 0.05  # the decoder meets latents that are a little off: fp16 ones, and the UNet's
-SQUARED_WEIGHT = 4.0  # of the squared error beside L1: about a fifth of the loss, for the few pixels that are far off
-MASKED_SHARE = 0.12  # of the VAE's images: it must encode a black lower half too
+LATENT_NOISE = 0.05  # added to the decoder's input, since fp16 and the UNet give slightly inexact latents
+SQUARED_WEIGHT = 4.0  # of the squared error beside L1, for few pixels with large errors: a fifth of the loss
+MASKED_SHARE = 0.12  # share of the VAE's images whose lower half is black, as in the UNet's masked input
 WINDOW_NOISE, REFERENCE_NOISE = 0.03, 0.03
-CONTEXT_ROWS = 2  # latent rows above the lower half that the decoder sees: its edge must not show at the middle
+CONTEXT_ROWS = 2  # latent rows above the lower half that are decoded with it, so that no seam appears in the middle
 LOWER = CROP_PX // 2
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where and how precisely to compute: bfloat16 on a GPU, float32 on a CPU."""
+    """The device, with its precision: bfloat16 on a GPU, float32 on a CPU."""
 
     name: str
 
@@ -46,7 +43,7 @@ class Device:
 
 
 def train_vae(pairs: Pairs, device: Device, steps: int, batch: int, path: Path, deadline_s: float) -> AutoencoderTiny:
-    """The autoencoder, its scaling factor set so that latents of faces have a deviation of 1."""
+    """The autoencoder. Its scaling factor is set so that latents of faces have a standard deviation of 1."""
     torch.manual_seed(1)
     vae = device.place(make_vae())
     fit = Fit("vae", vae, steps, 2e-3, path)
@@ -77,7 +74,7 @@ def train_reader(
     pairs: Pairs, bank: SpeechBank, vae: AutoencoderTiny, device: Device, steps: int, batch: int, path: Path,
     deadline_s: float,
 ) -> MouthReader:  # fmt: skip
-    """The reader of mouths, on rendered faces and on the same faces after the VAE."""
+    """The mouth reader, trained on rendered faces and on the same faces after the VAE."""
     torch.manual_seed(2)
     reader = device.place(MouthReader())
     fit = Fit("reader", reader, steps, 1e-3, path, averaging=0.998)
@@ -101,7 +98,7 @@ def train_reader(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairLatents:
-    """float16 `(n, 4, 32, 32)` each, scaled: the target, and the product's two inputs made from the reference."""
+    """Scaled latents, float16 `(n, 4, 32, 32)` each: the target, and the product's two inputs from the reference."""
 
     target: Tensor
     masked: Tensor
@@ -109,7 +106,7 @@ class PairLatents:
 
 
 def encode_pairs(pairs: Pairs, vae: AutoencoderTiny, device: Device, batch: int = 256) -> PairLatents:
-    """What `MuseTalk.encode_reference` would give for the references, and the latents of the targets."""
+    """The references as `MuseTalk.encode_reference` encodes them, and the latents of the targets."""
 
     def latents(images: Tensor, mask: bool) -> Tensor:
         out = torch.empty((len(images), 4, LATENT_PX, LATENT_PX), dtype=torch.float16, device=device.name)
@@ -126,7 +123,7 @@ def encode_pairs(pairs: Pairs, vae: AutoencoderTiny, device: Device, batch: int 
 
 @dataclass(frozen=True, slots=True)
 class UNetLosses:
-    """Weights of the UNet's losses."""
+    """Weights of the losses of the UNet."""
 
     pixels: float = 2.0
     reading: float = 0.5
@@ -138,9 +135,9 @@ def train_unet(
     path: Path, deadline_s: float, weights: UNetLosses = UNetLosses(), rate: float = 1.5e-3, seed: int = 3,
     start: Path | None = None,
 ) -> UNet2DConditionModel:  # fmt: skip
-    """The UNet: latents by L1; the decoded lower half by pixels and edges; the mouth in it by what the reader reads.
+    """The UNet. Losses: L1 of latents; pixels and edges of the decoded lower half; the mouth reader's readings of it.
 
-    start: weights to begin with, in place of random ones.
+    start: initial weights instead of random ones.
     """
     torch.manual_seed(seed)
     unet = make_unet()

@@ -1,12 +1,12 @@
 """Trains the embedded UNet and VAE: one command, one GPU, under 25 minutes.
 
     python -m training.train OUT                     # all steps, one after another
-    python -m training.train OUT --minutes 9         # stops in time; the same command goes on from there
-    python -m training.train OUT --tiny              # a few steps on the CPU, to see that everything runs
+    python -m training.train OUT --minutes 9         # stops after 9 minutes; the same command resumes
+    python -m training.train OUT --tiny              # a few steps on the CPU, as a test of the code
     python -m training.train OUT --vae DIR --unet FILE --unet-rate 8e-4 --unet-steps 2000       # fine-tune the UNet
 
-Steps: speech (CPU cores) → Whisper windows → rendered pairs → VAE → reader → UNet → report. Speech and networks are
-kept in OUT; windows and pairs are made again by each run, from fixed seeds. The result is OUT/vae and OUT/musetalk.
+Steps: speech (CPU cores) → Whisper windows → rendered pairs → VAE → mouth reader → UNet → report. Speech and networks
+are kept in OUT; each run makes windows and pairs again, from fixed seeds. The result is OUT/vae and OUT/musetalk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WHISPER = Path(__file__).parent.parent / "models" / "embedded" / "whisper"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How much of everything. The defaults made the shipped weights."""
+    """Amounts of data and numbers of steps. The defaults made the shipped weights."""
 
     clips: int = 4000
     pairs: int = 80_000
@@ -57,7 +57,7 @@ TINY = Recipe(clips=8, pairs=12, render_batch=4, vae_steps=3, vae_batch=4, reade
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What to begin with in place of random weights. A given VAE is used as it is."""
+    """Initial weights instead of random ones. A given VAE is not trained further."""
 
     vae: Path | None = None
     unet: Path | None = None
@@ -65,7 +65,7 @@ class Start:
 
 
 class Training:
-    """The steps in order, each skipped where its result lies in the folder."""
+    """The steps in order. A step is skipped if its result is already in the folder."""
 
     def __init__(
         self, folder: Path, recipe: Recipe, device: Device, deadline_s: float, losses: UNetLosses, start: Start
@@ -80,7 +80,7 @@ class Training:
         print(f"[{time.monotonic() - self.started_s:5.0f} s] {step}: {what} in {self.seconds[step]} s", flush=True)
 
     def run(self) -> dict[str, Any]:
-        """All steps. Raises OutOfTime at the deadline."""
+        """Run all steps. Raises OutOfTime at the deadline."""
         torch.manual_seed(self.recipe.seed)
         bank = self.bank()
         pairs = self.pairs(bank)
@@ -155,12 +155,12 @@ class Training:
 
 
 def save_vae(vae: AutoencoderTiny, folder: Path) -> None:
-    """A diffusers folder, weights in float16."""
+    """Write a diffusers folder with float16 weights."""
     _save(vae, folder / "config.json", folder / "diffusion_pytorch_model.safetensors")
 
 
 def save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
-    """MuseTalk's two files, weights in float16."""
+    """Write MuseTalk's two files with float16 weights."""
     _save(unet, folder / "musetalk.json", folder / "unet.safetensors")
 
 
@@ -177,14 +177,14 @@ def _save(net: Any, config: Path, weights: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=25.0, help="stop and keep the state after so long")
-    parser.add_argument("--tiny", action="store_true", help="a few steps of everything")
+    parser.add_argument("--minutes", type=float, default=25.0, help="stop after this time and keep the state")
+    parser.add_argument("--tiny", action="store_true", help="a few steps of everything, on the CPU")
     for name, default in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, help=f"default {default}")
     for name, weight in asdict(UNetLosses()).items():
         parser.add_argument(f"--{name}-weight", type=float, default=weight)
-    parser.add_argument("--vae", type=Path, default=None, help="use this VAE folder, train none")
-    parser.add_argument("--unet", type=Path, default=None, help="go on from these UNet weights")
+    parser.add_argument("--vae", type=Path, default=None, help="use this VAE folder and train no VAE")
+    parser.add_argument("--unet", type=Path, default=None, help="start from these UNet weights")
     parser.add_argument("--unet-rate", type=float, default=1.5e-3, help="highest learning rate")
     arguments = vars(parser.parse_args())
     chosen = {k: arguments[k] for k in asdict(Recipe()) if arguments[k] is not None}
@@ -197,7 +197,7 @@ def main() -> None:
     try:
         Training(arguments["out"], recipe, device, deadline_s, losses, start).run()
     except OutOfTime as stop:
-        print(f"out of time at {stop}: run the same command again to go on")
+        print(f"Out of time at {stop}. Run the same command again to continue.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Three speech synthesisers that say when each phoneme sounds: hibari, espeak-ng and flite.
+"""Three speech synthesisers with phoneme times: hibari, espeak-ng and flite.
 
-Each gives `Spoken`: sound at 16 kHz and timed phonemes, keys of `models.speech.visemes.VISEMES`, or `_`.
-hibari is the product's default voice; espeak-ng gives many others; flite is never trained on and tests an unseen one.
+Each returns `Spoken`: sound at 16 kHz and timed phonemes, which are keys of `models.speech.visemes.VISEMES` or `_`.
+hibari is the product's default voice; espeak-ng adds many others; flite is never used in training and tests an unseen
+voice.
 espeak-ng (GPL-3.0, `pip install espeakng-loader`) and flite (`apt-get install flite`) are tools of training and
 benchmarks, not dependencies of the product.
 """
@@ -29,7 +30,7 @@ from models.types import WHISPER_HZ, Phoneme
 Float32 = npt.NDArray[np.float32]
 
 PCM_SCALE = np.float32(1 / 32768)
-FIRST_OF_TWO = 0.55  # share of a diphthong that its first vowel takes
+FIRST_OF_TWO = 0.55  # share of a diphthong's duration that its first vowel takes
 
 ESPEAK_VOICES = (
     "m1",
@@ -85,7 +86,7 @@ ESPEAK_ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb-x-rp", "en-gb-scotland",
 ESPEAK_STOPS = "pbtdkɡ"
 ESPEAK_CLOSURE_S = 0.045  # espeak-ng reports a stop at its burst; the closure before it is this long
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
-# CMU's phone set (flite's cmulex) in the letters of VISEMES
+# CMU's phone set (flite's cmulex) as keys of VISEMES
 ARPABET = {
     **{"aa": "ɑ", "ae": "æ", "ah": "ʌ", "ao": "ɔ", "aw": "aʊ", "ax": "ə", "axr": "ɚ", "ay": "aɪ", "b": "b", "ch": "tʃ"},
     **{"d": "d", "dh": "ð", "eh": "ɛ", "er": "ɜ", "ey": "eɪ", "f": "f", "g": "ɡ", "hh": "h", "ih": "ɪ", "iy": "i"},
@@ -108,14 +109,14 @@ ARPABET = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spoken:
-    """samples: float32 mono at 16 kHz. phonemes: in order, covering the whole length, silences included."""
+    """samples: float32 mono at 16 kHz. phonemes: in order; with the silences they cover the whole length."""
 
     samples: Float32
     phonemes: tuple[Phoneme, ...]
 
 
 def split_letters(letters: str, start_s: float, end_s: float) -> list[Phoneme]:
-    """One timed sound, spelled by one or two IPA letters, as phonemes; a sound without a shape becomes silence."""
+    """A timed sound of one or two IPA letters as phonemes. A sound without a viseme becomes silence."""
     known = [v for v in map(viseme_of, letters) if v is not None]
     if not known:
         return [Phoneme(SILENCE, start_s, end_s)]
@@ -126,13 +127,13 @@ def split_letters(letters: str, start_s: float, end_s: float) -> list[Phoneme]:
 
 
 class HibariVoice:
-    """The product's own voice engine, which tells when its phonemes are heard."""
+    """The product's TTS engine, with the times of its phonemes."""
 
     def __init__(self) -> None:
         self.engine = HibariTTS.load()
 
     def speak(self, text: str, speed: float = 1.0) -> Spoken:
-        """All sentences of `text` as the product would speak them, pauses included."""
+        """All sentences of `text` as the product speaks them, with pauses."""
         sound, phonemes, time_s = [], list[Phoneme](), 0.0
         for speech in self.engine.speak(text, speed=speed):
             sound.append(speech.samples)
@@ -168,20 +169,20 @@ _EspeakCallback = ctypes.CFUNCTYPE(
 
 
 class EspeakVoice:
-    """espeak-ng through its C library. One a process: the library keeps global state."""
+    """espeak-ng through its C library. One per process, because the library has global state."""
 
     def __init__(self) -> None:
         try:
             import espeakng_loader  # type: ignore[import-untyped,import-not-found,unused-ignore]
         except ModuleNotFoundError as error:
-            raise ConfigError("espeak-ng is not installed.", "pip install espeakng-loader (GPL-3.0).") from error
+            raise ConfigError("espeak-ng is not installed.", "Run: pip install espeakng-loader (GPL-3.0).") from error
 
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = str(espeakng_loader.get_data_path()).encode()
         self.rate_hz = self.library.espeak_Initialize(ESPEAK_SYNCHRONOUS, 0, data, ESPEAK_PHONEME_EVENTS)
         self._sound: list[npt.NDArray[np.int16]] = []
         self._events: list[tuple[float, str]] = []
-        self._callback = _EspeakCallback(self._receive)  # kept: the library holds only a pointer
+        self._callback = _EspeakCallback(self._receive)  # keep a reference: the library stores only the pointer
         self.library.espeak_SetSynthCallback(self._callback)
 
     def _receive(self, sound: Any, count: int, events: Any) -> int:
@@ -196,7 +197,7 @@ class EspeakVoice:
         return 0
 
     def speak(self, text: str, voice: str = "en-us", words_a_minute: int = 165, pitch: int = 50) -> Spoken:
-        """`voice` is an accent with or without a variant, such as `en-us+m3`. Raises ValueError if there is none."""
+        """voice: an accent with or without a variant, such as `en-us+m3`. Raises ValueError if it does not exist."""
         if self.library.espeak_SetVoiceByName(voice.encode()):
             raise ValueError(f"espeak-ng has no voice {voice!r}")
         self._sound, self._events = [], []
@@ -221,10 +222,10 @@ def espeak_phonemes(events: list[tuple[float, str]], end_s: float) -> tuple[Phon
 
 
 class FliteVoice:
-    """CMU flite through its command line: statistical voices of recorded people, with the durations of phones."""
+    """CMU flite through its command line: statistical voices from recordings, with phone durations."""
 
     def speak(self, text: str, voice: str = "slt") -> Spoken:
-        """Raises FileNotFoundError without the command, ValueError for an unknown phone."""
+        """Raises FileNotFoundError if the command is missing, ValueError for an unknown phone."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "speech.wav"
             command = ["flite", "-voice", voice, "-t", text, "-o", str(path), "-psdur"]
@@ -247,17 +248,17 @@ def flite_phonemes(printed: str, end_s: float) -> tuple[Phoneme, ...]:
 
 
 def to_whisper_rate(sound: Float32, rate_hz: float) -> Float32:
-    """Resample to 16 kHz. A false `rate_hz` makes the speech slower or faster, lower or higher."""
+    """Resample to 16 kHz. Another `rate_hz` than the true one changes pace and pitch."""
     return np.asarray(soxr.resample(sound, rate_hz, WHISPER_HZ), np.float32)
 
 
 @functools.cache
 def hibari() -> HibariVoice:
-    """The process's hibari."""
+    """The hibari of this process."""
     return HibariVoice()
 
 
 @functools.cache
 def espeak() -> EspeakVoice:
-    """The process's espeak-ng."""
+    """The espeak-ng of this process."""
     return EspeakVoice()

