@@ -1,57 +1,70 @@
-"""The engines and decoders that the config of LipSync loads."""
+"""What the LipSync stage passes to its engines from the config."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
 from configs.schema import LipSyncConfig
 from deployments.lipsync import load_engine
-from models.errors import WeightsError
+from models.errors import ConfigError, WeightsError
 from models.musetalk import MuseTalk
 from models.musetalk_openvino import OpenVINOMuseTalk
-from tests.support.random_weights import make_kl, make_tiny, make_unet, write_state, write_vae
+from tests.support.paths import ROOT
+
+EMBEDDED = ROOT / "models" / "embedded"
+PATHS = (EMBEDDED / "musetalk" / "musetalk.json", EMBEDDED / "musetalk" / "unet.safetensors", EMBEDDED / "vae")
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("weights")
-    unet = make_unet()
-    (root / "musetalk.json").write_text(json.dumps(dict(unet.config)))
-    write_state(root / "unet.pth", unet.state_dict())
-    write_vae(root / "vae", make_kl())
-    write_vae(root / "taesd", make_tiny())
-    names = {"unet_config": "musetalk.json", "unet_weights": "unet.pth", "vae_dir": "vae", "decoder_dir": "taesd"}
-    return {key: str(root / name) for key, name in names.items()}
+class Loaded:
+    """Records the arguments of `load` and of `record`."""
+
+    def __init__(self, *paths: Path, **options: Any) -> None:
+        self.paths, self.options, self.recorded = paths, options, None
+
+    def record(self, *arguments: Any) -> None:
+        self.recorded = arguments
+
+
+@pytest.fixture(autouse=True)
+def loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    monkeypatch.setenv("WARMTALK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    for engine in (MuseTalk, OpenVINOMuseTalk):
+        monkeypatch.setattr(engine, "load", Loaded)
+
+
+def test_openvino_gets_its_files_its_cache_and_its_threads(tmp_path: Path) -> None:
+    engine = load_engine(LipSyncConfig(engine="openvino", threads=3))
+    assert engine.paths == PATHS
+    assert engine.options == {"cache_dir": tmp_path / "cache", "threads": 3}
+
+
+def test_torch_gets_its_device_its_number_format_and_what_to_compile() -> None:
+    engine = load_engine(LipSyncConfig(engine="torch", device="cuda", dtype="float16", compile="graphs", batch_size=16))
+    assert engine.paths == PATHS
+    assert engine.options == {"device": "cuda", "dtype": torch.float16}
+    assert engine.recorded == ("graphs", 16)
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_decoder_tiny_decodes_with_taesd(
-    weights: dict[str, str], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WARMTALK_CACHE", str(tmp_path))
-    monkeypatch.setattr(OpenVINOMuseTalk, "warm", lambda self: None)  # this test only decodes
-    latents = np.random.default_rng(0).standard_normal((1, 4, 32, 32)).astype(np.float32)
-    full, tiny = (
-        load_engine(LipSyncConfig(engine=engine, decoder=decoder, threads=1, **weights)) for decoder in ("vae", "tiny")
-    )
-    paths = [Path(weights[key]) for key in ("unet_config", "unet_weights", "vae_dir")]
-    wanted = MuseTalk.load(*paths, decoder_dir=weights["decoder_dir"]).decode(latents)
-    assert np.abs(tiny.decode(latents).astype(int) - wanted).max() <= 1
-    assert np.abs(full.decode(latents).astype(int) - wanted).mean() > 1
-    assert tiny.vae_fingerprint == full.vae_fingerprint
+def test_the_folder_of_the_tiny_decoder_is_passed_only_when_it_is_used(engine: str, tmp_path: Path) -> None:
+    tiny = load_engine(LipSyncConfig(engine=engine, decoder="tiny", decoder_dir="weights/other"))
+    assert tiny.options["decoder_dir"] == tmp_path / "weights" / "other"
+    assert "decoder_dir" not in load_engine(LipSyncConfig(engine=engine, decoder_dir="weights/other")).options
 
 
-def test_a_missing_decoder_is_reported(weights: dict[str, str], tmp_path: Path) -> None:
+def test_only_torch_can_compile() -> None:
+    with pytest.raises(ConfigError, match="'openvino' does not support compile: graphs"):
+        load_engine(LipSyncConfig(engine="openvino", compile="graphs"))
+
+
+def test_a_missing_decoder_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real engine
     with pytest.raises(WeightsError, match="nowhere"):
-        load_engine(
-            LipSyncConfig(engine="torch", decoder="tiny", **{**weights, "decoder_dir": str(tmp_path / "nowhere")})
-        )
-
-
-def test_the_decoder_folder_is_not_needed_for_the_vae(weights: dict[str, str]) -> None:
-    engine = load_engine(LipSyncConfig(engine="torch", **{**weights, "decoder_dir": "nowhere"}))
-    assert engine.decode(np.zeros((1, 4, 32, 32), np.float32)).shape == (1, 256, 256, 3)
+        load_engine(LipSyncConfig(engine="torch", decoder="tiny", decoder_dir="nowhere"))
