@@ -49,7 +49,7 @@ def test_the_sparkline_shows_the_first_frame_times_of_recent_answers(served: tup
     points = chat.page.get_attribute("#spark-line", "points").split()
     assert len(points) == 3 and chat.page.is_visible("#spark")
     assert len({point.split(",")[1] for point in points}) == 1  # all answers took equally long
-    label = "To first frame: 571 ms; of the last 3 the median is 571 ms, the slowest 571 ms"
+    label = "Time to first frame: 571 ms; median of the last 3: 571 ms; slowest: 571 ms"
     assert chat.page.get_attribute("#spark", "aria-label") == label
     chat.page.check("[name=mode][value=say]", force=True)
     chat.send("As it is.")

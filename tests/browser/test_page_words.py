@@ -41,7 +41,7 @@ def test_the_hint_shows_keys_and_remaining_characters(served: tuple[str, State],
     chat.page.click("#mic")
     chat.until("document.querySelector('#hint').textContent === 'Enter to send the recording, Esc to discard it'")
     chat.page.check("#hands-free")
-    chat.until("document.querySelector('#hint').textContent === 'A pause ends your turn. Esc stops listening.'")
+    chat.until("document.querySelector('#hint').textContent === 'A pause ends your turn. Esc to stop listening'")
     chat.page.keyboard.press("Escape")
     chat.until("document.querySelector('#hint').textContent.startsWith('Enter to send, Shift')")
 
