@@ -1,4 +1,4 @@
-"""A session as a progressive MP4: all frames, its index first; as it is now, or as it was."""
+"""A session as a progressive MP4: all its frames, or the state at an earlier size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def speak(session: SessionFile, frames: int) -> None:
         session.append(fragment)
 
 
-def test_a_progressive_mp4_has_all_frames_and_its_index_first(session: SessionFile, tmp_path: Path) -> None:
+def test_a_progressive_mp4_has_all_frames_and_its_moov_first(session: SessionFile, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     with pytest.raises(NotFoundError, match="no video"):
         export_faststart(session, out)
@@ -40,7 +40,7 @@ def test_a_progressive_mp4_has_all_frames_and_its_index_first(session: SessionFi
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.mp4"]
 
 
-def test_a_session_as_it_was_is_the_same_file_however_long_it_has_grown(session: SessionFile, tmp_path: Path) -> None:
+def test_an_earlier_state_gives_the_same_file_after_the_session_has_grown(session: SessionFile, tmp_path: Path) -> None:
     speak(session, 10)
     export_faststart(session, tmp_path / "then.mp4")
     size = session.size

@@ -1,4 +1,4 @@
-"""What a crash, a full disk or a foreign hand leaves of a session: a file that plays, or an error in words."""
+"""After a crash, a power failure, a full disk or damage, a session is playable or an error names the problem."""
 
 from __future__ import annotations
 
@@ -9,22 +9,95 @@ import pytest
 
 from models.errors import ConfigError, CorruptError, SessionNotFound
 from models.media.encode import MediaSpec
-from models.stitch.session import SessionFile
+from models.stitch.session import SessionFile, Sync
 from tests.support.session import SPEC, playable_frames, session_bytes, speak, utterance
 
 
+def name_of(file: int, folder: Path) -> str:
+    """The name of an open file of the session."""
+    return next(path.name for path in folder.iterdir() if path.stat().st_ino == os.fstat(file).st_ino)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Records writes and syncs of the files of session `s`, in order."""
+    events: list[str] = []
+    write, sync, replace = os.pwrite, os.fsync, Path.replace
+
+    def pwrite(file: int, data: memoryview, offset: int) -> int:
+        events.append(f"write {name_of(file, tmp_path / 's')}")
+        return write(file, data, offset)
+
+    def fsync(file: int) -> None:
+        name = name_of(file, tmp_path / "s")
+        events.append(f"sync {'new file' if name.startswith('.') else name}")
+        sync(file)
+
+    def replaced(self: Path, target: Path) -> Path:
+        events.append(f"replace {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replaced)
+    return events
+
+
+APPEND = ["write full_session.mp4", "write index.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("sync", "append", "end"),
+    [
+        ("never", APPEND, ["write index.jsonl"]),
+        (
+            "utterance",
+            APPEND,
+            ["sync full_session.mp4", "sync full_session.sidecar.jsonl", "write index.jsonl", "sync index.jsonl"],
+        ),
+        (
+            "fragment",
+            ["write full_session.mp4", "sync full_session.mp4", "write index.jsonl"],
+            ["sync full_session.mp4", "sync full_session.sidecar.jsonl", "write index.jsonl", "sync index.jsonl"],
+        ),
+    ],
+)
+def test_data_is_written_and_synced_before_the_record_that_commits_it(
+    tmp_path: Path, disk: list[str], sync: Sync, append: list[str], end: list[str]
+) -> None:
+    session = SessionFile(tmp_path / "s", SPEC, sync=sync)
+    session.start_utterance("Hello.")
+    disk.clear()
+    session.append(utterance()[0])
+    assert disk == append
+    disk.clear()
+    session.end_utterance()
+    assert disk == end
+
+
+def test_new_files_are_synced_before_they_appear_and_the_commit_is_last(tmp_path: Path, disk: list[str]) -> None:
+    session = SessionFile(tmp_path / "s", SPEC)
+    names = ("full_session.mp4", "full_session.sidecar.jsonl", "index.jsonl", "session.json")
+    assert disk == [event for name in names for event in ("sync new file", f"replace {name}")]
+    session.acquire()
+    disk.clear()
+    session.reset()
+    names = ("epoch", "session.json", "full_session.mp4", "full_session.sidecar.jsonl", "index.jsonl")
+    assert disk == [event for name in names for event in ("sync new file", f"replace {name}")]
+
+
 def test_a_crash_at_any_byte_of_a_fragment_leaves_the_session_playable(tmp_path: Path) -> None:
-    """The file ends at each byte of the last fragment in turn, its line not yet written."""
+    """The file ends within the last fragment, whose index line is not written yet."""
     session = SessionFile(tmp_path / "s", SPEC, sync="never")
     for fragment in utterance()[:2]:
         session.append(fragment)
     before, index_before = session.size, (tmp_path / "s" / "index.jsonl").read_bytes()
     session.close()
     last = utterance()[2]
-    for cut in range(len(last.data) + 1):
+    for cut in (*range(20), *range(20, len(last.data), 23), len(last.data)):
         session.path.write_bytes(session.path.read_bytes()[:before] + last.data[:cut])
         crashed = SessionFile(tmp_path / "s", sync="never")
-        assert (crashed.frames, crashed.size) == (8, before)  # a reader is not misled either
+        assert (crashed.frames, crashed.size) == (8, before)  # also for a reader
         assert crashed.recover().video_cut == cut
         assert crashed.path.stat().st_size == before
         crashed.close()
@@ -42,22 +115,23 @@ def test_a_crash_at_any_byte_of_an_index_line_leaves_the_session_playable(tmp_pa
         session.append(fragment)
         lengths.append(len(index_path.read_bytes()))
     video, index = session.path.read_bytes(), index_path.read_bytes()
-    for cut in range(lengths[2], lengths[3] + 1):
+    for cut in (*range(lengths[2], lengths[3], 3), lengths[3] - 1, lengths[3]):
         session.path.write_bytes(video)
         index_path.write_bytes(index[:cut])
         crashed = SessionFile(tmp_path / "s", sync="never")
         recovery = crashed.recover()
         assert recovery.frames == (10 if cut == lengths[3] else 8)
-        assert playable_frames(crashed.path.read_bytes()) == recovery.frames
+        if cut == lengths[2] or cut >= lengths[3] - 1:
+            assert playable_frames(crashed.path.read_bytes()) == recovery.frames
         assert index_path.read_bytes() == index[: lengths[3 if recovery.frames == 10 else 2]]
-        if cut in (lengths[2] + 1, lengths[3] - 1):  # and the session goes on
+        if cut in (lengths[2] + 3, lengths[3] - 1):  # the session can be continued
             crashed.append(utterance()[2])
             assert playable_frames(crashed.path.read_bytes()) == 10
         crashed.close()
 
 
-def test_a_video_cut_behind_its_index_loses_the_cut_fragments_only(tmp_path: Path) -> None:
-    """After a power cut the index may have reached the disk and the video not."""
+def test_a_video_that_is_shorter_than_its_index_loses_only_the_missing_fragments(tmp_path: Path) -> None:
+    """After a power failure, the index may have reached the disk and the video not."""
     session = SessionFile(tmp_path / "s", SPEC, sync="never")
     for fragment in utterance():
         session.append(fragment)
@@ -65,7 +139,8 @@ def test_a_video_cut_behind_its_index_loses_the_cut_fragments_only(tmp_path: Pat
     ends = [r["at"] + r["bytes"] for r in session.records()]
     index_path, video = tmp_path / "s" / "index.jsonl", session.path.read_bytes()
     index = index_path.read_bytes()
-    for cut in range(0, len(video), 11):
+    near = [edge + step for edge in (len(session.init_segment), *ends) for step in (-1, 0, 1)]
+    for cut in sorted({*range(0, len(video), 97), *(cut for cut in near if cut <= len(video))}):
         session.path.write_bytes(video[:cut])
         index_path.write_bytes(index)
         recovery = SessionFile(tmp_path / "s", sync="never").recover()
@@ -82,14 +157,14 @@ def test_a_fragment_that_never_reached_the_disk_is_found_by_its_checksum(tmp_pat
         session.append(fragment)
     session.close()
     middle = [r for r in session.records() if r["type"] == "fragment"][4]
-    with session.path.open("r+b") as file:  # length grown, pages zero: as file systems leave it
+    with session.path.open("r+b") as file:  # the length is right and pages are zero, as file systems leave it
         file.seek(middle["at"])
         file.write(bytes(middle["bytes"]))
     assert SessionFile(tmp_path / "s").recover().frames == 14
     assert playable_frames(session.path.read_bytes()) == 14
 
 
-def test_an_utterance_that_a_crash_cut_short_stays_in_the_transcript(tmp_path: Path) -> None:
+def test_an_utterance_that_a_crash_has_ended_stays_in_the_transcript(tmp_path: Path) -> None:
     session = SessionFile(tmp_path / "s", SPEC)
     session.start_utterance("Cut.")
     session.append(utterance()[0])
@@ -104,7 +179,7 @@ def test_an_utterance_that_a_crash_cut_short_stays_in_the_transcript(tmp_path: P
 
 
 @pytest.mark.parametrize("interrupted", ["full_session.mp4", "index.jsonl"])
-def test_a_reset_that_crashes_half_way_is_completed(tmp_path: Path, interrupted: str, monkeypatch: object) -> None:
+def test_a_reset_that_a_crash_interrupts_is_completed(tmp_path: Path, interrupted: str, monkeypatch: object) -> None:
     from models.stitch import session as module
 
     session = SessionFile(tmp_path / "s", SPEC)
@@ -153,13 +228,11 @@ def test_a_session_of_another_format_is_refused(tmp_path: Path) -> None:
     SessionFile(tmp_path / "s", SPEC)
     with pytest.raises(ConfigError, match="32×32 px at 25 fps"):
         SessionFile(tmp_path / "s", MediaSpec(64, 64, 25))
-    tuned = MediaSpec(32, 32, 25, crf=30)
-    assert (
-        SessionFile(tmp_path / "s", tuned).spec == SPEC
-    )  # quality may change in the config; the session keeps its own
+    tuned = MediaSpec(32, 32, 25, crf=30)  # the quality may change in the config; the session keeps its own
+    assert SessionFile(tmp_path / "s", tuned).spec == SPEC
 
 
-def test_missing_and_damaged_sessions_say_so(tmp_path: Path) -> None:
+def test_missing_and_damaged_sessions_are_reported(tmp_path: Path) -> None:
     with pytest.raises(SessionNotFound, match="'s'"):
         SessionFile(tmp_path / "s")
     SessionFile(tmp_path / "s", SPEC)
@@ -168,7 +241,7 @@ def test_missing_and_damaged_sessions_say_so(tmp_path: Path) -> None:
         SessionFile(tmp_path / "s")
 
 
-def test_files_that_no_crash_makes_are_refused_and_kept(tmp_path: Path) -> None:
+def test_files_that_no_crash_can_cause_are_refused_and_kept(tmp_path: Path) -> None:
     session = SessionFile(tmp_path / "s", SPEC)
     speak(session)
     session.close()
