@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import socket
 import threading
 import time
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.ray
 
 STUCK = 4  # clients of each kind that never read
 PAUSE_S = 8.0  # of a client that stops reading: above the 3 s after which its connection counts as congested
-VISITS, AT_ONCE = 16, 8
+VISITS, AT_ONCE = 12, 3
 VISIT_MB = (
     6.0  # more than one session takes (encoder, frames in flight, viewer's queue): a leak of all of it would show
 )
@@ -78,7 +79,7 @@ class Watcher(threading.Thread):
         assert self.begun.wait(60)
 
     def run(self) -> None:
-        with self._client.stream("GET", self._url) as answer:
+        with contextlib.suppress(httpx.TransportError), self._client.stream("GET", self._url) as answer:
             for part in answer.iter_raw():
                 self.data += part
                 self.begun.set()

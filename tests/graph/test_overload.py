@@ -28,7 +28,8 @@ def test_requests_beyond_the_queue_get_429_and_the_queued_one_is_served(graph, c
     with changed(graph, one_at_a_time), concurrent.futures.ThreadPoolExecutor(6) as pool:
         busy = {"text": LONG, "session_id": "busy", "stream": True}
         with client.stream("POST", "/speak", json=busy) as running:
-            next(running.iter_raw())  # the only place is taken until this client leaves
+            parts = running.iter_raw()
+            next(parts)  # the only place is taken until this client leaves
             asked = [pool.submit(ask, number) for number in range(6)]
             wait_until(lambda: sum(future.done() for future in asked) == 5, "five of six are refused")
         answers = [future.result() for future in asked]
