@@ -158,4 +158,4 @@ def test_following_is_quick(detector: BlazeMesh) -> None:
         started = time.process_time()
         detector.detect(astronaut(), face)
         times.append(time.process_time() - started)
-    assert min(times) < 0.02
+    assert min(times) < 0.04  # a frame at 25 fps
