@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import cv2
 import numpy as np
 import pytest
@@ -57,7 +55,7 @@ def pillow_blend(frame: UInt8, face: UInt8, box: tuple[int, int, int, int], mask
 
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize("mode", ["raw", "neck", "jaw"])
-def test_masks_and_squares_are_pillows(box: tuple[int, int, int, int], mode: str) -> None:
+def test_masks_and_squares_equal_those_of_pillow(box: tuple[int, int, int, int], mode: str) -> None:
     labels = face_labels(box[0])
     mask, crop_box = musetalk_material(hopper(), box, labels, mode, cheek_width=90)
     wanted, wanted_box = pillow_material(hopper(), box, paste_region(labels, mode, 90))
@@ -67,7 +65,7 @@ def test_masks_and_squares_are_pillows(box: tuple[int, int, int, int], mode: str
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_blends_are_pillows(box: tuple[int, int, int, int]) -> None:
+def test_blends_equal_those_of_pillow(box: tuple[int, int, int, int]) -> None:
     frame = hopper()
     mask, crop_box = musetalk_material(frame, box, face_labels(), "jaw")
     face = np.random.default_rng(0).integers(0, 256, (box[3] - box[1], box[2] - box[0], 3), dtype=np.uint8)
@@ -97,7 +95,7 @@ def test_every_weight_and_level_rounds_as_pillow_does() -> None:
         )
 
 
-def test_the_upper_half_is_left_alone_but_for_the_blur() -> None:
+def test_the_upper_half_changes_only_by_the_blur() -> None:
     box = (150, 90, 330, 300)
     mask, crop_box = musetalk_material(hopper(), box, np.ones((512, 512), np.int64), "raw")
     side = len(mask)
@@ -115,7 +113,7 @@ def test_the_blur_of_whole_files_is_half_as_wide() -> None:
     assert 1.8 < soft[0] / soft[1] < 2.3
 
 
-def test_what_is_cut_beyond_the_frame_is_black_as_pillows() -> None:
+def test_a_crop_beyond_the_frame_is_black_as_with_pillow() -> None:
     for box in BOXES:
         square = crop_box_of(box)
         assert np.array_equal(crop_padded(hopper(), square), np.asarray(Image.fromarray(hopper()).crop(square)))
@@ -127,21 +125,10 @@ def test_a_square_outside_the_frame_changes_nothing() -> None:
     assert np.array_equal(musetalk_blend(frame, face, box, mask, crop_box_of(box)), frame)
 
 
-def test_both_are_found_beside_paste() -> None:
+def test_both_functions_can_be_imported_from_paste() -> None:
     assert paste.musetalk_material is musetalk_material and paste.musetalk_blend is musetalk_blend
 
 
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ConfigError, match="raw, neck, jaw"):
         musetalk_material(hopper(), BOXES[0], face_labels(), "beard")
-
-
-def test_a_blend_is_quick() -> None:
-    box = (150, 90, 330, 300)
-    mask, crop_box = musetalk_material(hopper(), box, face_labels(), "jaw")
-    frame, face, times = hopper().copy(), np.zeros((210, 180, 3), np.uint8), []
-    for _ in range(20):
-        begun = time.perf_counter()
-        paste.musetalk_blend(frame, face, box, mask, crop_box)
-        times.append(time.perf_counter() - begun)
-    assert min(times) < 0.006  # 1 ms was measured on one core; the margin is for busy machines
