@@ -1,30 +1,40 @@
 # Every target sets up what it needs: its own .venv, pinned by requirements.lock. `make help` lists them.
 PYTHON ?= python3
 PY := .venv/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check --progress-bar on
+PIP := $(PY) -m pip install --disable-pip-version-check
+SETUP_LOG := .venv/setup.log
 TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by five small models, each in its own process.
 TEST_WORKERS ?= 2
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup demo serve test check format docs bench bench-embedded bench-quality bench-live profile doctor clean
+.PHONY: help setup demo serve test test-full check format docs bench bench-embedded bench-quality bench-live profile doctor clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' $(MAKEFILE_LIST) | sed -E 's/:.*# /\t/' | expand -t 18
 
-# torch first, as its CPU build, so that nothing pulls gigabytes of CUDA packages behind it
-.venv/ready: requirements.lock pyproject.toml
-	@echo "Setting up .venv (once; about two minutes, 2.5 GB)"
-	$(PYTHON) -m venv .venv
-	$(PIP) "$$(grep '^torch==' requirements.lock)"
-	$(PIP) -r requirements.lock
-	$(PIP) --no-deps --no-build-isolation -e .
-	touch .venv/ready
+# $(call step,description,command): one line on the terminal. The output goes to SETUP_LOG, which is shown on failure.
+define step
+@printf '%s … ' "$(1)"; \
+if { $(2); } >>$(SETUP_LOG) 2>&1; then echo done; \
+else echo failed; echo; tail -n 20 $(SETUP_LOG); echo; echo "The complete log is $(SETUP_LOG)."; exit 1; fi
+endef
+
+# torch first, in its CPU build: otherwise other packages bring gigabytes of CUDA libraries with theirs.
+.venv/ready: requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("Python 3.11 or newer is needed; pass PYTHON=…")'
+	@echo "Setting up .venv: once, about two minutes, 2.5 GB"
+	@mkdir -p .venv && : >$(SETUP_LOG)
+	$(call step,1/4 Creating the environment,$(PYTHON) -m venv .venv)
+	$(call step,2/4 Installing torch,$(PIP) "$$(grep '^torch==' requirements.lock)")
+	$(call step,3/4 Installing the other packages,$(PIP) -r requirements.lock)
+	$(call step,4/4 Installing warmtalk,$(PIP) --no-deps --no-build-isolation -e .)
+	@touch .venv/ready
 
 .venv/warm: .venv/ready $(shell find models/embedded -name '*.safetensors' -o -name '*.json' 2>/dev/null)
-	$(PY) -m warmtalk.cli.warm
-	touch .venv/warm
+	@$(PY) -m warmtalk.cli.warm
+	@touch .venv/warm
 
-setup: .venv/warm # make .venv and compile the embedded models once
+setup: .venv/warm # create .venv and compile the embedded models, once
 
 demo: export WARMTALK_TEXT = $(value TEXT)
 demo: setup # speak TEXT="..." into out/demo.mp4
@@ -33,16 +43,19 @@ demo: setup # speak TEXT="..." into out/demo.mp4
 serve: setup # serve on http://127.0.0.1:8000 until Ctrl-C
 	@exec .venv/bin/warmtalk serve
 
-# Each worker computes with one thread, and now and then waits: three keep two cores busy. What starts a Ray has the
-# machine for itself.
-test: setup # all tests: tests/unit and the page in two processes, then the graph, one test after another
+# Unit and page tests run in TEST_WORKERS processes of one thread each. The graph tests follow, since a Ray needs both
+# cores. Tests marked `full` are left out (addopts in pyproject.toml).
+test: setup # all tests but those at full size: unit tests and the page, then the graph on a real Ray
 	@failed=0; \
-	echo "1 of 2: the page in Chromium, and tests/unit"; \
+	echo "1 of 2: unit tests, and the page in Chromium"; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/browser tests/gpu tests/unit \
 		-n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder || failed=1; \
 	echo "2 of 2: the graph on a real Ray"; \
 	$(PY) -m pytest tests/graph || failed=1; \
 	exit $$failed
+
+test-full: setup # the tests at full size, for a release, after `make test`; needs 8 GB of memory
+	$(PY) -m pytest -m full
 
 check: .venv/ready # format, lint, types, import contracts
 	.venv/bin/ruff format --check .
@@ -77,5 +90,5 @@ profile: setup # p50/p95 of every stage, batch throughput, memory
 doctor: .venv/ready # check this machine
 	.venv/bin/warmtalk doctor
 
-clean: # remove what was made here; results and avatars stay
-	rm -rf .venv .cache out build *.egg-info
+clean: # remove generated files; results and avatars stay
+	rm -rf .venv .cache out build dist *.egg-info

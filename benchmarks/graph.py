@@ -18,7 +18,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from warmtalk.cli.local_graph import CODE, LocalGraph
+from warmtalk.cli import CODE
+from warmtalk.cli.local_graph import LocalGraph
 from warmtalk.cli.profiling import tree_megabytes
 
 TEXT = (

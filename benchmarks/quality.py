@@ -29,10 +29,10 @@ from models.avatar.track import TrackOptions, crop_transforms, landmarks_in_crop
 from models.geometry import warp
 from models.stitch.paste import paste, warp_alpha
 from models.types import Float32
+from warmtalk.cli.quality.analysis import analyse_video
 from warmtalk.cli.quality.command import write_page
-from warmtalk.cli.quality.judge import judge
-from warmtalk.cli.quality.page import Judged
-from warmtalk.cli.quality.reading import read_video
+from warmtalk.cli.quality.evaluate import evaluate
+from warmtalk.cli.quality.page import Report
 
 TEXT = "Hello! I am a talking head, made by five small models. Please bring me a big map of Bombay, and some apples."
 PAUSE_S = 0.8
@@ -87,13 +87,13 @@ def moving(speaker: Speaker, folder: Path, page: Path) -> dict[str, float]:
 
 def gates_of(video: Path, store: AvatarStore, page: Path) -> dict[str, float]:
     """The gates' values, and how many are broken; writes the page."""
-    reading = read_video(video, store)
-    judged = Judged(reading, judge(reading))
-    write_page(judged, None, page)
-    values = {gate.name: gate.value for gate in judged.gates}
+    analysis = analyse_video(video, store)
+    report = Report(analysis, evaluate(analysis))
+    write_page(report, None, page)
+    values = {gate.name: gate.value for gate in report.gates}
     numbers = {name: values[gate] for name, gate in GATES.items()}
     assert all(value is not None for value in numbers.values()), numbers
-    return {name: float(value or 0) for name, value in numbers.items()} | {"broken_gates": float(len(judged.broken))}
+    return {name: float(value or 0) for name, value in numbers.items()} | {"broken_gates": float(len(report.broken))}
 
 
 def put_back(face_px: float) -> dict[str, float]:

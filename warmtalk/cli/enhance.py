@@ -1,7 +1,7 @@
-"""Enhances the face in a finished video: `warmtalk enhance`. Here or on a running cluster, and again after a crash.
+"""`warmtalk enhance`: restores the face in a finished video, in this process or on a running cluster.
 
-Frames stream through: decode, follow the face, restore, steady, paste, encode. What is done is kept in pieces beside
-the output (`OUT.part/`); a rerun goes on behind the last of them. The output appears whole, or not at all.
+Frames stream through: decode, track the face, restore, deflicker, paste, encode. Finished pieces are kept beside the
+output (`OUT.part/`), so that a rerun after a crash resumes after the last one. The output appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ from models.restore.video import VideoOptions, enhance_frames
 from models.stitch.sidecar import committed_lines, enhanced_lines, replace_with_sidecar, sidecar_path
 from models.types import FaceCrops, UInt8
 
-FORMAT = 1  # of OUT.part; another one is begun anew
-PIECE_S = 8.0  # what a crash costs at most, in seconds of video
+FORMAT = 1  # of OUT.part; one of another format is discarded
+PIECE_S = 8.0  # length of a piece: a crash loses at most one
 CRF, PRESET = 16.0, "veryfast"
 CALL_TIMEOUT_S = 120.0
-TRIES = 4  # of a call to the cluster, when a replica dies or its queue is full
+MAX_ATTEMPTS = 4  # per call to the cluster, when a replica dies or its queue is full
 RETRY_PAUSE_S = 0.5
-CALLS_PER_REPLICA = 3  # one computes, others wait at its door
-MIN_CALLS = 12  # under way on a cluster: more than a replica's target, so that Serve adds replicas
+CALLS_PER_REPLICA = 3  # one computes, the others are queued
+MIN_CALLS = 12  # in flight on a cluster: above the target per replica, so that Serve adds replicas
 
 Progress = Callable[[int, int], None]  # frames done, frames expected (0: not known)
 
 
 class Backend(Protocol):
-    """Where faces are restored."""
+    """Restores batches of faces."""
 
-    name: str  # told apart by OUT.part: another backend begins anew
-    template: bool  # wants 512 px faces on the FFHQ template
-    in_flight: int
+    name: str  # stored in OUT.part: another backend does not resume it
+    template: bool  # needs 512 px faces on the FFHQ template
+    in_flight: int  # batches submitted ahead
 
     def submit(self, faces: UInt8) -> Callable[[], UInt8]: ...
 
 
 class LocalBackend:
-    """An engine in this process, computing while the next frames are read."""
+    """An engine in this process; it computes on a thread while the next frames are decoded."""
 
     in_flight = 2
 
@@ -79,7 +79,7 @@ class LocalBackend:
         if weights is not None:
             options["weights" if engine == "small" else "path"] = weights.resolve()
         elif engine == "spandrel":
-            raise ConfigError("The engine 'spandrel' needs a model's file.", "Give it with --weights.")
+            raise ConfigError("The engine 'spandrel' needs the file of a model.", "Pass it with --weights.")
         if device != "cpu":
             options["device"] = device
             options.update(
@@ -92,7 +92,7 @@ class LocalBackend:
 
 
 class ClusterBackend:
-    """The Enhance stage of a running graph; enough calls under way that every replica is used. Results keep order."""
+    """The Enhance stage of a running graph, with enough calls in flight to use every replica. Results keep order."""
 
     name = "cluster"
 
@@ -103,11 +103,11 @@ class ClusterBackend:
 
     @classmethod
     def connect(cls, address: str, application: str = "warmtalk") -> ClusterBackend:
-        """address: of Ray (`auto`, `ray://host:10001`, `host:6379`). Raises StageError when no graph answers there."""
+        """address: of Ray (`auto`, `ray://host:10001`, `host:6379`). Raises StageError if no graph answers there."""
         import ray
         from ray import serve
 
-        remedy = "Start the graph (`warmtalk serve`), or leave --address out to enhance here."
+        remedy = "Start the graph (`warmtalk serve`), or leave out --address to enhance in this process."
         try:
             ray.init(
                 address=address, namespace="serve", log_to_driver=False, logging_level="error", ignore_reinit_error=True
@@ -116,9 +116,9 @@ class ClusterBackend:
             running = deployments["Enhance"].replica_states.get("RUNNING", 0)
             handle = serve.get_deployment_handle("Enhance", application)
         except KeyError as error:
-            raise StageError(f"The cluster at {address} runs no Enhance stage.", remedy) from error
-        except Exception as error:  # of Ray's many kinds, for an address where nothing answers
-            raise StageError(f"No cluster answers at {address}: {error}.", remedy) from error
+            raise StageError(f"The cluster at {address} has no Enhance stage.", remedy) from error
+        except Exception as error:  # Ray raises many types for an address that does not answer
+            raise StageError(f"No Ray cluster answers at {address}: {error}.", remedy) from error
         return cls(handle, running)
 
     def submit(self, faces: UInt8) -> Callable[[], UInt8]:
@@ -130,17 +130,17 @@ class ClusterBackend:
 
 
 def _call(remote: Callable[..., Any], args: tuple[Any, ...], response: Any = None) -> Any:
-    """The result of a call, made again when a replica was lost. Raises the stage's own error, StageError."""
-    for attempt in range(TRIES):
+    """The result of a call, retried if a replica is lost. Raises the stage's own error, or StageError."""
+    for attempt in range(MAX_ATTEMPTS):
         try:
             response = remote(*args) if response is None else response
             return response.result(timeout_s=CALL_TIMEOUT_S)
-        except Exception as error:  # Ray's and the stage's, told apart by their cause
+        except Exception as error:  # an error of Ray, or of the stage as its cause
             cause = getattr(error, "cause", None)
             if isinstance(cause, WarmTalkError):
                 raise cause from None
-            if attempt == TRIES - 1:
-                raise StageError(f"Enhance failed: {type(cause or error).__name__}.", "Look at its log.") from error
+            if attempt == MAX_ATTEMPTS - 1:
+                raise StageError(f"Enhance failed: {type(cause or error).__name__}.", "Read its log.") from error
             response = None
             time.sleep(RETRY_PAUSE_S * 2**attempt)
     raise AssertionError("unreachable")
@@ -148,7 +148,7 @@ def _call(remote: Callable[..., Any], args: tuple[Any, ...], response: Any = Non
 
 @dataclass(slots=True)
 class Report:
-    """What was done. `resumed` frames were there from an earlier run; `faces` counts restored ones of this run."""
+    """resumed: frames from an earlier run. faces: faces restored in this run."""
 
     frames: int = 0
     faces: int = 0
@@ -169,10 +169,10 @@ def enhance_video(
 ) -> Report:
     """Write `video` to `output` with its largest face restored in every frame that shows one.
 
-    Frames, their times and the sound stay: times to the tick in MP4 and MOV, to the millisecond in MKV; the sound
-    packet by packet. (MKV begins at 0 or later: all is moved where the sound starts before.) The picture becomes 8 bit
-    H.264, BT.709. Other streams (subtitles, data) are left out. A sidecar goes along, and names the engine. Raises
-    VideoError, BusyError (another run writes this output), StageError (cluster), WeightsError.
+    Frame times are kept to the tick in MP4 and MOV, to the millisecond in MKV; audio packets are copied. (MKV starts at
+    0 or later: everything is shifted if the sound starts before 0.) The picture becomes 8 bit H.264, BT.709. Other
+    streams (subtitles, data) are dropped. A sidecar is copied, with the engine's name. Raises VideoError, BusyError
+    (another run writes this output), StageError (cluster), WeightsError.
     """
     begin_s = time.monotonic()
     source = SourceVideo(video)
@@ -188,7 +188,7 @@ def enhance_video(
             _make_pieces(source, parts, backend, options, crf, detector or BlazeMesh(), progress, piece_s, report)
         joined = folder / f"joined{output.suffix}"
         report.frames = join(parts.pieces, source, joined, CONTAINERS[output.suffix.lower()])
-        lines = committed_lines(sidecar_path(video))  # frame by frame, it is still true
+        lines = committed_lines(sidecar_path(video))  # still valid: the frames are the same
         replace_with_sidecar(joined, output, enhanced_lines(lines, backend.name.partition(":")[0]))
         shutil.rmtree(folder)
     report.seconds = time.monotonic() - begin_s
@@ -206,12 +206,12 @@ def _make_pieces(
     piece_s: float,
     report: Report,
 ) -> None:
-    """Enhance what the parts lack, a closed piece after another."""
-    # 1. a few frames before the first that is lacking, for what is steadied over time
+    """Enhance the frames that are missing in `parts`, piece by piece."""
+    # 1. start a few frames before the first missing one, for the temporal filter
     start = parts.frames
     first = max(0, start - 2 * lookahead_frames(source.fps))
     stream = enhance_frames(source.frames(first), detector, source.fps, backend.submit, options, first)
-    # 2. pieces of the rest
+    # 2. write the rest in pieces
     writer: PartWriter | None = None
     length = max(1, round(piece_s * source.fps))
     try:
@@ -240,14 +240,14 @@ def _write(writer: PartWriter, rgb: UInt8, at: FrameTime) -> None:
         writer.write(rgb, at)
     except OSError as error:
         raise StageError(
-            f"{writer.path} cannot be written: {error.strerror}.", "Free some disk and run it again."
+            f"{writer.path} cannot be written: {error.strerror}.", "Free disk space, then run it again."
         ) from error
 
 
 class Parts:
-    """The finished pieces of a job, in `OUT.part/`: files, and `state.jsonl`, a line for the job and one a piece.
+    """The finished pieces of a job in `OUT.part/`, and `state.jsonl` with one line for the job and one per piece.
 
-    A piece counts once its line is on disk; a line that a crash cut short, and all behind it, never was.
+    A piece is finished when its line is on disk. A truncated line and everything after it are ignored.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
@@ -258,7 +258,7 @@ class Parts:
 
     @classmethod
     def open(cls, folder: Path, job: dict[str, Any]) -> Parts:
-        """The parts of an earlier run of the same job, or none."""
+        """The pieces of an earlier run of the same job; those of another job are deleted."""
         parts = cls(folder, job)
         kept = list(parts._recover())
         for path in folder.iterdir():
@@ -268,19 +268,21 @@ class Parts:
         return parts
 
     def next_path(self) -> Path:
-        """Where the next piece is to be written."""
+        """The path of the next piece."""
         return self.folder / f"{len(self.pieces):06d}.mp4"
 
     def add(self, piece: TranscodedPart, frames: int) -> None:
-        """Count a closed piece. Raises CorruptError when it cannot be joined to those before."""
+        """Record a closed piece. Raises CorruptError if it cannot be joined to the pieces before."""
         signature = hashlib.sha256(part_signature(piece.path)).hexdigest()[:16]
         if self._signature not in ("", signature):
-            raise CorruptError(f"{self.folder} was begun with another encoder.", "Delete that folder and begin again.")
+            raise CorruptError(
+                f"{self.folder} was written by another encoder version.", "Delete that folder, then run it again."
+            )
         self._append({"piece": piece.path.name, "frames": frames, "first_pts": piece.first_pts, "signature": signature})
         self._count(piece, frames, signature)
 
     def finish(self) -> None:
-        """Say that no frames are lacking."""
+        """Record that all frames are done."""
         self._append({"complete": True})
         self.complete = True
 
@@ -296,7 +298,7 @@ class Parts:
         self._signature = signature
 
     def _recover(self) -> Iterator[str]:
-        """Read the state as far as it is sound, and yield its lines behind the job's."""
+        """Read the valid part of the state; yield its lines after the job's line."""
         try:
             lines = (self.folder / "state.jsonl").read_text(encoding="utf-8").splitlines()
             if not lines or json.loads(lines[0]) != self.job:
@@ -316,7 +318,7 @@ class Parts:
 
 
 def _job(source: SourceVideo, backend: Backend, options: VideoOptions, crf: float) -> dict[str, Any]:
-    """What must be equal for an earlier run's pieces to be used."""
+    """Everything that must be equal to resume an earlier run."""
     stat = source.path.stat()
     settings = {key: value for key, value in asdict(options).items() if key not in ("in_flight", "batch")}
     file = {"name": source.path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -325,11 +327,11 @@ def _job(source: SourceVideo, backend: Backend, options: VideoOptions, crf: floa
 
 @contextmanager
 def _locked(folder: Path, output: Path) -> Iterator[None]:
-    """The folder, for this process alone. Raises BusyError."""
+    """Lock the folder for this process. Raises BusyError."""
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise BusyError(f"Another run is writing {output}.", "Wait for it, or give another output.") from error
+            raise BusyError(f"Another run is writing {output}.", "Wait for it, or choose another output.") from error
         yield

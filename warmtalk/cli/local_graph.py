@@ -62,7 +62,7 @@ class LocalGraph:
         return server_url(self.host, self.port)
 
     def greeting(self) -> list[str]:
-        """What to print once it runs, in rich's markup: its address, a request to try, and a warning if it is exposed."""
+        """What to print when it runs, in rich's markup: address, a request to try, a warning if it is exposed."""
         url, key = self.url, api_keys_env(self.config)
         header = ' -H "Authorization: Bearer $WARMTALK_API_KEY"' if key else ""
         body = """-H 'Content-Type: application/json' -d '{"text": "Hello."}'"""
@@ -128,7 +128,7 @@ class LocalGraph:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         arguments: dict[str, Any] = {
             "address": "local",  # never join a Ray that runs already
-            "job_config": _CodeFirst(),
+            "job_config": _job_config(),
             "namespace": "serve",
             "include_dashboard": False,
             "log_to_driver": False,
@@ -189,8 +189,31 @@ class LocalGraph:
         raise StageError(f"The graph was not ready after {START_TIMEOUT_S:.0f} s.", _LOGS)
 
 
+def _job_config() -> Any:
+    """Workers import our code from CODE, even if the working folder contains a graph.py or models/ of its own.
+
+    Ray inserts the working folder at the front of their sys.path, before PYTHONPATH.
+    """
+    from ray.job_config import JobConfig
+
+    class CodeFirst(JobConfig):  # type: ignore[misc]
+        def _serialize(self) -> Any:
+            self._py_driver_sys_path.append(str(CODE))  # each entry goes to the front: the last one wins
+            return super()._serialize()
+
+    return CodeFirst()
+
+
 # Errors that Serve's further attempts (three in all, about ten seconds each) cannot fix.
-PERMANENT_ERRORS = ("ConfigError", "WeightsError", "CorruptError", "VideoError", "NoFaceError", "IdError", "AvatarNotFound")
+PERMANENT_ERRORS = (
+    "ConfigError",
+    "WeightsError",
+    "CorruptError",
+    "VideoError",
+    "NoFaceError",
+    "IdError",
+    "AvatarNotFound",
+)
 _LOGS = "Logs of every stage: /tmp/ray/session_latest/logs/serve."
 
 

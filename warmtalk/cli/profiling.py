@@ -1,12 +1,8 @@
-"""Profiles the stages of a running graph: where each call's time goes, frames per second at batch sizes, memory.
-
-Knows the stages as handles; knows nothing of how they are started.
-"""
+"""Profiles the stages of a running graph: where the time of each call goes, frames per second by batch size, memory."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,27 +10,27 @@ from typing import Any
 
 import numpy as np
 import psutil
-from rich import box
 from rich.table import Table
 
 from deployments.common.messages import SpeakRequest
 from deployments.common.stage import Stamped
-from deployments.stitch.calls import PARTS
+from deployments.stitch.metrics import CALL_PARTS
 from models.types import FaceCrops, FeatureWindows, Speech
+from warmtalk.cli.tables import STAGES, stage_table
 
 APP = "warmtalk"
-STAGES = ("TTS", "AudioFeatures", "LipSync", "Enhance", "Stitch")  # in the order of the data
-BATCHES = (1, 4, 8)
+BATCH_SIZES = (1, 4, 8)
+DRIVE_S = 1.5  # how long a stage is driven alone per batch size
 SENTENCES = (
     "Welcome to the profile of this graph.",
-    "Every stage says how long it waited, how long it computed, and how long its data travelled.",
-    "The table below is the answer.",
+    "Every stage reports how long it waited, how long it computed, and how long its data travelled.",
+    "The table below shows the result.",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """stages: per stage p50/p95 of queue, transfer, compute and wall in ms, frames/s by batch size, memory in MB."""
+    """stages: per stage p50, p95 of queue, transfer, compute and wall in ms, frames/s by batch size, memory in MB."""
 
     stages: dict[str, dict[str, Any]]
     ttff_ms: list[float]
@@ -50,7 +46,7 @@ async def profile_graph(
 ) -> Profile:
     """Speak SENTENCES `repeats` times, then drive each stage alone. Needs a running graph in this process's Ray.
 
-    Raises RayError where a stage fails, and what the stage itself raised.
+    step: called with a description of each step. Raises RayError, or the error of a stage.
     """
     summaries = []
     for index in range(repeats * len(SENTENCES)):
@@ -64,7 +60,7 @@ async def profile_graph(
         if not own:
             continue
         row: dict[str, Any] = {"calls": len(own), "frames": sum(call["frames"] for call in own)}
-        for part in PARTS:
+        for part in CALL_PARTS:
             values = [call[part] for call in own]
             row[part] = {"p50": round(_percentile(values, 0.5), 2), "p95": round(_percentile(values, 0.95), 2)}
         step(f"driving {stage} alone")
@@ -76,12 +72,12 @@ async def profile_graph(
 
 
 def _percentile(values: list[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of `values` lie; 0 for none."""
+    """The value below which `share` (0 to 1) of `values` lie; 0 without values."""
     return float(np.quantile(values, share)) if values else 0.0
 
 
 def tree_megabytes() -> float:
-    """Memory of this process and all its children, MB. Shared pages count once (proportional set size)."""
+    """Memory of this process and its descendants, MB. Shared pages count once (proportional set size)."""
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
@@ -92,46 +88,17 @@ def tree_megabytes() -> float:
 
 
 def profile_tables(profile: Profile) -> tuple[Table, Table]:
-    """The profile for people: where the time of a call goes, and how fast and how large each stage is."""
-    times = _table("Milliseconds a call, p50/p95", "calls", "frames", "queue", "transfer", "compute", "wall")
-    sizes = _table("Frames/s alone, by frames a call; memory", *(f"@{size}" for size in BATCHES), "MB", "GPU MB")
+    """Two tables for the terminal: the time of a call, and each stage's speed and memory."""
+    times = stage_table("Milliseconds per call, p50/p95", "calls", "frames", "queue", "transfer", "compute", "wall")
+    sizes = stage_table(
+        "Frames/s driven alone, by frames per call; memory", *(f"@{size}" for size in BATCH_SIZES), "MB", "GPU MB"
+    )
     for stage, row in profile.stages.items():
-        parts = [f"{row[part]['p50']:.0f}/{row[part]['p95']:.0f}" for part in PARTS[:4]]
+        parts = [f"{row[part]['p50']:.0f}/{row[part]['p95']:.0f}" for part in CALL_PARTS[:4]]
         times.add_row(stage, str(row["calls"]), str(row["frames"]), *parts)
-        speeds = [f"{row['frames_per_s'][str(size)]:.0f}" if row["frames_per_s"] else "–" for size in BATCHES]
+        speeds = [f"{row['frames_per_s'][str(size)]:.0f}" if row["frames_per_s"] else "–" for size in BATCH_SIZES]
         sizes.add_row(stage, *speeds, f"{row['memory']['rss_mb']:.0f}", f"{row['memory']['gpu_mb']:.0f}")
     return times, sizes
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("stage", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def report_table(report: dict[str, Any]) -> Table:
-    """What preparation says of an avatar, its warnings left out."""
-    table = Table(title=f"avatar {report.get('avatar_id', '')}", show_header=False)
-    for key, value in report.items():
-        if key != "warnings":
-            table.add_row(key.replace("_", " "), json.dumps(value) if isinstance(value, (dict, list)) else str(value))
-    return table
-
-
-def summary_table(summary: dict[str, Any]) -> Table:
-    """The stages of one utterance, from the answer of /speak."""
-    title = f"{summary['frames']} frames, TTFF {summary['ttff_ms']:.0f} ms, RTF {summary['rtf']:.2f}"
-    table = _table(title, "calls", "frames", "queue ms", "transfer ms", "compute ms", "frames/s")
-    for stage in STAGES:
-        if stage not in summary["stages"]:
-            continue
-        row = summary["stages"][stage]
-        speed = row["frames"] / (row["busy_ms"] / 1e3) if row["frames"] and row["busy_ms"] else None
-        parts = [f"{row[part]:.0f}" for part in PARTS[:3]]
-        table.add_row(stage, f"{row['calls']:.0f}", f"{row['frames']:.0f}", *parts, f"{speed:.0f}" if speed else "–")
-    return table
 
 
 def _handle(stage: str) -> Any:
@@ -152,15 +119,15 @@ async def _speak(text: str, session_id: str, enhance: bool) -> dict[str, Any]:
 
 
 async def _throughput(stage: str, avatar_id: str) -> dict[str, float]:
-    """Frames per second of a stage driven alone, by frames a call. Stages that see no frames have none."""
+    """Frames per second of a stage driven alone, by frames per call; empty for stages without frames."""
     drive = {"AudioFeatures": _drive_features, "LipSync": _drive_lipsync, "Enhance": _drive_enhance}.get(stage)
     if drive is None:
         return {}
     speeds = {}
-    for batch in BATCHES:
-        await drive(batch, avatar_id)  # warm
+    for batch in BATCH_SIZES:
+        await drive(batch, avatar_id)  # warm-up
         count, begin_s = 0, time.perf_counter()
-        while time.perf_counter() - begin_s < 1.5:
+        while time.perf_counter() - begin_s < DRIVE_S:
             await drive(batch, avatar_id)
             count += batch
         speeds[str(batch)] = round(count / (time.perf_counter() - begin_s), 1)
@@ -168,7 +135,7 @@ async def _throughput(stage: str, avatar_id: str) -> dict[str, float]:
 
 
 async def _drive_features(batch: int, avatar_id: str) -> None:
-    speech = Speech(np.zeros(batch * 640, np.float32), 16_000)  # 640 samples are a frame at 25 fps
+    speech = Speech(np.zeros(batch * 640, np.float32), 16_000)  # 640 samples per frame at 25 fps
     await _handle("AudioFeatures").windows.remote(speech, 25)
 
 
@@ -183,7 +150,7 @@ async def _drive_enhance(batch: int, avatar_id: str) -> None:
 
 
 def run(awaitable: Awaitable[Profile]) -> Profile:
-    """Run a profile to its end."""
+    """Run the coroutine of `profile_graph` and return its profile."""
 
     async def wait() -> Profile:
         return await awaitable

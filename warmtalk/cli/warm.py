@@ -1,4 +1,4 @@
-"""Compiles the embedded models once, so that later starts find them ready: `python -m warmtalk.cli.warm`."""
+"""Compiles the embedded models once and caches them for later starts: `python -m warmtalk.cli.warm`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from deployments.common.paths import cache_dir
 from deployments.common.stage import parse_config
 from models.types import CROP_PX
 
-Step = tuple[str, Callable[[], Any]]  # what is being done, and the work
+Step = tuple[str, Callable[[], Any]]  # description, work
 
 
 def steps(config: dict[str, Any]) -> list[Step]:
-    """What compiles all that the stages of this Serve config would compile at their first start, in order."""
+    """The steps that compile everything that the stages of this Serve config compile at their first start."""
     lips = parse_config("LipSync", deployment_of(config, "LipSync").get("user_config") or {})
     faces = parse_config("Enhance", deployment_of(config, "Enhance").get("user_config") or {})
     loaded: dict[str, Any] = {}
@@ -36,18 +36,18 @@ def steps(config: dict[str, Any]) -> list[Step]:
 
 
 def warm(config_name: str = "demo", console: Console | None = None) -> None:
-    """Compile the models behind a progress bar: under a minute the first time, seconds when it is done already."""
+    """Compile the models, with a progress bar: under a minute the first time, seconds when they are cached."""
     console = console or Console(stderr=True)
-    todo, begin_s = steps(load_serve_config(config_name)), time.monotonic()
+    all_steps, begin_s = steps(load_serve_config(config_name)), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=len(todo))
-        for what, work in todo:
-            bar.update(task, description=f"{what} (once, under a minute)", refresh=True)
+        task = bar.add_task("", total=len(all_steps))
+        for description, work in all_steps:
+            bar.update(task, description=f"{description} (once, under a minute)", refresh=True)
             work()
             bar.advance(task)
-        bar.update(task, description="models are compiled", refresh=True)
-    console.print(f"models ready in {time.monotonic() - begin_s:.1f} s, kept in {cache_dir()}")
+        bar.update(task, description="models compiled", refresh=True)
+    console.print(f"models ready in {time.monotonic() - begin_s:.1f} s, cached in {cache_dir()}")
 
 
 if __name__ == "__main__":

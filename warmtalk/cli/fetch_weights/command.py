@@ -23,16 +23,16 @@ from rich.table import Table
 from rich.text import Text
 
 from models.errors import WeightsError
+from models.weights.checksums import sha256_of
 from models.weights.installed import (
     FileState,
     LockEntry,
-    misplaced,
-    move_home,
+    file_state,
+    file_states,
+    find_misplaced,
+    move_into_place,
     read_lock,
-    remember,
-    sha256_of,
-    state_of,
-    states,
+    record_hash,
 )
 from models.weights.manifest import WeightFile, select, set_of
 from warmtalk.cli.fetch_weights.download import Fetcher, UnreachableError
@@ -64,10 +64,10 @@ def fetch_weights(
         _show_plan(root, files, fetcher)
         return 0
     for file in files:
-        if found := misplaced(root, file):
-            console.print(f"moved {found.relative_to(root)} → {move_home(root, file, found).relative_to(root)}")
+        if found := find_misplaced(root, file):
+            console.print(f"moved {found.relative_to(root)} → {move_into_place(root, file, found).relative_to(root)}")
     with _bar(console) as bar, fetcher:
-        wanted = [state for state in states(root, files) if not _is_good(root, state, bar, console)]
+        wanted = [state for state in file_states(root, files) if not _is_good(root, state, bar, console)]
         _refuse_offline(wanted)
         check_disk(root, wanted)
         return _fetch_all(root, wanted, fetcher, bar, console) or _conclude(files, wanted, console)
@@ -84,7 +84,7 @@ def _is_good(root: Path, state: FileState, bar: Progress, console: Console) -> b
         with _line(bar, f"checking {state.file.path}", state.found_bytes) as line:
             sha256 = sha256_of(state.path, lambda count: bar.advance(line, count))
         if state.file.sha256 in (None, sha256):
-            remember(root, state.file, sha256)
+            record_hash(root, state.file, sha256)
             console.print(f"found {state.file.path}, {_size(state.found_bytes)}, sha256 {sha256[:12]}…")
             return True
         fault = f"its sha256 is {sha256[:12]}… instead of {str(state.file.sha256)[:12]}…"
@@ -150,7 +150,7 @@ def _fetch_one(root: Path, state: FileState, fetcher: Fetcher, bar: Progress, co
     try:
         with _line(bar, file.path, file.size_bytes, state.part_bytes) as line:
             sha256 = fetcher.fetch(file, state.path, lambda done: bar.update(line, completed=done))
-        remember(root, file, sha256)
+        record_hash(root, file, sha256)
     except OSError as error:
         raise WeightsError(f"{state.path} cannot be written: {error}.", "Free the disk, or mend its rights.") from error
     console.print(f"fetched {file.path}, {_size(state.path.stat().st_size)}, sha256 {sha256[:12]}…")
@@ -176,7 +176,7 @@ def _verify(root: Path, files: list[WeightFile], console: Console, named: bool) 
     good = 0
     with _bar(console) as bar:
         for file in files:
-            fault = _fault(state_of(root, file, lock), lock.get(file.path), named, bar)
+            fault = _fault(file_state(root, file, lock), lock.get(file.path), named, bar)
             if fault:
                 faults[file.path] = fault
             good += fault is None
@@ -219,7 +219,7 @@ def _show_plan(root: Path, files: list[WeightFile], fetcher: Fetcher) -> None:
             column, justify="right" if column == "size" else "left", overflow="fold", no_wrap=column == "file"
         )
     to_come = 0
-    for state in states(root, files):
+    for state in file_states(root, files):
         file = state.file
         action = _action(root, state)
         to_come += _to_come(state) if action.startswith(("download", "replace")) else 0
@@ -236,7 +236,7 @@ def _action(root: Path, state: FileState) -> str:
     if state.verified:
         return "nothing"
     if not state.present:
-        found = misplaced(root, state.file)
+        found = find_misplaced(root, state.file)
         if found:
             return f"move {found.relative_to(root)}"
         return f"download from byte {state.part_bytes}" if state.part_bytes else "download"

@@ -20,7 +20,8 @@ from typing import IO
 import httpx
 
 from models.errors import ConfigError, WeightsError
-from models.weights.installed import PART_SUFFIX, sha256_of
+from models.weights.checksums import sha256_of
+from models.weights.installed import PART_SUFFIX
 from models.weights.manifest import HubFile, WeightFile
 
 TIMEOUT_S = 30.0  # without a byte

@@ -1,4 +1,4 @@
-"""What a gate is: a number, the bar that it is held against, and where it is worst. Knows no videos."""
+"""A gate: a measured number, its limits, and the frame where it is worst."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """A measure over time: `made` at frames `at`, and what the source has there, where it is known."""
+    """A measure over time: `made` is the video's value at frames `at`, `source` that of the source if it is known."""
 
     at: npt.NDArray[np.int64]
     made: Float64
@@ -25,11 +25,11 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gate:
-    """One question to a video.
+    """One check of a video.
 
-    name: as in JSON. title, about: for people. value: None where it was not measured; `why` then says why. low, high:
-    the bar's sides; a gate with neither is told and never broken. numbers: more of the same. worst: the frame that is
-    worst. marks: frames to mark on the curve.
+    name: in the JSON. title, about: for people. value: None if it was not measured, for the reason `why`. low, high:
+    the limits; a gate without limits is for information only. numbers: further figures. worst: the worst frame. marks:
+    frames to mark on the curve.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Gate:
     marks: tuple[int, ...] = ()
 
     @property
-    def has_bar(self) -> bool:
+    def has_limit(self) -> bool:
         return self.low is not None or self.high is not None
 
     @property
     def broken(self) -> bool:
-        if self.value is None or not self.has_bar:
+        if self.value is None or not self.has_limit:
             return False
         below = self.low is not None and self.value < self.low
         above = self.high is not None and self.value > self.high
@@ -59,20 +59,20 @@ class Gate:
 
     @property
     def verdict(self) -> str:
-        """pass, broken, told (no bar), or skipped (not measured)."""
+        """pass, broken, info (no limit) or skipped (not measured)."""
         if self.value is None:
             return "skipped"
-        return "broken" if self.broken else "pass" if self.has_bar else "told"
+        return "broken" if self.broken else "pass" if self.has_limit else "info"
 
     @property
-    def bar(self) -> str:
-        """The bar in words, such as ≤ 1.05."""
+    def limit(self) -> str:
+        """The limits as text, such as ≤ 1.05; empty without limits."""
         if self.low is not None and self.high is not None:
             return f"{self.low:g} … {self.high:g}"
         return f"≥ {self.low:g}" if self.low is not None else f"≤ {self.high:g}" if self.high is not None else ""
 
     def to_dict(self, fps: float) -> dict[str, Any]:
-        """For JSON: numbers are rounded to 5 digits behind the point."""
+        """The gate as JSON values, rounded to 5 decimal places."""
         return {
             "verdict": self.verdict,
             "value": None if self.value is None else round(float(self.value), 5),
@@ -87,5 +87,5 @@ class Gate:
 
 
 def skipped(name: str, title: str, about: str, why: str) -> Gate:
-    """A gate that could not be measured."""
+    """A gate that could not be measured, for the reason `why`."""
     return Gate(name, title, about, None, why=why)

@@ -1,4 +1,4 @@
-"""Reads a video file as upright frames and mono sound on one timeline. Knows no faces."""
+"""Reads a video file as upright frames and mono sound on one timeline."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from models.types import Float32, UInt8
 READABLE = "Use a video (MP4, MOV, WebM, MKV …)."
 SOUND_HZ = 16_000
 MIN_SIDE_PX = 64
-FEWEST_FRAMES = 16  # below it nothing about motion can be said
+MIN_FRAMES = 16  # too few frames say nothing about motion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Media:
-    """What a video is, apart from its pictures, as far as it is looked at.
+    """The analysed part of a video, without its pictures.
 
-    times: of the frames in seconds, from the first. lasting: how many frames' time each is shown, int64 `(n,)`.
-    samples: mono at 16 kHz, sample 0 sounds with frame 0; empty without sound. whole_s: of the whole file. keys: key
-    frames, by their place among the frames.
+    times: of the frames in seconds, from the first. lasting: frame intervals that each frame is shown, int64 `(n,)`.
+    samples: mono at 16 kHz, sample 0 starts with frame 0; empty without sound. whole_s: length of the file. keys:
+    indices of the keyframes.
     """
 
     path: Path
@@ -47,11 +47,11 @@ class Media:
 
 
 def open_media(path: Path, seconds: float) -> Media:
-    """Look at the first `seconds` of a video. Raises VideoError: not found, unreadable, no picture, too short."""
+    """Open the first `seconds` of a video. Raises VideoError: not found, unreadable, no picture, too short."""
     if not path.is_file():
         raise VideoError(f"The video {path} was not found.", "Check the path.")
     if path.stat().st_size == 0:
-        raise VideoError(f"{path.name} is empty (0 bytes).", "Make or copy it again.")
+        raise VideoError(f"{path.name} is empty (0 bytes).", "Create or copy it again.")
     try:
         with av.open(str(path)) as container:
             stream = _picture(container, path)
@@ -61,11 +61,9 @@ def open_media(path: Path, seconds: float) -> Media:
             keys = np.flatnonzero([p.is_keyframe for p in packets])
             width, height = _upright_size(path)
         if min(width, height) < MIN_SIDE_PX:
-            raise VideoError(f"{path.name} measures {width} × {height} px.", f"Sides below {MIN_SIDE_PX} show no face.")
-        if len(times) < FEWEST_FRAMES:
-            raise VideoError(
-                f"{path.name} holds {len(times)} frames.", f"Motion is judged on {FEWEST_FRAMES} frames or more."
-            )
+            raise VideoError(f"{path.name} is {width} × {height} px.", f"Use a video of at least {MIN_SIDE_PX} px.")
+        if len(times) < MIN_FRAMES:
+            raise VideoError(f"{path.name} has {len(times)} frames.", f"Use a video of at least {MIN_FRAMES} frames.")
         whole_s = float(times[-1] - times[0] + 1 / fps)
         shown = times[times < times[0] + seconds]
         samples = _sound(path, float(shown[0]), min(seconds, whole_s))
@@ -78,7 +76,7 @@ def open_media(path: Path, seconds: float) -> Media:
 
 
 def frames_of(media: Media) -> Iterator[UInt8]:
-    """The frames, RGB uint8 `(h, w, 3)`. Raises VideoError where fewer can be decoded than the file announces."""
+    """The frames, RGB uint8 `(h, w, 3)`. Raises VideoError if the file has fewer frames than it announces."""
     count = 0
     with av.open(str(media.path)) as container:
         stream = _picture(container, media.path)
@@ -93,21 +91,21 @@ def frames_of(media: Media) -> Iterator[UInt8]:
 
 
 def _picture(container: Any, path: Path) -> Any:
-    """The first video stream that is not a cover picture."""
+    """The first video stream that is not a cover picture. Raises VideoError."""
     moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
     stream = next(moving, None)
     if stream is None:
-        held = "sound but no picture" if container.streams.audio else "no video"
-        raise VideoError(f"{path.name} holds {held}.", READABLE)
+        found = "sound but no picture" if container.streams.audio else "no video"
+        raise VideoError(f"{path.name} contains {found}.", READABLE)
     return stream
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of the first frame as it is shown. Raises VideoError."""
+    """Width and height of the first frame, after rotation. Raises VideoError."""
     with av.open(str(path)) as container:
         frame = next(iter(container.decode(_picture(container, path))), None)
         if frame is None:
-            raise VideoError(f"{path.name} holds no frame that can be decoded.", READABLE)
+            raise VideoError(f"{path.name} contains no frame that can be decoded.", READABLE)
         height, width = _upright(frame).shape[:2]
         return width, height
 
@@ -117,7 +115,7 @@ def _upright(frame: Any) -> UInt8:
 
 
 def _sound(path: Path, start_s: float, seconds: float) -> Float32:
-    """Mono at 16 kHz from `start_s` of the file's time on; what is lacking before it is silence."""
+    """Mono at 16 kHz from `start_s` of the file's time; silence where the sound starts later."""
     parts: list[Float32] = []
     count, wanted = 0, round(seconds * SOUND_HZ)
     with av.open(str(path)) as container:

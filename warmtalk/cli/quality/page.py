@@ -1,17 +1,17 @@
-"""The report as one HTML page that needs nothing beside it: no script, no font, no picture from elsewhere."""
+"""The report as one self-contained HTML page: no scripts, fonts or pictures from elsewhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
 
+from warmtalk.cli.quality.analysis import VideoAnalysis
 from warmtalk.cli.quality.gates import Gate
 from warmtalk.cli.quality.plots import curve_svg, jpeg_url, strip
-from warmtalk.cli.quality.reading import Reading
-from warmtalk.cli.quality.sight import Sight
+from warmtalk.cli.quality.signals import Signals
 
-SIGNS = {"pass": "✓", "broken": "✕", "told": "·", "skipped": "–"}
-WORDS = {"pass": "holds", "broken": "broken", "told": "no bar", "skipped": "not measured"}
+SIGNS = {"pass": "✓", "broken": "✕", "info": "·", "skipped": "–"}
+WORDS = {"pass": "passed", "broken": "broken", "info": "no limit", "skipped": "not measured"}
 
 STYLE = """
 :root { color-scheme: light; --ink: #0f172a; --soft: #64748b; --line: #e2e8f0; --good: #15803d; --bad: #dc2626; }
@@ -35,7 +35,7 @@ td a { color: inherit; }
 .pass .sign, .pass .state { color: var(--good); }
 .broken .sign, .broken .state { color: var(--bad); }
 .broken td { background: #fef2f2; }
-.skipped td, .told .sign { color: var(--soft); }
+.skipped td, .info .sign { color: var(--soft); }
 section { background: white; border-radius: 12px; padding: 16px 20px; margin-top: 16px;
           box-shadow: 0 1px 3px #0f172a1a; border-left: 5px solid var(--line); }
 section.pass { border-left-color: var(--good); }
@@ -56,10 +56,10 @@ figure { margin: 8px 0 0; }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """A video with its gates."""
+class Report:
+    """The analysis of a video and its gates."""
 
-    reading: Reading
+    analysis: VideoAnalysis
     gates: list[Gate]
 
     @property
@@ -68,25 +68,25 @@ class Judged:
 
     @property
     def name(self) -> str:
-        return self.reading.media.path.name
+        return self.analysis.media.path.name
 
 
-def page(judged: Judged, reference: Judged | None = None) -> str:
-    """The whole page. reference: another video, whose numbers stand beside."""
-    reading, broken = judged.reading, judged.broken
-    measured = sum(gate.has_bar and gate.value is not None for gate in judged.gates)
-    verdict = f"{len(broken)} of {measured} gates broken" if broken else f"All {measured} gates hold"
+def render_page(report: Report, reference: Report | None = None) -> str:
+    """The whole page. reference: another video, whose numbers are shown in a column of their own."""
+    analysis, broken = report.analysis, report.broken
+    measured = sum(gate.has_limit and gate.value is not None for gate in report.gates)
+    verdict = f"{len(broken)} of {measured} gates broken" if broken else f"All {measured} gates pass"
     parts = [
         f'<header class="{"broken" if broken else "pass"}"><h1>{SIGNS["broken" if broken else "pass"]} {verdict}</h1>',
-        f"<p>{escape(judged.name)} · {_facts(reading)}</p>",
+        f"<p>{escape(report.name)} · {_facts(analysis)}</p>",
         f"<p>{escape(', '.join(gate.title for gate in broken))}</p>" if broken else "",
         "</header>",
-        *(f'<p class="warning">{escape(warning)}</p>' for warning in reading.warnings),
-        _table(judged, reference),
-        _said(reading),
-        *_sections(judged),
+        *(f'<p class="warning">{escape(warning)}</p>' for warning in analysis.warnings),
+        _table(report, reference),
+        _utterances(analysis),
+        *_sections(report),
     ]
-    title = f"{escape(judged.name)}: {verdict}"
+    title = f"{escape(report.name)}: {verdict}"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
@@ -94,55 +94,55 @@ def page(judged: Judged, reference: Judged | None = None) -> str:
     )
 
 
-def _facts(reading: Reading) -> str:
-    media = reading.media
-    facts = [f"{media.width}×{media.height} px", f"{reading.frames} frames", f"{reading.fps:.5g} fps"]
-    facts += [f"avatar {reading.avatar_id}"] if reading.avatar_id else []
-    facts += ["with sidecar" if reading.sidecar is not None else "without sidecar"]
+def _facts(analysis: VideoAnalysis) -> str:
+    media = analysis.media
+    facts = [f"{media.width}×{media.height} px", f"{analysis.frames} frames", f"{analysis.fps:.5g} fps"]
+    facts += [f"avatar {analysis.avatar_id}"] if analysis.avatar_id else []
+    facts += ["with sidecar" if analysis.sidecar is not None else "without sidecar"]
     return escape(" · ".join(facts))
 
 
-def _table(judged: Judged, reference: Judged | None) -> str:
+def _table(report: Report, reference: Report | None) -> str:
     beside = f"<th>{escape(reference.name)}</th>" if reference else ""
-    rows = [f'<table><tr><th></th><th>gate</th><th>value</th>{beside}<th>bar</th><th class="wide"></th></tr>']
+    rows = [f'<table><tr><th></th><th>gate</th><th>value</th>{beside}<th>limit</th><th class="wide"></th></tr>']
     others = {gate.name: gate for gate in reference.gates} if reference else {}
-    for gate in judged.gates:
+    for gate in report.gates:
         other = f'<td class="number">{_number(others[gate.name])}</td>' if reference else ""
         state = escape(gate.why) if gate.why else WORDS[gate.verdict]
         rows.append(
             f'<tr class="{gate.verdict}"><td class="sign">{SIGNS[gate.verdict]}</td>'
             f'<td><a href="#{gate.name}">{escape(gate.title)}</a></td><td class="number">{_number(gate)}</td>{other}'
-            f'<td class="number">{escape(gate.bar)}</td><td class="state wide">{state}</td></tr>'
+            f'<td class="number">{escape(gate.limit)}</td><td class="state wide">{state}</td></tr>'
         )
     return "".join([*rows, "</table>"])
 
 
-def _said(reading: Reading) -> str:
-    if reading.sidecar is None or not reading.sidecar.utterances:
+def _utterances(analysis: VideoAnalysis) -> str:
+    if analysis.sidecar is None or not analysis.sidecar.utterances:
         return ""
     rows = [
-        f"<dl><div><dt>{said.first_frame / reading.fps:.1f} s</dt><dd>{escape(said.text or 'a recording')}</dd></div>"
+        f"<dl><div><dt>{said.first_frame / analysis.fps:.1f} s</dt><dd>{escape(said.text or 'a recording')}</dd></div>"
         f"<div><dt>engines</dt><dd>{escape(', '.join(f'{k} {v}' for k, v in said.engines.items()))}</dd></div></dl>"
-        for said in reading.sidecar.utterances
+        for said in analysis.sidecar.utterances
     ]
-    return f"<section><h2>What is said</h2>{''.join(rows)}</section>"
+    return f"<section><h2>Spoken text</h2>{''.join(rows)}</section>"
 
 
-def _sections(judged: Judged) -> list[str]:
-    reading, quiet = judged.reading, Sight(judged.reading).quiet
+def _sections(report: Report) -> list[str]:
+    analysis, quiet = report.analysis, Signals(report.analysis).quiet
     out = []
-    for gate in judged.gates:
+    for gate in report.gates:
         parts = [f'<section class="{gate.verdict}" id="{gate.name}"><h2>{SIGNS[gate.verdict]} {escape(gate.title)}']
         parts += [f"<span>{_number(gate)}</span></h2><p>{escape(gate.about)}</p>"]
         if gate.why:
             parts.append(f"<p>Not measured: {escape(gate.why)}.</p>")
         parts.append(_numbers(gate))
         if gate.curve is not None:
-            parts.append(curve_svg(gate, gate.curve, reading.fps, quiet))
+            parts.append(curve_svg(gate, gate.curve, analysis.fps, quiet))
         if gate.worst is not None:
-            below = ", the source's own below" if reading.source is not None else ""
-            caption = f"Around the worst moment, frame {gate.worst} at {gate.worst / reading.fps:.2f} s{below}"
-            picture = jpeg_url(strip(reading, gate.worst))
+            below = ", the source below it" if analysis.source is not None else ""
+            caption = f"Around the worst moment, frame {gate.worst} at {gate.worst / analysis.fps:.2f} s{below}"
+            picture = jpeg_url(strip(analysis, gate.worst))
             parts.append(f'<figure><img alt="{caption}" src="{picture}"><figcaption>{caption}</figcaption></figure>')
         out.append("".join([*parts, "</section>"]))
     return out
@@ -153,7 +153,7 @@ def _number(gate: Gate) -> str:
 
 
 def _numbers(gate: Gate) -> str:
-    bar = [("bar", gate.bar)] if gate.bar else []
-    shown = [*bar, *((name.replace("_", " "), f"{value:.4g}") for name, value in gate.numbers.items())]
+    limit = [("limit", gate.limit)] if gate.limit else []
+    shown = [*limit, *((name.replace("_", " "), f"{value:.4g}") for name, value in gate.numbers.items())]
     rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in shown)
     return f"<dl>{rows}</dl>" if rows else ""

@@ -1,4 +1,4 @@
-"""Draws a gate: its curve over time as inline SVG, and a strip of frames around its worst moment as a JPEG."""
+"""Draws a gate: its curve over time as inline SVG, and frames around its worst moment as a JPEG."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.types import UInt8
+from warmtalk.cli.quality.analysis import VideoAnalysis
 from warmtalk.cli.quality.gates import Curve, Gate
-from warmtalk.cli.quality.reading import Reading
 
 MADE, SOURCE, BROKEN, SPEECH, INK = "#2563eb", "#94a3b8", "#dc2626", "#e0f2fe", "#334155"
 STRIP_FRAMES, CELL_PX, CAPTION_PX, GUTTER_PX = 7, 128, 20, 4
@@ -43,7 +43,7 @@ def curve_svg(gate: Gate, curve: Curve, fps: float, quiet: npt.NDArray[np.bool_]
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """Inches. Drawn without pyplot, which keeps global state and may look for a display."""
+    """A figure of that size in inches, without pyplot, which keeps global state and may open a display."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -61,7 +61,7 @@ def _svg(figure: Any) -> str:
     from matplotlib import rc_context
 
     out = io.StringIO()
-    # names of elements are random without a salt; text stays text, in whatever font the reader has
+    # the salt makes element ids reproducible; text stays text, in the reader's font
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "warmtalk", "font.family": "sans-serif"}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     whole = out.getvalue()
@@ -71,19 +71,19 @@ def _svg(figure: Any) -> str:
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Stretches of True, as (first, one past the last)."""
+    """Runs of True as (first, one past the last)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def strip(reading: Reading, worst: int) -> UInt8:
-    """Faces around a frame, RGB: the video's, and below them the source's own where they are known."""
+def strip(analysis: VideoAnalysis, worst: int) -> UInt8:
+    """Faces around a frame, RGB: the video's, and below them the source's if they are known."""
     half = STRIP_FRAMES // 2
-    first = int(np.clip(worst - half, 0, max(0, reading.frames - STRIP_FRAMES)))
-    shown = list(range(first, min(first + STRIP_FRAMES, reading.frames)))
-    rows = [_captions(shown, worst, reading.fps), _row(reading.made.crops, shown, worst)]
-    if reading.source is not None:
-        rows.append(_row(reading.source.crops, shown, None))
+    first = int(np.clip(worst - half, 0, max(0, analysis.frames - STRIP_FRAMES)))
+    shown = list(range(first, min(first + STRIP_FRAMES, analysis.frames)))
+    rows = [_captions(shown, worst, analysis.fps), _row(analysis.made.crops, shown, worst)]
+    if analysis.source is not None:
+        rows.append(_row(analysis.source.crops, shown, None))
     return np.vstack(rows)
 
 
@@ -107,7 +107,7 @@ def _captions(shown: list[int], worst: int, fps: float) -> UInt8:
 
 
 def jpeg_url(picture: UInt8) -> str:
-    """RGB as a data URL."""
+    """An RGB picture as a JPEG data URL."""
     encoded, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     assert encoded, picture.shape
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

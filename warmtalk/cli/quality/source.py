@@ -1,4 +1,4 @@
-"""The avatar's own frames beside a video: which of them it shows, and how they look after the video's own encoder."""
+"""The source of a video: which frames of the avatar it shows, and how they look after the same encoding."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from models.types import Float32, PreparedAvatar, UInt8
 
 Indices = npt.NDArray[np.int64]
 
-THUMB_PX = 48  # side of the pictures that frames are recognised by
-JUMP_COST = 0.5  # grey levels: playback goes a frame on, a frame back, or stays; anything else must be worth it
-PUSH_FRAMES = 12  # frames that wait for the encoder at a time
+THUMB_PX = 48  # side of the thumbnails used to recognise frames
+JUMP_COST = 0.5  # grey levels: playback moves by -1, 0 or 1 frames; any other step costs this much
+PUSH_FRAMES = 12  # frames passed to the encoder at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shown:
-    """What a video of n frames shows of an avatar.
+class SourceFrames:
+    """The avatar frames that a video of n frames shows.
 
-    indices: the avatar's frames, int64 `(n,)`. known: bool `(n,)`; elsewhere they are guessed. edges: frames at which
-    the encoder began anew, 0 first, n last. spec: how the video was coded, as far as is known. told: by a sidecar.
+    indices: of the avatar's frames, int64 `(n,)`. known: bool `(n,)`; the others are guessed. edges: frames at which a
+    new encoder started, 0 first, n last. spec: how the video was encoded. from_sidecar: whether a sidecar gave them.
     """
 
     indices: Indices
     known: npt.NDArray[np.bool_]
     edges: tuple[int, ...]
     spec: MediaSpec
-    told: bool
+    from_sidecar: bool
 
 
-def shown_by(sidecar: Sidecar, avatar: PreparedAvatar, keys: Sequence[int]) -> Shown:
-    """As the sidecar tells. keys: the video's key frames.
+def shown_by(sidecar: Sidecar, avatar: PreparedAvatar, keys: Sequence[int]) -> SourceFrames:
+    """From the sidecar. keys: indices of the video's keyframes.
 
-    Raises CorruptError where it names frames that the avatar does not have.
+    Raises CorruptError if the sidecar names frames that the avatar does not have.
     """
     known = sidecar.known
-    indices = np.maximum.accumulate(np.where(known, np.arange(len(known)), 0))  # where not known, the last that was
+    indices = np.maximum.accumulate(np.where(known, np.arange(len(known)), 0))  # unknown: the last known one
     frames = np.maximum(sidecar.avatar_frames[indices], 0)
     if len(frames) and frames.max() >= len(avatar):
         raise CorruptError(
             f"The sidecar names frame {int(frames.max())} of {avatar.avatar_id!r}, which has {len(avatar)}.",
             "Remove the sidecar, and name the avatar with --avatar-id.",
         )
-    return Shown(frames, known, (*_anew(keys, sidecar.spec), len(known)), sidecar.spec, True)
+    return SourceFrames(frames, known, (*_encoder_starts(keys, sidecar.spec), len(known)), sidecar.spec, True)
 
 
-def _anew(keys: Sequence[int], spec: MediaSpec) -> list[int]:
-    """The key frames at which an encoder began: those that one which goes on would not have set there.
+def _encoder_starts(keys: Sequence[int], spec: MediaSpec) -> list[int]:
+    """The keyframes at which a new encoder started: those that a continuing encoder would not have placed there.
 
-    Idle motion is coded in pieces, each by itself.
+    Idle motion is encoded in separate pieces.
     """
     edges, due = [0], spec.first_fragment_frames
     for key in keys:
@@ -71,19 +71,19 @@ def _anew(keys: Sequence[int], spec: MediaSpec) -> list[int]:
     return edges
 
 
-def recognised(frames: Iterable[UInt8], avatar: PreparedAvatar, fps: int) -> Shown:
-    """Of a video without a sidecar: the avatar's frames that it resembles most where nothing is pasted."""
+def recognised(frames: Iterable[UInt8], avatar: PreparedAvatar, fps: int) -> SourceFrames:
+    """For a video without a sidecar: the avatar frames that resemble it most outside the pasted region."""
     assert avatar.frames is not None
     outside = _outside(avatar)
     own = np.stack([_thumb(avatar.frames[k])[outside] for k in range(len(avatar))])  # (m, p, 3)
     costs = np.stack([np.abs(own - _thumb(frame)[outside]).mean((1, 2)) for frame in frames])  # (n, m)
     indices = cheapest_path(costs)
     spec = MediaSpec.for_source(avatar.width, avatar.height, fps)
-    return Shown(indices, np.ones(len(indices), bool), (0, len(indices)), spec, False)
+    return SourceFrames(indices, np.ones(len(indices), bool), (0, len(indices)), spec, False)
 
 
 def cheapest_path(costs: Float32) -> Indices:
-    """Through costs `(n, m)` of showing frame m at time n: the path whose steps are -1, 0 or 1, with dear jumps."""
+    """The cheapest path through the costs `(n, m)` of showing frame m at time n; jumps cost JUMP_COST."""
     n, m = costs.shape
     total, came = costs[0].astype(np.float64), np.zeros((n, m), np.int64)
     for k in range(1, n):
@@ -101,8 +101,8 @@ def cheapest_path(costs: Float32) -> Indices:
     return path
 
 
-def coded_source(avatar: PreparedAvatar, shown: Shown) -> Iterator[UInt8]:
-    """The avatar's frames at those indices, RGB uint8 `(h, w, 3)`, after the same encoder with the same key frames."""
+def coded_source(avatar: PreparedAvatar, shown: SourceFrames) -> Iterator[UInt8]:
+    """The avatar's frames at those indices, RGB uint8 `(h, w, 3)`, encoded like the video, with the same keyframes."""
     assert avatar.frames is not None
     spec = replace(shown.spec, width=avatar.width // 2 * 2, height=avatar.height // 2 * 2)
     silence = np.zeros(0, np.float32)
@@ -121,7 +121,7 @@ def coded_source(avatar: PreparedAvatar, shown: Shown) -> Iterator[UInt8]:
 
 
 def _outside(avatar: PreparedAvatar) -> npt.NDArray[np.bool_]:
-    """Where no frame's paste reaches, in thumbnails."""
+    """Thumbnail pixels that no paste reaches, bool `(THUMB_PX, THUMB_PX)`."""
     touched = np.zeros((avatar.height, avatar.width), np.uint8)
     for k in range(0, len(avatar), max(1, len(avatar) // 16)):
         alpha = warp_alpha(avatar.transforms[k], avatar.masks[k], touched.shape)

@@ -1,4 +1,4 @@
-"""The command line without a graph: every command shows an example, an error is a sentence and exit status 1."""
+"""The commands without a graph: help with examples, options, errors with a remedy, and a server of a few lines."""
 
 import json
 import shlex
@@ -6,25 +6,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from warmtalk.cli import app as cli
+from warmtalk.cli.ports import ServerRunningError
+from warmtalk.cli.tables import report_row
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
 
 
 @pytest.fixture(autouse=True)
-def nothing_starts(monkeypatch, tmp_path):
-    """A command that reaches for Ray fails; results belong to the test."""
+def no_graph(monkeypatch, tmp_path):
+    """A command that starts a graph fails; results go to the test's folder."""
 
     def refuse(*arguments, **options):
         raise AssertionError("a graph was started")
 
-    monkeypatch.setattr("launch.LocalGraph.start", refuse)
+    monkeypatch.setattr("warmtalk.cli.local_graph.LocalGraph.start", refuse)
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
@@ -37,19 +38,15 @@ def run(*arguments: str):
 
 
 def refused(*arguments: str) -> str:
-    """What a command says that ends with exit status 1; never a stack trace."""
+    """The output of a command that exits with status 1, an error and a remedy."""
     result = run(*arguments)
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), (result.exit_code, result.exception)
     assert "Traceback" not in result.output and "→" in result.output
     return " ".join(result.output.split())
 
 
-def test_the_commands_are_those_of_the_manual():
-    assert {"say", "serve", "prepare", "profile", "doctor"} <= set(COMMANDS)
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_commands_help_has_an_example_that_parses(command):
+def test_the_help_of_every_command_has_an_example_that_parses(command):
     result = run(command, "--help")
     assert result.exit_code == 0
     epilog = typer.main.get_command(cli.app).commands[command].epilog
@@ -58,13 +55,74 @@ def test_every_commands_help_has_an_example_that_parses(command):
     typer.main.get_command(cli.app).commands[command].make_context(command, words)
 
 
-@pytest.mark.parametrize("arguments", [["say"], ["say", "  "], ["say", "Hello.", "--audio", "a.wav"]])
-def test_nothing_to_say_is_refused_before_a_graph_is_started(arguments):
-    assert "bad_input There is nothing to say. → Give a text, or a recording" in refused(*arguments)
+@pytest.mark.parametrize("arguments", [["say"], ["say", "  "]])
+def test_say_without_a_text_lists_the_ways_to_give_one(arguments):
+    assert "bad_input There is nothing to say. → Give a text, `-` to read standard input, --file" in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Hello.", "--audio", "a.wav"], "A text and --audio exclude each other. → Give only one of them."),
+        (["Hello.", "--file", "a.txt"], "A text and --file exclude each other."),
+        (["--file", "a.txt", "--audio", "a.wav"], "--file and --audio exclude each other."),
+        (["--audio", "a.wav", "--voice", "emma"], "--voice and --audio exclude each other."),
+        (["--audio", "a.wav", "--speed", "1.5"], "--speed and --audio exclude each other."),
+    ],
+)
+def test_options_that_exclude_each_other_are_named(arguments, message):
+    assert message in refused("say", *arguments)
+
+
+def test_say_reads_standard_input_or_a_file(tmp_path):
+    (tmp_path / "speech.txt").write_bytes("\ufeffGrüße aus einer Datei.\n".encode())
+    with serving() as (url, requests):
+        typed = CliRunner().invoke(cli.app, ["say", "-", "-o", "a.mp4", "--server", url], input="Typed text.\n")
+        assert typed.exit_code == 0, typed.output
+        assert run("say", "--file", "speech.txt", "-o", "b.mp4", "--server", url).exit_code == 0
+        spoken = [json.loads(body)["text"] for path, body in requests if path == "/speak"]
+    assert spoken == ["Typed text.\n", "Grüße aus einer Datei.\n"]
+
+
+def test_an_empty_missing_or_binary_text_is_refused(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "sound.wav").write_bytes(b"RIFF\xff\xfe")
+    assert "empty.txt is empty: there is nothing to say." in refused("say", "--file", "empty.txt")
+    assert "Text file not found: gone.txt." in refused("say", "--file", "gone.txt")
+    assert "sound.wav is not UTF-8 text. → Use --audio" in refused("say", "--file", "sound.wav")
+    result = CliRunner().invoke(cli.app, ["say", "-"], input="")
+    assert result.exit_code == 1 and "Standard input is empty" in result.output
 
 
 def test_a_missing_recording_is_named():
     assert "Input audio not found: gone.wav." in refused("say", "--audio", "gone.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("x.webm", "not .webm"), ("x", "and has no suffix"), ("x.mov", "not .mov")]
+)
+def test_say_writes_mp4_only(name, found):
+    assert f"The video {name} is written as .mp4, {found}. → Use -o x.mp4" in refused("say", "Hello.", "-o", name)
+
+
+def test_say_offers_the_server_that_runs_already(monkeypatch):
+    def start(self, progress=None):
+        raise ServerRunningError("http://127.0.0.1:8000")
+
+    monkeypatch.setattr("warmtalk.cli.local_graph.LocalGraph.start", start)
+    said = refused("say", "Hello.")
+    assert "A WarmTalk server is already running at http://127.0.0.1:8000." in said
+    assert "→ Add `--server http://127.0.0.1:8000` to use it" in said
+    assert "→ Open http://127.0.0.1:8000, or pass --port" in refused("serve")
+    assert "→ Pass --port" in refused("profile")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    def main(*arguments):
+        raise ModuleNotFoundError("No module named 'cv2'", name="cv2")
+
+    monkeypatch.setattr("warmtalk.cli.doctor.main", main)
+    assert "missing_package The package 'opencv-python-headless' is not installed. → Run" in refused("doctor")
 
 
 def test_a_missing_video_is_named():
@@ -72,44 +130,52 @@ def test_a_missing_video_is_named():
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):
-    assert f"{tmp_path} is a folder." in refused("say", "Hello.", "-o", str(tmp_path))
+    (tmp_path / "out.mp4").mkdir()
+    assert "out.mp4 is a folder." in refused("profile", "--json", "out.mp4")
+    assert "out.mp4 is a folder." in refused("say", "Hello.", "-o", "out.mp4")
     (tmp_path / "file").write_text("")
     assert "file file: File exists. → Check the path" in refused("say", "Hello.", "-o", "file/out.mp4")
 
 
-def test_a_bad_config_is_a_sentence(tmp_path):
+def test_an_invalid_config_is_explained(tmp_path):
     assert "There is no config file 'dmo'" in refused("serve", "--config", "dmo")
     (tmp_path / "x.yaml").write_text("applications: [{deployments: [{name: TTS, user_config: {spede: 1}}]}]")
     assert "unknown key 'spede': did you mean 'speed'?" in refused("say", "Hello.", "--config", "x.yaml")
 
 
-def test_brackets_in_a_message_are_text():
+def test_brackets_in_a_message_are_printed_as_they_are():
     assert "Input video not found: a[/b]c[red].mp4." in refused("prepare", "a[/b]c[red].mp4", "--avatar-id", "me")
 
 
-@pytest.mark.parametrize("server", ["http://127.0.0.1:9", "127.0.0.1:9", "http://["])
-def test_a_server_that_does_not_answer_is_a_sentence(server):
-    assert "unreachable The server does not answer" in refused("say", "Hello.", "--server", server)
+@pytest.mark.parametrize("server", ["http://127.0.0.1:9", "127.0.0.1:9"])
+def test_an_unreachable_server_is_reported(server, tmp_path):
+    for arguments in (["say", "Hello."], ["prepare", __file__, "--avatar-id", "me"]):
+        said = refused(*arguments, "--server", server)
+        assert "unreachable The server cannot be reached" in said and "→ Check the address given with --server" in said
+
+
+def test_a_server_address_that_is_not_a_url_is_reported():
+    assert "bad_url The address of the server is not a URL" in refused("say", "Hello.", "--server", "http://host:port")
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
-def test_a_port_that_is_none_is_refused(port):
+def test_an_invalid_port_is_refused(port):
     result = run("serve", "--port", port)
     assert result.exit_code == 2 and "--port" in result.output
 
 
-# --- against a server that is a few lines long
+# --- with a server
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers /speak with `parts`, breaking off where `breaks`; remembers the requests."""
+    """Answers /speak with `parts`, without an end if `breaks`; records the requests."""
 
     status, breaks, ended = 200, False, True
     sidecar: dict = {"type": "video"}  # noqa: RUF012
     parts = (b"first", b"second")
     requests: list[tuple[str, bytes]] = []  # noqa: RUF012
     protocol_version = "HTTP/1.1"
-    wants = ""
+    key = ""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -119,9 +185,9 @@ class Server(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
         type(self).requests.append((self.path, body))
-        if self.wants and self.headers.get("Authorization") != f"Bearer {self.wants}":
+        if self.key and self.headers.get("Authorization") != f"Bearer {self.key}":
             return self.answer(
-                401, {"error": {"code": "unauthorized", "message": "It wants a key.", "remedy": "Set it."}}
+                401, {"error": {"code": "unauthorized", "message": "An API key is required.", "remedy": "Set it."}}
             )
         if self.status != 200:
             return self.answer(self.status, {"error": {"code": "busy", "message": "All busy.", "remedy": "Wait."}})
@@ -171,16 +237,17 @@ def serving(**behaviour) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         server.server_close()
 
 
-def test_what_is_said_becomes_a_file(tmp_path):
+def test_say_writes_the_video_and_prints_a_summary(tmp_path):
     with serving() as (url, requests):
         result = run("say", "Hello.", "-o", "deep/[1] out.mp4", "--server", url)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "deep" / "[1] out.mp4").read_bytes() == b"firstsecond"
     assert json.loads(requests[0][1]).keys() == {"text", "session_id", "stream"}
     assert "25 frames, TTFF 300 ms" in result.output and "[1] out.mp4" in result.output
+    assert f"Try next: open {url} in a browser" in result.output  # no `make` where there is no Makefile
 
 
-def test_who_says_it_and_how_fast_can_be_chosen():
+def test_say_sends_the_chosen_options():
     chosen = ["--voice", "emma", "--speed", "1.25", "--avatar-id", "me", "--no-enhance"]
     with serving() as (url, requests):
         assert run("say", "Hello.", "-o", "out.mp4", "--server", url, *chosen).exit_code == 0
@@ -194,17 +261,17 @@ def test_who_says_it_and_how_fast_can_be_chosen():
     assert run("say", "Hello.", "--speed", "3").exit_code == 2
 
 
-def test_a_server_that_wants_a_key_is_sent_the_environments(tmp_path, monkeypatch):
+def test_the_api_key_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("WARMTALK_API_KEY", raising=False)
-    with serving(wants="0123456789abcdef") as (url, _):
-        assert "It wants a key." in refused("say", "Hello.", "-o", "out.mp4", "--server", url)
+    with serving(key="0123456789abcdef") as (url, _):
+        assert "An API key is required." in refused("say", "Hello.", "-o", "out.mp4", "--server", url)
         monkeypatch.setenv("WARMTALK_API_KEY", "0123456789abcdef")
         assert run("say", "Hello.", "-o", "out.mp4", "--server", url).exit_code == 0
         (tmp_path / "me.mp4").write_bytes(b"video")
         assert run("prepare", "me.mp4", "--avatar-id", "me", "--server", url).exit_code == 0
 
 
-def test_a_video_has_its_own_sidecar_beside_it_or_none(tmp_path):
+def test_a_video_gets_its_own_sidecar_or_none(tmp_path):
     (tmp_path / "out.sidecar.jsonl").write_bytes(b"of another video")
     with serving(sidecar={}) as (url, _):
         assert run("say", "Hello.", "-o", "out.mp4", "--server", url).exit_code == 0
@@ -215,19 +282,19 @@ def test_a_video_has_its_own_sidecar_beside_it_or_none(tmp_path):
 
 
 @pytest.mark.parametrize("behaviour", [{"breaks": True}, {"ended": False}, {"status": 429}])
-def test_a_file_is_never_half_written(tmp_path, behaviour):
+def test_say_writes_the_whole_video_or_nothing(tmp_path, behaviour):
     output = tmp_path / "out.mp4"
     output.write_bytes(b"what was there")
     with serving(**behaviour) as (url, requests):
         said = refused("say", "Hello.", "-o", str(output), "--server", url)
     assert output.read_bytes() == b"what was there"
     session_id = json.loads(requests[0][1])["session_id"]
-    assert requests[-1][0] == f"DELETE /sessions/{session_id}"  # nor is anything left at the server
+    assert requests[-1][0] == f"DELETE /sessions/{session_id}"  # and nothing is left on the server
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert ("busy All busy. → Wait." in said) == ("status" in behaviour)
 
 
-def test_preparing_on_a_server_sends_the_options_that_were_given(tmp_path):
+def test_prepare_on_a_server_sends_the_given_options(tmp_path):
     (tmp_path / "me.mp4").write_bytes(b"video")
     more = ("--geometry", "box", "--smoothing", "one_euro", "--no-affine-tracking", "--scale-lock", "--no-subpixel")
     with serving() as (url, requests):
@@ -244,11 +311,10 @@ def test_preparing_on_a_server_sends_the_options_that_were_given(tmp_path):
     assert "[0] is tiny" in result.output
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "sub" / "profile.json"
-    cli._write_whole(path, b"{}")
-    assert path.read_bytes() == b"{}" and [p.name for p in path.parent.iterdir()] == ["profile.json"]
-    monkeypatch.setattr(Path, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        cli._write_whole(path, b"{1}")
-    assert path.read_bytes() == b"{}" and [p.name for p in path.parent.iterdir()] == ["profile.json"]
+def test_a_report_shows_values_and_no_python_tuples():
+    assert report_row("face_px", (131, 133, 136)) == ("face px (min / median / max)", "131 / 133 / 136")
+    assert report_row("bbox_shift_range", [-9, 4]) == ("bbox shift range (from / to)", "-9 / 4")
+    assert report_row("cuts", []) == ("cuts", "none") and report_row("cuts", [12, 50]) == ("cuts", "12, 50")
+    assert report_row("tracked", 0.984) == ("tracked frames", "98%")
+    assert report_row("video_copied", True) == ("video copied", "yes")
+    assert report_row("seconds", 12.3456) == ("prepared in", "12.3 s")

@@ -1,4 +1,4 @@
-"""Specification of doctor: what counts as well, what must be mended, and how that is said."""
+"""`warmtalk doctor`: what each check finds and advises."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,37 @@ import pytest
 from models.weights import checksums
 from models.weights import installed as weight_files
 from models.weights import manifest as weights
-from warmtalk.cli import doctor
+from warmtalk.cli import doctor, packages, ports
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
     table = {name.replace("_", "-"): version for name, version in installed.items()}
-    monkeypatch.setattr(doctor, "version_of", table.get)
+    for module in (doctor, packages):
+        monkeypatch.setattr(module, "version_of", table.get)
 
 
-def test_every_check_says_what_it_found_and_how_to_mend_it(tmp_path: Path) -> None:
-    checks = doctor.run_checks(port=0, folder=tmp_path)
+def test_every_check_has_a_finding_and_every_failed_one_a_remedy(tmp_path: Path) -> None:
+    checks = doctor.run_checks(folder=tmp_path)
     names = [check.name for check in checks]
     assert len(names) == len(set(names)) == 20 + len(weights.SETS)
     assert all(check.found for check in checks)
     assert all(bool(check.remedy) != check.ok for check in checks)
 
 
-def test_an_old_python_must_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_python().ok
-    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    monkeypatch.setattr(sys, "version_info", (3, 10, 1))
     check = doctor.check_python()
-    assert (check.ok, check.required) == (False, True) and "3.10" in check.remedy
+    assert (check.ok, check.required) == (False, True) and "3.11" in check.remedy
 
 
 def test_missing_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     versions(monkeypatch, ray="2.50.0")
     assert doctor.check_package("ray").found == "2.50.0, but >=2.60 is needed"
     assert doctor.check_package("torch").found == "not installed"
-    assert not doctor.check_package("torch").ok and "requirements.lock" in doctor.check_package("torch").remedy
+    assert not doctor.check_package("torch").ok and "make setup" in doctor.check_package("torch").remedy
+    monkeypatch.setattr(packages, "in_checkout", lambda: False)
+    assert "'warmtalk[server]'" in doctor.check_package("torch").remedy
     others = doctor.check_other_packages()
     assert not others.ok and "fastapi" in others.found and "ray" not in others.found
 
@@ -57,17 +61,17 @@ def test_missing_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> 
         ("2.13.0+cpu", "0.28.0", ["torch==2.13.0"], False),
     ],
 )
-def test_a_torchvision_of_another_torch_is_a_trap(
+def test_a_torchvision_built_for_another_torch_fails(
     monkeypatch: pytest.MonkeyPatch, torch: str, torchvision: str | None, requires: list[str], ok: bool
 ) -> None:
     versions(monkeypatch, torch=torch, **({"torchvision": torchvision} if torchvision else {}))
-    monkeypatch.setattr(doctor, "requires_of", lambda package: requires)
+    monkeypatch.setattr(packages, "requires_of", lambda package: requires)
     check = doctor.check_torchvision()
     assert check.ok is ok
     assert ok or "uninstall torchvision" in check.remedy
 
 
-def test_opencv_is_there_once_and_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opencv_must_be_installed_once_and_recent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_opencv().ok
     versions(monkeypatch, opencv_python="4.12.0")
     assert not doctor.check_opencv().ok and ">=5" in doctor.check_opencv().remedy
@@ -89,7 +93,7 @@ def test_missing_encoders_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not check.ok and check.found.endswith("has no libx264")
 
 
-def test_another_voice_version_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_voice_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     versions(monkeypatch, hibari_tts="0.3.0")
     check = doctor.check_voice()
     assert (check.ok, check.required) == (False, False) and "hibari-tts==0.2.1" in check.remedy
@@ -108,18 +112,40 @@ def test_a_gpu_that_torch_cannot_use_is_a_note(monkeypatch: pytest.MonkeyPatch) 
     assert doctor.check_gpu().ok and "none" in doctor.check_gpu().found
 
 
-def test_a_port_in_use_is_seen() -> None:
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[Path]:
+    """A config whose port is in use by a process that does not answer."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
-        port = server.getsockname()[1]
-        check = doctor.check_port(port)
-        assert not check.ok and str(port) in check.remedy and not check.required
-    assert doctor.check_port(port).ok
+        path = tmp_path / "config.yaml"
+        path.write_text(
+            f"http_options: {{host: 127.0.0.1, port: {server.getsockname()[1]}}}\n"
+            "applications: [{import_path: 'graph:build_app'}]\n"
+        )
+        yield path
 
 
-def test_a_server_that_others_can_use_without_a_key_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert doctor.check_exposure("demo").found == "its server is reached from this machine only"
+def test_the_port_is_the_configs_and_may_be_in_use(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "is_warmtalk", lambda url: False)
+    check = doctor.check_port(str(config))
+    assert not check.ok and not check.required and "in use by another process" in check.found
+    assert check.name != "port 8000" and "--port" in check.remedy
+    monkeypatch.setattr(ports, "is_warmtalk", lambda url: True)
+    check = doctor.check_port(str(config))
+    assert "a WarmTalk server runs at http://127.0.0.1:" in check.found and "say --server http://" in check.remedy
+
+
+def test_a_running_ray_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the cluster of a WarmTalk server, or somebody else's."""
+    for pids, found in (([], "none"), ([12], "yes (process 12)"), ([12, 34], "yes (processes 12, 34)")):
+        monkeypatch.setattr(doctor, "ray_processes", lambda pids=pids: pids)
+        check = doctor.check_ray_running()
+        assert check.ok and check.found.startswith(found) and check.remedy == ""
+
+
+def test_a_server_open_to_the_network_without_a_key_is_a_note() -> None:
+    assert doctor.check_exposure("demo").found == "reachable from this machine only"
     cluster = doctor.check_exposure("cluster")
     assert not cluster.ok and not cluster.required and "0.0.0.0 and requires no API key" in cluster.found
     assert "api_keys_env of Ingress" in cluster.remedy
@@ -136,7 +162,7 @@ def test_few_cores_and_little_memory_are_notes(monkeypatch: pytest.MonkeyPatch) 
     assert doctor.check_cores().ok and doctor.check_memory().ok
 
 
-def test_little_disk_or_shared_memory_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_little_disk_fails_and_little_shared_memory_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Usage:
         free = 10**8
 
@@ -146,7 +172,7 @@ def test_little_disk_or_shared_memory_is_seen(monkeypatch: pytest.MonkeyPatch, t
     assert doctor.check_shared_memory(tmp_path / "none").ok
 
 
-def test_the_results_folder_must_be_writable_and_is_not_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_results_folder_must_be_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctor.check_writable(tmp_path / "not" / "yet").ok
     assert list(tmp_path.iterdir()) == []
 
@@ -158,11 +184,12 @@ def test_the_results_folder_must_be_writable_and_is_not_made(monkeypatch: pytest
     assert not check.ok and check.found.endswith("Permission denied") and "WARMTALK_HOME" in check.remedy
 
 
-def test_a_missing_module_is_a_finding_and_not_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_package_fails_only_its_own_checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
-    checks = doctor.run_checks(port=0, folder=tmp_path)
+    checks = doctor.run_checks(folder=tmp_path)
     found = [check for check in checks if check.name == "psutil"]
     assert len(found) == 2 and not any(check.ok for check in found)
+    assert found[0].found == "The package 'psutil' is not installed."
 
 
 def embedded(folder: Path) -> Path:
@@ -182,10 +209,10 @@ def test_checksums_are_those_of_sha256sum(tmp_path: Path) -> None:
     assert lines[0] == f"{hashlib.sha256(b'weights').hexdigest()}  unet.bin"
     assert lines[1].endswith("  vae/config.json")
     assert checksums.problems(folder) == []
-    assert doctor.check_weights(folder).found == "2 files, 0.0 MB, checksums right"
+    assert doctor.check_weights(folder).found == "2 files, 0.0 MB, checksums match"
 
 
-def test_each_missing_changed_and_unlisted_file_is_named(tmp_path: Path) -> None:
+def test_missing_changed_and_unlisted_weights_are_named(tmp_path: Path) -> None:
     folder = embedded(tmp_path)
     checksums.write_sums(folder)
     (folder / "unet.bin").write_bytes(b"weightz")
@@ -196,7 +223,7 @@ def test_each_missing_changed_and_unlisted_file_is_named(tmp_path: Path) -> None
     assert not check.ok and check.required and "unet.bin has changed" in check.found
 
 
-def test_the_embedded_files_are_those_that_were_listed() -> None:
+def test_the_embedded_weights_match_their_checksums() -> None:
     assert checksums.problems() == [], "after training, run `python -m models.weights.checksums`"
 
 
@@ -214,7 +241,7 @@ NET = weights.WeightSet(
 )
 
 
-def test_production_weights_are_shown_as_absent_partial_wrong_and_verified(tmp_path: Path) -> None:
+def test_production_weights_are_absent_partial_wrong_or_verified(tmp_path: Path) -> None:
     def found() -> tuple[bool, str]:
         check = doctor.check_fetched(NET, tmp_path)
         assert not check.required and bool(check.remedy) != check.ok
@@ -238,26 +265,24 @@ def test_production_weights_are_shown_as_absent_partial_wrong_and_verified(tmp_p
     assert "Delete it" in doctor.check_fetched(NET, tmp_path).remedy
 
 
-def test_the_table_names_the_command_once_for_all_absent_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_names_the_fetch_command_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     doctor.print_table([doctor.check_fetched(entry, tmp_path) for entry in weights.SETS])
     text = capsys.readouterr().out
     assert all(f"weights {entry.name}" in text for entry in weights.SETS)
     assert text.count("fetch-weights") == 1 and "can run on this machine" in text
 
 
-def test_main_prints_a_table_or_json_and_tells_by_its_result(
+def test_main_prints_a_table_or_json_and_returns_a_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     well = doctor.Check("Python", True, "3.11")
     note = doctor.Check("port 8000", False, "in use", "Stop it.", required=False)
     broken = doctor.Check("torch", False, "not installed", "Install it.")
-    monkeypatch.setattr(doctor, "run_checks", lambda port, config: [well, note])
+    monkeypatch.setattr(doctor, "run_checks", lambda config: [well, note])
     assert doctor.main() == 0
     text = capsys.readouterr().out
     assert re.search(r"note\s+port 8000\s+in use", text) and "→ Stop it." in text and "can run" in text
-    monkeypatch.setattr(doctor, "run_checks", lambda port, config: [well, note, broken])
+    monkeypatch.setattr(doctor, "run_checks", lambda config: [well, note, broken])
     assert doctor.main(as_json=True) == 1
     shown = json.loads(capsys.readouterr().out)
     assert shown[2] == {

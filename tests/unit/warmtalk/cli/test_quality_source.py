@@ -1,4 +1,4 @@
-"""The source beside a video: coded as the video was, in idle motion too."""
+"""The source of a video is encoded like the video, in idle motion as well."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def frames_at(position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory) -> SessionFile:
-    """Two utterances, the presenter's own frames, and between them idle motion as it was shown live."""
+    """Two utterances of the presenter's own frames, and between them idle motion as shown live."""
     folder, spec = tmp_path_factory.mktemp("judged"), MediaSpec(512, 512, FPS)
     idle = folder / "idle.mp4"
     idle.write_bytes(encode_idle(avatar().frames, spec))
@@ -48,14 +48,14 @@ def session(tmp_path_factory) -> SessionFile:
     return made
 
 
-def test_where_an_encoder_began_is_told_by_the_videos_key_frames(session):
+def test_keyframes_show_where_an_encoder_started(session):
     media = open_media(session.path, 60.0)
     shown = shown_by(read_sidecar(sidecar_path(session.path), media.frames), avatar(), media.keys)
     spoken = {0, session.frames - SPOKEN}
     assert spoken < set(shown.edges) and shown.edges[-1] == session.frames == media.frames
-    assert not {4, 6, 12, 18} & set(shown.edges)  # key frames that one encoder sets as it goes on
+    assert not {4, 6, 12, 18} & set(shown.edges)  # keyframes within one encoder's output
     pieces = np.diff([edge for edge in shown.edges if SPOKEN <= edge <= session.frames - SPOKEN])
-    assert len(pieces) >= 8 and pieces.max() <= 4  # of idle motion each stands by itself
+    assert len(pieces) >= 8 and pieces.max() <= 4  # every piece of idle motion is encoded separately
 
 
 def changes(frames) -> np.ndarray:
@@ -64,7 +64,7 @@ def changes(frames) -> np.ndarray:
 
 
 def test_idle_motion_in_a_file_does_not_count_as_repeated(session):
-    """It is coded in pieces of four frames, the second of which hardly differs from the first."""
+    """It is encoded in pieces of four frames, the second of which hardly differs from the first."""
     media = open_media(session.path, 60.0)
     sidecar, made = read_sidecar(sidecar_path(session.path), media.frames), changes(frames_of(media))
     shares = []
@@ -73,4 +73,4 @@ def test_idle_motion_in_a_file_does_not_count_as_repeated(session):
         own = changes(coded_source(avatar(), shown))
         planned = np.concatenate([[False], (own < SAME_LEVELS) | (np.diff(shown.indices) == 0)])
         shares.append(find_freezes(made, planned, FPS, own=own).repeats.mean())
-    assert shares[0] < REPEATED_SHARE < 0.05 < shares[1]  # beside a source that was coded otherwise it would
+    assert shares[0] < REPEATED_SHARE < 0.05 < shares[1]  # with a source that is encoded differently it would count

@@ -343,7 +343,9 @@ def test_prepare_raises_an_error_from_the_middle_of_the_answer(call: Any, tmp_pa
 @pytest.mark.parametrize(
     ("status", "kind"), [(400, Refused), (404, NotFound), (413, Refused), (422, Refused), (500, ServerError)]
 )
-def test_an_error_has_the_servers_message_and_class(call: Any, server: Server, status: int, kind: type[ServerError]) -> None:
+def test_an_error_has_the_servers_message_and_class(
+    call: Any, server: Server, status: int, kind: type[ServerError]
+) -> None:
     with pytest.raises(kind, match=r"It is wrong\. Fix it\.") as caught:
         call(failed(status, "bad_text"), "speak", "…")
     assert type(caught.value) is kind and (caught.value.code, caught.value.status) == ("bad_text", status)

@@ -1,7 +1,7 @@
-"""What is seen and heard of a video, beside its source's frames where they are known: crops, meshes, sound, times.
+"""Analyses a video, and its source if it is known: face crops, face meshes, sound and times.
 
-Two passes at most, neither of which holds whole frames: with a sidecar the face lies where that says; without one it is
-found first, and cut out along a smooth transform in a second pass.
+At most two passes, which keep no whole frames. With a source, faces are cut out along the avatar's transforms; without
+one, the first pass finds the face and the second cuts it out along a smooth transform.
 """
 
 from __future__ import annotations
@@ -14,50 +14,50 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.avatar.detect import BlazeMesh, Face
+from models.avatar.detect import BlazeMesh
+from models.avatar.face import Face
 from models.avatar.parse import masks_of
 from models.avatar.store import AvatarStore
 from models.avatar.track import crop_transforms
 from models.errors import AvatarNotFound, CorruptError, InputError, NoFaceError
 from models.geometry import apply, warp
 from models.quality.frozen import SAME_LEVELS
-from models.quality.lips import Mouth, mouth_of
+from models.quality.lips import LipMeasures, lip_measures
 from models.quality.regions import Regions, regions_of
 from models.stitch.sidecar import Sidecar, read_sidecar, sidecar_path
 from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
 from warmtalk.cli.quality.media import Media, frames_of, open_media
-from warmtalk.cli.quality.source import Shown, coded_source, recognised, shown_by
+from warmtalk.cli.quality.source import SourceFrames, coded_source, recognised, shown_by
 
 Bool = npt.NDArray[np.bool_]
-Progress = Callable[[str, int, int], None]  # what is done, frames done, frames in all
+Progress = Callable[[str, int, int], None]  # step, frames done, all frames
 
-MAX_SECONDS = 60.0  # of a video that are looked at; a minute holds 150 MB of crops
-MAX_MISSING = 0.5  # share of frames that may lack a face
-LOOK_AGAIN = 12  # frames after a face was lost: looking for one costs ten times what following does
+MAX_SECONDS = 60.0  # analysed length of a video; the crops of one minute take 150 MB
+MAX_MISSING = 0.5  # share of frames without a face
+REDETECT_FRAMES = 12  # after a face was lost: detection costs ten times as much as tracking
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """A face in n frames. crops: uint8 `(n, 256, 256, 3)`. mouth: of its meshes, NaN without a face."""
+class FaceSequence:
+    """A face in n frames. crops: uint8 `(n, 256, 256, 3)`. mouth: from its meshes, NaN without a face."""
 
     crops: UInt8
-    mouth: Mouth
+    mouth: LipMeasures
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """All that gates are judged on.
+class VideoAnalysis:
+    """Everything that the gates measure.
 
-    made: the video. source: its avatar's own frames through the same encoder, or None. face: bool `(n,)`, where a face
-    is seen in both, and nothing is missing. px: frame px a crop px. mask: paste weights `(256, 256)`, or None where not
-    known. change: mean grey levels from frame to frame, `(n - 1,)`; own_change: of
-    the source. planned: bool `(n,)`, frames that repeat the one
-    before on purpose, or because the source stands still there.
+    made: the video. source: its avatar's frames, encoded the same way, or None. face: bool `(n,)`, whether both show a
+    face. px: frame px per crop px. mask: paste weights `(256, 256)`, or None if unknown. change: mean change in grey
+    levels between frames, `(n - 1,)`. own_change: that of the source. planned: bool `(n,)`, frames that repeat the one
+    before on purpose or because the source does.
     """
 
     media: Media
-    made: Seen
-    source: Seen | None
+    made: FaceSequence
+    source: FaceSequence | None
     face: Bool
     px: float
     regions: Regions
@@ -83,22 +83,22 @@ class Reading:
         return self.media.samples
 
 
-def read_video(
+def analyse_video(
     path: Path,
     store: AvatarStore,
     avatar_id: str | None = None,
     seconds: float = MAX_SECONDS,
     progress: Progress | None = None,
-) -> Reading:
-    """Read the first `seconds` of a video. avatar_id: whose source it is held against where no sidecar says.
+) -> VideoAnalysis:
+    """Analyse the first `seconds` of a video. avatar_id: the avatar that it shows, if it has no sidecar.
 
-    Raises VideoError, NoFaceError, AvatarNotFound (of an id that was given), CorruptError.
+    Raises VideoError, NoFaceError, AvatarNotFound (for avatar_id), CorruptError.
     """
     progress = progress or (lambda step, done, total: None)
     media = open_media(path, seconds)
     warnings: list[str] = []
     if media.whole_s > seconds + 0.5:
-        warnings.append(f"Only the first {seconds:g} of {media.whole_s:.0f} s were judged.")
+        warnings.append(f"Only the first {seconds:g} of {media.whole_s:.0f} s were analysed.")
     sidecar = _sidecar(media, warnings)
     avatar = _avatar(store, sidecar, avatar_id, media, warnings)
     shown = None
@@ -119,40 +119,40 @@ def _sidecar(media: Media, warnings: list[str]) -> Sidecar | None:
     try:
         sidecar = read_sidecar(path, media.frames)
     except CorruptError as error:
-        warnings.append(f"{error.message} It was left out.")
+        warnings.append(f"{error.message} It is ignored.")
         return None
     spec = sidecar.spec
     if (spec.width, spec.height) != (media.width, media.height) or abs(spec.fps - media.fps) > 0.1:
-        warnings.append(f"{path.name} belongs to another video and was left out.")
+        warnings.append(f"{path.name} belongs to another video and is ignored.")
         return None
     unknown = int((~sidecar.known).sum())
     if unknown:
-        warnings.append(f"The sidecar does not speak of {unknown} of {media.frames} frames.")
+        warnings.append(f"The sidecar lacks {unknown} of {media.frames} frames.")
     return sidecar if unknown < media.frames else None
 
 
 def _avatar(
     store: AvatarStore, sidecar: Sidecar | None, avatar_id: str | None, media: Media, warnings: list[str]
 ) -> PreparedAvatar | None:
-    """The source of the video, where it is known and still as it was. Raises AvatarNotFound, InputError."""
+    """The avatar that the video shows, if it is known and unchanged. Raises AvatarNotFound, InputError."""
     wanted = avatar_id or (sidecar.avatar_id if sidecar is not None else None)
     if wanted is None:
-        warnings.append("No sidecar lies beside the video, and no --avatar-id was given: it is judged by itself.")
+        warnings.append("The video has no sidecar and no --avatar-id was given: it is analysed without its source.")
         return None
     try:
         avatar = store.load(wanted, latents=False)
     except AvatarNotFound as error:
         if avatar_id is not None:
             raise
-        warnings.append(f"{error.message} The video is judged by itself.")
+        warnings.append(f"{error.message} The video is analysed without its source.")
         return None
     if (avatar.width // 2 * 2, avatar.height // 2 * 2) != (media.width // 2 * 2, media.height // 2 * 2):
         raise InputError(
             f"The avatar {wanted!r} is {avatar.width}×{avatar.height} px, the video {media.width}×{media.height}.",
-            "Name the avatar that the video shows.",
+            "Pass the avatar that the video shows with --avatar-id.",
         )
     if sidecar is not None and sidecar.avatar_id == wanted and sidecar.avatar_version != avatar.version:
-        warnings.append(f"The avatar {wanted!r} was prepared anew since: the video is judged by itself.")
+        warnings.append(f"The avatar {wanted!r} was prepared again since: the video is analysed without its source.")
         return None
     return avatar
 
@@ -166,20 +166,20 @@ def _counted(frames: Iterator[UInt8], step: str, media: Media, progress: Progres
 def _beside_source(
     media: Media,
     avatar: PreparedAvatar,
-    shown: Shown,
+    shown: SourceFrames,
     sidecar: Sidecar | None,
     warnings: list[str],
     progress: Progress,
-) -> Reading:
-    """Both are cut out along the avatar's own transforms, and read at the same place."""
-    made, source = _Eyes(media.frames), _Eyes(media.frames)
-    whole, original_whole = _Whole(), _Whole()
+) -> VideoAnalysis:
+    """Cut both faces out along the avatar's transforms and read them at the same place."""
+    made, source = _FaceReader(media.frames), _FaceReader(media.frames)
+    whole, original_whole = _FrameChange(), _FrameChange()
     own = coded_source(avatar, shown)
     pairs = zip(_counted(frames_of(media), "comparing", media, progress), own, strict=True)
     for k, (frame, original) in enumerate(pairs):
         transform = avatar.transforms[shown.indices[k]]
-        place = source.look(k, original, transform)
-        made.look(k, frame, transform, place)
+        place = source.read(k, original, transform)
+        made.read(k, frame, transform, place)
         whole.add(frame)
         original_whole.add(original)
     has_face = avatar.has_face[shown.indices] & shown.known
@@ -187,10 +187,10 @@ def _beside_source(
     mask = avatar.masks[int(shown.indices[0])]
     still = np.concatenate([[False], original_whole.change() < SAME_LEVELS])
     planned = still | np.concatenate([[False], np.diff(shown.indices) == 0])
-    return Reading(
+    return VideoAnalysis(
         media=media,
-        made=made.seen(),
-        source=source.seen(),
+        made=made.sequence(),
+        source=source.sequence(),
         face=has_face & made.found & source.found,
         px=_frame_px(avatar.transforms),
         regions=regions_of(np.median(in_crop, axis=0), mask),
@@ -204,26 +204,26 @@ def _beside_source(
     )
 
 
-def _alone(media: Media, sidecar: Sidecar | None, warnings: list[str], progress: Progress) -> Reading:
-    """A video without its source: the face is found, then cut out along a smooth transform."""
-    finder, whole = _Eyes(media.frames), _Whole()
+def _alone(media: Media, sidecar: Sidecar | None, warnings: list[str], progress: Progress) -> VideoAnalysis:
+    """Without a source: find the face, then cut it out along a smooth transform."""
+    finder, whole = _FaceReader(media.frames), _FrameChange()
     for k, frame in enumerate(_counted(frames_of(media), "finding the face", media, progress)):
-        finder.look(k, frame, None)
+        finder.read(k, frame, None)
         whole.add(frame)
     if finder.found.mean() < 1 - MAX_MISSING:
         raise NoFaceError(
-            f"{int((~finder.found).sum())} of {media.frames} frames show no face.", "Judge a video of one face."
+            f"{int((~finder.found).sum())} of {media.frames} frames show no face.", "Use a video of one face."
         )
     landmarks = np.nan_to_num(finder.landmarks)
     track = crop_transforms(landmarks, finder.found, media.fps)
     in_crop = apply(track.transforms, track.landmarks)
     masks, _ = masks_of(in_crop, media.fps)
     crops = np.empty((media.frames, CROP_PX, CROP_PX, 3), np.uint8)
-    for k, frame in enumerate(_counted(frames_of(media), "cutting it out", media, progress)):
+    for k, frame in enumerate(_counted(frames_of(media), "cutting out the face", media, progress)):
         crops[k] = warp(frame, track.transforms[k])
-    return Reading(
+    return VideoAnalysis(
         media=media,
-        made=Seen(crops, mouth_of(finder.meshes)),
+        made=FaceSequence(crops, lip_measures(finder.meshes)),
         source=None,
         face=finder.found,
         px=_frame_px(track.transforms),
@@ -240,11 +240,11 @@ def _alone(media: Media, sidecar: Sidecar | None, warnings: list[str], progress:
     )
 
 
-class _Eyes:
-    """Follows the face through n frames, and keeps its crops and meshes."""
+class _FaceReader:
+    """Tracks the face through n frames and keeps its crops and meshes."""
 
     def __init__(self, frames: int) -> None:
-        self._mesh, self._last, self._lost = BlazeMesh(), None, LOOK_AGAIN
+        self._mesh, self._last, self._lost = BlazeMesh(), None, REDETECT_FRAMES
         self.meshes = np.full((frames, 468, 2), np.nan, np.float32)
         self.landmarks = np.full((frames, 68, 2), np.nan, np.float32)
         self._crops: list[UInt8] = []
@@ -253,14 +253,14 @@ class _Eyes:
 
     @property
     def found(self) -> Bool:
-        seen: Bool = ~np.isnan(self.meshes[:, 0, 0])
-        return seen
+        found: Bool = ~np.isnan(self.meshes[:, 0, 0])
+        return found
 
-    def look(self, k: int, frame: UInt8, transform: Float32 | None, place: Face | None = None) -> Face | None:
-        """Read frame `k`, at `place` if that is known, else where the face was. Returns the face."""
+    def read(self, k: int, frame: UInt8, transform: Float32 | None, place: Face | None = None) -> Face | None:
+        """Read frame `k`, near `place` if given, else near the last face; cut it out if `transform` is given."""
         near = place or self._last
-        faces = self._mesh.detect(frame, near=near) if near is not None or self._lost >= LOOK_AGAIN else []
-        self._lost = 0 if faces else (1 if self._lost >= LOOK_AGAIN else self._lost + 1)
+        faces = self._mesh.detect(frame, near=near) if near is not None or self._lost >= REDETECT_FRAMES else []
+        self._lost = 0 if faces else (1 if self._lost >= REDETECT_FRAMES else self._lost + 1)
         self._last = faces[0] if faces else None
         if faces:
             self.meshes[k], self.landmarks[k] = faces[0].mesh, faces[0].landmarks
@@ -268,12 +268,12 @@ class _Eyes:
             self._crops.append(warp(frame, transform))
         return self._last
 
-    def seen(self) -> Seen:
-        return Seen(np.stack(self._crops), mouth_of(self.meshes))
+    def sequence(self) -> FaceSequence:
+        return FaceSequence(np.stack(self._crops), lip_measures(self.meshes))
 
 
-class _Whole:
-    """How much whole frames change."""
+class _FrameChange:
+    """Mean change between whole frames, in grey levels."""
 
     def __init__(self) -> None:
         self._last: npt.NDArray[np.float32] | None = None
@@ -290,5 +290,5 @@ class _Whole:
 
 
 def _frame_px(transforms: Float32) -> float:
-    """Frame px a crop px, the median of all frames."""
+    """Frame px per crop px, the median of all frames."""
     return float(np.median(1 / np.sqrt(np.abs(np.linalg.det(transforms[:, :, :2].astype(np.float64))))))
