@@ -1,4 +1,4 @@
-"""Small UNets and VAEs of MuseTalk's shape with random weights, folders of them, and GFPGAN's weights, for tests."""
+"""Narrow networks of the real structure with random weights: MuseTalk's UNet and VAEs, GFPGAN, BiSeNet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save_file
 
-WIDTH = 32  # of the small random UNet's feature windows
-KL_SCALE = 0.18215  # of AutoencoderKL where its config names none
+WIDTH = 32  # of the narrow UNet's feature windows
+KL_SCALE = 0.18215  # AutoencoderKL's default
+GFPGAN_CHANNELS = {2: 32, 3: 32, 4: 32, 5: 32, 6: 32, 7: 16, 8: 8, 9: 4}  # a sixteenth of the released file's
+BISENET_WIDTH = 8  # an eighth of the released file's
 
 
 def make_unet(width: int = WIDTH) -> UNet2DConditionModel:
@@ -48,8 +50,14 @@ def make_tiny() -> AutoencoderTiny:
     ).eval()
 
 
+def make_taesd() -> AutoencoderTiny:
+    """A narrow TAESD: its latents are Stable Diffusion's after scaling, so its own factor is 1."""
+    torch.manual_seed(8)
+    return AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4).eval()
+
+
 def gfpgan_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Random weights that keep activations near 1: fan-in scaled, styles around 1, noise that can be seen."""
+    """Random weights that keep activations near 1: scaled by fan-in, styles around 1, visible noise."""
     torch.manual_seed(0)
     filled = {}
     for key, shape in shapes.items():

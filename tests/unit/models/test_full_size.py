@@ -1,4 +1,8 @@
-"""Every production checkpoint in its released format, key set and size, through the path of the stage that loads it."""
+"""Every production checkpoint in its released format, key set and size, loaded by the stage that uses it.
+
+Sizes are checked on torch's meta device, without memory. Tests marked `full` write the checkpoints and run the stages
+(`make test-full`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from deployments.enhance import Enhance
 from deployments.features import AudioFeatures
@@ -21,7 +26,11 @@ from models.avatar.detect import open_detector
 from models.avatar.dwpose import DWPose, decode
 from models.avatar.parse import FaceParser
 from models.errors import WeightsError
+from models.musetalk import load_unet, load_vae
+from models.quality.syncnet import SyncNet
+from models.quality.syncnet_net import StableSyncNet
 from models.restore.align import FFHQ_512
+from models.restore.gfpgan_net import GFPGANNet
 from models.types import Speech
 from models.weights.vae_files import modern_vae_keys
 from tests.support import full_size
@@ -32,7 +41,7 @@ from tests.unit.models.restore.test_gfpgan import shapes as gfpgan_shapes
 
 NEEDED_GB = 10  # of free memory: a UNet in single precision, and its file's content beside it while it is loaded
 CPU = {"engine": "torch", "batch_size": 1, "threads": 1}
-RELEASED = 2e-3  # what a container and its key names may add to the tensors
+RELEASED = 2e-3  # share of a file's size that its container and key names may take
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +62,7 @@ def holds(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> bool:
 
 
 def holds_some(module: torch.nn.Module, every: int) -> bool:
-    """Whether every so-manyth of a module's parameters has the values that `random_state` gives it."""
+    """Whether every `every`-th of a module's parameters has the values that `random_state` gives it."""
     own = dict(list(module.state_dict().items())[::every])
     return all(torch.equal(own[key], value) for key, value in random_state(own).items())
 
@@ -72,11 +81,33 @@ def test_the_configs_are_the_released_files_to_the_byte(tmp_path: Path, name: st
     assert hashlib.sha256(data).hexdigest() == released(name).sha256
 
 
-@pytest.mark.large
-@pytest.mark.slow
+def numel(state: dict[str, torch.Tensor]) -> int:
+    return sum(value.numel() for value in state.values() if value.is_floating_point())
+
+
+SIZES: dict[str, Any] = {
+    "musetalkV15/unet.pth": lambda: UNet2DConditionModel.from_config(full_size.UNET_CONFIG),
+    "musetalk/pytorch_model.bin": lambda: UNet2DConditionModel.from_config(full_size.UNET_CONFIG),
+    "sd-vae/diffusion_pytorch_model.bin": lambda: AutoencoderKL.from_config(full_size.VAE_CONFIG),
+    "taesd/diffusion_pytorch_model.safetensors": AutoencoderTiny,
+    "GFPGANv1.4.pth": GFPGANNet,
+    "face-parse-bisent/79999_iter.pth": BiSeNet,
+    "syncnet/latentsync_syncnet.pt": StableSyncNet,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_networks_have_the_size_of_the_released_files(name: str) -> None:
+    """Four bytes per number; the rest of a file is its container, its key names, and training's losses."""
+    size = released(name).size_bytes
+    assert size is not None
+    assert 0 <= 1 - 4 * numel(full_size.on_meta(SIZES[name])) / size < RELEASED
+
+
+@pytest.mark.full
 @pytest.mark.timeout(600)
 async def test_lipsync_runs_the_unet_on_sd_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """v1.5's file, as large as v1.0's, with the whole VAE in its old spelling."""
+    """v1.5's file, as large as v1.0's, with the whole VAE under its old key names."""
     enough_memory()
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     weights = tmp_path / "weights"
@@ -99,10 +130,11 @@ async def test_lipsync_runs_the_unet_on_sd_vae(tmp_path: Path, monkeypatch: pyte
     assert faces.shape == (1, 256, 256, 3) and faces.dtype == np.uint8 and faces.std() > 1
 
 
+@pytest.mark.full
 async def test_lipsync_decodes_with_taesd_for_a_vae_of_sds_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind a narrow UNet under the name of v1.0's file: TAESD and the VAE have their size."""
+    """With a narrow UNet under the name of v1.0's file; TAESD and the VAE are in full size."""
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     weights = tmp_path / "weights"
     full_size.write_config(weights / "sd-vae/config.json", full_size.VAE_CONFIG)
@@ -122,9 +154,7 @@ async def test_lipsync_decodes_with_taesd_for_a_vae_of_sds_size(
 
 
 def test_a_partial_or_foreign_unet_names_its_first_keys(tmp_path: Path) -> None:
-    """Before any memory is taken for the net."""
-    from models.musetalk import load_unet
-
+    """The error is raised before memory is allocated for the network."""
     config = full_size.write_config(tmp_path / "musetalk.json", full_size.UNET_CONFIG)
     torch.save({"conv_in.weight": torch.zeros(320, 4, 3, 3), "logit_scale": torch.zeros(1)}, tmp_path / "unet.pth")
     wanted = (
@@ -136,10 +166,9 @@ def test_a_partial_or_foreign_unet_names_its_first_keys(tmp_path: Path) -> None:
         load_unet(config, tmp_path / "unet.pth")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("old_names", [True, False])
 def test_a_partial_vae_names_its_first_keys(tmp_path: Path, old_names: bool) -> None:
-    from models.musetalk import load_vae
-
     full_size.write_config(tmp_path / "config.json", full_size.VAE_CONFIG)
     state = full_size.vae_state(old_names)
     assert any(".attentions.0.query." in key for key in state) == old_names
@@ -153,6 +182,7 @@ def test_a_partial_vae_names_its_first_keys(tmp_path: Path, old_names: bool) -> 
         load_vae(tmp_path)
 
 
+@pytest.mark.full
 async def test_audio_features_runs_on_the_whole_of_whisper_tiny(tmp_path: Path) -> None:
     folder = full_size.write_whisper(tmp_path / "whisper")
     assert abs(overhead(folder / "pytorch_model.bin", "whisper/pytorch_model.bin")) < RELEASED
@@ -167,8 +197,8 @@ async def test_audio_features_runs_on_the_whole_of_whisper_tiny(tmp_path: Path) 
         await AudioFeatures().reconfigure({"weights": str(folder)})
 
 
+@pytest.mark.full
 async def test_enhance_restores_a_face_with_gfpgan(tmp_path: Path) -> None:
-    """What stands in a wrong file is named: test_restore_gfpgan."""
     path = tmp_path / "GFPGANv1.4.pth"
     torch.save({"params_ema": gfpgan_weights(gfpgan_shapes())}, path)
     assert abs(overhead(path, "GFPGANv1.4.pth")) < RELEASED
@@ -180,8 +210,8 @@ async def test_enhance_restores_a_face_with_gfpgan(tmp_path: Path) -> None:
     assert restored.shape == (1, 512, 512, 3) and restored[:, 100:400, 100:400].std() > 1
 
 
+@pytest.mark.full
 def test_preparation_parses_with_bisenet(tmp_path: Path) -> None:
-    """What stands in a wrong file is named: test_avatar_bisenet."""
     path = tmp_path / "79999_iter.pth"
     torch.manual_seed(0)
     torch.save(BiSeNet().state_dict(), path)
@@ -190,8 +220,9 @@ def test_preparation_parses_with_bisenet(tmp_path: Path) -> None:
     assert labels.shape == (512, 512) and len(np.unique(labels)) > 1
 
 
+@pytest.mark.full
 def test_preparation_finds_landmarks_with_a_pose_net_of_dwposes_size(tmp_path: Path) -> None:
-    """An ONNX file brings its own network; what is DWPose's is its input, its outputs and how both are read."""
+    """The ONNX file contains the network, so only DWPose's input, outputs and their decoding are tested."""
     path = tmp_path / "dw-ll_ucoco_384.onnx"
     down, along_x, along_y = full_size.write_pose_net(path)
     assert abs(overhead(path, "dwpose/dw-ll_ucoco_384.onnx")) < 0.03
@@ -209,6 +240,23 @@ def test_preparation_finds_landmarks_with_a_pose_net_of_dwposes_size(tmp_path: P
     path.write_bytes(path.read_bytes()[:-1_000_000])
     with pytest.raises(WeightsError, match=re.escape(str(path))):
         open_detector("dwpose", path)
+
+
+@pytest.mark.full
+def test_syncnet_loads_and_runs(tmp_path: Path) -> None:
+    """1.49 GB on disk, in single precision, beside what its training left in it."""
+    path = tmp_path / "latentsync_syncnet.pt"
+    losses = {"global_step": 2, "train_step_list": [1, 2], "train_loss_list": [0.7, 0.6]}
+    torch.save({"state_dict": random_state(full_size.on_meta(StableSyncNet), 0.03), **losses}, path)
+    assert abs(overhead(path, "syncnet/latentsync_syncnet.pt")) < RELEASED
+    net = SyncNet.load(path)
+    for file in tmp_path.iterdir():
+        file.unlink()  # it and its safetensors copy are large
+    with torch.inference_mode():
+        pictures = net.net.visual_encoder(torch.randn(1, 48, 128, 256))
+        sounds = net.net.audio_encoder(torch.randn(2, 1, 80, 52))
+    assert pictures.shape == (1, 2048) and sounds.shape == (2, 2048) and pictures.dtype == torch.float32
+    assert torch.allclose(sounds.norm(dim=1), torch.ones(2), atol=1e-5) and float((sounds[0] - sounds[1]).norm()) > 0.01
 
 
 MISSING: list[tuple[Any, dict[str, Any], str, str]] = [
@@ -231,7 +279,7 @@ MISSING: list[tuple[Any, dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("stage", "config", "name", "needs"), MISSING, ids=[row[2] for row in MISSING])
-async def test_a_start_without_weights_names_file_stage_and_command(
+async def test_missing_weights_name_the_file_the_stage_and_the_command(
     stage: Any, config: dict[str, Any], name: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))

@@ -1,13 +1,14 @@
-"""The names that other code calls: their order of arguments and defaults, and that arrays and tensors are alike.
+"""The public callables of design.md: order and defaults of their arguments; arrays and tensors give equal results.
 
-What the numbers are is said beside each: test_features, test_musetalk, test_avatar_bisenet, test_paste_region,
-test_avatar_track, test_stitch_musetalk_paste, test_restore_gfpgan, test_stitch_paste, test_stitch_session.
+Their numbers are tested elsewhere: test_features, test_musetalk, avatar/test_bisenet, avatar/test_track,
+stitch/test_paste_region, stitch/test_musetalk_paste, stitch/test_paste, stitch/test_session, restore/test_gfpgan.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,28 @@ import numpy as np
 import pytest
 import torch
 
-from models.avatar.bisenet import BiSeNet
+from models.avatar import bisenet
 from models.avatar.parse import FaceParser, paste_region
 from models.avatar.track import musetalk_box
 from models.features import WhisperFeatures
 from models.musetalk import MuseTalk
+from models.restore import gfpgan as gfpgan_module
 from models.restore.gfpgan import GFPGAN
 from models.restore.gfpgan_net import GFPGANNet
 from models.stitch.paste import musetalk_blend, musetalk_material, paste
 from models.stitch.session import SessionFile
+from tests.support.full_size import on_meta
 from tests.support.paths import ROOT
-from tests.support.random_weights import WIDTH, gfpgan_weights, make_kl, make_unet, write_state, write_vae
+from tests.support.random_weights import (
+    BISENET_WIDTH,
+    GFPGAN_CHANNELS,
+    WIDTH,
+    gfpgan_weights,
+    make_kl,
+    make_unet,
+    write_state,
+    write_vae,
+)
 from tests.unit.models.stitch.test_paste_region import face_labels
 
 EMBEDDED = ROOT / "models" / "embedded"
@@ -58,25 +70,25 @@ SIGNATURES: list[tuple[Callable[..., Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("function", "wanted"), SIGNATURES, ids=lambda item: getattr(item, "__qualname__", ""))
-def test_arguments_stand_in_their_order_and_further_ones_have_defaults(
+def test_arguments_have_their_order_and_all_others_have_defaults(
     function: Callable[..., Any], wanted: dict[str, Any]
 ) -> None:
     given = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     assert dict(list(given.items())[: len(wanted)]) == wanted
-    further = list(given)[len(wanted) :]
-    assert all(given[name] is not needed for name in further if (function, name) != (GFPGAN.restore, "faces"))
+    others = list(given)[len(wanted) :]
+    assert all(given[name] is not needed for name in others if (function, name) != (GFPGAN.restore, "faces"))
 
 
 def forms(array: np.ndarray) -> dict[str, Any]:
-    """One array in every form it comes in: from another process, turned round (BGR ↔ RGB), from torch."""
+    """One array in every form: from another process (read-only), with negative strides (BGR → RGB), from torch."""
     fixed = array.copy()
     fixed.flags.writeable = False
-    turned = np.ascontiguousarray(array[..., ::-1])[..., ::-1]
-    return {"array": array.copy(), "read-only": fixed, "turned": turned, "tensor": torch.tensor(array)}
+    flipped = np.ascontiguousarray(array[..., ::-1])[..., ::-1]
+    return {"array": array.copy(), "read-only": fixed, "flipped": flipped, "tensor": torch.tensor(array)}
 
 
 def alike(call: Callable[[Any], Any], array: np.ndarray, exact: bool = True) -> Any:
-    """The result of `call`, the same for every form of `array`, none of which it has changed."""
+    """Check that `call` returns the same for every form of `array` and changes none of them; return the result."""
     results = {}
     for name, form in forms(array).items():
         results[name] = np.asarray(call(form))
@@ -93,16 +105,15 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_windows_take_samples_in_any_form_and_type() -> None:
     features = WhisperFeatures.load(EMBEDDED / "whisper")
     samples = np.random.default_rng(0).uniform(-0.3, 0.3, 24_000).astype(np.float32)
-    windows = features.windows(samples)
-    assert windows.shape == (37, 50, 384) and windows.dtype == torch.float32  # floor(1.5 · 25)
-    assert np.array_equal(alike(features.windows, samples), windows)
+    windows = alike(features.windows, samples)
+    assert windows.shape == (37, 50, 384) and windows.dtype == np.float32  # floor(1.5 · 25)
     assert np.array_equal(features.windows(samples.astype(np.float64)), windows)
     assert features.windows(torch.tensor(samples), 30).shape == (45, 50, 384)
 
 
 @pytest.fixture(scope="module")
 def musetalk(tmp_path_factory: pytest.TempPathFactory) -> MuseTalk:
-    """Any weights of the right shapes; only the windows are narrower."""
+    """Narrow networks of MuseTalk's structure."""
     folder = tmp_path_factory.mktemp("musetalk")
     unet = make_unet()
     unet.save_config(folder)
@@ -170,24 +181,27 @@ def test_a_face_is_pasted_back_from_arrays_and_tensors() -> None:
     assert np.abs(whole.astype(int) - frame).max() > 100
 
 
-def test_a_parser_of_any_weights_scores_any_picture(tmp_path: Path) -> None:
+def test_a_parser_scores_pictures_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    parser = FaceParser.load(write_state(tmp_path / "79999_iter.pth", BiSeNet().state_dict()))
+    monkeypatch.setattr(bisenet, "BiSeNet", partial(bisenet.BiSeNet, BISENET_WIDTH))
+    parser = FaceParser.load(write_state(tmp_path / "79999_iter.pth", bisenet.BiSeNet().state_dict()))
     scores = alike(parser.logits, picture(90, 70))
     assert scores.shape == (19, 512, 512) and scores.dtype == np.float32
     assert paste_region(scores.argmax(0), "jaw").shape == (512, 512)
 
 
-def test_gfpgan_of_any_weights_takes_arrays_and_tensors(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in GFPGANNet().state_dict().items()}
+def test_gfpgan_takes_arrays_and_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = partial(GFPGANNet, GFPGAN_CHANNELS)
+    monkeypatch.setattr(gfpgan_module, "GFPGANNet", narrow)
+    shapes = {key: tuple(value.shape) for key, value in on_meta(narrow).items()}
     torch.save({"params_ema": gfpgan_weights(shapes)}, tmp_path / "GFPGANv1.4.pth")
     gfpgan = GFPGAN.load(str(tmp_path / "GFPGANv1.4.pth"))
     faces = picture(512, 512)[None]
     assert np.array_equal(alike(lambda form: gfpgan.restore(form, 0.0), faces), faces)
-    restored = gfpgan.restore(torch.tensor(faces))  # a pass takes seconds on a CPU: one by each way
-    turned = (faces[..., ::-1].transpose(0, 3, 1, 2) / 127.5 - 1)[:, ::-1]  # BGR turned round, float64
-    image = gfpgan.net(turned)
+    restored = gfpgan.restore(torch.tensor(faces))
+    assert restored.shape == faces.shape and restored.dtype == np.uint8
+    flipped = (faces[..., ::-1].transpose(0, 3, 1, 2) / 127.5 - 1)[:, ::-1]  # BGR, seen as RGB; float64
+    image = gfpgan.net(flipped)
     assert image.shape == (1, 3, 512, 512) and image.dtype == torch.float32 and not image.requires_grad
     assert float(image.abs().max()) > 1, "unclipped"
     levels = ((image.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1)

@@ -1,8 +1,13 @@
-"""models.avatar.bisenet and FaceParser: the checkpoint's keys, and the arithmetic written down a second time."""
+"""models.avatar.bisenet and FaceParser: the released keys, and the numbers against a second implementation.
+
+Numbers are tested on a network of the real structure with an eighth of the channels; test_full_size runs a whole one.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +17,22 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from models.avatar import bisenet
 from models.avatar.bisenet import BiSeNet
 from models.avatar.parse import FaceParser
 from models.errors import InputError, WeightsError
 from tests.support.avatar import hopper
+from tests.support.full_size import on_meta
+from tests.support.random_weights import BISENET_WIDTH
 
 State = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    """A checkpoint of the real key set and full size, random; its batch norms neither idle nor wild."""
+    """Random narrow weights with the real key set; the batch norms have an effect, but no extreme values."""
     torch.manual_seed(0)
-    state = BiSeNet().state_dict()
+    state = BiSeNet(BISENET_WIDTH).state_dict()
     for key, value in state.items():
         if key.endswith("running_var"):
             value.uniform_(0.5, 2.0)
@@ -38,6 +46,14 @@ def path(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "79999_iter.pth"
     torch.save(state, path)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow() -> Iterator[None]:
+    """FaceParser.load builds the narrow network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bisenet, "BiSeNet", partial(BiSeNet, BISENET_WIDTH))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +88,7 @@ def twice(x: torch.Tensor) -> torch.Tensor:
 
 
 def reference(state: State, x: torch.Tensor) -> torch.Tensor:
-    """The network from its description: no modules, batch norm and upsampling by hand."""
+    """The network from its description, without modules: batch norm and upsampling by hand."""
     net = "cp.resnet"
     x = norm(state, f"{net}.bn1", conv(state, f"{net}.conv1", x, stride=2)).relu()
     x = F.max_pool2d(x, 3, 2, 1)
@@ -104,8 +120,9 @@ def enlarge(scores: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float6
     return rows[:, :, low] * (1 - part) + rows[:, :, low + 1] * part
 
 
-def test_the_keys_are_those_of_the_released_file(state: State) -> None:
-    """Names and counts as zllrunning/face-parsing.PyTorch's model.py and resnet.py give them."""
+def test_the_keys_are_those_of_the_released_file() -> None:
+    """Names and counts as in zllrunning/face-parsing.PyTorch's model.py and resnet.py."""
+    state = on_meta(BiSeNet)
     roots = {re.sub(r"\.(weight|bias|running_\w+|num_batches_tracked)$", "", key) for key in state}
     floats = sum(value.numel() for value in state.values() if value.is_floating_point())
     assert len(state) == 191 and floats == 13_313_088  # 53.25 of the 53.29 MB of 79999_iter.pth
@@ -128,7 +145,7 @@ def test_the_keys_are_those_of_the_released_file(state: State) -> None:
 
 
 @pytest.mark.parametrize("size", [(480, 512), (300, 200), (600, 900)])
-def test_scores_agree_with_the_arithmetic_written_out(state: State, parser: FaceParser, size: tuple[int, int]) -> None:
+def test_scores_agree_with_a_second_implementation(state: State, parser: FaceParser, size: tuple[int, int]) -> None:
     face = np.asarray(Image.fromarray(hopper()).resize(size[::-1]))
     logits = parser.logits(face)
     assert logits.shape == (19, 512, 512) and logits.dtype == np.float32
@@ -139,16 +156,16 @@ def test_scores_agree_with_the_arithmetic_written_out(state: State, parser: Face
     assert small.shape == (19, 64, 64)
     wanted = enlarge(small, 512)
     assert np.abs(logits - wanted).max() < 1e-4 * np.abs(wanted).max()
-    assert np.std(wanted, axis=(1, 2)).min() > 0.01 * np.abs(wanted).max()  # and it says something of the picture
+    assert np.std(wanted, axis=(1, 2)).min() > 0.01 * np.abs(wanted).max()  # and it depends on the picture
 
 
-def test_labels_are_the_best_class(parser: FaceParser) -> None:
+def test_labels_are_the_classes_with_the_highest_scores(parser: FaceParser) -> None:
     labels = parser.labels(hopper())
     assert labels.shape == (512, 512) and labels.dtype == np.int64
     assert np.array_equal(labels, parser.logits(hopper()).argmax(0)) and len(np.unique(labels)) > 1
 
 
-def test_files_without_batch_counters_load_alike(state: State, parser: FaceParser, tmp_path: Path) -> None:
+def test_files_without_batch_counters_load_too(state: State, parser: FaceParser, tmp_path: Path) -> None:
     torch.save({key: value for key, value in state.items() if "num_batches" not in key}, tmp_path / "old.pth")
     assert np.array_equal(FaceParser.load(tmp_path / "old.pth").logits(hopper()), parser.logits(hopper()))
 
@@ -160,6 +177,6 @@ def test_a_partial_file_names_its_first_missing_key(state: State, tmp_path: Path
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5), (5, 5, 4)])
-def test_what_is_no_picture_is_refused(parser: FaceParser, shape: tuple[int, ...]) -> None:
+def test_an_array_that_is_not_an_rgb_picture_is_refused(parser: FaceParser, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="cannot be parsed"):
         parser.logits(np.zeros(shape, np.uint8))
