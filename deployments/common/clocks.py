@@ -59,9 +59,9 @@ class ClockSample:
 class HostClocks:
     """Measured clocks of other hosts. Not thread-safe: use it from one event loop."""
 
-    def __init__(self, ask: Ask | None = None, monotonic: Now = time.monotonic) -> None:
+    def __init__(self, ask: Ask | None = None) -> None:
         """ask: calls the host that owns a session; None: take the clocks of all hosts as equal to ours."""
-        self._ask, self._monotonic = ask, monotonic
+        self._ask = ask
         self._samples: dict[str, deque[ClockSample]] = {}
         self._sampled_s: dict[str, float] = {}  # host → when it was last asked
         self._refreshing: set[asyncio.Task[None]] = set()
@@ -88,7 +88,7 @@ class HostClocks:
     def now(self, host: str, clock_offset_s: float = 0.0) -> float:
         """The time of a process's clock on `host`; this host's wall clock while there is no sample of that host."""
         sample = self.best_sample(host)
-        return clock_offset_s + self._monotonic() + sample.offset_s if sample else time.time()
+        return clock_offset_s + time.monotonic() + sample.offset_s if sample else time.time()
 
     def best_sample(self, host: str) -> ClockSample | None:
         """The kept sample with the smallest error."""
@@ -97,9 +97,9 @@ class HostClocks:
     def refresh(self, host: str, session_id: str) -> None:
         """Start another measurement of a host if REFRESH_S have passed since the last one. Does not wait for it."""
         due_s = self._sampled_s.get(host, float("-inf")) + REFRESH_S
-        if self._ask is None or host in ("", own_host()) or self._monotonic() < due_s:
+        if self._ask is None or host in ("", own_host()) or time.monotonic() < due_s:
             return
-        self._sampled_s[host] = self._monotonic()
+        self._sampled_s[host] = time.monotonic()
         # in a new context: Serve cancels calls made in a request's context when that request ends
         task = contextvars.Context().run(asyncio.create_task, self._sample(session_id))
         self._refreshing.add(task)
@@ -107,14 +107,14 @@ class HostClocks:
 
     async def _sample(self, session_id: str) -> None:
         assert self._ask is not None
-        sent_s = self._monotonic()
+        sent_s = time.monotonic()
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 host, remote_s = await self._ask(session_id)
         except Exception as error:  # noqa: BLE001 - any failure: the next call may succeed
             log.info("The clock of a host could not be measured: %s", type(error).__name__)
             return
-        received_s = self._monotonic()
+        received_s = time.monotonic()
         self._add(host, ClockSample(remote_s - (sent_s + received_s) / 2, (received_s - sent_s) / 2))
 
     def _add(self, host: str, new: ClockSample) -> None:
@@ -123,4 +123,4 @@ class HostClocks:
         if best is not None and abs(new.offset_s - best.offset_s) > new.error_s + best.error_s + WARN_SKEW_S:
             samples.clear()  # that host's clock has jumped, so its earlier samples are wrong
         samples.append(new)
-        self._sampled_s[host] = self._monotonic()
+        self._sampled_s[host] = time.monotonic()

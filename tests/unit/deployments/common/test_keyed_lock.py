@@ -1,4 +1,4 @@
-"""KeyedLock: one at a time for each key, in order of arrival; a key that nobody wants is forgotten, and no sooner."""
+"""KeyedLock: one call at a time per key, in order of arrival; unused keys are dropped."""
 
 import asyncio
 
@@ -7,51 +7,51 @@ import pytest
 from deployments.common.keyed_lock import KeyedLock
 
 
-async def take(turns: KeyedLock, key: str, name: str, log: list[str], hold: asyncio.Event | None = None) -> None:
-    async with turns.hold(key):
+async def take(lock: KeyedLock, key: str, name: str, log: list[str], until: asyncio.Event | None = None) -> None:
+    async with lock.hold(key):
         log.append(f"{name}+")
-        await (hold.wait() if hold else asyncio.sleep(0))
+        await (until.wait() if until else asyncio.sleep(0))
         log.append(f"{name}-")
 
 
-async def test_calls_of_one_key_pass_in_the_order_of_their_arrival():
-    turns, log = KeyedLock(), []
-    await asyncio.gather(*(take(turns, "a", str(k), log) for k in range(4)))
+async def test_calls_for_one_key_run_in_order_of_arrival():
+    lock, log = KeyedLock(), []
+    await asyncio.gather(*(take(lock, "a", str(k), log) for k in range(4)))
     assert log == ["0+", "0-", "1+", "1-", "2+", "2-", "3+", "3-"]
 
 
-async def test_other_keys_do_not_wait():
-    turns, log, hold = KeyedLock(), [], asyncio.Event()
-    held = asyncio.create_task(take(turns, "a", "a", log, hold))
+async def test_calls_for_other_keys_do_not_wait():
+    lock, log, release = KeyedLock(), [], asyncio.Event()
+    held = asyncio.create_task(take(lock, "a", "a", log, release))
     await asyncio.sleep(0)
-    await asyncio.wait_for(take(turns, "b", "b", log), 1.0)
+    await asyncio.wait_for(take(lock, "b", "b", log), 30)
     assert log == ["a+", "b+", "b-"]
-    hold.set()
+    release.set()
     await held
 
 
-async def test_a_caller_that_gives_up_lets_the_next_pass():
-    turns, log, hold = KeyedLock(), [], asyncio.Event()
-    held = asyncio.create_task(take(turns, "a", "1", log, hold))
-    gone = asyncio.create_task(take(turns, "a", "2", log))
-    kept = asyncio.create_task(take(turns, "a", "3", log))
+async def test_a_cancelled_call_lets_the_next_one_run():
+    lock, log, release = KeyedLock(), [], asyncio.Event()
+    held = asyncio.create_task(take(lock, "a", "1", log, release))
+    cancelled = asyncio.create_task(take(lock, "a", "2", log))
+    kept = asyncio.create_task(take(lock, "a", "3", log))
     await asyncio.sleep(0)
-    gone.cancel()
-    hold.set()
+    cancelled.cancel()
+    release.set()
     await asyncio.gather(held, kept)
     assert log == ["1+", "1-", "3+", "3-"]
 
 
-async def test_a_key_lives_as_long_as_somebody_holds_it_or_waits_for_it():
-    turns, log = KeyedLock(), []
-    for _ in range(3):  # in each round the second waits at the moment in which the first lets go
-        await asyncio.gather(*(take(turns, key, key, log) for key in "aabbb"))
-        assert len(turns) == 0
+async def test_a_key_is_kept_while_it_is_held_or_waited_for():
+    lock, log = KeyedLock(), []
+    for _ in range(3):  # in each round the second call waits when the first one ends
+        await asyncio.gather(*(take(lock, key, key, log) for key in "aabbb"))
+        assert len(lock) == 0
     running = most = 0
 
     async def count() -> None:
         nonlocal running, most
-        async with turns.hold("a"):
+        async with lock.hold("a"):
             running += 1
             most = max(most, running)
             await asyncio.sleep(0)
@@ -63,12 +63,12 @@ async def test_a_key_lives_as_long_as_somebody_holds_it_or_waits_for_it():
         await count()
 
     await asyncio.gather(*(late(steps) for steps in range(20)))
-    assert most == 1 and len(turns) == 0
+    assert most == 1 and len(lock) == 0
 
 
-async def test_an_error_gives_the_turn_back():
-    turns = KeyedLock()
+async def test_an_error_releases_the_lock():
+    lock = KeyedLock()
     with pytest.raises(ValueError, match="broken"):
-        async with turns.hold("a"):
+        async with lock.hold("a"):
             raise ValueError("broken")
-    assert len(turns) == 0
+    assert len(lock) == 0

@@ -1,4 +1,4 @@
-"""Stage.reconfigure: a tunable is applied in place, an engine is loaded anew, a broken config leaves a way back."""
+"""The base class of stages: applying configs, its compute thread, and what it measures."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from models.errors import ConfigError
 
 
 class Recorder(Stage[LipSyncConfig]):
-    """Remembers what it was asked to apply; a config of device `broken` fails half-way."""
+    """Records the configs that it applies. A config with the device `broken` fails half-way."""
 
     stage = "LipSync"
 
@@ -32,14 +32,14 @@ class Recorder(Stage[LipSyncConfig]):
             raise ConfigError("No such device.", "Use cpu.")
 
 
-async def test_the_first_config_is_applied_as_a_whole():
+async def test_the_first_config_is_applied_in_full():
     stage = Recorder()
     await stage.reconfigure({"batch_size": 4})
     assert [changed for _, changed in stage.applied] == [None]
     assert stage.config.batch_size == 4
 
 
-async def test_a_tunable_is_applied_in_place_and_named():
+async def test_a_later_config_names_the_changed_keys():
     stage = Recorder()
     await stage.reconfigure({"batch_size": 4})
     await stage.reconfigure({"batch_size": 2, "batch_wait_ms": 5.0})
@@ -54,7 +54,7 @@ async def test_the_same_config_changes_nothing():
     assert len(stage.applied) == 1
 
 
-async def test_a_key_that_is_left_out_goes_back_to_its_default():
+async def test_an_omitted_key_returns_to_its_default():
     stage = Recorder()
     await stage.reconfigure({"batch_size": 4})
     await stage.reconfigure({})
@@ -75,7 +75,7 @@ async def test_a_misspelt_key_is_refused_before_anything_is_applied():
     assert stage.applied == []
 
 
-async def test_after_a_config_that_broke_off_the_old_one_is_applied_as_a_whole():
+async def test_after_a_failed_config_the_next_one_is_applied_in_full():
     stage = Recorder()
     await stage.reconfigure({"device": "cpu"})
     with pytest.raises(ConfigError, match="No such device"):
@@ -85,33 +85,33 @@ async def test_after_a_config_that_broke_off_the_old_one_is_applied_as_a_whole()
     assert (stage.applied[-1][1], stage.engine) == (None, "cpu")
 
 
-async def test_the_defaults_are_applied_once_however_many_calls_come_first():
+async def test_concurrent_first_calls_apply_the_defaults_once():
     stage = Recorder()
     await asyncio.gather(*(stage.ready() for _ in range(5)))
     assert [changed for _, changed in stage.applied] == [None]
 
 
-async def test_a_call_that_comes_while_a_config_is_applied_does_not_undo_it():
+async def test_a_call_during_a_config_change_does_not_undo_it():
     stage = Recorder()
     await asyncio.gather(stage.reconfigure({"batch_size": 4}), stage.ready())
     assert stage.config.batch_size == 4
 
 
-async def test_the_worker_computes_in_order_and_says_how_long_a_call_waited():
+async def test_the_worker_runs_calls_in_order_and_measures_their_wait():
     worker, order, gate = Worker("test"), [], threading.Event()
     first = asyncio.create_task(worker.run(lambda: (gate.wait(5), order.append(1))))
     second = asyncio.create_task(worker.run(order.append, 2))
-    await asyncio.sleep(0)  # both have asked
-    asked_s = time.perf_counter()
-    await asyncio.sleep(0.05)
-    waited_s = time.perf_counter() - asked_s
+    await asyncio.sleep(0)  # both are submitted
+    submitted_s = time.perf_counter()
+    await asyncio.sleep(0.02)
+    waited_s = time.perf_counter() - submitted_s
     gate.set()
     await first
     assert (await second).queue_s >= waited_s
     assert order == [1, 2]
 
 
-async def test_a_call_that_is_cancelled_in_the_queue_is_never_computed():
+async def test_a_call_that_is_cancelled_while_it_waits_never_runs():
     worker, order, gate = Worker("test"), [], threading.Event()
     first = asyncio.create_task(worker.run(gate.wait, 5))
     second = asyncio.create_task(worker.run(order.append, 2))
@@ -125,7 +125,7 @@ async def test_a_call_that_is_cancelled_in_the_queue_is_never_computed():
 
 
 class Voice:
-    """A voice that remembers how often it was loaded."""
+    """A voice that records how often it was loaded."""
 
     loads: list[dict] = []  # noqa: RUF012
 
@@ -135,7 +135,7 @@ class Voice:
         return cls()
 
 
-async def test_a_voice_is_loaded_anew_for_its_options_and_not_for_its_speed():
+async def test_an_engine_is_loaded_again_for_its_options_but_not_for_other_settings():
     Voice.loads.clear()
     stage, engine = TTS(), f"{__name__}:Voice"
     await stage.reconfigure({"engine": engine, "options": {"threads": 1}})
@@ -146,7 +146,7 @@ async def test_a_voice_is_loaded_anew_for_its_options_and_not_for_its_speed():
     assert stage.engine is not voice and Voice.loads == [{"threads": 1}, {"threads": 2}]
 
 
-async def test_a_stage_says_who_and_how_large_it_is():
+async def test_stats_report_the_stage_its_process_and_its_config():
     stage = Recorder()
     await stage.reconfigure({"batch_size": 4})
     stats = await stage.stats()
@@ -154,7 +154,7 @@ async def test_a_stage_says_who_and_how_large_it_is():
     assert stats["config"]["batch_size"] == 4
 
 
-def test_a_job_takes_the_worker_with_the_fewest_and_keeps_it():
+def test_a_job_gets_the_worker_with_the_fewest_jobs():
     first, second = Worker("first"), Worker("second")
     workers = WorkerPool([first, second])
     with workers.least_busy() as a:
@@ -166,10 +166,10 @@ def test_a_job_takes_the_worker_with_the_fewest_and_keeps_it():
         assert e is first
 
 
-async def test_jobs_of_two_workers_run_at_once_and_calls_of_one_in_order():
-    workers, meet, done = WorkerPool([Worker("a"), Worker("b")]), threading.Barrier(2, timeout=5), []
+async def test_two_workers_run_in_parallel_and_calls_of_one_in_order():
+    workers, meet, done = WorkerPool([Worker("a"), Worker("b")]), threading.Barrier(2, timeout=30), []
     with workers.least_busy() as a, workers.least_busy() as b:
         calls = [worker.run(meet.wait) for worker in (a, b)]  # each waits for the other
         assert len(await asyncio.gather(*calls)) == 2
-        await asyncio.gather(a.run(time.sleep, 0.05), *(a.run(done.append, k) for k in range(20)))
+        await asyncio.gather(a.run(time.sleep, 0.01), *(a.run(done.append, k) for k in range(20)))
     assert done == list(range(20))

@@ -1,0 +1,65 @@
+"""Errors of calls to other stages: what callers get instead of Ray's errors."""
+
+import asyncio
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from deployments.common.errors import stream_items, to_warmtalk_error
+from models.errors import BusyError, StageError, TextError
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TextError("Empty.", "Send text."), TextError),
+        (RayTaskError("speak", "…", TextError("Empty.", "Send text.")), TextError),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), BusyError),
+        (DeploymentUnavailableError(None), BusyError),
+        (RayActorError(), StageError),
+        (RuntimeError("a bug"), StageError),
+    ],
+)
+def test_an_error_is_translated(error, kind):
+    translated = to_warmtalk_error(error)
+    assert type(translated) is kind and translated.message and translated.remedy
+
+
+def test_an_unexpected_error_is_logged_and_not_shown(caplog):
+    assert "secret" not in str(to_warmtalk_error(RuntimeError("secret")))
+    assert "secret" in caplog.text
+
+
+async def items(*values):
+    for value in values:
+        if isinstance(value, BaseException):
+            raise value
+        yield value
+
+
+async def test_the_items_of_a_stream_are_passed_on_and_so_are_its_errors():
+    assert [item async for item in stream_items(items(1, 2))] == [1, 2]
+    with pytest.raises(TextError):
+        [item async for item in stream_items(items(1, TextError("Empty.", "Send text.")))]
+
+
+async def test_a_lost_replica_is_an_error_and_does_not_cancel_the_caller():
+    """Ray 2.60 raises CancelledError from the streams of a replica that it lost."""
+    with pytest.raises(StageError, match="lost its replica"):
+        [item async for item in stream_items(items(1, asyncio.CancelledError()))]
+
+
+async def test_a_cancelled_caller_stays_cancelled():
+    async def endless():
+        yield 1
+        await asyncio.Event().wait()
+
+    async def read():
+        return [item async for item in stream_items(endless())]
+
+    task = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
