@@ -54,7 +54,7 @@ test: setup # all tests but those at full size: unit tests and the page, then th
 	$(PY) -m pytest tests/graph || failed=1; \
 	exit $$failed
 
-test-full: setup # the tests at full size, for a release, after `make test`; needs 8 GB of memory
+test-full: setup # the tests at full size, for a release, after `make test`; needs 10 GB of free memory
 	$(PY) -m pytest -m full
 
 check: .venv/ready # format, lint, types, import contracts

@@ -1,4 +1,4 @@
-"""Feature windows and faces on a CUDA device, in half precision, against the CPU in fp32."""
+"""Feature windows and faces on a CUDA device in half precision, compared with fp32 on the CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_windows_of_long_speech_match_the_cpu(dtype: torch.dtype, mean_error: fl
     wanted = WhisperFeatures.load(EMBEDDED / "whisper").windows_in_context(samples)
     got = WhisperFeatures.load(EMBEDDED / "whisper", "cuda", dtype).windows_in_context(samples)
     assert got.device.type == "cuda" and got.dtype == dtype
-    assert float((got.float().cpu() - wanted).abs().mean()) < mean_error  # four times what rounding alone costs a CPU
+    assert float((got.float().cpu() - wanted).abs().mean()) < mean_error  # four times the rounding error on a CPU
 
 
 @pytest.mark.parametrize(("dtype", "levels"), [(torch.float16, 0.3), (torch.bfloat16, 1.5)])

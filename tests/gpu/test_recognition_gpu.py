@@ -1,4 +1,4 @@
-"""Whisper on a CUDA device in fp16 against fp32 on the CPU, and how long it takes at the size of whisper-tiny."""
+"""Whisper on a CUDA device in fp16 compared with fp32 on the CPU, and its time at the size of whisper-tiny."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 
-def test_states_and_scores_are_those_of_the_cpu(tmp_path: Path) -> None:
+def test_states_and_scores_match_the_cpu(tmp_path: Path) -> None:
     folder = write_whisper(tmp_path)
     cpu, cuda = WhisperRecognizer.load(folder, context_s=30.0), WhisperRecognizer.load(folder, "cuda")
     assert cuda.model.encoder.conv1.weight.dtype == torch.float16
@@ -36,8 +36,8 @@ def test_states_and_scores_are_those_of_the_cpu(tmp_path: Path) -> None:
     assert one.tokens == other.tokens and other.logprob == pytest.approx(one.logprob, abs=0.05)
 
 
-def test_a_recording_is_heard_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HOPELESS_LOGPROB", -99.0)  # random weights doubt everything
+def test_a_recording_is_transcribed_completely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HOPELESS_LOGPROB", -99.0)  # random weights are never confident
     monkeypatch.setattr(module, "SURELY_SILENT", 2.0)
     engine = WhisperRecognizer.load(write_whisper(tmp_path), "cuda")
     transcript = engine.transcribe(np.concatenate([buzz(2.0), np.zeros(16_000, np.float32), buzz(33.0)]))

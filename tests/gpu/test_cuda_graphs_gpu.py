@@ -1,4 +1,4 @@
-"""Recorded and fused passes on a CUDA device against the plain ones: MuseTalk's pair and GFPGAN, in half precision."""
+"""CUDA graphs and compiled passes compared with plain ones, in half precision: MuseTalk's networks and GFPGAN."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAIR = (EMBEDDED / "musetalk" / "musetalk.json", EMBEDDED / "musetalk" / "unet.s
 
 
 @pytest.mark.parametrize("mode", ["graphs", "inductor"])
-def test_recorded_faces_are_the_plain_ones_for_any_number_of_frames(mode: str) -> None:
+def test_recorded_faces_equal_plain_ones_for_every_number_of_frames(mode: str) -> None:
     model = MuseTalk.load(*PAIR, device="cuda", dtype=torch.float16)
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((11, 8, 32, 32)).astype(np.float16)
@@ -59,7 +59,7 @@ def landmarks(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("placed", [False, True])
-def test_gfpgan_on_the_device_is_gfpgan_on_the_cpu(checkpoint: Path, placed: bool) -> None:
+def test_gfpgan_on_the_device_matches_the_cpu(checkpoint: Path, placed: bool) -> None:
     crops, points = faces(2), landmarks(2) if placed else None
     wanted = GFPGAN.load(checkpoint).restore(crops, 1.0, points).astype(int)
     exact = np.abs(GFPGAN.load(checkpoint, "cuda").restore(crops, 1.0, points) - wanted)
@@ -69,7 +69,7 @@ def test_gfpgan_on_the_device_is_gfpgan_on_the_cpu(checkpoint: Path, placed: boo
 
 
 @pytest.mark.parametrize("mode", ["graphs", "inductor"])
-def test_recorded_gfpgan_is_the_plain_one(checkpoint: Path, mode: str) -> None:
+def test_recorded_gfpgan_equals_the_plain_one(checkpoint: Path, mode: str) -> None:
     crops, points = faces(3), landmarks(3)
     around = np.random.default_rng(2).integers(0, 256, (3, 512, 512, 3), dtype=np.uint8)
     plain = GFPGAN.load(checkpoint, "cuda", "float16", max_faces=2)
@@ -80,7 +80,7 @@ def test_recorded_gfpgan_is_the_plain_one(checkpoint: Path, mode: str) -> None:
         assert np.abs(recorded.restore(crops, 0.8, *given) - wanted).mean() < 0.5
 
 
-def test_a_recorded_pass_costs_less_than_launching_each_kernel() -> None:
+def test_a_recorded_pass_is_faster_than_launching_each_kernel() -> None:
     """Recording exists for speed: at four frames it must beat the plain pass."""
     model = MuseTalk.load(*PAIR, device="cuda", dtype=torch.float16)
     latents, windows = np.zeros((4, 8, 32, 32), np.float16), np.zeros((4, 50, 384), np.float16)
