@@ -21,9 +21,9 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks.crowded import TEXT as CROWDED
-from benchmarks.crowded import crowd, media_of
 from benchmarks.graph import machine
+from benchmarks.live_overload import TEXT as CROWDED
+from benchmarks.live_overload import crowd, media_of
 from benchmarks.viewers import Recording, Viewer, behind_s, upper
 from benchmarks.webrtc import Player, late_and_apart
 from models.avatar.playback import period, ping_pong

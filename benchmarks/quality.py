@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.embedded import EMBEDDED
 from benchmarks.known_motion import Following, KnownMotion, following, known_motion, level_rms, misplacement
-from benchmarks.said import Speaker, presenter
 from benchmarks.side_by_side import prepared
+from benchmarks.speaker import Speaker, presenter
 from models.avatar.flow import FaceFlow, Motion
 from models.avatar.parse import masks_of
 from models.avatar.store import AvatarStore

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.known_motion import KnownMotion, known_motion
-from benchmarks.manual_way import cut_face, followed_boxes, hard_mask, paste_hard, prepared_box
-from benchmarks.said import Speaker
+from benchmarks.manual_method import cut_face, followed_boxes, hard_mask, paste_hard, prepared_box
+from benchmarks.speaker import Speaker
 from configs.schema import StitchConfig
 from deployments.stitch.avatar_cache import load_avatar, mouth_of
 from models.avatar.detect import BlazeMesh

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.crowded import media_of
+from benchmarks.live_overload import media_of
 from tests.graph.media import assert_without_gaps, decode
 from tests.graph.processes import changed, command_lines, user_config
 from tests.graph.requests import error_of, speak, wait_until

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.crowded import heard, media_of
 from benchmarks.live import said_until_s
+from benchmarks.live_overload import heard, media_of
 from benchmarks.viewers import behind_s
 from models.live.timeline import LiveFragment, ViewerTimeline, encode_closed_gop, split_fragment
 from models.media.encode import AAC_FRAME

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks.known_motion import known_motion
-from benchmarks.manual_way import cut_face, followed_boxes, hard_mask, paste_hard, prepared_box
+from benchmarks.manual_method import cut_face, followed_boxes, hard_mask, paste_hard, prepared_box
 from benchmarks.quality import BARS, noisy, put_back, table
-from benchmarks.said import paused
 from benchmarks.side_by_side import ROWS, Way, measure, text_table
+from benchmarks.speaker import paused
 from models.geometry import warp
 from models.quality.regions import regions_of
 from models.types import Speech

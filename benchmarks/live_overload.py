@@ -1,4 +1,4 @@
-"""What viewers see and hear when more speak at once than the machine can render: `python -m benchmarks.crowded`.
+"""What viewers see and hear when more speak at once than the machine can render: `python -m benchmarks.live_overload`.
 
 Starts configs/demo.yaml, has several sessions speak at the same moment, each watched over live.mp4, and reads from what
 the viewers received where speech stopped: between sentences, at a pause inside one, or in the midst of a word.

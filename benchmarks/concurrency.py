@@ -1,8 +1,8 @@
 """How many faces one machine speaks with at once in real time: the whole graph, over HTTP.
 
-    python -m benchmarks.crowd --sessions 1 2                          # configs/demo.yaml, on any machine
-    python -m benchmarks.crowd --gpu --out out/gpu --sessions 1 4 8 16 # v1.5's sizes, random weights, on a CUDA machine
-    python -m benchmarks.crowd --gpu --out out/gpu --enhance --replicas LipSync=2 Stitch=6
+    python -m benchmarks.concurrency --sessions 1 2                          # configs/demo.yaml, on any machine
+    python -m benchmarks.concurrency --gpu --out out/gpu --sessions 1 4 8 16 # v1.5's sizes, random weights, on a CUDA machine
+    python -m benchmarks.concurrency --gpu --out out/gpu --enhance --replicas LipSync=2 Stitch=6
 
 Each session speaks the same text at the same moment and streams it. Per number of sessions: frames a second of all,
 time to the first fragment, and the longest stall that a player would have seen that began with its first fragment. A
