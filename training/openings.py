@@ -62,16 +62,16 @@ class Recipe:
 TINY = Recipe(clips=4, references=4, steps=3, batch=2)
 
 
-def gain_of(moved: Tensor, more: float) -> Tensor:
+def opening_gain(moved: Tensor, more: float) -> Tensor:
     """The gain for faces at a distance `moved` from rest, `(n,)`: 1 if closed or wide, 1 + `more` in between."""
     return 1 + more * _eased((moved - CLOSED) / (PARTED - CLOSED)) * _eased((WIDE - moved) / (WIDE - LARGE))
 
 
-def parted(faces: Tensor, rests: Tensor, more: float) -> Tensor:
+def widen_small_openings(faces: Tensor, rests: Tensor, more: float) -> Tensor:
     """Face latents `(n, 4, 32, 32)`, moved further from those at rest where the opening is small."""
     apart = faces - rests
     moved = apart[:, :, LATENT_PX // 2 :].pow(2).mean((1, 2, 3)).sqrt()  # (n,)
-    return rests + gain_of(moved, more)[:, None, None, None] * apart
+    return rests + opening_gain(moved, more)[:, None, None, None] * apart
 
 
 def _eased(t: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def _eased(t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lesson:
+class TeacherData:
     """The training data: the teacher, speech, and references.
 
     latents: inputs `(r, 8, 32, 32)` of the references. rests: the teacher's faces at rest `(r, 4, 32, 32)`. rest: the
@@ -94,7 +94,7 @@ class Lesson:
     rest: Tensor
 
     @classmethod
-    def prepare(cls, recipe: Recipe, folder: Path, embedded: Path) -> Lesson:
+    def prepare(cls, recipe: Recipe, folder: Path, embedded: Path) -> TeacherData:
         """Make speech, references, and the teacher's face at rest for each. Speech is cached in `folder`."""
         path = folder / "speech.npz"
         if not path.exists():
@@ -122,26 +122,26 @@ class Lesson:
         heard[torch.rand(batch, generator=random) > SPEECH_SHARE] = self.rest
         with torch.no_grad():
             faces = self.teacher(self.latents[which], heard)
-            return self.latents[which], heard, parted(faces, self.rests[which], more)
+            return self.latents[which], heard, widen_small_openings(faces, self.rests[which], more)
 
 
-def train(lesson: Lesson, recipe: Recipe, path: Path) -> tuple[nn.Module, dict[str, float]]:
+def train(data: TeacherData, recipe: Recipe, path: Path) -> tuple[nn.Module, dict[str, float]]:
     """Train a student. Returns it, and its RMS distance from the target on other draws, before and after."""
-    student: Any = copy.deepcopy(lesson.teacher.unet).float().requires_grad_(True)
+    student: Any = copy.deepcopy(data.teacher.unet).float().requires_grad_(True)
     fit = Fit("openings", student, recipe.steps, recipe.rate, path, averaging=0.98)
     weight, random = latent_weight("cpu"), torch.Generator().manual_seed(recipe.seed + 2)
     generator = Generator(student)
 
     def loss_of(step: int) -> Tensor:
-        latents, heard, wanted = lesson.draw(recipe.batch, recipe.gain, random)
+        latents, heard, wanted = data.draw(recipe.batch, recipe.gain, random)
         return ((generator(latents, heard) - wanted).abs() * weight).mean()
 
-    before = apart(lesson, lesson.teacher, recipe)
+    before = rms_error(data, data.teacher, recipe)
     trained = fit.run(loss_of, math.inf)
-    return trained, {"rms_before": before, "rms_after": apart(lesson, Generator(trained), recipe)}
+    return trained, {"rms_before": before, "rms_after": rms_error(data, Generator(trained), recipe)}
 
 
-def mixed(teacher: nn.Module, student: nn.Module, share: float) -> nn.Module:
+def mix_weights(teacher: nn.Module, student: nn.Module, share: float) -> nn.Module:
     """The weighted mean of both networks: `share` of the student's weights, the rest of the teacher's."""
     both = copy.deepcopy(teacher).float()
     with torch.no_grad():
@@ -150,11 +150,11 @@ def mixed(teacher: nn.Module, student: nn.Module, share: float) -> nn.Module:
     return both
 
 
-def apart(lesson: Lesson, net: Generator, recipe: Recipe, draws: int = 8) -> float:
+def rms_error(data: TeacherData, net: Generator, recipe: Recipe, draws: int = 8) -> float:
     """RMS difference between a network's faces and the targets, over the same draws for every network."""
     random, errors = torch.Generator().manual_seed(recipe.seed + 3), []
     for _ in range(draws):
-        latents, heard, wanted = lesson.draw(recipe.batch, recipe.gain, random)
+        latents, heard, wanted = data.draw(recipe.batch, recipe.gain, random)
         with torch.no_grad():
             errors.append((net(latents, heard) - wanted).pow(2).mean().item())
     return math.sqrt(float(np.mean(errors)))
@@ -171,10 +171,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
     torch.manual_seed(recipe.seed)
-    lesson = Lesson.prepare(recipe, arguments.out, arguments.embedded)
-    print(f"{len(lesson.latents)} references, {len(lesson.bank.mouth):,} frames, {time.monotonic() - started_s:.0f} s")
-    trained, numbers = train(lesson, recipe, arguments.out / "openings.ckpt")
-    save_unet(mixed(lesson.teacher.unet, trained, recipe.share), arguments.out / "musetalk")
+    data = TeacherData.prepare(recipe, arguments.out, arguments.embedded)
+    print(f"{len(data.latents)} references, {len(data.bank.mouth):,} frames, {time.monotonic() - started_s:.0f} s")
+    trained, numbers = train(data, recipe, arguments.out / "openings.ckpt")
+    save_unet(mix_weights(data.teacher.unet, trained, recipe.share), arguments.out / "musetalk")
     log = {"recipe": asdict(recipe), **numbers, "seconds": round(time.monotonic() - started_s, 1)}
     (arguments.out / "openings.json").write_text(json.dumps(log, indent=2) + "\n")
     print(json.dumps(log))

@@ -13,13 +13,24 @@ from torch import Tensor, nn
 from models.musetalk import Generator, position_code
 from models.types import WINDOW_TOKENS
 from training.data import SpeechBank
-from training.openings import CLOSED, LARGE, PARTED, WIDE, Lesson, Recipe, gain_of, mixed, parted, train
+from training.openings import (
+    CLOSED,
+    LARGE,
+    PARTED,
+    WIDE,
+    Recipe,
+    TeacherData,
+    mix_weights,
+    opening_gain,
+    train,
+    widen_small_openings,
+)
 from training.speech import TRAIN
 
 
 def test_the_gain_applies_to_small_openings_only_and_is_continuous() -> None:
     moved = torch.linspace(0, 0.6, 601)
-    gain = gain_of(moved, 0.1)
+    gain = opening_gain(moved, 0.1)
     assert (gain[moved <= CLOSED] == 1).all() and (gain[moved >= WIDE] == 1).all()
     assert gain[(moved >= PARTED) & (moved <= LARGE)] == pytest.approx(1.1)
     assert (moved * gain).diff().min() > 0  # a mouth that was wider stays wider
@@ -33,7 +44,7 @@ def test_faces_move_further_from_rest_by_the_gain_of_their_lower_half() -> None:
     faces[1, :, 16:] -= 0.15
     faces[2, :, 16:] += 0.45
     faces[:, :, :16] += 0.2  # the upper half does not count
-    apart = (parted(faces, rests, 0.1) - rests) / (faces - rests)
+    apart = (widen_small_openings(faces, rests, 0.1) - rests) / (faces - rests)
     assert apart[0] == pytest.approx(1, abs=1e-4) and apart[2] == pytest.approx(1, abs=1e-4)
     assert apart[1] == pytest.approx(1.1, abs=1e-4)
 
@@ -64,7 +75,7 @@ POSITION = (
 )  # Generator adds this to a window
 
 
-def lesson() -> Lesson:
+def data() -> TeacherData:
     """100 frames in which one of the two sounds is heard, and four references."""
     sound = torch.arange(100) % 2
     states = torch.zeros(1000, 5, 384, dtype=torch.float16)
@@ -72,12 +83,12 @@ def lesson() -> Lesson:
     zeros = torch.zeros(100, dtype=torch.int64)
     bank = SpeechBank(states, 10 * torch.arange(100), torch.zeros(100, 7), zeros + TRAIN, zeros, zeros[:0])
     latents = torch.randn(4, 8, 32, 32, generator=torch.Generator().manual_seed(0))
-    return Lesson(Generator(Mouth().eval()), bank, latents, latents[:, :4], torch.zeros(50, 384))
+    return TeacherData(Generator(Mouth().eval()), bank, latents, latents[:, :4], torch.zeros(50, 384))
 
 
 def test_a_student_learns_the_gain_of_small_openings_and_its_teacher_does_not_change(tmp_path: Path) -> None:
     """The target is reached by one weight 30 % larger and the other unchanged, so training must find both."""
-    prepared = lesson()
+    prepared = data()
     recipe = dataclasses.replace(Recipe(), gain=0.3, steps=100, batch=8, rate=5e-3)
     student, numbers = train(prepared, recipe, tmp_path / "openings.ckpt")
     wanted = torch.tensor([1.3 * SMALL_OPENING, LARGE_OPENING])
@@ -89,5 +100,5 @@ def test_a_student_learns_the_gain_of_small_openings_and_its_teacher_does_not_ch
 
 def test_written_weights_are_a_mean_of_teacher_and_student() -> None:
     teacher, student = Mouth(0.1, 0.2), Mouth(0.5, 0.3)
-    assert mixed(teacher, student, 0.4).opening.tolist() == pytest.approx([0.26, 0.24])
+    assert mix_weights(teacher, student, 0.4).opening.tolist() == pytest.approx([0.26, 0.24])
     assert teacher.opening.tolist() == pytest.approx([0.1, 0.2])
