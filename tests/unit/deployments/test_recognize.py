@@ -1,4 +1,4 @@
-"""The Recognize stage without a cluster: what a change of its config means, what it decodes, and what it refuses."""
+"""The Recognize stage without Ray: sound formats, languages, limits and changes of its config."""
 
 import asyncio
 import threading
@@ -37,20 +37,20 @@ async def heard(recognize: Recognize, *given) -> Transcript:
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "mp3", "opus"])
-async def test_any_usual_sound_is_heard_at_16_khz(form):
+async def test_common_sound_formats_are_decoded_to_16_khz(form):
     transcript = await heard(await stage(), sound(1.5, 24_000, form))
     samples, language, task = Counting.asked[0]
     assert samples == pytest.approx(24_000, abs=1500) and (language, task) == (None, "transcribe")
     assert transcript.duration_s == pytest.approx(1.5, abs=0.1) and "tenths" in transcript.text
 
 
-async def test_its_time_is_stamped():
+async def test_a_result_has_its_timing():
     stamped = await (await stage()).transcribe(sound(1.0))
     (timing,) = stamped.timings
-    assert (timing.stage, timing.engine) == ("Recognize", ENGINE) and 0 < timing.compute_s < 5
+    assert (timing.stage, timing.engine) == ("Recognize", ENGINE) and timing.compute_s > 0
 
 
-async def test_a_request_s_language_goes_before_the_config_s():
+async def test_the_language_of_the_request_overrides_the_config():
     recognize = await stage(language="de")
     await heard(recognize, sound(1.0))
     await heard(recognize, sound(1.0), "fr", "translate")
@@ -59,7 +59,7 @@ async def test_a_request_s_language_goes_before_the_config_s():
         await heard(recognize, sound(1.0), "xx")
 
 
-async def test_what_is_no_sound_or_too_long_is_refused():
+async def test_data_that_is_not_sound_or_is_too_long_is_refused():
     recognize = await stage(max_audio_s=2.0)
     for data, words in ((b"", "empty"), (b"PK\3\4" * 50, "not audio"), (sound(4.0), "longer|limit|exceeds|2 s")):
         with pytest.raises(AudioError, match=words):
@@ -67,7 +67,7 @@ async def test_what_is_no_sound_or_too_long_is_refused():
     assert Counting.asked == []
 
 
-async def test_only_another_engine_is_loaded_again():
+async def test_only_a_change_of_the_engine_loads_it_again():
     recognize = await stage()
     await recognize.reconfigure({"engine": ENGINE, "language": "en", "max_audio_s": 5})
     assert Counting.loads == ["tenths"]
@@ -80,23 +80,23 @@ async def test_only_another_engine_is_loaded_again():
 
 
 class Waiting(Counting):
-    """Waits for a server; here, until two recordings wait at once."""
+    """Waits for a server: here, until two recordings wait at the same time."""
 
     io_bound = True
     both = threading.Barrier(2)
 
     def transcribe(self, samples_16khz, language=None, task="transcribe"):
-        self.both.wait(10)
+        self.both.wait(30)
         return super().transcribe(samples_16khz, language, task)
 
 
-async def test_an_engine_that_waits_hears_several_at_once():
+async def test_an_io_bound_engine_transcribes_in_parallel():
     recognize = await stage(engine=f"{__name__}:Waiting")
     texts = await asyncio.gather(*(heard(recognize, sound(seconds)) for seconds in (1.0, 2.0)))
     assert [transcript.text[:2] for transcript in texts] == ["10", "20"]
 
 
-async def test_the_default_engine_is_a_whisper_of_a_folder(tmp_path, monkeypatch):
+async def test_the_default_engine_is_whisper_with_the_weights_in_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match=r"fetch-weights --only whisper-tiny\.en"):
@@ -107,7 +107,7 @@ async def test_the_default_engine_is_a_whisper_of_a_folder(tmp_path, monkeypatch
     assert engine.transcribe(buzz(0.5), "en").duration_s == 0.5
 
 
-def test_the_graph_has_the_stage_only_where_the_config_says_so():
+def test_the_graph_has_the_stage_only_if_args_say_so():
     def stages(**args) -> set[str]:
         found, left = set(), [build_app(args)._bound_deployment]
         while left:
