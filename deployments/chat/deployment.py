@@ -94,10 +94,7 @@ class Chat(Stage[ChatConfig]):
         job = self._jobs.new(
             request.session_id,
             message,
-            avatar_id=request.avatar_id,
-            enhance=request.enhance,
-            voice=request.voice,
-            speed=request.speed,
+            **request.speech_options(),
         )
         await self._start_job(job).written.wait()
         return {"job_id": job.job_id, "session_id": job.session_id}
@@ -216,6 +213,7 @@ class Chat(Stage[ChatConfig]):
             session_id=job.session_id,
             avatar_id=job.avatar_id,
             enhance=job.enhance,
+            strength=job.strength,
             voice=job.voice,
             speed=job.speed,
             deliver=False,

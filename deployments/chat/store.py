@@ -18,7 +18,7 @@ from models.runtime.ids import check_id, path_under
 
 Status = Literal["queued", "thinking", "speaking", "done", "failed"]
 UNFINISHED = ("queued", "thinking", "speaking")
-PRIVATE = ("attempt", "heard", "avatar_id", "enhance", "voice", "speed")  # fields that clients do not get
+PRIVATE = ("attempt", "heard", "avatar_id", "enhance", "strength", "voice", "speed")  # fields that clients do not get
 
 
 @dataclass(slots=True)
@@ -39,6 +39,7 @@ class ChatJob:
     interrupted: bool = False
     avatar_id: str | None = None
     enhance: bool | None = None
+    strength: float | None = None
     voice: str | None = None
     speed: float | None = None
     saying: str | None = None  # the part of the reply that Stitch has received, while it speaks

@@ -1,8 +1,8 @@
-"""What the ingress and Stitch say to each other. Knows no model and no HTTP."""
+"""Messages between the ingress, Chat and Stitch. Sent by Ray, so they are plain frozen dataclasses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from models.live.timeline import LiveClock, LiveFragment
@@ -10,37 +10,48 @@ from models.media.encode import MediaSpec
 
 DEFAULT_SESSION = "default"
 
-# Why a live stream ends: the session was closed, deleted, removed since nothing was said in it for long, or reset; it
-# shows another avatar now; the server stops; the viewer does not read.
+# Why a live stream ends. `closed`, `removed`, `expired` and `reset` happened to the session (`expired`: it was removed
+# because nothing was spoken in it for long). `replaced`: it shows another avatar now. `stopped`: the server stops.
+# `slow`: the viewer does not read its stream.
 Ending = Literal["closed", "removed", "expired", "reset", "replaced", "stopped", "slow"]
 
 
-@dataclass(frozen=True, slots=True)
-class SpeakRequest:
-    """What one call of /speak asks for: `text`, or `audio` as the bytes of a sound file. None means the config's.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechOptions:
+    """How an utterance looks and sounds. None: the value in the config of the stage."""
 
-    text_stream_key: in their place, the key of a text that is still being written (deployments/common/text_stream.py).
+    avatar_id: str | None = None
+    enhance: bool | None = None  # face restoration on or off
+    strength: float | None = None  # of face restoration, 0 to 1
+    voice: str | None = None
+    speed: float | None = None  # 1 is the normal speed of the voice
+
+    def speech_options(self) -> dict[str, Any]:
+        """These options alone, as keyword arguments for another SpeechOptions."""
+        return {option.name: getattr(self, option.name) for option in fields(SpeechOptions)}
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakRequest(SpeechOptions):
+    """One utterance for Stitch: `text`, or `audio` (the bytes of a sound file), or `text_stream_key`.
+
+    text_stream_key: the key of a text stream, a text that is still being written (deployments/common/text_stream.py).
     """
 
     session_id: str = DEFAULT_SESSION
     text: str = ""
     audio: bytes = b""
-    avatar_id: str | None = None
-    enhance: bool | None = None
-    strength: float | None = None
-    voice: str | None = None
-    speed: float | None = None
-    deliver: bool = True  # False: only the summary is wanted, not the fragments
+    deliver: bool = True  # False: return only the summary, without the fragments
     text_stream_key: str = ""
-    progress: bool = False  # tell how far it is while it is made
+    progress: bool = False  # also return progress events while the utterance is made
     calls: bool = False  # the summary lists every call of every stage, for a profile
 
 
 @dataclass(frozen=True, slots=True)
 class SpeakEvent:
-    """One item of the answer: bytes of video to deliver, how far it is, or the summary that ends it.
+    """One item of Stitch's answer: video bytes, progress, or the summary, which is the last item.
 
-    making: as messages.Making; and `spoken`: the sentences that have begun to be heard, and whether it is `watched`.
+    making: the fields of websocket.protocol.Making, and `spoken` (the sentences whose sound has begun) and `watched`.
     """
 
     data: bytes = b""
@@ -50,41 +61,37 @@ class SpeakEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """What one call of /chat asks for: an answer to `message`, spoken into the session. None means the config's."""
+class ChatRequest(SpeechOptions):
+    """One message for Chat, whose answer is spoken in the session."""
 
     message: str
     session_id: str = DEFAULT_SESSION
-    avatar_id: str | None = None
-    enhance: bool | None = None
-    voice: str | None = None
-    speed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LiveStart:
-    """What an ingress must know to show a session: how it is coded, and where its avatar's idle motion lies."""
+    """What an ingress needs to show a session: the encoding, and the file of the avatar's idle motion."""
 
     session_id: str
     avatar_id: str
     spec: MediaSpec
     idle_path: str
-    host: str = ""  # whose monotonic clock the session's goes by
-    clock_offset_s: float = 0.0  # and what is added to it (clocks.py)
+    host: str = ""  # the host whose monotonic clock drives the session
+    clock_offset_s: float = 0.0  # added to that clock to get the session's time (clocks.py)
     avatar_version: str = ""
 
     @property
     def picture(self) -> tuple[str, str, MediaSpec]:
-        """What speech must fit: an avatar that was prepared anew may have other frames in another order."""
+        """What speech must match. An avatar that was prepared again may have other frames in another order."""
         return self.avatar_id, self.avatar_version, self.spec
 
 
 @dataclass(frozen=True, slots=True)
 class LiveEvent:
-    """The session's clock as it is now, and what is new: its start, a piece, or nothing (a sign of life).
+    """The current clock of a session, and one news item: its start, a live fragment, or none (a heartbeat).
 
-    expect: speech is going to begin at this position, and is to be waited for should it be late; -1: it is not.
-    making: how far what is made has come (summary.py). ended: why the stream ends here.
+    expect: speech will begin at this position, so wait for it if it is late; -1: no speech is expected any more.
+    making: progress of the utterance that is being made. ended: why the stream ends with this event.
     """
 
     clock: LiveClock

@@ -1,99 +1,111 @@
-"""Downloads of sessions: each is made once, a few at a time, and kept for a while. Knows no stage and no HTTP."""
+"""Downloads of sessions: each file is made once, shared by all who request it, and kept for a while."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from deployments.ingress.session_views import faststart
+from cachetools import LRUCache
+
+from deployments.ingress.session_views import export_download
 
 FOLDER = "results/.downloads"
-KEPT_S = 120.0  # a file that nobody has asked for so long is removed: a player asks for it range by range
-KEPT = 4  # files
+KEEP_S = 120.0  # after the last request: a player requests a file range by range
+MAX_KEPT = 4  # files
+
+Key = tuple[str, int]  # the session's video tag, and its size in bytes
 
 
 @dataclass(slots=True)
-class _Made:
-    path: asyncio.Task[Path]
-    asking: int = 0  # who wait for it
-    begun: bool = False
-    forget: asyncio.TimerHandle | None = None
+class _Job:
+    task: asyncio.Task[Path]
+    waiting: int = 0  # requests
+    running: bool = False
+
+
+@dataclass(slots=True)
+class _File:
+    path: Path
+    expiry: asyncio.TimerHandle
+
+
+class _KeptFiles(LRUCache[Key, _File]):
+    """Deletes a file when it leaves the cache. A reader that has it open reads on."""
+
+    def popitem(self) -> tuple[Key, _File]:
+        key, file = super().popitem()
+        _delete(file)
+        return key, file
 
 
 class Downloads:
-    """Progressive files of sessions as they were at a size. One event loop; copying is done on threads.
+    """Progressive MP4 files of sessions at a given size. Runs on one event loop; copying is done on threads."""
 
-    A session of the same size is the same file, so several viewers, and the ranges of one, share it.
-    """
-
-    def __init__(self, folder: Callable[[], Path], at_once: int) -> None:
-        """folder: gives where they lie. at_once: files that are made at a time; who asks for a further one waits."""
+    def __init__(self, folder: Callable[[], Path], max_running: int) -> None:
+        """folder: returns the folder of the files. max_running: files made at a time; further requests wait."""
         self._folder = folder
-        self._room = asyncio.Semaphore(at_once)
-        self._made: OrderedDict[tuple[str, int], _Made] = OrderedDict()
+        self._slots = asyncio.Semaphore(max_running)
+        self._jobs: dict[Key, _Job] = {}
+        self._kept = _KeptFiles(MAX_KEPT)
 
     async def open(self, facts: dict[str, Any], size: int) -> BinaryIO:
-        """The file, opened. `facts`: what Stitch says of the session. Raises what views.faststart raises."""
+        """The file, opened. facts: Stitch's description of the session. Raises what export_download raises."""
         key = (facts["video_tag"], size)
         while True:
-            made = self._made.get(key)
-            if made is None:
-                made = self._made[key] = _Made(asyncio.create_task(self._make(key, facts, size)))
-                made.path.add_done_callback(functools.partial(self._done, key, made))
-            path = await self._path_of(key, made)
-            if self._made.get(key) is made:  # else it made room for others in this very moment
-                self._keep(key, made)
-                return path.open("rb")
+            if (file := self._kept.get(key)) is not None:
+                file.expiry.cancel()
+                file.expiry = self._expire_later(key)
+                return file.path.open("rb")
+            if (job := self._jobs.get(key)) is None:
+                job = self._jobs[key] = _Job(asyncio.create_task(self._make(key, facts, size)))
+                job.task.add_done_callback(functools.partial(self._keep, key, job))
+            await self._wait_for(key, job)  # its callback has put the file into _kept; another may have pushed it out
 
     def close(self) -> None:
-        """Remove all files."""
-        for key in list(self._made):
-            self._forget(key)
+        """Delete all files, now or as soon as they are made."""
+        self._jobs.clear()
+        while self._kept:
+            self._kept.popitem()
 
-    async def _path_of(self, key: tuple[str, int], made: _Made) -> Path:
-        """Wait for a file. One that is being made is made whoever leaves; one that waits for its turn ends with the
-        last who wants it: else, who asks and leaves again and again would have sessions copied for nobody.
+    async def _wait_for(self, key: Key, job: _Job) -> None:
+        """Wait for a file. A running job is finished even if nobody waits any more; one in the queue is then cancelled.
+
+        Otherwise a client that requests and leaves, again and again, would have sessions copied for nobody.
         """
-        made.asking += 1
+        job.waiting += 1
         try:
-            return await asyncio.shield(made.path)
+            await asyncio.shield(job.task)
         finally:
-            made.asking -= 1
-            if not made.asking and not made.begun and self._made.get(key) is made:
-                del self._made[key]
-                made.path.cancel()
+            job.waiting -= 1
+            if not job.waiting and not job.running and self._jobs.get(key) is job:
+                del self._jobs[key]
+                job.task.cancel()
 
-    async def _make(self, key: tuple[str, int], facts: dict[str, Any], size: int) -> Path:
-        async with self._room:
-            if (made := self._made.get(key)) is not None:
-                made.begun = True
-            return await asyncio.to_thread(lambda: faststart(facts, size, self._folder()))
+    async def _make(self, key: Key, facts: dict[str, Any], size: int) -> Path:
+        async with self._slots:
+            if (job := self._jobs.get(key)) is not None:
+                job.running = True
+            return await asyncio.to_thread(lambda: export_download(facts, size, self._folder()))
 
-    def _done(self, key: tuple[str, int], made: _Made, task: asyncio.Task[Path]) -> None:
-        known = self._made.get(key) is made
+    def _keep(self, key: Key, job: _Job, task: asyncio.Task[Path]) -> None:
+        wanted = self._jobs.get(key) is job
+        if wanted:
+            del self._jobs[key]
         if task.cancelled() or task.exception() is not None:
-            if known:
-                del self._made[key]
-        elif known:
-            self._keep(key, made)
+            return
+        if wanted:
+            self._kept[key] = _File(task.result(), self._expire_later(key))
         else:
             task.result().unlink(missing_ok=True)
 
-    def _keep(self, key: tuple[str, int], made: _Made) -> None:
-        if made.forget is not None:
-            made.forget.cancel()
-        made.forget = asyncio.get_running_loop().call_later(KEPT_S, self._forget, key)
-        self._made.move_to_end(key)
-        for old in [key for key, other in self._made.items() if other.forget is not None][:-KEPT]:
-            self._forget(old)
+    def _expire_later(self, key: Key) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(KEEP_S, lambda: _delete(self._kept.pop(key)))
 
-    def _forget(self, key: tuple[str, int]) -> None:
-        made = self._made.pop(key)
-        if made.forget is not None:
-            made.forget.cancel()
-            made.path.result().unlink(missing_ok=True)  # who reads it has it open
+
+def _delete(file: _File) -> None:
+    file.expiry.cancel()
+    file.path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Places of which there are so many: for uploads, for sockets. Knows nothing of who takes one."""
+"""Limits on how many things of one kind happen at a time: uploads, WebSockets."""
 
-# no `from __future__ import annotations`: part of what serve.ingress looks at
+# no `from __future__ import annotations`: serve.ingress pickles what stands here
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,21 +8,21 @@ from contextlib import contextmanager
 from models.errors import BusyError
 
 
-class Places:
-    """`with places.taken(): …`, as often at a time as `limit()` says. Not thread-safe: one event loop."""
+class ConcurrencyLimit:
+    """`with limit.acquire(): …` fails at once where `max_count()` are active. For one event loop, not thread-safe."""
 
-    def __init__(self, limit: Callable[[], int], full: str) -> None:
-        """full: the sentence for whoever finds no place."""
-        self._limit, self._full = limit, full
-        self.count = 0  # that are taken
+    def __init__(self, max_count: Callable[[], int], message: str) -> None:
+        """max_count: asked each time, because a new config may change it. message: of the BusyError."""
+        self._max_count, self._message = max_count, message
+        self.active = 0
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def acquire(self) -> Iterator[None]:
         """Raises BusyError."""
-        if self.count >= self._limit():
-            raise BusyError(self._full, "Try again in a few seconds.")
-        self.count += 1
+        if self.active >= self._max_count():
+            raise BusyError(self._message, "Try again in a few seconds.")
+        self.active += 1
         try:
             yield
         finally:
-            self.count -= 1
+            self.active -= 1

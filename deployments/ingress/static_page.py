@@ -1,4 +1,4 @@
-"""The chat page at `/`: static files of web/, with headers that let a browser run nothing else. Knows no stage."""
+"""The chat page at `/`: the static files of web/, with security headers."""
 
 # no `from __future__ import annotations`: FastAPI must see the real types
 
@@ -12,7 +12,7 @@ from deployments.common.paths import CODE
 FOLDER = CODE / "web"
 POLICY = {
     "default-src": "'none'",
-    "script-src": "'self'",  # no inline script, no eval, nobody else's
+    "script-src": "'self'",  # no inline scripts, no eval, no other hosts
     "style-src": "'self'",
     "img-src": "'self' data: blob:",
     "media-src": "'self' blob:",
@@ -28,32 +28,32 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
-    "Cache-Control": "no-cache",  # asked for each time, answered 304: a new version is seen at once
+    "Cache-Control": "no-cache",  # a browser revalidates each file, usually with 304, so a new version shows at once
 }
 
 
-class _Page:
-    """Adds HEADERS to whatever `app` answers."""
+class _WithHeaders:
+    """Sets HEADERS on every response of `app`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 names = {name.lower().encode() for name in HEADERS}
                 kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in names]
                 message["headers"] = [*kept, *((n.lower().encode(), v.encode()) for n, v in HEADERS.items())]
             await send(message)
 
-        await self._app(scope, receive, with_headers)
+        await self._app(scope, receive, send_with_headers)
 
 
 def serve_page(api: FastAPI) -> None:
-    """Serve FOLDER's index.html at `/` and the rest under `/web/`. Before serve.ingress, which freezes the routes."""
+    """Serve index.html at `/` and the other files under `/web/`. Call it before serve.ingress, which copies the app."""
 
     async def page() -> FileResponse:
         return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
     api.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
-    api.mount("/web", _Page(StaticFiles(directory=FOLDER, check_dir=False)), name="web")
+    api.mount("/web", _WithHeaders(StaticFiles(directory=FOLDER, check_dir=False)), name="web")

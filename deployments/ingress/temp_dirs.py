@@ -1,6 +1,6 @@
-"""A folder for files that a process makes for itself: swept up by the next process once its own is no more.
+"""One temporary folder per process, removed by the next process once its owner is dead.
 
-Several processes, on several hosts that share a file system, may have one each beneath the same root.
+Several processes, also on several hosts that share a file system, may have one each under the same root.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT_LOCK = ".lock"  # held while folders are made and removed
-HELD = ".held"  # behind a folder's name: the file that its process holds locked for as long as it lives
+ROOT_LOCK = ".lock"  # locked while folders are created and removed
+HELD = ".held"  # suffix of the file that a process keeps locked while it uses the folder of the same name
 
 
-class Scratch:
-    """Made at the first use. Where the file system does not honour flock(2) nothing is swept up."""
+class TempDirs:
+    """The temporary folder of this process under `root`. On file systems without flock(2) nothing is removed."""
 
     def __init__(self, root: Path) -> None:
-        """Remove what processes that are no more have left beneath the root."""
+        """Remove the folders of dead processes under `root`."""
         self._root = root
         self._path: Path | None = None
-        self._making = threading.Lock()
+        self._creating = threading.Lock()
         if root.is_dir():
-            with contextlib.suppress(OSError), _alone(root):
+            with contextlib.suppress(OSError), _root_locked(root):
                 for held in root.glob(f"*{HELD}"):
                     if _is_abandoned(held):
                         shutil.rmtree(held.with_suffix(""), ignore_errors=True)
                         held.unlink(missing_ok=True)
 
     def folder(self) -> Path:
-        """The folder of this process. From any thread. Raises OSError."""
-        with self._making:
+        """The folder of this process, created at the first call. Thread-safe. Raises OSError."""
+        with self._creating:
             if self._path is None:
                 self._root.mkdir(parents=True, exist_ok=True)
-                with _alone(self._root):  # else another might sweep it up before it is held
+                with _root_locked(self._root):  # another process must not remove it before it is locked
                     path = self._root / uuid.uuid4().hex
                     self._held = path.with_suffix(HELD).open("wb")
                     with contextlib.suppress(OSError):
@@ -48,7 +48,7 @@ class Scratch:
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def _root_locked(root: Path) -> Iterator[None]:
     with (root / ROOT_LOCK).open("ab") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -56,7 +56,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _is_abandoned(held: Path) -> bool:
-    """Whether nobody holds it; False where that cannot be told."""
+    """Whether no process has the file locked; False if that cannot be found out."""
     try:
         with held.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""Bodies that are files: so many at a time, each of a limited size. Belongs to the ingress; knows no stage."""
+"""Request bodies that are files: limited in number and size."""
 
-# no `from __future__ import annotations`: part of what serve.ingress looks at
+# no `from __future__ import annotations`: serve.ingress pickles what stands here
 
 import asyncio
 import contextlib
@@ -15,35 +15,35 @@ from fastapi import HTTPException, Request
 
 from configs.schema import IngressConfig
 from deployments.common.paths import output_path
-from deployments.ingress.limits import Places
+from deployments.ingress.limits import ConcurrencyLimit
 from models.errors import InputError
 
 FOLDER = "results/uploads"
-NAME = "The upload"  # of the file: what is wrong with it is told in sentences that begin with its name
-ABANDONED_S = 24 * 3600.0  # an upload this old belongs to an ingress that died over it
+NAME = "The upload"  # of the stored file: error messages about a video begin with its file name
+ABANDONED_S = 24 * 3600.0  # an older upload belongs to an ingress that died while it received it
 
 
 class Uploads:
-    """What an ingress replica receives of files."""
+    """Receives the uploads of one ingress replica."""
 
     def __init__(self, config: IngressConfig) -> None:
         self.config = config
-        full = "As many files are being received as this server allows."
-        self._places = Places(lambda: self.config.max_uploads, full)
+        message = "The maximum number of uploads is being received already."
+        self._limit = ConcurrencyLimit(lambda: self.config.max_uploads, message)
 
-    async def received(self, http: Request) -> bytes:
-        """A request's body. Raises BusyError, HTTPException 413."""
-        with self._places.taken():
+    async def receive(self, http: Request) -> bytes:
+        """The body of a request. Raises BusyError, HTTPException 413."""
+        with self._limit.acquire():
             async with aclosing(self._parts(http)) as parts:
                 return b"".join([part async for part in parts])
 
-    async def stored(self, http: Request) -> Path:
-        """The body as a file at a path that the caller cannot choose, for `discard`; none is left where it breaks off.
+    async def store(self, http: Request) -> Path:
+        """Store the body at a path that the client cannot choose; delete it with `discard`.
 
-        Raises BusyError, InputError, HTTPException 413.
+        Nothing is left of an upload that breaks off. Raises BusyError, InputError, HTTPException 413.
         """
         folder = output_path(FOLDER)
-        with self._places.taken():
+        with self._limit.acquire():
             await asyncio.to_thread(_prepare, folder)
             path, size = folder / uuid.uuid4().hex / NAME, 0
             try:
@@ -54,7 +54,7 @@ class Uploads:
                             size += len(part)
                             await asyncio.to_thread(file.write, part)
                 if not size:
-                    raise InputError("The request has no body.", "Send a video or a picture as the request's body.")
+                    raise InputError("The request has no body.", "Send a video or a picture as the body.")
             except BaseException:
                 discard(path)
                 raise
@@ -70,12 +70,12 @@ class Uploads:
 
 
 def discard(upload: Path) -> None:
-    """Remove what `stored` gave."""
+    """Delete what `store` returned."""
     shutil.rmtree(upload.parent, ignore_errors=True)
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder, and remove from it what nobody is going to read."""
+    """Create the folder, and delete abandoned uploads from it."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         with contextlib.suppress(OSError):

@@ -119,8 +119,8 @@ def serve_sessions(app: FastAPI, state: State, film: Film) -> None:
 
 def make_app(state: State, film: Film) -> FastAPI:
     app = FastAPI()
-    app.add_middleware(Access)  # the real middleware, open unless a test sets keys
-    serve_login(app)
+    app.add_middleware(Access, settings=lambda: state.settings)  # the real middleware, open unless a test sets keys
+    serve_login(app, lambda: state.settings)
 
     @app.get("/healthz")
     async def healthz() -> Response:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi.responses import JSONResponse
+
+from configs.schema import IngressConfig
+from deployments.ingress.security.keys import Keys
+from deployments.ingress.settings import IngressSettings
 
 WORD_S = 0.32
 STAGES = {
@@ -57,11 +61,16 @@ class State:
     heard: str = "What time is it?"  # transcription of any recording
     webrtc: Any = False  # whether WebRTC is offered; "lost": offered, but no media arrives
     ended: list[str] = field(default_factory=list)  # WebRTC connections closed by the page
+    settings: IngressSettings = field(default_factory=lambda: IngressSettings.of(IngressConfig()))
     down: bool = False  # live streams end and new ones are refused
     why: str = ""  # reason in the `ended` event
 
     def session(self, session_id: str) -> FakeSession:
         return self.sessions.setdefault(session_id, FakeSession())
+
+    def require_key(self, key: str) -> None:
+        """Let only requests with this API key in from now on."""
+        self.settings = replace(self.settings, keys=Keys([key]))
 
     def failing(self, name: str) -> JSONResponse | None:
         """The error response of a call that should fail."""

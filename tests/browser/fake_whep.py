@@ -28,17 +28,17 @@ class PieceViewer:
         self._spec = MediaSpec(
             width, height, FPS, preset="ultrafast", fragment_frames=LIVE_FRAMES, first_fragment_frames=LIVE_FRAMES
         )
-        self.timeline, self.why = ViewerTimeline(self._spec), None
+        self.timeline, self.ending = ViewerTimeline(self._spec), None
         self._film, self._session, self._state = film, session, state
         self._encoder, self._number = UtteranceEncoder(self._spec), 0
         self._news: list[tuple[str, dict[str, Any]]] = []
         self._told_s, self._open = 0.0, True
         state.viewers += 1
 
-    def to_edge(self) -> None:
+    def skip_to_edge(self) -> None:
         """There are no earlier fragments."""
 
-    def news(self) -> list[tuple[str, dict[str, Any]]]:
+    def take_messages(self) -> list[tuple[str, dict[str, Any]]]:
         news, self._news = self._news, []
         return news
 
@@ -46,7 +46,7 @@ class PieceViewer:
         self._state.viewers -= self._open
         self._open = False
 
-    async def taken(self) -> AsyncGenerator[tuple[LiveFragment, bool], None]:
+    async def fragments(self) -> AsyncGenerator[tuple[LiveFragment, bool], None]:
         began_s, given = time.monotonic(), 0
         while self._open and not self._state.down:
             for piece in await asyncio.to_thread(self._step):

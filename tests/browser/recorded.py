@@ -20,14 +20,13 @@ import numpy as np
 import pytest
 import uvicorn
 
-from deployments.ingress.deployment import Ingress
-from deployments.ingress.responses import api
+from deployments.ingress.app import api
 from deployments.stitch.open_sessions import OpenSessions
 from models.errors import ClosedError, ExistsError
 from models.live.cues import Cue
 from models.media.encode import MediaSpec, UtteranceEncoder
 from models.stitch.session import SessionFile
-from tests.support.ingress import Handle
+from tests.support.ingress import Handle, PlainIngress
 
 SIDE, BLOCK = 64, 16  # px
 SPEC = MediaSpec(SIDE, SIDE, 25, crf=18, preset="ultrafast")
@@ -83,10 +82,9 @@ def recorded_server(home: Path) -> Iterator[tuple[str, Path]]:
     """Serve the ingress's routes over the sessions in a folder. Yields (url, folder)."""
     root = home / "sessions"
     stitch = _Stitch(root)
-    plain: Any = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapper
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARMTALK_HOME", str(home))
-        served = plain(stitch, Handle(list=()), Handle(voices=()), Handle(messages=()))
+        served = PlainIngress(stitch, Handle(list=()), Handle(voices=()), Handle(messages=()))
         with ThreadPoolExecutor(1) as thread:  # Playwright's loop may run in the calling thread
             thread.submit(asyncio.run, served.reconfigure({})).result()
         patch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=served))

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from deployments.ingress.security.auth import Access
-from deployments.ingress.security.keys import Keys
 from tests.browser.chromium import LIVE, Tab
 from tests.browser.fake_state import State
 
@@ -17,8 +15,8 @@ ASKS = "document.querySelector('#key').open"
 
 
 @pytest.fixture
-def served(served: tuple[str, State], monkeypatch: pytest.MonkeyPatch) -> tuple[str, State]:
-    monkeypatch.setattr(Access, "keys", Keys([KEY]))
+def served(served: tuple[str, State]) -> tuple[str, State]:
+    served[1].require_key(KEY)
     return served
 
 
@@ -75,15 +73,13 @@ def test_signing_out_requires_a_key_again(served: tuple[str, State], tab: Any) -
     assert page.page.context.cookies() == []
 
 
-def test_a_revoked_key_leads_to_another_sign_in(
-    served: tuple[str, State], tab: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_revoked_key_leads_to_another_sign_in(served: tuple[str, State], tab: Any) -> None:
     url, state = served
     page: Tab = tab(url).open(live=False)
     page.until(ASKS)
     enter(page, KEY)
     page.until(LIVE)
-    monkeypatch.setattr(Access, "keys", Keys([KEY + "-new"]))
+    state.require_key(KEY + "-new")
     page.send("Are you there?")
     page.until(ASKS)
     enter(page, KEY + "-new")

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from deployments.ingress.security.auth import Access
-from deployments.ingress.security.keys import Keys
 from tests.browser.chromium import LIVE, Tab
 from tests.browser.fake_state import State
 
@@ -34,10 +32,8 @@ def chat(served: tuple[str, State], tab: Any) -> Tab:
     return page
 
 
-def test_sign_in_comes_before_the_upload_of_the_same_file(
-    chat: Tab, state: State, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Access, "keys", Keys([KEY]))
+def test_sign_in_comes_before_the_upload_of_the_same_file(chat: Tab, state: State) -> None:
+    state.require_key(KEY)
     chat.page.click("#upload-go")
     chat.until(ASKS)
     assert state.uploads == []  # nothing was sent before sign-in
@@ -46,11 +42,9 @@ def test_sign_in_comes_before_the_upload_of_the_same_file(
     assert state.uploads == [("me", CLIP["buffer"])]
 
 
-def test_a_key_revoked_during_upload_leads_to_sign_in_and_a_new_attempt(
-    chat: Tab, state: State, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_revoked_during_upload_leads_to_sign_in_and_a_new_attempt(chat: Tab, state: State) -> None:
     chat.page.route("**/avatars", lambda route: route.fulfill(json=[]))  # the cookie was valid until then
-    monkeypatch.setattr(Access, "keys", Keys([KEY]))
+    state.require_key(KEY)
     chat.page.route("**/avatars?*", lambda route: route.continue_())
     chat.page.click("#upload-go")
     chat.until(ASKS)
@@ -124,10 +118,8 @@ def test_arrow_keys_start_a_chat_only_with_the_final_avatar(served: tuple[str, S
 # --- sign-in, sign-out and delete without a server
 
 
-def test_sign_in_and_out_without_a_server_report_the_error(
-    served: tuple[str, State], tab: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Access, "keys", Keys([KEY]))
+def test_sign_in_and_out_without_a_server_report_the_error(served: tuple[str, State], tab: Any) -> None:
+    served[1].require_key(KEY)
     page: Tab = tab(served[0]).open("?via=mp4", live=False)
     page.until(ASKS)
     page.page.context.set_offline(True)

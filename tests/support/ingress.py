@@ -1,4 +1,4 @@
-"""The routes of the ingress over fake handles, for the tests of what it answers: no Ray, no other process."""
+"""The routes of the ingress over fake stages, without Ray."""
 
 import asyncio
 import contextlib
@@ -8,15 +8,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from deployments.common.messages import SpeakEvent
+from deployments.ingress.app import api
 from deployments.ingress.deployment import Ingress
-from deployments.ingress.responses import BoundedJson, api
-from deployments.ingress.security.allowed_hosts import KnownHosts
-from deployments.ingress.security.auth import Access
-from deployments.ingress.security.origins import SameOrigin
+
+PlainIngress = next(kind for kind in Ingress.__mro__ if "reconfigure" in vars(kind))  # without Serve's wrapper
+
+SUMMARY = {"session_id": "default", "frames": 25}
+SPOKEN = [SpeakEvent(b"init"), SpeakEvent(b"one", 4), SpeakEvent(b"two", 8), SpeakEvent(summary=SUMMARY)]
 
 
 class Events:
-    """A streaming response: yields `items`, raising those that are errors."""
+    """A streaming response: yields `items`, and raises those that are errors."""
 
     def __init__(self, items) -> None:
         self.items, self.cancelled = list(items), False
@@ -36,15 +38,15 @@ class Events:
         self.cancelled = True
 
 
-class Turns(list):
-    """Answers of a method, one a call."""
+class Answers(list):
+    """The answers of a method, one per call."""
 
 
 class Handle:
-    """A deployment: `answers` says what each method gives; `asked` and `made` remember."""
+    """A deployment handle. answers: the result of each method. `calls` and `streams` record what happened."""
 
     def __init__(self, **answers) -> None:
-        self.answers, self.asked, self.made = answers, [], []
+        self.answers, self.calls, self.streams = answers, [], []
 
     def options(self, **options):
         return self
@@ -53,13 +55,13 @@ class Handle:
         return SimpleNamespace(remote=lambda *arguments: self._call(name, arguments))
 
     def _call(self, name: str, arguments: tuple):
-        self.asked.append((name, arguments))
+        self.calls.append((name, arguments))
         answer = self.answers[name]
-        if isinstance(answer, Turns):
+        if isinstance(answer, Answers):
             answer = answer.pop(0)
         if isinstance(answer, list):
-            self.made.append(Events(answer))
-            return self.made[-1]
+            self.streams.append(Events(answer))
+            return self.streams[-1]
 
         async def give():
             if isinstance(answer, Exception):
@@ -69,79 +71,120 @@ class Handle:
         return give()
 
 
-SUMMARY = {"session_id": "default", "frames": 25}
+class EndlessSpeech:
+    """A stream of speech that lasts until it is cancelled, or until its text stream ends."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.text_ended = asyncio.Event()
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await self.text_ended.wait()
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
-SPOKEN = [SpeakEvent(b"init"), SpeakEvent(b"one", 4), SpeakEvent(b"two", 8), SpeakEvent(summary=SUMMARY)]
+class EndlessStitch(Handle):
+    """Stitch with speech that does not end by itself. `speeches` are those of the calls of `speak`."""
+
+    def __init__(self) -> None:
+        super().__init__(session={}, feed=None)
+        self.speeches: list[EndlessSpeech] = []
+
+    def _call(self, name: str, arguments: tuple):
+        if name == "speak":
+            self.calls.append((name, arguments))
+            self.speeches.append(EndlessSpeech())
+            return self.speeches[-1]
+        if name == "feed" and arguments[-1]:
+            self.speeches[-1].text_ended.set()
+        return super()._call(name, arguments)
+
+
+def run_now(coroutine):
+    """The result of a coroutine that never waits, also where an event loop runs already."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("the coroutine waits for something")
+
+
+def make_replica(monkeypatch, stitch=None, avatars=None, tts=None, chat=None, recognize=None, config=None):
+    """The replica that the routes are bound to, until the test ends. config: of the ingress."""
+    replica = PlainIngress(stitch or Handle(), avatars or Handle(), tts or Handle(), chat or Handle(), recognize)
+    run_now(replica.reconfigure(config or {}))
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=replica))
+    return replica
 
 
 @pytest.fixture
 def serve(monkeypatch, tmp_path):
-    """serve(stitch=…, avatars=…, config=…) → a client of the routes, bound to an ingress over fake handles."""
+    """serve(stitch=…, avatars=…, config=…) → a client of the routes. `client.replica` is the ingress replica."""
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
-    for kind, name in (
-        (BoundedJson, "max_bytes"),
-        (Access, "keys"),
-        (Access, "login_s"),
-        (KnownHosts, "allowed"),
-        (SameOrigin, "allowed"),
-    ):
-        monkeypatch.setattr(kind, name, getattr(kind, name))  # what a config sets ends with the test
 
     def start(stitch=None, avatars=None, config=None, tts=None, chat=None, recognize=None) -> TestClient:
-        plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
-        served = plain(stitch or Handle(), avatars or Handle(), tts or Handle(), chat or Handle(), recognize)
-        asyncio.run(served.reconfigure(config or {}))
-        monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=served))
-        return TestClient(api, raise_server_exceptions=False)
+        client = TestClient(api, raise_server_exceptions=False)
+        client.replica = make_replica(monkeypatch, stitch, avatars, tts, chat, recognize, config)
+        return client
 
     return start
 
 
 def error_of(answer) -> dict:
+    """The error of a response, which has the form that all errors have."""
     assert answer.json().keys() == {"error"} and "Traceback" not in answer.text
     error = answer.json()["error"]
     assert error.keys() == {"code", "message", "remedy"} and error["message"].endswith(".")
     return error
 
 
-async def half_sent(
+async def send_partly(
     path: str,
     data: bytes,
     leaves: bool = False,
-    method: str = "POST",
     headers: dict[str, str] | None = None,
-    drips_s: float = 0.0,
-    drips: int = 10**6,
+    repeat_s: float = 0.0,
+    repeats: int = 10**6,
 ) -> tuple[int, bytes]:
-    """(status, body) of a request whose body breaks off: the client leaves, or says nothing more; or with `drips_s`
-    sends the same again so often, and so many times.
+    """(status, body) of a POST whose body stops after `data`, or whose client leaves then.
+
+    repeat_s: `data` is sent again after each such time, `repeats` times, and then the body is complete.
     """
     path, _, query = path.partition("?")
     given = headers or {"content-type": "application/json"}
-    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()}
-    scope |= {
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
         "headers": [(k.encode(), v.encode()) for k, v in given.items()],
         "http_version": "1.1",
         "scheme": "http",
         "server": ("here", 80),
         "client": None,
     }
-    coming = [{"type": "http.request", "body": data, "more_body": True}]
-    coming += [{"type": "http.disconnect"}] if leaves else []
+    arriving = [{"type": "http.request", "body": data, "more_body": True}]
+    arriving += [{"type": "http.disconnect"}] if leaves else []
     sent: list[dict] = []
 
     async def receive():
-        nonlocal drips
-        if coming or not drips_s:
-            return coming.pop(0) if coming else await asyncio.sleep(60)
-        await asyncio.sleep(drips_s)
-        drips -= 1
-        return {"type": "http.request", "body": data, "more_body": drips > 0}
+        nonlocal repeats
+        if arriving or not repeat_s:
+            return arriving.pop(0) if arriving else await asyncio.sleep(3600)
+        await asyncio.sleep(repeat_s)
+        repeats -= 1
+        return {"type": "http.request", "body": data, "more_body": repeats > 0}
 
     async def send(message):
         sent.append(message)
 
-    with contextlib.suppress(Exception):  # of a client that has left, nobody is told
+    with contextlib.suppress(Exception):  # nothing is sent to a client that has left
         await api(scope, receive, send)
     return sent[0]["status"] if sent else 0, b"".join(message.get("body", b"") for message in sent)

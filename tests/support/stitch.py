@@ -10,7 +10,7 @@ import pytest
 
 from deployments.common.stage import StageTiming, Stamped
 from deployments.ingress.live import hub
-from deployments.ingress.live.hubs import Live
+from deployments.ingress.live.hubs import Hubs
 from deployments.stitch.avatar_cache import LoadedAvatar
 from deployments.stitch.deployment import Stitch
 from models.avatar.playback import ping_pong
@@ -139,7 +139,7 @@ async def make_stitch(monkeypatch, tmp_path):
         stages = Stages(delay_s)
         stitch = Stitch(stages, stages, stages)
         await stitch.reconfigure({"crf": 8, "steady_crops": False, "rest_mouth": "generated", **config})
-        live = Live(lambda session_id, position: StitchHandle(stitch).live.remote(session_id, position), lambda: 100)
+        live = Hubs(lambda session_id, position: StitchHandle(stitch).live.remote(session_id, position), lambda: 100)
         await stitch.create("alice")
         made.append((stitch, live))
         return stitch, live, stages

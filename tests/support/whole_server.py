@@ -20,15 +20,13 @@ from starlette.testclient import TestClient
 
 from deployments.avatars import Avatars
 from deployments.chat.deployment import Chat
-from deployments.ingress.deployment import Ingress
-from deployments.ingress.responses import api
+from deployments.ingress.app import api
 from deployments.stitch.deployment import Stitch
 from deployments.tts import TTS
 from models.speech.text import check_text, split_sentences
 from models.types import Speech
+from tests.support.ingress import PlainIngress
 from tests.support.stitch import RATE, Method, Response, Stages, Stream, grey_avatar
-
-PLAIN = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))  # without Serve's wrapping
 
 
 class Here:
@@ -79,8 +77,8 @@ def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[st
         tts, faces, avatars = TTS(), Stages(0.0), Avatars()
         stitch = Stitch(Here(tts), faces, faces)
         chat = Chat(Here(stitch))
-        ingress = PLAIN(Here(stitch), Here(avatars), Here(tts), Here(chat))
-        ingress._whep._elsewhere = elsewhere
+        ingress = PlainIngress(Here(stitch), Here(avatars), Here(tts), Here(chat))
+        ingress._whep._end_elsewhere = elsewhere
         stages.update(TTS=tts, Stitch=stitch, Chat=chat, Avatars=avatars, Ingress=ingress)
         given = {
             "TTS": {"engine": f"{__name__}:Tone"},
@@ -95,9 +93,9 @@ def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[st
         return False  # there is no other replica
 
     async def end() -> None:
-        await stages["Ingress"]._live.stop()
+        await stages["Ingress"]._hubs.stop()
         stages["Stitch"]._housekeeping.cancel()
-        stages["Chat"]._keeper.cancel()
+        stages["Chat"]._maintenance.cancel()
 
     with TestClient(api, raise_server_exceptions=False) as client:
         client.portal.call(build)

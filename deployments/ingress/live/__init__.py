@@ -1,1 +1,1 @@
-"""Viewers of live sessions: one hub per watched session."""
+"""Viewers of live sessions: a hub per session, and the registry of hubs."""

@@ -1,182 +1,191 @@
-"""One session, shown to all its viewers: a hub paced by the session's clock, however many watch.
+"""A hub shows one session to all its viewers, at the pace of the session's clock.
 
-Belongs to the ingress. A hub holds the avatar's idle motion, coded once, and plays it by itself; from Stitch comes a
-stream that is silent while nobody speaks. Viewers get the same pieces, each on a timeline of its own. Knows nothing of
-HTTP; codes no pictures.
+It loads the avatar's idle motion once and plays it by itself. From Stitch it gets a stream of speech, which is silent
+while nothing is spoken. All viewers get the same live fragments, each on its own timeline. A hub encodes nothing.
 """
 
-# no `from __future__ import annotations`: part of what serve.ingress looks at
+# no `from __future__ import annotations`: serve.ingress pickles what stands here
 
 import asyncio
 import contextlib
 import itertools
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from cachetools import LRUCache
+from ray.serve.handle import DeploymentResponseGenerator
+
 from deployments.common.clocks import HostClocks
-from deployments.common.errors import replica_lost_error, is_own_cancellation
-from deployments.common.messages import Ending, LiveStart
-from deployments.common.patience import within
-from deployments.ingress.send_queues import Client
+from deployments.common.errors import is_own_cancellation, replica_lost_error
+from deployments.common.messages import Ending, LiveEvent, LiveStart
+from deployments.ingress.backpressure import Client
 from models.errors import StageError
 from models.live.timeline import LIVE_FRAMES, IdleLoop, LiveClock, LiveFragment, ViewerTimeline
 from models.media.emsg import event_box
 
 log = logging.getLogger("ray.serve")
 
-JOIN_PIECES = 2  # that a viewer is given at once: 320 ms at 25 fps, its buffer from then on
-KEPT_PIECES = 4  # behind the live edge: one in two begins with a key frame
-VIEWER_PIECES = 8  # 1.3 s: a viewer who lags further drops to the live edge
-GRACE_S = 0.25  # speech may come so late without the viewers' buffers, JOIN_PIECES, running dry
-LINGER_S = 10.0  # a hub stays so long after its last viewer
-RETRY_S = 1.0  # before a lost stream from Stitch is asked for again
-LOOPS = 16  # avatars' idle loops kept in memory, some 2 MB each
+JOIN_FRAGMENTS = 2  # a new viewer gets these at once, as its buffer: 320 ms at 25 fps
+RECENT_FRAGMENTS = 4  # kept behind the live edge; one in two begins with a keyframe
+VIEWER_FRAGMENTS = 8  # 1.3 s: a viewer that lags further jumps to the live edge
+GRACE_S = 0.25  # how late speech may come without emptying the viewers' buffers of JOIN_FRAGMENTS
+LINGER_S = 10.0  # a hub ends this long after its last viewer left
+RETRY_S = 1.0  # between two attempts to subscribe again after the stream from Stitch was lost
+MAX_LOOPS = 16  # idle loops in memory, about 2 MB each
+CLOCK_STEP_S = 5.0  # the playout is this much behind its clock only after the clock was changed
 
-Subscribe = Callable[[str, int | None], Any]  # session id, position → a streaming response of LiveEvents
+Subscribe = Callable[[str, int | None], DeploymentResponseGenerator[Any]]  # (session id, position) → LiveEvents
+Message = tuple[str, dict[str, Any]]  # its kind, and its content as JSON
 
 
 class Viewer:
-    """One viewer's pieces, from the live edge on. Iterate for bytes of MP4; `close` when it has gone."""
+    """The live fragments for one viewer, from the live edge on. Iterate it to get MP4; `close` it at the end."""
 
     def __init__(self, hub: "Hub", client: Client | None) -> None:
         self.hub, self.client = hub, client
         self.timeline = ViewerTimeline(hub.spec)
-        self.dropped = 0  # pieces that were left out because the viewer is slow
+        self.dropped = 0  # fragments that were left out because the viewer is slow
         self.congested_since_s: float | None = None
-        self.joined_s, self.begun = time.monotonic(), False  # when it was given out, whether anything was taken
+        self.joined_s, self.started = time.monotonic(), False  # started: something was read
+        self.ending: Ending | None = None  # why the stream ended; None: it has not, or the viewer has left
         self._queue: deque[LiveFragment] = deque()
-        self._ready = asyncio.Event()
-        self._skipping = True  # until a piece that begins with a key frame
+        self._changed = asyncio.Event()
+        self._skipping = True  # until the next keyframe
         self._making: dict[str, Any] | None = None
-        self._events = 0
+        self._boxes = 0
         self._ended = False
-        self.why: Ending | None = None  # it has ended; None: it goes on, or the viewer has left
 
-    def offer(self, piece: LiveFragment) -> None:
-        """Give the viewer a piece, or leave it out where the viewer does not keep up."""
-        if len(self._queue) >= VIEWER_PIECES or self.congested_since_s is not None:
+    # --- called by the hub
+
+    def push(self, fragment: LiveFragment) -> None:
+        """Queue a fragment, or drop it if the viewer does not keep up."""
+        if len(self._queue) >= VIEWER_FRAGMENTS or self.congested_since_s is not None:
             self.dropped += len(self._queue) + 1
             self._queue.clear()
             self._skipping = True
-        elif piece.key or not self._skipping:
-            self._queue.append(piece)
-            self._ready.set()
+        elif fragment.key or not self._skipping:
+            self._queue.append(fragment)
+            self._changed.set()
         else:
             self.dropped += 1
 
-    def make(self, facts: dict[str, Any]) -> None:
-        """Let the viewer know how far what is made has come; of several the latest counts."""
+    def set_making(self, facts: dict[str, Any]) -> None:
+        """Report the progress of the utterance that is being made; only the latest report is sent."""
         self._making = facts
 
-    def end(self, why: Ending | None = None) -> None:
-        self.why = why if not self._ended else self.why
+    def end(self, ending: Ending | None = None) -> None:
+        self.ending = ending if not self._ended else self.ending
         self._ended = True
-        self._ready.set()
+        self._changed.set()
 
-    def news(self) -> list[tuple[str, dict[str, Any]]]:
-        """(kind, message) of what became known with the last piece; to be asked once a piece."""
+    # --- called by the connection
+
+    def take_messages(self) -> list[Message]:
+        """What became known with the latest fragment. Call it once per fragment."""
         making, self._making = self._making, None
-        told = [("caption", caption.as_json()) for caption in self.timeline.captions]
-        return [*told, *([("making", making)] if making is not None else [])]
+        captions: list[Message] = [("caption", caption.as_json()) for caption in self.timeline.captions]
+        return [*captions, *([("making", making)] if making is not None else [])]
 
-    def to_edge(self) -> None:
-        """Leave out what has come already, but for the last piece that begins with a key frame and what follows it."""
-        while any(piece.key for piece in itertools.islice(self._queue, 1, None)):
+    def skip_to_edge(self) -> None:
+        """Drop the queued fragments before the latest keyframe."""
+        while any(fragment.key for fragment in itertools.islice(self._queue, 1, None)):
             self._queue.popleft()
 
-    async def pieces(self) -> AsyncGenerator[tuple[LiveFragment, bytes], None]:
-        """Each piece with its bytes for this viewer; ends when the session does, or the viewer is stuck."""
-        async with aclosing(self.taken()) as taken:
-            async for piece, begins in taken:
-                yield piece, self.timeline.put(piece, begins)
+    async def muxed(self) -> AsyncGenerator[tuple[LiveFragment, bytes], None]:
+        """Each fragment with its bytes for this viewer; ends when the session ends, or the viewer is too slow."""
+        async with aclosing(self.fragments()) as fragments:
+            async for fragment, begins in fragments:
+                yield fragment, self.timeline.put(fragment, begins)
 
-    async def taken(self) -> AsyncGenerator[tuple[LiveFragment, bool], None]:
-        """The pieces as they come, and whether some were left out before one: for `timeline`, to put or to lay."""
-        self.begun = True
+    async def fragments(self) -> AsyncGenerator[tuple[LiveFragment, bool], None]:
+        """Each fragment, and whether fragments were left out before it, for `timeline.put` or `timeline.schedule`."""
+        self.started = True
         while True:
             while self._queue:
-                piece = self._queue.popleft()
+                fragment = self._queue.popleft()
                 begins, self._skipping = self._skipping, False
-                yield piece, begins
+                yield fragment, begins
             if self._ended:
                 return
-            self._ready.clear()
-            await self._ready.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._bytes()
+        return self._mp4()
 
-    async def _bytes(self) -> AsyncIterator[bytes]:
-        """What live.mp4 is: fragments, and between them, as boxes that players pass over, what is to be known."""
+    async def _mp4(self) -> AsyncIterator[bytes]:
+        """live.mp4: fragments, with messages in `emsg` boxes between them, which players skip."""
         yield self.timeline.init
-        async for _, data in self.pieces():
-            yield b"".join([*(self._box(kind, message) for kind, message in self.news()), data])
-        if self.why is not None:
-            yield self._box("ended", {"reason": self.why})
+        async for _, data in self.muxed():
+            yield b"".join([*(self._box(kind, message) for kind, message in self.take_messages()), data])
+        if self.ending is not None:
+            yield self._box("ended", {"reason": self.ending})
 
     def _box(self, kind: str, message: dict[str, Any]) -> bytes:
-        self._events += 1
+        self._boxes += 1
         start_s = message.get("start_s", self.timeline.duration_s)
-        return event_box(kind, message, self._events, start_s, message.get("end_s", start_s) - start_s)
+        return event_box(kind, message, self._boxes, start_s, message.get("end_s", start_s) - start_s)
 
     def close(self) -> None:
         self.hub.leave(self)
 
 
 class Hub:
-    """One session, shown to all its viewers. `start` before use; ends by itself when nobody has watched for a while."""
+    """One session for all its viewers. `start` it before use; Hubs stops it when nobody has watched for a while."""
 
-    def __init__(self, session_id: str, subscribe: Subscribe, loops: "Loops", clocks: HostClocks | None = None) -> None:
+    def __init__(
+        self, session_id: str, subscribe: Subscribe, loops: "IdleLoops", clocks: HostClocks | None = None
+    ) -> None:
         self.session_id = session_id
         self.viewers: set[Viewer] = set()
-        self.late = 0  # pieces that came too late to be shown when they were due
+        self.late = 0  # fragments that arrived after they were due
+        self.ended = False
+        self.host, self._now = "", time.time  # the session's host, and the time there
         self._subscribe, self._loops, self._clocks = subscribe, loops, clocks or HostClocks()
-        self.host, self._now = "", time.time  # that has the session, and what time it is there
         self._speech: deque[tuple[LiveClock, LiveFragment]] = deque()
-        self._recent: deque[LiveFragment] = deque(maxlen=KEPT_PIECES)
+        self._recent: deque[LiveFragment] = deque(maxlen=RECENT_FRAGMENTS)
         self._arrived = asyncio.Event()
         self._position = 0
         self._speaking = False
-        self._expected: set[int] = set()  # where speech is going to begin
+        self._expected: set[int] = set()  # positions where speech will begin
         self._events: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self._left_s = time.monotonic()
-        self.ended = False
 
     async def start(self) -> None:
-        """Ask Stitch for the session. Raises what it raises: SessionNotFound and others."""
+        """Subscribe to the session. Raises what Stitch raises, for instance SessionNotFound."""
         self._events = self._subscribe(self.session_id, None)
         try:
             event = await _first(self._events)
             assert event.start is not None, event
             self.spec, self._picture = event.start.spec, event.start.picture
             self._loop = await self._loops.load(Path(event.start.idle_path))
-            await self._follow(event.start)
+            await self._follow_clock(event.start)
         except BaseException:
             self._events.cancel()
             raise
         self._clock: LiveClock = event.clock
-        self._position = self._loop.grid.ceil(max(0, self._clock.position(self._now())))
+        self._position = self._position_now()
         start = self._position
-        for _ in range(JOIN_PIECES):  # as if it had been watched already
+        for _ in range(JOIN_FRAGMENTS):  # as if the session had been watched already
             start = self._loop.grid.floor(start - 1)
             self._recent.appendleft(self._loop.fragment_at(start))
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._play())]
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._play())]
         for task in self._tasks:
-            task.add_done_callback(self._broken)
+            task.add_done_callback(self._end_if_failed)
 
     def join(self, client: Client | None = None) -> Viewer:
-        """A viewer at the live edge: with the last pieces that begin with a key frame, so that it has a buffer."""
+        """Add a viewer at the live edge. It gets the latest fragments from a keyframe on, as its buffer."""
         viewer = Viewer(self, client)
-        keys = [k for k, piece in enumerate(self._recent) if piece.key]
-        first = max((k for k in keys if k <= len(self._recent) - JOIN_PIECES), default=keys[-1] if keys else 0)
-        for piece in list(self._recent)[first:]:
-            viewer.offer(piece)
+        keys = [k for k, fragment in enumerate(self._recent) if fragment.key]
+        first = max((k for k in keys if k <= len(self._recent) - JOIN_FRAGMENTS), default=keys[-1] if keys else 0)
+        for fragment in list(self._recent)[first:]:
+            viewer.push(fragment)
         self.viewers.add(viewer)
         return viewer
 
@@ -185,8 +194,8 @@ class Hub:
         self.viewers.discard(viewer)
         self._left_s = time.monotonic()
 
-    def forgotten(self) -> bool:
-        """Whether nobody has watched for a while."""
+    def is_unused(self) -> bool:
+        """Whether nobody has watched for LINGER_S."""
         return not self.viewers and time.monotonic() - self._left_s > LINGER_S
 
     async def stop(self) -> None:
@@ -198,53 +207,56 @@ class Hub:
         if self._events is not None:
             self._events.cancel()
 
-    def _end(self, why: Ending) -> None:
+    def _end(self, ending: Ending) -> None:
         self.ended = True
         for viewer in self.viewers:
-            viewer.end(why)
+            viewer.end(ending)
 
-    def _broken(self, task: asyncio.Task[None]) -> None:
-        """End with a task that failed: viewers of half a hub would see the avatar stand still, or never speak."""
+    def _end_if_failed(self, task: asyncio.Task[None]) -> None:
+        """End the hub when one of its tasks fails. Otherwise viewers would see a frozen or a silent avatar."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("live: the hub of session %s broke", self.session_id, exc_info=error)
+            log.error("live: the hub of session %s failed", self.session_id, exc_info=error)
             self._end("stopped")
 
-    # --- what comes from Stitch
+    # --- from Stitch
 
-    async def _listen(self) -> None:
-        """Take what Stitch sends; ask again when its stream breaks off, and end with the session."""
+    async def _receive(self) -> None:
+        """Receive Stitch's events. Subscribe again when the stream is lost; end with the session."""
         while True:
             try:
                 async for event in self._events:
-                    if event.expect is not None:
-                        ahead = {position for position in self._expected if position > self._position}
-                        self._expected = set() if event.expect < 0 else {*ahead, event.expect}
-                    if event.piece is not None:
-                        self._speech.append((event.clock, event.piece))
-                        self._arrived.set()
-                    if event.making is not None:
-                        for viewer in self.viewers:
-                            viewer.make(event.making)
                     if event.ended is not None:
                         return self._end(event.ended)
-            except (Exception, asyncio.CancelledError) as error:  # a replica died, or is being replaced: not to be seen
+                    self._take(event)
+            except (Exception, asyncio.CancelledError) as error:  # a replica died or is being replaced: try again
                 if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
                     raise
-                log.warning("live: the stream of session %s broke off: %s", self.session_id, type(error).__name__)
+                log.warning("live: lost the stream of session %s: %s", self.session_id, type(error).__name__)
             self._events.cancel()
             self._speech.clear()
             self._expected.clear()
             await asyncio.sleep(RETRY_S)
-            if why := await self._resume():
-                return self._end(why)
+            if ending := await self._subscribe_again():
+                return self._end(ending)
 
-    async def _resume(self) -> Ending | None:
-        """Subscribe again where the head is now; why not, where the session is gone or shows something else."""
+    def _take(self, event: LiveEvent) -> None:
+        if event.expect is not None:
+            ahead = {position for position in self._expected if position > self._position}
+            self._expected = set() if event.expect < 0 else {*ahead, event.expect}
+        if event.piece is not None:
+            self._speech.append((event.clock, event.piece))
+            self._arrived.set()
+        if event.making is not None:
+            for viewer in self.viewers:
+                viewer.set_making(event.making)
+
+    async def _subscribe_again(self) -> Ending | None:
+        """Subscribe at the current position. Return an ending if the session is gone, or shows something else."""
         while True:
             self._events = self._subscribe(self.session_id, self._position)
             try:
                 event = await _first(self._events)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - whatever it is, except the two below: try again
                 self._events.cancel()
                 status = getattr(getattr(error, "cause", error), "status", 503)
                 if status in (404, 409):
@@ -254,77 +266,77 @@ class Hub:
             if event.start is None or event.start.picture != self._picture:
                 self._events.cancel()
                 return "replaced"
-            await self._follow(event.start)
+            await self._follow_clock(event.start)
             self._clock = event.clock
             return None
 
-    async def _follow(self, start: LiveStart) -> None:
-        """Go by the clock of the process that has the session now."""
-        self.host, self._now = (
-            start.host,
-            await self._clocks.clock_of(start.host, self.session_id, start.clock_offset_s),
-        )
+    async def _follow_clock(self, start: LiveStart) -> None:
+        """Use the clock of the process that owns the session now."""
+        self._now = await self._clocks.clock_of(start.host, self.session_id, start.clock_offset_s)
+        self.host = start.host
 
-    # --- what viewers see
+    # --- to the viewers
+
+    def _position_now(self) -> int:
+        return self._loop.grid.ceil(max(0, self._clock.position(self._now())))
 
     async def _play(self) -> None:
-        """Give all viewers a piece when it is due, until the session ends."""
+        """Push each fragment to all viewers when it is due, until the session ends."""
+        max_wait_s = 4 * GRACE_S + LIVE_FRAMES / self.spec.fps
         while not self.ended:
             wait_s = self._clock.time_of(self._position) - self._now()
-            if wait_s > 4 * GRACE_S + LIVE_FRAMES / self.spec.fps or wait_s < -5.0:  # a clock that was set anew
-                self._position = self._loop.grid.ceil(max(0, self._clock.position(self._now())))
+            if not -CLOCK_STEP_S <= wait_s <= max_wait_s:  # the clock was changed
+                self._position = self._position_now()
                 continue
             await asyncio.sleep(max(0.0, wait_s))
-            piece = await self._next()
-            self._speaking = piece.utterance != 0
-            self._recent.append(piece)
+            fragment = await self._next()
+            self._speaking = fragment.utterance != 0
+            self._recent.append(fragment)
             for viewer in self.viewers:
-                viewer.offer(piece)
-            self._position = piece.next_position
+                viewer.push(fragment)
+            self._position = fragment.next_position
 
     async def _next(self) -> LiveFragment:
-        """What stands at the position: speech where there is any, else idle motion."""
-        if not self._speech and (self._speaking or self._position in self._expected):  # it is on its way
+        """The fragment at the current position: speech if there is any, otherwise idle motion."""
+        if not self._speech and (self._speaking or self._position in self._expected):  # speech is on its way
             self._arrived.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await within(GRACE_S, self._arrived.wait())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GRACE_S):
+                    await self._arrived.wait()
         while self._speech and self._speech[0][1].position <= self._position:
-            self._clock, piece = self._speech.popleft()
-            late = piece.position < self._position
+            self._clock, fragment = self._speech.popleft()
+            late = fragment.position < self._position
             self.late += late
-            if piece.utterance or not late:  # a way to rest that idle motion has overtaken is of no use any more
-                return piece
-        grid = self._loop.grid
-        return self._loop.fragment_at(grid.floor(self._position))
+            if fragment.utterance or not late:  # otherwise a late way back to idle motion, which plays already
+                return fragment
+        return self._loop.fragment_at(self._loop.grid.floor(self._position))
 
 
-async def _first(events: Any) -> Any:
-    """What a stream begins with. Raises StageError where its replica goes away: Ray then cancels what waits for it."""
+async def _first(events: Any) -> LiveEvent:
+    """The first item of a stream. Raises StageError if its replica goes away: Ray then cancels the waiting task."""
     try:
-        return await anext(events)
+        event: LiveEvent = await anext(events)
+        return event
     except asyncio.CancelledError as error:
         if is_own_cancellation():
             raise
         raise replica_lost_error() from error
 
 
-class Loops:
-    """Idle loops by file, the latest ones in memory."""
+class IdleLoops:
+    """A cache of idle loops by file."""
 
     def __init__(self) -> None:
-        self._loops: OrderedDict[Path, IdleLoop] = OrderedDict()
+        self._loops: LRUCache[Path, IdleLoop] = LRUCache(MAX_LOOPS)
 
     async def load(self, path: Path) -> IdleLoop:
-        """Raises StageError where the file cannot be read."""
-        if path not in self._loops:
+        """Raises StageError if the file cannot be read."""
+        if (loop := self._loops.get(path)) is None:
             try:
-                self._loops[path] = IdleLoop(await asyncio.to_thread(path.read_bytes))
+                loop = self._loops[path] = IdleLoop(await asyncio.to_thread(path.read_bytes))
             except (OSError, ValueError, KeyError, AssertionError) as error:
                 raise StageError(
                     f"The idle motion {path.name} cannot be read: {error}.",
-                    "Share the sessions' folder between all nodes, or remove the file: it is made again.",
+                    "Share the sessions' folder between all nodes, or delete the file: it is made again.",
                 ) from error
-            while len(self._loops) > LOOPS:
-                self._loops.popitem(last=False)
-        self._loops.move_to_end(path)
-        return self._loops[path]
+        return loop

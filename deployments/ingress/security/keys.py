@@ -1,10 +1,10 @@
-"""The keys that open a server, and what is signed with them: a browser's cookie, a token for one session's address.
+"""API keys, and what is signed with them: the page's login cookie, and tokens for the URLs of one session.
 
-A key itself stands in no file, no cookie and no address. What is signed names its own end, so that every replica can
-check it without asking another, and ends with its key. Knows no HTTP.
+No file, cookie or URL holds a key itself. A signed value holds its own expiry, so every replica can check it alone, and
+it is valid only as long as the key that signed it.
 """
 
-# no `from __future__ import annotations`: part of what serve.ingress looks at
+# no `from __future__ import annotations`: serve.ingress pickles what stands here
 
 import hashlib
 import hmac
@@ -12,99 +12,102 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
+
+from itsdangerous import BadData, URLSafeSerializer
 
 from models.errors import ConfigError
 
-SHORTEST_KEY = 16  # characters: shorter ones can be guessed
-MAC_CHARS = 40  # hexadecimal: 160 bits
-SCRYPT = {"n": 2**14, "r": 8, "p": 1}  # 16 MiB and 50 ms a key, once: who has a cookie cannot try keys quickly
-MAKE = "Make one with `openssl rand -hex 24`."
-SIGNED = re.compile(rf"([a-z]+)\.(\d{{1,12}})\.([0-9a-f]{{{MAC_CHARS}}})")
+MIN_KEY_CHARS = 16  # shorter keys can be guessed
+SCRYPT = {"n": 2**14, "r": 8, "p": 1}  # 16 MiB and 50 ms per key, once: a stolen cookie is no quick test for keys
+SIGNER = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
+REMEDY = "Make a key with `openssl rand -hex 24`."
 
-Scope = Literal["watch", "act"]  # of a token: look at a session; also speak in it
+Scope = Literal["watch", "act"]  # of a token: watch a session; also speak in it
 
 
 class Keys:
-    """Any of `keys` opens. Without any, the server is open to all."""
+    """A set of API keys, any of which gives access. An empty set: the server is open to everybody."""
 
     def __init__(self, keys: Sequence[str] = (), now: Callable[[], float] = time.time) -> None:
-        """Raises ConfigError for a key that is too short, or that no header can carry."""
+        """Raises ConfigError for a key that is too short, or that an HTTP header cannot carry."""
         for number, key in enumerate(keys, 1):
-            if len(key) < SHORTEST_KEY or not (key.isascii() and key.isprintable()):
-                what = f"Key {number} of {len(keys)} is shorter than {SHORTEST_KEY} characters, or not plain ASCII."
-                raise ConfigError(what, MAKE)
+            if len(key) < MIN_KEY_CHARS or not (key.isascii() and key.isprintable()):
+                what = f"Key {number} of {len(keys)} is shorter than {MIN_KEY_CHARS} characters, or not plain ASCII."
+                raise ConfigError(what, REMEDY)
         self._digests = [_digest(key) for key in keys]
         self._secrets = [hashlib.scrypt(key.encode(), salt=b"warmtalk", **SCRYPT) for key in keys]
         self._now = now
 
     @classmethod
-    def of_environment(cls, name: str | None) -> "Keys":
-        """The keys in the environment variable `name`, parted by blanks, commas or lines. Raises ConfigError.
+    def from_environment(cls, name: str | None) -> "Keys":
+        """The keys in the environment variable `name`, separated by blanks, commas or line breaks; None: no keys.
 
-        A variable that is missing or empty is an error: a server that was to be closed must not stand open.
+        Raises ConfigError. A missing or empty variable is an error: a server that should be closed must not be open.
         """
         if name is None:
             return cls()
         keys = re.split(r"[\s,]+", os.environ.get(name, "").strip())
         if not any(keys):
             what = f"The environment variable {name!r}, which api_keys_env of Ingress names, is not set."
-            raise ConfigError(what, f"Put one or more keys into it where the replicas run. {MAKE}")
+            raise ConfigError(what, f"Set it to one or more keys where the replicas run. {REMEDY}")
         return cls([key for key in keys if key])
 
     def __bool__(self) -> bool:
-        """Whether a key is wanted."""
+        """Whether a key is required."""
         return bool(self._digests)
 
-    def opens(self, key: str) -> bool:
-        """Whether it is one of the keys; takes as long whether or not, and however much of it is right."""
-        return self._place(key) is not None
+    def is_valid(self, key: str) -> bool:
+        """Whether `key` is one of the keys. The time that this takes does not depend on the answer."""
+        return self._index(key) is not None
 
-    # --- what is signed
+    # --- signed values
 
-    def cookie(self, key: str, for_s: float) -> str:
-        """What a browser keeps in the place of a key that opens; it ends after `for_s`, or with the key."""
-        place = self._place(key)
-        assert place is not None, "only for a key that opens"
-        return self._signed("cookie", "", for_s, self._secrets[place])
+    def sign_cookie(self, key: str, lifetime_s: float) -> str:
+        """A login cookie, which expires after `lifetime_s`, or when `key` is removed. The key must be valid."""
+        index = self._index(key)
+        assert index is not None, "sign_cookie needs a valid key"
+        return self._sign("cookie", "", lifetime_s, self._secrets[index])
 
-    def knows(self, cookie: str) -> bool:
-        return self._check(cookie, "cookie", "")
+    def is_valid_cookie(self, cookie: str) -> bool:
+        return self._verify(cookie, "cookie", "")
 
-    def token(self, session_id: str, scope: Scope, for_s: float) -> str:
-        """What opens the addresses of one session for a while, in a query: see access.py. Raises ConfigError."""
+    def sign_token(self, session_id: str, scope: Scope, lifetime_s: float) -> str:
+        """A token for the URLs of one session, for `?token=…`: see auth.py. Raises ConfigError without keys."""
         if not self:
-            raise ConfigError("This server wants no key, so its addresses need no token.", "Use them as they are.")
-        return self._signed(scope, session_id, for_s, self._secrets[0])
+            raise ConfigError("This server requires no key, so its URLs need no token.", "Use them without a token.")
+        return self._sign(scope, session_id, lifetime_s, self._secrets[0])
 
-    def admits(self, token: str, session_id: str, scope: Scope) -> bool:
-        """Whether a token is good for the session; one to act is good to watch, too."""
-        return self._check(token, "act", session_id) or (scope == "watch" and self._check(token, scope, session_id))
+    def is_valid_token(self, token: str, session_id: str, scope: Scope) -> bool:
+        """Whether a token gives this access to the session. Scope `act` includes `watch`."""
+        return self._verify(token, "act", session_id) or (scope == "watch" and self._verify(token, "watch", session_id))
 
-    def _place(self, key: str) -> int | None:
+    def _index(self, key: str) -> int | None:
         digest, found = _digest(key), None
-        for place, known in enumerate(self._digests):
+        for index, known in enumerate(self._digests):
             if hmac.compare_digest(digest, known):
-                found = place
+                found = index
         return found
 
-    def _signed(self, kind: str, about: str, for_s: float, secret: bytes) -> str:
-        end_s = int(self._now() + for_s)
-        return f"{kind}.{end_s}.{_mac(secret, kind, about, end_s)}"
+    def _sign(self, kind: str, session_id: str, lifetime_s: float, secret: bytes) -> str:
+        value: str = _serializer([secret], kind).dumps([session_id, int(self._now() + lifetime_s)])
+        return value
 
-    def _check(self, signed: str, kind: str, about: str) -> bool:
-        match = SIGNED.fullmatch(signed)
-        if match is None or match[1] != kind:
+    def _verify(self, value: str, kind: str, session_id: str) -> bool:
+        if not self._secrets:
             return False
-        macs = [_mac(secret, kind, about, int(match[2])) for secret in self._secrets]
-        good = [hmac.compare_digest(mac, match[3]) for mac in macs]  # all of them: as long for any key
-        return any(good) and int(match[2]) > self._now()
+        try:
+            signed: Any = _serializer(self._secrets, kind).loads(value)
+        except BadData:
+            return False
+        return bool(signed[0] == session_id and signed[1] > self._now())
+
+
+def _serializer(secrets: list[bytes], kind: str) -> URLSafeSerializer:
+    """Signs with the last of `secrets`, verifies with any. kind: keeps cookies and tokens of each scope apart."""
+    return URLSafeSerializer(secrets, salt=f"warmtalk.{kind}", signer_kwargs=SIGNER)
 
 
 def _digest(key: str) -> bytes:
-    """Of one length, so that comparing says nothing of a key's own."""
+    """A digest of fixed length: comparing digests does not reveal the length of a key."""
     return hashlib.sha256(key.encode("utf-8", "replace")).digest()
-
-
-def _mac(secret: bytes, kind: str, about: str, end_s: int) -> str:
-    return hmac.new(secret, f"{kind}\n{about}\n{end_s}".encode(), "sha256").hexdigest()[:MAC_CHARS]

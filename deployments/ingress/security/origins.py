@@ -1,85 +1,75 @@
-"""Keeps other sites' pages from acting through a viewer's browser. Belongs to the ingress; knows no route.
+"""Middleware against cross-site requests: pages of other origins may read, but not change anything.
 
-A browser lets any page send simple requests to any server that it reaches, and open WebSockets: to one on the viewer's
-own machine, too. It says from which origin: `Origin` (RFC 6454), `Sec-Fetch-Site` (W3C Fetch Metadata) where it sends
-none. What only reads is let through, since without CORS no other page sees the answer; clients that are no browsers
-send neither header. Pages of allowed origins are told so, as the Fetch standard has it, and see answers and errors.
+A browser lets any page send simple requests, and open WebSockets, to any server that it can reach, including one on the
+user's own machine. It names the page's origin in `Origin` (RFC 6454), or in `Sec-Fetch-Site` (W3C Fetch Metadata).
+Requests that only read pass: without CORS headers the other page does not see the response. Programs other than
+browsers send neither header. Pages of configured origins may do everything; Starlette's CORSMiddleware adds their CORS
+headers.
 """
 
-# no `from __future__ import annotations`: part of what serve.ingress looks at
+# no `from __future__ import annotations`: serve.ingress pickles what stands here
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-READING = ("GET", "HEAD", "OPTIONS")
-CHANGING_PATHS = ("/reset",)  # by GET, as the manual has it
-PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
+from deployments.ingress.settings import ANY, GetSettings
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+CHANGING_PATHS = ("/reset",)  # a GET that changes something, as in the manual
+DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 REFUSAL = {
     "code": "cross_origin",
     "message": "The request comes from a page of another origin.",
-    "remedy": "Name that origin in allowed_origins of Ingress.",
+    "remedy": "Add that origin to allowed_origins of Ingress.",
 }
-POLICY_VIOLATION = 1008  # RFC 6455
-SEEN = "Accept-Post, Allow, ETag, Link, Location, Retry-After, X-WarmTalk-Session"
-PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, HEAD, POST, DELETE, OPTIONS",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, If-Match, Range",
-    "Access-Control-Max-Age": "600",
+POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
+CORS: dict[str, Any] = {
+    "allow_methods": ("GET", "HEAD", "POST", "DELETE", "OPTIONS"),
+    "allow_headers": ("Authorization", "Content-Type", "If-Match", "Range"),
+    "expose_headers": ("Accept-Post", "Allow", "ETag", "Link", "Location", "Retry-After", "X-WarmTalk-Session"),
 }
 
 
-class SameOrigin:
-    """Refuses with 403 what would change something and comes from a page of another origin."""
+class CrossOrigin:
+    """Refuses with 403 a request that changes something and comes from a page of an origin that is not allowed."""
 
-    allowed: frozenset[str] = frozenset()  # the replica's: Ingress.reconfigure sets it
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, settings: GetSettings) -> None:
+        self._app, self._settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or not self._refused(scope):
-            await self._admit(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": REFUSAL["message"]})
-        else:
-            await JSONResponse({"error": REFUSAL}, 403)(scope, receive, send)
-
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through; a page of an allowed origin may see what comes of it."""
-        asked = Headers(scope=scope) if scope["type"] == "http" else Headers()
-        origin = asked.get("origin", "")
-        if not origin or not self.allowed.intersection((origin, "*")):
+        if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
-        shown = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": SEEN, "Vary": "Origin"}
-        if scope["method"] == "OPTIONS" and "access-control-request-method" in asked:
-            return await Response(None, 204, {**shown, **PREFLIGHT})(scope, receive, send)
-
-        async def told(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in shown.items()]
-                message["headers"] = [*message.get("headers", []), *own]
-            await send(message)
-
-        await self._app(scope, receive, told)
-
-    def _refused(self, scope: Scope) -> bool:
-        reads = scope["type"] == "http" and scope["method"] in READING and not scope["path"].endswith(CHANGING_PATHS)
-        return not reads and not same_origin(Headers(scope=scope), self.allowed)
+        headers, allowed = Headers(scope=scope), self._settings().allowed_origins
+        if not _is_read(scope) and not is_same_origin(headers, allowed):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": REFUSAL["message"]})
+            else:
+                await JSONResponse({"error": REFUSAL}, 403)(scope, receive, send)
+        elif allowed.intersection((headers.get("origin", ""), ANY)):
+            # made for each request, because a new config may change the origins; making it costs microseconds
+            await CORSMiddleware(self._app, tuple(allowed), **CORS)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
-def same_origin(headers: Mapping[str, str], allowed: Iterable[str] = ()) -> bool:
-    """Whether a request's page, if it has one, is the server's own, or of one of the `allowed` origins ("*": any)."""
-    allowed = set(allowed)
-    if "*" in allowed:
+def _is_read(scope: Scope) -> bool:
+    return scope["type"] == "http" and scope["method"] in SAFE_METHODS and not scope["path"].endswith(CHANGING_PATHS)
+
+
+def is_same_origin(headers: Mapping[str, str], allowed: Collection[str] = ()) -> bool:
+    """Whether a request comes from no page, the server's own page, or a page of an `allowed` origin ("*": any)."""
+    if ANY in allowed:
         return True
     origin = headers.get("origin")
     if origin is None:
         return headers.get("sec-fetch-site") != "cross-site"
-    # a proxy may have put another host in its place; a page of another origin cannot send X-Forwarded-Host unasked
+    # A proxy may replace Host. Another site's page cannot send X-Forwarded-Host without a preflight.
     hosts = (headers.get("host", ""), *headers.get("x-forwarded-host", "").split(","))
     page = urlsplit(origin)
     own = {_host(page.scheme, host.strip()) for host in hosts if host.strip()}
@@ -87,5 +77,5 @@ def same_origin(headers: Mapping[str, str], allowed: Iterable[str] = ()) -> bool
 
 
 def _host(scheme: str, host: str) -> str:
-    """The host in lower case without its scheme's own port."""
-    return host.lower().removesuffix(f":{PORTS.get(scheme, '')}")
+    """The host in lower case, without the default port of its scheme."""
+    return host.lower().removesuffix(f":{DEFAULT_PORTS.get(scheme, '')}")

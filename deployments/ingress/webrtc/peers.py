@@ -1,9 +1,9 @@
-"""Playback over WebRTC: an offer in, an answer out, then pictures and sound below 300 ms behind.
+"""The WebRTC connections of an ingress replica: answers an SDP offer, then sends pictures and sound within 300 ms.
 
-Belongs to the ingress; aiortc is in the extra `[webrtc]`. Knows nothing of HTTP.
+aiortc is in the extra `[webrtc]`.
 """
 
-# no `from __future__ import annotations`: part of what serve.ingress looks at
+# no `from __future__ import annotations`: serve.ingress pickles what stands here
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ import importlib.util
 import re
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from configs.schema import IngressConfig
@@ -19,97 +20,106 @@ from deployments.ingress.webrtc.tracks import Feed
 from models.errors import BusyError, InputError, NotConfiguredError, NotFoundError
 
 LOST_STATES = ("failed", "closed", "disconnected")
-CONNECT_S = 20.0  # a client that has not come by then has gone
-VIDEO_CODECS = ("video/H264", "video/VP8", "video/rtx")  # as they are liked: H.264 is passed on, VP8 coded for a viewer
-# Browsers hide their addresses as names that multicast DNS alone knows, and wait seconds for; such a client is found by
-# its own first packet. So may others be: that no more candidates come must not end a connection before it.
-UNHEEDED = re.compile(r"^a=(?:candidate:\S+ \d+ \S+ \d+ \S+\.local\.? .*|end-of-candidates[ \t]*)(?:\r?\n|\Z)", re.M)
+CONNECT_TIMEOUT_S = 20.0  # for the client's first packet after the answer
+# In order of preference. H.264 is sent as it was encoded; VP8 is encoded again for the viewer.
+VIDEO_CODECS = ("video/H264", "video/VP8", "video/rtx")
+# Browsers hide their addresses behind multicast DNS names, which aiortc would wait seconds for. The server learns the
+# address of such a client, and perhaps of others, from its first packet; so the end of the candidates must not end the
+# connection before that packet.
+IGNORED_CANDIDATES = re.compile(
+    r"^a=(?:candidate:\S+ \d+ \S+ \d+ \S+\.local\.? .*|end-of-candidates[ \t]*)(?:\r?\n|\Z)", re.M
+)
 CODEC_REMEDY = "Offer to receive H.264 with packetization-mode 1, or VP8; or use live.mp4."
 
 
+@dataclass(slots=True)
+class _Peer:
+    task: asyncio.Task[None]
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Peers:
-    """The WebRTC connections of an ingress replica."""
+    """Connections by id."""
 
     def __init__(self, config: Callable[[], IngressConfig]) -> None:
         self._config = config
-        self._peers: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}  # whether it is over, what serves it
+        self._peers: dict[str, _Peer] = {}
         self._answering = 0
 
     def __len__(self) -> int:
         return len(self._peers)
 
-    def check(self) -> None:
-        """Raises NotConfiguredError where this server does not offer WebRTC."""
-        remedy = "Use live.mp4; on the server, {}."
+    def check_available(self) -> None:
+        """Raises NotConfiguredError if this server does not offer WebRTC."""
+        remedy = "Use live.mp4, or on the server {}."
         if importlib.util.find_spec("aiortc") is None:
-            raise NotConfiguredError("WebRTC is not installed here.", remedy.format("pip install 'warmtalk[webrtc]'"))
+            raise NotConfiguredError("WebRTC is not installed.", remedy.format("run pip install 'warmtalk[webrtc]'"))
         if not self._config().max_webrtc_viewers:
-            raise NotConfiguredError(
-                "WebRTC is switched off here.", remedy.format("raise max_webrtc_viewers of Ingress")
-            )
+            raise NotConfiguredError("WebRTC is switched off.", remedy.format("raise max_webrtc_viewers of Ingress"))
 
     async def offer(self, sdp: str, view: Callable[[], Awaitable[Viewer]]) -> tuple[str, str]:
-        """(id, SDP answer) for a client's offer to receive, which holds all of its candidates.
+        """Answer a client's offer to receive, which must hold all its candidates. Return (id, SDP answer).
 
         Raises InputError, NotConfiguredError, BusyError, and what `view` raises.
         """
-        self.check()
+        self.check_available()
         if "video" not in (kinds := re.findall(r"^m=(audio|video) ", sdp, re.MULTILINE)):
-            raise InputError("The body is no SDP offer with video.", CODEC_REMEDY)
+            raise InputError("The body is not an SDP offer with video.", CODEC_REMEDY)
         if len(self._peers) + self._answering >= self._config().max_webrtc_viewers:
-            raise BusyError("As many WebRTC viewers watch as this server allows.", "Use live.mp4, or try again later.")
+            raise BusyError("The maximum number of WebRTC viewers is watching already.", "Use live.mp4, or try later.")
         self._answering += 1
         try:
             viewer = await view()
             try:
-                connection, feed = await self._answered(sdp, kinds, viewer)
+                connection, feed = await self._answer(sdp, kinds, viewer)
             except BaseException:
                 viewer.close()
                 raise
         finally:
             self._answering -= 1
         peer_id, over = uuid.uuid4().hex, asyncio.Event()
-        self._peers[peer_id] = (over, asyncio.create_task(self._serve(peer_id, connection, feed, over)))
+        self._peers[peer_id] = _Peer(asyncio.create_task(self._serve(peer_id, connection, feed, over)), over)
         return peer_id, str(connection.localDescription.sdp)
 
     async def end(self, peer_id: str) -> None:
         """Raises NotFoundError."""
         if peer_id not in self._peers:
-            raise NotFoundError("There is no such connection.", "It may have ended by itself.")
-        over, task = self._peers[peer_id]
-        over.set()  # and no cancellation: a task that has not begun yet would leave everything as it is
-        await asyncio.wait({task})
+            raise NotFoundError("There is no WebRTC connection with this id.", "It may have ended already.")
+        peer = self._peers[peer_id]
+        peer.over.set()  # not a cancellation: a task that has not started yet would close nothing
+        await asyncio.wait({peer.task})
 
     async def stop(self) -> None:
         for peer_id in list(self._peers):
             with contextlib.suppress(NotFoundError):
                 await self.end(peer_id)
 
-    async def _answered(self, sdp: str, kinds: list[str], viewer: Viewer) -> tuple[Any, Feed]:
-        """A connection that has its answer, and what is to be sent over it. Raises InputError."""
+    async def _answer(self, sdp: str, kinds: list[str], viewer: Viewer) -> tuple[Any, Feed]:
+        """A connection with its answer, and the feed of its tracks. Raises InputError."""
         from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 
         servers = [RTCIceServer(s.urls, s.username, s.credential) for s in self._config().ice_servers]
-        connection = RTCPeerConnection(RTCConfiguration(servers))  # an empty list: aiortc would ask a public server
+        connection = RTCPeerConnection(RTCConfiguration(servers))  # without a list, aiortc uses a public STUN server
         feed = Feed(viewer)
         connection.on("datachannel", lambda channel: setattr(feed, "channel", channel))
         try:
-            for kind in dict.fromkeys(kinds):  # before the offer is read: what is preferred is chosen from it
+            for kind in dict.fromkeys(kinds):  # before the offer is applied, so that the preferences count
                 transceiver = connection.addTransceiver(feed.track(kind), direction="sendonly")
                 if kind == "video":
                     known = RTCRtpSender.getCapabilities("video").codecs
-                    liked = sorted((c for c in known if c.mimeType in VIDEO_CODECS), key=_liking)
-                    transceiver.setCodecPreferences(liked)
+                    codecs = sorted((c for c in known if c.mimeType in VIDEO_CODECS), key=_codec_preference)
+                    transceiver.setCodecPreferences(codecs)
             try:
-                await connection.setRemoteDescription(RTCSessionDescription(UNHEEDED.sub("", sdp), "offer"))
+                offer = RTCSessionDescription(IGNORED_CANDIDATES.sub("", sdp), "offer")
+                await connection.setRemoteDescription(offer)
                 answer = await connection.createAnswer()
-            except Exception as error:  # whatever aiortc finds wrong with a text of somebody else's
+            except Exception as error:  # aiortc raises many kinds for SDP that it cannot use
                 why = str(error).rstrip(".") or "it is not SDP"
                 raise InputError(f"The offer cannot be answered: {why}.", CODEC_REMEDY) from error
             codec = video_codec(answer.sdp)
             if codec not in ("H264", "VP8"):
-                raise InputError("The offer has no video codec that is sent here.", CODEC_REMEDY)
-            feed.passing = codec == "H264"
+                raise InputError("The offer has no video codec that this server sends.", CODEC_REMEDY)
+            feed.passthrough = codec == "H264"
             await connection.setLocalDescription(answer)
         except BaseException:
             await connection.close()
@@ -117,17 +127,17 @@ class Peers:
         return connection, feed
 
     async def _serve(self, peer_id: str, connection: Any, feed: Feed, over: asyncio.Event) -> None:
-        """Feed the connection until it is lost, ended, or the session ends."""
-        met = asyncio.Event()
+        """Feed the connection until it is lost or ended, or the session ends."""
+        connected = asyncio.Event()
 
-        def changed() -> None:
+        def on_state_change() -> None:
             if connection.connectionState == "connected":
-                met.set()
+                connected.set()
             elif connection.connectionState in LOST_STATES:
                 over.set()
 
-        connection.on("connectionstatechange", changed)
-        tasks = [asyncio.create_task(ends) for ends in (_fed(feed, met), over.wait(), _missed(met))]
+        connection.on("connectionstatechange", on_state_change)
+        tasks = [asyncio.create_task(work) for work in (_run(feed, connected), over.wait(), _time_out(connected))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -138,26 +148,27 @@ class Peers:
             await connection.close()
 
 
-async def _fed(feed: Feed, met: asyncio.Event) -> None:
-    await met.wait()
+async def _run(feed: Feed, connected: asyncio.Event) -> None:
+    await connected.wait()
     await feed.run()
 
 
-async def _missed(met: asyncio.Event) -> None:
-    """Returns when a connection has not come about in time; else never."""
+async def _time_out(connected: asyncio.Event) -> None:
+    """Return if there is no connection in time; otherwise never."""
     try:
-        await asyncio.wait_for(met.wait(), CONNECT_S)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await connected.wait()
     except TimeoutError:
         return
     await asyncio.Event().wait()
 
 
-def _liking(codec: Any) -> int:
+def _codec_preference(codec: Any) -> int:
     return VIDEO_CODECS.index(codec.mimeType)
 
 
 def video_codec(sdp: str) -> str:
-    """The first codec of a description's video, as `rtpmap` names it; "" where video is refused, or there is none."""
+    """The name of the first video codec in a description, from its `rtpmap`; "" if it has none or refuses video."""
     section = re.search(r"^m=video (\d+) \S+ (\d+)(.*?)(?=^m=|\Z)", sdp, re.MULTILINE | re.DOTALL)
     if section is None or section[1] == "0":
         return ""

@@ -1,1 +1,1 @@
-"""The WebSocket at /sessions/{id}/ws: messages, connection, audio buffer."""
+"""The WebSocket at /sessions/{id}/ws: its messages, a connection, and the buffer of a recording."""

@@ -13,10 +13,10 @@ from models.errors import AudioError, ConfigError, InputError, WeightsError
 from models.recognition.base import Transcript
 from models.recognition.whisper import WhisperRecognizer
 from models.speech.audio import encode_audio
-from tests.support.listening import Counting
+from tests.support.recognizer import DurationRecognizer
 from tests.support.whisper import buzz, write_whisper
 
-ENGINE = "tests.support.listening:Counting"
+ENGINE = "tests.support.recognizer:DurationRecognizer"
 
 
 def sound(seconds: float, rate_hz: int = 24_000, form: str = "wav") -> bytes:
@@ -25,8 +25,8 @@ def sound(seconds: float, rate_hz: int = 24_000, form: str = "wav") -> bytes:
 
 
 async def stage(**config) -> Recognize:
-    Counting.loads.clear()
-    Counting.asked.clear()
+    DurationRecognizer.loads.clear()
+    DurationRecognizer.calls.clear()
     recognize = Recognize()
     await recognize.reconfigure({"engine": ENGINE, **config})
     return recognize
@@ -39,7 +39,7 @@ async def heard(recognize: Recognize, *given) -> Transcript:
 @pytest.mark.parametrize("form", ["wav", "flac", "mp3", "opus"])
 async def test_common_sound_formats_are_decoded_to_16_khz(form):
     transcript = await heard(await stage(), sound(1.5, 24_000, form))
-    samples, language, task = Counting.asked[0]
+    samples, language, task = DurationRecognizer.calls[0]
     assert samples == pytest.approx(24_000, abs=1500) and (language, task) == (None, "transcribe")
     assert transcript.duration_s == pytest.approx(1.5, abs=0.1) and "tenths" in transcript.text
 
@@ -54,7 +54,7 @@ async def test_the_language_of_the_request_overrides_the_config():
     recognize = await stage(language="de")
     await heard(recognize, sound(1.0))
     await heard(recognize, sound(1.0), "fr", "translate")
-    assert [entry[1:] for entry in Counting.asked] == [("de", "transcribe"), ("fr", "translate")]
+    assert [entry[1:] for entry in DurationRecognizer.calls] == [("de", "transcribe"), ("fr", "translate")]
     with pytest.raises(InputError, match="no language 'xx'"):
         await heard(recognize, sound(1.0), "xx")
 
@@ -64,22 +64,22 @@ async def test_data_that_is_not_sound_or_is_too_long_is_refused():
     for data, words in ((b"", "empty"), (b"PK\3\4" * 50, "not audio"), (sound(4.0), "longer|limit|exceeds|2 s")):
         with pytest.raises(AudioError, match=words):
             await heard(recognize, data)
-    assert Counting.asked == []
+    assert DurationRecognizer.calls == []
 
 
 async def test_only_a_change_of_the_engine_loads_it_again():
     recognize = await stage()
     await recognize.reconfigure({"engine": ENGINE, "language": "en", "max_audio_s": 5})
-    assert Counting.loads == ["tenths"]
+    assert DurationRecognizer.loads == ["tenths"]
     await recognize.reconfigure({"engine": ENGINE, "options": {"unit": "parts"}})
-    assert Counting.loads == ["tenths", "parts"] and "10 parts." in (await heard(recognize, sound(1.0))).text
-    with pytest.raises(ConfigError, match="Miles"):
+    assert DurationRecognizer.loads == ["tenths", "parts"] and "10 parts." in (await heard(recognize, sound(1.0))).text
+    with pytest.raises(ConfigError, match="miles"):
         await recognize.reconfigure({"engine": ENGINE, "options": {"unit": "miles"}})
     with pytest.raises(ConfigError, match="did you mean 'language'"):
         await recognize.reconfigure({"engine": ENGINE, "lanugage": "en"})
 
 
-class Waiting(Counting):
+class Waiting(DurationRecognizer):
     """Waits for a server: here, until two recordings wait at the same time."""
 
     io_bound = True

@@ -11,7 +11,7 @@ import pytest
 from deployments.common import clocks as module
 from deployments.common.clocks import HostClocks, own_host
 from deployments.common.messages import LiveEvent, LiveStart
-from deployments.ingress.live.hubs import Live
+from deployments.ingress.live.hubs import Hubs
 from models.avatar.playback import ping_pong
 from models.live.timeline import LiveClock, LiveFragment, encode_idle, split_fragment
 from tests.support.live import SIDE, SPEC, fragments, levels, shown
@@ -193,7 +193,7 @@ def white(count: int, position: int) -> list[LiveFragment]:
 @pytest.mark.parametrize("skew_s", [-2.0, 0.0, 2.0])
 async def test_idle_motion_follows_the_clock_of_the_sessions_host(idle_path, skew_s):
     stitch = SkewedStitch(idle_path, 100, skew_s)
-    hubs = Live(stitch.subscribe, lambda: 100, stitch.ask)
+    hubs = Hubs(stitch.subscribe, lambda: 100, stitch.ask)
     assert is_idle_from(range(88, 104), await watch(await hubs.view("alice"), 1.0))
     await hubs.stop()
 
@@ -201,7 +201,7 @@ async def test_idle_motion_follows_the_clock_of_the_sessions_host(idle_path, ske
 @pytest.mark.parametrize("skew_s", [-2.0, 2.0])
 async def test_speech_is_shown_when_it_is_due_by_the_clock_of_the_sessions_host(idle_path, skew_s):
     stitch = SkewedStitch(idle_path, 100, skew_s)
-    hubs = Live(stitch.subscribe, lambda: 100, stitch.ask)
+    hubs = Hubs(stitch.subscribe, lambda: 100, stitch.ask)
     viewer = await hubs.view("alice")
     position = viewer.hub._loop.grid.ceil(120)
     for fragment in white(8, position):
@@ -216,6 +216,6 @@ async def test_speech_is_shown_when_it_is_due_by_the_clock_of_the_sessions_host(
 
 async def test_without_measuring_the_picture_would_be_off_by_the_skew(idle_path):
     stitch = SkewedStitch(idle_path, 100, 2.0)
-    hubs = Live(stitch.subscribe, lambda: 100)
+    hubs = Hubs(stitch.subscribe, lambda: 100)
     assert not is_idle_from(range(88, 104), await watch(await hubs.view("alice"), 0.6))
     await hubs.stop()

@@ -1,4 +1,4 @@
-"""The ingress without Ray: what speech and chat are answered with, and what errors become."""
+"""Speech, chat, avatars and errors over HTTP, with fake stages."""
 
 import asyncio
 import os
@@ -15,27 +15,27 @@ from models.errors import AvatarNotFound, BusyError, InputError, StageError, Tex
 from tests.support.ingress import SPOKEN, SUMMARY, Handle, error_of
 
 
-def test_the_summary_is_the_answer(serve):
+def test_speak_returns_the_summary(serve):
     stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)])
     answer = serve(stitch).post("/speak", json={"text": "Hello."})
     assert (answer.status_code, answer.json()) == (200, SUMMARY)
-    (_, (request,)) = stitch.asked[0]
+    (_, (request,)) = stitch.calls[0]
     assert (request.session_id, request.text, request.deliver) == ("default", "Hello.", False)
 
 
-def test_a_stream_is_the_bytes_and_ends_with_its_call(serve):
+def test_a_stream_is_the_fragments_and_cancels_its_call_at_the_end(serve):
     stitch = Handle(speak=SPOKEN)
     answer = serve(stitch).post("/speak", json={"text": "Hello.", "session_id": "alice", "stream": True})
     assert (answer.content, answer.headers["x-warmtalk-session"]) == (b"initonetwo", "alice")
-    assert stitch.made[0].cancelled
+    assert stitch.streams[0].cancelled
 
 
 @pytest.mark.parametrize("items", [[TextError("No words.", "Send some.")], [SPOKEN[0], TextError("No words.", "x")]])
-def test_a_stream_that_fails_before_its_first_fragment_is_a_status_and_is_cancelled(serve, items):
+def test_an_error_before_the_first_fragment_sets_the_status_and_cancels_the_call(serve, items):
     stitch = Handle(speak=items)
     answer = serve(stitch).post("/speak", json={"text": "…", "stream": True})
     assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_text")
-    assert stitch.made[0].cancelled
+    assert stitch.streams[0].cancelled
 
 
 def test_an_utterance_without_a_summary_is_an_error(serve):
@@ -43,13 +43,13 @@ def test_an_utterance_without_a_summary_is_an_error(serve):
     assert (answer.status_code, error_of(answer)["code"]) == (502, "stage_failed")
 
 
-def test_a_message_is_handed_to_chat_and_its_job_is_the_answer(serve):
+def test_a_chat_message_is_passed_to_chat_which_returns_the_job(serve):
     started = {"job_id": "j1", "session_id": "alice"}
     chat = Handle(start=started, status={"status": "thinking"}, messages=({"role": "user", "content": "Hi"},))
     client = serve(chat=chat)
     answer = client.post("/chat", json={"message": "Hi", "session_id": "alice", "voice": "nova", "speed": 1.5})
     assert (answer.status_code, answer.json()) == (200, started)
-    (_, (request,)) = chat.asked[0]
+    (_, (request,)) = chat.calls[0]
     assert (request.message, request.session_id, request.voice, request.speed) == ("Hi", "alice", "nova", 1.5)
     assert client.get("/status/j1").json() == {"status": "thinking"}
     assert client.get("/chat/alice").json() == [{"role": "user", "content": "Hi"}]
@@ -60,17 +60,17 @@ def test_a_full_chat_is_429(serve):
     assert (answer.status_code, answer.headers["retry-after"], error_of(answer)["code"]) == (429, "2", "busy")
 
 
-def test_voices_are_the_engines(serve):
+def test_voices_come_from_the_tts_engine(serve):
     voices = ({"name": "nova", "ready": True, "fetch_mb": 0.0}, {"name": "onyx", "ready": False, "fetch_mb": 7.9})
     assert serve(tts=Handle(voices=voices)).get("/voices").json() == list(voices)
 
 
-def test_openais_clients_find_the_engines_as_models(serve):
+def test_engines_are_listed_as_openai_models(serve):
     tts, whisper = Handle(stats={"config": {"engine": "hibari"}}), Handle(stats={"config": {"engine": "whisper"}})
     client = serve(tts=tts, recognize=whisper)
-    told = client.get("/v1/models").json()
-    assert told["object"] == "list" and [model["id"] for model in told["data"]] == ["hibari", "whisper"]
-    for model in told["data"]:
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list" and [model["id"] for model in listed["data"]] == ["hibari", "whisper"]
+    for model in listed["data"]:
         assert (model["object"], model["owned_by"]) == ("model", "warmtalk") and 0 <= time.time() - model[
             "created"
         ] < 60
@@ -85,8 +85,8 @@ def test_openais_clients_find_the_engines_as_models(serve):
 # --- removing an avatar
 
 
-class Asked:
-    """What a broadcast gives: an answer of each replica."""
+class Broadcast:
+    """The response of a broadcast: one answer per replica."""
 
     def __init__(self, answers) -> None:
         self.answers = answers
@@ -97,37 +97,37 @@ class Asked:
 
 
 class Replicas(Handle):
-    """Stitch, of several replicas."""
+    """Stitch with several replicas. `broadcasts` are the calls that all of them got."""
 
     def __init__(self, *answers) -> None:
         super().__init__(default_avatar="presenter")
-        self.told, self.replies = [], answers
+        self.broadcasts, self.replies = [], answers
 
     def broadcast(self, *arguments):
-        self.told.append(arguments)
-        return Asked(list(self.replies))
+        self.broadcasts.append(arguments)
+        return Broadcast(list(self.replies))
 
 
-def test_a_removed_avatar_is_forgotten_by_every_replica_of_stitch(serve):
+def test_every_stitch_replica_is_told_of_a_removed_avatar(serve):
     stitch, avatars = Replicas(["bob"], [], ["alice"]), Handle(remove=None)
     answer = serve(stitch, avatars).delete("/avatars/me")
     assert answer.json() == {"avatar_id": "me", "removed": True, "ended": ["alice", "bob"]}
-    assert avatars.asked == [("remove", ("me", "presenter"))] and stitch.told == [("forget_avatar", "me")]
+    assert avatars.calls == [("remove", ("me", "presenter"))] and stitch.broadcasts == [("forget_avatar", "me")]
 
 
-def test_a_replica_that_cannot_be_told_does_not_hide_that_the_avatar_is_removed(serve, caplog):
+def test_an_avatar_is_removed_even_if_a_stitch_replica_does_not_confirm_it(serve, caplog):
     stitch = Replicas(["bob"], RuntimeError("dead"))
     assert serve(stitch, Handle(remove=None)).delete("/avatars/me").json()["ended"] == ["bob"]
-    assert "a replica of Stitch was not told" in caplog.text
+    assert "a Stitch replica did not confirm it" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(AvatarNotFound("There is none.", "See."), 404), (InputError("It ships.", "Leave it."), 422)]
 )
-def test_an_avatar_that_is_not_there_or_has_to_stay_is_a_status_and_nobody_is_told(serve, error, status):
+def test_an_avatar_that_cannot_be_removed_is_an_error_and_no_replica_is_told(serve, error, status):
     stitch = Replicas([])
     answer = serve(stitch, Handle(remove=error)).delete("/avatars/me")
-    assert answer.status_code == status and error_of(answer)["message"] == error.message and stitch.told == []
+    assert answer.status_code == status and error_of(answer)["message"] == error.message and stitch.broadcasts == []
     assert serve(stitch, Handle()).delete("/avatars/A%20b").status_code == 422
 
 
@@ -142,7 +142,7 @@ def test_an_avatar_that_is_not_there_or_has_to_stay_is_a_status_and_nobody_is_to
         (ValueError("secret path /root"), 502, "stage_failed"),
     ],
 )
-def test_whatever_is_raised_becomes_a_code_a_sentence_and_a_remedy(serve, raised, status, code):
+def test_every_exception_becomes_an_error_with_code_message_and_remedy(serve, raised, status, code):
     answer = serve(Handle(session=raised)).get("/sessions/alice")
     error = error_of(answer)
     assert (answer.status_code, error["code"]) == (status, code)
@@ -150,39 +150,39 @@ def test_whatever_is_raised_becomes_a_code_a_sentence_and_a_remedy(serve, raised
     assert answer.headers.get("retry-after") == ("2" if status == 429 else None)
 
 
-def test_the_known_error_is_the_cause_where_there_is_one():
+def test_the_cause_of_a_ray_error_is_the_error():
     cause = TextError("No words.", "Send some.")
     assert to_warmtalk_error(RayTaskError("speak", "…", cause)) is cause
     assert isinstance(to_warmtalk_error(BackPressureError(num_queued_requests=1, max_queued_requests=1)), BusyError)
     assert isinstance(to_warmtalk_error(RuntimeError("bug")), StageError)
 
 
-def test_unknown_paths_and_methods_are_errors_in_words(serve):
+def test_unknown_paths_and_methods_are_errors_with_a_remedy(serve):
     client = serve()
     for answer, code in ((client.get("/nowhere"), "http_404"), (client.put("/speak"), "http_405")):
         error = answer.json()["error"]
-        assert (error["code"], error["remedy"]) == (code, "See /docs for what there is.")
+        assert (error["code"], error["remedy"]) == (code, "See /docs for the available paths.")
 
 
-def test_health_asks_stitch(serve):
+def test_the_health_check_calls_stitch(serve):
     assert serve(Handle(stats={})).get("/healthz").json() == {"status": "ok"}
     busy = BackPressureError(num_queued_requests=9, max_queued_requests=9)
     assert serve(Handle(stats=busy)).get("/healthz").status_code == 429
 
 
-def test_the_footprint_tells_of_each_process_and_of_viewers(serve):
+def test_the_footprint_lists_processes_and_viewers(serve):
     facts = {"stage": "Stitch", "pid": 7, "rss_mb": 1.5, "open_files": 2, "threads": 3, "tasks": 4, "config": {}}
     others = {name.lower(): Handle(stats=facts | {"stage": name}) for name in ("TTS", "Chat")}
-    told = serve(Handle(stats=facts), **others).get("/footprint").json()
-    assert told["stages"].keys() == {"Ingress", "Stitch", "Chat", "TTS"}
-    assert told["stages"]["Stitch"] == {key: facts[key] for key in ("pid", "rss_mb", "open_files", "threads", "tasks")}
-    here = told["stages"]["Ingress"]
+    found = serve(Handle(stats=facts), **others).get("/footprint").json()
+    assert found["stages"].keys() == {"Ingress", "Stitch", "Chat", "TTS"}
+    assert found["stages"]["Stitch"] == {key: facts[key] for key in ("pid", "rss_mb", "open_files", "threads", "tasks")}
+    here = found["stages"]["Ingress"]
     assert here["pid"] == os.getpid() and here["open_files"] > 2 and here["threads"] >= 1 and here["tasks"] >= 1
-    assert 10 < here["rss_mb"] < 10_000 and told["live"] == {"hubs": 0, "viewers": 0, "dropped": 0}
+    assert here["rss_mb"] > 10 and found["live"] == {"hubs": 0, "viewers": 0, "dropped": 0}
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stage_that_goes_away_is_a_status_and_no_broken_connection(serve, stream):
+def test_a_stage_replica_that_goes_away_is_a_502(serve, stream):
     client = serve(Handle(speak=[asyncio.CancelledError()]))
     answer = client.post("/speak", json={"text": "Hello.", "stream": stream})
     assert answer.status_code == 502 and error_of(answer)["code"] == "stage_failed"

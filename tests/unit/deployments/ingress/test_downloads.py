@@ -1,33 +1,37 @@
-"""Downloads: made once, a few at a time, beside the event loop; kept for a while, then gone."""
+"""Downloads: each file is made once, a few at a time, on threads; kept for a while, then deleted. In virtual time."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deployments.ingress import downloads
-from deployments.ingress.downloads import Downloads
+from deployments.ingress.downloads import KEEP_S, MAX_KEPT, Downloads
 from models.errors import InputError
 from models.media.encode import UtteranceEncoder
 from models.stitch.session import SessionFile
 from tests.support.live import RATE, SPEC, levels, shown
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
+EXPORT_S = 1.0
 
 
 def say(session: SessionFile, frames: int) -> None:
-    for fragment in UtteranceEncoder(SPEC, session.clock).push(
-        levels(frames), np.zeros(frames * RATE // 25, np.float32), last=True
-    ):
+    silence = np.zeros(frames * RATE // 25, np.float32)
+    for fragment in UtteranceEncoder(SPEC, session.clock).push(levels(frames), silence, last=True):
         session.append(fragment)
 
 
 def facts(session: SessionFile) -> dict[str, Any]:
     return {"video_path": str(session.path), "video_tag": session.video_tag}
+
+
+def frames_of(data: bytes) -> int:
+    return len(shown(data)[1])
 
 
 @pytest.fixture
@@ -42,25 +46,28 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "files"
 
 
-@pytest.fixture
-def made(monkeypatch) -> dict[str, Any]:
-    """Files take 50 ms to make: how many are being made, the most at a time, how many were."""
-    seen = {"now": 0, "most": 0, "all": 0}
-    lock, faststart = threading.Lock(), downloads.faststart
+class Threads:
+    """asyncio.to_thread, where each call takes EXPORT_S of virtual time. Counts the calls."""
 
-    def slowly(*arguments):
-        with lock:
-            seen["now"], seen["all"] = seen["now"] + 1, seen["all"] + 1
-            seen["most"] = max(seen["most"], seen["now"])
-        time.sleep(0.05)
+    def __init__(self) -> None:
+        self.running = self.max_running = self.calls = 0
+
+    async def __call__(self, function, *arguments):
+        self.calls += 1
+        self.running += 1
+        self.max_running = max(self.max_running, self.running)
         try:
-            return faststart(*arguments)
+            await asyncio.sleep(EXPORT_S)
+            return function(*arguments)
         finally:
-            with lock:
-                seen["now"] -= 1
+            self.running -= 1
 
-    monkeypatch.setattr(downloads, "faststart", slowly)
-    return seen
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch) -> Threads:
+    threads = Threads()
+    monkeypatch.setattr(asyncio, "to_thread", threads)
+    return threads
 
 
 async def read(files: Downloads, session: SessionFile, size: int) -> bytes:
@@ -68,92 +75,90 @@ async def read(files: Downloads, session: SessionFile, size: int) -> bytes:
         return file.read()
 
 
-async def test_so_many_are_made_at_a_time_and_the_rest_wait(session, folder, made):
+async def test_a_limited_number_is_made_at_a_time_and_the_rest_wait(session, folder, threads):
     sizes = [session.size]
     for _ in range(5):
         say(session, 8)
         sizes.append(session.size)
     files = Downloads(lambda: folder, 2)
     data = await asyncio.gather(*(read(files, session, size) for size in sizes))
-    assert (made["most"], made["all"]) == (2, 6)
-    assert [len(shown(whole)[1]) for whole in data] == [30, 38, 46, 54, 62, 70]
+    assert (threads.max_running, threads.calls) == (2, 6)
+    assert [frames_of(whole) for whole in data] == [30, 38, 46, 54, 62, 70]
 
 
-async def test_all_who_ask_for_the_same_share_one(session, folder, made):
+async def test_requests_for_the_same_size_share_one_file(session, folder, threads):
     files = Downloads(lambda: folder, 2)
     data = await asyncio.gather(*(read(files, session, session.size) for _ in range(8)))
-    assert made["all"] == 1 and len(set(data)) == 1
-    assert await read(files, session, session.size) == data[0] and made["all"] == 1  # the next range of a player, too
+    assert threads.calls == 1 and len(set(data)) == 1
+    assert await read(files, session, session.size) == data[0] and threads.calls == 1  # also a player's next range
 
 
-async def test_who_leaves_spoils_it_for_nobody(session, folder, made):
+async def test_a_client_that_leaves_does_not_cancel_the_file_of_the_others(session, folder, threads):
     files = Downloads(lambda: folder, 1)
-    leaver = asyncio.create_task(read(files, session, session.size))
-    stayer = asyncio.create_task(read(files, session, session.size))
-    await asyncio.sleep(0.01)
+    leaver, other = (asyncio.create_task(read(files, session, session.size)) for _ in range(2))
+    await asyncio.sleep(EXPORT_S / 2)
     leaver.cancel()
-    assert len(shown(await stayer)[1]) == 30 and made["all"] == 1
+    assert frames_of(await other) == 30 and threads.calls == 1
 
 
-async def test_what_waits_for_its_turn_is_not_made_once_all_who_want_it_have_left(session, folder, made):
+async def test_a_waiting_file_is_cancelled_when_all_its_clients_have_left(session, folder, threads):
     sizes = [session.size]
     for _ in range(9):
         say(session, 8)
         sizes.append(session.size)
     files = Downloads(lambda: folder, 1)
-    asked = [asyncio.create_task(read(files, session, size)) for size in [*sizes, sizes[8]]]
-    await asyncio.sleep(0.02)
-    for task in asked[:9]:
-        task.cancel()  # the first is being made; of the ninth there is another who wants it
-    assert [len(shown(await task)[1]) for task in asked[9:]] == [102, 94]
-    assert made["all"] == 3 and len(files._made) == 3
-    assert len(shown(await read(files, session, sizes[4]))[1]) == 62  # who comes back gets it all the same
+    requests = [asyncio.create_task(read(files, session, size)) for size in [*sizes, sizes[8]]]
+    await asyncio.sleep(EXPORT_S / 2)
+    for task in requests[:9]:
+        task.cancel()  # the first is being made, and size 8 has a second client
+    assert [frames_of(await task) for task in requests[9:]] == [102, 94]
+    assert threads.calls == 3 and len(list(folder.iterdir())) == 3
+    assert frames_of(await read(files, session, sizes[4])) == 62  # a later request gets its file
 
 
-async def test_a_file_that_nobody_asks_for_any_more_goes(session, folder, made, monkeypatch):
-    monkeypatch.setattr(downloads, "KEPT_S", 0.5)
+async def test_a_file_is_deleted_some_time_after_its_last_request(session, folder, threads):
     files = Downloads(lambda: folder, 2)
     leaver = asyncio.create_task(read(files, session, session.size))
-    await asyncio.sleep(0.01)
-    leaver.cancel()  # it is made all the same, and must not stay
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(EXPORT_S / 2)
+    leaver.cancel()  # the file is made nevertheless, and must not stay
+    await asyncio.sleep(EXPORT_S)
     assert len(list(folder.iterdir())) == 1
     for _ in range(4):
-        await asyncio.sleep(0.2)
-        await read(files, session, session.size)  # each time it is kept anew
-    assert made["all"] == 1 and len(list(folder.iterdir())) == 1
+        await asyncio.sleep(KEEP_S - 1)
+        await read(files, session, session.size)  # each request extends its time
+    assert threads.calls == 1 and len(list(folder.iterdir())) == 1
     file = await files.open(facts(session), session.size)
-    await asyncio.sleep(0.8)
-    assert list(folder.iterdir()) == [] and len(shown(file.read())[1]) == 30  # who has it open reads on
+    await asyncio.sleep(KEEP_S + 1)
+    assert list(folder.iterdir()) == [] and frames_of(file.read()) == 30  # an open file can still be read
     file.close()
 
 
-async def test_few_are_kept(session, folder, monkeypatch):
-    monkeypatch.setattr(downloads, "KEPT", 2)
-    files = Downloads(lambda: folder, 2)
-    for _ in range(5):
+async def test_only_the_latest_files_are_kept(session, folder):
+    files, sizes = Downloads(lambda: folder, 2), []
+    for _ in range(MAX_KEPT + 2):
         say(session, 4)
+        sizes.append(session.size)
         await read(files, session, session.size)
-    assert len(list(folder.iterdir())) == 2
+        await read(files, session, sizes[0])  # used again and again, so it stays
+    kept = {path.stat().st_size for path in folder.iterdir()}
+    assert len(kept) == MAX_KEPT and len(await read(files, session, sizes[0])) in kept
     files.close()
     assert list(folder.iterdir()) == []
 
 
-async def test_one_that_cannot_be_made_is_tried_anew_by_the_next(session, folder, made):
+async def test_closing_deletes_also_the_files_that_are_being_made(session, folder):
+    files = Downloads(lambda: folder, 2)
+    request = asyncio.create_task(read(files, session, session.size))
+    await asyncio.sleep(EXPORT_S / 2)
+    request.cancel()
+    files.close()
+    await asyncio.sleep(EXPORT_S)
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_failed_file_is_made_again_for_the_next_request(session, folder, threads):
     files = Downloads(lambda: folder, 2)
     for _ in range(2):
-        with pytest.raises(InputError, match="never been 7 bytes"):
+        with pytest.raises(InputError, match="ends at byte 7"):
             await read(files, session, 7)
-    assert made["all"] == 2 and list(folder.iterdir()) == []
-
-
-async def test_ten_minutes_are_put_together_beside_the_event_loop(session, folder):
-    say(session, 15_000)
-    files, turns_s = Downloads(lambda: folder, 2), []
-    making = asyncio.create_task(files.open(facts(session), session.size))
-    while not making.done():
-        before_s = time.perf_counter()
-        await asyncio.sleep(0.001)
-        turns_s.append(time.perf_counter() - before_s)
-    making.result().close()
-    assert len(turns_s) > 20 and np.percentile(turns_s, 95) < 0.05  # the longest belongs to a busy machine
+    assert threads.calls == 2 and list(folder.iterdir()) == []

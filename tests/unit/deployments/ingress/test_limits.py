@@ -1,4 +1,4 @@
-"""How much there may be at a time: viewers however they watch, sockets, what of a session waits. More is told so."""
+"""Limits on viewers, WebSockets and queued utterances; one more is refused with 429."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from deployments.common.messages import SpeakRequest
-from deployments.ingress.limits import Places
+from deployments.ingress.limits import ConcurrencyLimit
 from models.errors import BusyError
-from tests.support.stitch import summary_of
 from tests.support.ingress import error_of
+from tests.support.stitch import summary_of
 from tests.support.whole_server import whole_server
 
 SDP = {"content-type": "application/sdp"}
-SAID = "As many viewers watch as this server allows."
+FULL = "The maximum number of viewers is watching already."
 
 
 @pytest.fixture
@@ -37,26 +37,26 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         yield start
 
 
-def until(true: Callable[[], Any], seconds: float = 5.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
     end_s = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end_s
         time.sleep(0.01)
 
 
-async def test_places_are_given_back_whatever_happens_in_them():
-    places = Places(lambda: 1, "Full.")
-    with pytest.raises(KeyError), places.taken():
-        with pytest.raises(BusyError, match="Full"), places.taken():
+async def test_a_concurrency_limit_counts_down_also_after_an_error():
+    limit = ConcurrencyLimit(lambda: 1, "Full.")
+    with pytest.raises(KeyError), limit.acquire():
+        with pytest.raises(BusyError, match="Full"), limit.acquire():
             pass
         raise KeyError
-    assert places.count == 0
+    assert limit.active == 0
 
 
 # --- viewers
 
 
-def test_viewers_are_counted_by_whichever_way_they_watch(serve):
+def test_viewers_over_http_websocket_and_webrtc_count_together(serve):
     client = serve(max_viewers=3)
     ingress, portal = client.stages["Ingress"], client.portal
     http = SimpleNamespace(client=None, method="GET")
@@ -66,21 +66,21 @@ def test_viewers_are_counted_by_whichever_way_they_watch(serve):
     with client.websocket_connect("/sessions/alice/ws") as socket:
         assert socket.receive_json()["type"] == "ready"
         socket.send_json({"type": "watch", "id": "w"})
-        assert socket.receive_bytes()[4:8] == b"ftyp" and ingress._live.viewers() == 3
+        assert socket.receive_bytes()[4:8] == b"ftyp" and ingress._hubs.viewers() == 3
         answer = client.get("/sessions/alice/live.mp4")
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
-        assert error_of(answer)["message"] == SAID
+        assert error_of(answer)["message"] == FULL
         late = client.post("/sessions/alice/whep", content=portal.call(offer).localDescription.sdp, headers=SDP)
-        assert (late.status_code, error_of(late)["message"]) == (429, SAID)
+        assert (late.status_code, error_of(late)["message"]) == (429, FULL)
         with client.websocket_connect("/sessions/alice/ws") as other:
-            assert other.receive_json()["type"] == "ready"  # it may act, and not watch
+            assert other.receive_json()["type"] == "ready"  # it may speak, but not watch
             other.send_json({"type": "watch", "id": "late"})
             event = other.receive_json()
-            assert (event["id"], event["error"]["message"]) == ("late", SAID)
-    until(lambda: ingress._live.viewers() == 2)  # the first socket is gone
+            assert (event["id"], event["error"]["message"]) == ("late", FULL)
+    until(lambda: ingress._hubs.viewers() == 2)  # the first connection has ended
     portal.call(first.body_iterator.aclose)
     portal.call(ingress._whep.peers.stop)
-    until(lambda: ingress._live.viewers() <= 1)
+    until(lambda: ingress._hubs.viewers() <= 1)
 
 
 async def offer() -> Any:
@@ -100,75 +100,75 @@ async def post_offer(ingress: Any, connection: Any) -> int:
 
 
 async def watch_on_and_off(ingress: Any, times: int) -> None:
-    """A socket that is told to watch and not to, faster than the stream can begin."""
-    from deployments.ingress.websocket.connection import Talk
+    """Switch watching on and off on a connection, faster than the stream can start."""
+    from deployments.ingress.websocket.connection import Connection
     from deployments.ingress.websocket.protocol import Watch
 
     async def nothing(*arguments: Any) -> None:
         await asyncio.sleep(0)
 
     socket = SimpleNamespace(client=None, send_bytes=nothing, send_text=nothing)
-    listening = ingress._listening
-    talk = Talk(socket, "alice", ingress._stitch, ingress._chat, ingress._live, listening)  # type: ignore[arg-type]
+    listening = ingress._transcriptions
+    talk = Connection(socket, "alice", ingress._stitch, ingress._chat, ingress._hubs, listening)  # type: ignore[arg-type]
     for _ in range(times):
         await talk._watch(Watch(type="watch", on=True))
         await talk._watch(Watch(type="watch", on=False))
 
 
-def test_a_stream_that_is_stopped_before_it_began_leaves_no_viewer(serve):
+def test_a_stream_that_is_stopped_before_it_starts_leaves_no_viewer(serve):
     client = serve(max_viewers=2)
     ingress = client.stages["Ingress"]
     client.portal.call(watch_on_and_off, ingress, 5)
-    until(lambda: ingress._live.viewers() == 0)
+    until(lambda: ingress._hubs.viewers() == 0)
 
 
 # --- sockets
 
 
-def test_there_is_a_most_of_sockets_and_each_that_goes_makes_room(serve):
+def test_websockets_are_limited_and_a_closed_one_makes_room(serve):
     client = serve(max_sockets=2)
     url = "/sessions/alice/ws"
     with client.websocket_connect(url) as one, client.websocket_connect(url) as two:
         assert one.receive_json()["type"] == two.receive_json()["type"] == "ready"
         with client.websocket_connect(url) as three:
             event = three.receive_json()
-            assert (event["type"], event["error"]["code"]) == ("failed", "busy") and "sockets" in str(event)
+            assert (event["type"], event["error"]["code"]) == ("failed", "busy") and "WebSockets" in str(event)
             assert three.receive()["code"] == 4429
-    until(lambda: client.stages["Ingress"]._sockets.count == 0)
+    until(lambda: client.stages["Ingress"]._sockets.active == 0)
     with client.websocket_connect(url) as again:
         assert again.receive_json()["type"] == "ready"
 
 
-def test_a_socket_that_does_and_watches_nothing_is_closed(serve):
+def test_an_idle_websocket_is_closed(serve):
     client = serve(socket_idle_s=0.3)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         assert socket.receive_json()["type"] == "ready"
         began_s = time.monotonic()
         event = socket.receive_json()
-        assert event["error"]["code"] == "idle" and 0.25 < time.monotonic() - began_s < 3
+        assert event["error"]["code"] == "idle" and time.monotonic() - began_s > 0.25
         assert event["error"]["message"] == "Nothing was sent or watched for 0.3 s."
         assert socket.receive()["code"] == 4408
 
 
-def test_a_socket_that_watches_or_waits_for_an_answer_is_not(serve):
+def test_a_websocket_that_watches_or_runs_a_command_is_not_idle(serve):
     client = serve(socket_idle_s=0.3)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "text", "text": "A text that is still being ", "id": "t"})
         assert socket.receive_json()["type"] == "started"
-        time.sleep(1.0)
+        time.sleep(0.7)
         socket.send_json({"type": "text", "text": "written.", "last": True, "id": "t"})
         assert socket.receive_json()["type"] == "done"
         socket.send_json({"type": "watch"})
-        end_s = time.monotonic() + 1.5
+        end_s = time.monotonic() + 0.7
         while time.monotonic() < end_s:
             assert socket.receive()["type"] == "websocket.send"
 
 
-# --- what waits
+# --- queued utterances
 
 
-async def test_so_many_utterances_of_one_session_wait_and_others_are_not_held_up(make_stitch):
+async def test_the_queue_of_one_session_is_limited_and_does_not_delay_others(make_stitch):
     stitch, _, _ = await make_stitch(delay_s=0.2, max_waiting_session=2)
     mine = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "words")))) for _ in range(3)]
     await asyncio.sleep(0.05)

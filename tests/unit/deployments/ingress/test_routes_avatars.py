@@ -1,4 +1,4 @@
-"""Preparing avatars through the ingress: options, progress, what becomes of the upload."""
+"""Preparing avatars over HTTP: options, progress, the uploaded file."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from models import errors
 from tests.support.ingress import Handle, error_of
 
 
-def test_a_preparations_progress_comes_a_line_at_a_time_and_its_upload_goes(serve, tmp_path):
+def test_progress_is_sent_line_by_line_and_the_upload_is_deleted(serve, tmp_path):
     avatars = Handle(prepare=[{"step": "finding faces", "done": 1, "total": 2}, {"report": {"frames": 2}}])
     answer = serve(avatars=avatars).post(
         "/avatars",
@@ -18,7 +18,7 @@ def test_a_preparations_progress_comes_a_line_at_a_time_and_its_upload_goes(serv
         content=b"video",
     )
     assert [line.split('"')[1] for line in answer.text.splitlines()] == ["step", "report"]
-    (_, (source, avatar_id, force, options)) = avatars.asked[0]
+    (_, (source, avatar_id, force, options)) = avatars.calls[0]
     chosen = {key: value for key, value in options.items() if value is not None}
     assert (avatar_id, force) == ("me", False)
     assert chosen == {"fps": 30, "bbox_shift": -3, "geometry": "box", "subpixel_enabled": False}
@@ -27,16 +27,16 @@ def test_a_preparations_progress_comes_a_line_at_a_time_and_its_upload_goes(serv
 
 
 @pytest.mark.parametrize("query", [{"fps": 17}, {"bbox_shift": 99}, {"extra_margin": -1}, {"smoothing": "no"}])
-def test_a_preparations_options_are_checked(serve, query):
+def test_options_out_of_range_are_refused(serve, query):
     answer = serve().post("/avatars", params={"avatar_id": "me", **query}, content=b"video")
     assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_input")
 
 
-def test_a_preparation_that_fails_at_once_is_a_status_and_one_that_fails_later_a_line(serve, tmp_path):
+def test_an_early_error_sets_the_status_and_a_later_one_is_the_last_line(serve, tmp_path):
     exists = errors.ExistsError("There is one.", "Use --force.")
     avatars = Handle(prepare=[exists])
     answer = serve(avatars=avatars).post("/avatars?avatar_id=me", content=b"video")
-    assert (answer.status_code, error_of(answer)["code"], avatars.made[0].cancelled) == (409, "exists", True)
+    assert (answer.status_code, error_of(answer)["code"], avatars.streams[0].cancelled) == (409, "exists", True)
     no_face = errors.NoFaceError("No face.", "Use another video.")
     avatars = Handle(prepare=[{"step": "finding faces", "done": 1, "total": 0}, no_face])
     answer = serve(avatars=avatars).post("/avatars?avatar_id=me", content=b"video")
@@ -44,7 +44,7 @@ def test_a_preparation_that_fails_at_once_is_a_status_and_one_that_fails_later_a
     assert list((tmp_path / "results" / "uploads").iterdir()) == []
 
 
-def test_uploads_of_an_ingress_that_died_are_removed_after_a_day(serve, tmp_path):
+def test_abandoned_uploads_are_deleted_after_a_day(serve, tmp_path):
     folder = tmp_path / "results" / "uploads"
     folder.mkdir(parents=True)
     for name, hours in (("old", 25), ("young", 1)):
@@ -54,7 +54,7 @@ def test_uploads_of_an_ingress_that_died_are_removed_after_a_day(serve, tmp_path
     assert [path.name for path in folder.iterdir()] == ["young"]
 
 
-def test_an_avatars_poster_is_a_picture(serve):
+def test_the_poster_is_a_jpeg(serve):
     answer = serve(avatars=Handle(poster=b"jpeg")).get("/avatars/presenter/poster.jpg")
     assert (answer.content, answer.headers["content-type"]) == (b"jpeg", "image/jpeg")
     assert serve(avatars=Handle()).get("/avatars/..A/poster.jpg").status_code == 422

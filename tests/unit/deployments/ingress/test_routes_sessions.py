@@ -1,16 +1,16 @@
-"""Sessions through the ingress: opened, watched, interrupted, closed, spoken into while a text is being written."""
+"""Sessions over HTTP: opened, interrupted, closed, reset, and spoken into while a text is being written."""
 
 from deployments.common.messages import SpeakEvent
 from models import errors
 from tests.support.ingress import SUMMARY, Handle, error_of
 
 
-def test_a_session_is_opened_with_an_id_or_without(serve):
+def test_a_session_is_opened_with_or_without_an_id(serve):
     stitch = Handle(create={"session_id": "alice"})
     client = serve(stitch)
     assert client.post("/sessions", json={"session_id": "alice", "avatar_id": "ann"}).status_code == 201
     assert client.post("/sessions").status_code == 201
-    (_, named), (_, unnamed) = stitch.asked
+    (_, named), (_, unnamed) = stitch.calls
     assert named == ("alice", "ann") and len(unnamed[0]) == 32 and unnamed[1] is None
     assert error_of(client.post("/sessions", json={"session_id": "../etc"}))["code"] == "bad_id"
     assert error_of(client.post("/sessions", json={"avatar_id": "../etc"}))["code"] == "bad_id"
@@ -24,55 +24,55 @@ def test_an_unknown_session_cannot_be_watched_or_interrupted(serve):
     for answer in (client.get("/sessions/nobody/live.mp4"), client.post("/sessions/nobody/interrupt")):
         assert (answer.status_code, error_of(answer)["code"]) == (404, "session_not_found")
     assert error_of(client.get("/sessions/A/live.mp4"))["code"] == "bad_id"
-    assert stitch.made[0].cancelled
+    assert stitch.streams[0].cancelled
 
 
-def test_an_answer_is_interrupted_before_the_session_that_it_opens_is_there(serve):
+def test_a_chat_answer_can_be_interrupted_before_its_session_exists(serve):
     stitch = Handle(
         cut=errors.SessionNotFound("There is none.", "Open it."), interrupt={"session_id": "new", "interrupted": 0}
     )
     chat = Handle(interrupt=1)
     answer = serve(stitch, chat=chat).post("/sessions/new/interrupt")
-    assert (answer.status_code, chat.asked) == (200, [("interrupt", ("new",))])
-    assert [name for name, _ in stitch.asked] == ["cut", "interrupt"]
+    assert (answer.status_code, chat.calls) == (200, [("interrupt", ("new",))])
+    assert [name for name, _ in stitch.calls] == ["cut", "interrupt"]
 
 
-def test_an_interruption_reaches_the_speech_first_then_the_chat_and_what_it_said_meanwhile(serve):
+def test_an_interruption_stops_speech_first_then_chat_then_new_speech(serve):
     order = []
     stitch = Handle(cut=2, interrupt={"session_id": "alice", "interrupted": 1})
     chat = Handle(interrupt=1)
-    stitch.asked = chat.asked = order
+    stitch.calls = chat.calls = order
     answer = serve(stitch, chat=chat).post("/sessions/alice/interrupt")
     assert answer.json() == {"session_id": "alice", "interrupted": 3}
     assert order == [("cut", ("alice",)), ("interrupt", ("alice",)), ("interrupt", ("alice",))]
     assert error_of(serve(stitch, chat=chat).post("/sessions/A/interrupt"))["code"] == "bad_id"
 
 
-def test_a_session_is_closed_for_good(serve):
+def test_a_session_is_closed(serve):
     stitch = Handle(close={"session_id": "alice", "closed": True})
     assert serve(stitch).post("/sessions/alice/close").json() == {"session_id": "alice", "closed": True}
     gone = Handle(close=errors.SessionNotFound("There is none.", "Open it."))
     assert serve(gone).post("/sessions/alice/close").status_code == 404
 
 
-def test_a_session_that_is_reset_or_removed_is_forgotten_by_chat(serve):
+def test_reset_and_delete_also_delete_the_conversation(serve):
     chat = Handle(forget=None)
     client = serve(Handle(reset={"reset": True}, remove={"removed": True}), chat=chat)
     client.get("/reset?session_id=alice")
     client.delete("/sessions/bob")
-    assert chat.asked == [("forget", ("alice",)), ("forget", ("bob",))]
+    assert chat.calls == [("forget", ("alice",)), ("forget", ("bob",))]
 
 
-def test_a_text_that_is_being_written_is_spoken_as_it_comes(serve):
+def test_a_text_that_is_being_written_is_spoken_sentence_by_sentence(serve):
     stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)], feed=None)
     written = "Hello there. It is é fine".encode()
-    body = (written[k : k + 3] for k in range(0, len(written), 3))  # cuts a letter in two
+    body = (written[k : k + 3] for k in range(0, len(written), 3))  # splits the bytes of a letter
     answer = serve(stitch).post("/sessions/alice/say?voice=nova", content=body)
     assert answer.json() == SUMMARY
-    assert [a[2:] for name, a in stitch.asked if name == "feed"] == [
+    assert [a[2:] for name, a in stitch.calls if name == "feed"] == [
         (["Hello there."], False),
         (["It is é fine"], False),
         ([], True),
     ]
-    (request,) = next(arguments for name, arguments in stitch.asked if name == "speak")
+    (request,) = next(arguments for name, arguments in stitch.calls if name == "speak")
     assert (request.session_id, request.voice, request.text) == ("alice", "nova", "") and request.text_stream_key

@@ -1,4 +1,4 @@
-"""Views of a session's file: captions and a playlist that are read once, a download that seeks."""
+"""Captions, playlist and download of a session's file; unchanged parts are not read again."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from deployments.ingress.session_views import Views, faststart
+from deployments.ingress.session_views import SessionViews, export_download
 from models.errors import BusyError, NotFoundError
 from models.live.cues import Cue
 from models.media.encode import UtteranceEncoder
@@ -27,8 +27,8 @@ def facts(session: SessionFile) -> dict:
 
 
 @pytest.fixture
-def views() -> Views:
-    return Views()
+def views() -> SessionViews:
+    return SessionViews()
 
 
 def say(session: SessionFile, frames: int, end: bool = True) -> None:
@@ -42,7 +42,7 @@ def say(session: SessionFile, frames: int, end: bool = True) -> None:
 
 
 def counted(monkeypatch) -> list[int]:
-    """Records that were read from indices, one number a reading."""
+    """The numbers of index records that each read returned."""
     read, counts = index.read, []
 
     def reading(*arguments):
@@ -54,8 +54,8 @@ def counted(monkeypatch) -> list[int]:
     return counts
 
 
-def test_a_poll_of_what_has_not_changed_reads_nothing(session, views, monkeypatch):
-    say(session, 130)
+def test_an_unchanged_session_is_not_read_again(session, views, monkeypatch):
+    say(session, 12)
     known, counts = facts(session), counted(monkeypatch)
     first = views.playlist(known), views.captions(known)
     assert counts and sum(counts) > 0
@@ -65,20 +65,20 @@ def test_a_poll_of_what_has_not_changed_reads_nothing(session, views, monkeypatc
     assert counts == []
 
 
-def test_what_a_session_gained_is_read_alone(session, views, monkeypatch):
-    for _ in range(30):
-        say(session, 30)
+def test_only_new_records_are_read(session, views, monkeypatch):
+    for _ in range(8):
+        say(session, 4)
     views.playlist(facts(session)), views.captions(facts(session))
     say(session, 8)
     counts = counted(monkeypatch)
-    assert views.playlist(facts(session)) == Views().playlist(facts(session))
+    assert views.playlist(facts(session)) == SessionViews().playlist(facts(session))
     fresh = counts[1:]
-    assert counts[0] == 5 and max(fresh) > 150  # start, say, two fragments, end; a new reader reads all
+    assert counts[0] == 5 and max(fresh) > 8 * 4  # start, say, two fragments, end; a new reader reads all
     counts.clear()
-    assert views.captions(facts(session)).count("-->") == 31 and counts == [5]
+    assert views.captions(facts(session)).count("-->") == 9 and counts == [5]
 
 
-def test_words_that_add_no_picture_are_seen_too(session, views):
+def test_changes_without_new_frames_are_noticed(session, views):
     say(session, 8, end=False)
     assert "ENDLIST" not in views.playlist(facts(session))
     session.end_utterance(interrupted=True)
@@ -87,23 +87,24 @@ def test_words_that_add_no_picture_are_seen_too(session, views):
     assert views.playlist(facts(session)).endswith("#EXT-X-ENDLIST\n")
 
 
-def test_a_reset_and_a_new_writer_are_read_afresh(session, views):
+def test_after_a_reset_or_a_new_writer_everything_is_read_again(session, views):
     say(session, 30)
     assert "#EXTINF:1.20000," in views.playlist(facts(session))
     lines = (session.folder / "index.jsonl").read_bytes().splitlines(keepends=True)
-    (session.folder / "index.jsonl").write_bytes(b"".join(lines[:4]))  # a power cut; then another writer
+    (session.folder / "index.jsonl").write_bytes(b"".join(lines[:4]))  # a power failure, then another writer
     other = SessionFile(session.folder)
     other.recover()
     say(other, 8)
-    assert views.playlist(facts(other)) == Views().playlist(facts(other))
+    assert views.playlist(facts(other)) == SessionViews().playlist(facts(other))
     assert "#EXTINF:1.20000," not in views.playlist(facts(other))
     other.reset()
     assert "EXTINF" not in views.playlist(facts(other)) and views.captions(facts(other)) == "WEBVTT\n"
     assert f"video.mp4?tag={other.video_tag}" in views.playlist(facts(other))
 
 
-def test_no_more_views_are_kept_than_so_many(views, tmp_path, monkeypatch):
-    monkeypatch.setattr("deployments.ingress.session_views.KEPT_VIEWS", 3)
+def test_the_number_of_cached_sessions_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr("deployments.ingress.session_views.MAX_VIEWS", 3)
+    views = SessionViews()
     made = [SessionFile(tmp_path / f"s{k}", SPEC) for k in range(5)]
     for session in made:
         say(session, 4)
@@ -112,7 +113,7 @@ def test_no_more_views_are_kept_than_so_many(views, tmp_path, monkeypatch):
     for newest in made[2:]:
         views.playlist(facts(newest))
     kept = len(counts)
-    assert views.playlist(facts(made[0])) == texts[0] and len(counts) > kept  # it was forgotten, and is read again
+    assert views.playlist(facts(made[0])) == texts[0] and len(counts) > kept  # it was evicted, and is read again
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
@@ -133,8 +134,8 @@ def test_a_download_plays_and_seeks(session, tmp_path):
     for frames in (30, 60):
         say(session, frames)
     with session.path.open("ab") as file:
-        file.write(b"half a fragment")  # that is being written
-    path = faststart(facts(session), session.size, tmp_path / "downloads")
+        file.write(b"half a fragment")  # still being written
+    path = export_download(facts(session), session.size, tmp_path / "downloads")
     data = path.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
     with av.open(str(path)) as file:
@@ -143,19 +144,19 @@ def test_a_download_plays_and_seeks(session, tmp_path):
         assert next(file.decode(video=0)).time == pytest.approx(2.0, abs=0.4)
 
 
-def test_an_empty_session_has_no_download_and_leaves_no_file(session, tmp_path):
+def test_an_empty_session_has_no_download(session, tmp_path):
     with pytest.raises(NotFoundError, match="no video yet"):
-        faststart(facts(session), session.size, tmp_path / "downloads")
+        export_download(facts(session), session.size, tmp_path / "downloads")
     assert list(Path(tmp_path / "downloads").iterdir()) == []
 
 
-def test_a_download_of_a_session_that_is_reset_meanwhile_is_refused(session, tmp_path):
+def test_a_download_of_a_session_that_is_reset_during_the_export_is_refused(session, tmp_path):
     say(session, 30)
     known = facts(session)
     session.reset()
     say(session, 30)
-    with pytest.raises(BusyError, match="reset meanwhile"):
-        faststart(known, session.size, tmp_path / "downloads")
+    with pytest.raises(BusyError, match="reset during the export"):
+        export_download(known, session.size, tmp_path / "downloads")
     assert list(Path(tmp_path / "downloads").iterdir()) == []
 
 

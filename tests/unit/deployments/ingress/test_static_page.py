@@ -1,4 +1,4 @@
-"""The chat page as it is served: at the root, with headers that let a browser run nothing else."""
+"""The chat page: served at the root, with headers that allow only its own files."""
 
 import re
 from html.parser import HTMLParser
@@ -7,17 +7,14 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from deployments.ingress.deployment import Ingress
-from deployments.ingress.responses import api
 from deployments.ingress.static_page import FOLDER
 
 SOURCES = [path for path in FOLDER.rglob("*") if path.suffix in (".html", ".js", ".css", ".svg")]
-assert Ingress  # its import puts the page's routes on `api`
 
 
 @pytest.fixture
-def client() -> TestClient:
-    return TestClient(api, raise_server_exceptions=False)
+def client(serve) -> TestClient:
+    return serve()
 
 
 def policy_of(answer) -> dict[str, str]:
@@ -32,7 +29,7 @@ def test_the_page_is_at_the_root(client):
     assert client.head("/").status_code == 200
 
 
-def test_nothing_but_its_own_files_may_run(client):
+def test_the_content_security_policy_allows_only_own_files(client):
     for path in ("/", "/web/index.html"):
         policy = policy_of(client.get(path))
         assert policy["default-src"] == "'none'" and policy["script-src"] == policy["style-src"] == "'self'"
@@ -43,24 +40,25 @@ def test_nothing_but_its_own_files_may_run(client):
 def test_every_file_that_the_page_names_is_served(client):
     text = (FOLDER / "index.html").read_text()
     names = re.findall(r'(?:src|href)="(web/[^"#]+)"', text)
+    assert names
     for name in names:
         answer = client.get(f"/{name}")
         assert answer.status_code == 200 and answer.headers["content-security-policy"], name
 
 
-def test_a_file_that_was_seen_is_not_sent_again(client):
+def test_an_unchanged_file_is_304(client):
     first = client.get("/web/index.html")
     again = client.get("/web/index.html", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content, again.headers["cache-control"]) == (304, b"", "no-cache")
 
 
 @pytest.mark.parametrize("path", ["/web/nothing.js", "/web/../configs/demo.yaml", "/web/%2e%2e/graph.py", "/web/"])
-def test_what_is_not_in_the_folder_is_an_error_in_words(client, path):
+def test_paths_outside_the_folder_are_404(client, path):
     answer = client.get(path)
     assert answer.status_code == 404 and answer.json()["error"]["remedy"]
 
 
-def test_docs_stay(client):
+def test_the_api_documentation_is_served(client):
     assert "/chat" in client.get("/openapi.json").json()["paths"] and client.get("/docs").status_code == 200
 
 
@@ -82,6 +80,6 @@ def test_the_page_has_no_inline_script_or_style():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_nothing_comes_from_another_host(path: Path):
+def test_no_file_refers_to_another_host(path: Path):
     addresses = set(re.findall(r"https?://[^\s\"'`)]+", path.read_text()))
     assert addresses <= {"http://www.w3.org/2000/svg"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deployments.common.messages import SpeakRequest
-from deployments.ingress.live.hubs import Live
+from deployments.ingress.live.hubs import Hubs
 from deployments.stitch import deployment as module
 from deployments.stitch.avatar_cache import LoadedAvatar
 from deployments.stitch.deployment import Stitch
@@ -142,7 +142,7 @@ async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restart
     await live.stop()
     again = Stitch(*[Stages()] * 3)
     await again.reconfigure(stitch.config.model_dump())
-    after = Live(lambda session_id, position: StitchHandle(again).live.remote(session_id, position), lambda: 100)
+    after = Hubs(lambda session_id, position: StitchHandle(again).live.remote(session_id, position), lambda: 100)
     facts = await again.session("alice")
     assert (facts["frames"], facts["utterances"][0]["sentences"][0]["text"]) == (33, "twelve chars") and place > 33
     late = Watcher(await after.view("alice"))
@@ -167,7 +167,7 @@ async def test_viewers_of_an_avatar_that_is_prepared_anew_are_sent_to_its_new_pi
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: anew)
     summary = await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
     await asyncio.wait_for(watcher.task, 5)
-    assert watcher.viewer.why == "replaced" and "live" not in summary
+    assert watcher.viewer.ending == "replaced" and "live" not in summary
     again = Watcher(await live.view("alice"))
     summary = await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
     assert summary["live"]["shown_frames"] == summary["frames"] and not again.task.done()

@@ -1,15 +1,10 @@
-"""Names of the server: its own, those that a config names, and none that a stranger can own."""
+"""The server answers only for its own host names: safe ones, and those in the config."""
 
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
-from deployments.ingress.security.allowed_hosts import KnownHosts, known_host
+from deployments.ingress.security.allowed_hosts import is_allowed_host
 from tests.support.ingress import Handle, error_of
-
-
-@pytest.fixture(autouse=True)
-def automatic(monkeypatch):
-    monkeypatch.setattr(KnownHosts, "allowed", ())
 
 
 @pytest.mark.parametrize(
@@ -21,8 +16,8 @@ def automatic(monkeypatch):
         "warmtalk-serve-svc.default.svc:8000", "ip-10-0-0-1.eu-central-1.compute.internal", "nas.home.arpa", "",
     ],
 )  # fmt: skip
-def test_a_name_that_no_stranger_can_own_is_the_servers(host):
-    assert known_host(host)
+def test_addresses_and_names_that_no_stranger_can_register_are_allowed(host):
+    assert is_allowed_host(host)
 
 
 @pytest.mark.parametrize(
@@ -32,39 +27,39 @@ def test_a_name_that_no_stranger_can_own_is_the_servers(host):
         "local.evil.example", "evil-local.example", "talk.my.site", "notlocalhost.com", "xn--ls8h.la",
     ],
 )  # fmt: skip
-def test_any_other_name_may_be_a_strangers(host):
-    assert not known_host(host)
+def test_other_names_are_not_allowed(host):
+    assert not is_allowed_host(host)
 
 
-def test_names_can_be_allowed_one_by_one_or_all_below_one_or_all():
-    assert known_host("talk.my.site:443", ["Talk.my.site"]) and not known_host("my.site", ["talk.my.site"])
-    assert known_host("a.b.my.site", ["*.my.site"]) and not known_host("my.site", ["*.my.site"])
-    assert not known_host("evilmy.site", ["*.my.site"]) and known_host("evil.example", ["*"])
-    assert known_host("127.0.0.1", ["talk.my.site"])
+def test_single_names_all_names_below_one_or_all_can_be_allowed():
+    assert is_allowed_host("talk.my.site:443", ["Talk.my.site"]) and not is_allowed_host("my.site", ["talk.my.site"])
+    assert is_allowed_host("a.b.my.site", ["*.my.site"]) and not is_allowed_host("my.site", ["*.my.site"])
+    assert not is_allowed_host("evilmy.site", ["*.my.site"]) and is_allowed_host("evil.example", ["*"])
+    assert is_allowed_host("127.0.0.1", ["talk.my.site"])
 
 
-def test_a_page_whose_name_was_turned_here_gets_nothing(serve):
+def test_a_rebound_host_name_is_refused_before_any_stage_is_called(serve):
     stitch, chat = Handle(), Handle()
     client = serve(stitch, chat=chat)
-    rebound = {"host": "evil.example:8000", "origin": "http://evil.example:8000"}  # one origin, to the browser
+    rebound = {"host": "evil.example:8000", "origin": "http://evil.example:8000"}  # the same origin for the browser
     for method, path in (("GET", "/sessions"), ("POST", "/speak"), ("GET", "/"), ("GET", "/sessions/healthz")):
         answer = client.request(method, path, headers=rebound)
         assert (answer.status_code, error_of(answer)["code"]) == (421, "unknown_host"), path
-    assert error_of(answer)["message"] == "This server does not answer under the name 'evil.example'."
+    assert error_of(answer)["message"] == "This server does not answer requests for the host 'evil.example'."
     assert "allowed_hosts of Ingress" in error_of(answer)["remedy"]
     with (
         pytest.raises(WebSocketDisconnect) as refused,
         client.websocket_connect("/sessions/alice/ws", headers=rebound),
     ):
         pass
-    assert refused.value.code == 1008 and stitch.asked == chat.asked == []
+    assert refused.value.code == 1008 and stitch.calls == chat.calls == []
 
 
-def test_a_probe_may_call_it_what_it_likes(serve):
+def test_the_health_check_accepts_any_host(serve):
     assert serve(Handle(stats={})).get("/healthz", headers={"host": "probe.example"}).status_code == 200
 
 
-def test_the_config_says_which_names_are_its_own_and_a_key_makes_names_needless(serve, monkeypatch):
+def test_hosts_are_configured_and_with_keys_any_host_is_allowed(serve, monkeypatch):
     monkeypatch.setenv("MY_KEYS", "0123456789abcdef")
     named = {"host": "talk.my.site"}
     client = serve(Handle(sessions=()), config={"allowed_hosts": ["talk.my.site"]})

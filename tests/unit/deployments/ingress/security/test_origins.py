@@ -1,10 +1,10 @@
-"""Pages of other origins may look, and do nothing: neither by a form, nor by a socket."""
+"""Pages of other origins may read, but not change anything, neither by a form nor by a WebSocket."""
 
 import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from deployments.ingress.security.origins import SameOrigin, same_origin
+from deployments.ingress.security.origins import is_same_origin
 from tests.support.ingress import SUMMARY, Handle, SpeakEvent, error_of
 
 OTHER = {"origin": "https://evil.example"}
@@ -13,7 +13,7 @@ OTHER = {"origin": "https://evil.example"}
 @pytest.mark.parametrize(
     ("headers", "own"),
     [
-        ({"host": "127.0.0.1:8000"}, True),  # no browser
+        ({"host": "127.0.0.1:8000"}, True),  # not a browser
         ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}, True),
         ({"host": "Talk.example", "origin": "https://talk.example"}, True),
         ({"host": "talk.example:443", "origin": "https://talk.example"}, True),
@@ -26,17 +26,17 @@ OTHER = {"origin": "https://evil.example"}
         ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000.evil.example"}, False),
         ({"host": "127.0.0.1:8000", "sec-fetch-site": "cross-site"}, False),
         ({"host": "127.0.0.1:8000", "sec-fetch-site": "same-origin"}, True),
-        ({"host": "127.0.0.1:8000", "sec-fetch-site": "none"}, True),  # typed by the viewer
+        ({"host": "127.0.0.1:8000", "sec-fetch-site": "none"}, True),  # typed by the user
     ],
 )
-def test_a_request_is_the_servers_own_or_of_no_browser(headers, own):
-    assert same_origin(headers) is own
+def test_a_request_comes_from_the_own_page_or_from_another_origin(headers, own):
+    assert is_same_origin(headers) is own
 
 
-def test_other_origins_can_be_allowed_one_by_one_or_all():
+def test_single_origins_or_all_can_be_allowed():
     headers = {"host": "here", **OTHER}
-    assert same_origin(headers, ["https://evil.example"]) and same_origin(headers, ["*"])
-    assert not same_origin(headers, ["https://other.example"])
+    assert is_same_origin(headers, ["https://evil.example"]) and is_same_origin(headers, ["*"])
+    assert not is_same_origin(headers, ["https://other.example"])
 
 
 @pytest.mark.parametrize(
@@ -51,20 +51,20 @@ def test_other_origins_can_be_allowed_one_by_one_or_all():
         ("GET", "/reset"),
     ],
 )
-def test_what_changes_something_is_refused_before_any_stage_is_asked(serve, method, path):
+def test_a_changing_request_is_refused_before_any_stage_is_called(serve, method, path):
     stitch, avatars, chat = Handle(), Handle(), Handle()
     answer = serve(stitch, avatars, chat=chat).request(method, path, headers=OTHER)
     assert (answer.status_code, error_of(answer)["code"]) == (403, "cross_origin")
-    assert stitch.asked == avatars.asked == chat.asked == []
+    assert stitch.calls == avatars.calls == chat.calls == []
 
 
-def test_an_image_of_another_page_cannot_reset_a_session(serve):
+def test_an_image_on_another_page_cannot_reset_a_session(serve):
     stitch = Handle()
     answer = serve(stitch).get("/reset", headers={"sec-fetch-site": "cross-site"})
-    assert answer.status_code == 403 and stitch.asked == []
+    assert answer.status_code == 403 and stitch.calls == []
 
 
-def test_looking_is_free_and_the_own_page_may_act(serve):
+def test_other_pages_may_read_and_the_own_page_may_do_everything(serve):
     stitch = Handle(sessions=("alice",), speak=[SpeakEvent(summary=SUMMARY)])
     client = serve(stitch)
     assert client.get("/sessions", headers=OTHER).status_code == 200
@@ -72,11 +72,12 @@ def test_looking_is_free_and_the_own_page_may_act(serve):
     assert client.post("/speak", json={"text": "Hello."}, headers=own).status_code == 200
 
 
-def test_a_socket_of_another_page_is_not_opened(serve, monkeypatch):
-    client: TestClient = serve(stitch := Handle(session={}))
+def test_a_websocket_from_another_origin_is_refused_unless_allowed(serve):
+    stitch = Handle(session={})
+    client: TestClient = serve(stitch)
     with pytest.raises(WebSocketDisconnect) as refused, client.websocket_connect("/sessions/alice/ws", headers=OTHER):
         pass
-    assert refused.value.code == 1008 and stitch.asked == []
-    monkeypatch.setattr(SameOrigin, "allowed", frozenset({"https://evil.example"}))
+    assert refused.value.code == 1008 and stitch.calls == []
+    client = serve(stitch, config={"allowed_origins": ["https://evil.example"]})
     with client.websocket_connect("/sessions/alice/ws", headers=OTHER) as socket:
         assert socket.receive_json()["type"] == "ready"

@@ -1,4 +1,4 @@
-"""WHEP over the ingress's routes: what is answered, with which status and headers, and what ends a connection."""
+"""WHEP over the routes: statuses, headers, and what ends a connection."""
 
 import asyncio
 import time
@@ -10,16 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from configs.schema import IceServer, IngressConfig
-from deployments.ingress.deployment import Ingress
-from deployments.ingress.responses import api
+from deployments.ingress.app import api
 from deployments.ingress.webrtc import whep
-from deployments.ingress.webrtc.whep import Whep, link
+from deployments.ingress.webrtc.whep import Whep, ice_link
 from models.errors import NotFoundError, SessionNotFound
 from models.live.timeline import IdleGrid, encode_idle, split_fragment
 from models.media.encode import UtteranceEncoder
-from tests.support.live import RATE, SIDE, SPEC
-from tests.unit.deployments.ingress.live.test_hubs import AVATAR, Stitch
-from tests.unit.deployments.ingress.test_deployment import Handle, error_of
+from tests.support.ingress import Handle, error_of, make_replica
+from tests.support.live import AVATAR, RATE, SIDE, SPEC, FakeStitch
 from tests.unit.deployments.ingress.webrtc.test_peers import Client
 
 SDP = {"Content-Type": "application/sdp"}
@@ -31,9 +29,9 @@ LINKS = (
 
 
 class LiveStitch(Handle):
-    """A stage whose sessions can be watched."""
+    """Stitch with sessions that can be watched."""
 
-    def __init__(self, source: Stitch) -> None:
+    def __init__(self, source: FakeStitch) -> None:
         super().__init__()
         self.live = SimpleNamespace(remote=source.subscribe)
 
@@ -44,16 +42,13 @@ async def server(monkeypatch, tmp_path):
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     path = tmp_path / "ann.mp4"
     path.write_bytes(encode_idle(AVATAR, SPEC))
-    stitch = Stitch(path, 100)
-    plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))
-    ingress = plain(LiveStitch(stitch), Handle(), Handle(), Handle())
-    await ingress.reconfigure({})
-    monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
-    monkeypatch.setattr(ingress._whep, "_elsewhere", nobody)
+    stitch = FakeStitch(path, 100)
+    ingress = make_replica(monkeypatch, LiveStitch(stitch))
+    monkeypatch.setattr(ingress._whep, "_end_elsewhere", nobody)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://here") as client:
         yield client, ingress, stitch
     await ingress._whep.peers.stop()
-    await ingress._live.stop()
+    await ingress._hubs.stop()
 
 
 async def nobody(peer_id: str) -> bool:
@@ -65,7 +60,7 @@ async def offered() -> tuple[Client, str]:
     return client, await client.offer()
 
 
-async def test_an_offer_is_answered_and_its_resource_ends_the_connection(server):
+async def test_an_offer_is_answered_and_its_location_ends_the_connection(server):
     http, ingress, _ = server
     client, sdp = await offered()
     answer = await http.post("/sessions/alice/whep", content=sdp, headers=SDP)
@@ -82,7 +77,7 @@ async def test_an_offer_is_answered_and_its_resource_ends_the_connection(server)
     await client.close()
 
 
-async def test_what_is_no_offer_of_a_known_session_is_refused_in_words(server):
+async def test_invalid_offers_and_unknown_sessions_are_refused(server):
     http, ingress, stitch = server
     client, sdp = await offered()
     cases = [
@@ -95,7 +90,7 @@ async def test_what_is_no_offer_of_a_known_session_is_refused_in_words(server):
     for session, body, headers, status, code in cases:
         answer = await http.post(f"/sessions/{session}/whep", content=body, headers=headers)
         assert (answer.status_code, error_of(answer)["code"]) == (status, code)
-    stitch.fails.append(SessionNotFound("There is no session 'nobody'.", "Open it."))
+    stitch.errors.append(SessionNotFound("There is no session 'nobody'.", "Open it."))
     answer = await http.post("/sessions/nobody/whep", content=sdp, headers={"Content-Type": "Application/SDP; a=b"})
     assert (answer.status_code, error_of(answer)["code"]) == (404, "session_not_found")
     assert (await ingress.stats()).items() >= {"viewers": 0, "webrtc": 0}.items()
@@ -103,7 +98,7 @@ async def test_what_is_no_offer_of_a_known_session_is_refused_in_words(server):
 
 
 @pytest.mark.parametrize("limit", [{"max_webrtc_viewers": 1}, {"max_viewers": 1}])
-async def test_one_viewer_too_many_is_429_and_told_when_to_come_again(server, limit):
+async def test_one_viewer_too_many_is_429_with_retry_after(server, limit):
     http, ingress, _ = server
     await ingress.reconfigure(limit)
     (one, first), (two, second) = await offered(), await offered()
@@ -115,7 +110,7 @@ async def test_one_viewer_too_many_is_429_and_told_when_to_come_again(server, li
     await asyncio.gather(one.close(), two.close())
 
 
-async def test_a_server_without_webrtc_says_so_before_an_offer_is_made(server, monkeypatch):
+async def test_without_webrtc_options_and_post_say_so(server, monkeypatch):
     http, ingress, _ = server
     await ingress.reconfigure({"max_webrtc_viewers": 0})
     answer = await http.options("/sessions/alice/whep")
@@ -129,7 +124,7 @@ async def test_a_server_without_webrtc_says_so_before_an_offer_is_made(server, m
     assert answer.status_code == 501 and "pip install 'warmtalk[webrtc]'" in error_of(answer)["remedy"]
 
 
-async def test_options_and_the_answer_name_the_ice_servers(server):
+async def test_options_list_the_ice_servers(server):
     http, ingress, _ = server
     answer = await http.options("/sessions/alice/whep")
     assert (answer.status_code, answer.headers["accept-post"], answer.headers["allow"]) == (
@@ -142,8 +137,8 @@ async def test_options_and_the_answer_name_the_ice_servers(server):
     assert (await http.options("/sessions/alice/whep")).headers["link"] == LINKS
 
 
-def test_a_stun_server_is_named_without_the_turn_servers_password():
-    assert link(IceServer(**TURN), "stun:stun.example") == '<stun:stun.example>; rel="ice-server"'
+def test_the_link_of_a_stun_server_has_no_password():
+    assert ice_link(IceServer(**TURN), "stun:stun.example") == '<stun:stun.example>; rel="ice-server"'
 
 
 @pytest.mark.parametrize(
@@ -156,19 +151,19 @@ def test_a_stun_server_is_named_without_the_turn_servers_password():
         ({"url": "stun:stun.example"}, "did you mean 'urls'"),
     ],
 )
-def test_an_ice_server_that_cannot_be_one_is_refused(server, wrong):
+def test_an_invalid_ice_server_is_a_config_error(server, wrong):
     with pytest.raises(ValidationError, match=wrong):
         IngressConfig(ice_servers=[server])
 
 
-async def test_candidates_are_not_trickled(server):
+async def test_patch_is_405(server):
     http, _, _ = server
     answer = await http.patch("/sessions/alice/whep/abc", content="a=candidate")
     assert answer.status_code == 405 and answer.headers["allow"] == "OPTIONS, DELETE"
     assert "all candidates" in error_of(answer)["remedy"]
 
 
-async def test_pages_of_allowed_origins_may_play_and_see_where_to_end(server):
+async def test_pages_of_allowed_origins_can_play_and_read_the_location(server):
     http, ingress, _ = server
     page = {"Origin": "https://player.example"}
     asks = {**page, "Access-Control-Request-Method": "POST"}
@@ -186,7 +181,7 @@ async def test_pages_of_allowed_origins_may_play_and_see_where_to_end(server):
     await client.close()
 
 
-async def test_a_connection_of_another_replica_is_ended_there(server, monkeypatch):
+async def test_a_connection_of_another_replica_can_be_ended(server, monkeypatch):
     http, ingress, _ = server
     asked = []
 
@@ -194,13 +189,13 @@ async def test_a_connection_of_another_replica_is_ended_there(server, monkeypatc
         asked.append(peer_id)
         return peer_id == "theirs"
 
-    monkeypatch.setattr(ingress._whep, "_elsewhere", other)
+    monkeypatch.setattr(ingress._whep, "_end_elsewhere", other)
     assert (await http.delete("/sessions/alice/whep/theirs")).status_code == 200
     assert (await http.delete("/sessions/alice/whep/nobodys")).status_code == 404
-    assert asked == ["theirs", "nobodys"] and not await ingress.ended("nobodys")
+    assert asked == ["theirs", "nobodys"] and not await ingress.end_peer("nobodys")
 
 
-async def test_all_replicas_are_asked_whose_a_connection_is(monkeypatch):
+async def test_all_replicas_are_asked_to_end_a_connection(monkeypatch):
     async def results_async(return_exceptions: bool) -> list:
         return answers
 
@@ -210,27 +205,28 @@ async def test_all_replicas_are_asked_whose_a_connection_is(monkeypatch):
     monkeypatch.setattr("ray.serve.get_deployment_handle", lambda name, app: handle)
     for given, had in ([False, True], True), ([False, RuntimeError()], False):
         answers = given
-        assert await whep.ended_by_a_replica("abc") is had
-    assert asked == [("ended", "abc")] * 2
+        assert await whep.end_on_other_replica("abc") is had
+    assert asked == [("end_peer", "abc")] * 2
 
 
-async def test_a_connection_that_nobody_has_is_not_found():
+async def test_an_unknown_connection_is_not_found():
     with pytest.raises(NotFoundError):
         await Whep(None, IngressConfig, nobody).end("abc")
 
 
-async def test_pictures_are_here_in_time_and_their_sound_is_to_be_played_with_them(server):
-    """Glass to glass on one machine, without the graph: from when a frame is due to its pixels at the other end."""
+@pytest.mark.full
+async def test_pictures_arrive_in_time_and_in_sync_with_the_sound(server):
+    """Glass to glass on one machine, in real time: from when a frame is due to its pixels at the client."""
     from benchmarks.webrtc import Player, lateness_s, sound_after_picture_s
 
     http, ingress, stitch = server
     player = await Player(http, "alice").play()
     await player.seen(25)
-    watcher = await ingress._live.view("alice")
+    watcher = await ingress._hubs.view("alice")
     watched, came_s = [watcher.timeline.init], []
 
     async def watch() -> None:
-        async for piece, data in watcher.pieces():
+        async for piece, data in watcher.muxed():
             watched.append(data)
             came_s.extend([time.time()] * piece.frames)
 

@@ -1,4 +1,4 @@
-"""The WebSocket: commands in words that are checked, the live stream out, and nothing left when it is gone."""
+"""The WebSocket of a session: commands are checked, events and the live stream are sent, nothing is left at its end."""
 
 import asyncio
 import json
@@ -10,57 +10,40 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from deployments.common import text_stream
 from deployments.common.messages import ChatRequest, SpeakEvent
-from deployments.ingress.deployment import Ingress
-from deployments.ingress.responses import api
-from deployments.ingress.websocket import audio_buffer as recording
-from deployments.ingress.websocket import connection as talk
-from deployments.ingress.websocket.protocol import ENDINGS, Event
+from deployments.ingress.app import api
+from deployments.ingress.websocket import audio_buffer, connection
+from deployments.ingress.websocket.protocol import CLOSE_CODES, Event
 from models.errors import SessionNotFound, TextError
 from models.live.cues import Caption
 from models.types import Word
-from tests.support.ingress import Handle, Turns
+from tests.support.ingress import Answers, EndlessStitch, Handle, make_replica
 
 SUMMARY = {"session_id": "alice", "frames": 25}
 
 
 class Viewer:
-    """Pieces without end; counts what was taken."""
+    """A viewer with endless live fragments. fragments_sent: how many were read from it."""
 
     def __init__(self) -> None:
         self.timeline = SimpleNamespace(init=b"init")
-        self.taken, self.closed = 0, False
-        self.told: list[tuple[str, dict]] = []  # with the next piece
-        self.why: str | None = None
+        self.fragments_sent, self.closed = 0, False
+        self.messages: list[tuple[str, dict]] = []  # for the next fragment
+        self.ending: str | None = None
 
-    async def pieces(self):
-        while self.why is None:
-            self.taken += 1
-            yield None, b"piece"
+    async def muxed(self):
+        while self.ending is None:
+            self.fragments_sent += 1
+            yield None, b"fragment"
             await asyncio.sleep(0.001)
 
-    def news(self) -> list[tuple[str, dict]]:
-        told, self.told = self.told, []
-        return told
+    def take_messages(self) -> list[tuple[str, dict]]:
+        messages, self.messages = self.messages, []
+        return messages
 
     def close(self) -> None:
         self.closed = True
-
-
-class Speaking:
-    """A speech that lasts until it is cancelled."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        await asyncio.sleep(60)
-
-    def cancel(self) -> None:
-        self.cancelled = True
 
 
 @pytest.fixture
@@ -69,10 +52,8 @@ def serve(monkeypatch, tmp_path):
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
 
     def start(stitch=None, chat=None):
-        plain = next(kind for kind in Ingress.__mro__ if "_answer" in vars(kind))
-        ingress = plain(stitch or Handle(session={}), Handle(), Handle(), chat or Handle(interrupt=0))
-        monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
-        return TestClient(api, raise_server_exceptions=False), ingress
+        replica = make_replica(monkeypatch, stitch or Handle(session={}), chat=chat or Handle(interrupt=0))
+        return TestClient(api, raise_server_exceptions=False), replica
 
     return start
 
@@ -81,7 +62,7 @@ def events_of(socket, count: int) -> list[dict]:
     return [socket.receive_json() for _ in range(count)]
 
 
-def test_an_unknown_session_is_told_and_the_socket_closed(serve):
+def test_an_unknown_session_is_reported_and_the_connection_closed(serve):
     client, _ = serve(Handle(session=SessionNotFound("There is none.", "Open it.")))
     with client.websocket_connect("/sessions/nobody/ws") as socket:
         failed = socket.receive_json()
@@ -92,7 +73,7 @@ def test_an_unknown_session_is_told_and_the_socket_closed(serve):
         assert socket.receive()["code"] == 4422
 
 
-def test_a_text_is_said_and_its_summary_comes_back_with_its_id(serve):
+def test_a_text_is_spoken_and_its_summary_returned_with_its_id(serve):
     stitch = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)])
     client, _ = serve(stitch)
     with client.websocket_connect("/sessions/alice/ws") as socket:
@@ -102,11 +83,11 @@ def test_a_text_is_said_and_its_summary_comes_back_with_its_id(serve):
             {"type": "started", "id": "a"},
             {"type": "done", "id": "a", "summary": SUMMARY},
         ]
-    (request,) = next(arguments for name, arguments in stitch.asked if name == "speak")
+    (request,) = next(arguments for name, arguments in stitch.calls if name == "speak")
     assert (request.session_id, request.text, request.speed, request.deliver) == ("alice", "Hello.", 1.2, False)
 
 
-def test_a_text_that_is_being_written_goes_on_as_it_comes(serve):
+def test_a_text_that_is_being_written_is_spoken_sentence_by_sentence(serve):
     stitch = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)], feed=None)
     client, _ = serve(stitch)
     with client.websocket_connect("/sessions/alice/ws") as socket:
@@ -117,37 +98,34 @@ def test_a_text_that_is_being_written_goes_on_as_it_comes(serve):
         socket.send_json({"type": "text", "text": "more.", "last": True, "id": "t"})
         done = socket.receive_json()
         assert (done["type"], done["id"]) == ("done", "t")
-    fed = [arguments[2:] for name, arguments in stitch.asked if name == "feed"]
+    fed = [arguments[2:] for name, arguments in stitch.calls if name == "feed"]
     assert fed == [(["Hello there."], False), (["And more."], False), ([], True)]
 
 
-def test_a_text_that_was_cut_takes_no_more_and_the_next_is_said(serve):
-    summaries = Turns([[SpeakEvent(summary={"interrupted": True})], [SpeakEvent(summary=SUMMARY)]])
+def test_an_interrupted_text_ignores_its_rest_and_the_next_text_is_spoken(serve, monkeypatch):
+    monkeypatch.setattr(text_stream, "WRITER_ERROR_WAIT_S", 0.0)
+    summaries = Answers([[SpeakEvent(summary={"interrupted": True})], [SpeakEvent(summary=SUMMARY)]])
     stitch = Handle(session={}, speak=summaries, feed=None)
     client, _ = serve(stitch)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "text", "text": "Once upon ", "id": "one"})
         assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
-        time.sleep(2.2)  # its writer is not waited for longer than TOLD_S
         for text in ("a time. ", "There was. "):
             socket.send_json({"type": "text", "text": text, "id": "one"})
         socket.send_json({"type": "text", "text": "Hello.", "id": "two"})
         socket.send_json({"type": "text", "last": True})
         events = events_of(socket, 2)
         assert [(event["type"], event["id"]) for event in events] == [("started", "two"), ("done", "two")]
-    assert sum(name == "speak" for name, _ in stitch.asked) == 2
-    fed = [arguments[2] for name, arguments in stitch.asked if name == "feed"]
+    assert sum(name == "speak" for name, _ in stitch.calls) == 2
+    fed = [arguments[2] for name, arguments in stitch.calls if name == "feed"]
     assert ["Hello."] in fed and not any("time" in part for parts in fed for part in parts)
 
 
-def test_a_text_without_an_end_fills_no_memory_and_is_said_as_far_as_it_may_be(serve, monkeypatch):
-    written, made = talk._Written, []
-    monkeypatch.setattr(talk, "_Written", lambda *given: made.append(written(*given)) or made[-1])
-    speaking = Speaking()
-    stitch = Handle(session={}, feed=None)
-    plain = stitch._call
-    stitch._call = lambda name, arguments: speaking if name == "speak" else plain(name, arguments)
+def test_an_endless_text_is_cut_off_at_the_limit_and_not_kept_in_memory(serve, monkeypatch):
+    written, made = connection._TextInput, []
+    monkeypatch.setattr(connection, "_TextInput", lambda *given: made.append(written(*given)) or made[-1])
+    stitch = EndlessStitch()
     client, _ = serve(stitch)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
@@ -156,12 +134,12 @@ def test_a_text_without_an_end_fills_no_memory_and_is_said_as_far_as_it_may_be(s
         socket.send_json({"type": "nonsense"})
         assert [event["type"] for event in events_of(socket, 2)] == ["started", "failed"]  # all of it was taken
         _wait(lambda: made[0].parts.empty())
-        fed = "".join(part for name, arguments in stitch.asked if name == "feed" for part in arguments[2])
-        assert 70_000 < len(fed) <= talk.MAX_CHARS and made[0].chars < talk.MAX_CHARS + 22_000
+        fed = "".join(part for name, arguments in stitch.calls if name == "feed" for part in arguments[2])
+        assert 70_000 < len(fed) <= connection.MAX_CHARS and made[0].chars < connection.MAX_CHARS + 22_000
 
 
-def test_a_text_that_is_too_long_is_told_behind_what_was_said_of_it(serve, monkeypatch):
-    monkeypatch.setattr(talk, "MAX_CHARS", 20)
+def test_a_text_that_is_too_long_fails_after_its_beginning_was_spoken(serve, monkeypatch):
+    monkeypatch.setattr(connection, "MAX_CHARS", 20)
     client, _ = serve(Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)], feed=None))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
@@ -179,10 +157,10 @@ def test_a_message_beyond_its_limit_is_refused(serve):
         socket.receive_json()
         socket.send_json({"type": "text", "text": "word " * 100_000})
         assert socket.receive_json()["error"]["message"] == "The message exceeds 256 KB."
-        assert [name for name, _ in stitch.asked] == ["session"]
+        assert [name for name, _ in stitch.calls] == ["session"]
 
 
-def test_the_reason_of_a_closed_socket_fits_its_frame(serve):
+def test_the_close_reason_fits_into_its_frame(serve):
     client, _ = serve()
     with client.websocket_connect(f"/sessions/{quote('💥' * 60)}/ws") as socket:
         assert socket.receive_json()["error"]["code"] == "bad_id"
@@ -191,7 +169,7 @@ def test_the_reason_of_a_closed_socket_fits_its_frame(serve):
     assert closed.value.code == 4422 and 60 < len(closed.value.reason.encode()) <= 123
 
 
-def test_a_recording_comes_in_parts(serve):
+def test_a_recording_in_parts_is_spoken(serve):
     stitch = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)])
     client, _ = serve(stitch)
     with client.websocket_connect("/sessions/alice/ws") as socket:
@@ -202,12 +180,12 @@ def test_a_recording_comes_in_parts(serve):
             socket.send_json({"type": "audio", "last": last})
             socket.send_bytes(part)
         assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
-    (request,) = next(arguments for name, arguments in stitch.asked if name == "speak")
+    (request,) = next(arguments for name, arguments in stitch.calls if name == "speak")
     assert request.audio == b"RIFFmore" and request.text == ""
 
 
 def test_a_recording_beyond_its_limit_is_refused(serve, monkeypatch):
-    monkeypatch.setattr(recording, "MAX_BYTES", 10)
+    monkeypatch.setattr(audio_buffer, "MAX_BYTES", 10)
     client, _ = serve()
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
@@ -231,19 +209,19 @@ def test_a_recording_beyond_its_limit_is_refused(serve, monkeypatch):
         '{"text": "no type"}',
     ],
 )
-def test_a_message_that_makes_no_sense_is_refused_in_words_and_the_socket_lives(serve, message):
+def test_an_invalid_message_is_refused_and_the_connection_stays_open(serve, message):
     client, _ = serve(Handle(session={}, interrupt={"interrupted": 0}, cut=0))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_text(message)
         failed = socket.receive_json()
         assert (failed["type"], failed["error"]["code"]) == ("failed", "bad_input")
-        assert failed["error"]["remedy"] == "GET /ws.json says what may be sent."
+        assert failed["error"]["remedy"] == "See GET /ws.json for the messages."
         socket.send_json({"type": "interrupt"})
         assert socket.receive_json()["type"] == "interrupted"
 
 
-def test_an_error_of_speech_is_told_with_its_code(serve):
+def test_an_error_of_speech_is_reported_with_its_code_and_id(serve):
     client, _ = serve(Handle(session={}, speak=[TextError("No words.", "Send some.")]))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
@@ -252,17 +230,17 @@ def test_an_error_of_speech_is_told_with_its_code(serve):
         assert (started["id"], failed["id"], failed["error"]["code"]) == ("x", "x", "bad_text")
 
 
-def test_an_interruption_reaches_chat_and_speech(serve):
+def test_an_interruption_stops_chat_and_speech(serve):
     stitch, chat = Handle(session={}, interrupt={"interrupted": 0}, cut=0), Handle(interrupt=0)
     client, _ = serve(stitch, chat)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "interrupt", "id": "i"})
         assert socket.receive_json() == {"type": "interrupted", "id": "i"}
-    assert ("interrupt", ("alice",)) in stitch.asked and chat.asked == [("interrupt", ("alice",))]
+    assert ("interrupt", ("alice",)) in stitch.calls and chat.calls == [("interrupt", ("alice",))]
 
 
-def test_a_chat_is_told_until_it_is_done(serve):
+def test_each_change_of_a_chat_job_is_reported_until_it_is_done(serve):
     jobs = iter([{"status": "thinking"}, {"status": "speaking"}, {"status": "speaking"}, {"status": "done"}])
     chat = Handle(start={"job_id": "j"}, interrupt=0)
     plain = chat._call
@@ -280,67 +258,64 @@ def test_a_chat_is_told_until_it_is_done(serve):
         told = events_of(socket, 4)
     assert [event["type"] for event in told] == ["started", "status", "status", "done"]
     assert told[-1]["job"] == {"status": "done"}
-    assert chat.asked[0] == ("start", (ChatRequest("Who are you?", "alice", voice="nova", speed=1.5),))
+    assert chat.calls[0] == ("start", (ChatRequest("Who are you?", "alice", voice="nova", speed=1.5),))
 
 
-def test_a_text_that_is_being_written_has_the_voice_of_its_first_part(serve):
+def test_the_options_of_the_first_part_of_a_text_count(serve):
     stitch = Handle(session={}, speak=[SpeakEvent(summary={"frames": 9})], feed=None)
     client, _ = serve(stitch)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
-        socket.send_json({"type": "text", "text": "Hello there. ", "voice": "nova", "speed": 0.8, "enhance": True})
+        socket.send_json({"type": "text", "text": "Hello there. ", "voice": "nova", "strength": 0.8, "enhance": True})
         socket.send_json({"type": "text", "text": "Bye.", "last": True})
         assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
-    (asked,) = (arguments[0] for name, arguments in stitch.asked if name == "speak")
-    assert (asked.voice, asked.speed, asked.enhance) == ("nova", 0.8, True)
+    (asked,) = (arguments[0] for name, arguments in stitch.calls if name == "speak")
+    assert (asked.voice, asked.strength, asked.enhance) == ("nova", 0.8, True)
 
 
-def test_the_live_stream_waits_for_a_client_that_says_what_it_has_played(serve, monkeypatch):
+def test_the_live_stream_waits_for_a_client_that_reports_what_it_has_played(serve, monkeypatch):
     client, ingress = serve()
     viewer = Viewer()
-    monkeypatch.setattr(ingress._live, "view", lambda *_: _give(viewer))
+    monkeypatch.setattr(ingress._hubs, "view", lambda *_: _give(viewer))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "played", "pieces": 0})
         socket.send_json({"type": "watch"})
         assert socket.receive_bytes() == b"init"
-        assert [socket.receive_bytes() for _ in range(talk.UNPLAYED)] == [b"piece"] * talk.UNPLAYED
+        assert [socket.receive_bytes() for _ in range(connection.MAX_UNPLAYED)] == [
+            b"fragment"
+        ] * connection.MAX_UNPLAYED
         time.sleep(0.1)
-        assert viewer.taken == talk.UNPLAYED  # no more before it has played some
+        assert viewer.fragments_sent == connection.MAX_UNPLAYED  # no more before it has played some
         socket.send_json({"type": "played", "pieces": 3})
-        assert [socket.receive_bytes() for _ in range(3)] == [b"piece"] * 3
+        assert [socket.receive_bytes() for _ in range(3)] == [b"fragment"] * 3
     _wait(lambda: viewer.closed)
 
 
-def test_what_is_under_way_ends_with_the_socket(serve):
-    speaking = Speaking()
-    stitch = Handle(session={})
-    plain = stitch._call
-    stitch._call = lambda name, arguments: speaking if name == "speak" else plain(name, arguments)
+def test_running_speech_is_cancelled_at_the_end_of_the_connection(serve):
+    stitch = EndlessStitch()
     client, _ = serve(stitch)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "speak", "text": "A long story."})
         assert socket.receive_json()["type"] == "started"
-    _wait(lambda: speaking.cancelled)
+    _wait(lambda: stitch.speeches[0].cancelled)
 
 
-def test_an_answer_ends_with_the_socket_that_asked_for_it_and_no_other_does(serve):
+def test_only_the_chat_answers_of_the_connection_are_interrupted_at_its_end(serve):
     chat = Handle(start={"job_id": "j"}, status={"status": "speaking"}, interrupt=1)
     client, _ = serve(chat=chat)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "chat", "message": "Who are you?", "id": "c"})
         assert [event["type"] for event in events_of(socket, 2)] == ["started", "status"]
-    _wait(lambda: ("interrupt", ("alice", "j")) in chat.asked)
-    assert [name for name, _ in chat.asked].count("interrupt") == 1
+    _wait(lambda: ("interrupt", ("alice", "j")) in chat.calls)
+    assert [name for name, _ in chat.calls].count("interrupt") == 1
 
 
-def test_a_socket_cannot_begin_without_end(serve, monkeypatch):
-    monkeypatch.setattr(talk, "MAX_UNDER_WAY", 2)
-    stitch = Handle(session={})
-    plain = stitch._call
-    stitch._call = lambda name, arguments: Speaking() if name == "speak" else plain(name, arguments)
+def test_the_number_of_running_commands_is_limited(serve, monkeypatch):
+    monkeypatch.setattr(connection, "MAX_COMMANDS", 2)
+    stitch = EndlessStitch()
     client, _ = serve(stitch)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
@@ -361,39 +336,39 @@ async def _give(value):
     return value
 
 
-def _wait(true, seconds: float = 3.0) -> None:
+def _wait(true, seconds: float = 30.0) -> None:
     end_s = time.time() + seconds
     while not true():
         assert time.time() < end_s
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("why", ENDINGS)
-def test_a_socket_is_told_why_its_stream_ends_and_closed_with_a_code(serve, monkeypatch, why):
+@pytest.mark.parametrize("why", CLOSE_CODES)
+def test_the_end_of_the_stream_is_reported_and_sets_the_close_code(serve, monkeypatch, why):
     client, ingress = serve()
     viewer = Viewer()
-    monkeypatch.setattr(ingress._live, "view", lambda *_: _give(viewer))
+    monkeypatch.setattr(ingress._hubs, "view", lambda *_: _give(viewer))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "watch"})
         assert socket.receive_bytes() == b"init"
-        viewer.why = why
+        viewer.ending = why
         while "text" not in (message := socket.receive()):
-            assert message["bytes"] == b"piece"
+            assert message["bytes"] == b"fragment"
         ended = json.loads(message["text"])
         assert Event(**ended).reason == why and ended == {"type": "ended", "session_id": "alice", "reason": why}
         closed = socket.receive()
-    assert (closed["type"], closed["code"], closed["reason"]) == ("websocket.close", *ENDINGS[why])
+    assert (closed["type"], closed["code"], closed["reason"]) == ("websocket.close", *CLOSE_CODES[why])
     code = closed["code"]
     assert code in (1000, 1001, 1013) or 4000 <= code < 5000  # RFC 6455, 7.4: what an application may send
     assert len(closed["reason"].encode()) <= 123
     _wait(lambda: viewer.closed)
 
 
-def test_a_socket_that_stops_watching_stays(serve, monkeypatch):
+def test_a_connection_that_stops_watching_stays_open(serve, monkeypatch):
     client, ingress = serve(Handle(session={}, interrupt={"interrupted": 0}, cut=0))
     viewer = Viewer()
-    monkeypatch.setattr(ingress._live, "view", lambda *_: _give(viewer))
+    monkeypatch.setattr(ingress._hubs, "view", lambda *_: _give(viewer))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "watch"})
@@ -406,17 +381,17 @@ def test_a_socket_that_stops_watching_stays(serve, monkeypatch):
         assert json.loads(message["text"]) == {"type": "interrupted", "id": "i"}
 
 
-def test_what_is_heard_and_made_is_told_before_the_piece_that_it_belongs_to(serve, monkeypatch):
+def test_captions_and_progress_are_sent_before_their_fragment(serve, monkeypatch):
     client, ingress = serve()
     viewer = Viewer()
     caption = Caption(1, "Hello there.", 0.3, 1.2, (Word("Hello", 0.3, 0.7), Word("there.", 0.7, 1.2))).as_json()
     making = {"frames": 8, "shown_frames": 4, "duration_s": 0.32, "ttff_ms": 480.0, "spoken_chars": 3}
     making |= {"stages": {"TTS": {"busy_ms": 9.0}}}
-    viewer.told = [("caption", caption), ("making", making)]
-    monkeypatch.setattr(ingress._live, "view", lambda *_: _give(viewer))
+    viewer.messages = [("caption", caption), ("making", making)]
+    monkeypatch.setattr(ingress._hubs, "view", lambda *_: _give(viewer))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "watch"})
         assert socket.receive_bytes() == b"init"
         assert events_of(socket, 2) == [{"type": "caption", "caption": caption}, {"type": "making", "making": making}]
-        assert socket.receive_bytes() == b"piece"
+        assert socket.receive_bytes() == b"fragment"

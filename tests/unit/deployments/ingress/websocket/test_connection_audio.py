@@ -1,4 +1,4 @@
-"""The WebSocket hears: a recording is understood and answered, or said as it is; in a file's form or as raw PCM."""
+"""Recordings over the WebSocket: spoken as they are, or recognized and answered; as files or raw PCM."""
 
 import io
 import wave
@@ -19,7 +19,7 @@ class Stamped:
         self.value = Transcript(text, "en", 1.0)
 
 
-def ears(text: str = "Who are you?") -> Handle:
+def recognizing(text: str = "Who are you?") -> Handle:
     return Handle(transcribe=Stamped(text))
 
 
@@ -38,8 +38,8 @@ def socket_of(serve):
     return connect
 
 
-def test_a_recording_is_understood_told_and_answered(socket_of):
-    recognize, chat = ears(), answering()
+def test_a_recording_is_recognized_reported_and_answered(socket_of):
+    recognize, chat = recognizing(), answering()
     with socket_of(recognize=recognize, chat=chat) as socket:
         socket.receive_json()
         for part, last in ((b"RIFF", False), (b"more", True)):
@@ -49,34 +49,34 @@ def test_a_recording_is_understood_told_and_answered(socket_of):
     assert told[0] == {"type": "heard", "id": "a", "text": "Who are you?", "language": "en"}
     assert [(event["type"], event["id"]) for event in told[1:]] == [("started", "a"), ("done", "a")]
     assert told[2]["job"]["reply"] == "I am."
-    assert recognize.asked == [("transcribe", (b"RIFFmore", "en", "transcribe"))]
-    request = chat.asked[0][1][0]
+    assert recognize.calls == [("transcribe", (b"RIFFmore", "en", "transcribe"))]
+    request = chat.calls[0][1][0]
     assert (request.message, request.session_id) == ("Who are you?", "alice")
 
 
-def test_where_nothing_was_said_that_is_told_and_nothing_answered(socket_of):
+def test_silence_is_reported_and_not_answered(socket_of):
     chat = answering()
-    with socket_of(recognize=ears(""), chat=chat) as socket:
+    with socket_of(recognize=recognizing(""), chat=chat) as socket:
         socket.receive_json()
         socket.send_json({"type": "audio", "mode": "chat"})
         socket.send_bytes(b"RIFF")
         assert socket.receive_json() == {"type": "heard", "text": "", "language": "en"}
         socket.send_json({"type": "interrupt"})
         assert socket.receive_json()["type"] == "interrupted"
-    assert [name for name, _ in chat.asked] == ["interrupt"]
+    assert [name for name, _ in chat.calls] == ["interrupt"]
 
 
-def test_without_a_mode_it_moves_the_face_whether_or_not_anybody_understands(socket_of):
-    stitch, recognize = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)]), ears()
+def test_by_default_a_recording_is_spoken_and_not_recognized(socket_of):
+    stitch, recognize = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)]), recognizing()
     with socket_of(stitch=stitch, recognize=recognize) as socket:
         socket.receive_json()
         socket.send_json({"type": "audio"})
         socket.send_bytes(b"RIFF")
         assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
-    assert recognize.asked == [] and next(given for name, given in stitch.asked if name == "speak")[0].audio == b"RIFF"
+    assert recognize.calls == [] and next(given for name, given in stitch.calls if name == "speak")[0].audio == b"RIFF"
 
 
-def test_without_a_recogniser_chat_is_refused_at_once_and_the_socket_goes_on(socket_of):
+def test_without_a_recognize_stage_chat_is_refused_and_the_connection_stays_open(socket_of):
     with socket_of() as socket:
         socket.receive_json()
         socket.send_json({"type": "audio", "mode": "chat", "id": "a"})
@@ -89,7 +89,7 @@ def test_without_a_recogniser_chat_is_refused_at_once_and_the_socket_goes_on(soc
         assert [(event["type"], event["id"]) for event in events_of(socket, 2)] == [("started", "b"), ("done", "b")]
 
 
-def test_what_cannot_be_heard_is_told_with_its_code(socket_of):
+def test_a_recognition_error_is_reported_with_its_code(socket_of):
     with socket_of(recognize=Handle(transcribe=AudioError("The audio is empty.", "Send some."))) as socket:
         socket.receive_json()
         socket.send_json({"type": "audio", "mode": "chat", "id": "x"})
@@ -99,8 +99,8 @@ def test_what_cannot_be_heard_is_told_with_its_code(socket_of):
 
 
 @pytest.mark.parametrize("mode", ["chat", "repeat"])
-def test_raw_pcm_is_a_recording_too(socket_of, mode):
-    stitch, recognize = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)]), ears("")
+def test_raw_pcm_is_accepted(socket_of, mode):
+    stitch, recognize = Handle(session={}, speak=[SpeakEvent(summary=SUMMARY)]), recognizing("")
     samples = (8000 * np.sin(np.arange(4800) / 5)).astype("<i2")
     with socket_of(stitch=stitch, recognize=recognize) as socket:
         socket.receive_json()
@@ -109,19 +109,19 @@ def test_raw_pcm_is_a_recording_too(socket_of, mode):
             socket.send_json({"type": "audio", "mode": mode, "pcm_hz": 48_000, "last": last})
             socket.send_bytes(part)
         socket.receive_json()
-    given = next(given for name, given in (stitch.asked + recognize.asked) if name in ("speak", "transcribe"))[0]
+    given = next(given for name, given in (stitch.calls + recognize.calls) if name in ("speak", "transcribe"))[0]
     sound, rate_hz = decode_audio(given if mode == "chat" else given.audio)
     assert rate_hz == 48_000 and np.abs(sound * 32768 - samples).max() <= 1
 
 
-def test_half_a_sample_is_left_out():
+def test_half_a_sample_is_dropped():
     with wave.open(io.BytesIO(wav_from_pcm(b"\1\2\3", 8000))) as file:
         assert (file.getnframes(), file.getframerate(), file.readframes(9)) == (1, 8000, b"\1\2")
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "sing"}, {"pcm_hz": 5}, {"language": "English"}])
-def test_a_form_that_makes_no_sense_is_refused(socket_of, wrong):
-    with socket_of(recognize=ears()) as socket:
+def test_invalid_audio_options_are_refused(socket_of, wrong):
+    with socket_of(recognize=recognizing()) as socket:
         socket.receive_json()
         socket.send_json({"type": "audio", **wrong})
         assert socket.receive_json()["error"]["code"] == "bad_input"

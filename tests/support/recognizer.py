@@ -1,4 +1,4 @@
-"""A recogniser that understands how long a recording is, for tests of what lies around one."""
+"""A speech recognizer that reports the duration of a recording, for tests of the code around recognizers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from models.recognition.base import RecognizedSegment, Transcript
 from models.types import WHISPER_HZ
 
 
-class Counting:
-    """Says the length of what it hears in tenths of a second; nothing of silence. asked: samples, language, task."""
+class DurationRecognizer:
+    """Recognizes the duration in tenths of a second; nothing in silence. calls: (samples, language, task)."""
 
     loads: ClassVar[list[str]] = []
-    asked: ClassVar[list[tuple[int, str | None, str]]] = []
+    calls: ClassVar[list[tuple[int, str | None, str]]] = []
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
 
     @classmethod
-    def load(cls, unit: str = "tenths") -> Counting:
+    def load(cls, unit: str = "tenths") -> DurationRecognizer:
         if unit == "miles":
-            raise ConfigError("Miles are no time.", "Use tenths.")
+            raise ConfigError("There is no unit 'miles'.", "Use tenths.")
         cls.loads.append(unit)
         return cls(unit)
 
     def transcribe(self, samples_16khz: Any, language: str | None = None, task: str = "transcribe") -> Transcript:
-        self.asked.append((len(samples_16khz), language, task))
+        self.calls.append((len(samples_16khz), language, task))
         if language == "xx":
             raise InputError("There is no language 'xx'.", "Use en.")
         duration_s = len(samples_16khz) / WHISPER_HZ

@@ -1,0 +1,55 @@
+"""Commands that involve more than one stage: interrupt a session, and tell all Stitch replicas of a removed avatar."""
+
+# no `from __future__ import annotations`: serve.ingress pickles what stands here
+
+import asyncio
+import logging
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.common.errors import to_warmtalk_error
+from models.errors import SessionNotFound
+
+log = logging.getLogger("ray.serve")
+
+REMOVAL_TIMEOUT_S = 15.0  # for running speech to end, and for idle motion that is being encoded
+
+
+async def interrupt_session(stitch: DeploymentHandle, chat: DeploymentHandle, session_id: str) -> dict[str, Any]:
+    """Stop the speech of a session at once, then its chat answers. Return how many utterances were stopped.
+
+    The session of a new chat does not exist before its first frame, but its first answer is stopped, too.
+    Raises SessionNotFound if there is neither a session nor an answer.
+    """
+    stitch, stopped, missing = stitch.options(session_id=session_id), 0, None
+    try:
+        stopped = await stitch.cut.remote(session_id)  # first what is audible: it must not wait for the rest
+    except (RayError, SessionNotFound) as error:
+        missing = to_warmtalk_error(error)
+        if not isinstance(missing, SessionNotFound):
+            raise
+    answers: int = await chat.interrupt.remote(session_id)
+    if missing is not None and not answers:
+        raise missing
+    result: dict[str, Any] = await stitch.interrupt.remote(session_id)  # an answer may have begun to speak meanwhile
+    return {**result, "interrupted": result["interrupted"] + stopped}
+
+
+async def broadcast_avatar_removal(stitch: DeploymentHandle, avatar_id: str) -> list[str]:
+    """Make all Stitch replicas drop a removed avatar. Return the sessions that ended because of it.
+
+    A replica that does not answer notices the removal later by itself (Stitch._forget_removed).
+    """
+    call = stitch.broadcast("forget_avatar", avatar_id)
+    answers: list[Any] = []
+    try:
+        async with asyncio.timeout(REMOVAL_TIMEOUT_S):
+            answers = await call.results_async(return_exceptions=True)
+    except TimeoutError:
+        pass
+    failed = [answer for answer in answers if isinstance(answer, BaseException)]
+    if failed or not answers:
+        log.warning("Avatar %s is removed, but a Stitch replica did not confirm it: %s", avatar_id, failed or "timeout")
+    return sorted({session_id for answer in answers if isinstance(answer, list) for session_id in answer})
