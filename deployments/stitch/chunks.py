@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from configs.schema import StitchConfig
 from deployments.common.stage import Stamped
@@ -105,4 +109,10 @@ class PendingChunk:
         if self.segment.features_done is not None:
             self.segment.features_done.cancel()
         if self.segment.features is not None:
-            self.segment.features.cancel()
+            cancel_call(self.segment.features)
+
+
+def cancel_call(response: Any) -> None:
+    """Cancel a call of a stage. Serve's own `cancel` raises if the call could not be sent to a replica."""
+    with contextlib.suppress(RayError, RayServeException):
+        response.cancel()

@@ -18,7 +18,14 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.common.errors import is_own_cancellation
 from deployments.common.stage import StageTiming, Stamped
-from deployments.stitch.chunks import Chunk, PendingChunk, PipelineRequest, PipelineSettings, SpeechSegment
+from deployments.stitch.chunks import (
+    Chunk,
+    PendingChunk,
+    PipelineRequest,
+    PipelineSettings,
+    SpeechSegment,
+    cancel_call,
+)
 from deployments.stitch.metrics import StageCall
 from models.errors import BusyError, StageError, WarmTalkError
 from models.speech.activity import ActivityDetector
@@ -161,7 +168,7 @@ class Pipeline:
             except (RayError, RayServeException) as error:
                 await self._before_retry(error, attempt, "TTS")
             finally:
-                stream.cancel()
+                cancel_call(stream)
                 await sentences.aclose()
 
     # --- chunks
@@ -196,7 +203,7 @@ class Pipeline:
                 return stamped
             except (TimeoutError, RayError, RayServeException, asyncio.CancelledError) as error:
                 if response is not None:
-                    response.cancel()
+                    cancel_call(response)
                 if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
                     raise
                 if segment.features is features:  # else another chunk of the segment has requested new features
