@@ -1,1 +1,1 @@
-"""`warmtalk fetch-weights`: the only part of WarmTalk that goes to the network for itself."""
+"""`warmtalk fetch-weights`: downloads production weights and verifies them."""

@@ -1,4 +1,4 @@
-"""What `warmtalk fetch-weights` does, step by step: look, tidy, check the disk, download, remember; or verify alone."""
+"""The steps of `warmtalk fetch-weights`: check files and disk space, download, record hashes; or only verify."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from models.weights.installed import (
 from models.weights.manifest import WeightFile, select, set_of
 from warmtalk.cli.fetch_weights.download import Fetcher, UnreachableError
 
-SPARE_DISK_BYTES = 1 << 30  # left free after the downloads
-PIPED_WIDTH = 400  # columns of the plan where it is no terminal that shows it: whole URLs
-REPLACED_SUFFIX = ".replaced"  # a wrong file steps aside under this name: it may be someone's own
+SPARE_DISK_BYTES = 1 << 30  # must stay free after the downloads
+PIPED_WIDTH = 400  # columns of the plan outside a terminal, so that URLs are complete
+REPLACED_SUFFIX = ".replaced"  # a wrong file is renamed, not deleted: it may be the user's own
 
 
 def fetch_weights(
@@ -50,10 +50,10 @@ def fetch_weights(
     dry_run: bool = False,
     fetcher: Fetcher | None = None,
 ) -> int:
-    """The command. Returns its exit status: 1 where a file could not be fetched, or fails verification.
+    """The command. Returns its exit status: 1 if a file could not be fetched or fails verification.
 
-    root: the `weights` folder. only: names of sets, bundles or files; all for none. Raises ConfigError for a name or a
-    mirror that makes no sense, WeightsError for too little disk, CorruptError for a broken lock file.
+    root: the `weights` folder. only: names of sets, bundles or files; empty for all. Raises ConfigError for an unknown
+    name or an invalid mirror, WeightsError for too little disk space, CorruptError for a broken lock file.
     """
     console, only = Console(stderr=True), list(only)
     files = select(only)
@@ -73,11 +73,11 @@ def fetch_weights(
         return _fetch_all(root, wanted, fetcher, bar, console) or _conclude(files, wanted, console)
 
 
-# --- what is there
+# --- files on disk
 
 
 def _is_good(root: Path, state: FileState, bar: Progress, console: Console) -> bool:
-    """Whether a file needs no download. One that is there and not yet remembered is hashed; a wrong one steps aside."""
+    """Whether a file needs no download. Hashes a file that is not in the lock file; renames a wrong one."""
     if not state.present or state.verified:
         return state.verified
     if state.right_size:
@@ -92,32 +92,32 @@ def _is_good(root: Path, state: FileState, bar: Progress, console: Console) -> b
         fault = f"it has {state.found_bytes} bytes instead of {state.file.size_bytes}"
     aside = state.path.with_name(state.path.name + REPLACED_SUFFIX)
     state.path.replace(aside)
-    console.print(f"{state.file.path} is not the manifest's file: {fault}. It is kept as {aside.name}.")
+    console.print(f"{state.file.path} differs from the manifest: {fault}. It is kept as {aside.name}.")
     return False
 
 
 def check_disk(root: Path, wanted: Iterable[FileState]) -> None:
-    """Raise WeightsError unless the disk of `root` holds what is still to come, and SPARE_DISK_BYTES more."""
-    to_come = sum(map(_to_come, wanted))
+    """Raises WeightsError unless the disk has room for the downloads and SPARE_DISK_BYTES more."""
+    needed = sum(map(_remaining_bytes, wanted))
     folder = next(path for path in (root, *root.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
-    if to_come and free < to_come + SPARE_DISK_BYTES:
+    if needed and free < needed + SPARE_DISK_BYTES:
         raise WeightsError(
-            f"{_size(to_come)} are to come, and {folder} has {_size(free)} free.",
-            f"Free {_size(to_come + SPARE_DISK_BYTES - free)}, fetch less with --only, or set WARMTALK_HOME.",
+            f"The downloads need {_size(needed)}, and {folder} has {_size(free)} free.",
+            f"Free {_size(needed + SPARE_DISK_BYTES - free)}, fetch less with --only, or set WARMTALK_HOME.",
         )
 
 
 def _refuse_offline(wanted: list[FileState]) -> None:
-    """HF_HUB_OFFLINE forbids the network to huggingface_hub, and so to us."""
+    """HF_HUB_OFFLINE forbids downloads, for huggingface_hub and for this command. Raises WeightsError."""
     if wanted and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise WeightsError(
-            f"{len(wanted)} files are to be fetched, and HF_HUB_OFFLINE forbids it.",
-            "Unset it, or put the files into their places: `warmtalk fetch-weights --dry-run` names them.",
+            f"{len(wanted)} files must be downloaded, and HF_HUB_OFFLINE is set.",
+            "Unset it, or copy the files into place: `warmtalk fetch-weights --dry-run` lists them.",
         )
 
 
-def _to_come(state: FileState) -> int:
+def _remaining_bytes(state: FileState) -> int:
     return max(0, (state.file.size_bytes or 0) - state.part_bytes)
 
 
@@ -125,8 +125,8 @@ def _to_come(state: FileState) -> int:
 
 
 def _fetch_all(root: Path, wanted: list[FileState], fetcher: Fetcher, bar: Progress, console: Console) -> int:
-    """Fetch what can be fetched: one bad file does not keep the others away. Returns 1 if any failed."""
-    dead: set[str] = set()  # servers that did not answer: each would cost all its attempts for every file
+    """Fetch every file; a failed one does not stop the others. Returns 1 if any failed."""
+    dead: set[str] = set()  # servers that did not answer: do not retry them for every file
     failed = 0
     for state in wanted:
         host = httpx.URL(fetcher.urls(state.file)[0]).host
@@ -152,13 +152,15 @@ def _fetch_one(root: Path, state: FileState, fetcher: Fetcher, bar: Progress, co
             sha256 = fetcher.fetch(file, state.path, lambda done: bar.update(line, completed=done))
         record_hash(root, file, sha256)
     except OSError as error:
-        raise WeightsError(f"{state.path} cannot be written: {error}.", "Free the disk, or mend its rights.") from error
+        raise WeightsError(
+            f"{state.path} cannot be written: {error}.", "Free disk space, or correct the permissions."
+        ) from error
     console.print(f"fetched {file.path}, {_size(state.path.stat().st_size)}, sha256 {sha256[:12]}…")
 
 
 def _conclude(files: list[WeightFile], wanted: list[FileState], console: Console) -> int:
     licences = {f"{entry.name}: {entry.licence}": None for entry in map(set_of, files)}
-    console.print(f"[green]{_files(files)} there[/], {len(wanted)} fetched now. Licences: {'; '.join(licences)}.")
+    console.print(f"[green]{_files(files)} complete[/], {len(wanted)} fetched now. Licences: {'; '.join(licences)}.")
     return 0
 
 
@@ -166,10 +168,10 @@ def _conclude(files: list[WeightFile], wanted: list[FileState], console: Console
 
 
 def _verify(root: Path, files: list[WeightFile], console: Console, named: bool) -> int:
-    """Hash what is there and compare with the manifest, else with the lock file. Downloads and writes nothing.
+    """Hash the files and compare them with the manifest, or with the lock file. Downloads and writes nothing.
 
-    A file that was never fetched fails only where it was asked for by name; one that the lock file knows and that is
-    gone always fails, and so does a folder without any of the files.
+    A file that was never fetched fails only if it was named. A file of the lock file that is gone always fails, and so
+    does a folder with none of the files.
     """
     lock = read_lock(root)
     faults: dict[str, str] = {}
@@ -183,9 +185,9 @@ def _verify(root: Path, files: list[WeightFile], console: Console, named: bool) 
     for path, fault in faults.items():
         console.print(f"[bold red]differs[/] {path}: {fault}", highlight=False)
     if faults:
-        console.print("[bold]→[/] Run `warmtalk fetch-weights` with the same names: it replaces what differs.")
+        console.print("[bold]→[/] Run `warmtalk fetch-weights` with the same names: it replaces files that differ.")
     elif not good:
-        console.print(f"[bold red]missing[/] {root} holds none of the weights.", highlight=False)
+        console.print(f"[bold red]missing[/] {root} contains none of the weights.", highlight=False)
         console.print("[bold]→[/] Run `warmtalk fetch-weights`.")
     else:
         console.print(f"[green]{good} of {_files(files)} verified[/] in {root}")
@@ -193,20 +195,20 @@ def _verify(root: Path, files: list[WeightFile], console: Console, named: bool) 
 
 
 def _fault(state: FileState, entry: LockEntry | None, named: bool, bar: Progress) -> str | None:
-    """What is wrong with a file; None when it is right, an empty string when it was never fetched."""
+    """What is wrong with a file; None if it is right, "" if it was never fetched."""
     if not state.present:
-        return "it is gone" if entry else "it is missing" if named else ""
+        return "it was deleted" if entry else "it is missing" if named else ""
     wanted = state.file.sha256 or (entry.sha256 if entry else None)
     if not state.right_size:
         return f"it has {state.found_bytes} bytes instead of {state.file.size_bytes}"
     if wanted is None:
-        return "there is no hash to compare it with: fetch it first"
+        return "its hash is unknown: fetch it first"
     with _line(bar, f"verifying {state.file.path}", state.found_bytes) as line:
         found = sha256_of(state.path, lambda count: bar.advance(line, count))
     return None if found == wanted else f"its sha256 is {found[:12]}… instead of {wanted[:12]}…"
 
 
-# --- what is shown
+# --- output
 
 
 def _show_plan(root: Path, files: list[WeightFile], fetcher: Fetcher) -> None:
@@ -218,18 +220,18 @@ def _show_plan(root: Path, files: list[WeightFile], fetcher: Fetcher) -> None:
         table.add_column(
             column, justify="right" if column == "size" else "left", overflow="fold", no_wrap=column == "file"
         )
-    to_come = 0
+    needed = 0
     for state in file_states(root, files):
         file = state.file
         action = _action(root, state)
-        to_come += _to_come(state) if action.startswith(("download", "replace")) else 0
+        needed += _remaining_bytes(state) if action.startswith(("download", "replace")) else 0
         url = fetcher.urls(file)[0]
         source = httpx.URL(url).host if console.is_terminal else url
-        cells = [file.path, _size(file.size_bytes), action, (file.sha256 or "the server's")[:12], source]
+        cells = [file.path, _size(file.size_bytes), action, (file.sha256 or "from server")[:12], source]
         table.add_row(*map(Text, [*cells, set_of(file).licence]))
     console.print(f"weights in {root}:", highlight=False)
     console.print(table)
-    console.print(f"{_size(to_come)} to download; nothing was changed.")
+    console.print(f"{_size(needed)} to download; nothing was changed.")
 
 
 def _action(root: Path, state: FileState) -> str:

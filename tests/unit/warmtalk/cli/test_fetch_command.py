@@ -1,6 +1,6 @@
-"""`warmtalk fetch-weights` as its caller sees it: exit status, words, and what is in the folder afterwards.
+"""`warmtalk fetch-weights`: exit status, output and the files afterwards.
 
-A small manifest in place of the real one, a server on 127.0.0.1 in place of the Hub.
+A small manifest replaces the real one, and a server on 127.0.0.1 the Hub.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def files(root: Path) -> list[str]:
 WHOLE = ["GAN.pth", "netV15/net.json", "netV15/unet.pth", "weights.lock.json"]
 
 
-def test_all_files_are_fetched_and_remembered(fetch: Callable[..., Result], root: Path) -> None:
+def test_all_files_are_fetched_and_recorded(fetch: Callable[..., Result], root: Path) -> None:
     result = fetch()
     assert result.exit_code == 0, result.output
     assert files(root) == WHOLE and (root / "netV15" / "unet.pth").read_bytes() == UNET
@@ -89,17 +89,17 @@ def test_all_files_are_fetched_and_remembered(fetch: Callable[..., Result], root
         "netV15/net.json": sha256(CONFIG),
         "netV15/unet.pth": sha256(UNET),
     }
-    assert "3 files there, 3 fetched now. Licences: netV15: MIT; GAN: X11." in words(result)
+    assert "3 files complete, 3 fetched now. Licences: netV15: MIT; GAN: X11." in words(result)
 
 
-def test_a_second_run_asks_for_nothing(fetch: Callable[..., Result], server: WeightsServer) -> None:
+def test_a_second_run_downloads_nothing(fetch: Callable[..., Result], server: WeightsServer) -> None:
     fetch()
     result = fetch()
     assert result.exit_code == 0 and server.requests == [] and "0 fetched now" in words(result)
 
 
 @pytest.mark.parametrize("only", ["netV15", "production", "netV15/net.json,netV15/unet.pth"])
-def test_only_what_is_named_is_fetched(fetch: Callable[..., Result], root: Path, only: str) -> None:
+def test_only_named_files_are_fetched(fetch: Callable[..., Result], root: Path, only: str) -> None:
     assert fetch("--only", only).exit_code == 0
     assert files(root) == ["netV15/net.json", "netV15/unet.pth", "weights.lock.json"]
 
@@ -109,7 +109,7 @@ def test_an_unknown_name_is_refused(fetch: Callable[..., Result], root: Path) ->
     assert result.exit_code == 1 and "Use one of production, netV15, GAN." in words(result) and not root.exists()
 
 
-def test_a_dry_run_shows_all_and_changes_nothing(
+def test_a_dry_run_shows_the_plan_and_changes_nothing(
     fetch: Callable[..., Result], server: WeightsServer, root: Path
 ) -> None:
     (root / "netV15" / "netV15").mkdir(parents=True)
@@ -124,7 +124,7 @@ def test_a_dry_run_shows_all_and_changes_nothing(
     assert f"{(len(CONFIG) + len(GAN) - 1000) / 1000:.2f} kB to download; nothing was changed." in text
 
 
-def test_nested_downloads_of_others_are_moved_and_not_fetched_again(
+def test_files_of_a_nested_download_are_moved_into_place(
     fetch: Callable[..., Result], server: WeightsServer, root: Path
 ) -> None:
     (root / "netV15" / "netV15").mkdir(parents=True)
@@ -137,29 +137,29 @@ def test_nested_downloads_of_others_are_moved_and_not_fetched_again(
 
 
 @pytest.mark.parametrize("wrong", [UNET[:100], UNET[:-1] + b"?"])
-def test_a_truncated_or_changed_file_steps_aside_and_is_fetched(
+def test_a_truncated_or_changed_file_is_renamed_and_fetched(
     fetch: Callable[..., Result], root: Path, wrong: bytes
 ) -> None:
     (root / "netV15").mkdir(parents=True)
     (root / "netV15" / "unet.pth").write_bytes(wrong)
     result = fetch("--only", "netV15")
-    assert result.exit_code == 0 and "is not the manifest's file" in words(result)
+    assert result.exit_code == 0 and "differs from the manifest" in words(result)
     assert (root / "netV15" / "unet.pth").read_bytes() == UNET
-    assert (root / "netV15" / "unet.pth.replaced").read_bytes() == wrong, "it may be someone's own"
+    assert (root / "netV15" / "unet.pth.replaced").read_bytes() == wrong
 
 
-def test_a_file_that_does_not_come_keeps_no_other_away(
+def test_a_failed_file_does_not_stop_the_others(
     fetch: Callable[..., Result], server: WeightsServer, root: Path
 ) -> None:
     server.put("/o/net/resolve/abc/netV15/net.json", Answer(status=404))
     server.put("/o/net/resolve/abc/netV15/unet.pth", Answer(UNET[:-1] + b"?"))
     result = fetch()
     assert result.exit_code == 1 and files(root) == ["GAN.pth", "weights.lock.json"]
-    assert "netV15/net.json is not at" in words(result) and "netV15/unet.pth came damaged" in words(result)
+    assert "netV15/net.json is not at" in words(result) and "is damaged" in words(result)
     assert "fetched now" not in words(result)
 
 
-def test_a_server_that_is_gone_is_asked_for_one_file(
+def test_an_unreachable_server_is_tried_for_one_file_only(
     fetch: Callable[..., Result], server: WeightsServer, root: Path
 ) -> None:
     for path in list(server.files):
@@ -169,7 +169,7 @@ def test_a_server_that_is_gone_is_asked_for_one_file(
     assert "127.0.0.1 does not answer" in words(result) and files(root) == []
 
 
-def test_an_interrupted_run_goes_on(fetch: Callable[..., Result], server: WeightsServer, root: Path) -> None:
+def test_an_interrupted_run_resumes(fetch: Callable[..., Result], server: WeightsServer, root: Path) -> None:
     unet = "/o/net/resolve/abc/netV15/unet.pth"
     server.put(unet, Answer(UNET, stop_after=3000), Answer(status=500))
     assert fetch("--only", "netV15").exit_code == 1
@@ -179,7 +179,7 @@ def test_an_interrupted_run_goes_on(fetch: Callable[..., Result], server: Weight
     assert server.ranges(unet) == ["bytes=3000-"] and (root / "netV15" / "unet.pth").read_bytes() == UNET
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_download(
+def test_too_little_disk_space_is_reported_before_the_download(
     fetch: Callable[..., Result], server: WeightsServer, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Usage:
@@ -192,7 +192,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_download(
     assert fetch("--only", "netV15").exit_code == 0
 
 
-def test_what_is_there_needs_no_disk(fetch: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_files_need_no_disk_space(fetch: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     fetch()
 
     class Usage:
@@ -202,7 +202,7 @@ def test_what_is_there_needs_no_disk(fetch: Callable[..., Result], monkeypatch: 
     assert fetch().exit_code == 0
 
 
-def test_offline_is_offline(
+def test_hf_hub_offline_forbids_downloads(
     fetch: Callable[..., Result], server: WeightsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -210,7 +210,7 @@ def test_offline_is_offline(
     assert result.exit_code == 1 and server.requests == [] and "HF_HUB_OFFLINE" in result.output
 
 
-def test_a_folder_that_cannot_be_written_says_so(
+def test_a_folder_that_is_not_writable_is_reported(
     fetch: Callable[..., Result], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -221,20 +221,20 @@ def test_a_folder_that_cannot_be_written_says_so(
     assert result.exit_code == 1 and "cannot be written" in words(result) and "Traceback" not in result.output
 
 
-def test_verify_passes_what_is_unchanged(fetch: Callable[..., Result], server: WeightsServer) -> None:
+def test_verify_passes_unchanged_files(fetch: Callable[..., Result], server: WeightsServer) -> None:
     fetch()
     result = fetch("--verify")
     assert result.exit_code == 0 and "3 of 3 files verified" in words(result) and server.requests == []
 
 
 @pytest.mark.parametrize("change", ["flipped", "truncated", "gone"])
-def test_verify_names_what_differs(fetch: Callable[..., Result], root: Path, change: str) -> None:
+def test_verify_names_changed_files(fetch: Callable[..., Result], root: Path, change: str) -> None:
     fetch()
     path = root / "netV15" / "unet.pth"
     if change == "flipped":
         stat = path.stat()
         path.write_bytes(UNET[:-1] + b"?")
-        command.os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # not even the time tells
+        command.os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # not even the mtime differs
     elif change == "truncated":
         path.write_bytes(UNET[:-1])
     else:
@@ -246,7 +246,7 @@ def test_verify_names_what_differs(fetch: Callable[..., Result], root: Path, cha
     assert fetch("--verify", "--only", "GAN").exit_code == 0
 
 
-def test_verify_uses_the_remembered_hash_where_the_manifest_has_none(
+def test_verify_uses_the_recorded_hash_if_the_manifest_has_none(
     fetch: Callable[..., Result], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = WeightFile("GAN.pth", weights.SETS[1].files[0].source)
@@ -257,19 +257,17 @@ def test_verify_uses_the_remembered_hash_where_the_manifest_has_none(
     assert result.exit_code == 1 and "differs GAN.pth: its sha256" in words(result)
 
 
-def test_verify_without_files_fails_and_a_set_that_was_never_fetched_does_not(
-    fetch: Callable[..., Result], root: Path
-) -> None:
+def test_verify_fails_without_files_but_not_for_sets_never_fetched(fetch: Callable[..., Result], root: Path) -> None:
     empty = fetch("--verify")
-    assert empty.exit_code == 1 and "holds none of the weights" in words(empty)
+    assert empty.exit_code == 1 and "contains none of the weights" in words(empty)
     fetch("--only", "GAN")
     assert fetch("--verify").exit_code == 0
     assert fetch("--verify", "--only", "netV15").exit_code == 1
 
 
-def test_a_mirror_that_is_no_url_is_refused(server: WeightsServer) -> None:
+def test_a_mirror_that_is_not_a_url_is_refused(server: WeightsServer) -> None:
     result = CliRunner().invoke(cli.app, ["fetch-weights", "--mirror", "hf-mirror.com"])
-    assert result.exit_code == 1 and "no http or https URL" in words(result)
+    assert result.exit_code == 1 and "not an http or https URL" in words(result)
 
 
 def test_help_names_the_sets_and_an_example() -> None:
@@ -280,7 +278,7 @@ def test_help_names_the_sets_and_an_example() -> None:
     )
 
 
-def test_sizes_are_said_as_people_say_them() -> None:
+def test_sizes_are_printed_with_units() -> None:
     assert [command._size(size) for size in (None, 12, 1983, 53_289_463, 3_400_074_924)] == [
         "?",
         "12 B",

@@ -1,7 +1,4 @@
-"""A download ends with the right file under its name, or with none: against a server that breaks off, hangs and lies.
-
-Everything stays on 127.0.0.1.
-"""
+"""Downloads from a faulty server on 127.0.0.1: the target file is complete and right, or does not exist."""
 
 from __future__ import annotations
 
@@ -64,7 +61,7 @@ def names(target: Path) -> list[str]:
     return sorted(path.name for path in target.parent.iterdir())
 
 
-def test_a_file_arrives_whole_and_alone(server: WeightsServer, target: Path) -> None:
+def test_a_download_leaves_the_file_and_nothing_else(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(DATA))
     seen: list[int] = []
     with fetcher(server) as running:
@@ -75,14 +72,14 @@ def test_a_file_arrives_whole_and_alone(server: WeightsServer, target: Path) -> 
     assert server.requests[0][1]["accept-encoding"] == "identity"
 
 
-def test_a_download_goes_on_where_the_connection_broke(server: WeightsServer, target: Path) -> None:
+def test_a_download_resumes_after_a_broken_connection(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(DATA, stop_after=100_000), Answer(DATA, stop_after=50_000), Answer(DATA))
     assert fetch(server, HUB, target) == SHA256
     assert server.ranges(HUB_PATH) == ["", "bytes=100000-", "bytes=150000-"]
     assert target.read_bytes() == DATA and names(target) == ["unet.pth"]
 
 
-def test_what_came_before_a_break_stays_for_the_next_run(server: WeightsServer, target: Path) -> None:
+def test_partial_bytes_are_kept_for_the_next_run(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(DATA, stop_after=1000), Answer(DATA, stop_after=1000))
     with pytest.raises(UnreachableError, match="could not be fetched") as caught:
         fetch(server, HUB, target, attempts=2)
@@ -93,74 +90,72 @@ def test_what_came_before_a_break_stays_for_the_next_run(server: WeightsServer, 
     assert server.ranges(HUB_PATH)[-1] == "bytes=2000-" and target.read_bytes() == DATA
 
 
-def test_attempts_that_bring_much_are_not_counted(
+def test_attempts_with_progress_are_not_counted_as_failures(
     server: WeightsServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "REAL_PROGRESS_BYTES", 50_000)
+    monkeypatch.setattr(download, "PROGRESS_BYTES", 50_000)
     server.put(HUB_PATH, *[Answer(DATA, stop_after=60_000)] * 4, Answer(DATA))
     fetch(server, HUB, target, attempts=2)
     assert target.read_bytes() == DATA and len(server.requests) == 5
 
 
-def test_a_server_that_ignores_ranges_sends_all_anew(server: WeightsServer, target: Path) -> None:
+def test_a_server_without_ranges_sends_the_whole_file_again(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(DATA, stop_after=100_000), Answer(DATA, ranges=False))
     assert fetch(server, HUB, target) == SHA256
     assert target.read_bytes() == DATA and server.ranges(HUB_PATH) == ["", "bytes=100000-"]
 
 
 @pytest.mark.parametrize("file", [HUB, UNKNOWN])
-def test_a_server_that_goes_on_elsewhere_is_asked_from_the_start(
-    server: WeightsServer, target: Path, file: WeightFile
-) -> None:
+def test_a_wrong_range_restarts_the_download(server: WeightsServer, target: Path, file: WeightFile) -> None:
     write_part(target, DATA[:1000])
     server.put(HUB_PATH, Answer(DATA, shift=7), Answer(DATA))
     assert fetch(server, file, target) == SHA256
     assert server.ranges(HUB_PATH) == ["bytes=1000-", ""] and target.read_bytes() == DATA
 
 
-def test_a_part_of_another_version_is_thrown_away(server: WeightsServer, target: Path) -> None:
+def test_a_part_of_another_version_is_discarded(server: WeightsServer, target: Path) -> None:
     write_part(target, OTHER[:1000])
     server.put(HUB_PATH, Answer(DATA))
     assert fetch(server, HUB, target) == SHA256
     assert server.ranges(HUB_PATH) == ["bytes=1000-", ""] and target.read_bytes() == DATA
 
 
-def test_nothing_of_a_longer_part_stays_behind(server: WeightsServer, target: Path) -> None:
+def test_a_longer_part_is_truncated(server: WeightsServer, target: Path) -> None:
     write_part(target, OTHER)
     server.put(HUB_PATH, Answer(DATA[:1000], ranges=False))
     fetch(server, UNKNOWN, target)
     assert target.read_bytes() == DATA[:1000]
 
 
-def test_an_answer_without_a_length_that_ends_early_is_gone_on_with(server: WeightsServer, target: Path) -> None:
+def test_an_answer_without_a_length_that_ends_early_is_resumed(server: WeightsServer, target: Path) -> None:
     half = b"%x\r\n%s\r\n0\r\n\r\n" % (1000, DATA[:1000])
     server.put(HUB_PATH, Answer(half, headers={"Transfer-Encoding": "chunked"}), Answer(DATA))
     assert fetch(server, HUB, target) == SHA256
     assert server.ranges(HUB_PATH) == ["", "bytes=1000-"] and target.read_bytes() == DATA
 
 
-def test_a_whole_part_needs_no_request(server: WeightsServer, target: Path) -> None:
+def test_a_complete_part_needs_no_request(server: WeightsServer, target: Path) -> None:
     write_part(target, DATA)
     assert fetch(server, HUB, target) == SHA256
     assert server.requests == [] and names(target) == ["unet.pth"]
 
 
 @pytest.mark.parametrize("file", [HUB, UNKNOWN])
-def test_a_part_that_is_too_long_is_thrown_away(server: WeightsServer, target: Path, file: WeightFile) -> None:
+def test_a_part_that_is_too_long_is_discarded(server: WeightsServer, target: Path, file: WeightFile) -> None:
     write_part(target, DATA + b"more")
     server.put(HUB_PATH, Answer(DATA))
     assert fetch(server, file, target) == SHA256
     assert target.read_bytes() == DATA
 
 
-def test_damaged_bytes_are_not_kept(server: WeightsServer, target: Path) -> None:
+def test_damaged_bytes_are_deleted(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(OTHER))
-    with pytest.raises(WeightsError, match=r"came damaged.* its sha256 is .* instead of"):
+    with pytest.raises(WeightsError, match=r"is damaged.* its sha256 is .* instead of"):
         fetch(server, HUB, target)
     assert names(target) == [] and len(server.requests) == 1
 
 
-def test_a_failed_download_leaves_the_old_file_alone(server: WeightsServer, target: Path) -> None:
+def test_a_failed_download_keeps_the_old_file(server: WeightsServer, target: Path) -> None:
     target.parent.mkdir()
     target.write_bytes(b"old")
     server.put(HUB_PATH, Answer(OTHER))
@@ -170,7 +165,7 @@ def test_a_failed_download_leaves_the_old_file_alone(server: WeightsServer, targ
 
 
 @pytest.mark.parametrize("declared", [len(DATA) - 1, len(DATA) + 1])
-def test_a_false_length_is_refused_before_the_download(server: WeightsServer, target: Path, declared: int) -> None:
+def test_a_wrong_length_is_refused_before_the_download(server: WeightsServer, target: Path, declared: int) -> None:
     server.put(HUB_PATH, Answer(DATA, declared=declared))
     with pytest.raises(WeightsError, match=f"another file .*{declared} bytes instead of {len(DATA)}"):
         fetch(server, HUB, target)
@@ -184,39 +179,39 @@ def test_a_truncated_file_with_a_consistent_length_is_refused(server: WeightsSer
     assert names(target) == []
 
 
-def test_a_page_that_is_no_file_is_refused(server: WeightsServer, target: Path) -> None:
+def test_an_html_page_is_refused(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(b"<html>Please log in to this network</html>"))
     with pytest.raises(WeightsError, match="another file"):
         fetch(server, HUB, target)
     assert names(target) == []
 
 
-def test_an_etag_of_another_file_is_refused_before_the_download(server: WeightsServer, target: Path) -> None:
+def test_a_wrong_etag_is_refused_before_the_download(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(DATA, headers={"X-Linked-Etag": f'"{"0" * 64}"', "X-Linked-Size": str(len(DATA))}))
     with pytest.raises(WeightsError, match=r"another file .*sha256 000000000000… instead of"):
         fetch(server, HUB, target)
     assert names(target) == []
 
 
-def test_the_hubs_own_hash_is_used_where_the_manifest_has_none(server: WeightsServer, target: Path) -> None:
+def test_the_hubs_hash_is_used_if_the_manifest_has_none(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(redirect=f"{server.url}/store/1", headers=LINKED))
     server.put("/store/1", Answer(DATA))
     assert fetch(server, UNKNOWN, target) == SHA256 and target.read_bytes() == DATA
     target.unlink()
     server.put("/store/1", Answer(OTHER))
-    with pytest.raises(WeightsError, match="came damaged"):
+    with pytest.raises(WeightsError, match="is damaged"):
         fetch(server, UNKNOWN, target)
     assert names(target) == []
 
 
-def test_without_any_hash_a_broken_connection_is_still_seen(server: WeightsServer, target: Path) -> None:
+def test_a_broken_connection_is_detected_without_a_hash(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(DATA, stop_after=1000))
     with pytest.raises(UnreachableError):
         fetch(server, UNKNOWN, target, attempts=1)
     assert names(target) == ["unet.pth.part"]
 
 
-def test_a_redirect_is_followed_with_its_range(server: WeightsServer, target: Path) -> None:
+def test_a_redirect_keeps_the_range(server: WeightsServer, target: Path) -> None:
     write_part(target, DATA[:1000])
     server.put(HUB_PATH, Answer(redirect=f"{server.url}/store/1", headers=LINKED))
     server.put("/store/1", Answer(DATA))
@@ -224,14 +219,14 @@ def test_a_redirect_is_followed_with_its_range(server: WeightsServer, target: Pa
     assert server.ranges("/store/1") == ["bytes=1000-"]
 
 
-def test_endless_redirects_end(server: WeightsServer, target: Path) -> None:
+def test_endless_redirects_are_refused(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(redirect=HUB_PATH))
     with pytest.raises(WeightsError, match="cannot be fetched"):
         fetch(server, HUB, target)
     assert names(target) == []
 
 
-def test_more_bytes_than_the_file_has_are_not_taken(server: WeightsServer, target: Path) -> None:
+def test_too_many_bytes_are_refused(server: WeightsServer, target: Path) -> None:
     body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(DATA) + 5, DATA + b"extra")
     server.put(HUB_PATH, Answer(body, headers={"Transfer-Encoding": "chunked"}))
     with pytest.raises(WeightsError, match=f"more than {len(DATA)} bytes"):
@@ -239,23 +234,23 @@ def test_more_bytes_than_the_file_has_are_not_taken(server: WeightsServer, targe
     assert names(target) == []
 
 
-def test_a_busy_server_is_asked_again(server: WeightsServer, target: Path) -> None:
+def test_a_busy_server_is_retried(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(status=500), Answer(status=429), Answer(DATA))
     assert fetch(server, HUB, target) == SHA256
     assert len(server.requests) == 3
 
 
-def test_a_server_says_how_long_to_wait(server: WeightsServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_has_a_limit(server: WeightsServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(download.time, "sleep", pauses.append)
     wait, long_wait = {"Retry-After": "7"}, {"Retry-After": "9999"}
     server.put(HUB_PATH, Answer(status=503, headers=wait), Answer(status=503, headers=long_wait), Answer(DATA))
     with Fetcher(server.url, pauses_s=(1.0, 2.0)) as running:
         running.fetch(HUB, target)
-    assert pauses == [7.0, download.LONGEST_PAUSE_S]
+    assert pauses == [7.0, download.MAX_RETRY_AFTER_S]
 
 
-def test_a_server_that_stays_broken_is_given_up(server: WeightsServer, target: Path) -> None:
+def test_a_broken_server_is_given_up_after_all_attempts(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(status=500))
     with pytest.raises(UnreachableError, match="answered 500"):
         fetch(server, HUB, target, attempts=3)
@@ -266,11 +261,11 @@ def test_a_server_that_stays_broken_is_given_up(server: WeightsServer, target: P
     ("status", "message", "remedy"),
     [
         (404, r"is not at .* \(404\)", "--mirror"),
-        (401, r"may not be read \(401\)", "hf auth login"),
+        (401, r"is denied \(401\)", "hf auth login"),
         (403, "403", "log in"),
     ],
 )
-def test_a_refusal_is_final_and_says_what_to_do(
+def test_a_refusal_is_final_and_has_a_remedy(
     server: WeightsServer, target: Path, status: int, message: str, remedy: str
 ) -> None:
     server.put(HUB_PATH, Answer(status=status))
@@ -280,7 +275,7 @@ def test_a_refusal_is_final_and_says_what_to_do(
     assert len(server.requests) == 1 and names(target) == []
 
 
-def test_a_server_that_hangs_is_left_after_the_timeout(server: WeightsServer, target: Path) -> None:
+def test_a_hanging_server_is_retried_after_the_timeout(server: WeightsServer, target: Path) -> None:
     server.put(HUB_PATH, Answer(DATA, stop_after=70_000, hang=True), Answer(DATA))
     assert fetch(server, HUB, target, timeout_s=0.3) == SHA256
     assert server.ranges(HUB_PATH) == ["", "bytes=70000-"]
@@ -293,14 +288,14 @@ def test_a_server_that_always_hangs_is_given_up(server: WeightsServer, target: P
     assert names(target) == []
 
 
-def test_nobody_listening_is_unreachable(target: Path) -> None:
+def test_a_closed_port_is_unreachable(target: Path) -> None:
     with serve() as gone:
         url = gone.url
     with pytest.raises(UnreachableError, match="could not be fetched"), Fetcher(url, pauses_s=()) as running:
         running.fetch(HUB, target)
 
 
-def test_a_plain_url_is_asked_of_the_mirror_first_and_then_of_its_server(server: WeightsServer, target: Path) -> None:
+def test_a_plain_url_is_tried_at_the_mirror_first(server: WeightsServer, target: Path) -> None:
     with serve() as origin:
         path = "/releases/v1/GFPGAN.pth"
         file = WeightFile("GFPGAN.pth", WebFile(origin.url + path), len(DATA), SHA256)
@@ -320,7 +315,7 @@ def test_without_a_mirror_files_come_from_the_hub_at_their_commit() -> None:
     assert Fetcher("https://hf-mirror.com/").urls(HUB) == [url.replace("huggingface.co", "hf-mirror.com")]
 
 
-def test_a_token_goes_to_the_hub_and_to_no_mirror_nor_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_sent_to_the_hub_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     web = WeightFile("a", WebFile("https://example.org/a"))
     assert Fetcher()._hub_headers(HUB) == {"Authorization": "Bearer hf_secret"}
@@ -328,12 +323,12 @@ def test_a_token_goes_to_the_hub_and_to_no_mirror_nor_other_server(monkeypatch: 
 
 
 @pytest.mark.parametrize("mirror", ["hf-mirror.com", "ftp://host", "http://", "http://[::1"])
-def test_a_mirror_that_is_no_url_is_refused(mirror: str) -> None:
+def test_a_mirror_that_is_not_a_url_is_refused(mirror: str) -> None:
     with pytest.raises(ConfigError, match="--mirror"):
         Fetcher(mirror)
 
 
-def test_two_downloads_of_one_file_do_not_mix(server: WeightsServer, target: Path) -> None:
+def test_two_downloads_of_one_file_exclude_each_other(server: WeightsServer, target: Path) -> None:
     write_part(target, DATA[:1000])
     with part(target).open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
