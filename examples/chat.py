@@ -1,4 +1,4 @@
-"""Talk with a running server in the terminal, and keep the conversation's video. `python examples/chat.py [URL]`"""
+"""Chat with a running server in the terminal and save the video of the conversation: `python examples/chat.py [URL]`"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from warmtalk import ChatJob, Client, ServerError
 def main(url: str) -> None:
     with Client(url) as client:
         session = client.open_session().session_id
-        print(f"Watch it at {url}/?session={session}   (an empty line ends the conversation)")
+        print(f"Watch at {url}/?session={session}   (an empty line ends the chat)")
         while message := input("you       > ").strip():
             try:
                 job = client.wait(client.chat(message, session_id=session), progress=show)
@@ -18,7 +18,7 @@ def main(url: str) -> None:
             except ServerError as error:
                 print(f"\r{error}")
         if client.session(session).frames:
-            print(f"Written: {client.download(session, f'{session}.mp4')}")
+            print(f"Saved: {client.download(session, f'{session}.mp4')}")
 
 
 def show(job: ChatJob) -> None:

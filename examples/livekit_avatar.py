@@ -1,8 +1,8 @@
-"""A WarmTalk presenter as the face of a LiveKit agent: what the agent says is said by her, with her lips.
+"""A WarmTalk avatar as the face of a LiveKit agent: it speaks the agent's audio with matching lips.
 
 `WarmTalkVideo` is a `livekit.agents.voice.avatar.VideoGenerator` (livekit-agents 1.8): LiveKit's `AvatarRunner` pushes
-the agent's speech into it, and publishes the pictures and the sound that come out.
-Needs `pip install livekit-agents av httpx`.
+the agent's speech into it and publishes the video and audio frames that it yields.
+Needs `pip install warmtalk livekit-agents av numpy`.
 
     client = AsyncClient("http://127.0.0.1:8000")
     video = await WarmTalkVideo.open(client, avatar_id="presenter")
@@ -28,20 +28,20 @@ from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarOptions, VideoGen
 from warmtalk import AsyncClient, ServerError
 
 RATE_HZ = 24_000
-PART_S = 4.0  # of a long segment that is sent at once: the face begins before the agent has finished
-SILENCE = 1e-3  # idle sound is below this
-BEHIND_S = 0.5  # a viewer sees what was said so long after the server has shown it
+PART_S = 4.0  # a long segment is sent in parts, so that the avatar starts before the agent has finished
+SILENCE = 1e-3  # idle audio is quieter
+BEHIND_S = 0.5  # delay of this viewer behind the live stream of the server
 
 
 class WarmTalkVideo(VideoGenerator):
-    """One session, watched live: idle motion while nobody speaks, speech when `push_audio` has brought some."""
+    """One session, watched live: idle motion, and speech after `push_audio`."""
 
     def __init__(self, client: AsyncClient, session_id: str, options: AvatarOptions) -> None:
         self.options = options
         self._client = client
         self._session_id = session_id
-        self._heard: list[rtc.AudioFrame] = []
-        self._parts: asyncio.Queue[tuple[bytes, bool]] = asyncio.Queue()  # a WAV file, and whether its segment ends
+        self._pushed: list[rtc.AudioFrame] = []
+        self._parts: asyncio.Queue[tuple[bytes, bool]] = asyncio.Queue()  # a WAV file, and whether it ends its segment
         self._events: asyncio.Queue[AudioSegmentEnd] = asyncio.Queue()
         self._speaking = self._sounding = False
         self._speaker = asyncio.create_task(self._speak())
@@ -59,16 +59,16 @@ class WarmTalkVideo(VideoGenerator):
     async def push_audio(self, frame: rtc.AudioFrame | AudioSegmentEnd) -> None:
         ends = isinstance(frame, AudioSegmentEnd)
         if isinstance(frame, rtc.AudioFrame):
-            self._heard.append(frame)
-        if self._heard and (ends or sum(part.duration for part in self._heard) > PART_S):
-            await self._parts.put((wav(self._heard), ends))
-            self._heard = []
+            self._pushed.append(frame)
+        if self._pushed and (ends or sum(part.duration for part in self._pushed) > PART_S):
+            await self._parts.put((wav(self._pushed), ends))
+            self._pushed = []
         elif ends:
             await self._parts.put((b"", True))
 
     async def clear_buffer(self) -> None:
-        """The viewer has interrupted: say nothing more of what was pushed."""
-        self._heard = []
+        """The user interrupted: drop all pushed audio and stop the current utterance."""
+        self._pushed = []
         self._speaking = self._sounding = False
         while not self._parts.empty():
             self._parts.get_nowait()
@@ -79,7 +79,7 @@ class WarmTalkVideo(VideoGenerator):
         await asyncio.gather(self._speaker, return_exceptions=True)
 
     async def __aiter__(self) -> AsyncIterator[rtc.VideoFrame | rtc.AudioFrame | AudioSegmentEnd]:
-        """Pictures without end; sound from the first word of a segment to its last."""
+        """Video frames without end; audio frames from the first sound of a segment to its last."""
         async with aclosing(self._client.live(self._session_id)) as live:
             async for frame in decoded(live):
                 while not self._events.empty():
@@ -94,7 +94,7 @@ class WarmTalkVideo(VideoGenerator):
                     yield rtc.AudioFrame((samples * 32767).astype(np.int16).tobytes(), frame.rate, 1, len(samples))
 
     async def _speak(self) -> None:
-        """Have the parts said one after another: a watched session answers when the last frame was shown."""
+        """Speak the parts in order. For a watched session, the call returns when the last frame was shown."""
         while True:
             data, ends = await self._parts.get()
             self._speaking = True
@@ -102,8 +102,8 @@ class WarmTalkVideo(VideoGenerator):
                 if data:
                     await self._client.speak_audio(data, session_id=self._session_id)
             except ServerError as error:
-                print(f"a part was not said: {error}")
-            if ends and self._speaking:  # else it was interrupted
+                print(f"A part could not be spoken: {error}")
+            if ends and self._speaking:  # false after an interruption
                 await asyncio.sleep(BEHIND_S)
                 self._speaking = False
                 await self._events.put(AudioSegmentEnd())
@@ -125,7 +125,7 @@ def picture(frame: av.VideoFrame) -> rtc.VideoFrame:
 
 
 async def decoded(parts: Any) -> AsyncIterator[av.VideoFrame | av.AudioFrame]:
-    """Frames of a fragmented MP4 as its bytes come; a thread decodes, since a demuxer waits for bytes."""
+    """Decoded frames of a fragmented MP4 stream. A thread decodes, because the demuxer blocks while it waits for bytes."""
     pipe = Pipe()
     frames: asyncio.Queue[Any] = asyncio.Queue(8)
     loop = asyncio.get_running_loop()
@@ -158,7 +158,7 @@ async def decoded(parts: Any) -> AsyncIterator[av.VideoFrame | av.AudioFrame]:
 
 
 class Pipe(io.RawIOBase):
-    """Bytes from an event loop to a thread that reads them; an empty part is the end."""
+    """A file that a thread reads while an event loop feeds it; an empty part marks the end."""
 
     def __init__(self) -> None:
         self._parts: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -177,6 +177,6 @@ class Pipe(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if not self._rest and not self._ended:
             self._rest = self._parts.get()
-            self._ended = not self._rest  # a demuxer asks again behind the end
+            self._ended = not self._rest  # the demuxer may read again after the end
         data, self._rest = self._rest[:size], self._rest[size:]
         return data

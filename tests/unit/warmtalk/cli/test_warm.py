@@ -1,4 +1,4 @@
-"""Set-up's compile step: the engines of the config, one after another, behind a bar that counts them."""
+"""The compile step of set-up: it runs the engines of the config once, with a progress bar."""
 
 import io
 from typing import Any
@@ -10,7 +10,7 @@ from warmtalk.cli import warm
 
 
 class Engine:
-    """Remembers the shapes that it ran on."""
+    """Records the shapes that it ran on."""
 
     def __init__(self) -> None:
         self.ran: list[tuple[int, ...]] = []
@@ -30,13 +30,13 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, Engine]:
     return made
 
 
-def test_both_networks_run_once_on_what_the_stages_will_give_them(engines):
+def test_both_networks_run_once_with_the_shapes_of_the_stages(engines):
     warm.warm("demo", Console(file=io.StringIO()))
     assert engines["lips"].ran == [(8, 8, 32, 32), (8, 50, 384)]  # batch_size of the config
     assert engines["faces"].ran == [(1, 256, 256, 3)]
 
 
-def test_the_bar_counts_the_steps_and_ends_full(engines):
+def test_the_bar_counts_the_steps(engines):
     shown = io.StringIO()
     warm.warm("demo", Console(file=shown, force_terminal=True, width=120))
     assert "compiling lip sync" in shown.getvalue() and "4/4" in shown.getvalue()
