@@ -125,7 +125,7 @@ def picture(frame: av.VideoFrame) -> rtc.VideoFrame:
 
 
 async def decoded(parts: Any) -> AsyncIterator[av.VideoFrame | av.AudioFrame]:
-    """Decoded frames of a fragmented MP4 stream. A thread decodes, because the demuxer blocks while it waits for bytes."""
+    """Decoded frames of a fragmented MP4 stream. A thread decodes, because the demuxer blocks on input."""
     pipe = Pipe()
     frames: asyncio.Queue[Any] = asyncio.Queue(8)
     loop = asyncio.get_running_loop()
