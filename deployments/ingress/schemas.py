@@ -138,7 +138,9 @@ class LoginBody(BaseModel):
 
 
 class _PrepareQuery(BaseModel):
-    avatar_id: AvatarId
+    """The query of POST /avatars, without the settings of AvatarsConfig that it can override."""
+
+    avatar_id: AvatarId = Field(description=f"Id of the new avatar: {ID_FORM}.")
     force: bool = Field(False, description="Replace an avatar that already has this id.")
 
     def preparation_options(self) -> dict[str, Any]:

@@ -24,7 +24,12 @@ FIELDS = {
     "file": {"type": "string", "format": "binary", "description": "WAV, FLAC, MP3, OGG, M4A or WebM."},
     "model": {"type": "string", "description": "Ignored: the config chooses the engine."},
     "language": {"type": "string", "description": "ISO 639-1. Default: as configured, or detected."},
-    "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
+    "response_format": {
+        "type": "string",
+        "enum": list(FORMATS),
+        "default": "json",
+        "description": "Form of the response.",
+    },
     "stream": {"type": "boolean", "default": False, "description": "Respond with server-sent events, as OpenAI does."},
 }
 FORM: dict[str, Any] = {  # for OpenAPI only: the body is not read by FastAPI, because its size is limited on arrival

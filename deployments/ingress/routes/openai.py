@@ -5,7 +5,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import Body, Request
+from fastapi import Body, Path, Request
 from fastapi.responses import Response, StreamingResponse
 from ray.serve.handle import DeploymentHandle
 
@@ -46,7 +46,7 @@ class OpenAIRoutes:
         return {"object": "list", "data": [model async for model in self._engines()]}
 
     @api.get("/v1/models/{model}", summary="One engine behind /v1/audio, in OpenAI's form")
-    async def model(self, model: str) -> dict[str, Any]:
+    async def model(self, model: Annotated[str, Path(description="The name of an engine.")]) -> dict[str, Any]:
         known = {entry["id"]: entry async for entry in self._engines()}
         if model not in known:
             raise NotFoundError(f"There is no model {model[:80]!r}.", f"Use one of {', '.join(known)}.")

@@ -188,7 +188,7 @@ class SessionRoutes:
         return self._whep.options()
 
     @api.delete("/sessions/{session_id}/whep/{peer_id}", summary="End a WebRTC connection")
-    async def whep_end(self, session_id: str, peer_id: PeerId) -> dict[str, Any]:
+    async def whep_end(self, session_id: SessionId, peer_id: PeerId) -> dict[str, Any]:
         await self._whep.end(peer_id)
         return {"session_id": session_id, "ended": peer_id}
 
