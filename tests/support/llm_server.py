@@ -1,4 +1,4 @@
-"""A local OpenAI-compatible language model that streams, dawdles, refuses, lies and breaks off, as it is told."""
+"""A local OpenAI-compatible chat server for tests: it streams, refuses, sends garbage or breaks off, as configured."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Handler(BaseHTTPRequestHandler):
         self.event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]})
 
     def log_message(self, *args: object) -> None:
-        """Keep quiet."""
+        """Do not log."""
 
 
 @dataclass
 class LLMServer:
-    """`answers` are given in turn, the last one for ever; `requests` are (path, headers, body)."""
+    """Sends `answers` in turn, then the last one again. requests: (path, headers, body). hung_up: lost clients."""
 
     url: str
     answers: list[Answer] = field(default_factory=list)
@@ -58,7 +58,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
+        """Ignore clients that disconnect."""
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def llm_server() -> Iterator[LLMServer]:
 
 
 def streamed(*tokens: str | threading.Event, pause_s: float = 0.0, finish: str = "stop") -> Answer:
-    """Tokens one after another; an event among them is waited for."""
+    """Sends tokens one after another; waits for each event among them."""
 
     def answer(http: Handler) -> None:
         http.begin()
@@ -110,7 +110,7 @@ def broken_off(*tokens: str) -> Answer:
 
 
 def plain(*data: str, kind: str = "text/event-stream") -> Answer:
-    """The body as it stands, for what a real server writes and this one's `event` would not."""
+    """Sends the body unchanged, for formats that `event` does not write."""
 
     def answer(http: Handler) -> None:
         http.begin(kind=kind)
@@ -122,6 +122,6 @@ def plain(*data: str, kind: str = "text/event-stream") -> Answer:
 
 
 def chunk(content: object, finish: str | None = None, **delta: object) -> str:
-    """An event whose JSON keeps characters beyond ASCII as they are, as vLLM's does."""
+    """An event whose JSON has unescaped non-ASCII characters, like vLLM's."""
     choice = {"index": 0, "delta": {"content": content, **delta}, "finish_reason": finish}
     return f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n"

@@ -1,4 +1,4 @@
-"""Writes small ONNX files: protobuf by hand (onnx.proto, IR version 8), enough for tests. Needs no onnx package."""
+"""Writes small ONNX files for tests as protobuf (onnx.proto, IR version 8), without the onnx package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, value: int | bytes | str) -> bytes:
-    """A field of a message: whole numbers as varints, everything else with its length."""
+    """A field of a message: integers as varints, other values with their length."""
     if isinstance(value, int):
         return varint(number << 3) + varint(value)
     data = value.encode() if isinstance(value, str) else value
@@ -56,7 +56,7 @@ def model(
     outputs: dict[str, Sequence[int | str]],
     initializers: dict[str, npt.NDArray[np.generic]],
 ) -> bytes:
-    """A whole file, opset 13; all inputs and outputs are float32."""
+    """A complete file with opset 13; all inputs and outputs are float32."""
     graph = b"".join(field(1, item) for item in nodes) + field(2, "tiny")
     graph += b"".join(field(5, tensor(name, array)) for name, array in initializers.items())
     graph += b"".join(field(11, value_info(name, shape)) for name, shape in inputs.items())

@@ -1,4 +1,4 @@
-"""A local HTTP server for tests that serves files as the Hugging Face Hub does, breaks off, hangs and lies as told."""
+"""A local HTTP server for tests that serves files like the Hugging Face Hub, and fails as configured."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of the server. `data` is the whole file; the other fields say what goes wrong."""
+    """One answer of the server. data: the whole file. The other fields configure failures."""
 
     data: bytes = b""
     status: int = 200
-    ranges: bool = True  # False: every answer is a 200 from the first byte
-    stop_after: int | None = None  # bytes of the body that are sent before the connection closes
-    hang: bool = False  # where the body stops, wait instead of closing
-    declared: int | None = None  # a false Content-Length
-    shift: int = 0  # a false start of the range
+    ranges: bool = True  # False: Range is ignored; status 200 from the first byte
+    stop_after: int | None = None  # body bytes sent before the connection closes
+    hang: bool = False  # wait after `stop_after` instead of closing
+    declared: int | None = None  # wrong Content-Length
+    shift: int = 0  # error in the start of Content-Range
     headers: dict[str, str] = field(default_factory=dict)
     redirect: str = ""
 
 
 @dataclass
 class WeightsServer:
-    """`files[path]` lists the answers to the first, second, … request for a path; the last one stays."""
+    """files: path → answers to the first, second, … request; the last one is repeated."""
 
     url: str
     files: dict[str, list[Answer]] = field(default_factory=dict)
@@ -38,13 +38,13 @@ class WeightsServer:
         self.files[path] = list(answers)
 
     def ranges(self, path: str) -> list[str]:
-        """The Range header of each request for a path, empty where it had none."""
+        """The Range header of each request for a path, or an empty string."""
         return [headers.get("range", "") for asked, headers in self.requests if asked == path]
 
 
 @contextmanager
 def serve() -> Iterator[WeightsServer]:
-    """The server on a free port of 127.0.0.1."""
+    """Run the server on a free port of 127.0.0.1."""
     http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     http.daemon_threads = True
     server = WeightsServer(f"http://127.0.0.1:{http.server_address[1]}")

@@ -1,4 +1,4 @@
-"""Small Whispers with random weights and tokenizers of the real format, in folders; sound that counts as speech."""
+"""Small Whispers with random weights and real tokenizer files in folders; audio that is detected as speech."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMES = 1501
 
 
 def make_tokenizer() -> Tokenizer:
-    """Byte-level, with a few merges and Whisper's special tokens: times are ids behind them, without a text."""
+    """Byte-level, with a few merges and Whisper's special tokens. Timestamps are the ids after them, without text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w")]
     words = [*alphabet, *("".join(pair) for pair in merges)]
@@ -35,7 +35,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def make_whisper(vocabulary: int, width: int = 32, seed: int = 0) -> WhisperForConditionalGeneration:
-    """Random, with weights large enough that tokens differ from step to step."""
+    """Random weights, large enough that tokens differ between steps."""
     torch.manual_seed(seed)
     end = vocabulary - TIMES - len(SPECIAL)
     config = WhisperConfig(
@@ -59,7 +59,7 @@ def make_whisper(vocabulary: int, width: int = 32, seed: int = 0) -> WhisperForC
 
 
 def write_whisper(folder: Path, multilingual: bool = True, seed: int = 0, prefix: str = "model.") -> Path:
-    """A folder as `save_pretrained` leaves it: tied weights once, tokenizer.json, generation_config.json."""
+    """A folder like that of `save_pretrained`: tied weights once, tokenizer.json, generation_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     model = make_whisper(tokenizer.get_vocab_size() + TIMES, seed=seed)
@@ -73,7 +73,7 @@ def write_whisper(folder: Path, multilingual: bool = True, seed: int = 0, prefix
 
 
 def buzz(seconds: float, hz: float = 140.0, level: float = 0.2) -> Any:
-    """A voiced sound, float32 `(n,)` at 16 kHz: harmonics that fall by 6 dB an octave."""
+    """A voiced sound, float32 `(n,)` at 16 kHz: harmonics that fall by 6 dB per octave."""
     times = np.arange(round(seconds * WHISPER_HZ)) / WHISPER_HZ
     wave = sum(np.sin(2 * np.pi * hz * k * times) / k for k in range(1, 12))
     return (level * wave / 2).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Errors survive the way between replicas, carry a code and a remedy, and each has its own HTTP status."""
+"""Errors pickle with code and remedy; ids, paths and engine names are checked."""
 
 import pickle
 
@@ -23,12 +23,12 @@ def test_codes_are_unique():
     assert len({kind.code for kind in ALL}) == len(ALL)
 
 
-def test_the_callers_mistakes_are_4xx():
+def test_input_errors_have_status_422():
     assert TextError.status == IdError.status == 422
 
 
 @pytest.mark.parametrize("value", ["", "..", "a/b", "A", "a" * 65, "a.b", "ä", "a\n", "-\0"])
-def test_an_id_outside_its_alphabet_is_refused(value):
+def test_an_id_with_other_characters_is_refused(value):
     with pytest.raises(IdError):
         check_id(value)
 

@@ -1,4 +1,4 @@
-"""Speech to feature windows: MuseTalk's arithmetic, the shortened context, and what is refused."""
+"""models.features: MuseTalk's windows, contexts of different lengths, and unusable samples and weights."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def features(encoder: WhisperEncoder, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    """Noise whose loudness moves, so that no two steps look alike."""
+    """Noise with a changing level, so that all steps differ."""
     count = round(seconds * RATE)
     swell = 0.55 + 0.45 * np.sin(np.arange(count) / RATE * 7.0)
     return (np.random.default_rng(seed).standard_normal(count) * 0.1 * swell).astype(np.float32)
 
 
 def reference_states(encoder: WhisperEncoder, samples: np.ndarray, context_s: int) -> np.ndarray:
-    """States of one padded context, from transformers' feature extractor and the layers called one by one."""
+    """States of one padded context, with transformers' feature extractor and each layer called directly."""
     extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=context_s)
     mel = torch.from_numpy(extractor(samples, sampling_rate=RATE, return_tensors="np").input_features)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def reference_states(encoder: WhisperEncoder, samples: np.ndarray, context_s: in
 
 
 def reference_windows(states: np.ndarray, sample_count: int, fps: int) -> np.ndarray:
-    """MuseTalk's windows written out frame by frame."""
+    """MuseTalk's windows, computed frame by frame."""
     steps = states[: math.floor(50 * sample_count / RATE)]
     unit = math.ceil(50 / fps)
     empty = np.zeros((1, *states.shape[1:]), np.float32)
@@ -89,9 +89,7 @@ def reference_windows(states: np.ndarray, sample_count: int, fps: int) -> np.nda
 
 @pytest.mark.parametrize("fps", [24, 25, 30])
 @pytest.mark.parametrize("seconds", [0.4, 1.16, 3.337, 9.99])
-def test_windows_follow_musetalks_arithmetic(
-    features: WhisperFeatures, encoder: WhisperEncoder, fps: int, seconds: float
-) -> None:
+def test_windows_equal_musetalks(features: WhisperFeatures, encoder: WhisperEncoder, fps: int, seconds: float) -> None:
     samples = noise(seconds)
     wanted = reference_windows(reference_states(encoder, samples, 30), len(samples), fps)
     got = features.windows(samples, fps).numpy()
@@ -101,8 +99,8 @@ def test_windows_follow_musetalks_arithmetic(
 
 @pytest.mark.parametrize("fps", [24, 25, 30])
 @pytest.mark.parametrize("count", [1, 333, 18_560, 160_001])
-def test_cutting_names_every_step_where_it_should_be(fps: int, count: int) -> None:
-    """Step s carries the number s + 1, so that a window shows which steps it took and where the zeros are."""
+def test_each_window_has_the_expected_steps(fps: int, count: int) -> None:
+    """Step s has the value s + 1, so that a window shows its steps and its zeros."""
     total = count // STEP_SAMPLES
     states = torch.arange(1, total + 1).float()[:, None, None].expand(-1, 2, 3)
     got = cut_windows(states, count / RATE, fps)[:, ::2, 0]  # (n, 10), the first of two states
@@ -113,15 +111,15 @@ def test_cutting_names_every_step_where_it_should_be(fps: int, count: int) -> No
         assert window.tolist() == [s + 1 if 0 <= s < total else 0 for s in range(first, first + 10)]
 
 
-def test_a_window_that_runs_ahead_begins_later_by_whole_steps_and_stays_within_the_speech() -> None:
+def test_ahead_s_shifts_windows_by_whole_steps_within_the_speech() -> None:
     states = torch.arange(1, 101).float()[:, None, None]  # 2 s
     plain, ahead = cut_windows(states, 2.0), cut_windows(states, 2.0, ahead_s=[0.0] * 10 + [0.04] * 5 + [9.0] * 3)
     assert torch.equal(ahead[10:15], plain[11:16])  # 40 ms are a frame at 25 fps
     assert torch.equal(ahead[:10], plain[:10]) and torch.equal(ahead[18:], plain[18:])
-    assert ahead[15, :, 0].tolist() == ahead[17, :, 0].tolist() == [0.0] * 10  # the zeros behind the speech
+    assert ahead[15, :, 0].tolist() == ahead[17, :, 0].tolist() == [0.0] * 10  # the zeros after the speech
 
 
-async def test_the_stage_rests_in_silence_and_leads_plosives_as_configured() -> None:
+async def test_the_stage_applies_rest_and_plosive_lead_as_configured() -> None:
     stage = AudioFeatures()
     tone = np.sin(np.arange(RATE) * 2 * np.pi * 150 / RATE).astype(np.float32) * 0.2
     silent = Speech(np.zeros(2 * RATE, np.float32), RATE, last=True)
@@ -138,7 +136,7 @@ async def test_the_stage_rests_in_silence_and_leads_plosives_as_configured() -> 
     )
 
 
-def test_fractional_seconds_count_in_whole_samples() -> None:
+def test_fractional_seconds_are_rounded_to_samples() -> None:
     states = torch.zeros(58, 1, 1)
     assert len(cut_windows(states, 1.16, 25)) == 29  # 1.16 · 25 is 28.999999999999996 in floating point
 
@@ -148,7 +146,7 @@ def test_speech_shorter_than_a_frame_has_no_window_and_a_frame_has_one(features:
     assert features.windows(noise(640 / RATE)).shape == (1, 10 * STATES, WIDTH)
 
 
-def test_torch_numpy_and_read_only_samples_are_alike(features: WhisperFeatures) -> None:
+def test_torch_numpy_and_read_only_samples_are_equal(features: WhisperFeatures) -> None:
     samples = noise(0.5)
     read_only = samples.copy()
     read_only.flags.writeable = False
@@ -184,19 +182,19 @@ def test_contexts_cover_every_step_once_with_a_margin(seconds: float) -> None:
     assert plan[-1].keep_to == count // STEP_SAMPLES
     for before, after in pairwise(plan):
         assert before.keep_to == after.keep_from
-        assert before.start + context - before.keep_to >= margin  # of what follows, heard by the earlier context
+        assert before.start + context - before.keep_to >= margin  # the earlier context sees this much of what follows
         assert after.keep_from - after.start >= margin
     assert all(c.keep_to <= c.start + context for c in plan)
 
 
-def test_a_plan_grows_from_the_start() -> None:
+def test_a_plan_does_not_depend_on_later_speech() -> None:
     short, long = plan_contexts(20 * RATE, 400, 50), plan_contexts(60 * RATE, 400, 50)
     assert short[:-1] == long[: len(short) - 1]
     assert short[:2] == [Context(0, 0, 350), Context(300, 350, 650)]
 
 
-def test_later_contexts_hear_their_own_speech(features: WhisperFeatures, encoder: WhisperEncoder) -> None:
-    """Frame at 30 s of 40 s of speech: heard by the context that starts at 26 s."""
+def test_later_contexts_use_their_own_speech(features: WhisperFeatures, encoder: WhisperEncoder) -> None:
+    """The frame at 30 s of 40 s of speech is from the context that starts at 26 s."""
     speech = noise(40.0)
     states = reference_states(encoder, speech[26 * RATE :], 30)
     at_30_s = features.windows(speech)[30 * 25]  # (30, 32): from 30 s less 4 steps of left padding
@@ -204,16 +202,16 @@ def test_later_contexts_hear_their_own_speech(features: WhisperFeatures, encoder
     np.testing.assert_allclose(at_30_s.numpy(), wanted, atol=2e-5)
 
 
-def test_ten_minutes_take_bounded_memory(features: WhisperFeatures) -> None:
+def test_long_speech_is_encoded_one_context_at_a_time(features: WhisperFeatures) -> None:
     contexts: list[int] = []
     encode = features.encode
     features.encode = lambda mel: contexts.append(len(mel)) or encode(mel)  # type: ignore[method-assign]
     try:
-        windows = features.windows(np.tile(noise(1.0), 605))
+        windows = features.windows(np.tile(noise(1.0), 61))
     finally:
         del features.encode
-    assert len(windows) == 605 * 25
-    assert max(contexts) == 1 and sum(contexts) == 24  # (605 - 4) / 26 s, one context at a time on the CPU
+    assert len(windows) == 61 * 25
+    assert contexts == [1, 1, 1]  # ceil((61 - 4) / 26) contexts; on a CPU one at a time bounds the memory
 
 
 # The shortened context
@@ -228,12 +226,12 @@ def test_a_short_context_is_the_encoder_with_a_cut_position_table(
     assert features.encoder_for(400).conv1.weight.data_ptr() == features.encoder.conv1.weight.data_ptr()  # shared
 
 
-def test_a_short_context_equals_a_full_one_where_both_are_30_s(features: WhisperFeatures) -> None:
+def test_a_context_of_30_s_equals_the_full_context(features: WhisperFeatures) -> None:
     speech = noise(33.0)
     assert torch.equal(features.windows_in_context(speech, 25, 30.0, 2.0), features.windows(speech))
 
 
-def test_the_first_context_does_not_hear_what_comes_later(features: WhisperFeatures) -> None:
+def test_the_first_context_does_not_depend_on_later_speech(features: WhisperFeatures) -> None:
     speech = noise(15.0)
     changed = speech.copy()
     changed[8 * RATE :] *= 0.1
@@ -242,7 +240,7 @@ def test_the_first_context_does_not_hear_what_comes_later(features: WhisperFeatu
 
 
 def test_batched_inner_steps_give_the_same_windows(features: WhisperFeatures) -> None:
-    """What training does: many clips as one batch of padded contexts."""
+    """As in training: many clips as one batch of padded contexts."""
     clips = [noise(seconds, seed) for seed, seconds in enumerate((2.0, 5.5, 8.0))]
     padded = torch.stack([torch.nn.functional.pad(torch.from_numpy(c), (0, 8 * RATE - len(c))) for c in clips])
     states = features.encode(features.log_mel(padded))  # (3, 400, 3, 32)
@@ -263,7 +261,7 @@ def test_log_mel_equals_transformers_own(mel_bins: int) -> None:
     np.testing.assert_allclose(log_mel(torch.from_numpy(samples)[None], mel_bins).numpy(), wanted, atol=1e-5)
 
 
-def test_rows_of_a_log_mel_batch_do_not_touch_one_another() -> None:
+def test_rows_of_a_log_mel_batch_are_independent() -> None:
     loud, quiet = torch.from_numpy(noise(1.0)), torch.from_numpy(noise(1.0, 1) * 1e-3)
     both = log_mel(torch.stack([loud, quiet]))
     torch.testing.assert_close(both[1:], log_mel(quiet[None]), atol=1e-6, rtol=0)
@@ -292,7 +290,7 @@ def test_a_whole_whisper_gives_its_encoder(tmp_path: Path, prefix: str) -> None:
     assert torch.equal(loaded.encoder.layers[1].fc1.weight, whole.encoder.layers[1].fc1.weight)
 
 
-def test_half_precision_weights_run_in_the_dtype_asked_for(
+def test_half_precision_weights_run_in_the_requested_dtype(
     features: WhisperFeatures, encoder: WhisperEncoder, tmp_path: Path
 ) -> None:
     folder = write_folder(tmp_path, {key: value.half() for key, value in encoder.state_dict().items()})
@@ -316,7 +314,7 @@ def test_a_folder_without_weights_names_the_files(tmp_path: Path) -> None:
         WhisperFeatures.load(tmp_path)
 
 
-def test_the_embedded_encoder_makes_windows_of_the_house_shape() -> None:
+def test_the_embedded_encoder_gives_windows_of_the_specified_shape() -> None:
     embedded = WhisperFeatures.load(EMBEDDED)
     windows = embedded.windows_in_context(noise(1.0))
     assert windows.shape == (25, 50, 384) and windows.dtype == torch.float32

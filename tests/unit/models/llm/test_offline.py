@@ -1,4 +1,4 @@
-"""The built-in responder: it answers, it says what it is, and it never claims more."""
+"""models.llm.offline: the rules, and that it says what it is."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def ask(*messages: str) -> str:
 
 
 @pytest.mark.parametrize("text", ["Hello!", "Who are you?", "Are you a real person?", "Explain black holes.", "👋"])
-def test_it_says_what_it_is(text):
+def test_it_says_that_it_is_not_a_language_model(text):
     assert HONEST in ask(text)
 
 
@@ -28,26 +28,26 @@ def test_it_says_what_it_is(text):
         ("Thanks!", "You are welcome."),
     ],
 )
-def test_its_rules(text, answer):
+def test_rules(text, answer):
     assert ask(text) == answer
 
 
 @pytest.mark.parametrize("text", ["7 / 0", "1 / 0 + 2"])
-def test_a_sum_without_an_answer_is_said_to_have_none(text):
+def test_division_by_zero_has_no_result(text):
     assert "no result" in ask(text)
 
 
 @pytest.mark.parametrize("text", ["2024-01-02", "call 555-1234", "my flat is 3/4 of the way up"])
-def test_dates_and_numbers_are_no_sums(text):
+def test_dates_and_phone_numbers_are_not_sums(text):
     assert "makes" not in ask(text)
 
 
-def test_it_knows_what_was_said_before_and_varies_its_jokes():
+def test_it_repeats_the_previous_message_and_varies_its_jokes():
     assert ask("I like tea.", "What did I say?") == "You said: I like tea."
     assert ask("a joke") != ask("a joke", "another joke")
 
 
-def test_a_long_message_is_not_read_back_whole():
+def test_a_long_message_is_shortened_in_the_answer():
     assert len(ask("word " * 1000)) < 160 + len(HONEST) + 60
 
 

@@ -1,11 +1,12 @@
-"""A stream of tokens becomes pieces to speak: at once, whole, and the same however it is cut into tokens."""
+"""models.llm.token_stream: sentences, reasoning and characters do not depend on how the text is split into tokens."""
 
+import asyncio
 import random
-import time
 
 import pytest
 
 from models.llm.token_stream import FIRST_CLAUSE_CHARS, speakable_pieces, without_thoughts, without_unprintable
+from tests.support.linear_time import check_linear_time
 
 
 async def stream(tokens):
@@ -25,7 +26,7 @@ async def test_sentences_come_one_by_one():
     assert await cut("Hello there. How ", "are you? I am", " fine.") == ["Hello there.", "How are you?", "I am fine."]
 
 
-async def test_a_sentence_is_given_out_as_soon_as_the_next_one_begins():
+async def test_a_sentence_is_yielded_as_soon_as_the_next_one_begins():
     given = []
 
     async def tokens():
@@ -41,17 +42,17 @@ async def test_a_sentence_is_given_out_as_soon_as_the_next_one_begins():
 
 
 @pytest.mark.parametrize("text", ["Dr. Smith came at 3 p.m. on Friday. He left.", "It costs 3.14 dollars. Cheap!"])
-async def test_what_only_looks_like_an_end_does_not_cut(text):
+async def test_abbreviations_and_decimals_do_not_end_a_sentence(text):
     whole = await cut(text)
     assert len(whole) == 2
     assert await cut(*text) == whole  # a character at a time
 
 
-async def test_lines_are_pieces_since_lists_have_no_full_stops():
+async def test_a_line_break_ends_a_piece():
     assert await cut("Buy:\n- bread\n- milk\n\nThat is all.") == ["Buy:", "- bread", "- milk", "That is all."]
 
 
-async def test_of_a_long_first_sentence_the_first_clause_comes_early_and_later_ones_stay_whole():
+async def test_only_a_long_first_sentence_is_split_at_a_clause():
     first = "When the sun had set behind the far blue hills, the travellers at last found the inn, and slept."
     second = "In the morning they rose before the birds did, ate their bread, and went on."
     said = await cut(*(word + " " for word in f"{first} {second}".split()))
@@ -59,7 +60,7 @@ async def test_of_a_long_first_sentence_the_first_clause_comes_early_and_later_o
     assert said[-1] == second and " ".join(said) == f"{first} {second}"
 
 
-async def test_nothing_is_lost_at_any_cut_into_tokens():
+async def test_no_text_is_lost_for_any_tokenisation():
     text = "One, two. Three… four? Well: five! " * 5
     rng = random.Random(1)
     for _ in range(50):
@@ -68,7 +69,7 @@ async def test_nothing_is_lost_at_any_cut_into_tokens():
         assert "".join("".join(await cut(*tokens)).split()) == "".join(text.split())
 
 
-async def test_a_text_without_any_end_is_cut_at_the_cap():
+async def test_text_without_punctuation_is_cut_at_the_limit():
     said = await cut("word " * 200)
     assert max(map(len, said)) <= 200 and sum(piece.count("word") for piece in said) == 200
 
@@ -82,24 +83,24 @@ async def test_a_text_without_any_end_is_cut_at_the_cap():
         ("Hello.", "<think>never closed"),
     ],
 )
-async def test_a_reasoning_models_thoughts_are_not_spoken(tokens):
+async def test_reasoning_between_think_tags_is_dropped(tokens):
     assert await shown(*tokens) == "Hello."
 
 
-async def test_a_sign_that_is_no_tag_stays():
+async def test_text_that_resembles_a_tag_stays():
     assert await shown("2 <", " 3 and <t", "able>") == "2 < 3 and <table>"
 
 
-async def test_of_a_thought_that_is_open_from_the_first_only_its_end_is_needed():
+async def test_a_stream_may_begin_inside_reasoning():
     for tokens in (("Hm.</think>Hello.",), tuple("Hm.</think>\nHello."), ("Hm.", "</thi", "nk>", "Hello.")):
         assert "".join([t async for t in without_thoughts(stream(tokens), inside=True)]) == "Hello."
 
 
-async def test_a_tag_without_a_partner_is_left_out():
+async def test_unmatched_tags_are_dropped():
     assert await shown("It is", " so.</thi", "nk> Yes. <think>a<think>b</think>Really.</") == "It is so. Yes. Really.</"
 
 
-async def test_halves_of_a_character_are_joined_and_what_no_screen_shows_goes():
+async def test_surrogate_pairs_are_joined_and_control_characters_dropped():
     text = "a😀b\x1b[2Jc\x00\nd\u202ee"
     halves = [text[0], "\ud83d", "\ude00", text[2:]]
     for tokens in ([text], halves, [*"a\ud83d\ude00b\x1b[2Jc\x00\nd\u202ee"]):
@@ -107,9 +108,9 @@ async def test_halves_of_a_character_are_joined_and_what_no_screen_shows_goes():
     assert "".join([t async for t in without_unprintable(stream(["a\ude00", "\ud83db\ud83d"]))]) == "ab"
 
 
-async def test_blanks_without_end_are_not_looked_at_again_and_again():
-    begin_s = time.thread_time()
-    assert [
-        piece async for piece in speakable_pieces(stream(["Hello", *["    "] * 4000, "there. ", *["\t "] * 4000]))
-    ] == ["Hello there."]
-    assert time.thread_time() - begin_s < 1.0  # with the square of their number: 10 s
+def test_many_spaces_take_linear_time():
+    def work(size: int) -> None:
+        tokens = ["Hello", *["    "] * (size // 5), "there. ", *["\t "] * (size // 5)]
+        assert asyncio.run(cut(*tokens)) == ["Hello there."]
+
+    check_linear_time(work)

@@ -1,4 +1,4 @@
-"""The decoding loop: the tokens of a straightforward one without a cache, transformers' own rules, and no circles."""
+"""models.recognition.decoding: equal to decoding without a cache and to transformers' rules; detection of loops."""
 
 import math
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ PROMPT = [END + 1, END + 2, END + 6]
 
 
 def transformers_rules() -> list:
-    """The processors that `generate` would use, for a prompt of PROMPT."""
+    """The logits processors that `generate` uses, for PROMPT."""
     config = SimpleNamespace(
         no_timestamps_token_id=FIRST_TIME - 1, eos_token_id=END, bos_token_id=END, max_initial_timestamp_index=50
     )
@@ -42,12 +42,12 @@ def masked_by_transformers(logits: torch.Tensor, tokens: list[int]) -> torch.Ten
 
 
 def grown(seed: int) -> list[int]:
-    """Tokens that the rules allow, drawn from random logits."""
+    """Random tokens that the rules allow."""
     generator = torch.Generator().manual_seed(seed)
     tokens: list[int] = []
     for _ in range(torch.randint(0, 14, (), generator=generator)):
         logits = 3 * torch.randn(SIZE, generator=generator)
-        logits[FIRST_TIME:] += 2.0 * (seed % 3) - 3.0  # some say more words, some more times
+        logits[FIRST_TIME:] += 2.0 * (seed % 3) - 3.0  # some seeds prefer words, others timestamps
         RULES.mask(logits, tokens)
         token = int(torch.multinomial(logits.softmax(0), 1, generator=generator))
         if token == END:
@@ -56,7 +56,7 @@ def grown(seed: int) -> list[int]:
     return tokens
 
 
-def test_the_rules_are_those_of_transformers():
+def test_the_rules_equal_those_of_transformers():
     lengths = set()
     for seed in range(120):
         tokens = grown(seed)
@@ -81,7 +81,7 @@ def states(whisper):
 
 
 def straightforward(whisper, states, limit: int) -> tuple[list[int], float, float]:
-    """The whole text through the whole network for each token, and the scores by softmax: no cache, no shortcuts."""
+    """All tokens through the whole network at each step, without a cache; scores by softmax."""
     tokens, total, silence = [], 0.0, 0.0
     while len(tokens) < limit:
         ids = torch.tensor([PROMPT + tokens])
@@ -99,7 +99,7 @@ def straightforward(whisper, states, limit: int) -> tuple[list[int], float, floa
 
 
 @pytest.mark.parametrize("limit", [1, 7, 25])
-def test_the_loop_gives_what_a_straightforward_one_gives(whisper, states, limit):
+def test_decoding_with_a_cache_equals_decoding_without_one(whisper, states, limit):
     with torch.no_grad():
         found = decode(whisper.model.decoder, states, PROMPT, RULES, limit, END + 9)
     tokens, logprob, silence = straightforward(whisper, states, limit)
@@ -107,7 +107,7 @@ def test_the_loop_gives_what_a_straightforward_one_gives(whisper, states, limit)
     assert found.logprob == pytest.approx(logprob, abs=1e-3) and found.no_speech == pytest.approx(silence, rel=1e-3)
 
 
-def test_what_is_drawn_is_drawn_the_same_way_again(whisper, states):
+def test_sampling_is_deterministic_for_a_seed(whisper, states):
     with torch.no_grad():
         one, same, other = (
             decode(whisper.model.decoder, states, PROMPT, RULES, 12, END + 9, 1.0, seed).tokens for seed in (0, 0, 1)
@@ -116,7 +116,7 @@ def test_what_is_drawn_is_drawn_the_same_way_again(whisper, states):
 
 
 class Scripted:
-    """A decoder that says what it is told, a token a call; what the prompt is answered with first."""
+    """A decoder that returns the given tokens, one per call."""
 
     def __init__(self, tokens: list[int]) -> None:
         self.script, self.calls = list(tokens), 0
@@ -138,36 +138,36 @@ def said(tokens: list[int], limit: int = 200):
     return decode(Scripted(tokens), torch.zeros(1, 1, 1), PROMPT, RULES, limit, END + 9)
 
 
-def test_it_stops_at_the_end_and_at_the_limit():
+def test_decoding_stops_at_the_end_token_and_at_the_limit():
     script = [time(0.0), 10, 11, 12, time(1.0)]
     assert said(script).tokens == tuple(script) and said(script, limit=3).tokens == tuple(script[:3])
 
 
-def test_a_loop_is_cut_after_its_first_turn_though_each_turn_has_another_time():
+def test_a_loop_with_different_times_is_cut_after_its_first_occurrence():
     turn = [20, 21, 22]
     script = [time(0.0), 10, 11]
     for k in range(1, 12):
         script += [*turn, time(k), time(k)]
     found = said(script)
     assert found.looped and found.tokens == tuple(script[:6])
-    assert found.logprob > -1e-3  # it is sure of it: only the turns tell
+    assert found.logprob > -1e-3  # the probabilities are high: only the repetition shows the loop
 
 
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
-        ([5] * 9, None),  # "no no no no …" may be said
+        ([5] * 9, None),  # "no no no no …" may be real speech
         ([5] * 10, 1),
         ([7, 5, *[5] * 12], 2),
         ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], None),
         ([9, *[1, 2] * 5], 3),
         ([9, *[1, 2] * 4], None),
         ([*range(30, 54)] * 5, 24),
-        ([*range(30, 55)] * 5, None),  # longer than any loop that is looked for
+        ([*range(30, 55)] * 5, None),  # longer than MAX_LOOP_LENGTH
         ([], None),
     ],
 )
-def test_what_counts_as_going_round_in_circles(words, kept):
+def test_loop_detection(words, kept):
     assert find_loop(words, FIRST_TIME) == kept
 
 
@@ -180,11 +180,11 @@ def test_repetition_compresses_and_speech_does_not():
     )
 
 
-def test_pieces_stand_between_their_times():
+def test_tokens_are_split_at_timestamps():
     tokens = [time(0.0), 10, 11, time(1.5), time(2.0), 12, time(3.0), time(3.2), 13]
     found = [(piece.tokens, piece.start_s, piece.end_s, piece.closed) for piece in token_spans(tokens, FIRST_TIME, 4.0)]
     wanted = [((10, 11), 0.0, 1.5, True), ((12,), 2.0, 3.0, True), ((13,), 3.2, 4.0, False)]
     assert [(t, pytest.approx(a), pytest.approx(b), c) for t, a, b, c in wanted] == found
     assert token_spans([time(0.0), time(2.0)], FIRST_TIME, 4.0) == []
-    assert token_spans([time(0.0), 10, time(9.0)], FIRST_TIME, 4.0)[0].end_s == 4.0  # no later than the sound
+    assert token_spans([time(0.0), 10, time(9.0)], FIRST_TIME, 4.0)[0].end_s == 4.0  # limited to the window's length
     assert np.isclose(token_spans([10], FIRST_TIME, 4.0)[0].end_s, 4.0)

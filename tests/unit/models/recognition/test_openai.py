@@ -1,4 +1,4 @@
-"""The recogniser behind a server: what is sent, which answers are read, and what becomes of those that are none."""
+"""models.recognition.openai with a local server: requests, answers, retries and errors."""
 
 import io
 import json
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *args: object) -> None:
-        """Keep quiet."""
+        """Do not log."""
 
 
 def answer(value, status: int = 200, kind: str = "application/json", **headers: str):
@@ -66,7 +66,7 @@ def recognizer(server, **options) -> OpenAIRecognizer:
     return OpenAIRecognizer.load(server.url, **options)
 
 
-def test_the_recording_goes_out_as_a_wav_and_comes_back_as_text_with_times(server, monkeypatch):
+def test_a_recording_is_sent_as_wav_and_text_with_times_comes_back(server, monkeypatch):
     monkeypatch.setenv("HEARING_KEY", "secret")
     samples = buzz(1.0)
     transcript = recognizer(server, model="big", api_key_env="HEARING_KEY").transcribe(samples, "de")
@@ -90,12 +90,12 @@ def test_a_server_without_times_gives_the_text_alone(server):
     assert server.asked[0].fields["response_format"] == b"json" and "Authorization" not in server.asked[0].headers
 
 
-def test_a_translation_has_an_address_of_its_own_and_no_language(server):
+def test_translations_use_their_own_path_and_no_language(server):
     recognizer(server).transcribe(buzz(0.5), "de", "translate")
     assert server.asked[0].path == "/v1/audio/translations" and "language" not in server.asked[0].fields
 
 
-def test_what_may_pass_is_tried_again(server):
+def test_temporary_failures_are_retried(server):
     server.answers = [answer({}, 503), answer({}, 429, **{"Retry-After": "0"}), answer(VERBOSE)]
     assert recognizer(server).transcribe(buzz(0.5)).text == "Guten Tag. Ja." and len(server.asked) == 3
 
@@ -114,14 +114,14 @@ def test_what_may_pass_is_tried_again(server):
         (answer({"text": "a", "segments": [{"text": "a"}]}), StageError, "not in OpenAI's form", 1),
     ],
 )
-def test_what_is_no_transcript_is_an_error_in_words(server, given, kind, words, tries):
+def test_unusable_answers_give_an_error_with_the_cause(server, given, kind, words, tries):
     server.answers = [given]
     with pytest.raises(kind, match=words):
         recognizer(server, tries=2).transcribe(buzz(0.5))
     assert len(server.asked) == tries
 
 
-def test_a_server_that_is_not_there_or_slow_is_told(server, monkeypatch):
+def test_an_unreachable_or_slow_server_gives_an_error(server, monkeypatch):
     with pytest.raises(StageError, match="connection to the recognition server failed"):
         OpenAIRecognizer.load("http://127.0.0.1:9/v1", tries=1).transcribe(buzz(0.5))
     monkeypatch.setattr(Handler, "do_POST", lambda self: threading.Event().wait(2))
@@ -129,7 +129,7 @@ def test_a_server_that_is_not_there_or_slow_is_told(server, monkeypatch):
         recognizer(server, timeout_s=0.1, tries=1).transcribe(buzz(0.5))
 
 
-def test_no_sound_is_sent_and_nothing_is_configured_wrongly(server, monkeypatch):
+def test_empty_audio_and_wrong_options_are_refused(server, monkeypatch):
     with pytest.raises(AudioError, match="no samples"):
         recognizer(server).transcribe(np.zeros(0, np.float32))
     with pytest.raises(InputError, match="no task 'sing'"):

@@ -1,4 +1,4 @@
-"""Whisper's tokens: read from either form of a folder, turned into text as the tokenizer itself does, or missed."""
+"""models.recognition.vocabulary: both file formats, decoding to text, and missing tokens."""
 
 import json
 
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def older(tmp_path):
-    """What transformers' slow tokenizer left behind."""
+    """The files of transformers' slow tokenizer."""
     words = make_tokenizer().get_vocab()
     (tmp_path / "vocab.json").write_text(json.dumps({k: v for k, v in words.items() if k not in SPECIAL[1:]}))
     (tmp_path / "added_tokens.json").write_text(json.dumps({k: words[k] for k in SPECIAL[1:]}))
@@ -28,14 +28,14 @@ def older(tmp_path):
 
 @pytest.mark.parametrize("form", ["folder", "older"])
 @pytest.mark.parametrize("text", TEXTS)
-def test_tokens_become_the_text_that_the_tokenizer_says(form, text, request):
+def test_text_equals_the_tokenizers_decode(form, text, request):
     tokenizer = make_tokenizer()
     tokens = tokenizer.encode(text).ids
     found = read_vocabulary(request.getfixturevalue(form)).text(tokens)
     assert found == text == tokenizer.decode(tokens)
 
 
-def test_half_a_letter_is_a_question_mark_and_special_tokens_say_nothing(folder):
+def test_invalid_utf8_becomes_a_replacement_character_and_special_tokens_are_skipped(folder):
     vocabulary = read_vocabulary(folder)
     tokens = make_tokenizer().encode("ü").ids
     assert len(tokens) == 2 and vocabulary.text(tokens[:1]) == "�"
@@ -54,12 +54,12 @@ def test_special_tokens_are_found_by_name(form, request):
     assert vocabulary.size == len(words) + 1501
 
 
-def test_the_older_name_of_silence_is_known():
+def test_the_older_name_of_the_no_speech_token_is_accepted():
     words = {name.replace("nospeech", "nocaptions"): k for k, name in enumerate(SPECIAL)}
     assert Vocabulary(words).no_speech == SPECIAL.index("<|nospeech|>")
 
 
-def test_what_is_missing_is_named(tmp_path, folder):
+def test_errors_name_what_is_missing(tmp_path, folder):
     with pytest.raises(WeightsError, match="neither tokenizer.json nor vocab.json"):
         read_vocabulary(tmp_path / "nowhere")
     found = json.loads((folder / "tokenizer.json").read_text())

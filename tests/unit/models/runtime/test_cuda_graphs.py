@@ -1,4 +1,4 @@
-"""Batches of fixed sizes, recorded and replayed; the recording itself needs CUDA (tests/gpu)."""
+"""models.runtime.cuda_graphs: batches of fixed sizes. Recording itself needs CUDA (tests/gpu)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.runtime.cuda_graphs import GraphedFunction, _Replay, check_compile, 
 
 
 class OnCpu(GraphedFunction):
-    """Records by remembering the function: as a graph would, it computes on its own buffers, and counts."""
+    """Replaces the recording by a function call on the graph's own buffers, and counts calls."""
 
     recordings: list[tuple[int, ...]]
     replays: list[int]
@@ -38,13 +38,13 @@ def rows(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 9, 19])
-def test_any_number_of_rows_gives_what_the_function_gives(n: int) -> None:
+def test_any_number_of_rows_equals_the_function(n: int) -> None:
     recorded = OnCpu(product, (2, 8), "graphs", "cpu")
     a, b = rows(n)
     assert np.allclose(recorded(a, b).numpy(), product(torch.from_numpy(a), torch.from_numpy(b)).numpy())
 
 
-def test_a_call_runs_in_the_smallest_size_that_holds_it() -> None:
+def test_a_call_runs_in_the_smallest_sufficient_size() -> None:
     recorded = OnCpu(product, (8, 2), "graphs", "cpu")
     for n in (1, 2, 3, 8, 11):
         recorded(*rows(n))
@@ -52,7 +52,7 @@ def test_a_call_runs_in_the_smallest_size_that_holds_it() -> None:
     assert recorded.recordings == [(2, 3), (8, 3)]  # each size once
 
 
-def test_results_outlive_the_next_call() -> None:
+def test_results_do_not_change_with_the_next_call() -> None:
     recorded = OnCpu(product, (4,), "graphs", "cpu")
     first = recorded(*rows(4, 1))
     kept = first.clone()
@@ -60,7 +60,7 @@ def test_results_outlive_the_next_call() -> None:
     assert torch.equal(first, kept)
 
 
-def test_inputs_of_another_shape_are_recorded_apart() -> None:
+def test_each_input_shape_is_recorded() -> None:
     recorded = OnCpu(lambda a: 2 * a, (4,), "graphs", "cpu")
     assert recorded(np.ones((2, 3), np.float32)).shape == (2, 3)
     assert recorded(np.ones((2, 6), np.float32)).shape == (2, 6)
@@ -82,7 +82,7 @@ def test_recorded_sizes_end_at_the_batch_size(mode: str, batch: int, sizes: tupl
     assert graph_batch_sizes(mode, batch) == sizes
 
 
-def test_a_mode_that_cannot_run_is_refused_in_words() -> None:
+def test_wrong_modes_are_refused() -> None:
     with pytest.raises(ConfigError, match="off, graphs, inductor"):
         check_compile("fast", "cuda")
     with pytest.raises(ConfigError, match="needs a CUDA device"):

@@ -1,4 +1,4 @@
-"""Converted networks: equal to torch, kept whole in a folder, compiled a batch size at a time."""
+"""models.runtime.openvino_cache: equality with torch, the cache folder, and batch sizes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def torch_result(image: np.ndarray, strength: float, gain: float = 1.0) -> np.nd
 
 
 def never() -> nn.Module:
-    raise AssertionError("the network was built although the cache has it")
+    raise AssertionError("the network was built although it is in the cache")
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +61,11 @@ def test_any_batch_equals_torch(cache: Path, count: int) -> None:
     np.testing.assert_allclose(got, torch_result(images(count), 0.5), atol=1e-5)
 
 
-def test_batches_are_cut_into_the_compiled_sizes(cache: Path) -> None:
+def test_batches_are_split_into_the_compiled_sizes(cache: Path) -> None:
     net = compiled(cache, never, batch_sizes=(1, 4, 8))
     assert net._pieces(15) == [(0, 8), (8, 12), (12, 13), (13, 14), (14, 15)]
     net(images(5), EXAMPLES[1])
-    assert sorted(net._requests) == [1, 4]  # 8 was not needed, so it was not compiled
+    assert sorted(net._requests) == [1, 4]  # 8 was not used, so it was not compiled
 
 
 def test_the_second_process_does_not_build(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_another_fingerprint_is_another_network(cache: Path) -> None:
     np.testing.assert_allclose(compiled(cache, never)(images(1), EXAMPLES[1]), torch_result(images(1), 1.0), atol=1e-5)
 
 
-def test_two_processes_at_once_leave_one_whole_entry(tmp_path: Path) -> None:
-    """While one converts, another finishes: its entry stands, and the first one's is thrown away."""
+def test_concurrent_conversions_leave_one_complete_entry(tmp_path: Path) -> None:
+    """If another process finishes first, its entry stays and this one's is discarded."""
 
     def build_late() -> nn.Module:
         compiled(tmp_path)
@@ -96,12 +96,12 @@ def test_two_processes_at_once_leave_one_whole_entry(tmp_path: Path) -> None:
 
     got = compiled(tmp_path, build_late)(images(1), EXAMPLES[1])
     np.testing.assert_allclose(got, torch_result(images(1), 1.0), atol=1e-5)
-    (entry,) = tmp_path.iterdir()  # and nothing half made beside it
+    (entry,) = tmp_path.iterdir()  # and no temporary folder
     assert sorted(file.name for file in entry.iterdir()) == ["net.bin", "net.xml"]
 
 
 @pytest.mark.parametrize("damage", ["net.xml", "net.bin"])
-def test_a_damaged_entry_is_made_anew(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_entry_is_converted_again(tmp_path: Path, damage: str) -> None:
     compiled(tmp_path)
     (entry,) = tmp_path.iterdir()
     (entry / damage).write_bytes(b"<net")
@@ -110,7 +110,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, damage: str) -> None:
     compiled(tmp_path, never)
 
 
-def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_no_files(tmp_path: Path) -> None:
     def build() -> nn.Module:
         raise OSError("no weights")
 
@@ -119,7 +119,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_stored_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.testing.assert_allclose(compiled(None)(images(3), EXAMPLES[1]), torch_result(images(3), 1.0), atol=1e-5)
     assert not list(tmp_path.iterdir())
@@ -133,14 +133,14 @@ def test_warming_compiles_every_size_and_reports(cache: Path) -> None:
     assert steps == [(0, 2), (1, 2), (2, 2)]
 
 
-def test_read_only_and_half_precision_arrays_are_taken(cache: Path) -> None:
+def test_read_only_and_half_precision_arrays_are_accepted(cache: Path) -> None:
     net, image = compiled(cache, never), images(4)
     image.flags.writeable = False
     np.testing.assert_allclose(net(image, EXAMPLES[1]), torch_result(images(4), 1.0), atol=1e-5)
     np.testing.assert_allclose(net(image.astype(np.float16), EXAMPLES[1]), torch_result(images(4), 1.0), atol=5e-3)
 
 
-def test_results_stay_when_the_next_batch_runs(cache: Path) -> None:
+def test_results_do_not_change_with_the_next_batch(cache: Path) -> None:
     net = compiled(cache, never)
     first = net(images(4), EXAMPLES[1])
     kept = first.copy()

@@ -1,15 +1,15 @@
-"""Speech activity: what sounds is speech, what only hisses is not, at any level and against any background."""
+"""Voice activity detection at different levels and against different backgrounds."""
 
 import numpy as np
 import pytest
 import soxr
 
 from models.speech.activity import ActivityDetector, from_phonemes, levels_db, pause_frames
-from models.tts.hibari import HibariTTS
 from models.types import Phoneme, Speech
+from tests.support.voice import hibari
 
 RATE = 16_000
-TOLERANCE_S = 0.05  # a frame's half width, and the hop
+TOLERANCE_S = 0.05  # half a frame (15 ms), the hop (10 ms), and as much again for the threshold
 
 
 def silence(seconds: float) -> np.ndarray:
@@ -17,13 +17,13 @@ def silence(seconds: float) -> np.ndarray:
 
 
 def hiss(seconds: float, level_db: float, seed: int = 0) -> np.ndarray:
-    """White noise with that RMS."""
+    """White noise with this RMS level."""
     noise = np.random.default_rng(seed).normal(size=round(seconds * RATE))
     return (noise * 10 ** (level_db / 20)).astype(np.float32)
 
 
 def breath(seconds: float, level_db: float = -42.0) -> np.ndarray:
-    """Noise whose energy lies above 1 kHz, swelling and falling."""
+    """Noise above 1 kHz with a rising and falling level."""
     noise = hiss(seconds, 0.0, seed=1)
     spectrum = np.fft.rfft(noise)
     hz = np.fft.rfftfreq(len(noise), 1 / RATE)
@@ -32,7 +32,7 @@ def breath(seconds: float, level_db: float = -42.0) -> np.ndarray:
 
 
 def voice(seconds: float, level_db: float = -20.0) -> np.ndarray:
-    """A vowel at 120 Hz: harmonics that fall by 6 dB an octave."""
+    """A vowel at 120 Hz: harmonics that fall by 6 dB per octave."""
     times = np.arange(round(seconds * RATE)) / RATE
     wave = sum(np.sin(2 * np.pi * 120 * k * times + k) / k for k in range(1, 30))
     return (wave / np.sqrt(np.mean(wave**2)) * 10 ** (level_db / 20)).astype(np.float32)
@@ -44,7 +44,7 @@ def spans(*pieces: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("level_db", [-30.0, -20.0, -10.0])
 @pytest.mark.parametrize("background_db", [-120.0, -60.0, -45.0])
-def test_two_words_and_the_pause_between_them(level_db, background_db):
+def test_two_words_with_a_pause_are_two_spans(level_db, background_db):
     sound = np.concatenate([silence(0.3), voice(0.5, level_db), silence(0.4), voice(0.6, level_db), silence(0.5)])
     found = ActivityDetector().from_sound(sound + hiss(len(sound) / RATE, background_db), RATE)
     assert found == pytest.approx(np.array([[0.3, 0.8], [1.2, 1.8]]), abs=TOLERANCE_S)
@@ -52,11 +52,11 @@ def test_two_words_and_the_pause_between_them(level_db, background_db):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("level_db", [-120.0, -70.0, -60.0])
-def test_nothing_is_not_speech(level_db, seed):
+def test_quiet_noise_is_not_speech(level_db, seed):
     assert len(spans(hiss(4.0, level_db, seed))) == 0
 
 
-def test_digital_silence_and_a_stub_of_it_are_not_speech():
+def test_digital_silence_of_any_length_is_not_speech():
     assert len(spans(silence(2.0))) == len(spans(silence(0.004))) == len(spans(silence(0))) == 0
 
 
@@ -72,17 +72,17 @@ def test_a_click_is_not_speech():
     )
 
 
-def test_a_hiss_that_touches_a_vowel_belongs_to_it():
+def test_a_fricative_next_to_a_vowel_is_speech():
     found = spans(silence(0.3), hiss(0.15, -38.0), voice(0.4), hiss(0.2, -38.0), silence(0.4))  # "shoes"
     assert found == pytest.approx(np.array([[0.3, 1.05]]), abs=TOLERANCE_S)
 
 
-def test_what_a_stop_consonant_lets_out_after_its_closure_belongs_to_the_word():
+def test_the_burst_of_a_stop_consonant_is_speech():
     found = spans(voice(0.4), silence(0.1), hiss(0.03, -35.0), silence(0.5))  # "up"
     assert found[-1, 1] == pytest.approx(0.53, abs=TOLERANCE_S)
 
 
-def test_a_whole_segment_without_a_pause_is_speech_throughout():
+def test_a_segment_without_a_pause_is_one_span():
     assert spans(voice(3.0)) == pytest.approx(np.array([[0.0, 3.0]]), abs=TOLERANCE_S)
 
 
@@ -91,22 +91,22 @@ def test_whispering_is_speech():
 
 
 def test_a_segment_of_background_after_loud_speech_is_silent():
-    activity = ActivityDetector()
-    assert len(activity.from_sound(np.concatenate([voice(1.0), hiss(0.5, -48.0)]), RATE)) == 1
-    assert len(activity.from_sound(hiss(2.0, -48.0), RATE)) == 0
-    assert len(ActivityDetector().from_sound(hiss(0.8, -30.0), RATE)) == 1  # by itself, so short, it might be "shh"
+    detector = ActivityDetector()
+    assert len(detector.from_sound(np.concatenate([voice(1.0), hiss(0.5, -48.0)]), RATE)) == 1
+    assert len(detector.from_sound(hiss(2.0, -48.0), RATE)) == 0
+    assert len(ActivityDetector().from_sound(hiss(0.8, -30.0), RATE)) == 1  # without context, a short hiss may be "shh"
 
 
-def test_phonemes_decide_and_the_sound_only_moves_their_edges():
+def test_phonemes_decide_and_the_audio_only_extends_them():
     samples = np.concatenate([silence(0.1), voice(0.43), silence(0.2), voice(0.2), silence(0.3)])
     phonemes = (Phoneme("_", 0.0, 0.12), Phoneme("a", 0.12, 0.3), Phoneme("m", 0.3, 0.5), Phoneme("_", 0.5, 1.23))
     found = ActivityDetector()(Speech(samples, RATE, phonemes=phonemes))
-    assert found == pytest.approx(np.array([[0.1, 0.53]]), abs=TOLERANCE_S)  # a grunt at 0.73 s is no word
+    assert found == pytest.approx(np.array([[0.1, 0.53]]), abs=TOLERANCE_S)  # the sound at 0.73 s has no phoneme
     assert from_phonemes(phonemes) == pytest.approx(np.array([[0.12, 0.5]]))
 
 
-def test_the_voices_own_phonemes_agree_with_what_is_heard():
-    for speech in HibariTTS.load().speak("My mother baked a beautiful apple pie. Stop!"):
+def test_spans_from_phonemes_agree_with_spans_from_audio():
+    for speech in hibari().speak("My mother baked a beautiful apple pie. Stop!"):
         known, heard = (
             from_phonemes(speech.phonemes),
             ActivityDetector().from_sound(speech.samples, speech.sample_rate_hz),
@@ -123,7 +123,7 @@ def test_levels_are_decibels_below_full_scale():
     assert len(inside) == 100
 
 
-def test_pauses_inside_a_segment_are_where_it_may_be_stopped():
+def test_pause_frames_are_the_middles_of_pauses():
     rate = 24_000
     word = 0.2 * np.sin(2 * np.pi * 180 * np.arange(rate // 2) / rate).astype(np.float32)  # 0.5 s
 
@@ -135,40 +135,42 @@ def test_pauses_inside_a_segment_are_where_it_may_be_stopped():
     assert pause_frames(speech, 25) == [
         round(0.82 * 25),
         round(2.05 * 25),
-    ]  # the ends are none, nor is a closure of 50 ms
+    ]  # not the ends, not a closure of 50 ms
     assert pause_frames(Speech(word, rate), 25) == [] == pause_frames(Speech(np.zeros(0, np.float32), rate), 25)
 
 
 def words_in(noise: np.ndarray) -> np.ndarray:
-    """Two words from 0.4 s and 1.6 s on, in that noise, 2.5 s in all."""
+    """Two words at 0.4 s and 1.6 s in the given noise; 2.5 s long."""
     spoken = np.concatenate([silence(0.4), voice(0.8), silence(0.4), voice(0.6), silence(0.3)])
     return spoken + noise[: len(spoken)]
 
 
-def test_a_segment_of_nothing_but_the_utterances_background_is_not_speech():
+def test_a_segment_of_background_only_is_not_speech():
     noise = hiss(5.0, -40.0)
     alone = noise[round(2.5 * RATE) :]
-    ear = ActivityDetector()
-    assert len(ear.from_sound(words_in(noise), RATE)) == 2
-    assert len(ear.from_sound(alone, RATE)) == 0
+    detector = ActivityDetector()
+    assert len(detector.from_sound(words_in(noise), RATE)) == 2
+    assert len(detector.from_sound(alone, RATE)) == 0
 
 
-def test_a_loud_background_is_known_once_a_pause_has_let_it_be_heard():
-    """14 dB below the voice, nearer than a segment by itself takes a background to be."""
-    noise, ear = hiss(5.0, -34.0), ActivityDetector()
+def test_a_loud_background_is_learned_from_a_pause():
+    """The background is 14 dB below the voice: too close to be recognised within a single segment."""
+    noise, detector = hiss(5.0, -34.0), ActivityDetector()
     words = np.array([[0.4, 1.2], [1.6, 2.2]])
-    assert len(ear.from_sound(words_in(noise), RATE)) > 2
-    assert ear.from_sound(words_in(noise), RATE) == pytest.approx(words, abs=TOLERANCE_S)
+    assert len(detector.from_sound(words_in(noise), RATE)) > 2
+    assert detector.from_sound(words_in(noise), RATE) == pytest.approx(words, abs=TOLERANCE_S)
 
 
-def test_speech_without_a_pause_is_still_speech_after_a_pause_has_told_the_background():
-    ear = ActivityDetector()
-    ear.from_sound(np.concatenate([voice(0.5), silence(0.5)]) + hiss(1.0, -50.0), RATE)
-    assert ear.from_sound(voice(1.0, -28.0) + hiss(1.0, -50.0), RATE) == pytest.approx(np.array([[0.0, 1.0]]), abs=0.05)
+def test_speech_without_a_pause_is_detected_with_a_known_background():
+    detector = ActivityDetector()
+    detector.from_sound(np.concatenate([voice(0.5), silence(0.5)]) + hiss(1.0, -50.0), RATE)
+    assert detector.from_sound(voice(1.0, -28.0) + hiss(1.0, -50.0), RATE) == pytest.approx(
+        np.array([[0.0, 1.0]]), abs=0.05
+    )
 
 
 def coloured(seconds: float, level_db: float, power: float, seed: int = 0) -> np.ndarray:
-    """Noise whose power falls with frequency to that power: 0 is white, 1 is pink, 2 is brown."""
+    """Noise whose power spectrum falls as 1 / f ** power: 0 is white, 1 pink, 2 brown."""
     noise = hiss(seconds, 0.0, seed)
     hz = np.maximum(np.fft.rfftfreq(len(noise), 1 / RATE), 1)
     shaped = np.fft.irfft(np.fft.rfft(noise) * hz ** (-power / 2), len(noise))
@@ -178,17 +180,17 @@ def coloured(seconds: float, level_db: float, power: float, seed: int = 0) -> np
 @pytest.mark.parametrize("seconds", [1.0, 4.0])
 @pytest.mark.parametrize("power", [0, 1, 2])
 @pytest.mark.parametrize("level_db", [-45.0, -30.0, -20.0])
-def test_a_first_segment_of_nothing_but_noise_is_not_speech_and_nothing_is_missed_then(level_db, power, seconds):
+def test_a_first_segment_of_noise_is_not_speech_and_later_speech_is_detected(level_db, power, seconds):
     noise = coloured(seconds + 2.5, level_db, power)
     first, rest = np.split(noise, [round(seconds * RATE)])
-    ear = ActivityDetector()
-    assert len(ear.from_sound(silence(0.5), RATE)) == len(ear.from_sound(first, RATE)) == 0
-    assert len(ear.from_sound(rest, RATE)) == 0
-    heard = ear.from_sound(rest + voice(2.5), RATE)
-    assert np.diff(heard, axis=1).sum() > 2.4  # what comes then is heard, however near to it
+    detector = ActivityDetector()
+    assert len(detector.from_sound(silence(0.5), RATE)) == len(detector.from_sound(first, RATE)) == 0
+    assert len(detector.from_sound(rest, RATE)) == 0
+    heard = detector.from_sound(rest + voice(2.5), RATE)
+    assert np.diff(heard, axis=1).sum() > 2.4  # speech is detected even if its level is close to the noise
 
 
-def test_a_fan_that_hums_is_not_speech():
+def test_a_humming_fan_is_not_speech():
     times = np.arange(3 * RATE) / RATE
     hum = np.sin(2 * np.pi * 100 * times) + 0.5 * np.sin(2 * np.pi * 200 * times)
     assert len(spans(coloured(3.0, -42.0, 1) + (0.004 * hum).astype(np.float32))) == 0
@@ -196,12 +198,17 @@ def test_a_fan_that_hums_is_not_speech():
 
 @pytest.fixture(scope="module")
 def sentence() -> np.ndarray:
-    said = np.concatenate([s.samples for s in HibariTTS.load().speak("My mother baked a beautiful apple pie.")])
+    said = np.concatenate([s.samples for s in hibari().speak("My mother baked a beautiful apple pie.")])
     return soxr.resample(said, 24_000, RATE).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def whispered_sentence(sentence: np.ndarray) -> np.ndarray:
+    return whispered(sentence)
+
+
 def whispered(sound: np.ndarray) -> np.ndarray:
-    """A sentence with noise in place of its voice: each band's own envelope, an octave third at a time."""
+    """The sentence as a whisper: noise with the envelope of each third-octave band."""
     noise, out = np.fft.rfft(hiss(len(sound) / RATE + 1, 0.0)[: len(sound)]), np.zeros(len(sound))
     spectrum, hz = np.fft.rfft(sound), np.fft.rfftfreq(len(sound), 1 / RATE)
     for low in 200 * 2 ** (np.arange(16) / 3):
@@ -214,9 +221,11 @@ def whispered(sound: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("whisper", [False, True])
 @pytest.mark.parametrize("power", [0, 1])
 @pytest.mark.parametrize("snr_db", [20.0, 5.0, 0.0, -5.0])
-def test_speech_and_whispering_in_a_first_segment_are_never_taken_for_noise(sentence, snr_db, power, whisper):
-    """Cut to where it sounds, so that no pause gives it away."""
-    spoken = whispered(sentence) if whisper else sentence
+def test_speech_and_whispering_in_a_first_segment_are_not_background(
+    sentence, whispered_sentence, snr_db, power, whisper
+):
+    """Silence at the ends is removed, because it would make detection easy."""
+    spoken = whispered_sentence if whisper else sentence
     loud = np.flatnonzero(np.abs(spoken) > 0.02 * np.abs(spoken).max())
     spoken = spoken[loud[0] : loud[-1]]
     level_db = 20 * np.log10(np.sqrt(np.mean(spoken**2))) - snr_db
@@ -224,5 +233,5 @@ def test_speech_and_whispering_in_a_first_segment_are_never_taken_for_noise(sent
     assert np.diff(found, axis=1).sum() > 0.5 * len(spoken) / RATE
 
 
-def test_a_held_vowel_is_speech_though_it_is_as_steady_as_noise():
+def test_a_sustained_vowel_is_speech():
     assert len(spans(voice(2.0, -35.0) + hiss(2.0, -60.0))) == 1

@@ -17,7 +17,7 @@ def parts(lengths: list[int]) -> list[Speech]:
 
 @pytest.mark.parametrize("lengths", [[4000], [4000, 6000], [300, 500, 9000, 200, 5000]])
 @pytest.mark.parametrize("offset_s", [0.0, 0.04, 0.1, 0.2])
-def test_later_is_the_whole_utterance_with_silence_before_it(lengths, offset_s):
+def test_a_delay_puts_silence_before_the_utterance(lengths, offset_s):
     segments, offset = parts(lengths), LipOffset(offset_s)
     heard = [offset(segment) for segment in segments]
     assert [len(segment.samples) for segment in heard] == lengths
@@ -26,7 +26,7 @@ def test_later_is_the_whole_utterance_with_silence_before_it(lengths, offset_s):
     assert np.array_equal(np.concatenate([s.samples for s in heard]), np.pad(whole, (shift, 0))[: len(whole)])
 
 
-def test_earlier_ends_each_segment_in_silence_since_the_next_is_not_known():
+def test_an_advance_ends_each_segment_in_silence():
     first, second = parts([4000, 6000])
     offset = LipOffset(-0.1)
     heard = offset(first), offset(second)
@@ -37,14 +37,14 @@ def test_earlier_ends_each_segment_in_silence_since_the_next_is_not_known():
 @pytest.mark.parametrize(
     "offset_s, expected", [(0.1, [("a", 0.1, 0.3), ("p", 0.3, 0.4)]), (-0.1, [("a", 0.0, 0.1), ("p", 0.1, 0.3)])]
 )
-def test_phonemes_move_along_and_what_leaves_the_segment_is_cut(offset_s, expected):
+def test_phonemes_are_shifted_and_cut_at_the_segments_ends(offset_s, expected):
     speech = Speech(np.zeros(6400, np.float32), RATE, phonemes=(Phoneme("a", 0.0, 0.2), Phoneme("p", 0.2, 0.4)))
     moved = LipOffset(offset_s)(speech).phonemes
     assert [p.symbol for p in moved] == [symbol for symbol, _, _ in expected]
     assert [(p.start_s, p.end_s) for p in moved] == [pytest.approx(times) for _, *times in expected]
 
 
-def test_what_a_later_segment_has_no_room_for_is_said_at_the_start_of_the_next():
+def test_phonemes_beyond_the_end_move_to_the_next_segment():
     said = (Phoneme("a", 0.0, 0.2), Phoneme("p", 0.2, 0.36), Phoneme("ɪ", 0.36, 0.4))
     offset = LipOffset(0.1)
     first, second, third = (offset(Speech(np.zeros(6400, np.float32), RATE, phonemes=p)) for p in (said, (), ()))
@@ -56,7 +56,7 @@ def test_what_a_later_segment_has_no_room_for_is_said_at_the_start_of_the_next()
     assert third.phonemes == ()
 
 
-def test_an_offset_longer_than_a_segment_carries_its_phonemes_over_several():
+def test_a_delay_longer_than_a_segment_moves_phonemes_over_several():
     offset, said = LipOffset(0.2), (Phoneme("m", 0.01, 0.04),)
     heard = [offset(Speech(np.zeros(800, np.float32), RATE, phonemes=p)) for p in (said, (), (), (), (), ())]  # 50 ms
     assert [[p.symbol for p in segment.phonemes] for segment in heard] == [[], [], [], [], ["m"], []]

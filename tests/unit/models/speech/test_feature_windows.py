@@ -1,4 +1,4 @@
-"""Bent windows: lips rest in long silences and close ahead of plosives; near speech, windows stay bit for bit."""
+"""models.speech.feature_windows: rest in long silences, lead for plosives, unchanged windows near speech."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ REST = np.full((50, 384), 8.0, np.float16)
 
 
 def numbered(frames: int) -> np.ndarray:
-    """Window k holds k / 64."""
+    """All values of window k are k / 64."""
     return np.broadcast_to((np.arange(frames) / 64).astype(np.float16)[:, None, None], (frames, 50, 384))
 
 
-def test_the_rest_is_taken_from_the_silence_after_a_vowel():
+def test_the_rest_window_is_from_the_silence_after_a_vowel():
     heard = []
 
     def windows(samples):
@@ -28,23 +28,23 @@ def test_the_rest_is_taken_from_the_silence_after_a_vowel():
     assert len(heard[0]) == 24_000 and not heard[0][8000:].any()
 
 
-def test_long_silences_rest_and_speech_does_not():
+def test_only_long_silences_are_blended_to_rest():
     windows = numbered(150)  # 6 s
     bent = blend_rest(windows, REST, np.array([[1.0, 2.0], [4.0, 6.0]]), FPS, last=False)
     changed = (bent != windows).any((1, 2))
     times = (np.arange(150) + 0.5) / FPS
     silent = ((times > 0.3) & (times < 0.7)) | ((times > 2.3) & (times < 3.7))
-    assert np.array_equal(changed, silent)  # 0.3 s from speech, and from the beginning, since speech may lie before it
+    assert np.array_equal(changed, silent)  # 0.3 s from speech and from the start, where speech may precede
     assert np.all(bent[(times > 2.5) & (times < 3.5)] == 8.0)
 
 
-def test_what_follows_the_last_segment_is_silent():
+def test_the_end_of_the_last_segment_rests():
     windows, active = numbered(50), np.array([[0.0, 1.0]])
     assert np.array_equal(blend_rest(windows, REST, active, FPS, last=False)[43:], windows[43:])
     assert np.all(blend_rest(windows, REST, active, FPS, last=True)[38:] == 8.0)
 
 
-def test_a_segment_of_silence_rests_and_short_pauses_are_left_alone():
+def test_a_silent_segment_rests_and_short_pauses_do_not():
     nothing = np.zeros((0, 2))
     assert np.all(blend_rest(numbered(50), REST, nothing, FPS, last=True)[13:] == 8.0)
     pause = numbered(50)
@@ -55,7 +55,7 @@ def spoken(*parts: tuple[str, float, float]) -> list[Phoneme]:
     return [Phoneme(*part) for part in parts]
 
 
-def test_lips_run_ahead_around_a_closure_and_nowhere_else():
+def test_windows_are_shifted_only_around_a_closure():
     shifts = plosive_shifts(spoken(("a", 0.0, 0.5), ("p", 0.5, 0.6), ("a", 0.6, 1.2)), 30, FPS, 0.04)
     times = (np.arange(30) + 0.5) / FPS
     assert np.all(shifts[(times >= 0.46) & (times <= 0.56)] == pytest.approx(0.04))
@@ -69,5 +69,5 @@ def test_time_never_runs_backwards(lead_s):
     assert np.diff(heard_at).min() >= -1e-9
 
 
-def test_other_sounds_and_silence_lead_nowhere():
+def test_other_phonemes_and_silence_are_not_shifted():
     assert not plosive_shifts(spoken(("_", 0.0, 0.2), ("a", 0.2, 0.6), ("t", 0.6, 0.7)), 20, FPS, 0.08).any()

@@ -1,8 +1,8 @@
-"""Specification of models.speech.text: what is spoken, what is refused, and where sentences end."""
+"""models.speech.text: normalising, checking and splitting text."""
 
 from __future__ import annotations
 
-import time
+import re
 import unicodedata
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from models.errors import TextError
 from models.speech.text import MAX_SENTENCE_CHARS, check_text, normalise, printable, split_sentences
+from tests.support.linear_time import check_linear_time
 
 WORDS = st.lists(
     st.text("abcdefghijklmnopqrstuvwxyzABCEé0123456789'-", min_size=1, max_size=30), min_size=1, max_size=60
@@ -62,7 +63,7 @@ MARKUP = st.text("*_#[]()/-.!?:;,<>~' \n\tab1…htps:w.com•", max_size=40)
 
 
 @given(st.text(max_size=200) | MARKUP)
-def test_normalised_text_is_one_clean_line_and_stays_as_it_is(text: str) -> None:
+def test_normalised_text_is_one_clean_line_and_normalise_is_idempotent(text: str) -> None:
     plain = normalise(text)
     assert plain == " ".join(plain.split())
     assert not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Cn", "Co") for c in plain)
@@ -72,6 +73,7 @@ def test_normalised_text_is_one_clean_line_and_stays_as_it_is(text: str) -> None
 @given(WORDS)
 def test_normalise_keeps_every_plain_word(words: list[str]) -> None:
     plain = [word.strip("-'") for word in words if word.strip("-'") and "--" not in word]
+    plain = [word for word in plain if not re.search(r"[0-9AaPp][Mm]-\d", word)]  # a range: "9am-5" is spoken with "to"
     spoken = normalise(" ".join(plain))
     assert spoken.split() == plain
 
@@ -100,18 +102,18 @@ def test_split_sentences(text: str, sentences: list[str]) -> None:
     assert split_sentences(text) == sentences
 
 
-def test_a_long_sentence_is_cut_behind_a_clause_mark_then_at_a_space_then_in_a_word() -> None:
+def test_a_long_sentence_is_cut_at_a_clause_then_a_space_then_in_a_word() -> None:
     assert split_sentences("when the rain stopped, we went out to play", 30) == [
         "when the rain stopped,",
         "we went out to play",
     ]
     assert split_sentences("we went out to play in the rain", 20) == ["we went out to play", "in the rain"]
     assert split_sentences("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
-    assert split_sentences("so, " + "word " * 6, 20)[0] == "so, word word word", "a stub of three letters is no piece"
+    assert split_sentences("so, " + "word " * 6, 20)[0] == "so, word word word", "a piece of three letters is too short"
 
 
 @given(MARKED_TEXT, st.integers(1, 80))
-def test_no_character_is_lost_and_no_piece_is_over_the_cap(text: str, max_chars: int) -> None:
+def test_no_character_is_lost_and_no_sentence_exceeds_the_limit(text: str, max_chars: int) -> None:
     pieces = split_sentences(text, max_chars)
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert all(0 < len(piece) <= max_chars for piece in pieces)
@@ -126,7 +128,7 @@ def test_any_text_at_all_is_split_without_loss(text: str) -> None:
 
 
 @given(MARKED_TEXT.filter(lambda text: "." in text))
-def test_words_are_whole_where_the_cap_allows(text: str) -> None:
+def test_words_are_not_cut_if_the_limit_allows(text: str) -> None:
     assert [word for piece in split_sentences(text, 80) for word in piece.split()] == text.split()
 
 
@@ -151,7 +153,7 @@ def test_unspeakable_text_is_refused_with_cause_and_remedy(text: str, cause: str
     assert caught.value.remedy.startswith("Send") and caught.value.status == 422
 
 
-def test_the_cap_counts_what_is_spoken_and_is_inclusive() -> None:
+def test_the_limit_counts_spoken_characters_and_is_inclusive() -> None:
     assert len(check_text("a" * 2000)) == 2000
     assert check_text("ab" + " " * 3000) == "ab"
     with pytest.raises(TextError, match="at most 2000"):
@@ -160,7 +162,7 @@ def test_the_cap_counts_what_is_spoken_and_is_inclusive() -> None:
         check_text("abcd", max_chars=3)
 
 
-def test_a_few_words_of_another_script_are_left_out() -> None:
+def test_a_few_words_in_another_script_are_dropped() -> None:
     assert check_text("Hello 你好, my dear friend") == "Hello, my dear friend"
     assert check_text("Привет, dear old world") == "dear old world"
     assert check_text("42") == "42"
@@ -178,13 +180,11 @@ def test_a_few_words_of_another_script_are_left_out() -> None:
         ("el", "Η Ελλάδα και η θάλασσα.", ["Η Ελλάδα και η θάλασσα."]),
     ],
 )
-def test_other_languages_keep_their_scripts_and_end_sentences_by_their_own_marks(
-    language: str, text: str, sentences: list[str]
-) -> None:
+def test_other_languages_keep_their_script_and_punctuation(language: str, text: str, sentences: list[str]) -> None:
     assert split_sentences(check_text(text, language=language)) == sentences
 
 
-def test_signs_become_english_words_in_english_only() -> None:
+def test_symbols_become_words_only_in_english() -> None:
     text = "5 − 3 ≈ 2, siehe www.example.com"
     assert check_text(text) == "5 minus 3 about 2, siehe example dot com"
     assert check_text(text, language="de") == "5 - 3 ≈ 2, siehe example.com"
@@ -212,21 +212,27 @@ NASTY = [
 
 
 @pytest.mark.parametrize("atom", NASTY)
-def test_no_text_takes_longer_than_its_length(atom: str) -> None:
-    """Whoever sends one text must not hold up all others: this runs where pictures are pasted, and where viewers are
-    served. What grew with the square of the length took some 5 s of 16 000 characters, and 20 minutes of a request."""
-    text = (atom * 20_000)[:20_000]
-    begin_s = time.thread_time()
-    normalise(text)
-    split_sentences(text + "a")
-    assert time.thread_time() - begin_s < 0.6
-    for open_ended in (f"# {' ' * 20_000}.", f"{'.' * 20_000}a", f"a{' ' * 20_000}b", f"x.{'(' * 20_000}"):
-        normalise(open_ended)
-        split_sentences(open_ended)
-    assert time.thread_time() - begin_s < 1.0
+def test_normalising_and_splitting_take_linear_time(atom: str) -> None:
+    """A quadratic expression took 5 s for 16 000 characters and 20 minutes for a request, and blocked others."""
+
+    def work(size: int) -> None:
+        normalise((atom * size)[:size])
+        split_sentences((atom * size)[:size] + "a")
+
+    check_linear_time(work)
 
 
-def test_marks_that_pile_up_on_a_letter_are_left_out_beyond_thirty() -> None:
+@pytest.mark.parametrize("shape", ["# {spaces}.", "{dots}a", "a{spaces}b", "x.{brackets}"])
+def test_long_runs_of_one_character_take_linear_time(shape: str) -> None:
+    def work(size: int) -> None:
+        text = shape.format(spaces=" " * size, dots="." * size, brackets="(" * size)
+        normalise(text)
+        split_sentences(text)
+
+    check_linear_time(work)
+
+
+def test_at_most_thirty_combining_marks_are_kept() -> None:
     assert normalise("e\u0301" + "\u0323" * 100 + "!") == normalise("e\u0301" + "\u0323" * 29 + "!")
 
 
@@ -242,7 +248,7 @@ def test_marks_that_pile_up_on_a_letter_are_left_out_beyond_thirty() -> None:
         ("**a*", "*a"),
     ],
 )
-def test_marks_of_emphasis_go_where_they_are_closed(written: str, spoken: str) -> None:
+def test_closed_emphasis_marks_are_removed(written: str, spoken: str) -> None:
     assert normalise(written) == spoken
 
 
@@ -256,10 +262,10 @@ def test_marks_of_emphasis_go_where_they_are_closed(written: str, spoken: str) -
         ("x.comé", "x.comé"),
     ],
 )
-def test_the_dots_of_addresses_are_words_and_others_are_not(written: str, spoken: str) -> None:
+def test_only_dots_in_host_names_become_words(written: str, spoken: str) -> None:
     assert normalise(written) == spoken
 
 
-def test_what_no_screen_shows_goes_and_what_is_younger_than_python_stays():
+def test_printable_drops_control_characters_and_keeps_unknown_ones():
     assert printable("a\x00\x1b[2J\ud800\u202e\uffff\ufdd0\U0010fffe\tb\nc\r") == "a[2J\tb\nc"
     assert printable("🫨 goose 🪿, 👩‍👩‍👧, שלום, é") == "🫨 goose 🪿, 👩‍👩‍👧, שלום, é"

@@ -1,4 +1,4 @@
-"""From phonemes to mouth tracks: sentences, voices, audio changes, clips."""
+"""Phonemes to mouth tracks, and the training data made from them: sentences, voices, augmentation, clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.voices import ARPABET, Spoken, espeak_phonemes, flite_phonemes, sp
 
 
 def said(*parts: tuple[str, float]) -> list[Phoneme]:
-    """Phonemes of those symbols and durations in seconds, one after another."""
+    """Consecutive phonemes with the given symbols and durations in seconds."""
     phonemes, time_s = [], 0.0
     for symbol, duration_s in parts:
         phonemes.append(Phoneme(symbol, time_s, time_s + duration_s))
@@ -30,13 +30,13 @@ def tone(seconds: float, hz: float = 220.0) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * hz * np.arange(int(seconds * WHISPER_HZ)) / WHISPER_HZ)).astype(np.float32)
 
 
-def test_columns_and_rest_are_those_of_the_presenter() -> None:
+def test_columns_and_rest_match_the_presenter() -> None:
     assert len(MOUTH) == COLUMNS
     assert (MOUTH.index("jaw"), MOUTH.index("close"), MOUTH.index("tuck")) == (JAW, CLOSE, TUCK)
     assert pytest.approx(REST_MOUTH) == REST
 
 
-def test_frame_k_is_the_mouth_at_its_middle() -> None:
+def test_frame_k_is_sampled_at_its_middle() -> None:
     # a vowel from 0.40 to 0.80 s: frames 10 to 19 at 25 fps lie inside, 14 and 15 on either side of its middle
     jaw = mouth_track(said(("_", 0.4), ("ɑ", 0.4), ("_", 0.4)), 30).mouth[:, JAW]
     assert jaw[14] == pytest.approx(VISEMES["ɑ"][0], abs=0.01)
@@ -45,7 +45,7 @@ def test_frame_k_is_the_mouth_at_its_middle() -> None:
 
 
 @pytest.mark.parametrize("stop", ["p", "b", "m"])
-def test_lips_close_at_stops_however_short(stop: str) -> None:
+def test_lips_close_even_for_very_short_stops(stop: str) -> None:
     track = mouth_track(said(("ɑ", 0.3), (stop, 0.03), ("ɑ", 0.3)), 15)
     (frame,) = track.closures
     assert frame == int(0.315 * 25)
@@ -72,7 +72,7 @@ def test_lips_round_before_the_vowel() -> None:
     assert (middle + 0.5) / 25 == pytest.approx(0.6 - 0.03, abs=0.005)
 
 
-def test_sentences_repeat_by_seed_and_leave_the_held_out_ones_alone() -> None:
+def test_sentences_are_deterministic_and_exclude_held_out_ones() -> None:
     made = sentences(300, 1)
     assert made == sentences(300, 1) and made != sentences(300, 2)
     assert len(set(made)) == len(made) >= 295
@@ -87,7 +87,7 @@ def test_espeak_stops_begin_at_their_closure() -> None:
     assert all(a.end_s == b.start_s for a, b in itertools.pairwise(phonemes))
 
 
-def test_flite_phones_become_ipa() -> None:
+def test_flite_phones_are_converted_to_ipa() -> None:
     phonemes = flite_phonemes("pau:0.2 b:0.3 ay:0.5", 0.6)
     assert [p.symbol for p in phonemes] == ["_", "b", "a", "ɪ", "_"]
     assert phonemes[2].end_s == pytest.approx(0.3 + 0.55 * 0.2)
@@ -115,7 +115,7 @@ def test_formants_move_and_the_pitch_stays() -> None:
     assert min(on_harmonics) > 0.95
 
 
-def test_changes_to_the_sound_keep_its_timing() -> None:
+def test_augmentation_keeps_the_timing() -> None:
     sound = np.concatenate([np.zeros(8000, np.float32), tone(0.3), np.zeros(8000, np.float32)])
     for seed in range(6):
         changed = augment.disguise(sound, np.random.default_rng(seed), plain=0.0)
@@ -124,13 +124,13 @@ def test_changes_to_the_sound_keep_its_timing() -> None:
         assert np.flatnonzero(loud)[0] == pytest.approx(8000, abs=320)
 
 
-def test_noise_is_as_loud_as_asked() -> None:
+def test_added_noise_has_the_requested_level() -> None:
     sound = tone(1.0)
     noise = augment.add_noise(sound, 20.0, np.random.default_rng(0)) - sound
     assert 10 * np.log10((sound**2).mean() / (noise**2).mean()) == pytest.approx(20, abs=0.1)
 
 
-def test_parts_join_with_pauses_and_one_silence_between() -> None:
+def test_parts_are_joined_with_one_silence_between() -> None:
     part = Spoken(tone(0.5), tuple(said(("_", 0.1), ("ɑ", 0.3), ("_", 0.1))))
     both = joined([part, part], [0.2, 0.3, 0.1])
     assert len(both.samples) / WHISPER_HZ == pytest.approx(1.6)
@@ -145,7 +145,7 @@ def test_repaced_speech_carries_its_phonemes_along() -> None:
     assert slow.phonemes[0].end_s == pytest.approx(1.25)
 
 
-def test_clips_survive_the_disk(tmp_path: Path) -> None:
+def test_clips_are_equal_after_saving_and_loading(tmp_path: Path) -> None:
     clips = [
         to_clip(Spoken(tone(seconds), tuple(said(("ɑ", 0.3), ("m", 0.1), ("i", 0.3)))), TRAIN) for seconds in (0.75, 1)
     ]

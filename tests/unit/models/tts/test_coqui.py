@@ -1,4 +1,4 @@
-"""Specification of models.tts.coqui, on a fake of coqui-tts's interface, which is held to the package where that is."""
+"""models.tts.coqui with a fake of coqui-tts, whose signatures are compared with the package if it is installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from models.tts.streaming import LAST_PAUSE_S, LEAD_S
 
 VITS = "tts_models/en/vctk/vits"
 SECONDS_A_CHARACTER = 0.1
-PADDING = 10_000  # zeros that TTS.tts puts behind a sentence
+PADDING = 10_000  # zeros that TTS.tts appends to a sentence
 LONG = "This sentence goes on for quite a long while."  # 45 characters: 4.5 s
 
 
@@ -31,7 +31,7 @@ def tone(seconds: float, hz: float, rate: int) -> torch.Tensor:
 
 
 class FakeXtts:
-    """Speaks a tone of the voice's pitch, with a little noise from torch's generator; one stream at a time, as Xtts."""
+    """Speaks a tone with the voice's pitch, plus noise from torch's generator; one stream at a time, like Xtts."""
 
     def __init__(self) -> None:
         languages = ["en", "de", "zh-cn"]
@@ -94,7 +94,7 @@ class FakeXtts:
 
 
 class FakeVits:
-    """Has speakers and a length scale, and does not stream."""
+    """With speakers and a length scale, without streaming."""
 
     def __init__(self, speakers: list[str]) -> None:
         self.config = SimpleNamespace(supports_cloning=False)
@@ -180,7 +180,7 @@ def xtts_of(engine: CoquiTTS) -> FakeXtts:
 # --- XTTS
 
 
-def test_a_sentence_of_xtts_leaves_in_pieces_before_it_is_made_to_its_end() -> None:
+def test_xtts_streams_a_sentence_in_pieces() -> None:
     engine = CoquiTTS.load()
     model = xtts_of(engine)
     model.made = 0
@@ -195,7 +195,7 @@ def test_a_sentence_of_xtts_leaves_in_pieces_before_it_is_made_to_its_end() -> N
     assert model.said[-2:] == [(LONG, "en", 1.0), ("Yes.", "en", 1.0)]
 
 
-def test_streamed_and_whole_are_the_same_samples_and_the_same_again() -> None:
+def test_streaming_is_deterministic_and_equals_whole_sentences() -> None:
     def say(engine: CoquiTTS) -> Any:
         return np.concatenate([speech.samples for speech in engine.speak(f"{LONG} {LONG}")])
 
@@ -207,7 +207,7 @@ def test_streamed_and_whole_are_the_same_samples_and_the_same_again() -> None:
     assert len(list(whole.speak(LONG))) == 1
 
 
-def test_two_utterances_at_once_do_not_disturb_each_others_stream() -> None:
+def test_two_concurrent_utterances_keep_their_samples() -> None:
     engine = CoquiTTS.load()
     alone = [np.concatenate([s.samples for s in engine.speak(text)]) for text in (LONG, LONG[::-1])]
     one, two = engine.speak(LONG), engine.speak(LONG[::-1])
@@ -218,7 +218,7 @@ def test_two_utterances_at_once_do_not_disturb_each_others_stream() -> None:
         np.testing.assert_array_equal(np.concatenate(together), apart)
 
 
-def test_a_forgotten_utterance_is_not_made_to_its_end() -> None:
+def test_an_abandoned_utterance_is_not_computed_to_its_end() -> None:
     engine = CoquiTTS.load()
     model = xtts_of(engine)
     model.made = 0
@@ -230,7 +230,7 @@ def test_a_forgotten_utterance_is_not_made_to_its_end() -> None:
     assert model.made == made + 1
 
 
-def test_a_voice_is_cloned_once_with_the_models_own_settings(recording: Callable[..., str]) -> None:
+def test_a_voice_is_cloned_once_with_the_models_settings(recording: Callable[..., str]) -> None:
     engine = CoquiTTS.load(speaker_wav=[recording("a.wav"), recording("b.wav")])
     assert engine.voices() == ["cloned", "Ana Florence"]
     (speech,) = engine.speak("Yes.")
@@ -243,7 +243,7 @@ def test_a_voice_is_cloned_once_with_the_models_own_settings(recording: Callable
     assert pitch_hz(other.samples, 24_000) == pytest.approx(300, abs=2)
 
 
-def test_a_folder_of_recordings_is_a_folder_of_voices(recording: Callable[..., str]) -> None:
+def test_each_wav_in_voices_dir_is_a_voice(recording: Callable[..., str]) -> None:
     folder = Path(recording("zoe.wav")).parent
     recording("adam.wav")
     engine = CoquiTTS.load(voices_dir=str(folder), voice="zoe")
@@ -266,7 +266,7 @@ def test_a_recording_that_cannot_be_cloned_is_refused_at_load(recording: Callabl
         CoquiTTS.load(voices_dir=str(Path(recording("My Voice.wav")).parent))
 
 
-def test_languages_are_the_models_and_each_keeps_its_script_and_its_longest_sentence() -> None:
+def test_each_language_keeps_its_script_and_its_sentence_limit() -> None:
     engine = CoquiTTS.load(language="zh-cn")
     text = "今天天气很好，我们一起去公园散步吧，然后喝茶。你好！"
     spoken = [speech.text for speech in engine.speak(text) if speech.text]
@@ -280,17 +280,17 @@ def test_languages_are_the_models_and_each_keeps_its_script_and_its_longest_sent
         CoquiTTS.load(language="en").speak(text)
 
 
-def test_the_licence_of_xtts_is_agreed_to_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xtts_requires_consent_to_its_licence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COQUI_TOS_AGREED")
     with pytest.raises(ConfigError, match="non-commercial use only") as caught:
         CoquiTTS.load()
     assert "accept_cpml: true" in caught.value.remedy and FakeTTS.made == []
-    CoquiTTS.load(model=VITS)  # has another licence
+    CoquiTTS.load(model=VITS)  # under another licence
     CoquiTTS.load(accept_cpml=True)
     assert len(FakeTTS.made) == 2
 
 
-def test_speed_goes_to_the_model_and_stays_in_its_range() -> None:
+def test_speed_is_passed_to_the_model_and_checked() -> None:
     engine = CoquiTTS.load()
     slow, fast = (sum(s.duration_s for s in engine.speak(LONG, speed=speed)) for speed in (0.75, 1.5))
     assert slow - fast == pytest.approx(4.5 / 0.75 - 4.5 / 1.5, abs=0.02)
@@ -299,7 +299,7 @@ def test_speed_goes_to_the_model_and_stays_in_its_range() -> None:
             engine.speak(LONG, speed=speed)
 
 
-def test_a_failure_of_the_model_is_a_stage_error_and_the_next_text_is_spoken() -> None:
+def test_a_model_failure_gives_a_stage_error_and_the_next_text_works() -> None:
     engine = CoquiTTS.load()
     with pytest.raises(StageError, match="failed at 'Crash now.': RuntimeError: CUDA out of memory"):
         list(engine.speak("Crash now."))
@@ -309,7 +309,7 @@ def test_a_failure_of_the_model_is_a_stage_error_and_the_next_text_is_spoken() -
 # --- VITS
 
 
-def test_vits_speaks_a_sentence_at_a_time_without_coquis_own_padding() -> None:
+def test_vits_speaks_per_sentence_without_coquis_padding() -> None:
     engine = CoquiTTS.load(model=VITS, voice="p226")
     assert engine.voices() == ["p226", "p225"] and engine.sample_rate_hz == 22_050
     speech = list(engine.speak(f"{LONG} Yes."))
@@ -318,7 +318,7 @@ def test_vits_speaks_a_sentence_at_a_time_without_coquis_own_padding() -> None:
     assert FakeTTS.made[0].calls[-1] == {"text": "Yes.", "speaker": "p226", "scale": 1.5}
 
 
-def test_vits_takes_its_speed_for_one_sentence_alone() -> None:
+def test_vits_speed_applies_to_one_sentence_only() -> None:
     engine = CoquiTTS.load(model=VITS)
     (speech,) = engine.speak("Yes.", speed=2.0)
     assert FakeTTS.made[0].calls[-1]["scale"] == 0.75
@@ -327,7 +327,7 @@ def test_vits_takes_its_speed_for_one_sentence_alone() -> None:
     assert FakeTTS.made[0].calls[-1]["scale"] == 1.5
 
 
-def test_a_model_of_one_voice_has_one_and_cannot_clone(recording: Callable[..., str]) -> None:
+def test_a_single_voice_model_has_one_voice_and_cannot_clone(recording: Callable[..., str]) -> None:
     engine = CoquiTTS.load(model="tts_models/en/ljspeech/vits")
     assert engine.voices() == ["default"]
     (speech,) = engine.speak("Yes.", voice="default")
@@ -336,7 +336,7 @@ def test_a_model_of_one_voice_has_one_and_cannot_clone(recording: Callable[..., 
         CoquiTTS.load(model=VITS, speaker_wav=recording())
 
 
-def test_a_model_of_one_speed_says_so() -> None:
+def test_a_model_without_speed_control_refuses_other_speeds() -> None:
     engine = CoquiTTS.load(model=VITS)
     del engine._model.length_scale
     with pytest.raises(InputError, match=r"cannot speak at speed 1\.2"):
@@ -346,7 +346,7 @@ def test_a_model_of_one_speed_says_so() -> None:
 # --- loading
 
 
-def test_a_folder_is_loaded_by_its_path_and_a_name_by_its_name(tmp_path: Path) -> None:
+def test_a_model_loads_from_a_folder_or_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "my_xtts"
     folder.mkdir()
     with pytest.raises(WeightsError, match=r"no config\.json"):
@@ -359,7 +359,7 @@ def test_a_folder_is_loaded_by_its_path_and_a_name_by_its_name(tmp_path: Path) -
         CoquiTTS.load(model="tts_models/no/such/model")
 
 
-def test_the_gpu_is_asked_for_by_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_option_selects_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="finds no GPU"):
         CoquiTTS.load(device="cuda")
@@ -368,7 +368,7 @@ def test_the_gpu_is_asked_for_by_its_device(monkeypatch: pytest.MonkeyPatch) -> 
     assert FakeTTS.made[-1].device == "cuda:0"
 
 
-def test_without_the_package_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_gives_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "TTS.api", None)
     with pytest.raises(ConfigError, match="coqui-tts cannot be imported") as caught:
         find_engine("coqui", ENGINES).load()
@@ -384,7 +384,7 @@ def real_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_the_fake_takes_what_the_package_takes(real_package: None) -> None:
+def test_the_fake_has_the_signatures_of_the_package(real_package: None) -> None:
     from TTS.api import TTS
     from TTS.tts.models.xtts import Xtts
 

@@ -1,4 +1,4 @@
-"""Checkpoints on a disk: their state, the lock file, and downloads of others that lie in the wrong place."""
+"""models.weights.installed: the state of files, the lock file, and files in the wrong folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def put(root: Path, name: str, data: bytes) -> Path:
     return path
 
 
-def test_the_digest_is_sha256s_and_its_progress_adds_up(tmp_path: Path) -> None:
+def test_sha256_and_its_progress(tmp_path: Path) -> None:
     data = os.urandom(2_500_000)
     blocks: list[int] = []
     assert sha256_of(put(tmp_path, "a", data), blocks.append) == sha256(data)
@@ -73,7 +73,7 @@ def test_a_file_is_absent_partial_wrong_present_or_verified(tmp_path: Path) -> N
     assert state() == (True, True, True, 0)
 
 
-def test_a_changed_file_is_verified_no_more(tmp_path: Path) -> None:
+def test_a_changed_file_is_not_verified(tmp_path: Path) -> None:
     path = put(tmp_path, "netV15/unet.pth", b"weights")
     record_hash(tmp_path, UNET, sha256(b"weights"))
     path.write_bytes(b"WEIGHTS")
@@ -81,18 +81,18 @@ def test_a_changed_file_is_verified_no_more(tmp_path: Path) -> None:
     assert not file_state(tmp_path, UNET, read_lock(tmp_path)).verified
 
 
-def test_a_remembered_hash_that_is_not_the_manifests_verifies_nothing(tmp_path: Path) -> None:
+def test_a_recorded_hash_must_equal_the_manifests(tmp_path: Path) -> None:
     put(tmp_path, "netV15/unet.pth", b"WEIGHTS")
     record_hash(tmp_path, UNET, sha256(b"WEIGHTS"))
     assert not file_state(tmp_path, UNET, read_lock(tmp_path)).verified
 
 
-def test_a_size_that_nobody_knows_is_right(tmp_path: Path) -> None:
+def test_any_size_is_right_if_the_manifest_has_none(tmp_path: Path) -> None:
     put(tmp_path, "sd-vae/vae.bin", b"any")
     assert [state.right_size for state in file_states(tmp_path, [VAE, UNET])] == [True, False]
 
 
-def test_the_lock_file_remembers_each_file(tmp_path: Path) -> None:
+def test_the_lock_file_contains_each_file(tmp_path: Path) -> None:
     for file, data in ((UNET, b"weights"), (RESTORER, b"gan")):
         put(tmp_path, file.path, data)
         record_hash(tmp_path, file, sha256(data))
@@ -105,7 +105,7 @@ def test_the_lock_file_remembers_each_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2, "files": {}}', '{"version": 1, "files": {"a": {}}}'])
-def test_a_broken_lock_file_says_what_to_do(tmp_path: Path, text: str) -> None:
+def test_a_damaged_lock_file_gives_a_remedy(tmp_path: Path, text: str) -> None:
     put(tmp_path, weight_files.LOCK_NAME, text.encode())
     with pytest.raises(CorruptError, match="cannot be read") as caught:
         read_lock(tmp_path)
@@ -115,12 +115,12 @@ def test_a_broken_lock_file_says_what_to_do(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("file", "place", "data"),
     [
-        (UNET, "netV15/netV15/unet.pth", b"weights"),  # hf_hub_download(local_dir="weights/netV15"), the manual's
+        (UNET, "netV15/netV15/unet.pth", b"weights"),  # the manual's hf_hub_download(local_dir="weights/netV15")
         (UNET, "net/netV15/unet.pth", b"weights"),  # a clone of the repository
         (UNET, "unet.pth", b"weights"),
-        (RESNET, "resnet.pth", b"res"),  # the manual's tree has it at the top
+        (RESNET, "resnet.pth", b"res"),  # as in the manual
         (RESTORER, "GFPGAN.pth/GFPGAN.pth", b"gan"),
-        (VAE_CONFIG, "sd-vae-ft/config.json", b"{}"),  # MuseTalk v1.0 calls the folder so
+        (VAE_CONFIG, "sd-vae-ft/config.json", b"{}"),  # the folder's name in MuseTalk v1.0
         (VAE_CONFIG, "sd-vae/sd-vae-ft/config.json", b"{}"),
         (EAR_CONFIG, "config.json", b"[]"),
         (VAE, "sd-vae/sd-vae/vae.bin", b"any size"),
@@ -132,32 +132,32 @@ def test_a_file_in_a_wrong_place_is_found_and_moved(tmp_path: Path, file: Weight
     assert move_into_place(tmp_path, file, found) == tmp_path / file.path
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file.path]
     assert (tmp_path / file.path).read_bytes() == data
-    assert all(path == (tmp_path / file.path).parent for path in tmp_path.rglob("*") if path.is_dir()), "none is empty"
+    assert all(path == (tmp_path / file.path).parent for path in tmp_path.rglob("*") if path.is_dir()), (
+        "empty folders must be removed"
+    )
 
 
 @pytest.mark.parametrize(
     ("file", "place", "data"),
     [
         (UNET, "netV15/netV15/unet.pth", b"weigh"),  # truncated
-        (VAE_CONFIG, "config.json", b"[]"),  # another model's, of the same size
+        (VAE_CONFIG, "config.json", b"[]"),  # of another model, with the same size
         (UNET, "somewhere/else/unet.pth", b"weights"),
     ],
 )
-def test_what_is_not_surely_the_file_stays_where_it_is(
-    tmp_path: Path, file: WeightFile, place: str, data: bytes
-) -> None:
+def test_a_file_that_may_be_another_is_not_moved(tmp_path: Path, file: WeightFile, place: str, data: bytes) -> None:
     put(tmp_path, place, data)
     assert find_misplaced(tmp_path, file) is None
 
 
-def test_a_file_in_its_place_is_not_looked_for(tmp_path: Path) -> None:
+def test_a_file_in_its_place_is_not_misplaced(tmp_path: Path) -> None:
     put(tmp_path, "netV15/netV15/unet.pth", b"weights")
     put(tmp_path, "netV15/unet.pth", b"weights")
     assert find_misplaced(tmp_path, UNET) is None
 
 
-def test_a_file_that_is_at_home_elsewhere_is_not_taken(tmp_path: Path) -> None:
-    """`musetalk/musetalk.json` and `musetalkV15/musetalk.json` have the same bytes: each keeps its own."""
+def test_a_file_that_belongs_to_another_set_is_not_taken(tmp_path: Path) -> None:
+    """Such as `musetalk/musetalk.json` and `musetalkV15/musetalk.json`, which have the same content."""
     same = WeightFile("other/config.json", HubFile("owner/sd-vae", "config.json"), 2, sha256(b"{}"))
     put(tmp_path, "sd-vae/config.json", b"{}")
     assert find_misplaced(tmp_path, same) is None

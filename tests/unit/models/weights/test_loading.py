@@ -1,4 +1,4 @@
-"""Safe loading: what is read, what is refused, and what the errors name."""
+"""models.weights.loading: formats, refused files, and error messages."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_every_format_gives_the_same_tensors(tmp_path: Path, state: dict[str, to
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "params_ema"])
-def test_a_nested_state_dict_is_taken_out(tmp_path: Path, state: dict[str, torch.Tensor], wrapper: str) -> None:
+def test_a_nested_state_dict_is_unwrapped(tmp_path: Path, state: dict[str, torch.Tensor], wrapper: str) -> None:
     torch.save({"epoch": 3, wrapper: state}, tmp_path / "a.pth")
     assert same(load_state_dict(tmp_path / "a.pth"), state)
 
 
 class Payload:
-    """A pickle that would create a file on loading."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,7 +69,7 @@ def test_a_bare_pickle_with_code_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.safetensors", "b.pth", "c.bin"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
-def test_a_truncated_file_says_so(tmp_path: Path, name: str, share: float) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
     state = {"weight": torch.zeros(64, 64)}
     path = tmp_path / name
     if name == "a.safetensors":
@@ -83,20 +83,20 @@ def test_a_truncated_file_says_so(tmp_path: Path, name: str, share: float) -> No
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
-def test_a_file_that_is_no_checkpoint_says_so(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("<!DOCTYPE html><html><body>Not found</body></html>")
     with pytest.raises(WeightsError, match="not a complete"):
         load_state_dict(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
-def test_a_git_lfs_pointer_is_known(tmp_path: Path, name: str) -> None:
+def test_a_git_lfs_pointer_is_recognised(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3400076549\n")
     with pytest.raises(WeightsError, match="git lfs pull"):
         load_state_dict(tmp_path / name)
 
 
-def test_a_checkpoint_without_tensors_says_so(tmp_path: Path) -> None:
+def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="no named tensors"):
         load_state_dict(tmp_path / "a.pth")
@@ -112,13 +112,13 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
-def test_a_config_that_is_no_json_object_says_so(tmp_path: Path, text: str) -> None:
+def test_a_config_that_is_not_a_json_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(WeightsError, match="JSON"):
         read_json(tmp_path / "config.json")
 
 
-def test_the_first_name_present_is_taken(tmp_path: Path) -> None:
+def test_the_first_existing_name_is_used(tmp_path: Path) -> None:
     (tmp_path / "b.bin").touch()
     assert find_weights(tmp_path, ["a.bin", "b.bin", "c.bin"]) == tmp_path / "b.bin"
 
@@ -134,15 +134,15 @@ def test_wrong_keys_are_counted_and_named() -> None:
     assert "1 mis-shaped (0.weight (3, 5) instead of (3, 2))" in caught.value.message
 
 
-def test_a_module_is_built_with_the_weights_and_nothing_random(state: dict[str, torch.Tensor]) -> None:
+def test_a_module_is_built_with_the_given_weights(state: dict[str, torch.Tensor]) -> None:
     module = build_module(lambda: nn.Linear(2, 3), state, "here", dtype=torch.bfloat16)
     assert torch.equal(module.weight, state["weight"].bfloat16())
     assert not module.training and not module.weight.requires_grad
     assert module.weight.device.type == "cpu"
 
 
-def test_a_built_module_outlives_its_file(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
-    """Weights are copied out of the mapped file, which may be replaced or cut while a server runs."""
+def test_a_built_module_does_not_depend_on_its_file(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    """Weights are copied from the mapped file, which may be replaced or truncated while a server runs."""
     path = tmp_path / "a.pth"
     torch.save(state, path)
     module = build_module(lambda: nn.Linear(2, 3), load_state_dict(path), path)
@@ -150,7 +150,7 @@ def test_a_built_module_outlives_its_file(tmp_path: Path, state: dict[str, torch
     assert torch.equal(module.weight, state["weight"])
 
 
-def test_a_fingerprint_follows_bytes_and_order_and_not_names(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_bytes_and_order_only(tmp_path: Path) -> None:
     for name, data in (("a", b"one"), ("b", b"two"), ("c", b"one")):
         (tmp_path / name).write_bytes(data)
     a, b, c = (tmp_path / name for name in "abc")

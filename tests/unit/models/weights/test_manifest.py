@@ -1,4 +1,4 @@
-"""The manifest: its layout is the manual's, its facts are consistent, and errors name the command that helps."""
+"""models.weights.manifest: the manual's layout, consistent data, and errors with the command to download."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LAYOUT = {
 }
 
 
-def test_the_layout_is_the_manuals() -> None:
+def test_the_layout_is_that_of_the_manual() -> None:
     assert {file.path for file in all_files()} == LAYOUT
     assert len(all_files()) == len(LAYOUT)
 
@@ -69,10 +69,10 @@ def test_hashes_are_sha256_and_differ_where_files_differ() -> None:
     twice = [sha256 for sha256, count in Counter(file.sha256 for file in known).items() if count > 1]
     assert [file.name for file in known if file.sha256 in twice] == ["musetalk.json", "musetalk.json"]
     resnet = next(file for file in known if "resnet18" in file.path)
-    assert (resnet.sha256 or "").startswith("5c106cde"), "its name carries the first digits"
+    assert (resnet.sha256 or "").startswith("5c106cde"), "its file name contains the first digits"
 
 
-def test_whatever_has_a_hash_has_a_size_and_a_commit() -> None:
+def test_a_file_with_a_hash_has_a_size_and_a_commit() -> None:
     for file in all_files():
         if file.sha256:
             assert file.size_bytes is not None and file.size_bytes > 0
@@ -97,21 +97,21 @@ def test_each_set_names_a_stage_and_a_licence() -> None:
     assert sum(entry.size_bytes for entry in SETS) == pytest.approx(9.81e9, rel=0.001)
 
 
-def test_the_loaders_find_what_the_manifest_brings() -> None:
+def test_the_loaders_find_the_manifests_file_names() -> None:
     assert {"sd-vae/" + name for name in VAE_WEIGHT_FILES} & LAYOUT
     assert {"whisper/" + name for name in WEIGHT_FILES} & LAYOUT
 
 
-def test_names_choose_sets_bundles_and_files() -> None:
+def test_select_accepts_sets_bundles_and_files() -> None:
     assert select() == all_files()
     assert [file.path for file in select(["sd-vae"])] == ["sd-vae/config.json", "sd-vae/diffusion_pytorch_model.bin"]
     assert [file.path for file in select(["whisper/config.json"])] == ["whisper/config.json"]
     assert {set_of(file).name for file in select(["production"])} == set(BUNDLES["production"])
-    assert select(["whisper", "sd-vae"]) == select(["sd-vae, whisper"]), "in the manifest's order"
+    assert select(["whisper", "sd-vae"]) == select(["sd-vae, whisper"]), "must be in the manifest's order"
 
 
 @pytest.mark.parametrize("name", ["musetalk15", "sd-vae/", "all", "../x"])
-def test_another_name_is_refused_with_the_names_there_are(name: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(ConfigError, match="no weights named") as caught:
         select(["whisper", name])
     assert "production, musetalkV15, musetalk, sd-vae" in caught.value.remedy
@@ -136,7 +136,7 @@ def test_a_path_under_weights_is_known(path: str, name: str | None) -> None:
     assert remedy_for(path) == (f"Run `warmtalk fetch-weights --only {name}`." if name else "")
 
 
-def test_every_file_of_the_manifest_is_its_own_sets() -> None:
+def test_every_file_is_found_in_its_set() -> None:
     for file in all_files():
         assert find_set(Path("weights") / file.path) is set_of(file)
 
@@ -154,7 +154,7 @@ def test_the_error_names_file_stage_and_command() -> None:
     assert (other.message, other.remedy) == ("mine.pth is missing.", "Put the weights there, or correct the path.")
 
 
-def test_the_loaders_raise_it(tmp_path: Path) -> None:
+def test_the_loaders_raise_the_missing_error(tmp_path: Path) -> None:
     root = tmp_path / "weights"
     with pytest.raises(WeightsError, match=r"unet\.pth is missing: .* for LipSync.*--only musetalkV15`"):
         load_state_dict(root / "musetalkV15" / "unet.pth")
@@ -166,7 +166,7 @@ def test_the_loaders_raise_it(tmp_path: Path) -> None:
         vae_files(root / "sd-vae")
 
 
-def test_a_damaged_file_of_the_manifest_names_the_command_too(tmp_path: Path) -> None:
+def test_a_damaged_file_of_the_manifest_has_the_command_in_its_error(tmp_path: Path) -> None:
     path = tmp_path / "weights" / "GFPGANv1.4.pth"
     path.parent.mkdir()
     path.write_bytes(b"PK\3\4 and no more")
@@ -179,6 +179,6 @@ def test_a_damaged_file_of_the_manifest_names_the_command_too(tmp_path: Path) ->
         read_json(config)
 
 
-def test_plain_urls_are_those_that_the_hub_does_not_have() -> None:
+def test_only_files_missing_on_the_hub_have_plain_urls() -> None:
     hosts = {file.name: file.source.url.split("/")[2] for file in all_files() if isinstance(file.source, WebFile)}
     assert hosts == {"GFPGANv1.4.pth": "github.com", "resnet18-5c106cde.pth": "download.pytorch.org"}

@@ -1,4 +1,4 @@
-"""The safetensors copy beside a pickled checkpoint: when it is made, when it is read, and when it is not."""
+"""models.weights.pickle_cache: when the safetensors copy is written, read, replaced or ignored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.errors import WeightsError
 from models.weights import pickle_cache
 from models.weights.loading import find_weights, fingerprint, load_state_dict
 
-ROWS = 300  # 300 × 1024 float32 are above MIN_BYTES
+ROWS = 300  # 300 × 1024 float32 values are more than MIN_BYTES
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "load", refuse)
 
 
-def test_the_first_load_leaves_a_copy_that_the_second_reads(
+def test_the_first_load_writes_a_copy_that_the_second_reads(
     original: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert same(load_state_dict(original), state)
@@ -70,7 +70,7 @@ def test_the_legacy_format_is_copied_too(
     assert same(load_state_dict(path), state)
 
 
-def test_a_changed_original_is_copied_anew(original: Path, state: dict[str, torch.Tensor]) -> None:
+def test_a_changed_original_is_copied_again(original: Path, state: dict[str, torch.Tensor]) -> None:
     load_state_dict(original)
     changed = {**state, "weight": state["weight"] + 1}
     torch.save(changed, original)
@@ -79,7 +79,7 @@ def test_a_changed_original_is_copied_anew(original: Path, state: dict[str, torc
     assert same(load_file(copy_of(original)), changed)
 
 
-def test_another_time_alone_is_enough_to_copy_anew(original: Path) -> None:
+def test_a_changed_modification_time_alone_replaces_the_copy(original: Path) -> None:
     load_state_dict(original)
     before = copy_of(original).stat().st_ino
     os.utime(original, ns=(1, 10**9))
@@ -111,14 +111,14 @@ def test_shared_views_and_transposed_tensors_are_kept(tmp_path: Path) -> None:
     assert same(load_state_dict(path), state)
 
 
-def test_what_is_copied_is_the_nested_state_dict(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+def test_the_copy_has_the_nested_state_dict(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "GFPGANv1.4.pth"
     torch.save({"iteration": 3, "params_ema": state}, path)
     load_state_dict(path, wrappers=("params_ema",))
     assert same(load_file(copy_of(path)), state)
 
 
-def test_callers_with_other_wrappers_each_get_their_own(
+def test_callers_with_different_wrappers_get_their_own_tensors(
     tmp_path: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "both.pth"
@@ -127,7 +127,7 @@ def test_callers_with_other_wrappers_each_get_their_own(
     assert same(load_state_dict(path, wrappers=("params_ema",)), averaged)
     kept = copy_of(path).stat().st_ino
     assert same(load_state_dict(path, wrappers=("params",)), state)
-    assert copy_of(path).stat().st_ino == kept, "two callers must not rewrite one copy by turns"
+    assert copy_of(path).stat().st_ino == kept, "two callers must not overwrite the copy alternately"
     no_unpickling(monkeypatch)
     assert same(load_state_dict(path, wrappers=("params_ema",)), averaged)
 
@@ -138,7 +138,7 @@ def test_a_small_file_is_not_copied(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
-def test_a_full_disk_or_a_folder_that_refuses_is_no_error(
+def test_a_full_disk_or_a_write_error_does_not_fail_the_load(
     original: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
@@ -156,8 +156,8 @@ def test_a_full_disk_or_a_folder_that_refuses_is_no_error(
     assert [path.name for path in original.parent.iterdir()] == ["unet.pth"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder_is_no_error(original: Path, state: dict[str, torch.Tensor]) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write to read-only folders")
+def test_a_read_only_folder_does_not_fail_the_load(original: Path, state: dict[str, torch.Tensor]) -> None:
     original.parent.chmod(0o555)
     try:
         assert same(load_state_dict(original), state)
@@ -165,7 +165,7 @@ def test_a_read_only_folder_is_no_error(original: Path, state: dict[str, torch.T
         original.parent.chmod(0o755)
 
 
-def test_a_write_that_breaks_off_leaves_nothing(
+def test_a_failed_write_leaves_no_file(
     original: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(part: Path, *_: Any) -> None:
@@ -177,7 +177,9 @@ def test_a_write_that_breaks_off_leaves_nothing(
     assert [path.name for path in original.parent.iterdir()] == ["unet.pth"]
 
 
-def test_one_process_writes_and_parts_of_dead_ones_are_removed(original: Path, state: dict[str, torch.Tensor]) -> None:
+def test_one_process_writes_and_stale_temporary_files_are_removed(
+    original: Path, state: dict[str, torch.Tensor]
+) -> None:
     part = original.with_name(f".{copy_of(original).name}.0123.part")
     part.write_bytes(b"x")
     assert same(load_state_dict(original), state)
@@ -187,16 +189,15 @@ def test_one_process_writes_and_parts_of_dead_ones_are_removed(original: Path, s
     assert not part.exists() and copy_of(original).exists()
 
 
-def test_a_copy_takes_no_ones_place(original: Path) -> None:
-    """`diffusion_pytorch_model.bin.safetensors` is not `diffusion_pytorch_model.safetensors`: what a folder's weights
-    are, and their fingerprint, stay the same."""
+def test_a_copy_does_not_change_what_a_folder_loads(original: Path) -> None:
+    """`x.bin.safetensors` is not `x.safetensors`: which file a folder loads, and its fingerprint, stay the same."""
     names = ["unet.safetensors", "unet.pth"]
     before = find_weights(original.parent, names), fingerprint(original)
     load_state_dict(original)
     assert (find_weights(original.parent, names), fingerprint(original)) == before
 
 
-def test_a_copy_does_not_make_a_pickle_with_code_acceptable(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+def test_a_large_pickle_with_code_is_refused_and_not_copied(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     class Payload:
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "victim",))
@@ -208,7 +209,7 @@ def test_a_copy_does_not_make_a_pickle_with_code_acceptable(tmp_path: Path, stat
     assert [found.name for found in tmp_path.iterdir()] == ["a.pth"]
 
 
-def test_the_copy_names_its_source(original: Path) -> None:
+def test_the_copy_contains_its_sources_version(original: Path) -> None:
     load_state_dict(original, wrappers=("params",))
     with safe_open(copy_of(original), framework="pt") as file:
         kept = json.loads(file.metadata()[pickle_cache.SOURCE_KEY])
