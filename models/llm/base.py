@@ -6,11 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-URL_ENV, MODEL_ENV, KEY_ENV = (
-    "WARMTALK_LLM_URL",
-    "WARMTALK_LLM_MODEL",
-    "WARMTALK_LLM_KEY",
-)  # of an OpenAI-compatible server
+# Environment variables with the URL, model and API key of an OpenAI-compatible server.
+URL_ENV, MODEL_ENV, KEY_ENV = "WARMTALK_LLM_URL", "WARMTALK_LLM_MODEL", "WARMTALK_LLM_KEY"
 
 Role = Literal["system", "user", "assistant"]
 

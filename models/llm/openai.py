@@ -37,13 +37,11 @@ SERVER = ServerTexts(
     instead="Shorten it, start a new session, or correct the options of Chat.",
     check="Check its address and model.",
 )
-LIMIT, NEW_LIMIT = (
-    "max_tokens",
-    "max_completion_tokens",
-)  # newer OpenAI models accept only the second name, other servers only the first
+LIMIT, NEW_LIMIT = "max_tokens", "max_completion_tokens"  # newer OpenAI models accept only the second, others the first
 MAX_LINE_BYTES = 2**20
 CHECK_URL = "Check base_url: it usually ends with /v1."
-EMPTY_ANSWERS = {  # finish_reason of an empty answer → cause and remedy; a retry would give the same
+# finish_reason of an empty answer → cause and remedy. A retry would give the same answer.
+EMPTY_ANSWERS = {
     "length": ("used all its tokens before the first word.", "Raise max_tokens in Chat's options: reasoning counts."),
     "content_filter": ("was stopped by its server's content filter.", "Ask for something else."),
 }

@@ -44,9 +44,8 @@ def _complete_pieces(text: str, first: bool) -> tuple[list[str], str]:
     if first and not done and (clause := _first_clause(rest)):
         done, rest = [rest[:clause].rstrip()], rest[clause:].lstrip()
     bare = rest.rstrip()
-    return done, bare + rest[
-        len(bare) : len(bare) + 1
-    ]  # keep one of several spaces: the rest is examined again at each token
+    # of several spaces at the end keep one: the rest is examined again at each token
+    return done, bare + rest[len(bare) : len(bare) + 1]
 
 
 def _first_clause(text: str) -> int:

@@ -220,9 +220,8 @@ class WhisperRecognizer:
 
 def _strip_prefix(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a whole Whisper under the keys of `WhisperModel`. Raises WeightsError for an encoder only."""
-    bare = {
-        key.removeprefix("model."): value for key, value in state.items() if key != "proj_out.weight"
-    }  # tied to the embedding
+    # proj_out is tied to the embedding
+    bare = {key.removeprefix("model."): value for key, value in state.items() if key != "proj_out.weight"}
     if not any(key.startswith("decoder.") for key in bare):
         raise WeightsError(
             f"{path} contains a Whisper encoder without its decoder.",

@@ -105,10 +105,7 @@ class AudioEncoder:
         self._input_hz = sample_rate_hz
         self._input_samples = 0
         self._written = _WriteBuffer()
-        options = {
-            "fflags": "+bitexact",
-            **({} if out else dict(spec.options)),
-        }  # bitexact: no encoder name
+        options = {"fflags": "+bitexact", **({} if out else dict(spec.options))}  # bitexact: no encoder's name
         self._container = av.open(out or self._written, "w", format=spec.container, options=options)
         self._stream = self._container.add_stream(spec.codec, rate=self.sample_rate_hz, layout="mono")
         self._stream.codec_context.format = spec.sample_format

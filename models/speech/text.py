@@ -273,9 +273,7 @@ def _speakable_character(c: str) -> str:
         return c
     if category in ("Zs", "Zl", "Zp") or c == "\t":
         return " "
-    if (
-        category == "Cf" or c in "\ufe0e\ufe0f"
-    ):  # joiners, direction marks and variation selectors occur inside words and emoji
+    if category == "Cf" or c in "\ufe0e\ufe0f":  # joiners, direction marks, variation selectors: inside words
         return ""
     if category in _SILENT_CATEGORIES and not (category == "Sk" and c == "^"):
         return "" if category == "Me" else " "

@@ -33,13 +33,7 @@ SPEEDS = (0.5, 2.0)
 MIN_REFERENCE_S = 3.0  # minimum length of a recording to clone (docstring of Xtts.synthesize)
 CLONED = "cloned"  # voice name for `speaker_wav`
 ONLY = "default"  # voice name for a model with a single voice
-GENERATION = (
-    "temperature",
-    "length_penalty",
-    "repetition_penalty",
-    "top_k",
-    "top_p",
-)  # from XTTS's config
+GENERATION = ("temperature", "length_penalty", "repetition_penalty", "top_k", "top_p")  # read from XTTS's config
 
 
 @dataclass(frozen=True, slots=True)

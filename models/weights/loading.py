@@ -20,14 +20,8 @@ from models.weights.checksums import sha256_of
 from models.weights.manifest import missing_error, remedy_for
 
 DOWNLOAD_AGAIN = "Download the file again: it is incomplete or damaged."
-WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "params_ema",
-    "params",
-    "model",
-    "module",
-)  # keys under which training code stores weights
+# Keys under which training code stores a state dict.
+WRAPPERS = ("state_dict", "model_state_dict", "params_ema", "params", "model", "module")
 MAX_SHOWN_KEYS = 3  # keys per kind that an error names
 
 
