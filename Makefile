@@ -63,7 +63,7 @@ check: .venv/ready # format, lint, types, import contracts
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-format: .venv/ready # format and mend what can be mended
+format: .venv/ready # format, and fix what ruff can fix
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 

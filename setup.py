@@ -8,8 +8,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 SERVER = ("graph.py", "configs", "deployments", "models", "web")  # what the server's processes import and read
@@ -17,7 +18,7 @@ IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
 class BuildWithServer(build_py):
-    """Copies SERVER into the built package. An editable install needs no copy: it finds them in the checkout."""
+    """Copies SERVER into the built package."""
 
     def run(self) -> None:
         if self.editable_mode:
@@ -35,4 +36,13 @@ class BuildWithServer(build_py):
                 shutil.copy2(source, target)
 
 
-setup(cmdclass={"build_py": BuildWithServer})
+class EditableWithServer(editable_wheel):
+    """In a checkout, the server's modules are importable as they are: `serve deploy` needs no PYTHONPATH."""
+
+    def run(self) -> None:
+        self.distribution.packages = find_packages(include=["warmtalk*", *(f"{name}*" for name in SERVER)])
+        self.distribution.py_modules = ["graph"]
+        super().run()
+
+
+setup(cmdclass={"build_py": BuildWithServer, "editable_wheel": EditableWithServer})

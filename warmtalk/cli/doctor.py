@@ -224,7 +224,7 @@ def check_gpu() -> Check:
 
 
 def check_ray_running() -> Check:
-    """Another Ray is no problem: WarmTalk starts one of its own beside it. It may be WarmTalk's, or somebody else's."""
+    """Another Ray may run: WarmTalk starts its own. Stopping it could end a WarmTalk server or another's cluster."""
     pids = ray_processes()
     if not pids:
         return Check("running Ray", True, "none", required=False)

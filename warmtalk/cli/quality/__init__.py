@@ -1,1 +1,1 @@
-"""Judges a talking-head video: `warmtalk quality`. Reads it, measures it, holds it against bars, draws a page."""
+"""`warmtalk quality`: measures how real a talking-head video looks and writes a report."""

@@ -305,16 +305,16 @@ def test_avatar_frames_are_recognised_without_a_sidecar():
 
 def test_the_sidecar_of_another_video_is_ignored(tmp_path):
     path = write(tmp_path, talking()[:30])
-    beside = sidecar_path(path)
-    beside.write_text(beside.read_text().replace('"width":512', '"width":256'))
+    sidecar = sidecar_path(path)
+    sidecar.write_text(sidecar.read_text().replace('"width":512', '"width":256'))
     analysis = analyse_video(path, STORE)
     assert analysis.sidecar is None and "belongs to another video" in analysis.warnings[0]
 
 
 def test_a_sidecar_with_frames_that_the_avatar_lacks_is_refused(tmp_path):
     path = write(tmp_path, talking()[:30])
-    beside = sidecar_path(path)
-    beside.write_text(re.sub(r'"avatar_frames":\[\d+', '"avatar_frames":[900', beside.read_text(), count=1))
+    sidecar = sidecar_path(path)
+    sidecar.write_text(re.sub(r'"avatar_frames":\[\d+', '"avatar_frames":[900', sidecar.read_text(), count=1))
     with pytest.raises(CorruptError, match="names frame 900 of 'presenter', which has 150"):
         analyse_video(path, STORE)
 

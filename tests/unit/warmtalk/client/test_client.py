@@ -287,10 +287,10 @@ def test_ask_polls_until_the_job_is_done(call: Any, server: Server, waits: list[
 
 
 def test_wait_reports_every_state(call: Any) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     states = [ok({"job_id": "j", "session_id": "a", "status": s}) for s in ("queued", "speaking", "done")]
-    call(states, "wait", "j", progress=lambda job: told.append(job.status))
-    assert told == ["queued", "speaking", "done"]
+    call(states, "wait", "j", progress=lambda job: reported.append(job.status))
+    assert reported == ["queued", "speaking", "done"]
 
 
 def test_wait_raises_for_a_failed_or_late_job(call: Any) -> None:
@@ -320,10 +320,10 @@ def test_wait_survives_an_outage_of_the_server(call: Any, monkeypatch: pytest.Mo
 def test_prepare_reports_progress_and_returns_the_report(call: Any, server: Server, tmp_path: Path) -> None:
     (tmp_path / "me.mp4").write_bytes(b"video")
     lines = b'{"step": "finding faces", "done": 1, "total": 2}\n{"report": {"frames": 2}}\n'
-    told: list[Progress] = []
-    options = {"progress": told.append, "fps": 30}
+    reported: list[Progress] = []
+    options = {"progress": reported.append, "fps": 30}
     done = call(httpx.Response(200, content=lines), "prepare", tmp_path / "me.mp4", "me", **options)
-    assert done == Prepared("me", {"frames": 2}) and told == [Progress("finding faces", 1, 2)]
+    assert done == Prepared("me", {"frames": 2}) and reported == [Progress("finding faces", 1, 2)]
     assert (server.requests[0].content, server.requests[0].url.query) == (b"video", b"avatar_id=me&fps=30")
 
 
@@ -427,8 +427,8 @@ def test_events_are_parsed_and_unknown_kinds_ignored(call: Any, server: Server) 
     caption = {"id": 1, "text": "Hi there.", "start_s": 0.5, "end_s": 1.2, "cut": False, "a_new_field": 1}
     caption["words"] = [{"text": "Hi", "start_s": 0.5, "end_s": 0.8}, {"text": "there.", "start_s": 0.8, "end_s": 1.2}]
     making = {"frames": 8, "shown_frames": 4, "duration_s": 0.32, "ttff_ms": 480.0, "spoken_chars": 3, "stages": {}}
-    told = [("caption", caption), ("making", making), ("news", {}), ("ended", {"reason": "closed"})]
-    boxes = [box(b"moof", b"emsg" * 9) + event_box(*event, k, 0.0) + box(b"mdat") for k, event in enumerate(told)]
+    reported = [("caption", caption), ("making", making), ("news", {}), ("ended", {"reason": "closed"})]
+    boxes = [box(b"moof", b"emsg" * 9) + event_box(*event, k, 0.0) + box(b"mdat") for k, event in enumerate(reported)]
     answer = httpx.Response(200, content=b"".join(boxes), headers={"Content-Type": "video/mp4"})
     found = call(answer, "events", "alice")
     words = [Word("Hi", 0.5, 0.8), Word("there.", 0.8, 1.2)]
