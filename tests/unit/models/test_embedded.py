@@ -1,4 +1,4 @@
-"""What ships with the project: small enough for a checkout, and each file listed with its checksum."""
+"""The embedded weights and avatars: small enough for a checkout, and each file matches its checksum."""
 
 from models.weights import checksums
 from tests.support.paths import ROOT
@@ -7,7 +7,7 @@ EMBEDDED = ROOT / "models" / "embedded"
 LIMIT_BYTES = 30 * 10**6
 
 
-def test_all_embedded_files_together_stay_under_30_mb() -> None:
+def test_embedded_files_are_below_30_mb_in_all() -> None:
     sizes = {
         path.relative_to(EMBEDDED).as_posix(): path.stat().st_size for path in EMBEDDED.rglob("*") if path.is_file()
     }
@@ -15,5 +15,5 @@ def test_all_embedded_files_together_stay_under_30_mb() -> None:
     assert len(sizes) > 10
 
 
-def test_every_embedded_file_is_what_its_checksum_says() -> None:
+def test_every_embedded_file_matches_its_checksum() -> None:
     assert checksums.problems(EMBEDDED) == []

@@ -1,4 +1,4 @@
-"""MouthGain: a gain on what speech changes of a face's latents, about the face at rest, which is predicted once."""
+"""MouthGain: a gain on what speech changes in a face's latents, relative to the face at rest."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ REST = np.full((50, 384), 2, np.float16)
 
 
 class Engine:
-    """A latent is its input's first plus its window's; a crop is grey, of ten times its latent."""
+    """A fake engine: output latent = input latent + window; a crop is grey, ten times its latent."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -29,12 +29,12 @@ def given(values: list[float], spoken: list[float]) -> tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("amplitude, gain", [(0.7, 0.82), (1.0, 1.0), (1.3, 1.3)])
-def test_speech_moves_the_face_from_its_rest_by_the_gain(amplitude, gain):
+def test_the_gain_multiplies_the_change_from_rest(amplitude, gain):
     crops = MouthGain(Engine(), amplitude).generate(*given([1, 1, 3], [2, 7, 7]), REST)
     assert crops[:, 0, 0, 0].tolist() == [30, round(10 * (3 + 5 * gain)), round(10 * (5 + 5 * gain))]
 
 
-def test_a_frames_rest_is_predicted_once():
+def test_the_latents_at_rest_are_predicted_once_per_frame():
     engine = Engine()
     amplitude = MouthGain(engine, 1.2)
     for _ in range(3):
@@ -42,7 +42,7 @@ def test_a_frames_rest_is_predicted_once():
     assert engine.sizes == [4 + 3, 4, 4]
 
 
-def test_no_more_rests_are_kept_than_asked_for_and_results_stay_right():
+def test_a_full_cache_drops_entries_without_changing_results():
     engine = Engine()
     amplitude = MouthGain(engine, 1.3, cache_size=2)
     first = amplitude.generate(*given([1, 2, 3], [4, 4, 4]), REST)
@@ -50,6 +50,6 @@ def test_no_more_rests_are_kept_than_asked_for_and_results_stay_right():
     assert engine.sizes == [6, 4] and len(amplitude._at_rest) == 2
 
 
-def test_an_engine_without_its_halves_is_refused():
+def test_an_engine_without_predict_and_decode_is_refused():
     with pytest.raises(ConfigError, match="cannot change the mouth's amplitude"):
         MouthGain(object(), 1.2)

@@ -1,4 +1,4 @@
-"""UNet and VAE in MuseTalk's shape: the arithmetic of each method, both key spellings, errors that name keys."""
+"""models.musetalk: the numbers of each method, both key names of VAEs, and errors that name keys."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from models.errors import InputError, WeightsError
 from models.musetalk import MuseTalk, load_vae, position_code
 from models.weights.vae_files import modern_vae_keys, vae_fingerprint
 from tests.support.paths import ROOT
-from tests.support.random_weights import KL_SCALE, WIDTH, make_kl, make_tiny, make_unet, write_state, write_vae
+from tests.support.random_weights import (
+    KL_SCALE,
+    WIDTH,
+    make_kl,
+    make_taesd,
+    make_tiny,
+    make_unet,
+    write_state,
+    write_vae,
+)
 
 EMBEDDED = ROOT / "models" / "embedded"
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
-def old_spelling(state: dict[str, torch.Tensor], as_convolutions: bool) -> dict[str, torch.Tensor]:
-    """The VAE's keys as they were before diffusers 0.12, with linear or 1 × 1 convolution weights."""
+def old_names(state: dict[str, torch.Tensor], as_convolutions: bool) -> dict[str, torch.Tensor]:
+    """The VAE's keys before diffusers 0.12, with linear or 1 × 1 convolution weights."""
     old = {}
     for key, value in state.items():
         for new_name, old_name in OLD_NAMES.items():
@@ -60,10 +69,10 @@ def faces() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
 
 
-# The position code
+# Positional encoding
 
 
-def test_the_position_code_is_the_sinusoid_of_base_10000() -> None:
+def test_the_positional_encoding_is_a_sinusoid_of_base_10000() -> None:
     code = position_code(50, 384)
     assert code.shape == (50, 384)
     for position, column in [(0, 0), (1, 0), (1, 1), (7, 100), (49, 382), (49, 383)]:
@@ -110,7 +119,7 @@ def test_encoding_does_not_depend_on_the_batch(musetalk: MuseTalk, faces: np.nda
 # Prediction
 
 
-def test_prediction_adds_the_position_code_and_asks_for_step_0(musetalk: MuseTalk) -> None:
+def test_prediction_adds_the_positional_encoding_and_uses_step_0(musetalk: MuseTalk) -> None:
     torch.manual_seed(3)
     latents, windows = torch.randn(3, 8, 32, 32), torch.randn(3, 50, WIDTH)
     with torch.no_grad():
@@ -119,10 +128,10 @@ def test_prediction_adds_the_position_code_and_asks_for_step_0(musetalk: MuseTal
     got = musetalk.predict(latents, windows)
     assert got.shape == (3, 4, 32, 32)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
-    assert float((got - without).abs().max()) > 1e-3  # the code matters, so the line above can fail
+    assert float((got - without).abs().max()) > 1e-3  # the encoding has an effect, so the line above can fail
 
 
-def test_half_precision_numpy_from_another_process_is_taken(musetalk: MuseTalk) -> None:
+def test_read_only_half_precision_arrays_are_accepted(musetalk: MuseTalk) -> None:
     rng = np.random.default_rng(4)
     latents, windows = (rng.standard_normal(s).astype(np.float16) for s in ((2, 8, 32, 32), (2, 50, WIDTH)))
     latents.flags.writeable = windows.flags.writeable = False
@@ -133,7 +142,7 @@ def test_half_precision_numpy_from_another_process_is_taken(musetalk: MuseTalk) 
 # Decoding
 
 
-def test_decoding_divides_by_the_factor_and_rounds(musetalk: MuseTalk) -> None:
+def test_decoding_divides_by_the_scaling_factor_and_rounds(musetalk: MuseTalk) -> None:
     torch.manual_seed(5)
     latents = torch.randn(2, 4, 32, 32)
     with torch.no_grad():
@@ -141,7 +150,7 @@ def test_decoding_divides_by_the_factor_and_rounds(musetalk: MuseTalk) -> None:
     wanted = ((image / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
     got = musetalk.decode(latents)
     assert got.shape == (2, 256, 256, 3) and got.dtype == np.uint8
-    assert np.abs(got - wanted).max() <= 0.5 + 1e-2  # rounded to nearest, not cut
+    assert np.abs(got - wanted).max() <= 0.5 + 1e-2  # rounded to nearest, not truncated
 
 
 def test_generate_is_decode_of_predict(musetalk: MuseTalk) -> None:
@@ -151,7 +160,7 @@ def test_generate_is_decode_of_predict(musetalk: MuseTalk) -> None:
 
 
 def test_the_embedded_pair_reconstructs_the_top_of_a_face_it_is_given() -> None:
-    """What it generates from the latents of a grey face with a lit forehead is that face again, above the mask."""
+    """From the latents of a grey face with a bright forehead, the part above the mask is generated again."""
     pair = MuseTalk.load(
         EMBEDDED / "musetalk" / "musetalk.json", EMBEDDED / "musetalk" / "unet.safetensors", EMBEDDED / "vae"
     )
@@ -167,15 +176,14 @@ def test_the_embedded_pair_reconstructs_the_top_of_a_face_it_is_given() -> None:
 
 @pytest.fixture(scope="module")
 def taesd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AutoencoderTiny]:
-    """TAESD's folder in full size with random weights: scaling_factor 1, 64 channels throughout."""
-    torch.manual_seed(8)
-    vae = AutoencoderTiny().eval()
-    assert vae.config.scaling_factor == 1.0 and sum(p.numel() for p in vae.parameters()) == 2_445_063
+    """A folder of a narrow TAESD: scaling_factor 1, as in the released one; its size is tested in test_full_size."""
+    vae = make_taesd()
+    assert vae.config.scaling_factor == 1.0
     return write_vae(tmp_path_factory.mktemp("taesd"), vae), vae
 
 
-def test_taesd_decodes_scaled_latents_as_they_are(folder: Path, taesd: tuple[Path, AutoencoderTiny]) -> None:
-    """Its latents are Stable Diffusion's times 0.18215: dividing by the KL VAE's factor would be wrong."""
+def test_taesd_decodes_scaled_latents_unchanged(folder: Path, taesd: tuple[Path, AutoencoderTiny]) -> None:
+    """Its latents are Stable Diffusion's × 0.18215: they must not be divided by the KL VAE's factor."""
     where, vae = taesd
     latents = torch.from_numpy(np.random.default_rng(9).standard_normal((2, 4, 32, 32)).astype(np.float32))
     with torch.no_grad():
@@ -184,10 +192,10 @@ def test_taesd_decodes_scaled_latents_as_they_are(folder: Path, taesd: tuple[Pat
     wanted = ((image / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
     got = load(folder, decoder_dir=where).decode(latents)
     assert got.shape == (2, 256, 256, 3) and np.abs(got - wanted).max() <= 0.5 + 1e-2
-    assert float((divided - image).abs().mean()) > 0.01  # the factor matters, so the line above can fail
+    assert float((divided - image).abs().mean()) > 0.01  # the factor has an effect, so the line above can fail
 
 
-def test_another_decoder_leaves_the_reference_and_the_prediction_alone(
+def test_another_decoder_does_not_change_reference_and_prediction(
     folder: Path, musetalk: MuseTalk, faces: np.ndarray, taesd: tuple[Path, AutoencoderTiny]
 ) -> None:
     tiny = load(folder, decoder_dir=taesd[0])
@@ -198,20 +206,20 @@ def test_another_decoder_leaves_the_reference_and_the_prediction_alone(
     assert tiny.vae_fingerprint == musetalk.vae_fingerprint  # avatars stay usable
 
 
-def test_the_halves_that_never_run_are_not_kept(folder: Path, taesd: tuple[Path, AutoencoderTiny]) -> None:
+def test_the_unused_decoder_is_dropped(folder: Path, taesd: tuple[Path, AutoencoderTiny]) -> None:
     tiny = load(folder, decoder_dir=taesd[0])
     assert not [name for name, _ in tiny.vae.named_parameters() if name.startswith("decoder.")]
 
 
-# Key spellings
+# Key names
 
 
 @pytest.mark.parametrize("as_convolutions", [False, True])
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"])
-def test_original_vae_keys_give_the_same_pixels(
+def test_old_vae_keys_give_the_same_pixels(
     folder: Path, tmp_path: Path, faces: np.ndarray, as_convolutions: bool, name: str
 ) -> None:
-    old = old_spelling(make_kl().state_dict(), as_convolutions)
+    old = old_names(make_kl().state_dict(), as_convolutions)
     assert {
         "decoder.mid_block.attentions.0.query.weight",
         "encoder.mid_block.attentions.0.proj_attn.bias",
@@ -221,11 +229,11 @@ def test_original_vae_keys_give_the_same_pixels(
     write_state(tmp_path / "vae" / name, old)
     image = torch.from_numpy(faces).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
-        today, original = (load_vae(where)(image).sample for where in (folder / "kl", tmp_path / "vae"))
-    assert torch.equal(today, original)
+        new, old = (load_vae(where)(image).sample for where in (folder / "kl", tmp_path / "vae"))
+    assert torch.equal(new, old)
 
 
-def test_todays_keys_pass_unchanged() -> None:
+def test_new_keys_are_not_changed() -> None:
     state = make_kl().state_dict()
     renamed = modern_vae_keys(state)
     assert renamed.keys() == state.keys() and all(renamed[key] is state[key] for key in state)
@@ -234,7 +242,7 @@ def test_todays_keys_pass_unchanged() -> None:
 # Scale, fingerprint, dtype
 
 
-def test_a_config_without_a_scaling_factor_takes_the_class_default(folder: Path, tmp_path: Path) -> None:
+def test_a_config_without_a_scaling_factor_uses_the_class_default(folder: Path, tmp_path: Path) -> None:
     assert "scaling_factor" not in json.loads((folder / "kl" / "config.json").read_text())
     assert load_vae(folder / "kl").config.scaling_factor == KL_SCALE
     write_vae(tmp_path / "tiny", make_tiny())
@@ -256,7 +264,7 @@ def test_the_fingerprint_changes_with_the_weights_and_the_config(folder: Path, t
     assert load(folder).vae_fingerprint == vae_fingerprint(folder / "kl") == prints[0]
 
 
-def test_bfloat16_stays_near_float32(folder: Path, musetalk: MuseTalk, faces: np.ndarray) -> None:
+def test_bfloat16_is_close_to_float32(folder: Path, musetalk: MuseTalk, faces: np.ndarray) -> None:
     half = load(folder, dtype=torch.bfloat16)
     latents = half.encode_reference(faces)
     assert latents.dtype == torch.bfloat16
@@ -272,7 +280,7 @@ def test_results_are_ordinary_tensors_without_gradients(musetalk: MuseTalk, face
         assert not tensor.requires_grad and not tensor.is_inference() and tensor.is_contiguous()
 
 
-# What is refused
+# Errors
 
 
 def test_a_partial_unet_names_its_keys(folder: Path, tmp_path: Path) -> None:
@@ -303,7 +311,7 @@ def test_a_vae_of_another_class_is_refused(folder: Path, tmp_path: Path) -> None
         MuseTalk.load(folder / "musetalk.json", folder / "unet.pth", tmp_path / "vae")
 
 
-def test_wrongly_shaped_inputs_say_what_is_wanted(musetalk: MuseTalk, faces: np.ndarray) -> None:
+def test_inputs_of_another_shape_name_the_expected_shape(musetalk: MuseTalk, faces: np.ndarray) -> None:
     latents, windows = np.zeros((2, 8, 32, 32), np.float32), np.zeros((2, 50, WIDTH), np.float32)
     for call, wanted in (
         (lambda: musetalk.encode_reference(faces[:, :128]), "n ≥ 1, 256, 256, 3"),

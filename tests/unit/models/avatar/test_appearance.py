@@ -1,4 +1,4 @@
-"""models.avatar.appearance and Face.recognised: the same face, another, one that is covered, one that is turned away."""
+"""models.avatar.appearance and Face.recognised: the same face, another one, a covered one, one in profile."""
 
 import cv2
 import numpy as np
@@ -9,11 +9,11 @@ from models.avatar.detect import _square_around
 from models.avatar.face import Face
 from models.types import UInt8
 from tests.support.avatar import astronaut, hopper, moved, similarity
-from tests.support.staged_faces import bearded, behind_a_hand, detector, face_of, head_mask, on_ground, put, turned
+from tests.support.staged_faces import bearded, behind_a_hand, detector, face_of, turned
 
 
 def read(picture: UInt8, near: Face) -> Face:
-    """What the mesh says of the place where `near` was, whoever is there."""
+    """Read the mesh at the position of `near`, without comparing appearances."""
     face = detector()._read_mesh(picture, *_square_around(near.mesh), 1.0)
     assert face is not None
     return face
@@ -36,67 +36,51 @@ def test_the_same_face_is_recognised(change):
     assert known.recognised(seen) is not None
 
 
-def test_another_face_is_not():
+def test_another_face_is_not_recognised():
     one, other = face_of(hopper()), face_of(astronaut())
     assert correlation(one.appearance, other.appearance) < 0.45 < SAME
     assert one.recognised(other) is None and other.recognised(one) is None
 
 
-@pytest.mark.parametrize("yaw", [10, 20, 30, 40, 50])
-def test_a_head_that_turns_stays_the_same(yaw):
+@pytest.mark.parametrize("yaw", [20, 50])
+def test_a_turned_head_is_recognised(yaw):
     front, aside = face_of(turned(0)), face_of(turned(yaw))
     assert aside.turn < front.turn - yaw / 150
     assert front.recognised(aside) is not None
 
 
-@pytest.mark.parametrize("bow", [-30, -20, -10, 10, 20, 30])
-def test_a_head_that_nods_stays_the_same(bow):
+@pytest.mark.parametrize("bow", [-30, 10, 30])
+def test_a_nodding_head_is_recognised(bow):
     upright, nodding = face_of(turned(0)), face_of(turned(0, bow))
     assert np.sign(nodding.bow - upright.bow) == np.sign(bow)
     assert upright.recognised(nodding) is not None
 
 
-def test_a_profile_is_no_face():
+def test_a_profile_is_not_a_face():
     assert 0.45 < face_of(turned(0)).turn < 0.55
     assert [detector().detect(turned(yaw)) for yaw in (65, 75, 90)] == [[], [], []]
 
 
 @pytest.mark.parametrize("picture", [hopper, astronaut])
-def test_a_mouth_behind_a_hand_is_not_recognised_and_is_again_without_it(picture):
+def test_a_face_is_not_recognised_while_a_hand_covers_its_mouth(picture):
     known = face_of(picture())
     hidden = behind_a_hand(picture(), known)
-    assert read(hidden, known).flag > 0.9  # the mesh makes up a mouth
+    assert read(hidden, known).flag > 0.9  # the mesh network invents a mouth
     assert detector().detect(hidden, known) == []
     assert len(detector().detect(picture(), known)) == 1
 
 
-def test_a_beard_is_a_part_of_its_face():
+def test_a_bearded_face_is_recognised():
     shaved = face_of(hopper())
     known = face_of(bearded(hopper(), shaved))
     error = np.linalg.norm(known.landmarks - shaved.landmarks, axis=1).max()
-    assert error < 0.08 * shaved.size_px  # the mesh finds lips and chin under it
+    assert error < 0.08 * shaved.size_px  # the mesh finds lips and chin below the beard
     aside = moved(hopper(), similarity(hopper().shape, 5, 1, 8, 5))
     swayed = bearded(aside, read(aside, shaved))
     assert len(detector().detect(swayed, known)) == 1
 
 
-def test_a_followed_face_is_never_exchanged_for_one_that_passes_before_it():
-    """Two heads cross; the one behind is lost while it is hidden, and found again on its other side."""
-    her, other = hopper(), astronaut()
-    masks, nose = (head_mask(her), head_mask(other)), face_of(her).landmarks[30, 0] * 0.55
-    last, errors, lost = None, [], []
-    for k in range(0, 50, 2):
-        x = -60 + 450 * k / 49
-        frame = put(put(on_ground(360, 700), her, x, 40, 0.55, masks[0]), other, 420 - 470 * k / 49, 40, 0.9, masks[1])
-        found = detector().detect(frame, last)
-        last = found[0] if found else last
-        lost += [] if found else [k]
-        errors += [abs(last.landmarks[30, 0] - nose - x)] if found else []
-    assert max(errors) < 5 and 2 <= len(lost) <= 6
-    assert lost == list(range(lost[0], lost[-1] + 1, 2))
-
-
-def test_what_lies_outside_the_frame_is_not_judged():
+def test_points_outside_the_frame_are_not_compared():
     whole = face_of(hopper())
     middle = round(float(whole.mesh[:, 0].mean()))
     cut = read(np.ascontiguousarray(hopper()[:, : middle + 20]), whole)
@@ -104,6 +88,6 @@ def test_what_lies_outside_the_frame_is_not_judged():
     assert whole.recognised(cut) is not None
 
 
-def test_the_memory_of_a_face_follows_it_slowly():
+def test_a_tracked_faces_appearance_is_averaged():
     a, b = np.float32([1, -1, np.nan, 2]), np.float32([2, -1, 5, np.nan])
     np.testing.assert_allclose(adapted(a, b), [1.1, -1, 5, 2], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Faces lie on the FFHQ template and come back to where they were, to a fraction of a pixel."""
+"""models.restore.align: faces are laid onto the FFHQ template and pasted back without moving."""
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ def presenter():
 
 
 def pattern(size: int) -> np.ndarray:
-    """A picture whose every place can be told: smooth waves."""
+    """Smooth waves that differ at every position."""
     y, x = np.mgrid[:size, :size] / size * 2 * np.pi
     waves = np.stack([np.sin(3 * x + y), np.cos(2 * y - x), np.sin(4 * y) * np.cos(3 * x)], -1)
     return np.round(127.5 + 110 * waves).astype(np.uint8)
@@ -52,21 +52,21 @@ def test_the_fit_recovers_a_known_similarity() -> None:
     assert np.abs(apply(small, points) - ((FFHQ_512 + 0.5) / 2 - 0.5)).max() < 1e-9
 
 
-def test_a_larger_picture_of_the_same_face_meets_the_template_at_the_same_place() -> None:
+def test_an_enlarged_picture_has_the_same_position_on_the_template() -> None:
     transform = to_template(np.array([[80, 100], [170, 98], [126, 140], [95, 190], [160, 191]], float))
     spots = np.array([[10.0, 20.0], [200.0, 90.0]])
     assert np.abs(apply(upsampled(transform, 2), 2 * spots + 0.5) - apply(transform, spots)).max() < 1e-9
 
 
-def test_the_avatars_landmarks_meet_the_template(presenter) -> None:
+def test_the_embedded_avatars_landmarks_are_near_the_template(presenter) -> None:
     in_crop = apply(presenter.transforms, presenter.landmarks)
     points = five_points(in_crop)
     off = np.linalg.norm(apply(to_template(points), points.astype(float)) - FFHQ_512, axis=-1)  # (n, 5)
-    assert off.mean() < 20, off.mean()  # a drawn face is not FFHQ's mean face; the fit leaves what a similarity cannot
+    assert off.mean() < 20, off.mean()  # a drawn face is not FFHQ's mean face
 
 
-def test_there_and_back_moves_nothing_on_the_embedded_avatar(presenter) -> None:
-    """A drawn pattern goes through the alignment of real frames; its shift is measured over its gradient."""
+def test_aligning_and_pasting_back_moves_nothing(presenter) -> None:
+    """A pattern, with the alignment of the embedded avatar's frames; its shift is measured by its gradient."""
     crop = pattern(256)
     large = cv2.resize(crop, (512, 512), interpolation=cv2.INTER_CUBIC)
     points = five_points(apply(presenter.transforms, presenter.landmarks))
@@ -81,13 +81,13 @@ def test_there_and_back_moves_nothing_on_the_embedded_avatar(presenter) -> None:
 
 
 def shift_px(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How far `b` lies from `a`: least squares over the picture's gradient (Lucas and Kanade 1981)."""
+    """The shift from `a` to `b`: least squares over the gradient (Lucas and Kanade 1981)."""
     a, b = a.astype(float), b.astype(float)
     gradient = np.stack(np.gradient((a + b) / 2, axis=(1, 0)), -1).reshape(-1, 2)
     return np.linalg.lstsq(gradient, (a - b).reshape(-1), rcond=None)[0]
 
 
-def test_an_engine_for_aligned_faces_sees_them_aligned_and_the_border_stays(presenter) -> None:
+def test_the_engine_gets_aligned_faces_and_the_border_does_not_change(presenter) -> None:
     crop = np.stack([pattern(256), pattern(256)[::-1]])
     points = five_points(apply(presenter.transforms[:2], presenter.landmarks[:2]))
     seen = []
@@ -107,7 +107,7 @@ def test_an_engine_for_aligned_faces_sees_them_aligned_and_the_border_stays(pres
     assert np.array_equal(restore_aligned(crop, 0.0, points, white, batch=2)[0], plain)
 
 
-def test_what_lies_beyond_the_crop_is_grey() -> None:
+def test_the_template_is_grey_outside_the_crop() -> None:
     aligned = align(np.zeros((256, 256, 3), np.uint8), np.array([[1.0, 0, 100], [0, 1, 100]]))
     assert aligned[300, 300].tolist() == [0, 0, 0]
     assert aligned[10, 10].tolist() == [135, 133, 132]

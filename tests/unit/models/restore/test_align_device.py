@@ -1,4 +1,4 @@
-"""Alignment and paste of a batch in torch, against the same face by face in OpenCV."""
+"""models.restore.align_device: a batch in torch, compared with single faces in OpenCV."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from models.restore.align import FFHQ_512, restore_aligned
 from models.restore.align_device import aligned_pass, enlarges, restore_on_device
 
-BOUND = 4  # levels, of all but the worst 0.5 %: OpenCV places pixels on a grid of 1/32 px, which shows at hard edges
+BOUND = 4  # grey levels, for 99.5 % of the pixels: OpenCV rounds positions to 1/32 px, which matters at hard edges
 
 
 def brighten(x: torch.Tensor) -> torch.Tensor:
-    """A network whose effect is seen everywhere: [-1, 1] → darker, with red and blue exchanged."""
+    """A fake network: [-1, 1] → darker, with red and blue exchanged."""
     return 0.8 * x.flip(1) - 0.1
 
 
 def on_cpu(faces: np.ndarray) -> np.ndarray:
-    """The same network on pictures."""
+    """The same network on uint8 pictures."""
     x = faces[..., ::-1].astype(np.float32) / 127.5 - 1
     return np.rint((np.clip(0.8 * x - 0.1, -1, 1) + 1) * 127.5).astype(np.uint8)
 
@@ -34,7 +34,7 @@ def pictures(n: int, side: int, seed: int = 0) -> np.ndarray:
 
 
 def points(n: int, side: int) -> np.ndarray:
-    """Landmarks of faces smaller than the template, turned a little."""
+    """Landmarks of faces smaller than the template, slightly rotated."""
     rng = np.random.default_rng(3)
     out = []
     for _ in range(n):
@@ -65,7 +65,7 @@ def test_both_ways_give_the_same_picture(side: int, strength: float, laid: str) 
     assert error.mean() < 0.25 and np.percentile(error, 99.5) <= BOUND
 
 
-def test_half_a_pixel_would_break_the_bound() -> None:
+def test_a_shift_by_half_a_pixel_exceeds_the_bound() -> None:
     landmarks, faces, run = points(3, 256), pictures(3, 256), aligned_pass(brighten, "cpu")
 
     def askew(faces: torch.Tensor, into: torch.Tensor, back: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
@@ -76,6 +76,6 @@ def test_half_a_pixel_would_break_the_bound() -> None:
     assert np.percentile(np.abs(moved - wanted), 99.5) > 2 * BOUND
 
 
-def test_a_face_that_would_shrink_is_left_to_the_careful_way() -> None:
+def test_a_face_that_would_shrink_is_not_sent_to_the_device_pass() -> None:
     assert enlarges(None) and enlarges(points(2, 256))
     assert not enlarges(FFHQ_512[None] * 1.2)

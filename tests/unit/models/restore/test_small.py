@@ -1,4 +1,4 @@
-"""The small restorer's engines: contract, strength, agreement, errors."""
+"""The small restorer's engines: shapes, strength, agreement with each other, errors."""
 
 import subprocess
 import sys
@@ -28,8 +28,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fast(weights: Path) -> SmallRestorer:
-    return SmallRestorer.load(weights, threads=1)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def fast(weights: Path, cache: Path) -> SmallRestorer:
+    return SmallRestorer.load(weights, threads=1, cache_dir=cache)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def levels(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-def test_restores_256_to_512_in_uint8(fast: SmallRestorer, faces: np.ndarray) -> None:
+def test_faces_of_256_px_become_512_px(fast: SmallRestorer, faces: np.ndarray) -> None:
     restored = fast.restore(faces)
     assert restored.shape == (3, 512, 512, 3)
     assert restored.dtype == np.uint8
@@ -65,7 +70,7 @@ def test_both_engines_agree_within_two_levels(fast: SmallRestorer, slow: SmallRe
 def test_both_engines_agree_on_the_embedded_weights(faces: np.ndarray) -> None:
     fast, slow = (SmallRestorer.load(engine=engine) for engine in ("openvino", "torch"))
     assert levels(fast.restore(faces), slow.restore(faces)) <= 2
-    assert np.abs(fast.restore(faces).astype(int) - fast.restore(faces, 0.0)).mean() > 0.5  # they do something
+    assert np.abs(fast.restore(faces).astype(int) - fast.restore(faces, 0.0)).mean() > 0.5  # they have an effect
 
 
 @pytest.mark.parametrize("engine", ["fast", "slow"])
@@ -85,14 +90,14 @@ def test_strength_is_linear_between_its_ends(fast: SmallRestorer, faces: np.ndar
         assert np.abs(fast.restore(faces, strength) - expected)[inside].max() <= 2
 
 
-def test_is_deterministic_and_does_not_depend_on_the_batch(fast: SmallRestorer, faces: np.ndarray) -> None:
+def test_restoring_is_deterministic_and_does_not_depend_on_the_batch(fast: SmallRestorer, faces: np.ndarray) -> None:
     many = np.concatenate([faces] * 4)[: MAX_FACES + 2]
     together = fast.restore(many)
     np.testing.assert_array_equal(together, fast.restore(many))
     assert levels(together[MAX_FACES + 1], fast.restore(many[MAX_FACES + 1 :])[0]) <= 1
 
 
-def test_takes_read_only_arrays_and_none_at_all(fast: SmallRestorer, slow: SmallRestorer, faces: np.ndarray) -> None:
+def test_read_only_and_empty_arrays_are_accepted(fast: SmallRestorer, slow: SmallRestorer, faces: np.ndarray) -> None:
     shared = faces[:1].copy()
     shared.flags.writeable = False
     for restorer in (fast, slow):
@@ -101,13 +106,13 @@ def test_takes_read_only_arrays_and_none_at_all(fast: SmallRestorer, slow: Small
 
 
 @pytest.mark.parametrize("bad", [np.zeros((1, 128, 128, 3), np.uint8), np.zeros((1, 256, 256, 3), np.float32)])
-def test_refuses_other_shapes_and_types(fast: SmallRestorer, bad: np.ndarray) -> None:
+def test_other_shapes_and_types_are_refused(fast: SmallRestorer, bad: np.ndarray) -> None:
     with pytest.raises(InputError, match="cannot be restored"):
         fast.restore(bad)
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
-def test_refuses_a_strength_outside_0_to_1(fast: SmallRestorer, faces: np.ndarray, strength: float) -> None:
+def test_a_strength_outside_0_to_1_is_refused(fast: SmallRestorer, faces: np.ndarray, strength: float) -> None:
     with pytest.raises(InputError, match="strength"):
         fast.restore(faces, strength)
 
@@ -134,10 +139,9 @@ def test_weights_that_are_missing_damaged_or_foreign_are_named(engine: str, weig
         SmallRestorer.load(broken, engine=engine)
 
 
-def test_starts_from_its_cache_without_torch(
-    weights: Path, fast: SmallRestorer, faces: np.ndarray, tmp_path: Path
+def test_the_engine_starts_from_its_cache_without_torch(
+    weights: Path, fast: SmallRestorer, cache: Path, faces: np.ndarray, tmp_path: Path
 ) -> None:
-    SmallRestorer.load(weights, threads=1, cache_dir=tmp_path)
     program = """
 import sys
 import numpy as np
@@ -148,19 +152,21 @@ assert "torch" not in sys.modules, "torch was imported"
 """
     given, out = tmp_path / "given.npy", tmp_path / "out.npy"
     np.save(given, faces)
-    arguments = [str(path) for path in (weights, tmp_path, given, out)]
+    arguments = [str(path) for path in (weights, cache, given, out)]
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, cwd=ROOT)
     assert levels(np.load(out), fast.restore(faces)) <= 1
 
 
-def test_other_weights_take_another_cache_entry(weights: Path, faces: np.ndarray, tmp_path: Path) -> None:
+def test_other_weights_have_another_cache_entry(
+    weights: Path, fast: SmallRestorer, cache: Path, faces: np.ndarray, tmp_path: Path
+) -> None:
     state = load_file(weights)
     state["tail.weight"] = torch.zeros_like(state["tail.weight"])
     plain = tmp_path / "plain.safetensors"
     save_file(state, plain)
-    random, bicubic = (SmallRestorer.load(file, threads=1, cache_dir=tmp_path) for file in (weights, plain))
+    bicubic = SmallRestorer.load(plain, threads=1, cache_dir=cache)
     assert levels(bicubic.restore(faces), bicubic.restore(faces, 0.0)) <= 1
-    assert levels(random.restore(faces), bicubic.restore(faces)) > 2
+    assert levels(fast.restore(faces), bicubic.restore(faces)) > 2
 
 
 def test_an_unknown_engine_or_device_is_a_config_error(weights: Path) -> None:

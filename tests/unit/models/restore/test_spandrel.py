@@ -1,4 +1,4 @@
-"""The spandrel adapter, against a module of spandrel's own interface (ModelLoader, ImageModelDescriptor)."""
+"""models.restore.spandrel, with a fake of spandrel's interface (ModelLoader, ImageModelDescriptor)."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from models.restore.spandrel import SpandrelRestorer
 
 
 class Descriptor:
-    """spandrel.ImageModelDescriptor: RGB in [0, 1], one picture a call, `scale` times as large. It inverts colours."""
+    """A fake spandrel.ImageModelDescriptor: RGB in [0, 1], one picture per call, `scale` times as large, inverted."""
 
     supports_half, supports_bfloat16 = False, True
     input_channels = output_channels = 3
@@ -69,7 +69,7 @@ def faces(side: int, n: int = 2) -> np.ndarray:
     return np.stack([cv2.resize(face, (side, side), interpolation=cv2.INTER_CUBIC) for face in coarse])
 
 
-def test_faces_go_one_by_one_as_rgb_in_0_to_1_and_come_back_as_uint8(fake: ModuleType, path: Path) -> None:
+def test_faces_are_passed_one_by_one_as_rgb_in_0_to_1(fake: ModuleType, path: Path) -> None:
     restorer = SpandrelRestorer.load(path)
     out = restorer.restore(faces(512))
     assert restorer.model.calls == [(1, 3, 512, 512)] * 2
@@ -86,7 +86,7 @@ def test_a_model_that_enlarges_gets_a_smaller_picture(fake: ModuleType, path: Pa
     assert np.abs(out.astype(int) - (255 - faces(512, 1))).mean() < 4
 
 
-def test_crops_are_laid_onto_the_template_by_their_landmarks(fake: ModuleType, path: Path) -> None:
+def test_crops_are_aligned_by_their_landmarks(fake: ModuleType, path: Path) -> None:
     crop = faces(256, 1)
     landmarks = np.array([[[80, 90], [176, 90], [128, 130], [95, 180], [161, 180]]], np.float32)
     out = SpandrelRestorer.load(path).restore(crop, 1.0, landmarks)
@@ -102,7 +102,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(path: Path, monkeypa
         SpandrelRestorer.load(path)
 
 
-def test_files_and_dtypes_that_do_not_fit_are_named(fake: ModuleType, path: Path, tmp_path: Path) -> None:
+def test_wrong_files_and_dtypes_are_named(fake: ModuleType, path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="float32, bfloat16"):
         SpandrelRestorer.load(path, dtype="float16")
     assert SpandrelRestorer.load(path, dtype="bfloat16").model.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""Faces in a stream: followed without shivering, restored without flicker, carried between keys, pasted in place."""
+"""models.restore.tracking and models.restore.video: faces tracked, restored, filtered and pasted in a video."""
 
 import cv2
 import numpy as np
@@ -35,7 +35,7 @@ def numbered(frames):
 
 
 def at_once(function):
-    """A submit that computes when it is asked."""
+    """A `submit` that computes immediately."""
 
     def submit(faces):
         result = function(faces)
@@ -48,10 +48,10 @@ def plain(faces: np.ndarray) -> np.ndarray:
     return np.stack([cv2.resize(face, (512, 512), interpolation=cv2.INTER_CUBIC) for face in faces])
 
 
-# --- follow
+# --- tracking
 
 
-def test_every_frame_comes_out_once_in_order_whatever_it_shows(detector: BlazeMesh) -> None:
+def test_every_frame_is_yielded_once_in_order(detector: BlazeMesh) -> None:
     frames = [astronaut()] * 8 + [np.zeros_like(astronaut())] + [astronaut()] * 3
     out = list(track_faces(numbered(frames), detector, 25, first_index=5))
     assert [item.payload for item in out] == list(range(12))
@@ -61,7 +61,7 @@ def test_every_frame_comes_out_once_in_order_whatever_it_shows(detector: BlazeMe
     assert len({item.shot for item in out}) == 3
 
 
-def test_a_still_face_in_noise_lies_stiller_than_its_landmarks(detector: BlazeMesh) -> None:
+def test_a_still_face_trembles_less_than_its_landmarks(detector: BlazeMesh) -> None:
     frames = noisy(astronaut(), 16, 6)
     out = list(track_faces(numbered(frames), detector, 25))
     corners = np.array([[0.0, 0], [511, 0], [0, 511], [511, 511]])
@@ -76,7 +76,7 @@ def test_a_still_face_in_noise_lies_stiller_than_its_landmarks(detector: BlazeMe
     assert shiver[0] < 0.5 * shiver[1] and shiver[0] < 0.1
 
 
-def test_motion_is_followed_without_lag(detector: BlazeMesh) -> None:
+def test_motion_is_tracked_without_lag(detector: BlazeMesh) -> None:
     motions = [similarity(astronaut().shape, dx=3.0 * k - 20) for k in range(14)]
     out = list(track_faces(numbered([moved(astronaut(), motion) for motion in motions]), detector, 25))
     centre = np.stack([apply(invert(item.transform), np.full(2, 255.5)) for item in out])
@@ -109,17 +109,17 @@ def test_the_window_is_bounded_at_any_frame_rate() -> None:
     assert lookahead_frames(240) == 24
 
 
-# --- steady
+# --- temporal filter
 
 
-def test_at_rest_flicker_falls_as_the_share_says_and_change_passes_at_once() -> None:
+def test_flicker_falls_by_the_filters_share_and_a_change_passes_at_once() -> None:
     rng = np.random.default_rng(0)
     base = np.full((512, 512, 3), 120, np.uint8)
     steadier = TemporalFilter()
     faces = [np.clip(120 + rng.normal(0, 10, base.shape), 0, 255).astype(np.uint8) for _ in range(24)]
     shown = np.stack([steadier(base, face) for face in faces]).astype(np.float32)
     ratio = np.diff(shown[12:], axis=0).std() / np.diff(np.stack(faces[12:]).astype(np.float32), axis=0).std()
-    # successive values of an exponential mean differ by share · √(2 / (2 − share)) of one face's noise, raw ones by √2
+    # Successive values of an exponential mean differ by share · √(2 / (2 − share)) of a face's noise, raw ones by √2.
     assert ratio == pytest.approx(NEW_SHARE / np.sqrt(2 - NEW_SHARE), rel=0.1)
     changed = steadier(np.full_like(base, 180), np.full_like(base, 200))
     assert changed.min() == 200
@@ -127,7 +127,7 @@ def test_at_rest_flicker_falls_as_the_share_says_and_change_passes_at_once() -> 
     assert np.array_equal(steadier(base, faces[0]), faces[0])
 
 
-def test_detail_is_carried_where_nothing_changed_and_not_where_something_did() -> None:
+def test_detail_is_added_only_where_nothing_changed() -> None:
     base = np.full((512, 512, 3), 100, np.uint8)
     detail = Detail(base, base + 10)
     moved_on = base.copy()
@@ -146,7 +146,7 @@ def face_region(detector: BlazeMesh, frame: np.ndarray) -> tuple[slice, slice]:
     return slice(y1, y2), slice(x1, x2)
 
 
-@pytest.mark.parametrize(("every", "noise"), [(1, 4.0), (3, 4.0), (1, 1.0)])
+@pytest.mark.parametrize(("every", "noise"), [(1, 1.0), (3, 4.0)])
 def test_enhancement_does_not_raise_the_flicker_of_a_still_face(
     detector: BlazeMesh, restorer: SmallRestorer, every: int, noise: float
 ) -> None:
@@ -162,24 +162,24 @@ def test_enhancement_does_not_raise_the_flicker_of_a_still_face(
     print(f"every {every}, noise {noise}: flicker {after:.3f} levels, before {before:.3f}: ratio {after / before:.3f}")
     assert after < 1.05 * before
     change = np.abs(np.stack(out).astype(float).mean(0) - np.stack(frames).astype(float).mean(0))
-    assert change[region].mean() > 0.3  # something was done
+    assert change[region].mean() > 0.3  # the restorer has an effect
 
 
 def sharpened(faces: np.ndarray) -> np.ndarray:
-    """Detail and noise three times as strong, as a network that invents pores may make them."""
+    """Detail and noise three times as strong, like a network that invents pores."""
     large = plain(faces).astype(np.float32)
     return np.clip(3 * large - 2 * np.stack([cv2.GaussianBlur(x, (0, 0), 2) for x in large]), 0, 255).astype(np.uint8)
 
 
-def restless(faces: np.ndarray) -> np.ndarray:
-    """Another noise in every frame, stronger than the source's own."""
+def flickering(faces: np.ndarray) -> np.ndarray:
+    """Noise that differs in every frame, stronger than the source's own."""
     noise = np.random.default_rng(int(faces.sum()) % 1000).normal(0, 3, (len(faces), 512, 512, 3))
     return np.clip(plain(faces) + noise, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("engine", [sharpened, restless])
-def test_even_a_restorer_that_flickers_does_not_raise_a_still_faces_flicker(detector: BlazeMesh, engine) -> None:
-    """No weights of GFPGAN are here to be measured: these are worse than it should be."""
+@pytest.mark.parametrize("engine", [sharpened, flickering])
+def test_a_flickering_restorer_does_not_raise_the_flicker_of_a_still_face(detector: BlazeMesh, engine) -> None:
+    """Stand-ins for GFPGAN, whose weights are not available in tests; they flicker more."""
     frames, region = noisy(hopper(), 10, 1.0), face_region(detector, hopper())
     stream = enhance_frames(numbered(frames), detector, 25, at_once(engine), VideoOptions())
     after, before = (
@@ -191,7 +191,7 @@ def test_even_a_restorer_that_flickers_does_not_raise_a_still_faces_flicker(dete
     assert alone > 1.5 * before and after < 1.05 * before
 
 
-def test_a_restorer_that_changes_nothing_leaves_the_face_where_it_was(detector: BlazeMesh) -> None:
+def test_a_restorer_that_changes_nothing_does_not_move_the_face(detector: BlazeMesh) -> None:
     soft = cv2.GaussianBlur(hopper(), (0, 0), 2.0)
     (out, _, found), *_ = enhance_frames(numbered([soft] * 3), detector, 25, at_once(plain), VideoOptions())
     assert found
@@ -202,7 +202,7 @@ def test_a_restorer_that_changes_nothing_leaves_the_face_where_it_was(detector: 
 
 
 @pytest.mark.parametrize("template", [False, True])
-def test_the_engine_gets_faces_as_it_wants_them(detector: BlazeMesh, template: bool) -> None:
+def test_the_engine_gets_crops_or_aligned_faces(detector: BlazeMesh, template: bool) -> None:
     shapes, eyes = [], []
 
     def look(faces):
@@ -223,11 +223,11 @@ def test_the_engine_gets_faces_as_it_wants_them(detector: BlazeMesh, template: b
     assert np.abs(out[0][0][y, x] - (hopper()[y, x].astype(float) + 255) / 2).max() <= 2
 
 
-def test_frames_without_a_face_and_strength_0_pass_untouched(detector: BlazeMesh) -> None:
+def test_frames_without_a_face_and_strength_0_pass_unchanged(detector: BlazeMesh) -> None:
     empty = [np.full((120, 160, 3), 90, np.uint8)] * 4
 
     def never(faces):
-        raise AssertionError("no face was to be restored")
+        raise AssertionError("a face was restored")
 
     out = list(enhance_frames(numbered(empty), detector, 25, never, VideoOptions()))
     assert [found for _, _, found in out] == [False] * 4
@@ -245,7 +245,7 @@ def test_every_third_face_goes_through_the_network_and_all_are_enhanced(detector
 
     options = VideoOptions(every=3, batch=2)
     out = list(enhance_frames(numbered([hopper()] * 8), detector, 25, at_once(brighter), options, first_index=4))
-    assert sum(sent) == 1 + 2  # the shot's first (frame 4), then frames 6 and 9
+    assert sum(sent) == 1 + 2  # the first of the shot (frame 4), then frames 6 and 9
     region = face_region(detector, hopper())
     rises = [(frame[region].astype(int) - hopper()[region]).mean() for frame, _, _ in out]
     assert min(rises) > 0.9 * max(rises) and min(rises) > 8
@@ -273,7 +273,7 @@ def test_calls_overlap_and_frames_keep_their_order(detector: BlazeMesh) -> None:
     assert most == 4
 
 
-def test_few_frames_are_held_whatever_the_length() -> None:
+def test_the_number_of_frames_in_memory_is_bounded() -> None:
     class Blind:
         def detect(self, frame, near=None):
             return []
@@ -294,7 +294,7 @@ def test_few_frames_are_held_whatever_the_length() -> None:
     assert most <= lookahead_frames(25) + 4 * (2 + 1)
 
 
-def test_crop_transforms_cut_the_box_out_of_the_template() -> None:
+def test_crop_transforms_map_the_box_of_the_template_to_the_crop() -> None:
     same = np.array([[1.0, 0, 0], [0, 1, 0]])
     corners = np.array([[BOX[0] - 0.5, BOX[1] - 0.5], [BOX[0] + BOX[2] - 0.5, BOX[1] + BOX[2] - 0.5]])
     assert np.abs(apply(crop_transform(same, False), corners) - [[-0.5, -0.5], [255.5, 255.5]]).max() < 1e-9
