@@ -73,8 +73,8 @@ class AudioFeaturesConfig(Strict):
         1.0,
         ge=0,
         le=5,
-        description="Seconds at the inner edges of a context whose features are discarded, because the encoder lacks the "
-        "neighbouring sound there. Neighbouring contexts overlap by twice this time, which must be less than context_s.",
+        description="Seconds at the inner edges of a context whose features are discarded, because the encoder lacks "
+        "the neighbouring sound there. Contexts overlap by twice this time, which must be less than context_s.",
     )
     rest_in_silence: bool = Field(
         True, description="Whether long silences get the features of a closed, resting mouth instead of the encoder's."
