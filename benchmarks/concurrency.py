@@ -1,12 +1,12 @@
-"""How many faces one machine speaks with at once in real time: the whole graph, over HTTP.
+"""Measures how many sessions one machine can serve in real time at once: the whole graph, over HTTP.
 
-    python -m benchmarks.concurrency --sessions 1 2                          # configs/demo.yaml, on any machine
-    python -m benchmarks.concurrency --gpu --out out/gpu --sessions 1 4 8 16 # v1.5's sizes, random weights, on a CUDA machine
+    python -m benchmarks.concurrency --sessions 1 2    # configs/demo.yaml, on any machine
+    python -m benchmarks.concurrency --gpu --out out/gpu --sessions 1 4 8 16   # real sizes, random weights, CUDA
     python -m benchmarks.concurrency --gpu --out out/gpu --enhance --replicas LipSync=2 Stitch=6
 
-Each session speaks the same text at the same moment and streams it. Per number of sessions: frames a second of all,
-time to the first fragment, and the longest stall that a player would have seen that began with its first fragment. A
-session keeps up where that is no longer than BUFFER_S.
+All sessions speak the same text at the same time and stream it. Reported per number of sessions: total frames per
+second, time to the first fragment, and the longest stall in a player that starts with its first fragment. A session
+keeps up if that stall is at most BUFFER_S.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import httpx
 from ray import serve
 
+from benchmarks.common import argument_parser, fragments_end
 from benchmarks.gpu import adapt
 from benchmarks.viewers import frames_in
 from configs.serve_file import deployment_of
@@ -39,13 +40,13 @@ TEXT = (
     "Nobody has to wait for anybody else, as long as the machine is fast enough. Let us see how long that lasts."
 )
 FPS = 25
-BUFFER_S = 0.3  # what a live viewer has in hand
-CPUS = {"num_cpus": 64}  # shares for scheduling: nothing here should wait for a place
+BUFFER_S = 0.3  # playback buffer of a live viewer
+CPUS = {"num_cpus": 64}  # logical CPUs for scheduling, so that no replica waits for one
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One session's answer: ms to its first fragment, its frames, its longest stall, how long it all took."""
+    """The result of one session: time to the first fragment, frames, longest stall, total time."""
 
     ttff_ms: float
     frames: int
@@ -54,36 +55,27 @@ class Stream:
 
 
 async def speak(client: httpx.AsyncClient, session_id: str, enhance: bool) -> Stream:
-    """Speak TEXT into a new session. Raises httpx.HTTPStatusError where it is refused."""
+    """Speak TEXT in a new session. Raises httpx.HTTPStatusError if the request is refused."""
     await client.get("/reset", params={"session_id": session_id})
     body = {"text": TEXT, "session_id": session_id, "stream": True, "enhance": enhance}
-    begin_s, first_s, held, frames, stall_s = time.perf_counter(), 0.0, b"", 0, 0.0
+    begin_s, first_s, rest, frames, stall_s = time.perf_counter(), 0.0, b"", 0, 0.0
     async with client.stream("POST", "/speak", json=body) as answer:
         answer.raise_for_status()
         async for part in answer.aiter_raw():
-            held, came = _whole(held + part)
+            rest += part
+            end = fragments_end(rest)
+            came, rest = frames_in(rest[:end]), rest[end:]
             if not came:
                 continue
             now_s = time.perf_counter()
             first_s = first_s or now_s
-            stall_s = max(stall_s, now_s - first_s - frames / FPS)  # when its first frame should have been there
+            stall_s = max(stall_s, now_s - first_s - frames / FPS)  # late relative to its first frame's due time
             frames += came
     return Stream(1e3 * (first_s - begin_s), frames, stall_s, time.perf_counter() - begin_s)
 
 
-def _whole(data: bytes) -> tuple[bytes, int]:
-    """What is not a whole fragment yet, and the video frames of those that are."""
-    end, last = 0, 0
-    while last + 8 <= len(data) and (size := int.from_bytes(data[last : last + 4], "big")) >= 8:
-        if last + size > len(data):
-            break
-        last += size
-        end = last if data[last - size + 4 : last - size + 8] != b"moof" else end
-    return data[end:], frames_in(data[:end])
-
-
-async def crowd(url: str, count: int, enhance: bool) -> dict[str, float]:
-    """`count` sessions at once."""
+async def run_sessions(url: str, count: int, enhance: bool) -> dict[str, float]:
+    """Speak in `count` sessions at the same time; the figures over all of them."""
     limits = httpx.Limits(max_connections=2 * count)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         before = await _lipsync()
@@ -105,12 +97,12 @@ async def crowd(url: str, count: int, enhance: bool) -> dict[str, float]:
 
 
 async def _lipsync() -> dict[str, Any]:
-    """Counters of LipSync: of one of its replicas, where it has several."""
+    """Counters of one LipSync replica."""
     return dict(await serve.get_deployment_handle("LipSync", APP).stats.remote())
 
 
 def change_of(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]:
-    """What the arguments change in the config file: weights, batch sizes, fixed numbers of replicas."""
+    """The changes to the config file that the arguments ask for: weights, batch sizes, numbers of replicas."""
     base: Callable[[dict[str, Any]], None] = lambda config: None  # noqa: E731
     if arguments.gpu:
         enhance = "gfpgan" if arguments.enhance else None
@@ -131,13 +123,14 @@ def change_of(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]
 
 
 def replicas(text: str) -> tuple[str, int]:
-    """`LipSync=2` → its parts. Raises ValueError."""
+    """`LipSync=2` → ("LipSync", 2). Raises ValueError."""
     stage, count = text.split("=")
     return stage, int(count)
 
 
 def row(result: dict[str, float]) -> str:
     return (
+        """One line of the output."""
         f"{result['sessions']:3.0f} sessions: {result['frames_per_s']:5.0f} frames/s, TTFF {result['ttff_ms']:5.0f} ms "
         f"(worst {result['ttff_max_ms']:5.0f}), worst RTF {result['rtf_max']:.2f}, longest stall "
         f"{1e3 * result['stall_s']:5.0f} ms, {result['keep_up']:.0f} keep up, {result['faces_a_call']:.1f} faces a call"
@@ -145,26 +138,28 @@ def row(result: dict[str, float]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/crowd"))
-    parser.add_argument("--gpu", action="store_true", help="configs/gpu.yaml with random weights of v1.5's sizes")
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--enhance", action="store_true")
-    parser.add_argument("--compile", default="graphs", choices=COMPILE_MODES, help="of LipSync and GFPGAN, with --gpu")
-    parser.add_argument("--batch", type=int, default=16, help="faces a call of LipSync, with --gpu")
-    parser.add_argument("--replicas", type=replicas, nargs="*", default=[], metavar="STAGE=N", help="as many, fixed")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/crowd"), help="folder for weights and crowd.json")
+    parser.add_argument("--gpu", action="store_true", help="use configs/gpu.yaml with random weights of the real sizes")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4], help="numbers of sessions to measure")
+    parser.add_argument("--enhance", action="store_true", help="enhance the faces, with --gpu by GFPGAN")
+    parser.add_argument("--compile", default="graphs", choices=COMPILE_MODES, help="LipSync and GFPGAN, with --gpu")
+    parser.add_argument("--batch", type=int, default=16, help="faces per call of LipSync, with --gpu")
+    parser.add_argument(
+        "--replicas", type=replicas, nargs="*", default=[], metavar="STAGE=N", help="number of replicas"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.gpu and not (arguments.out / "made.json").is_file():
         make = [sys.executable, "-m", "benchmarks.gpu", "--make-only", "--out", str(arguments.out)]
-        subprocess.run(make, check=True)  # in a process that leaves no memory behind
+        subprocess.run(make, check=True)  # in its own process, which frees its memory
     results = []
     with contextlib.ExitStack() as stack:
         graph = LocalGraph("gpu" if arguments.gpu else "demo", 8024, arguments.out, change_of(arguments), CPUS)
         stack.enter_context(graph)
-        asyncio.run(crowd(graph.url, max(arguments.sessions), arguments.enhance))  # warm
+        asyncio.run(run_sessions(graph.url, max(arguments.sessions), arguments.enhance))  # warm up
         for count in arguments.sessions:
-            results.append(asyncio.run(crowd(graph.url, count, arguments.enhance)))
+            results.append(asyncio.run(run_sessions(graph.url, count, arguments.enhance)))
             print(row(results[-1]), flush=True)
     (arguments.out / "crowd.json").write_text(json.dumps(results, indent=1))
     return 0

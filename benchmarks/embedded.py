@@ -1,14 +1,16 @@
-"""Measures the embedded networks against their bars, through the product's own parts: `python -m benchmarks.embedded`.
+"""Measures the embedded networks against their bars, with the product's own code.
 
-Held-out sentences are spoken, turned into feature windows, into faces of the default avatar, pasted, encoded as H.264
-and decoded again; FaceMesh reads the lips of that video. The truth is the presenter drawn with the mouth track of the
-same phonemes, pasted into the same frames, coded alike and read alike. Writes results/embedded.json and a picture.
-`--quick` takes two clips of each kind.
+    python -m benchmarks.embedded
+    python -m benchmarks.embedded --quick    # two clips of each kind
+
+Held-out sentences are spoken, converted to feature windows and to faces of the default avatar, pasted, encoded as H.264
+and decoded again. FaceMesh measures the lips in that video. The reference is the presenter, drawn with the mouth track
+of the same phonemes and processed in the same way. Writes embedded.json and pictures to `--out`. Exit status 1 if a bar
+is missed.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import io
 import json
@@ -25,6 +27,7 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.common import Bar, argument_parser, bar_table
 from benchmarks.lip_reader import ClipReading, LipReader, closures, follow, vowel_order
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
@@ -49,18 +52,17 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "models" / "embedded"
 FPS = 25
 BATCH = 8
 VOWELS = ("u", "i", "ɑ")
-VOWEL_SENTENCES = (  # long /uː/, /iː/ and /ɑ/, none of them a training sentence
+VOWEL_SENTENCES = (  # with long /uː/, /iː/ and /ɑ/; not among the training sentences
     "Two geese in the pool, a palm by the sea.",
     "Father sees the moon from the calm beach.",
     "Who needs a farm of blue peas?",
     "The spa is cool, and the tea is hot.",
 )
-MOUTH_ROWS, MOUTH_COLUMNS = slice(150, 240), slice(60, 196)  # of a crop: where mouth PSNR is taken
-NEW_PEOPLE_SEED, NEW_POSES_SEED = 90_001, 90_002  # unlike any seed of training
+MOUTH_ROWS, MOUTH_COLUMNS = slice(150, 240), slice(60, 196)  # the part of a crop for the mouth's PSNR
+NEW_PEOPLE_SEED, NEW_POSES_SEED = 90_001, 90_002  # differ from all seeds of training
 PSNR_FACES = 24
-TRUTH_TOP, TRUTH_LEFT, TRUTH_PX = 96, 48, 160  # of a crop: what a mouth changes, jaw included
-# name, bar, whether a larger value is better
-BARS: tuple[tuple[str, float, bool], ...] = (
+TRUTH_TOP, TRUTH_LEFT, TRUTH_PX = 96, 48, 160  # the part of a crop that a mouth changes, including the jaw
+BARS: tuple[Bar, ...] = (
     ("vae_default_db", 32.0, True),
     ("vae_default_mouth_db", 36.0, True),
     ("vae_new_people_db", 30.0, True),
@@ -84,7 +86,7 @@ INSTALLED_BY = {"espeak": ".venv/bin/pip install espeakng-loader", "flite": "apt
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Uttered:
-    """One clip of speech at 16 kHz, with the mouth track of its phonemes and the middle frames of its long vowels."""
+    """One clip of speech at 16 kHz, its mouth track, and the middle frames of its long vowels."""
 
     spoken: Spoken
     track: MouthTrack
@@ -102,24 +104,24 @@ class Uttered:
 
 
 class Product:
-    """Features, LipSync and Stitch as the stages run them, in one process."""
+    """AudioFeatures, LipSync and Stitch in one process, with the code of the stages."""
 
     def __init__(self, avatars: Path) -> None:
         self.features = WhisperFeatures.load(EMBEDDED / "whisper")
         files = (EMBEDDED / "musetalk/musetalk.json", EMBEDDED / "musetalk/unet.safetensors", EMBEDDED / "vae")
         self.engine = OpenVINOMuseTalk.load(*files, threads=2)
         self.avatar: PreparedAvatar = AvatarStore(avatars).load("presenter")
-        assert self.avatar.vae_fingerprint == self.engine.vae_fingerprint, "prepare the avatar again: make_avatar"
+        assert self.avatar.vae_fingerprint == self.engine.vae_fingerprint, "run make_avatar to prepare the avatar again"
         assert self.avatar.latents is not None and self.avatar.frames is not None
         self.latents, self.frames = self.avatar.latents, self.avatar.frames
         self.paster = Paster(self.avatar)
 
     def shown(self, count: int) -> list[int]:
-        """The avatar's frames of an utterance that begins a session."""
+        """The avatar frames of an utterance at the start of a session."""
         return [int(k) for k in ping_pong(0, count, len(self.avatar))]
 
     def faces(self, speech: Float32, count: int, latents: Any = None) -> UInt8:
-        """Speech at 16 kHz → `count` face crops, of the avatar or of other reference latents."""
+        """Speech at 16 kHz → `count` face crops, for the avatar's latents or for others."""
         padded = np.pad(resample(speech, WHISPER_HZ, WHISPER_HZ), (0, WHISPER_HZ // FPS // 2))
         windows = self.features.windows_in_context(padded, FPS)[:count].numpy().astype(np.float16)
         latents = self.latents[self.shown(count)] if latents is None else latents
@@ -127,7 +129,7 @@ class Product:
         return np.concatenate(parts)
 
     def pasted(self, faces: UInt8, spoken: Spoken | None = None) -> UInt8:
-        """Face crops in the avatar's frames, from its first on: `(n, h, w, 3)`. What was spoken steadies and rests."""
+        """Face crops pasted into the avatar's frames, `(n, h, w, 3)`. spoken: filters and rests the mouth by it."""
         shown, memory = self.shown(len(faces)), PasteMemory()
         mouth = Mouth(FPS, RestSettings(source_rests=spoken is not None), CropFilter(pasted_box(self.avatar)))
         if spoken is not None:
@@ -139,7 +141,7 @@ class Product:
 
 
 def coded(frames: UInt8) -> UInt8:
-    """Frames after the product's H.264, as a player shows them."""
+    """Frames after the product's H.264 encoding, decoded."""
     encoder = UtteranceEncoder(MediaSpec(frames.shape[2], frames.shape[1], FPS))
     fragments = encoder.push(frames, np.zeros(0, np.float32), last=True)
     data = io.BytesIO(encoder.init_segment + b"".join(fragment.data for fragment in fragments))
@@ -150,16 +152,16 @@ def coded(frames: UInt8) -> UInt8:
 
 
 class Truth:
-    """The presenter itself, drawn into the avatar's own crops with the idle clip's poses: mouth and chin, that is."""
+    """The presenter's mouth and chin, drawn into the avatar's own crops with the poses of the idle clip."""
 
     def __init__(self, product: Product) -> None:
         self.product, self.poses, self.textures = product, idle_poses(), presenter.textures()
         transforms = torch.from_numpy(np.array(product.avatar.transforms))
         transforms[:, :, 2] -= torch.tensor([TRUTH_LEFT, TRUTH_TOP])
-        self.transforms = transforms  # (n, 2, 3), frame px → px of the part that is drawn
+        self.transforms = transforms  # (n, 2, 3), frame px → px of the drawn part
 
     def parts(self, mouth: Float32) -> UInt8:
-        """Mouth track `(n, 7)` → what changes of the crops, `(n, 160, 160, 3)`."""
+        """Mouth track `(n, 7)` → the changed part of the crops, `(n, 160, 160, 3)`."""
         shown, parts = self.product.shown(len(mouth)), []
         for k in range(0, len(mouth), BATCH):
             index = torch.tensor(shown[k : k + BATCH])
@@ -171,7 +173,7 @@ class Truth:
         return np.concatenate(parts)
 
     def crops(self, parts: UInt8) -> UInt8:
-        """Those parts in the avatar's own crops, `(n, 256, 256, 3)`."""
+        """The avatar's own crops with those parts, `(n, 256, 256, 3)`."""
         product = self.product
         whole = [warp(product.frames[k], product.avatar.transforms[k]) for k in product.shown(len(parts))]
         crops = np.stack(whole)
@@ -185,12 +187,12 @@ def to_uint8(images: torch.Tensor) -> UInt8:
 
 
 class Bench:
-    """Runs the clips and collects what was read."""
+    """Runs the clips and collects the measurements."""
 
     def __init__(self, avatars: Path, folder: Path) -> None:
         self.product, self.reader, self.folder = Product(avatars), LipReader(), folder
         self.truth = Truth(self.product)
-        self.cache = folder / "truth"  # drawing takes most of the time, and never changes for a track
+        self.cache = folder / "truth"  # drawing takes most of the time, and depends only on the track
         self.cache.mkdir(parents=True, exist_ok=True)
         self.seams: list[float] = []
 
@@ -202,7 +204,7 @@ class Bench:
             return self.truth.crops(file["parts"])
 
     def clip(self, uttered: Uttered, picture: str = "", reference: UInt8 | None = None) -> ClipReading:
-        """One clip. reference: crops `(n, 256, 256, 3)` to inpaint in place of the avatar's resting ones."""
+        """Measure one clip. reference: crops `(n, 256, 256, 3)` to inpaint instead of the avatar's resting ones."""
         count = len(uttered.track.mouth)
         truth = self.truth_crops(uttered.track)
         latents = None if reference is None else self.product.engine.encode_reference(reference[:count])
@@ -221,7 +223,7 @@ class Bench:
         return ClipReading(seen["truth"], seen["made"], uttered.track.closures, uttered.track.silent, uttered.vowels)
 
     def clips(self, kind: str, uttered: Sequence[Uttered], talking: bool = False) -> list[ClipReading]:
-        """Clips of one kind. talking: the references say the next clip's words."""
+        """Measure the clips of one kind. talking: use crops that speak the next clip's words as references."""
         readings = []
         for index, one in enumerate(uttered):
             progress(f"{kind}: clip {index + 1} of {len(uttered)}")
@@ -234,7 +236,7 @@ class Bench:
 
 
 def seam(avatar: PreparedAvatar, source: UInt8, composed: UInt8, index: int) -> float:
-    """Mean ΔE across the mask's edge in the composed frame, less that of the source frame."""
+    """Mean ΔE across the mask's edge in the composed frame, minus that of the source frame."""
     alpha = warp_alpha(avatar.transforms[index], avatar.masks[index], source.shape[:2])
     weights = np.zeros(source.shape[:2], np.uint8)
     weights[alpha.region] = alpha.weights
@@ -242,7 +244,7 @@ def seam(avatar: PreparedAvatar, source: UInt8, composed: UInt8, index: int) -> 
 
 
 def vae_numbers(product: Product) -> dict[str, float]:
-    """PSNR of faces through the VAE's encoder, float16 latents and decoder; poses and people unlike training's."""
+    """PSNR of faces through the VAE's encoder, float16 latents and decoder, for new poses and new people."""
     random = torch.Generator().manual_seed(NEW_POSES_SEED)
     pose = presenter.random_poses(PSNR_FACES, random)
     talking = torch.from_numpy(random_mouths(PSNR_FACES))
@@ -259,17 +261,18 @@ def vae_numbers(product: Product) -> dict[str, float]:
 
 
 def random_mouths(count: int) -> Float32:
-    """Mouths of the held-out sentences, every so often one."""
+    """`count` mouths, evenly spaced in the held-out sentences."""
     tracks = np.concatenate([Uttered.of(voices.hibari().speak(text)).track.mouth for text in HELD_OUT[:4]])
     return np.ascontiguousarray(tracks[np.linspace(0, len(tracks) - 1, count).astype(int)])
 
 
 def psnr(squared_error: Any) -> float:
     return float(np.mean([10 * np.log10(255**2 / image.mean()) for image in squared_error]))
+    """Mean PSNR of images, dB."""
 
 
 def write_strip(truth: UInt8, made: UInt8, path: Path) -> None:
-    """Twelve frames of a clip, truth above made."""
+    """A picture with twelve frames of a clip, truth above result."""
     shown = np.linspace(2, len(truth) - 3, 12).astype(int)
     rows = [np.hstack([cv2.resize(frames[k][60:500, 60:450], (195, 220)) for k in shown]) for frames in (truth, made)]
     cv2.imwrite(str(path), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
@@ -280,7 +283,7 @@ def progress(text: str) -> None:
 
 
 def utterances(clips: int) -> dict[str, list[Spoken]]:
-    """What is said, by kind. Unseen voices, where they are installed, say half as many sentences as the default one."""
+    """The speech clips by kind. Unseen voices, if installed, speak half as many sentences as the default voice."""
     half = max(2, clips // 2)
     texts, hibari = HELD_OUT[-half:], voices.hibari()
     variants = [f"en-us+{ESPEAK_HELD_OUT[k % len(ESPEAK_HELD_OUT)]}" for k in range(half)]
@@ -298,7 +301,7 @@ def utterances(clips: int) -> dict[str, list[Spoken]]:
 
 
 def measure(avatars: Path, folder: Path, clips: int) -> dict[str, Any]:
-    """All numbers, over so many clips of the default voice."""
+    """All figures, over `clips` clips of the default voice."""
     bench = Bench(avatars, folder)
     numbers: dict[str, Any] = vae_numbers(bench.product)
     spoken = {kind: list(map(Uttered.of, made)) for kind, made in utterances(clips).items()}
@@ -316,7 +319,7 @@ def measure(avatars: Path, folder: Path, clips: int) -> dict[str, Any]:
 
 
 def look_up(numbers: dict[str, Any], name: str) -> float | None:
-    """`a.b` in nested numbers, or None where it was not measured."""
+    """`a.b` in nested figures, or None if it was not measured."""
     value: Any = numbers
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None
@@ -324,24 +327,20 @@ def look_up(numbers: dict[str, Any], name: str) -> float | None:
 
 
 def table(numbers: dict[str, Any]) -> tuple[str, bool]:
-    """A line a bar, and whether all that were measured hold."""
-    lines, good = [], True
-    for name, bar, larger in BARS:
-        value = look_up(numbers, name)
-        if value is None:
-            how = INSTALLED_BY.get(name.partition(".")[0])
-            lines.append(f"{name:28}     not measured" + (f": needs `{how}`" if how else ""))
-            continue
-        holds = value >= bar if larger else value <= bar
-        good &= holds
-        lines.append(f"{name:28} {value:8.3f}  {'≥' if larger else '≤'} {bar:<6g} {'ok' if holds else 'MISSED'}")
+    """The bars with their figures, and whether all that were measured hold."""
+
+    def missing(name: str) -> str:
+        how = INSTALLED_BY.get(name.partition(".")[0])
+        return f": needs `{how}`" if how else ""
+
+    lines, good = bar_table(BARS, lambda name: look_up(numbers, name), missing)
     return "\n".join(lines), good
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="two clips of each kind")
-    parser.add_argument("--avatars", type=Path, default=EMBEDDED / "avatars")
+    parser.add_argument("--avatars", type=Path, default=EMBEDDED / "avatars", help="folder of the prepared presenter")
     parser.add_argument("--out", type=Path, default=Path("results/embedded"))
     arguments = parser.parse_args()
     cv2.setNumThreads(1)

@@ -1,14 +1,13 @@
-"""What `warmtalk enhance` takes of a machine, however long the video: memory, and frames a second.
+"""Measures the memory and the frames per second of `warmtalk enhance` for videos of several lengths.
 
     python -m benchmarks.enhance                     # 10 s and 60 s of the presenter; a minute or two
     python -m benchmarks.enhance --seconds 10 600 --every 5
 
-Each video is enhanced by a process of its own, with the embedded restorer, and its peak memory is the system's figure.
+Each video is enhanced in its own process, with the embedded restorer. The peak memory is that of the operating system.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from benchmarks.common import argument_parser
 from models.avatar.playback import ping_pong
 from models.restore.video import VideoOptions
 from warmtalk.cli.enhance import LocalBackend, enhance_video
@@ -30,7 +30,7 @@ FPS, SOUND_HZ, AAC_SAMPLES = 25, 24_000, 1024
 
 
 def make_video(path: Path, seconds: int) -> None:
-    """The presenter's clip, forth and back, with noise for sound."""
+    """Write the presenter's clip, played forward and backward, with noise as audio."""
     with av.open(str(CLIP)) as clip:
         frames = [frame.reformat(format="yuv420p") for frame in clip.decode(video=0)]
     with av.open(str(path), "w") as container:
@@ -43,15 +43,15 @@ def make_video(path: Path, seconds: int) -> None:
             frame.pts, frame.time_base, frame.pict_type = number, Fraction(1, FPS), 0
             container.mux(video.encode(frame))
         for start in range(0, SOUND_HZ * seconds, AAC_SAMPLES):
-            piece = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
-            piece.sample_rate, piece.pts = SOUND_HZ, start
-            container.mux(sound.encode(piece))
+            packet = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+            packet.sample_rate, packet.pts = SOUND_HZ, start
+            container.mux(sound.encode(packet))
         for stream in (video, sound):
             container.mux(stream.encode(None))
 
 
 def enhance(video: Path, every: int) -> dict[str, float]:
-    """Enhance a video beside itself; this process's figures."""
+    """Enhance a video next to itself; the figures of this process."""
     began_s = time.perf_counter()
     report = enhance_video(video, video.with_suffix(".out.mp4"), LocalBackend.load("small"), VideoOptions(every=every))
     rate = report.frames / (time.perf_counter() - began_s)
@@ -60,10 +60,10 @@ def enhance(video: Path, every: int) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, nargs="+", default=[10, 60], help="of the videos")
-    parser.add_argument("--every", type=int, default=1, help="restore each n-th frame")
-    parser.add_argument("--video", type=Path, help="enhance this one here, and print its figures as JSON")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--seconds", type=int, nargs="+", default=[10, 60], help="lengths of the videos")
+    parser.add_argument("--every", type=int, default=1, help="restore every n-th frame")
+    parser.add_argument("--video", type=Path, help="only enhance this video and print its figures as JSON")
     chosen = parser.parse_args()
     if chosen.video:
         print(json.dumps(enhance(chosen.video, chosen.every)))

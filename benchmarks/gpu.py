@@ -1,18 +1,17 @@
-"""The whole graph on one GPU with networks of MuseTalk v1.5's, sd-vae's, whisper-tiny's and GFPGAN's real sizes.
+"""Measures the whole graph on one GPU with networks of the real sizes: MuseTalk v1.5, sd-vae, whisper-tiny, GFPGAN.
 
     python -m benchmarks.gpu --out out/gpu                     # on a CUDA machine; about four minutes
-    python -m benchmarks.gpu --out out/gpu --compile graphs    # without the minutes that fusing takes
-    python -m benchmarks.gpu --out out/gpu --small             # a rehearsal with tiny networks, on any machine
+    python -m benchmarks.gpu --out out/gpu --compile graphs    # saves the minutes that Inductor takes
+    python -m benchmarks.gpu --out out/gpu --small             # tiny networks, on any machine: tests this script
 
-The weights are random, in the real formats: speed and memory are those of the real ones, the picture is noise inside
-the mask. It deploys configs/gpu.yaml with `batch_size` 4, the manual's for small cards, once without the Enhance stage
-and once with GFPGAN, and prints each stage's time, frames per second and memory, and the GPU's peak over all processes
-as the driver sees it.
+The weights are random, in the real formats. Speed and memory are those of the real weights; the picture is noise
+inside the mask. Deploys configs/gpu.yaml with `batch_size` 4, the manual's value for small cards, without
+Enhance and then with GFPGAN. Prints time, frames per second and memory per stage, and the peak GPU memory of all
+processes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import argument_parser
 from benchmarks.weights import make_weights
 from configs.serve_file import deployment_of
 from deployments.stitch.metrics import CALL_PARTS
@@ -34,13 +34,13 @@ from models.types import UInt8
 from warmtalk.cli.local_graph import LocalGraph
 from warmtalk.cli.profiling import Profile, profile_graph, profile_tables, run
 
-BATCH = 4  # frames and faces a call
+BATCH = 4  # frames and faces per call
 CODE = Path(__file__).resolve().parents[1]
 EMBEDDED = CODE / "models" / "embedded"
 
 
 class Replay:
-    """A detector that knows the embedded presenter's landmarks, so that preparation needs no detector's weights."""
+    """A detector that returns the embedded presenter's landmarks, so that preparation needs no detector weights."""
 
     def __init__(self, landmarks: Any) -> None:
         self._landmarks, self._frame = landmarks, 0
@@ -53,7 +53,7 @@ class Replay:
 
 
 def prepare(weights: Path, avatars: Path, device: str) -> float:
-    """Prepare the presenter with the random VAE; seconds."""
+    """Prepare the presenter with the random VAE. Returns the seconds it took."""
     import torch
 
     known = AvatarStore(EMBEDDED, EMBEDDED / "avatars").load("presenter", latents=False, frames=False)
@@ -83,9 +83,9 @@ def prepare(weights: Path, avatars: Path, device: str) -> float:
 
 
 def adapt(weights: Path, device: str, enhance: str | None, compiled: str) -> Any:
-    """A function that puts the random weights and batch_size 4 into configs/gpu.yaml, and moves it for a rehearsal.
+    """A function that puts the random weights and batch_size 4 into configs/gpu.yaml, and moves it to the CPU if asked.
 
-    enhance: the engine of Enhance; None leaves the stage out.
+    enhance: the engine of Enhance; None removes the stage.
     """
     musetalk = {
         "unet_config": str(weights / "musetalkV15/musetalk.json"),
@@ -122,7 +122,7 @@ def adapt(weights: Path, device: str, enhance: str | None, compiled: str) -> Any
 
 
 class PeakMemory:
-    """Samples the GPU's used memory, MB over all processes, until stopped."""
+    """Samples the GPU memory used by all processes, in MB, until stopped."""
 
     def __init__(self) -> None:
         self.peak_mb = 0.0
@@ -144,7 +144,7 @@ class PeakMemory:
 
 
 def used_megabytes() -> float:
-    """As nvidia-smi says it; 0 without one."""
+    """The used memory by nvidia-smi; 0 without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         return float(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split()[0])
@@ -153,11 +153,11 @@ def used_megabytes() -> float:
 
 
 def measure(out: Path, device: str, small: bool, enhance: str, compiled: str) -> dict[str, Any]:
-    """Make weights and an avatar, then deploy and profile both graphs. Returns all figures; also printed as tables."""
+    """Create weights and an avatar, then deploy and profile both graphs. Returns all figures and prints tables."""
     from rich.console import Console
 
     make = [sys.executable, "-m", "benchmarks.gpu", "--make-only", "--out", str(out), "--device", device]
-    subprocess.run([*make, *(["--small"] if small else [])], check=True)  # in a process that leaves no memory behind
+    subprocess.run([*make, *(["--small"] if small else [])], check=True)  # in its own process, which frees its memory
     figures: dict[str, Any] = json.loads((out / "made.json").read_text())
     idle_mb = used_megabytes()
     for name, engine in (("plain", None), ("enhanced", enhance)):
@@ -172,12 +172,12 @@ def measure(out: Path, device: str, small: bool, enhance: str, compiled: str) ->
             Console(width=100).print(table)
     begin_s = time.perf_counter()
     with LocalGraph("gpu", 8023, out, adapt(out / "weights", device, enhance, compiled), {"num_cpus": 16}):
-        figures["ready_again_s"] = time.perf_counter() - begin_s  # fused kernels come from the cache now
+        figures["ready_again_s"] = time.perf_counter() - begin_s  # compiled kernels come from the cache now
     return figures
 
 
 def summary(profile: Profile, peak_mb: float) -> dict[str, Any]:
-    """What is compared with the bars. The first utterance is left out: it warms up."""
+    """The figures that are compared with the bars. The first utterance is left out as warm-up."""
     return {
         "ttff_ms": statistics.median(profile.ttff_ms[1:]),
         "rtf": statistics.median(profile.rtf[1:]),
@@ -194,13 +194,13 @@ def summary(profile: Profile, peak_mb: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/gpu"))
+    parser = argument_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder for weights, avatar and gpu.json")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--small", action="store_true", help="tiny networks: a rehearsal of the script")
+    parser.add_argument("--small", action="store_true", help="tiny networks, to test this script")
     parser.add_argument("--enhance", default="gfpgan", help="engine of Enhance")
-    parser.add_argument("--compile", default="inductor", choices=COMPILE_MODES, help="of LipSync and GFPGAN, on CUDA")
-    parser.add_argument("--make-only", action="store_true", help="make the weights and the avatar, and end")
+    parser.add_argument("--compile", default="inductor", choices=COMPILE_MODES, help="LipSync and GFPGAN, on CUDA")
+    parser.add_argument("--make-only", action="store_true", help="only create the weights and the avatar")
     arguments = parser.parse_args()
     out, device = arguments.out.resolve(), arguments.device
     if arguments.make_only:

@@ -1,23 +1,23 @@
-"""Speed of the whole graph, warm, over HTTP: `python -m benchmarks.graph [--readme]`.
+"""Measures the speed of the whole graph, warm, over HTTP.
 
-Starts configs/demo.yaml, speaks a fixed text with enhancement off and on, and reports RTF (seconds to make a second of
-video), TTFF (request to first fragment at the client), start-up and memory. Exit status 1 when a bar is broken.
+    python -m benchmarks.graph
+    python -m benchmarks.graph --repeats 5 --docs
+
+Starts configs/demo.yaml, speaks a fixed text without and with enhancement, and reports RTF (seconds per second of
+video), TTFF (from the request to the first fragment at the client), start-up time and memory. Exit status 1 if a bar is
+broken.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import httpx
-import psutil
 
+from benchmarks.common import argument_parser, complete_boxes, finish, machine
 from warmtalk.cli import CODE
 from warmtalk.cli.local_graph import LocalGraph
 from warmtalk.cli.profiling import tree_megabytes
@@ -31,11 +31,11 @@ MARKS = ("<!-- bench:graph -->", "<!-- /bench:graph -->")
 
 
 def measure(repeats: int, port: int) -> dict[str, float]:
-    """Median RTF, RTF with enhancement, TTFF in s; start-up in s; memory of all processes in GB after the work."""
+    """Median RTF, RTF with enhancement and TTFF in s; start-up time in s; memory of all processes in GB at the end."""
     begin_s = time.monotonic()
     with LocalGraph("demo", port) as graph, httpx.Client(base_url=graph.url, timeout=300) as client:
         ready_s = time.monotonic() - begin_s
-        speak(client, False), speak(client, True)  # warm
+        speak(client, False), speak(client, True)  # warm up
         plain = [speak(client, False) for _ in range(repeats)]
         enhanced = [speak(client, True) for _ in range(repeats)]
         streamed = [first_fragment_s(client) for _ in range(2 * repeats)]
@@ -50,7 +50,7 @@ def measure(repeats: int, port: int) -> dict[str, float]:
 
 
 def speak(client: httpx.Client, enhance: bool) -> float:
-    """RTF as the client sees it."""
+    """The RTF that the client measures."""
     client.get("/reset", params={"session_id": "bench"}).raise_for_status()
     begin_s = time.perf_counter()
     answer = client.post("/speak", json={"text": TEXT, "session_id": "bench", "enhance": enhance})
@@ -58,36 +58,16 @@ def speak(client: httpx.Client, enhance: bool) -> float:
 
 
 def first_fragment_s(client: httpx.Client) -> float:
-    """Seconds from the request until a whole fragment with pictures has arrived."""
+    """Seconds from the request until the first complete fragment with frames."""
     body = {"text": TEXT, "session_id": "bench-stream", "stream": True}
     begin_s, received = time.perf_counter(), b""
     with client.stream("POST", "/speak", json=body) as answer:
         answer.raise_for_status()
         for part in answer.iter_raw():
             received += part
-            if b"mdat" in whole_boxes(received):
+            if any(kind == b"mdat" for kind, _ in complete_boxes(received)):
                 return time.perf_counter() - begin_s
     raise RuntimeError("the stream ended without a fragment")
-
-
-def whole_boxes(data: bytes) -> list[bytes]:
-    """Kinds of the MP4 boxes that `data` holds whole."""
-    kinds, position = [], 0
-    while position + 8 <= len(data):
-        size = int.from_bytes(data[position : position + 4], "big")
-        if size < 8 or position + size > len(data):
-            break
-        kinds.append(data[position + 4 : position + 8])
-        position += size
-    return kinds
-
-
-def machine() -> str:
-    """The machine in words."""
-    name = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
-    return f"{os.cpu_count()} cores of {name}, {psutil.virtual_memory().total / 2**30:.0f} GiB, no GPU"
 
 
 def table(result: dict[str, float]) -> str:
@@ -106,34 +86,25 @@ def table(result: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def write_readme(text: str, path: Path = CODE / "README.md") -> None:
-    """Replace what stands between the marks."""
+def write_docs(text: str, path: Path = CODE / "docs" / "performance.md") -> None:
+    """Replace the text between MARKS."""
     old = path.read_text(encoding="utf-8")
     before, rest = old.split(MARKS[0])
     path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = argument_parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=3, help="utterances per figure")
     parser.add_argument("--port", type=int, default=8017)
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md")
+    parser.add_argument("--docs", action="store_true", help="write the table to docs/performance.md")
     arguments = parser.parse_args()
     result = measure(arguments.repeats, arguments.port)
     text = table(result)
     print(text)
-    Path("out").mkdir(exist_ok=True)
-    Path("out/bench.json").write_text(json.dumps({"machine": machine(), **result, "bars": BARS}, indent=1))
-    if arguments.readme:
-        write_readme(text)
-    broken = [key for key, bar in BARS.items() if result[key] > bar]
-    print(f"bars broken: {', '.join(broken)}" if broken else "all bars hold")
-    return 1 if broken else 0
+    if arguments.docs:
+        write_docs(text)
+    return finish(result, BARS, Path("out/bench.json"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""A clip whose motion is known exactly: the presenter's head moves over a still, textured wall, and there is one cut.
+"""A clip with exactly known motion: the presenter's head moves in front of a still, textured wall, with one cut.
 
-The head is drawn once, large, and put into each frame by one transform: translation, roll and zoom are what `motions`
-says, to the last digit, and nothing else in the frame moves with it. `talking` opens and shuts the mouth, so that a
-tracker that follows lips or chin gives itself away. Also measures how well transforms follow, and how far a paste is
-from where it was cut.
+The head is drawn once, large, and placed in each frame by one transform. Translation, roll and zoom are exactly those
+in `motions`, and nothing else moves. `talking` opens and closes the mouth, to detect trackers that follow lips or chin.
+Also measures how well transforms follow the motion, and the error of a paste.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from models.types import CROP_PX, Float32, UInt8
 Float64 = npt.NDArray[np.float64]
 
 STILL_PX = 768  # side of the drawn picture
-STILL_FACE_PX = 345.0  # height of the face in it, as FaceMesh outlines it: 230 of a frame of 512 px
-FACES_TO_FRAME = 2.25  # side of a frame over the face's height
-JAWS = (0.0, 0.5, 1.0)  # how far the mouth opens in the pictures of a talking head
-SAYING = (0, 0, 1, 2, 2, 1, 0, 1, 1, 2, 1, 0)  # which of them each frame shows, over and over
-MOUTH_ROWS = slice(348, 732)  # of the picture: where an opening mouth changes it
+STILL_FACE_PX = 345.0  # height of the face in it by FaceMesh: 230 px of a frame of 512 px
+FACES_TO_FRAME = 2.25  # side of a frame relative to the face's height
+JAWS = (0.0, 0.5, 1.0)  # mouth openings in the pictures of a talking head
+SAYING = (0, 0, 1, 2, 2, 1, 0, 1, 1, 2, 1, 0)  # index into JAWS per frame, repeated
+MOUTH_ROWS = slice(348, 732)  # the part of the picture that an opening mouth changes
 MOUTH_COLUMNS = slice(192, 576)
-SLOPE = np.array([1, -8, 0, 8, -1]) / 12  # derivative by central differences of fourth order
+SLOPE = np.array([1, -8, 0, 8, -1]) / 12  # derivative: fourth-order central differences
 NO_SLOPE = np.array([0.0, 0, 1, 0, 0])
-GROUND = 0.5  # brightness of the second wall that tells what is head and what is wall
+GROUND = 0.5  # brightness of a second background, which separates the head from the wall
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownMotion:
-    """A clip of `len(motions)` frames of `size_px`², made frame by frame.
+    """A clip of `len(motions)` frames of `size_px`², computed per frame.
 
-    motions: float64 `(n, 2, 3)`, px of the still picture → frame px, pixel centres at whole numbers. cuts: the first
-    frame of each scene but the first. landmarks: iBUG's 68 points in px of the still picture, mouth shut.
+    motions: float64 `(n, 2, 3)`, px of the still picture → frame px, pixel centres at integers. cuts: the first frame
+    of each scene except the first one. landmarks: iBUG's 68 points in px of the still picture, with the mouth closed.
     """
 
     motions: Float64
@@ -75,19 +74,19 @@ class KnownMotion:
             yield self.frame(k)
 
     def write(self, path: Path, crf: float = 12.0) -> Path:
-        """As H.264; what coding adds, the measures see."""
+        """Write the clip as H.264. The measurements then include the loss of the codec."""
         write_frames(path, self.frames(), self.fps, crf)
         return path
 
     def true_landmarks(self) -> Float64:
-        """The landmarks in every frame, `(n, 68, 2)`, exact; of a shut mouth."""
+        """The exact landmarks in every frame, `(n, 68, 2)`, with the mouth closed."""
         return np.stack([apply(motion, self.landmarks) for motion in self.motions])
 
 
 def known_motion(
     face_px: float = 160.0, frames: int = 100, fps: int = 25, cut: int | None = 60, talking: bool = False
 ) -> KnownMotion:
-    """A head of `face_px` that sways, rolls and comes nearer by a few hundredths; elsewhere and smaller after `cut`."""
+    """A head of `face_px` that sways, rolls and zooms by a few percent; at another place and smaller after `cut`."""
     size = 2 * round(face_px * FACES_TO_FRAME / 2)
     cuts = () if cut is None or cut >= frames else (cut,)
     motions = []
@@ -106,16 +105,16 @@ def known_motion(
     return KnownMotion(np.stack(motions), cuts, size, face_px, fps, _still_landmarks(), talking)
 
 
-# --- how well transforms follow
+# --- how well transforms follow the motion
 
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """How crops follow the head they are cut around, against its known motion; lengths in frame px.
+    """The error of crop transforms relative to the known motion of the head, in frame px.
 
-    place_rms: of the crop's middle on the head, about its mean, a coordinate. corner_rms: of the crop's corners, with
-    size and roll. jitter_rms: second differences of the middle over √6: what independent noise a frame would show.
-    roll_rms_deg: of the angle. lag_frames: by which the middle comes late, best whole-sequence fit.
+    place_rms: position of the crop's middle on the head, about its mean, per coordinate. corner_rms: position of the
+    corners, which includes size and roll. jitter_rms: second difference of the middle / √6, the standard deviation of
+    independent noise with that result. roll_rms_deg: angle. lag_frames: delay of the middle, fitted over the sequence.
     """
 
     place_rms: float
@@ -126,7 +125,7 @@ class Following:
 
 
 def following(clip: KnownMotion, transforms: Float32 | Float64) -> Following:
-    """Compare crop transforms `(n, 2, 3)` with the clip's motion, a scene at a time."""
+    """Compare crop transforms `(n, 2, 3)` with the clip's motion, scene by scene."""
     middle, corners, roll, jitter, late = [], [], [], [], []
     for scene in clip.scenes:
         cut, true = np.asarray(transforms, np.float64)[scene], clip.motions[scene]
@@ -145,10 +144,10 @@ def following(clip: KnownMotion, transforms: Float32 | Float64) -> Following:
 
 
 def misplacement(before: UInt8, after: UInt8, weights: npt.NDArray[np.number]) -> tuple[float, float]:
-    """How far `after` is shifted against `before`, (x, y) in px, where `weights` `(h, w)` is above zero.
+    """The shift of `after` against `before`, (x, y) in px, where `weights` `(h, w)` is positive.
 
-    Least squares on the brightness: after - before ≈ -shift · gradient (Lucas and Kanade 1981), with the gradient of
-    their mean, which makes the error one of third order: good to 0.02 px for shifts of up to a pixel.
+    Least squares on brightness: after - before ≈ -shift · gradient (Lucas and Kanade 1981). The gradient is that of the
+    mean of both, so the error is of third order: accurate to 0.02 px for shifts of up to one pixel.
     """
     first, second = (cv2.GaussianBlur(_grey(image), (0, 0), 2.0) for image in (before, after))
     slopes = [
@@ -160,11 +159,11 @@ def misplacement(before: UInt8, after: UInt8, weights: npt.NDArray[np.number]) -
 
 
 def level_rms(before: UInt8, after: UInt8, weights: npt.NDArray[np.number]) -> float:
-    """Root mean square difference in grey levels, all channels, where `weights` `(h, w)` is above zero."""
+    """Root mean square difference in grey levels over all channels, where `weights` `(h, w)` is positive."""
     return _rms((after.astype(np.float64) - before)[weights > 0])
 
 
-# --- inside
+# --- internal
 
 
 def _sine(turns: float) -> float:
@@ -172,7 +171,7 @@ def _sine(turns: float) -> float:
 
 
 def _motion(size: int, zoom: float, roll_deg: float, x: float, y: float) -> Float64:
-    """Turn and zoom about the middle of the still face, which comes to (x, y) from the middle of the frame."""
+    """Rotate and zoom about the middle of the still face, and move it to (x, y) from the middle of the frame."""
     angle = math.radians(roll_deg)
     linear = zoom * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     face = _still_landmarks()[27:31].mean(0)  # the bridge of the nose
@@ -181,7 +180,7 @@ def _motion(size: int, zoom: float, roll_deg: float, x: float, y: float) -> Floa
 
 
 def _sampled(picture: Float32, motion: Float64, size: int) -> Float32:
-    """The picture in a frame: sampled four times as densely as the frame, and averaged, so that nothing aliases."""
+    """The picture in a frame: sampled at four times the resolution and averaged, to avoid aliasing."""
     dense = 4
     matrix = dense * motion
     matrix[:, 2] += (dense - 1) / 2
@@ -193,9 +192,9 @@ def _sampled(picture: Float32, motion: Float64, size: int) -> Float32:
 
 @cache
 def _heads() -> list[Float32]:
-    """The head with its mouth shut, half open and open: RGB and how much of it is head, `(768, 768, 4)`."""
+    """The head with its mouth closed, half open and open: RGB and the opacity of the head, `(768, 768, 4)`."""
     dark, bright = _drawn(0.0, JAWS[0]), _drawn(GROUND, JAWS[0])
-    # the wall's own light falls to half of GROUND in the corners: what changes by that much is wall alone
+    # the wall's own light falls to half of GROUND in the corners: pixels that change by that much show only wall
     wall = np.clip((bright**1.25 - dark**1.25).mean(-1, keepdims=True) / (0.5 * GROUND), 0, 1)
     shut = np.concatenate([dark * 255, 1 - wall], -1).astype(np.float32)
     heads = [shut]
@@ -207,7 +206,7 @@ def _heads() -> list[Float32]:
 
 
 def _drawn(ground: float, jaw: float, corner: tuple[int, int] = (0, 0), size: int = STILL_PX) -> Float64:
-    """The presenter before a wall of brightness `ground`, in [0, 1], `(size, size, 3)`; part of the still picture."""
+    """The presenter before a background of brightness `ground` in [0, 1], `(size, size, 3)`; a part of the picture."""
     import torch
 
     from training.presenter import FRAME_PX, default_identity, render, rest_mouth, rest_pose, textures
@@ -233,7 +232,7 @@ def _still_landmarks() -> Float64:
 
 @cache
 def _wall(size: int, scene: int) -> Float32:
-    """A still wall with texture from 2 to 40 px, another in each scene, `(size, size, 3)`."""
+    """A still wall with texture of 2 to 40 px, different in each scene, `(size, size, 3)`."""
     random = np.random.default_rng(scene)
     tint = np.array(((150, 140, 120), (95, 120, 150), (120, 150, 110))[scene % 3], np.float32)
     wall = np.zeros((size, size, 1), np.float32)
@@ -255,7 +254,7 @@ def _angle(transforms: Float64) -> Float64:
 
 
 def _lag(path: Float64, error: Float64) -> float:
-    """Frames by which a path comes late: its error, as a share of its own speed, negated."""
+    """The delay of a path in frames: its error as a share of its own speed, negated."""
     speed = np.gradient(path, axis=0)
     power = float((speed**2).sum())
     return -float((error * speed).sum()) / power if power > 1e-9 else 0.0

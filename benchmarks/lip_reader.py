@@ -1,4 +1,4 @@
-"""Compares clips of generated mouths with the truth's: what `make bench-embedded` says of lips. Knows no network."""
+"""Compares the lips in clips of generated mouths with those in the reference clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipReading:
-    """One clip, spoken and seen. closures: frames inside p, b, m. silent: bool `(n,)`. vowels: vowel → frames."""
+    """The lips of one clip. closures: frames inside p, b, m. silent: bool `(n,)`. vowels: vowel → frames."""
 
     truth: LipMeasures
     made: LipMeasures
@@ -28,7 +28,7 @@ class ClipReading:
 
 
 def follow(clips: Sequence[ClipReading]) -> dict[str, float]:
-    """How the lips follow: Pearson's r of the opening over all clips and in the worst, and the size of the movement."""
+    """Pearson's r of the mouth opening over all clips and in the worst one, its amplitude and its delay."""
     truth, made = (np.concatenate([getattr(clip, name).gap for clip in clips]) for name in ("truth", "made"))
     lags = {lag: _lagged(clips, lag) for lag in range(-3, 4)}
     return {
@@ -42,7 +42,7 @@ def follow(clips: Sequence[ClipReading]) -> dict[str, float]:
 
 
 def _lagged(clips: Sequence[ClipReading], lag: int) -> float:
-    """r with the made mouth `lag` frames late."""
+    """r with the generated mouth delayed by `lag` frames."""
     inner = [slice(MAX_LAG_FRAMES, len(clip.truth.gap) - MAX_LAG_FRAMES) for clip in clips]
     truth = np.concatenate([clip.truth.gap[part] for clip, part in zip(clips, inner, strict=True)])
     made = np.concatenate([np.roll(clip.made.gap, -lag)[part] for clip, part in zip(clips, inner, strict=True)])
@@ -50,12 +50,12 @@ def _lagged(clips: Sequence[ClipReading], lag: int) -> float:
 
 
 def closures(clips: Sequence[ClipReading]) -> dict[str, float]:
-    """Shares of closed mouths: at p, b, m; at other speech frames, as a control; in silence.
+    """Shares of closed mouths: at p, b, m; in other speech frames, as a control; in silence.
 
-    Closed: the gap is below the rest gap plus 12 % of the range (rest: median of the truth in silence; range: up to its
-    98th percentile). `closed_at_pbm` takes the least gap of three frames, since a closure may fall a frame beside its
-    sound; `closed_at_pbm_exactly` and `closed_elsewhere` each frame by itself; `closed_elsewhere_of_three` the least of
-    three again. The same of the truth stands under `truth_...`.
+    Closed: the gap is below the rest gap plus 12 % of the range (rest: median of the reference in silence; range: up
+    to its 98th percentile). `closed_at_pbm` takes the smallest gap of three frames, since a closure may be one frame
+    beside its sound. `closed_at_pbm_exactly` and `closed_elsewhere` take single frames, `closed_elsewhere_of_three` again the
+    smallest of three. The same figures of the reference are named `truth_...`.
     """
     truth, silent = (np.concatenate(parts) for parts in zip(*((c.truth.gap, c.silent) for c in clips), strict=True))
     below = closed_below(truth, silent)
@@ -88,17 +88,17 @@ def _closed_shares(clips: Sequence[ClipReading], gaps: Sequence[Float64], below:
 
 
 def vowel_order(clips: Sequence[ClipReading]) -> dict[str, float]:
-    """How often two different vowels are in the order of mouth width that the truth gives them, and how many pairs."""
+    """How often two different vowels are in the order of mouth width of the reference, and the number of pairs."""
     events = [
         (vowel, clip.truth.width[k], clip.made.width[k])
         for clip in clips
         for vowel, frames in clip.vowels.items()
         for k in frames
     ]
-    told = [
+    in_order = [
         (truth_a - truth_b) * (made_a - made_b) > 0
         for index, (a, truth_a, made_a) in enumerate(events)
         for b, truth_b, made_b in events[:index]
         if a != b
     ]
-    return {"vowels_told_apart": float(np.mean(told)), "vowel_pairs": len(told), "vowels": len(events)}
+    return {"vowels_told_apart": float(np.mean(in_order)), "vowel_pairs": len(in_order), "vowels": len(events)}

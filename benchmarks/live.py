@@ -1,15 +1,15 @@
-"""Live sessions on the whole graph, over HTTP: `make bench-live`, or `python -m benchmarks.live`.
+"""Measures live sessions on the whole graph, over HTTP and WebRTC.
 
-Starts configs/demo.yaml, watches /sessions/{id}/live.mp4 as a viewer does, speaks, interrupts, and looks at what came:
-when, and which frames. Exit status 1 when a bar is broken.
+    python -m benchmarks.live
+    python -m benchmarks.live --repeats 1
+
+Starts configs/demo.yaml, watches /sessions/{id}/live.mp4 as a viewer does, speaks and interrupts, and checks which
+frames arrived and when. Exit status 1 if a bar is broken.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import io
-import json
 import sys
 import tempfile
 import time
@@ -21,9 +21,9 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks.graph import machine
-from benchmarks.live_overload import TEXT as CROWDED
-from benchmarks.live_overload import crowd, media_of
+from benchmarks.common import argument_parser, decode_audio, finish, machine
+from benchmarks.live_overload import TEXT as OVERLOAD_TEXT
+from benchmarks.live_overload import media_of, overload
 from benchmarks.viewers import Recording, Viewer, behind_s, upper
 from benchmarks.webrtc import Player, late_and_apart
 from models.avatar.playback import period, ping_pong
@@ -39,11 +39,11 @@ TOGETHER = {"alice": "Alice says a short sentence here.", "bob": "Bob talks abou
 BARS = {"ttff_s": 1.0, "written_ttff_s": 1.0, "off_line_frames": 0, "interrupt_s": 0.3, "mixed": 0, "viewer_cores": 1.0}
 BARS |= {"append_growth": 2.0, "tracks_apart_s": 0.04, "behind_s": 0.5, "torn_words": 0}
 BARS |= {"webrtc_late_s": 0.3, "webrtc_apart_s": 0.04}
-WINDOW = 20  # frames over which the place on the line is told
+WINDOW = 20  # frames that are compared to find a timeline position
 
 
 def off_line(recording: Recording, joins_s: list[float]) -> int:
-    """Frames repeated or dropped at the joins: how far the place on the avatar's line shifts across each."""
+    """Frames repeated or dropped at the joins of idle motion and speech: changes of the timeline position."""
     avatar = AvatarStore(Path("/nonexistent"), Path(__file__).parents[1] / "models" / "embedded" / "avatars")
     frames = avatar.load("presenter", latents=False).frames
     assert frames is not None
@@ -58,13 +58,13 @@ def off_line(recording: Recording, joins_s: list[float]) -> int:
         start = best(misfits(before, source, line, range(period(len(source)))))
         expected = start + len(before)
         errors = misfits(after, source, line, range(max(0, expected - 12), expected + 13))
-        if errors[expected] > 1.1 * min(errors.values()):  # where the head hardly moves, places look alike
+        if errors[expected] > 1.1 * min(errors.values()):  # positions look alike where the head hardly moves
             shifts += abs(best(errors) - expected)
     return shifts
 
 
 def misfits(frames: Any, source: Any, line: Any, places: Any) -> dict[int, float]:
-    """How far the frames are from the avatar's own, for each place on the line at which they may begin, grey levels."""
+    """Mean difference in grey levels between the frames and the avatar's, per possible start position."""
     return {p: float(np.mean([np.abs(f - source[line[p + k]]).mean() for k, f in enumerate(frames)])) for p in places}
 
 
@@ -74,11 +74,12 @@ def best(errors: dict[int, float]) -> int:
 
 async def measure(url: str, repeats: int) -> dict[str, float]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    """All figures that need the server."""
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         await client.post("/speak", json={"text": TEXT, "session_id": "warm"})
         result = await speaking(client, repeats)
         result |= await together(client)
-        rows = await crowd(url, 2, CROWDED)
+        rows = await overload(url, 2, OVERLOAD_TEXT)
         result |= {"torn_words": sum(row["in_words"] for row in rows), "stops": sum(row["inside"] for row in rows)}
         result |= await idle_viewers(client)
         result |= await over_webrtc(client)
@@ -86,7 +87,7 @@ async def measure(url: str, repeats: int) -> dict[str, float]:
 
 
 async def speaking(client: httpx.AsyncClient, repeats: int) -> dict[str, float]:
-    """One viewer: time to the first frame of speech, the joins, and an interruption."""
+    """One viewer: time to the first frame of speech, the joins, an interruption."""
     (await client.post("/sessions", json={"session_id": "one"})).raise_for_status()
     begin_s = time.perf_counter()
     viewer = Viewer(client, "one")
@@ -117,7 +118,7 @@ async def speaking(client: httpx.AsyncClient, repeats: int) -> dict[str, float]:
     stretches = recording.loud_s()
     said, shown = stretches[: 2 * repeats], len(recording.came_s)
     waits = [recording.first_frame_s(start) - asked for (start, _), asked in zip(said, asked_s, strict=True)]
-    smooth = [stretch for stretch, held in zip(said, holds, strict=True) if not held]  # else the head has waited
+    smooth = [stretch for stretch, held in zip(said, holds, strict=True) if not held]  # without delays of the timeline
     joins_s = [start - LEAD_S for start, _ in smooth] + [end + 0.4 for _, end in smooth]
     facts = (await client.get("/sessions/one")).json()
     assert facts["utterances"][-1]["interrupted"] and cut["interrupted"], facts["utterances"][-1]
@@ -138,21 +139,21 @@ async def speaking(client: httpx.AsyncClient, repeats: int) -> dict[str, float]:
 
 
 def said_until_s(data: bytes, spec: MediaSpec) -> float:
-    """The end of the last packet of a viewer's sound that is not plain silence, s of stream time."""
+    """The end of the last packet in a viewer's audio that is not silence, s of stream time."""
     silence = silent_packet(spec)
     spoken = [k for k, packet in enumerate(media_of(data)[2]) if packet != silence]
     return (spoken[-1] + 1) * AAC_FRAME / spec.sample_rate_hz if spoken else 0.0
 
 
 async def written(text: str) -> Any:
-    """A text as a language model writes it: a word at a time, forty a second."""
+    """A text as a language model writes it: one word at a time, forty per second."""
     for word in text.split(" "):
         yield (word + " ").encode()
         await asyncio.sleep(0.025)
 
 
 async def together(client: httpx.AsyncClient) -> dict[str, float]:
-    """Two sessions that are watched and speak at once: each must sound as it does alone."""
+    """Two watched sessions speak at the same time: each must sound as it does alone."""
     viewers = {}
     for name in TOGETHER:
         (await client.post("/sessions", json={"session_id": name})).raise_for_status()
@@ -166,21 +167,16 @@ async def together(client: httpx.AsyncClient) -> dict[str, float]:
     for name, viewer in viewers.items():
         await viewer.stop()
         both, alone_video = [(await client.get(f"/sessions/{s}/video.mp4")).content for s in (name, f"{name}-alone")]
-        one, two = sound_of(both), sound_of(alone_video)
+        one, two = decode_audio(both)[0], decode_audio(alone_video)[0]
         mixed += len(one) != len(two) or float(np.abs(one - two).max()) > 1e-3
     return {"mixed": float(mixed), "holds_together": float(holds)}
 
 
-def sound_of(data: bytes) -> Any:
-    with av.open(io.BytesIO(data)) as file:
-        return np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
-
-
 async def idle_viewers(client: httpx.AsyncClient, count: int = 30, seconds: float = 10.0) -> dict[str, float]:
-    """CPU of all processes of the graph with many idle viewers of one avatar, over what it takes without any."""
+    """Cores used by the graph with many idle viewers of one avatar, and without viewers."""
     for k in range(count):
         (await client.post("/sessions", json={"session_id": f"idle-{k}"})).raise_for_status()
-    await asyncio.sleep(12)  # hubs of those who watched before are gone
+    await asyncio.sleep(12)  # until the hubs of earlier viewers are closed
     resting = await cores(seconds)
     viewers = [Viewer(client, f"idle-{k}", keep=False) for k in range(count)]
     await asyncio.gather(*(viewer.started.wait() for viewer in viewers))
@@ -192,7 +188,7 @@ async def idle_viewers(client: httpx.AsyncClient, count: int = 30, seconds: floa
 
 
 async def over_webrtc(client: httpx.AsyncClient, count: int = 4, seconds: float = 8.0) -> dict[str, float]:
-    """How late pictures are over WebRTC, how far sound and lips part, and what a viewer costs more than over HTTP."""
+    """Lateness and audio offset over WebRTC, and the CPU cost of a viewer compared with one over HTTP."""
     facts = await late_and_apart(client, TEXT)
     spent = {}
     for codec in ("H264", "VP8", "fMP4"):
@@ -211,7 +207,7 @@ async def over_webrtc(client: httpx.AsyncClient, count: int = 4, seconds: float 
 
 
 async def cores(seconds: float) -> float:
-    """Cores that the processes below this one keep busy."""
+    """The number of cores that the child processes keep busy."""
     before, begin_s = cpu_s(), time.perf_counter()
     await asyncio.sleep(seconds)
     after, wall_s = cpu_s(), time.perf_counter() - begin_s
@@ -220,6 +216,7 @@ async def cores(seconds: float) -> float:
 
 def cpu_s() -> dict[int, float]:
     spent = {}
+    """CPU seconds per child process."""
     for process in psutil.Process().children(recursive=True):
         try:
             times = process.cpu_times()
@@ -230,7 +227,7 @@ def cpu_s() -> dict[int, float]:
 
 
 def long_session(utterances: int = 200) -> dict[str, float]:
-    """A session of many utterances: what appending costs at its start and end, and how far its tracks part."""
+    """A session of many utterances: the cost of an append at its start and end, and the difference of its tracks."""
     spec = MediaSpec(128, 128, 25, crf=28)
     pictures = np.random.default_rng(0).integers(0, 255, (50, 8, 8, 3), np.uint8).repeat(16, 1).repeat(16, 2)
     sound = (0.3 * np.sin(np.arange(48_000) / 20)).astype(np.float32)
@@ -258,30 +255,30 @@ def table(result: dict[str, float]) -> str:
     """Markdown: figure, measured, bar."""
     names = {
         "ttff_s": "from `POST /speak` to the first frame of speech in live.mp4, s",
-        "written_ttff_s": "the same for a text that is being written, a word every 25 ms, s",
+        "written_ttff_s": "the same for text that arrives at one word per 25 ms, s",
         "off_line_frames": "frames repeated or dropped at the joins of idle motion and speech",
         "interrupt_s": "speech after an interruption, s of stream time",
-        "behind_s": "a player that begins at the first byte behind the live edge, s (95 % of frames)",
-        "torn_words": "words that stop in their midst when two sessions speak two long sentences at once",
-        "mixed": "of two sessions that speak at once, how many sound unlike alone",
+        "behind_s": "a player that starts at the first byte: distance from the live edge, s (95 % of frames)",
+        "torn_words": "words that stop in the middle when two sessions speak two long sentences at once",
+        "mixed": "of two sessions that speak at once, those that do not sound as they do alone",
         "viewer_cores": "cores of all processes with 30 idle viewers of 30 sessions",
         "webrtc_late_s": "over WebRTC, from a frame being due to its pixels in an aiortc client, s",
-        "webrtc_apart_s": "over WebRTC, sound and picture apart by the sender reports, s",
-        "append_growth": "cost of appending a fragment, the last 20 of 200 utterances over the first 20",
-        "tracks_apart_s": "ends of picture and sound apart, after 200 utterances, s",
+        "webrtc_apart_s": "over WebRTC, offset of sound and picture by the sender reports, s",
+        "append_growth": "cost of appending a fragment: last 20 of 200 utterances over the first 20",
+        "tracks_apart_s": "difference of the track ends after 200 utterances, s",
     }
     lines = [f"`make bench-live` on {machine()}, warm:", "", "| figure | measured | bar |", "| --- | --- | --- |"]
     lines += [f"| {name} | {result[key]:.2f} | ≤ {BARS[key]:g} |" for key, name in names.items()]
     cost = (
         f"A WebRTC viewer costs {result['webrtc_viewer_cores']:.3f} cores more than one of live.mp4, "
-        f"{result['vp8_viewer_cores']:.2f} where pictures are coded anew for it."
+        f"{result['vp8_viewer_cores']:.2f} if the video is re-encoded for it."
     )
     return "\n".join([*lines, "", cost])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = argument_parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of utterances")
     parser.add_argument("--port", type=int, default=8018)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as home, LocalGraph("demo", arguments.port, home=Path(home)) as graph:
@@ -289,11 +286,7 @@ def main() -> int:
     result |= long_session()
     print(table(result))
     print({key: round(value, 3) for key, value in result.items()})
-    Path("out").mkdir(exist_ok=True)
-    Path("out/bench-live.json").write_text(json.dumps({"machine": machine(), **result, "bars": BARS}, indent=1))
-    broken = [key for key, bar in BARS.items() if result[key] > bar]
-    print(f"bars broken: {', '.join(broken)}" if broken else "all bars hold")
-    return 1 if broken else 0
+    return finish(result, BARS, Path("out/bench-live.json"))
 
 
 if __name__ == "__main__":

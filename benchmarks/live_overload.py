@@ -1,14 +1,15 @@
-"""What viewers see and hear when more speak at once than the machine can render: `python -m benchmarks.live_overload`.
+"""Measures what viewers see and hear when more sessions speak at once than the machine can render.
 
-Starts configs/demo.yaml, has several sessions speak at the same moment, each watched over live.mp4, and reads from what
-the viewers received where speech stopped: between sentences, at a pause inside one, or in the midst of a word.
+    python -m benchmarks.live_overload
+    python -m benchmarks.live_overload --sessions 2 4 --out out/overload
+
+Starts configs/demo.yaml. Several sessions speak at the same time, each with a viewer of live.mp4. The received data
+shows where speech stopped: between sentences, at a pause within a sentence, or within a word.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import io
 import itertools
 import json
 import sys
@@ -18,24 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import httpx
 import numpy as np
 
+from benchmarks.common import argument_parser, decode_audio, fragments_end
 from benchmarks.viewers import Recording, Viewer
 from models.media import mp4 as boxes
 from models.media.encode import AAC_FRAME, MediaSpec, silent_packet
 from warmtalk.cli.local_graph import LocalGraph
 
 TEXT = "The first sentence is a rather long one, with a comma or two, and it goes on for a while. Here is the second."
-QUIET = 0.03  # of full scale, rms: between two words
-SENTENCE_S = 0.15  # so near to where a sentence begins, a stop stands between two sentences
-LOST = 4  # packets of a file that may be missing in a row before a viewer's next is looked for elsewhere
+QUIET = 0.03  # rms, of full scale: below it, the sound is between two words
+SENTENCE_S = 0.15  # a stop this close to the start of a sentence lies between sentences
+LOST = 4  # maximum number of consecutive lost packets to search for
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Speech stopped `at_s` into the session's file, for so long; loud: what the file says right there, rms."""
+    """Speech stopped for `seconds` at `at_s` of the session's file. loud: rms of the file's sound there."""
 
     at_s: float
     seconds: float
@@ -44,24 +45,21 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What became of a session's speech on its way to one viewer. begins_s: of stream time, at its first packet."""
+    """How one viewer received a session's speech. begins_s: stream time of its first packet."""
 
     begins_s: float
     stops: list[Stop]
-    lost: int  # packets of the file that the viewer never got
-    mixed: int  # packets that are neither the file's next nor silence
+    lost: int  # packets of the file that the viewer did not get
+    mixed: int  # packets that are neither silence nor the next ones of the file
 
     def inside(self, sentences_s: list[float]) -> list[Stop]:
-        """The stops that do not stand between sentences."""
+        """The stops that are not between sentences."""
         return [s for s in self.stops if min(abs(s.at_s - at) for at in sentences_s) > SENTENCE_S]
 
 
 def media_of(data: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
-    """The whole fragments of an MP4, which may break off anywhere, and its coded pictures and AAC packets, in order."""
-    at = end = 0
-    while at + 8 <= len(data) and at + (size := int.from_bytes(data[at : at + 4], "big")) <= len(data):
-        kind, at = data[at + 4 : at + 8], at + size
-        end = end if kind == b"moof" else at  # its samples come behind it
+    """The complete fragments of an MP4 that may end anywhere, and their H.264 and AAC packets, in order."""
+    end = fragments_end(data)
     starts = [start - 8 for kind, start, _ in boxes.children(data, 0, end) if kind == b"moof"]
     runs = [boxes.read_fragment(data[a:b])[0] for a, b in itertools.pairwise([*starts, end])]
     pictures, packets = (
@@ -72,13 +70,13 @@ def media_of(data: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
 
 
 def heard(seen: bytes, file: bytes, spec: MediaSpec) -> Heard:
-    """Find a session's packets again in what a viewer received. seen, file: MP4s of fragments."""
+    """Find a session's packets in the data of a viewer. seen, file: fragmented MP4s."""
     silence, (_, _, wanted) = silent_packet(spec), media_of(file)
     tick_s = AAC_FRAME / spec.sample_rate_hz
-    sound, _ = decoded_sound(file)
+    sound, _ = decode_audio(file)
     stops, begins_s, waited, at, lost, mixed = [], -1.0, 0, 0, 0, 0
     for k, packet in enumerate(media_of(seen)[2]):
-        near = wanted[at : at + (1 if packet == silence else LOST)]  # one silence is like another
+        near = wanted[at : at + (1 if packet == silence else LOST)]  # all silent packets are equal
         skipped = next((n for n, w in enumerate(near) if w == packet), None)
         if skipped is None:
             waited += 1
@@ -92,22 +90,15 @@ def heard(seen: bytes, file: bytes, spec: MediaSpec) -> Heard:
     return Heard(begins_s, stops, lost + len(wanted) - at, mixed)
 
 
-def decoded_sound(data: bytes) -> tuple[Any, int]:
-    """Mono float32 `(n,)` of an MP4, and its rate."""
-    with av.open(io.BytesIO(data)) as file:
-        rate = file.streams.audio[0].rate
-        return np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)]), rate
-
-
 def longest_still_s(recording: Recording, fps: int = 25) -> float:
-    """The longest time for which head and background did not move at all."""
+    """The longest time without any motion of head and background."""
     moved = np.abs(np.diff(recording.frames(), axis=0)).mean(axis=(1, 2)) > 0.05
     still = np.diff(np.flatnonzero(np.concatenate([[True], moved, [True]]))) - 1
     return float(still.max() / fps)
 
 
-async def crowd(url: str, sessions: int, text: str, out: Path | None = None) -> list[dict[str, float]]:
-    """Have sessions speak at once; a row of figures for each."""
+async def overload(url: str, sessions: int, text: str, out: Path | None = None) -> list[dict[str, float]]:
+    """Speak in several sessions at the same time; the figures of each."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         await client.post("/speak", json={"text": "Warm up, please.", "session_id": "warm"})
@@ -138,6 +129,7 @@ def figures(
     recording: Recording, file: bytes, facts: dict[str, Any], answer: dict[str, Any], asked_s: float
 ) -> dict[str, float]:
     spec = MediaSpec(512, 512, 25)
+    """The figures of one session. facts: its description by the server. answer: the response of /speak."""
     found = heard(recording.data, file, spec)
     sentences_s = [s["start_s"] for line in facts["utterances"] for s in line["sentences"]]
     inside = found.inside(sentences_s)
@@ -160,15 +152,15 @@ def figures(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=int, nargs="+", default=[2, 8])
+    parser = argument_parser(__doc__)
+    parser.add_argument("--sessions", type=int, nargs="+", default=[2, 8], help="numbers of sessions to measure")
     parser.add_argument("--text", default=TEXT)
     parser.add_argument("--port", type=int, default=8019)
-    parser.add_argument("--out", type=Path, help="keep what the viewers received in this folder")
+    parser.add_argument("--out", type=Path, help="write the received streams to this folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as home, LocalGraph("demo", arguments.port, home=Path(home)) as graph:
         for sessions in arguments.sessions:
-            rows = asyncio.run(crowd(graph.url, sessions, arguments.text, arguments.out))
+            rows = asyncio.run(overload(graph.url, sessions, arguments.text, arguments.out))
             for row in rows:
                 print(sessions, json.dumps({key: round(value, 2) for key, value in row.items()}), flush=True)
     return 0

@@ -1,10 +1,10 @@
-"""The manual's way with a face, as it describes it: for comparison with ours, never for use.
+"""The face handling of the MuseTalk manual, as it describes it. Only for comparison with WarmTalk's.
 
-Preparation (force_prep.py) detects a box in each frame by itself, whole pixels, and encodes what it cuts out there. The
-server (warm_api.py) places the generated face by a box of its own: found once, in the first frame, followed by optical
-flow of features (Lucas and Kanade, the median of what they do: Kalal's MedianFlow, 2010), one size for all once 50
-frames are seen, rounded to whole pixels; through a mask that each frame's own landmarks outline, hard-edged. (Its
-`blend_mode` feather softens that edge, but does not keep it in its place.)
+Preparation (force_prep.py) detects a box of whole pixels in each frame independently and encodes the face in it. The
+server (warm_api.py) places the generated face by another box: found in the first frame and tracked by optical flow of
+features (Lucas and Kanade, with medians: MedianFlow, Kalal 2010). Its size is fixed after 50 frames, and it is rounded
+to whole pixels. The mask has a hard edge along the frame's own landmarks. (The `blend_mode` feather softens that edge,
+but its position still jumps.)
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from models.types import CROP_PX, Box, Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]
 
-GRID = 12  # features a side, spread over the box
-WARMUP_FRAMES = 50  # scale_lock: the median size of so many frames, then fixed
-WINDOW_PX = 15  # of Lucas and Kanade
+GRID = 12  # features per side, spread over the box
+WARMUP_FRAMES = 50  # scale_lock: the size is the median of this many frames, then fixed
+WINDOW_PX = 15  # of the Lucas-Kanade tracker
 LOWER_FACE = (*range(2, 15), 29)  # iBUG: the jaw from cheek to cheek, and the middle of the nose
 
 
 def prepared_box(landmarks: Float32, frame_size: tuple[int, int]) -> Box:
-    """The box that preparation cuts a frame's face out by: of its own landmarks, whatever the frame before had."""
+    """The box in which preparation cuts out a frame's face, from the frame's own landmarks."""
     x1, y1, x2, y2 = musetalk_box(landmarks, frame_size[0])
     return max(0, x1), y1, min(frame_size[1], x2), y2
 
 
 def followed_boxes(frames: Iterable[UInt8], first_landmarks: Float32) -> Iterator[Box]:
-    """The box of each frame, whole px: MuseTalk's in the first, then moved and sized as the features in it say."""
+    """The box of each frame, in whole px: MuseTalk's in the first one, then moved and scaled by tracked features."""
     before: UInt8 | None = None
     place = np.zeros(4)  # x1, y1, x2, y2
     sizes: list[Float64] = []
@@ -53,7 +53,7 @@ def followed_boxes(frames: Iterable[UInt8], first_landmarks: Float32) -> Iterato
 
 
 def _median_flow(before: UInt8, after: UInt8, place: Float64) -> Float64:
-    """The box moved by the median shift of its features, and scaled by the median change of their distances."""
+    """The box, moved by the median shift of its features and scaled by the median change of their distances."""
     across, down = (np.linspace(place[k] + 4, place[k + 2] - 4, GRID) for k in (0, 1))
     points = np.stack(np.meshgrid(across, down), -1).reshape(-1, 1, 2).astype(np.float32)
     window: dict[str, Any] = {"winSize": (WINDOW_PX, WINDOW_PX), "maxLevel": 3}
@@ -73,14 +73,14 @@ def _median_flow(before: UInt8, after: UInt8, place: Float64) -> Float64:
 
 
 def cut_face(frame: UInt8, box: Box) -> UInt8:
-    """The face in the box, stretched to 256²."""
+    """The face in the box, resized to 256²."""
     x1, y1, x2, y2 = box
     face = cv2.resize(frame[y1:y2, x1:x2], (CROP_PX, CROP_PX), interpolation=cv2.INTER_LANCZOS4)
     return cast(UInt8, face)
 
 
 def hard_mask(landmarks: Float32, box: Box, frame_size: tuple[int, int]) -> UInt8:
-    """The lower face that a frame's own landmarks outline, uint8 0/255 `(h, w)`, within the box."""
+    """The lower face by a frame's own landmarks, uint8 0/255 `(h, w)`, inside the box."""
     mask = np.zeros(frame_size, np.uint8)
     cv2.fillConvexPoly(mask, cv2.convexHull(np.rint(landmarks[list(LOWER_FACE)]).astype(np.int32)), 255)
     inside = np.zeros(frame_size, np.uint8)
@@ -89,8 +89,8 @@ def hard_mask(landmarks: Float32, box: Box, frame_size: tuple[int, int]) -> UInt
 
 
 def paste_hard(frame: UInt8, face: UInt8, box: Box, mask: UInt8) -> UInt8:
-    """A copy of the frame with the face in the box, where the mask is set."""
+    """A copy of the frame with the face in the box where the mask is set."""
     x1, y1, x2, y2 = box
-    laid = frame.copy()
-    laid[y1:y2, x1:x2] = cv2.resize(face, (x2 - x1, y2 - y1), interpolation=cv2.INTER_LINEAR)
-    return np.where(mask[..., None] > 0, laid, frame)
+    pasted = frame.copy()
+    pasted[y1:y2, x1:x2] = cv2.resize(face, (x2 - x1, y2 - y1), interpolation=cv2.INTER_LINEAR)
+    return np.where(mask[..., None] > 0, pasted, frame)

@@ -1,12 +1,13 @@
-"""Measures how a mouth moves in time, on the embedded default: `python -m benchmarks.mouth_timing`.
+"""Measures the motion of the mouth over time, on the embedded default.
 
-What steadying, resting, av_offset_ms, mouth_amplitude and plosive_lead_ms do to the lips that FaceMesh reads, and what
-they cost. A few sentences through the product's own parts; every row compares within this run. Some minutes on a core.
+    python -m benchmarks.mouth_timing    # some minutes on one core
+
+Shows how the temporal filter, resting, av_offset_ms, mouth_amplitude and plosive_lead_ms change the lips that FaceMesh
+measures, and what they cost. Speaks a few sentences with the product's own code; figures are comparable within one run.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.common import argument_parser
 from benchmarks.embedded import BATCH, EMBEDDED, FPS, Product, coded
 from models.geometry import warp
 from models.mouth_gain import MouthGain
@@ -39,14 +41,14 @@ TEXTS = (
     "My mother baked a beautiful apple pie on Sunday.",
     "Papa may buy Bob a map. Maybe mama will pump up the boat.",
 )
-NOISE_LEVELS = 4.0  # of the noise that is laid over crops
+NOISE_LEVELS = 4.0  # of the noise that is added to crops, grey levels
 PAUSE_S = 1.2
 MOUTH = np.zeros((CROP_PX, CROP_PX), np.bool_)
 MOUTH[140:240, 60:196] = True
 
 
-class Line:
-    """Speech → windows → crops → frames, with the knobs of the stages."""
+class MouthPipeline:
+    """Speech → windows → crops → frames, with the options of the stages."""
 
     def __init__(self, avatars: Path) -> None:
         self.product, self.reader = Product(avatars), LipReader()
@@ -73,7 +75,7 @@ class Line:
         return np.concatenate(parts)
 
     def frames(self, crops: UInt8, mouth: Mouth | None = None) -> UInt8:
-        """Crops in the avatar's frames; with a mouth steadied and weighed as in Stitch."""
+        """Crops pasted into the avatar's frames; `mouth` filters and weights them, as in Stitch."""
         shown, product, memory = self.product.shown(len(crops)), self.product, PasteMemory()
         weights = np.ones(len(crops)) if mouth is None else mouth.weights(0, len(crops))
         out = np.stack([product.frames[index] for index in shown])
@@ -82,31 +84,32 @@ class Line:
         return out
 
     def gap(self, frames: UInt8) -> Float64:
-        """The inner lips' gap of frames after H.264, over the eyes' distance."""
+        """The gap of the inner lips after H.264, relative to the distance of the eyes."""
         places = [self.reader.place(k, self.product.frames[k]) for k in self.product.shown(len(frames))]
         return self.reader.read(coded(frames), places).gap
 
     def crop_filter(self) -> CropFilter:
         return CropFilter(pasted_box(self.product.avatar))
 
-    def steadied(self, crops: UInt8) -> UInt8:
+    def filtered(self, crops: UInt8) -> UInt8:
         crop_filter = self.crop_filter()
         return np.stack([crop_filter(crop) for crop in crops])
 
 
 def mouth_flicker(crops: UInt8) -> Float64:
-    """Mean absolute second difference in time of the mouth, grey levels, a frame: `(n - 2,)`."""
+    """Mean absolute second difference of the mouth over time, grey levels per frame, `(n - 2,)`."""
     return flicker(greys(crops), MOUTH).second
 
 
-def steadying(line: Line, crops: list[UInt8]) -> Iterator[str]:
-    after = [line.steadied(one) for one in crops]
-    before_gap, after_gap = ([line.gap(line.frames(one)) for one in some] for some in (crops, after))
+def filtering(pipeline: MouthPipeline, crops: list[UInt8]) -> Iterator[str]:
+    after = [pipeline.filtered(one) for one in crops]
+    before_gap, after_gap = ([pipeline.gap(pipeline.frames(one)) for one in some] for some in (crops, after))
     r = pearson(np.concatenate(before_gap), np.concatenate(after_gap))
     lag = np.mean([correlate_lags(a, b).lag for a, b in zip(before_gap, after_gap, strict=True)])
-    yield f"lips with and without steadying: r {r:.4f}, lag {lag:+.3f} frames"
-    still = [mouth_flicker(one) < 2.0 for one in crops]  # where lips do not move
-    own = mouth_flicker(np.stack([warp(line.product.frames[k], line.product.avatar.transforms[k]) for k in range(80)]))
+    yield f"lips with and without the filter: r {r:.4f}, lag {lag:+.3f} frames"
+    still = [mouth_flicker(one) < 2.0 for one in crops]  # frames without motion of the lips
+    product = pipeline.product
+    own = mouth_flicker(np.stack([warp(product.frames[k], product.avatar.transforms[k]) for k in range(80)]))
     plain, steady = (
         np.concatenate([mouth_flicker(one)[rest] for one, rest in zip(some, still, strict=True)])
         for some in (crops, after)
@@ -121,41 +124,41 @@ def steadying(line: Line, crops: list[UInt8]) -> Iterator[str]:
     noisy = [
         np.clip(np.rint(one + random.normal(0, NOISE_LEVELS, one.shape)), 0, 255).astype(np.uint8) for one in crops
     ]
-    quiet = [line.steadied(one) for one in noisy]
+    quiet = [pipeline.filtered(one) for one in noisy]
     levels = [
         np.concatenate([mouth_flicker(one)[rest] for one, rest in zip(some, still, strict=True)]).mean()
         for some in (noisy, quiet)
     ]
-    r = pearson(np.concatenate(before_gap), np.concatenate([line.gap(line.frames(one)) for one in quiet]))
+    r = pearson(np.concatenate(before_gap), np.concatenate([pipeline.gap(pipeline.frames(one)) for one in quiet]))
     yield f"the same under noise of {NOISE_LEVELS:g} levels: {levels[0]:.2f} → {levels[1]:.2f}, lips' r {r:.4f}"
     for size in (CROP_PX, RESTORED_PX):
-        crop, crop_filter = cv2.resize(crops[0][0], (size, size)), line.crop_filter()
+        crop, crop_filter = cv2.resize(crops[0][0], (size, size)), pipeline.crop_filter()
         crop_filter(crop)
         began_s = time.perf_counter()
         for _ in range(100):
             crop_filter(crop)
-        yield f"steadying a crop of {size} px: {(time.perf_counter() - began_s) * 10:.2f} ms"
+        yield f"filtering a crop of {size} px: {(time.perf_counter() - began_s) * 10:.2f} ms"
 
 
 def with_pause(speech: Speech) -> Speech:
-    """It, PAUSE_S of silence, and it again."""
+    """The speech twice, with PAUSE_S of silence between."""
     pause = np.zeros(round(PAUSE_S * speech.sample_rate_hz), np.float32)
     return Speech(np.concatenate([speech.samples, pause, speech.samples]), speech.sample_rate_hz, last=True)
 
 
-def resting(line: Line, spoken: list[Speech]) -> Iterator[str]:
+def resting(pipeline: MouthPipeline, spoken: list[Speech]) -> Iterator[str]:
     inside, outside, own = list[Float64](), list[Float64](), list[Float64]()
     for speech in (with_pause(speech) for speech in spoken[:2]):
-        made = line.crops(line.windows(speech))
-        mouth = Mouth(FPS, crop_filter=line.crop_filter())
+        made = pipeline.crops(pipeline.windows(speech))
+        mouth = Mouth(FPS, crop_filter=pipeline.crop_filter())
         mouth.add_speech(speech, 0)
         weights = Mouth(FPS)
         weights.add_speech(speech, 0)
         rest = weights.weights(0, len(made)) == 0
         rest = rest[1:-1] & rest[2:] & rest[:-2]
-        source = np.stack([line.product.frames[k] for k in line.product.shown(len(made))])
-        for images, values in ((line.frames(made), outside), (line.frames(made, mouth), inside), (source, own)):
-            transforms = line.product.avatar.transforms[line.product.shown(len(made))]
+        source = np.stack([pipeline.product.frames[k] for k in pipeline.product.shown(len(made))])
+        for images, values in ((pipeline.frames(made), outside), (pipeline.frames(made, mouth), inside), (source, own)):
+            transforms = pipeline.product.avatar.transforms[pipeline.product.shown(len(made))]
             coded_crops = np.stack([warp(*pair) for pair in zip(coded(images), transforms, strict=True)])
             values.append(mouth_flicker(coded_crops)[rest])
     generated, faded, source_own = (float(np.concatenate(some).mean()) for some in (outside, inside, own))
@@ -170,22 +173,23 @@ def resting(line: Line, spoken: list[Speech]) -> Iterator[str]:
         ear.add_speech(speech, 0)
         ear.weights(0, round(speech.duration_s * FPS))
     frames = sum(round(speech.duration_s * FPS) for speech in spoken)
-    yield f"activity and weights: {(time.perf_counter() - began_s) / frames * 1e3:.3f} ms a frame"
+    yield f"activity and weights: {(time.perf_counter() - began_s) / frames * 1e3:.3f} ms per frame"
     silence = Speech(np.zeros(2 * WHISPER_HZ, np.float32), WHISPER_HZ, last=True)
-    bent = line.windows(silence)
-    raw = line._windows(np.pad(silence.samples, (0, WHISPER_HZ // FPS // 2)), None)[: len(bent)]
-    gaps = [line.gap(line.frames(line.crops(windows)))[15:].mean() for windows in (raw, bent)]
-    yield f"lip gap in 2 s of nothing but silence: {gaps[0]:.4f}, with rest_in_silence {gaps[1]:.4f}"
+    bent = pipeline.windows(silence)
+    raw = pipeline._windows(np.pad(silence.samples, (0, WHISPER_HZ // FPS // 2)), None)[: len(bent)]
+    gaps = [pipeline.gap(pipeline.frames(pipeline.crops(windows)))[15:].mean() for windows in (raw, bent)]
+    yield f"lip gap in 2 s of silence: {gaps[0]:.4f}, with rest_in_silence {gaps[1]:.4f}"
 
 
-def knobs(line: Line, spoken: list[Speech], plain: list[Float64]) -> Iterator[str]:
+def options(pipeline: MouthPipeline, spoken: list[Speech], plain: list[Float64]) -> Iterator[str]:
     for ms in (-80, 80):
         offset = LipOffset(ms / 1e3)
-        gaps = [line.gap(line.frames(line.crops(line.windows(offset(speech))))) for speech in spoken[:2]]
+        crops = [pipeline.crops(pipeline.windows(offset(speech))) for speech in spoken[:2]]
+        gaps = [pipeline.gap(pipeline.frames(one)) for one in crops]
         lag = np.mean([correlate_lags(a, b).lag for a, b in zip(plain, gaps, strict=False)])
         yield f"av_offset_ms {ms:+d}: lips {lag * 1e3 / FPS:+.0f} ms"
     for gain in (0.7, 0.85, 1.15, 1.3):
-        gaps = [line.gap(line.frames(line.crops(line.windows(speech), gain))) for speech in spoken[:2]]
+        gaps = [pipeline.gap(pipeline.frames(pipeline.crops(pipeline.windows(speech), gain))) for speech in spoken[:2]]
         both = np.concatenate(plain[:2]), np.concatenate(gaps)
         yield (
             f"mouth_amplitude {gain}: the opening varies {both[1].std() / both[0].std():.2f} times as much, "
@@ -195,7 +199,7 @@ def knobs(line: Line, spoken: list[Speech], plain: list[Float64]) -> Iterator[st
         before = [
             np.interp((p.start_s + p.end_s) / 2 - 0.04, (np.arange(len(gap)) + 0.5) / FPS, gap)
             for speech in spoken[2:]
-            for gap in [line.gap(line.frames(line.crops(line.windows(speech, ms / 1e3))))]
+            for gap in [pipeline.gap(pipeline.frames(pipeline.crops(pipeline.windows(speech, ms / 1e3))))]
             for p in speech.phonemes
             if p.symbol in CLOSERS
         ]
@@ -203,16 +207,16 @@ def knobs(line: Line, spoken: list[Speech], plain: list[Float64]) -> Iterator[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--avatars", type=Path, default=EMBEDDED / "avatars")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--avatars", type=Path, default=EMBEDDED / "avatars", help="folder of the prepared presenter")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    line, voice = Line(arguments.avatars), HibariTTS.load()
+    pipeline, voice = MouthPipeline(arguments.avatars), HibariTTS.load()
     spoken = [pad_to_frames(speech, FPS) for text in TEXTS for speech in voice.speak(text)]
-    crops = [line.crops(line.windows(speech)) for speech in spoken]
-    plain = [line.gap(line.frames(made)) for made in crops]
-    for rows in (steadying(line, crops), resting(line, spoken), knobs(line, spoken, plain)):
+    crops = [pipeline.crops(pipeline.windows(speech)) for speech in spoken]
+    plain = [pipeline.gap(pipeline.frames(made)) for made in crops]
+    for rows in (filtering(pipeline, crops), resting(pipeline, spoken), options(pipeline, spoken, plain)):
         for row in rows:
             print(row, flush=True)
 

@@ -1,14 +1,13 @@
-"""LipSync's and GFPGAN's passes alone on a GPU, at their real sizes: eager, recorded, and fused.
+"""Measures the forward passes of LipSync and GFPGAN alone on a GPU, at their real sizes, in all compile modes.
 
     python -m benchmarks.passes                          # on a CUDA machine; about five minutes
-    python -m benchmarks.passes --modes off graphs       # without the minutes that fusing takes
+    python -m benchmarks.passes --modes off graphs       # saves the minutes that Inductor takes
 
-Random weights, fp16, numpy arrays in and out as in the stages: faces a second, and seconds until the first of them.
+Random weights, fp16, numpy arrays in and out as in the stages. Prints faces per second and the time to the first face.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.common import argument_parser
 from benchmarks.weights import make_weights
 from models.musetalk import MuseTalk
 from models.restore.align import FFHQ_512
@@ -31,7 +31,7 @@ REPEATS = 20
 
 
 def speed(generate: Callable[[], UInt8]) -> float:
-    """Faces a second of a warm call."""
+    """Faces per second of a warm call."""
     generate()
     begin_s = time.perf_counter()
     count = sum(len(generate()) for _ in range(REPEATS))
@@ -66,15 +66,15 @@ def gfpgan(weights: Path, mode: str) -> None:
 
 
 def report(what: str, mode: str, size: int, rate: float, ready_s: float) -> None:
-    print(f"| {what} | {size} a call | {mode} | {rate:.0f} faces/s | first after {ready_s:.1f} s |", flush=True)
+    print(f"| {what} | {size} per call | {mode} | {rate:.0f} faces/s | first after {ready_s:.1f} s |", flush=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modes", nargs="+", default=list(COMPILE_MODES), choices=COMPILE_MODES)
+    parser = argument_parser(__doc__)
+    parser.add_argument("--modes", nargs="+", default=list(COMPILE_MODES), choices=COMPILE_MODES, help="compile modes")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("This needs a CUDA device; `make bench` measures the graph on a CPU.", file=sys.stderr)
+        print("This benchmark needs a CUDA device. `make bench` measures the graph on a CPU.", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
         make_weights(Path(folder), "cuda", small=False)

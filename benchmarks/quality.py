@@ -1,15 +1,16 @@
-"""Measures mouths and pastes against their bars: `make bench-quality`.
+"""Measures mouths and pastes against their bars.
 
     python -m benchmarks.quality            # writes out/quality.html and out/quality.json
 
-1. The embedded default says three sentences with pauses, through the product's own parts; `warmtalk quality`'s own
-   reading and gates judge the video. So they do with a moving head that is prepared from a video.
-2. On a clip whose motion is known: how exactly a crop is put back, how steady transforms are, whether they come late.
+1. The embedded default speaks three sentences with pauses, with the product's own code; the measurements and gates of
+   `warmtalk quality` judge the video. The same is done with a moving head that is prepared from a video.
+2. On a clip with known motion: accuracy of pasting, jitter of transforms, and their lag.
+
+Exit status 1 if a bar is missed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.common import Bar, argument_parser, bar_table, rms
 from benchmarks.embedded import EMBEDDED
 from benchmarks.known_motion import Following, KnownMotion, following, known_motion, level_rms, misplacement
 from benchmarks.side_by_side import prepared
@@ -47,11 +49,10 @@ GATES = {
     "sharpness_times_source": "sharpness",
     "av_offset_ms": "av_offset",
 }
-NOISE_PX = 1.0  # of each landmark's coordinates
+NOISE_PX = 1.0  # added to each landmark coordinate
 FACES_PX = (160.0, 256.0)
-PASTED_FRAMES = 12  # of a clip, for what each frame shows alike
-# name, bar, whether a larger value is better
-BARS: tuple[tuple[str, float, bool], ...] = (
+PASTED_FRAMES = 12  # frames of a clip for which the paste is measured
+BARS: tuple[Bar, ...] = (
     ("lips_r", 0.85, True),
     ("closed_at_pbm", 0.95, True),
     ("jitter_times_source", 1.05, False),
@@ -73,20 +74,20 @@ BARS: tuple[tuple[str, float, bool], ...] = (
 
 
 def embedded(speaker: Speaker, page: Path) -> dict[str, float]:
-    """What the gates read of the default avatar's video."""
+    """The figures of the gates for the default avatar."""
     video = speaker.say(presenter(), "bench", TEXT, PAUSE_S)
     return gates_of(video, AvatarStore(EMBEDDED / "avatars"), page)
 
 
 def moving(speaker: Speaker, folder: Path, page: Path) -> dict[str, float]:
-    """The same of a head that moves, rolls, comes nearer and is cut to elsewhere: prepared, and spoken with."""
+    """The same for a prepared head that moves, rolls and zooms, with a cut."""
     avatar = prepared(known_motion(MOVING_FACE_PX, MOVING_FRAMES, cut=MOVING_FRAMES // 2), folder, speaker)
     numbers = gates_of(speaker.say(avatar, "moving", TEXT, PAUSE_S), AvatarStore(folder / "avatars"), page)
     return {f"moving_{name}": value for name, value in numbers.items()}
 
 
 def gates_of(video: Path, store: AvatarStore, page: Path) -> dict[str, float]:
-    """The gates' values, and how many are broken; writes the page."""
+    """The values of the gates, and how many are broken. Writes the page."""
     analysis = analyse_video(video, store)
     report = Report(analysis, evaluate(analysis))
     write_page(report, None, page)
@@ -97,7 +98,7 @@ def gates_of(video: Path, store: AvatarStore, page: Path) -> dict[str, float]:
 
 
 def put_back(face_px: float) -> dict[str, float]:
-    """How far, and by how many grey levels, an untouched crop is from where it was cut: rms over frames."""
+    """Error of pasting back an unchanged crop, in px and grey levels, rms over frames."""
     clip = known_motion(face_px, 4 * PASTED_FRAMES, cut=None)
     track = crop_transforms(clip.true_landmarks(), np.ones(len(clip), bool), clip.fps)
     mask = masks_of(landmarks_in_crop(track), clip.fps)[0][0]
@@ -110,24 +111,24 @@ def put_back(face_px: float) -> dict[str, float]:
         away.append(np.hypot(*misplacement(frame, pasted, weights)))
         levels.append(level_rms(frame, pasted, weights))
     suffix = f"{face_px:.0f}"
-    return {f"paste_error_px_{suffix}": _rms(away), f"paste_levels_{suffix}": _rms(levels)}
+    return {f"paste_error_px_{suffix}": rms(away), f"paste_levels_{suffix}": rms(levels)}
 
 
 def noisy(clip: KnownMotion) -> Float32:
-    """The head's landmarks, each off by white noise."""
+    """The head's landmarks with white noise."""
     noise = np.random.default_rng(0).normal(scale=NOISE_PX, size=(len(clip), 68, 2))
     return (clip.true_landmarks() + noise).astype(np.float32)
 
 
 def tracked(clip: KnownMotion, landmarks: Float32) -> list[Motion | None]:
-    """The motion from frame to frame, as preparation tracks it: from the same landmarks, never across a cut."""
+    """The motion between frames, tracked from these landmarks as in preparation, not across a cut."""
     flow = FaceFlow()
     motions = [flow.step(clip.frame(k), landmarks[k]) for k in range(len(clip))]
     return [None if k in clip.cuts else motion for k, motion in enumerate(motions)]
 
 
 def known() -> dict[str, float]:
-    """Bars on the clip with translation, roll, zoom and a cut: by preparation's default, and by other settings."""
+    """The figures of the clip with known motion: the default of preparation, and other settings."""
     numbers = {name: value for face_px in FACES_PX for name, value in put_back(face_px).items()}
     clip = known_motion(160.0, 120)
     landmarks = noisy(clip)
@@ -150,35 +151,25 @@ def known() -> dict[str, float]:
 
 
 def table(numbers: dict[str, float]) -> tuple[str, bool]:
-    """A line a bar, then what has none; and whether all bars hold."""
-    lines, good = [], True
-    for name, bar, larger in BARS:
-        holds = numbers[name] >= bar if larger else numbers[name] <= bar
-        good &= holds
-        lines.append(
-            f"{name:26} {numbers[name]:8.3f}  {'≥' if larger else '≤'} {bar:<6g} {'ok' if holds else 'MISSED'}"
-        )
-    told = [f"{name:26} {value:8.3f}" for name, value in numbers.items() if name not in {bar[0] for bar in BARS}]
-    return "\n".join([*lines, *told]), good
-
-
-def _rms(values: list[float]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
+    """The bars, then figures without a bar; and whether all bars hold."""
+    lines, good = bar_table(BARS, numbers.get)
+    others = [f"{name:28} {value:8.3f}" for name, value in numbers.items() if name not in {bar[0] for bar in BARS}]
+    return "\n".join([*lines, *others]), good
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, default=Path("out/quality.html"))
+    parser = argument_parser(__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=Path("out/quality.html"), help="the page to write")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         folder, page = Path(name), arguments.output
         speaker = Speaker(folder / "sessions")
-        print("the embedded default speaks …", file=sys.stderr, flush=True)
+        print("measuring the embedded default …", file=sys.stderr, flush=True)
         numbers = embedded(speaker, page)
-        print("a moving head is prepared and speaks …", file=sys.stderr, flush=True)
+        print("preparing and measuring a moving head …", file=sys.stderr, flush=True)
         numbers |= moving(speaker, folder, page.with_stem(f"{page.stem}-moving"))
-    print("the known motion is followed …", file=sys.stderr, flush=True)
+    print("measuring known motion …", file=sys.stderr, flush=True)
     numbers |= known()
     text, good = table(numbers)
     arguments.output.with_suffix(".json").write_text(json.dumps(numbers, indent=2) + "\n")

@@ -1,16 +1,15 @@
-"""How well and how fast speech is understood: words wrong, made-up words, milliseconds, with a real Whisper folder.
+"""Measures speech recognition: word errors, invented words and milliseconds, with a real Whisper folder.
 
     python -m benchmarks.recognition                             # weights/whisper-tiny.en
     python -m benchmarks.recognition weights/whisper-base --language en --threads 2
 
-Hibari and, where it is installed, espeak-ng speak sentences of the Harvard list (IEEE 1969) and what viewers ask; the
-words that come back are compared with theirs. Neither a person nor a room is in it: people are understood better than
-espeak-ng, and rooms make everything worse.
+Hibari and, if installed, espeak-ng speak sentences of the Harvard list (IEEE 1969) and typical questions of viewers.
+The recognised words are compared with the text. Human voices and room acoustics are not included: people are recognised
+better than espeak-ng, and rooms increase the errors.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import statistics
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.common import argument_parser
 from models.recognition.whisper import FOLDER, WhisperRecognizer
 from models.speech.audio import resample
 from models.tts.hibari import HibariTTS
@@ -45,16 +45,16 @@ SENTENCES = (
     "Thank you, that was very helpful.",
     "Could you say that again more slowly?",
 )
-PAUSE_S = 0.4  # before and after, as a person who presses a button leaves
-NOISE_DB = 10.0  # speech above white noise
+PAUSE_S = 0.4  # silence before and after, as with push-to-talk
+NOISE_DB = 10.0  # signal-to-noise ratio with white noise
 
 
 def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower())
 
 
-def wrong(said: list[str], heard: list[str]) -> int:
-    """Words to insert, remove or replace (Levenshtein)."""
+def word_errors(said: list[str], heard: list[str]) -> int:
+    """The number of words to insert, remove or replace (Levenshtein distance)."""
     row = list(range(len(heard) + 1))
     for k, word in enumerate(said, 1):
         last, row[0] = row[0], k
@@ -64,7 +64,7 @@ def wrong(said: list[str], heard: list[str]) -> int:
 
 
 def voices() -> dict[str, Callable[[str], Float32]]:
-    """What speaks: 16 kHz of a sentence."""
+    """The voices: functions that speak a sentence at 16 kHz."""
     tts = HibariTTS.load(threads=1)
 
     def hibari(text: str) -> Float32:
@@ -76,7 +76,7 @@ def voices() -> dict[str, Callable[[str], Float32]]:
 
         voice = training.voices.espeak()
     except Exception as error:  # noqa: BLE001  # whatever an optional library of another licence lacks
-        print(f"(without espeak-ng: {error})")
+        print(f"(espeak-ng is not available: {error})")
         return found
     found["espeak-ng"] = lambda text: voice.speak(text).samples
     return found
@@ -88,8 +88,8 @@ def noisy(samples: Float32, db: float) -> Float32:
     return samples + noise * np.float32(np.sqrt(power))
 
 
-def nothings() -> dict[str, Float32]:
-    """Sounds without a word in them, 4 s each."""
+def sounds_without_words() -> dict[str, Float32]:
+    """Sounds that contain no words, 4 s each."""
     times, rng = np.arange(4 * WHISPER_HZ) / WHISPER_HZ, np.random.default_rng(0)
     sounds = {
         "silence": np.zeros(len(times)),
@@ -103,12 +103,12 @@ def nothings() -> dict[str, Float32]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="?", default=FOLDER)
+    parser = argument_parser(__doc__)
+    parser.add_argument("weights", nargs="?", default=FOLDER, help="a Whisper folder")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--language", default=None)
+    parser.add_argument("--language", default=None, help="by default the recogniser detects it")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--context", type=float, default=None, help="s; by default the engine's own")
+    parser.add_argument("--context", type=float, default=None, help="seconds; by default the engine's own")
     options = parser.parse_args()
     recognizer = WhisperRecognizer.load(
         options.weights, options.device, threads=options.threads, context_s=options.context
@@ -124,7 +124,7 @@ def main() -> None:
                 heard = recognizer.transcribe(samples, options.language).text
                 spent.append(time.perf_counter() - begin_s)
                 lengths.append(len(samples) / WHISPER_HZ)
-                missed = wrong(words_of(text), words_of(heard))
+                missed = word_errors(words_of(text), words_of(heard))
                 errors, total = errors + missed, total + len(words_of(text))
                 if missed:
                     print(f"    {text!r} → {heard!r}")
@@ -132,9 +132,11 @@ def main() -> None:
                 f"| {name}, {condition} | {100 * errors / total:.1f} % of {total} words wrong | "
                 f"{1000 * statistics.median(spent):.0f} ms for {statistics.median(lengths):.1f} s |"
             )
-    heard_in = {name: recognizer.transcribe(sound, options.language).text for name, sound in nothings().items()}
-    made_up = {name: text for name, text in heard_in.items() if text}
-    print(f"| words made up for {', '.join(heard_in)} | {made_up or 'none'} | |")
+    heard_in = {
+        name: recognizer.transcribe(sound, options.language).text for name, sound in sounds_without_words().items()
+    }
+    invented = {name: text for name, text in heard_in.items() if text}
+    print(f"| words invented for {', '.join(heard_in)} | {invented or 'none'} | |")
 
 
 if __name__ == "__main__":

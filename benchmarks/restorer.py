@@ -1,15 +1,15 @@
-"""Does the small restorer beat bicubic + unsharp, without more flicker, in time? `python -m benchmarks.restorer`
+"""Compares the small restorer with bicubic + unsharp masking: gain, flicker and time.
 
-Runs the product's own engine on faces, poses and faults that training never drew, degraded through the embedded VAE.
-Writes restorer.json and restorer.png to `--out`, prints a table, exits 1 where a bar is broken.
+    python -m benchmarks.restorer
+    python -m benchmarks.restorer --faces 8 --frames 10
+
+Runs the product's engine on faces, poses and degradations that training has not used, degraded by the embedded VAE.
+Writes restorer.json and restorer.png to `--out` and prints a table. Exit status 1 if a bar is broken.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common import argument_parser, machine
 from models.restore.small import EMBEDDED_WEIGHTS, SmallRestorer
 from models.types import CROP_PX, RESTORED_PX, UInt8
 from training.degradation import VAE, Degradation
@@ -29,12 +30,12 @@ from training.restorer_faces import Faces
 from training.restorer_measures import GREY, Comparison, compare, table, upsample
 
 EMBEDDED_VAE = EMBEDDED_WEIGHTS.parents[1] / "vae"
-SEED = 7_000_001  # neither training's nor that of its own report
-CROPS = {"presenter": 1.0, "new people": 0.0}  # held-out crops, and the share of the shipped presenter among them
-MIN_GAIN_DB = 1.0  # on each kind of crop; flicker may not rise on these, a still face and a moving clip
-MAX_MS = 25.0  # a face, on two cores
+SEED = 7_000_001  # differs from those of training and of its report
+CROPS = {"presenter": 1.0, "new people": 0.0}  # held-out crops, and the share of the embedded presenter among them
+MIN_GAIN_DB = 1.0  # per kind of crop; flicker must not increase on them, on a still face and on a moving clip
+MAX_MS = 25.0  # per face, on two cores
 THREADS = 2
-TIMED_FACES = 8  # a chunk of the product
+TIMED_FACES = 8  # the product's chunk size
 TIMED_RUNS = 12
 STILL_VIEWS = 12
 
@@ -49,7 +50,7 @@ def restored_by(restorer: SmallRestorer, views: Tensor) -> Tensor:
 def measure(
     restorer: SmallRestorer, vae: VAE, faces: int, frames: int, say: Callable[[str], None]
 ) -> tuple[dict[str, Comparison], UInt8]:
-    """Four comparisons by name, and a picture: bicubic, restored, truth side by side."""
+    """Four comparisons by name, and a picture: bicubic, restored and truth side by side."""
     rows: dict[str, Comparison] = {}
     shown: list[Tensor] = []
     degrade = Degradation(vae, torch.Generator().manual_seed(SEED), "cpu")
@@ -75,7 +76,7 @@ def measure(
 
 
 def milliseconds(restorer: SmallRestorer) -> dict[str, float]:
-    """Time a face in chunks of `TIMED_FACES`, after a warm-up."""
+    """Milliseconds per face, in chunks of `TIMED_FACES`, after a warm-up."""
     faces = np.random.default_rng(SEED).integers(0, 256, (TIMED_FACES, CROP_PX, CROP_PX, 3), np.uint8)
     restorer.restore(faces)
     taken: list[float] = []
@@ -87,7 +88,7 @@ def milliseconds(restorer: SmallRestorer) -> dict[str, float]:
 
 
 def broken_bars(rows: dict[str, Comparison], openvino_ms: float) -> list[str]:
-    """What misses its bar, in words."""
+    """Descriptions of the broken bars."""
     broken = [
         f"{name}: gains {row.gain_db:.2f} dB, less than {MIN_GAIN_DB} dB"
         for name, row in rows.items()
@@ -99,17 +100,16 @@ def broken_bars(rows: dict[str, Comparison], openvino_ms: float) -> list[str]:
         if row.restored_flicker > row.unsharp_flicker
     ]
     if openvino_ms > MAX_MS:
-        broken.append(f"openvino takes {openvino_ms:.1f} ms a face, more than {MAX_MS} ms")
+        broken.append(f"openvino takes {openvino_ms:.1f} ms per face, more than {MAX_MS} ms")
     return broken
 
 
 def main() -> int:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Measure the small restorer against bicubic + unsharp.")
+    parser = argument_parser(__doc__)
     parser.add_argument("--weights", type=Path, default=EMBEDDED_WEIGHTS)
     parser.add_argument("--vae", type=Path, default=EMBEDDED_VAE, help="AutoencoderTiny folder that degrades the faces")
     parser.add_argument("--faces", type=int, default=32, help="held-out faces of each kind (default 32)")
-    parser.add_argument("--frames", type=int, default=25, help="of the moving clip (default 25: one second)")
+    parser.add_argument("--frames", type=int, default=25, help="frames of the moving clip (default 25: one second)")
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -119,12 +119,12 @@ def main() -> int:
         rows, sheet = measure(fast, VAE(args.vae, "cpu"), args.faces, args.frames, print)
     table(rows)
     for engine, taken in times.items():
-        print(f"{engine:9s} {taken['median']:.1f} ms a face (best {taken['min']:.1f}), {THREADS} threads")
+        print(f"{engine:9s} {taken['median']:.1f} ms per face (best {taken['min']:.1f}), {THREADS} threads")
     broken = broken_bars(rows, times["openvino"]["median"])
     report: dict[str, Any] = {
         "comparisons": {name: row.to_dict() for name, row in rows.items()},
         "ms_per_face": times,
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
         "broken": broken,
     }
     args.out.mkdir(parents=True, exist_ok=True)

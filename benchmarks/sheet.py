@@ -1,8 +1,10 @@
-"""A sheet of frames of a video, as the README shows one: `python -m benchmarks.sheet out/demo.mp4 -o docs/demo.png`."""
+"""Makes a contact sheet of a video, as shown in the README.
+
+python -m benchmarks.sheet out/demo.mp4 -o docs/images/demo.png
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import av
 import cv2
 import numpy as np
 
+from benchmarks.common import argument_parser
 from models.types import UInt8
 
 
@@ -24,12 +27,12 @@ def sheet(video: Path, columns: int, rows: int, side_px: int) -> UInt8:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("video", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/demo.png"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/images/demo.png"))
     parser.add_argument("--columns", type=int, default=6)
     parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--side-px", type=int, default=200)
+    parser.add_argument("--side-px", type=int, default=200, help="width of a frame on the sheet")
     arguments = parser.parse_args()
     picture = sheet(arguments.video, arguments.columns, arguments.rows, arguments.side_px)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

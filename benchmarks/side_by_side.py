@@ -1,14 +1,14 @@
-"""The manual's way and ours on one moving clip, with one voice and one pair of networks: a table and a picture.
+"""Compares the manual's method with WarmTalk's on one moving clip, with one voice and the same networks.
 
-    python -m benchmarks.side_by_side -o docs/manual_vs_ours.png
+    python -m benchmarks.side_by_side -o docs/images/manual_vs_ours.png
 
-The clip's motion is known (benchmarks/known_motion.py), so every frame is looked at in the head's own true place, and
-what trembles there was put there. Both are judged on raw frames, each along the edge of its own mask.
+The clip's motion is known (benchmarks/known_motion.py), so every frame is viewed at the true position of the head, and
+any jitter was added by the method. Both are measured on unencoded frames, along the edges of their own masks. Prints a
+table and writes a picture.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.common import argument_parser
 from benchmarks.known_motion import KnownMotion, known_motion
 from benchmarks.manual_method import cut_face, followed_boxes, hard_mask, paste_hard, prepared_box
 from benchmarks.speaker import Speaker
@@ -46,8 +47,8 @@ COLOURS = {"source": "#94a3b8", "manual": "#dc2626", "ours": "#2563eb"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Way:
-    """What one way made of the clip: frames uint8 `(n, h, w, 3)`, and the paste's weights `(n, h, w)`."""
+class Rendering:
+    """The result of one method: frames uint8 `(n, h, w, 3)`, and the weights of the paste `(n, h, w)`."""
 
     frames: UInt8
     weights: UInt8
@@ -55,8 +56,8 @@ class Way:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """In the head's own true place. trembling: px a frame, `(n - 2,)`. crops: uint8 `(n, 256, 256, 3)`. nostril: x, y
-    in them."""
+    """Measurements at the true position of the head. trembling: px per frame, `(n - 2,)`. crops: uint8
+    `(n, 256, 256, 3)`. nostril: (x, y) in the crops."""
 
     crops: UInt8
     nostril: tuple[int, int]
@@ -83,18 +84,18 @@ def prepared(clip: KnownMotion, folder: Path, speaker: Speaker) -> PreparedAvata
 
 
 def spoken(speaker: Speaker, fps: int, frames: int) -> Speech:
-    """TEXT, as long as the clip: what is lacking is silence."""
+    """TEXT, padded with silence to the length of the clip."""
     said = list(speaker.voice.speak(TEXT))
     samples = np.concatenate([speech.samples for speech in said])
     wanted = round(frames / fps * said[0].sample_rate_hz)
     return Speech(np.pad(samples, (0, max(0, wanted - len(samples))))[:wanted], said[0].sample_rate_hz, TEXT, True)
 
 
-def our_way(avatar: PreparedAvatar, speaker: Speaker, speech: Speech) -> Way:
-    """Crops along the avatar's transforms, steadied and pasted by the product's own parts, as the config has them."""
+def our_method(avatar: PreparedAvatar, speaker: Speaker, speech: Speech) -> Rendering:
+    """Crops along the avatar's transforms, filtered and pasted by the product's code with the default config."""
     assert avatar.frames is not None and avatar.latents is not None
     faces = speaker.generate(avatar.latents[: len(avatar)], speech, avatar.fps)
-    config, size = StitchConfig(rest_mouth="generated"), (avatar.height, avatar.width)  # the manual's never rests
+    config, size = StitchConfig(rest_mouth="generated"), (avatar.height, avatar.width)  # the manual's mouth never rests
     shown, memory = load_avatar(avatar, config), PasteMemory()
     mouth = mouth_of(shown, config, avatar.fps)
     frames = np.stack([avatar.frames[k] for k in range(len(avatar))])
@@ -103,11 +104,11 @@ def our_way(avatar: PreparedAvatar, speaker: Speaker, speech: Speech) -> Way:
         shown.paster.paste_into(frames[k], mouth.crop(face, 1.0), k, memory=memory)
         alpha = warp_alpha(avatar.transforms[k], avatar.masks[k], size)
         weights[k][alpha.region] = alpha.weights
-    return Way(frames, weights)
+    return Rendering(frames, weights)
 
 
-def manual_way(avatar: PreparedAvatar, speaker: Speaker, speech: Speech) -> Way:
-    """The same frames, speech and networks, by the manual's boxes for cutting and for pasting, masks and paste."""
+def manual_method(avatar: PreparedAvatar, speaker: Speaker, speech: Speech) -> Rendering:
+    """The same frames, speech and networks with the manual's boxes, masks and paste."""
     assert avatar.frames is not None
     frames = np.stack([avatar.frames[k] for k in range(len(avatar))])
     found = list(_landmarks(frames))
@@ -118,14 +119,14 @@ def manual_way(avatar: PreparedAvatar, speaker: Speaker, speech: Speech) -> Way:
     faces = speaker.generate(latents, speech, avatar.fps)
     masks = np.stack([hard_mask(points, box, size) for points, box in zip(found, boxes, strict=True)])
     whole = zip(frames, faces, boxes, masks, strict=True)
-    return Way(np.stack([paste_hard(*one) for one in whole]), masks)
+    return Rendering(np.stack([paste_hard(*one) for one in whole]), masks)
 
 
 def _landmarks(frames: UInt8) -> Iterator[Float32]:
-    """Of each frame by itself: the manual asks a detector again and again."""
-    eyes, last = BlazeMesh(), None
+    """The landmarks of each frame independently, as the manual detects them."""
+    detector, last = BlazeMesh(), None
     for frame in frames:
-        faces = eyes.detect(frame, near=last)
+        faces = detector.detect(frame, near=last)
         last = faces[0] if faces else last
         assert last is not None, "no face"
         yield last.landmarks
@@ -136,7 +137,7 @@ def _encoded(speaker: Speaker, crops: UInt8) -> Any:
 
 
 def true_crops(clip: KnownMotion, avatar: PreparedAvatar) -> Float64:
-    """Crop transforms that stand still on the head by its known motion, `(n, 2, 3)`: the avatar's first, carried on."""
+    """Crop transforms that are fixed on the head by its known motion, `(n, 2, 3)`, starting at the avatar's first."""
     first = np.asarray(avatar.transforms[0], np.float64)
     linear = first[:, :2] @ clip.motions[0][:, :2]
     onto = np.concatenate([linear, apply(first, clip.motions[0][:, 2])[:, None]], 1)  # still px → crop px
@@ -145,57 +146,57 @@ def true_crops(clip: KnownMotion, avatar: PreparedAvatar) -> Float64:
     return np.concatenate([turned, apply(onto, back[:, :, 2])[:, :, None]], 2)
 
 
-def measure(way: Way, source: UInt8, transforms: Float64, landmarks: Float64, steady: Bool) -> Measured:
-    """Trembling of what is pasted against what is not; flicker along the paste's own edge; the step across it.
+def measure(rendering: Rendering, source: UInt8, transforms: Float64, landmarks: Float64, steady: Bool) -> Measured:
+    """Jitter of the pasted part relative to the rest; flicker along the edge of the paste; the step across that edge.
 
-    landmarks: of the head at rest, in true crop px. steady: what both ways paste and speech leaves alone, in crop px.
+    landmarks: of the head at rest, in true crop px. steady: the part that both methods paste and speech does not move.
     """
     crops, own = (
-        np.stack([warp(f, t) for f, t in zip(part, transforms, strict=True)]) for part in (way.frames, source)
+        np.stack([warp(f, t) for f, t in zip(part, transforms, strict=True)]) for part in (rendering.frames, source)
     )
     px = 1 / float(np.sqrt(np.linalg.det(transforms[0, :, :2])))
-    regions = regions_of(landmarks, in_crop(way.weights[0], transforms[0]))
+    regions = regions_of(landmarks, in_crop(rendering.weights[0], transforms[0]))
     trembling = jitter(shifts(crops, steady) - shifts(crops, regions.rigid)) * px
     made, given = (flicker(greys(part), regions.seam).second for part in (crops, own))
-    edges = [seam_delta_e(source[k], way.frames[k], way.weights[k]) for k in range(0, len(source), 3)]
+    edges = [seam_delta_e(source[k], rendering.frames[k], rendering.weights[k]) for k in range(0, len(source), 3)]
     nostril = round(float(landmarks[[31, 32], 0].mean())), round(float(landmarks[31, 1]))
     return Measured(crops, nostril, trembling, ratio(made, given), float(np.mean(edges)))
 
 
 def in_crop(weights: UInt8, transform: Float64) -> UInt8:
-    """Paste weights of a frame in its true crop."""
+    """The paste weights of a frame in its true crop."""
     size = (CROP_PX, CROP_PX)
     return cv2.warpAffine(weights, transform, size, flags=cv2.INTER_LINEAR)  # type: ignore[no-any-return]
 
 
 def compare(clip: KnownMotion, folder: Path) -> dict[str, Measured]:
-    """The source, the manual's way and ours on one clip."""
+    """The source, the manual's method and ours on one clip."""
     speaker = Speaker(folder / "sessions")
     avatar = prepared(clip, folder, speaker)
     assert avatar.frames is not None
     speech = spoken(speaker, clip.fps, len(avatar))
-    ours, manual = our_way(avatar, speaker, speech), manual_way(avatar, speaker, speech)
+    ours, manual = our_method(avatar, speaker, speech), manual_method(avatar, speaker, speech)
     source = np.stack([avatar.frames[k] for k in range(len(avatar))])
     transforms = true_crops(clip, avatar)
     landmarks = np.median(apply(transforms, avatar.landmarks.astype(np.float64)), axis=0)
-    masks = [in_crop(way.weights[0], transforms[0]) for way in (ours, manual)]
+    masks = [in_crop(rendering.weights[0], transforms[0]) for rendering in (ours, manual)]
     steady = regions_of(landmarks, masks[0]).steady & regions_of(landmarks, masks[1]).steady
-    ways = {"source": Way(source, ours.weights), "manual": manual, "ours": ours}
-    return {name: measure(way, source, transforms, landmarks, steady) for name, way in ways.items()}
+    renderings = {"source": Rendering(source, ours.weights), "manual": manual, "ours": ours}
+    return {name: measure(one, source, transforms, landmarks, steady) for name, one in renderings.items()}
 
 
 # --- the picture
 
 
 def picture(measured: dict[str, Measured], fps: int, path: Path) -> None:
-    """Faces, the mouth over time, how each trembles, and the numbers."""
+    """Faces, the mouth over time, the jitter of each method, and the figures."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 9.2), layout="constrained", facecolor="white")
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.75, 1))
     top, bottom = parts
     top.suptitle(
-        "One moving head, one voice, one pair of networks: each face in the head's own true place", fontsize=15, x=0.5
+        "One moving head, one voice, the same networks: each face at the true position of the head", fontsize=15, x=0.5
     )
     columns = top.subplots(3, 7, gridspec_kw={"width_ratios": (1, 1, 1, 1, 1, 1, 2.5)})
     shown = _open_mouths(measured["ours"].crops)
@@ -214,7 +215,7 @@ def picture(measured: dict[str, Measured], fps: int, path: Path) -> None:
         left.plot(at, measured[name].trembling, color=COLOURS[name], lw=1.3, label=title)
     left.plot(at, measured["source"].trembling, color=COLOURS["source"], lw=1.2, label="The source")
     left.set(xlabel="seconds", ylabel="px", ylim=(0, None), xlim=(0, at[-1]))
-    left.set_title("How the pasted part trembles against eyes and nose", fontsize=12)
+    left.set_title("Jitter of the pasted part relative to eyes and nose", fontsize=12)
     left.legend(frameon=False, fontsize=10)
     left.spines[["top", "right"]].set_visible(False)
     _table(right, measured)
@@ -223,7 +224,7 @@ def picture(measured: dict[str, Measured], fps: int, path: Path) -> None:
 
 
 def _open_mouths(crops: UInt8) -> list[int]:
-    """Six moments, one a sixth of the clip: where the mouth's region differs most from its median."""
+    """Six frames, one per sixth of the clip: where the mouth differs most from its median."""
     mouth = greys(crops)[:, 170:240, 70:186].astype(np.float32)
     differs = np.abs(mouth - np.median(mouth, axis=0)).mean((1, 2))
     parts = np.array_split(np.arange(len(crops)), 6)
@@ -231,7 +232,7 @@ def _open_mouths(crops: UInt8) -> list[int]:
 
 
 def _slice(axes: Any, measured: Measured, fps: int, last: bool) -> None:
-    """The column of pixels through a nostril, over time: what is pasted firmly draws straight lines."""
+    """A column of pixels through a nostril, over time: a steady paste gives straight lines."""
     x, y = measured.nostril
     rows = slice(y - 20, y + 14)
     column = measured.crops[:, rows, x - 1 : x + 2].mean(2).astype(np.uint8)  # (n, rows, 3)
@@ -270,7 +271,7 @@ def _table(axes: Any, measured: dict[str, Measured]) -> None:
 
 
 def text_table(measured: dict[str, Measured]) -> str:
-    """Markdown, as the README has it."""
+    """The figures as a Markdown table."""
     lines = ["| | jitter, px rms (95 %) | seam flicker, × source | seam ΔE above source |", "| --- | --- | --- | --- |"]
     for name, title in ROWS:
         n = measured[name].numbers()
@@ -280,8 +281,8 @@ def text_table(measured: dict[str, Measured]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/manual_vs_ours.png"))
+    parser = argument_parser(__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/images/manual_vs_ours.png"))
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     clip = known_motion(FACE_PX, FRAMES, cut=None)

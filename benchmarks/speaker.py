@@ -1,6 +1,6 @@
-"""Says a text through the product's own parts in one process: voice, features, LipSync, paste, encoder, session.
+"""Speaks a text in one process, without Ray, with the product's own voice, features, LipSync, paste and encoder.
 
-Without Ray: chunks are made one after another, and go into a session as Stitch puts them there.
+Chunks are generated one after another and written to a session with the code of Stitch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENGINES = {"TTS": "hibari", "AudioFeatures": "whisper", "LipSync": "openvino"}
 
 
 class Speaker:
-    """The embedded models, loaded once, and sessions under `folder`."""
+    """The embedded models, loaded once, and sessions below `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.voice, self.features = HibariTTS.load(), WhisperFeatures.load(EMBEDDED / "whisper")
@@ -42,23 +42,23 @@ class Speaker:
         self.sessions = OpenSessions(folder, 8)
 
     def say(self, avatar: PreparedAvatar, session_id: str, text: str, pause_s: float = 0.0) -> Path:
-        """Add an utterance to a session, each sentence with so much more silence behind it; returns its video."""
+        """Add an utterance to a session, with `pause_s` of silence after each sentence. Returns the session's video."""
         config, session = StitchConfig(), self.sessions.find(session_id)
         spec, shown = media_spec(avatar, config), load_avatar(avatar, config)
         position = session.position if session else 0
         mouth = mouth_of(shown, config, avatar.fps)
-        said = UtteranceWriter(
+        writer = UtteranceWriter(
             SpeakRequest(session_id, text), self.sessions, shown, spec, position, mouth, engines=dict(ENGINES)
         )
         speeches = [paused(speech, pause_s) for speech in self.voice.speak(text)]
         for chunk in self._chunks(avatar, speeches, position):
-            said.add(chunk)
-        said.end()
-        assert said.session is not None
-        return said.session.path
+            writer.add(chunk)
+        writer.end()
+        assert writer.session is not None
+        return writer.session.path
 
     def _chunks(self, avatar: PreparedAvatar, speeches: list[Speech], position: int) -> Iterator[Chunk]:
-        """Chunks of BATCH frames, segment after segment, padded as deployments.stitch.pipeline pads them."""
+        """Chunks of BATCH frames per segment, padded as in deployments.stitch.pipeline."""
         padded, first, added_s = list[tuple[Speech, int]](), 0, 0.0
         for speech in speeches:
             whole = pad_to_frames(speech, avatar.fps, added_s)
@@ -90,7 +90,7 @@ class Speaker:
 
 
 def paused(speech: Speech, pause_s: float) -> Speech:
-    """The speech with silence behind it."""
+    """The speech followed by silence."""
     silence = np.zeros(round(pause_s * speech.sample_rate_hz), np.float32)
     return replace(speech, samples=np.concatenate([speech.samples, silence]))
 

@@ -1,12 +1,13 @@
-"""How steadily crops follow a head of known motion, and what a paste is off by: `python -m benchmarks.steadiness`.
+"""Measures how steadily crops follow a head of known motion, and the error of a paste.
 
-Prints a table a face size: landmarks alone, landmarks joined with tracked motion, each smoothing, and 1 px of noise on
-every landmark. Lengths are in frame px, a coordinate, rms, against the truth. Writes results/steadiness.json.
+    python -m benchmarks.steadiness
+
+Prints a table per face size: landmarks alone, landmarks with tracked motion, each smoothing method, and 1 px of noise
+on all landmarks. Lengths are in frame px per coordinate, rms, against the truth. Writes steadiness.json to `--out`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.common import argument_parser, rms
 from benchmarks.known_motion import KnownMotion, following, known_motion, level_rms, misplacement
 from models.avatar.detect import BlazeMesh
 from models.avatar.parse import masks_of
@@ -27,7 +29,7 @@ from models.types import UInt8
 
 FACES_PX = (160, 256)
 FRAMES, FPS = 100, 25
-CODED_CRF = 18.0  # x264's, of the coded clip
+CODED_CRF = 18.0  # x264's, for the encoded clip
 WAYS: dict[str, dict[str, Any]] = {
     "landmarks alone, unsmoothed": {"affine_tracking_enabled": False, "smoothing": "none"},
     "landmarks alone, zero_phase": {"affine_tracking_enabled": False},
@@ -40,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def surveyed(frames: list[UInt8]) -> Survey:
-    """The first pass over frames."""
+    """The survey (first pass of preparation) of frames."""
     follower = FaceTracker(BlazeMesh())
     for frame in frames:
         follower.take(frame)
@@ -48,7 +50,7 @@ def surveyed(frames: list[UInt8]) -> Survey:
 
 
 def measure(clip: KnownMotion, frames: list[UInt8]) -> dict[str, dict[str, float]]:
-    """Each way of following the head, against the truth."""
+    """The error of each method against the known motion."""
     seen = surveyed(frames)
     noise = np.random.default_rng(0).normal(size=(len(clip), 68, 2))
     found: dict[str, dict[str, float]] = {}
@@ -61,7 +63,7 @@ def measure(clip: KnownMotion, frames: list[UInt8]) -> dict[str, dict[str, float
 
 
 def pasted(clip: KnownMotion, frames: list[UInt8]) -> dict[str, float]:
-    """An untouched crop, pasted back: how far it is off, and grey levels rms, where the mask weighs a half or more."""
+    """The error of pasting back an unchanged crop, in px and grey levels rms, where the mask is at least half."""
     seen = surveyed(frames)
     track = _track(seen, seen.landmarks)
     masks, index = masks_of(landmarks_in_crop(track), FPS, scenes=track.scenes)
@@ -75,7 +77,7 @@ def pasted(clip: KnownMotion, frames: list[UInt8]) -> dict[str, float]:
         levels.append(level_rms(frame, back, core))
     return {
         "off_px": float(np.sqrt((np.array(shifts) ** 2).sum(1).mean())),
-        "levels": float(np.sqrt(np.mean(np.square(levels)))),
+        "levels": rms(levels),
     }
 
 
@@ -92,8 +94,8 @@ def _coded(clip: KnownMotion, folder: Path) -> list[UInt8]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steadiness", description="Crops against known motion.")
-    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser = argument_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for steadiness.json and the clips")
     out = parser.parse_args().out
     cv2.setNumThreads(1)
     results: dict[str, Any] = {}
@@ -108,7 +110,7 @@ def main() -> None:
                 numbers = (found["place_rms"], found["jitter_rms"], found["roll_rms_deg"], found["lag_frames"])
                 print(f"{way:44} {numbers[0]:7.3f} {numbers[1]:7.4f} {numbers[2]:7.3f} {numbers[3]:+7.2f}")
         results[f"{face_px} px face, pasted"] = untouched = pasted(clip, drawn)
-        print(f"untouched crop pasted back: {untouched['off_px']:.3f} px off, {untouched['levels']:.2f} grey levels")
+        print(f"unchanged crop pasted back: {untouched['off_px']:.3f} px off, {untouched['levels']:.2f} grey levels")
     (out / "steadiness.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,8 +1,10 @@
-"""Milliseconds a frame of pasting, encoding and appending, on one core: `python -m benchmarks.stitch`.
+"""Measures the milliseconds per frame of pasting, encoding and appending, on one core.
 
-Pasting and encoding count processor time, so that other work on the machine does not blur them; appending, wall time.
-The frames are a photograph with a moving face region; the session is written to a temporary folder. Each is also made
-the plain way, as whole pictures to RGB and back (`whole_ms`): `saved_ms` is what the canvas saves of that.
+    python -m benchmarks.stitch
+
+Pasting and encoding are measured in CPU time, so that other load does not matter; appending in wall time. The frames
+are a photograph with a moving face; the session is written to a temporary folder. Each frame is also rendered by
+converting the whole picture to RGB and back (`whole_ms`): `saved_ms` is what the canvas saves.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import cv2
 import numpy as np
 from skimage import data
 
+from benchmarks.common import argument_parser
 from models.geometry import apply, invert
 from models.media.encode import MediaSpec, UtteranceEncoder
 from models.media.yuv import AnyFrame, Picture, picture_of
@@ -28,7 +31,7 @@ from models.stitch.session import SessionFile
 from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
 
 AVATAR_FRAMES = 50
-CHUNK = 8  # frames pushed at once
+CHUNK = 8  # frames per push
 
 
 def avatar(width: int, height: int, face_px: int) -> PreparedAvatar:
@@ -51,7 +54,7 @@ def avatar(width: int, height: int, face_px: int) -> PreparedAvatar:
 
 
 class Still:
-    """One picture for all frames, as a file of frames gives it."""
+    """One picture for all frames, provided as a video file provides them."""
 
     def __init__(self, frame: UInt8) -> None:
         self._rgb, self._picture = frame, picture_of(frame)
@@ -69,14 +72,14 @@ class Still:
 def paste_ms(
     given: PreparedAvatar, face: UInt8, memory: PasteMemory | None = None, mode: str = "feather", whole: bool = False
 ) -> tuple[float, list[AnyFrame]]:
-    """Median over warm frames from the avatar's frame to what the encoder takes, its drawing among it; and the frames.
+    """Median ms per frame, with warm caches, from the avatar's frame to the encoder's input; and the frames.
 
-    memory: as the line pastes. whole: the plain way, all of each frame as RGB.
+    memory: paste as the pipeline does. whole: convert the whole of each frame to RGB.
     """
     assert given.frames is not None
     paster, canvas, times, pasted = Paster(given, mode), Canvas(given), [], []
     drawn = Picture.empty(given.height, given.width)
-    for lap in range(2):  # the first warms the cache of masks
+    for lap in range(2):  # the first lap warms the cache of masks
         for k in range(AVATAR_FRAMES):
             moved = np.roll(face, k, axis=1)
             begun = time.process_time()
@@ -92,7 +95,7 @@ def paste_ms(
 
 
 def encode_ms(frames: list[AnyFrame], spec: MediaSpec, speech: Float32, folder: Path) -> tuple[float, float, float]:
-    """Encode an utterance and append it: ms a frame of each, and the rate in kbit/s."""
+    """Encode an utterance and append it: ms per frame of each, and the bit rate in kbit/s."""
     session, encoder = SessionFile(folder, spec), UtteranceEncoder(spec)
     encoding = appending = 0.0
     for k in range(0, len(frames), CHUNK):
@@ -108,6 +111,7 @@ def encode_ms(frames: list[AnyFrame], spec: MediaSpec, speech: Float32, folder: 
 
 
 def main() -> None:
+    argument_parser(__doc__).parse_args()
     cv2.setNumThreads(1)
     rows: list[dict[str, float | str]] = []
     for width, height, face_px, side in (
@@ -126,7 +130,7 @@ def main() -> None:
             encode, append, rate = encode_ms(frames, MediaSpec(width, height, 25), speech, Path(folder) / "bench")
         rows.append({"frame": f"{width}×{height}", "crop_px": side, "paste_ms": paste, "whole_ms": plain})
         rows[-1] |= {"saved_ms": plain - paste, "encode_ms": encode}
-        for mode in sorted(BLENDS):  # with colour, sharpness and jaw followed, as the line does
+        for mode in sorted(BLENDS):  # with colour, sharpness and jaw corrections, as the pipeline pastes
             rows[-1][f"fitted_{mode}_ms"] = paste_ms(given, face, PasteMemory(), mode)[0]
         rows[-1] |= {"append_ms": append, "kbit_s": rate}
         print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))

@@ -1,4 +1,4 @@
-"""Viewers of live sessions for the benchmarks: what they received, and when."""
+"""Viewers of live sessions for the benchmarks. They record what they receive, and when."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ import av
 import httpx
 import numpy as np
 
+from benchmarks.common import complete_boxes, decode_audio
 from models.media import mp4 as boxes
 from models.tts.streaming import LEAD_S
 
-LOUD = 0.02
-APART_S = 1.2  # of silence between two utterances here
+LOUD = 0.02  # samples with a larger absolute value are sound
+APART_S = 1.2  # a longer silence separates two utterances
 FPS = 25
 
 
 @dataclass
 class Recording:
-    """What a viewer received: bytes, and when each of its frames came."""
+    """The data that a viewer received, and when each frame arrived."""
 
     began_s: float = 0.0
     data: bytes = b""
-    came_s: list[float] = field(default_factory=list)  # of each video frame, wall clock
+    came_s: list[float] = field(default_factory=list)  # wall clock, per video frame
 
     def take(self, part: bytes) -> None:
+        """Add complete boxes."""
         self.data += part
         self.came_s += [time.time()] * frames_in(part)
 
     def frames(self) -> Any:
-        """Upper halves of the frames, `(n, h, w)` grey: head and background, which speech leaves alone."""
+        """The upper parts of the frames, grey `(n, h, w)`: head and background, which speech does not move."""
         with av.open(io.BytesIO(self.data)) as file:
             return np.stack([upper(frame.to_ndarray(format="gray")) for frame in file.decode(video=0)])
 
     def times(self) -> Any:
+        """The presentation time of each frame, s."""
         with av.open(io.BytesIO(self.data)) as file:
             return np.array([frame.time for frame in file.decode(video=0)])
 
     def loud_s(self) -> list[tuple[float, float]]:
-        """Stretches with sound, apart by APART_S at least: first and last loud moment, stream time."""
-        with av.open(io.BytesIO(self.data)) as file:
-            rate = file.streams.audio[0].rate
-            sound = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
+        """(first, last) time of each utterance's sound, s of stream time."""
+        sound, rate = decode_audio(self.data)
         loud = np.flatnonzero(np.abs(sound) > LOUD) / rate
         if not len(loud):
             return []
@@ -54,16 +55,17 @@ class Recording:
         return list(zip([loud[0], *loud[breaks + 1]], [*loud[breaks], loud[-1]], strict=True))
 
     def first_frame_s(self, sound_s: float) -> float:
-        """Wall clock at which the frame came that begins LEAD_S before a sound: where its utterance begins."""
+        """Wall clock at which the first frame of an utterance arrived. sound_s: stream time of its first sound."""
         return self.came_s[max(0, round((sound_s - LEAD_S) * FPS))]
 
 
 def upper(grey: Any) -> Any:
+    """The upper third of grey frames, at a third of the resolution."""
     return grey[: grey.shape[0] * 35 // 100 : 3, ::3].astype(np.int16)
 
 
 def frames_in(data: bytes) -> int:
-    """Video frames of the whole fragments in `data`."""
+    """The number of video frames in complete fragments."""
     count = 0
     for kind, start, end in boxes.children(data, 0, len(data)):
         if kind == b"moof":
@@ -76,9 +78,9 @@ def frames_in(data: bytes) -> int:
 
 
 def behind_s(came_s: list[float], fps: int = FPS) -> Any:
-    """How long after each frame came a player shows it, s `(n,)`: one that begins at the first, and waits when it must.
+    """How long after its arrival a player shows each frame, s `(n,)`. The player starts at once and waits on underruns.
 
-    That is how far it stands behind the live edge.
+    This is the player's distance from the live edge.
     """
     due_s = came_s[0] + np.arange(len(came_s)) / fps
     stalled_s = np.maximum.accumulate(np.maximum(0.0, np.array(came_s) - due_s))
@@ -86,7 +88,7 @@ def behind_s(came_s: list[float], fps: int = FPS) -> Any:
 
 
 class Viewer:
-    """Watches a session live until it is stopped."""
+    """Receives a session's live.mp4 until it is stopped. keep: record the data."""
 
     def __init__(self, client: httpx.AsyncClient, session_id: str, keep: bool = True) -> None:
         self.recording, self._keep = Recording(), keep
@@ -95,32 +97,28 @@ class Viewer:
         self.task = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        held = b""
+        rest = b""
         async with self._client.stream("GET", self._url) as answer:
             answer.raise_for_status()
             async for part in answer.aiter_raw():
                 self.started.set()
                 if self._keep:
-                    held = self._whole(held + part)
+                    rest = self._record(rest + part)
 
-    def _whole(self, data: bytes) -> bytes:
-        """Note the whole boxes; a network may cut a fragment in two."""
-        end = 0
-        while end + 8 <= len(data):
-            size = int.from_bytes(data[end : end + 4], "big")
-            if end + size > len(data):
-                break
-            end += size
+    def _record(self, data: bytes) -> bytes:
+        """Record the complete boxes of `data`; return the rest."""
+        end = max((end for _, end in complete_boxes(data)), default=0)
         if end:
             self.recording.take(data[:end])
         return data[end:]
 
     @property
     def stream_s(self) -> float:
-        """How much it has received, s of stream time."""
+        """The amount received, s of stream time."""
         return len(self.recording.came_s) / FPS
 
     async def stop(self) -> Recording:
+        """Disconnect and return the recording."""
         self.task.cancel()
         await asyncio.wait({self.task})
         return self.recording

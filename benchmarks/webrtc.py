@@ -1,9 +1,9 @@
-"""A WHEP player over aiortc, and what it measures: how late pictures are, how far sound and lips part, what it costs.
+"""A WHEP player over aiortc that measures the lateness of frames and the offset of sound and picture.
 
-Lateness is from the moment at which a frame is due on the session's clock to the moment at which its pixels are here.
-When it is due is read from live.mp4 of the same session, whose pieces leave when their first frame is due; which frame
-it is, from its pixels: they are the same to the bit. The offset of sound and picture is by the sender reports
-(RFC 3550, 6.4.1), as a browser plays them together, against the same words in the session's file.
+The lateness of a frame is the time from its due time on the session's clock to its pixels being here. The due time is
+read from live.mp4 of the same session, whose fragments are sent when their first frame is due. Frames are identified by
+their pixels, which are bit-exact. The offset of sound and picture follows the sender reports (RFC 3550, 6.4.1), as a
+browser uses them, and is measured against the same words in the session's file.
 """
 
 from __future__ import annotations
@@ -24,31 +24,29 @@ from aiortc.mediastreams import MediaStreamError
 from benchmarks.viewers import Viewer
 
 SDP = {"Content-Type": "application/sdp"}
-RATE = 24_000  # of the session's sound, and of what is compared with it
+RATE = 24_000  # sample rate of the session, and of the comparison, Hz
 OPUS_HZ = 48_000
 CLOCKS = {"video": 90_000, "audio": OPUS_HZ}
-NTP_UNIX_S = 2_208_988_800  # from 1900 to 1970
-NEAR_FRAMES = (
-    8  # within so many, the earliest piece tells the clock: longer, and a hold between would count as lateness
-)
+NTP_UNIX_S = 2_208_988_800  # seconds from 1900 to 1970
+NEAR_FRAMES = 8  # the earliest fragment within this distance gives the clock; a larger one would include delays
 FPS = 25
 
 
 @dataclass
 class Received:
-    """What came: pictures by their pixels, sound, when, and at which RTP time."""
+    """The received frames (as hashes) and audio, with arrival and RTP times."""
 
-    came_s: list[float] = field(default_factory=list)  # wall clock, of each decoded picture
+    came_s: list[float] = field(default_factory=list)  # wall clock, per decoded frame
     pictures: list[str] = field(default_factory=list)
-    picture_rtp: list[int] = field(default_factory=list)  # from the first on, 90 kHz
+    picture_rtp: list[int] = field(default_factory=list)  # from the first frame on, 90 kHz
     sound: list[Any] = field(default_factory=list)  # int16, mono
-    sound_rtp: list[int] = field(default_factory=list)  # likewise, 48 kHz
-    origin: dict[str, int] = field(default_factory=dict)  # RTP time of the first that came through
-    reports: dict[str, list[tuple[float, int]]] = field(default_factory=dict)  # seconds since 1970, RTP time
+    sound_rtp: list[int] = field(default_factory=list)  # from the first packet on, 48 kHz
+    origin: dict[str, int] = field(default_factory=dict)  # RTP time of the first packet
+    reports: dict[str, list[tuple[float, int]]] = field(default_factory=dict)  # (Unix time in s, RTP time)
 
     def ntp_s(self, kind: str, rtp: Any) -> Any:
-        """When what has this RTP time, counted from the first that came, is meant to be played, sender's clock."""
-        # what is sent late is reported late: the earliest report is the best
+        """When the media with this RTP time, relative to the first packet, is to be played, on the sender's clock."""
+        # a report that is sent late is late by that time, so the earliest one is the best
         zero_s = min(
             ntp_s - ((at - self.origin[kind] + 2**31) % 2**32 - 2**31) / CLOCKS[kind]
             for ntp_s, at in self.reports[kind]
@@ -57,11 +55,12 @@ class Received:
 
 
 def pixels(frame: av.VideoFrame) -> str:
+    """A hash of the frame's pixels."""
     return hashlib.md5(frame.to_ndarray().tobytes(), usedforsecurity=False).hexdigest()
 
 
 class Player:
-    """Plays a session as a WHEP player does. keep: whether what comes is looked at."""
+    """Plays a session over WHEP. keep: record what is received."""
 
     def __init__(self, client: httpx.AsyncClient, session_id: str, codec: str = "H264", keep: bool = True) -> None:
         self.received, self._keep = Received(), keep
@@ -72,7 +71,7 @@ class Player:
         self.connection.on("track", self._take_track)
 
     async def play(self) -> Player:
-        """Raises httpx.HTTPStatusError."""
+        """Connect. Raises httpx.HTTPStatusError."""
         for kind in ("video", "audio"):
             transceiver = self.connection.addTransceiver(kind, direction="recvonly")
             if kind == "video":
@@ -86,15 +85,15 @@ class Player:
         return self
 
     async def seen(self, frames: int, within_s: float = 30.0) -> None:
-        """Wait for so many pictures. Raises TimeoutError."""
+        """Wait until that many frames have arrived. Raises TimeoutError."""
         end_s = time.monotonic() + within_s
         while len(self.received.came_s) < frames:
             if time.monotonic() > end_s:
-                raise TimeoutError(f"{len(self.received.came_s)} of {frames} pictures came in {within_s:g} s")
+                raise TimeoutError(f"{len(self.received.came_s)} of {frames} frames arrived in {within_s:g} s")
             await asyncio.sleep(0.02)
 
     async def stop(self) -> Received:
-        """Leave without a word to the server but WebRTC's own."""
+        """Close the connection without a WHEP DELETE."""
         await self.connection.close()
         for task in self._tasks:
             task.cancel()
@@ -103,11 +102,11 @@ class Player:
     def _take_track(self, track: Any) -> None:
         for receiver in self.connection.getReceivers():
             if receiver.track is track:
-                self._overhear(receiver, track.kind)
+                self._record_reports(receiver, track.kind)
         self._tasks.append(asyncio.create_task(self._take(track)))
 
-    def _overhear(self, receiver: Any, kind: str) -> None:
-        """Note RTP times and sender reports: aiortc keeps them to itself."""
+    def _record_reports(self, receiver: Any, kind: str) -> None:
+        """Record RTP times and sender reports, which aiortc does not expose."""
         rtcp, mapper = receiver._handle_rtcp_packet, receiver._RTCRtpReceiver__timestamp_mapper
 
         async def on_rtcp(packet: Any) -> None:
@@ -138,7 +137,7 @@ class Player:
 
 
 async def late_and_apart(client: httpx.AsyncClient, text: str) -> dict[str, float]:
-    """How late pictures are, and how far sound and picture are apart, while a session idles, speaks and idles again."""
+    """Lateness of frames, and offset of sound and picture, while a session idles, speaks and idles again."""
     (await client.post("/sessions", json={"session_id": "rtc"})).raise_for_status()
     watcher = Viewer(client, "rtc")
     await watcher.started.wait()
@@ -158,17 +157,17 @@ async def late_and_apart(client: httpx.AsyncClient, text: str) -> dict[str, floa
 
 
 def said_frames(got: Received, file: bytes) -> set[str]:
-    """The session's frames that came through."""
+    """The session's frames that were received."""
     with av.open(io.BytesIO(file)) as container:
         return {pixels(frame) for frame in container.decode(video=0)} & set(got.pictures)
 
 
 def lateness_s(got: Received, live: bytes, live_came_s: list[float]) -> Any:
-    """From when each picture was due to when it was here, seconds. live_came_s: when live.mp4's frames came."""
+    """From the due time of each frame to its arrival, s. live_came_s: arrival times of live.mp4's frames."""
     with av.open(io.BytesIO(live)) as file:
         shown = [pixels(frame) for frame in file.decode(video=0)]
     came_s = live_came_s[: len(shown)]
-    firsts = [k for k in range(len(came_s)) if not k or came_s[k] != came_s[k - 1]]  # of pieces
+    firsts = [k for k in range(len(came_s)) if not k or came_s[k] != came_s[k - 1]]  # of fragments
     early = [(k, came_s[k] - k / FPS) for k in firsts]
     zero_s = [min(s for k, s in early if abs(k - at) < NEAR_FRAMES) for at in range(len(came_s))]
     places: dict[str, list[int]] = {}
@@ -182,15 +181,15 @@ def lateness_s(got: Received, live: bytes, live_came_s: list[float]) -> Any:
 
 
 def sound_after_picture_s(got: Received, file: bytes) -> float:
-    """How much later than its pictures the sound is to be played, against the same words in the session's file.
+    """How much later than its frames the sound is played, against the same words in the session's file.
 
-    Looks at the stretch with the most sound in which the head has not waited.
+    Uses the part with the most sound in which the timeline was not delayed.
     """
     with av.open(io.BytesIO(file)) as container:
         shown = {pixels(frame): k for k, frame in enumerate(container.decode(video=0))}
     with av.open(io.BytesIO(file)) as container:
         said = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
-    stretches: dict[int, list[int]] = {}  # the file's frames, by the RTP time at which it would have begun
+    stretches: dict[int, list[int]] = {}  # frames of the file, by the RTP time at which the file would have started
     for rtp, picture in zip(got.picture_rtp, got.pictures, strict=True):
         if picture in shown:
             stretches.setdefault(rtp - shown[picture] * CLOCKS["video"] // FPS, []).append(shown[picture])
@@ -198,7 +197,7 @@ def sound_after_picture_s(got: Received, file: bytes) -> float:
     zero = max(parts_of, key=lambda zero: float(np.square(parts_of[zero]).sum()))
     said = parts_of[zero]
     parts = [part[:: OPUS_HZ // RATE].astype(np.float32) / 2**15 for part in got.sound]
-    places = [(rtp - got.sound_rtp[0]) * RATE // OPUS_HZ for rtp in got.sound_rtp]  # some may have been lost
+    places = [(rtp - got.sound_rtp[0]) * RATE // OPUS_HZ for rtp in got.sound_rtp]  # packets may be lost
     heard = np.zeros(max(p + len(part) for p, part in zip(places, parts, strict=True)), np.float32)
     for place, part in zip(places, parts, strict=True):
         heard[place : place + len(part)] = part
@@ -211,7 +210,7 @@ def sound_after_picture_s(got: Received, file: bytes) -> float:
 
 
 def _part(sound: Any, first: int, end: int) -> Any:
-    """The sound of some frames, silence around it."""
+    """The sound of some frames, with silence around it."""
     kept = np.zeros_like(sound)
     where = slice(first * RATE // FPS, end * RATE // FPS)
     kept[where] = sound[where]

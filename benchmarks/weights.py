@@ -1,4 +1,4 @@
-"""Random weights of MuseTalk v1.5's, sd-vae's, whisper-tiny's and GFPGAN's real formats and sizes, for benchmarks."""
+"""Random weights in the formats and sizes of MuseTalk v1.5, sd-vae, whisper-tiny and GFPGAN, for benchmarks."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ SMALL_VAE = {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_
 
 
 def make_weights(folder: Path, device: str, small: bool) -> None:
-    """Random weights in the real formats and the manual's layout. Kept when they are there already."""
+    """Write random weights in the real formats, laid out as in the manual. Existing weights are kept."""
     if (folder / "GFPGANv1.4.pth").exists():
         return
     torch.manual_seed(0)
     unet, vae = UNET | (SMALL_UNET if small else {}), VAE | (SMALL_VAE if small else {})
     for name in ("musetalkV15", "sd-vae", "whisper"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    with torch.device(device):  # initialised where it is quick
+    with torch.device(device):  # initialisation is faster on a GPU
         networks = {
             "musetalkV15/unet.pth": UNet2DConditionModel.from_config(unet),
             "sd-vae/diffusion_pytorch_model.bin": AutoencoderKL.from_config(vae),

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.known_motion import known_motion
 from benchmarks.manual_method import cut_face, followed_boxes, hard_mask, paste_hard, prepared_box
 from benchmarks.quality import BARS, noisy, put_back, table
-from benchmarks.side_by_side import ROWS, Way, measure, text_table
+from benchmarks.side_by_side import ROWS, Rendering, measure, text_table
 from benchmarks.speaker import paused
 from models.geometry import warp
 from models.quality.regions import regions_of
@@ -65,7 +65,9 @@ def test_the_measures_tell_a_trembling_paste_from_a_steady_one() -> None:
         moving[k] = paste_hard(still[k], cut_face(np.roll(still[k], 1, axis=1), box), box, weights[k])
     crop = warp(weights[0][..., None].repeat(3, 2), transforms[0])[..., 0]
     steady = regions_of(landmarks, crop).steady
-    firm, loose = (measure(Way(frames, weights), still, transforms, landmarks, steady) for frames in (still, moving))
+    firm, loose = (
+        measure(Rendering(frames, weights), still, transforms, landmarks, steady) for frames in (still, moving)
+    )
     assert firm.numbers()["jitter_rms_px"] < 0.01 and firm.flicker == pytest.approx(1)
     assert loose.numbers()["jitter_rms_px"] == pytest.approx(2 / np.sqrt(6), rel=0.25)  # ±1 px: second difference 2
     assert loose.flicker > 2
