@@ -30,13 +30,13 @@ def test_a_sentence_lasts_from_its_first_sound_to_its_last():
     assert one.words == (Word("Hello", 0.1, 0.6), Word("there.", 0.6, 1.1)) and two.words == ()
 
 
-def test_a_sentence_that_comes_in_pieces_is_one():
+def test_a_sentence_in_several_segments_is_one_cue():
     (cue,) = said((0.0, speech(0.1, 0.9, 0.0)), (1.0, speech(0.0, 0.7, 0.3, "")), (2.0, speech(0.0, 0.0, 0.5, "")))
     assert (cue.text, cue.start_s, cue.end_s) == ("Hello there.", pytest.approx(0.1), pytest.approx(1.7))
     assert said((0.0, speech(0.1, 0.9, 0.0, ""))) == []  # a recording
 
 
-def test_a_piece_carries_what_sounds_in_it_on_a_clock_of_its_own():
+def test_cues_between_two_times_are_relative_to_the_first():
     cues = said((0.0, speech(0.1, 1.0, 0.1)), (1.2, speech(0.1, 1.0, 0.1, "Two.")))
     (inside,) = cues_between(cues, 0.64, 0.8)
     assert (inside.start_s, inside.end_s) == (pytest.approx(-0.54), pytest.approx(0.46))
@@ -49,7 +49,7 @@ def pieces(cues: list[Cue], end_s: float) -> list[tuple[float, tuple[Cue, ...]]]
     return [(k * 0.16, cues_between(cues, k * 0.16, (k + 1) * 0.16)) for k in range(round(end_s / 0.16))]
 
 
-def test_each_sentence_is_told_once_with_the_times_of_the_viewers_stream():
+def test_each_sentence_is_sent_once_in_the_time_of_the_viewer():
     captions, told = CaptionTracker(), []
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1)), (1.2, speech(0.1, 1.0, 0.1, "Two."))), 2.4):
         told += captions.update(cues, 7, 10 + at_s)
@@ -61,14 +61,14 @@ def test_each_sentence_is_told_once_with_the_times_of_the_viewers_stream():
     assert captions.update((), 0, 12.4) == ()  # it had ended by itself
 
 
-def test_who_joins_in_the_middle_is_told_what_is_being_said():
+def test_a_viewer_who_joins_during_a_sentence_gets_it():
     late = pieces(said((0.0, speech(0.1, 1.0, 0.1))), 1.2)[3:]
     captions = CaptionTracker()
     (caption,) = [news for at_s, cues in late for news in captions.update(cues, 7, at_s - late[0][0])]
     assert (caption.text, caption.start_s, caption.end_s) == ("Hello there.", 0.0, pytest.approx(0.62))
 
 
-def test_a_head_that_waits_moves_what_is_still_to_come():
+def test_a_delay_moves_the_words_that_follow():
     captions, told = CaptionTracker(), []
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1))), 1.2):
         if at_s == pytest.approx(0.48):
@@ -80,7 +80,7 @@ def test_a_head_that_waits_moves_what_is_still_to_come():
     assert captions.update((), 0, 1.44) == ()
 
 
-def test_what_is_cut_ends_where_the_speech_does_with_the_words_that_were_heard():
+def test_an_interrupted_caption_ends_with_the_words_that_were_heard():
     captions = CaptionTracker()
     for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1))), 0.48):
         captions.update(cues, 7, at_s)
@@ -98,7 +98,7 @@ def test_what_is_cut_ends_where_the_speech_does_with_the_words_that_were_heard()
     }
 
 
-def test_the_next_utterance_has_ids_of_its_own():
+def test_captions_of_two_utterances_have_different_ids():
     captions = CaptionTracker()
     first = captions.update(said((0.0, speech(0.0, 0.1, 0.06))), 7, 0.0)
     second = captions.update(said((0.0, speech(0.0, 0.1, 0.06))), 8, 5.0)

@@ -44,16 +44,14 @@ def rested(start: int, count: int = 3) -> dict[int, RestFragment]:
     return {start: RestFragment(video, (0.75, 0.25, 0.0)[:count])}
 
 
-def test_a_short_pause_is_kept_whole(idle: Path) -> None:
+def test_a_short_pause_is_kept_completely(idle: Path) -> None:
     parts = list(Pause(idle, 25).parts(SPEC, Clock(), 100, 148, look))
     assert kept(parts) == list(range(100, 148))
     assert max(part.fragment.frames for part in parts) <= SPEC.fragment_frames
 
 
 @pytest.mark.parametrize("until", range(204, 700, 44))
-def test_of_a_long_pause_both_ends_are_kept_and_idle_motion_leads_from_the_one_to_the_other(
-    idle: Path, until: int
-) -> None:
+def test_a_long_pause_keeps_both_ends_and_a_detour(idle: Path, until: int) -> None:
     parts = list(Pause(idle, 25).parts(SPEC, Clock(), 100, until, look))
     positions = kept(parts)
     end = IdleGrid.of(COUNT, 25).floor(until)
@@ -65,22 +63,22 @@ def test_of_a_long_pause_both_ends_are_kept_and_idle_motion_leads_from_the_one_t
 
 
 @pytest.mark.parametrize(("since", "until", "expected"), [(98, 108, range(100, 108)), (100, 103, ()), (108, 100, ())])
-def test_only_whole_pieces_of_the_grid_are_kept(idle: Path, since: int, until: int, expected: range) -> None:
+def test_only_whole_fragments_of_the_grid_are_kept(idle: Path, since: int, until: int, expected: range) -> None:
     assert kept(list(Pause(idle, 25).parts(SPEC, Clock(), since, until, look))) == list(expected)
 
 
-def test_none_is_kept_where_none_is_wanted(idle: Path) -> None:
+def test_keep_zero_gives_no_parts(idle: Path) -> None:
     assert list(Pause(idle, 0).parts(SPEC, Clock(), 100, 148, look)) == []
 
 
-def test_the_mouths_way_to_rest_comes_first(idle: Path) -> None:
+def test_the_fade_to_rest_comes_first(idle: Path) -> None:
     parts = list(Pause(idle, 25, rested(97)).parts(SPEC, Clock(), 97, 112, look))
     assert kept(parts) == list(range(97, 112))
     weights = np.concatenate([part.weights for part in parts])
     assert weights.tolist() == [0.75, 0.25, 0.0, *[0.0] * 12]
 
 
-def test_it_follows_on_the_speech_before_and_the_speech_behind_follows_on_it(idle: Path, tmp_path: Path) -> None:
+def test_a_pause_joins_the_speech_before_and_after_it(idle: Path, tmp_path: Path) -> None:
     session = SessionFile(tmp_path / "s", SPEC)
     tone = 0.4 * np.sin(np.arange(30 * RATE // 25) / 10).astype(np.float32)
 

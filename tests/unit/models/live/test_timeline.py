@@ -37,7 +37,7 @@ def greys(positions) -> list[int]:
 # --- the clock and the grid
 
 
-def test_the_clock_counts_frames_and_waits_when_the_head_does():
+def test_the_live_clock_counts_frames_and_can_be_delayed():
     clock = LiveClock.starting(100, now_s=50.0, fps=25)
     assert [clock.position(50.0 + s) for s in (0.0001, 0.0399, 0.0401, 1.0001)] == [100, 100, 101, 125]
     assert clock.time_of(125) == pytest.approx(51.0)
@@ -45,7 +45,7 @@ def test_the_clock_counts_frames_and_waits_when_the_head_does():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 7, 40, 150])
-def test_the_grid_tiles_the_line_without_a_gap_or_a_lonely_frame(frames):
+def test_the_grid_covers_the_loop_without_gaps_or_single_frames(frames):
     grid = IdleGrid.of(frames, 25)
     assert grid.loop >= 25 and grid.loop % period(frames) == 0
     position, starts = 0, []
@@ -62,7 +62,7 @@ def test_the_grid_tiles_the_line_without_a_gap_or_a_lonely_frame(frames):
 # --- idle motion
 
 
-def test_idle_motion_is_the_avatars_own_playback_and_goes_on_for_ever(loop):
+def test_idle_motion_plays_the_avatar_endlessly(loop):
     viewer, position, data = ViewerTimeline(SPEC), 0, b""
     while position < 2 * loop.grid.loop + 8:
         piece = loop.fragment_at(position)
@@ -77,7 +77,7 @@ def test_idle_motion_is_the_avatars_own_playback_and_goes_on_for_ever(loop):
     assert len(samples) / RATE == pytest.approx(position / 25, abs=AAC_FRAME / RATE)
 
 
-def test_a_viewer_may_join_at_any_piece(loop):
+def test_a_viewer_can_join_at_any_idle_fragment(loop):
     for start in (0, 4, loop.grid.loop - loop.grid.frames_at(loop.grid.floor(loop.grid.loop - 1))):
         viewer = ViewerTimeline(SPEC)
         times, seen = shown(viewer.init + viewer.put(loop.fragment_at(start)))
@@ -85,7 +85,7 @@ def test_a_viewer_may_join_at_any_piece(loop):
         assert times[0] == 0.0
 
 
-def test_what_is_no_loop_is_refused():
+def test_an_invalid_idle_loop_is_refused():
     whole = encode_idle(AVATAR, SPEC)
     with pytest.raises(ValueError, match="no fragment"):
         IdleLoop(init_segment(SPEC))
@@ -94,7 +94,7 @@ def test_what_is_no_loop_is_refused():
     assert IdleLoop(whole).init == init_segment(SPEC)  # it plays behind a session's own init segment
 
 
-def test_a_still_picture_has_a_loop_too():
+def test_a_still_image_has_an_idle_loop():
     still = IdleLoop(encode_idle(AVATAR[:1], SPEC))
     viewer = ViewerTimeline(SPEC)
     _, seen = shown(viewer.init + b"".join(viewer.put(still.fragment_at(still.grid.floor(p))) for p in (0, 4, 8)))
@@ -104,7 +104,7 @@ def test_a_still_picture_has_a_loop_too():
 # --- speech
 
 
-def test_a_files_fragment_is_cut_into_pieces_sample_by_sample():
+def test_a_fragment_is_split_without_re_encoding():
     made = fragments(levels(20))
     pieces = [piece for f in made for piece in split_fragment(f, 100 + f.video_start // SPEC.frame_ticks, 7, False)]
     assert [piece.frames for piece in pieces] == [4, 4, 4, 4, 4]
@@ -117,7 +117,7 @@ def test_a_files_fragment_is_cut_into_pieces_sample_by_sample():
     np.testing.assert_allclose(seen, [20 + 4 * k for k in range(20)], atol=2)
 
 
-def test_the_pieces_of_a_fragment_joined_again_are_the_fragment():
+def test_joining_all_live_fragments_gives_the_fragment():
     made = fragments(levels(20))[1]
     pieces = split_fragment(made, 4, 1, True)
     assert join_live_fragments(pieces, made, SPEC).data == made.data
@@ -129,7 +129,7 @@ def test_the_pieces_of_a_fragment_joined_again_are_the_fragment():
 @pytest.mark.parametrize(
     ("breaks", "sizes"), [((107,), [3, 4, 1]), ((105,), [4, 4]), ((110,), [4, 2, 2]), ((111,), [4, 4])]
 )
-def test_a_piece_begins_at_each_break_that_leaves_two_frames_to_either_side(breaks, sizes):
+def test_a_live_fragment_starts_at_each_break_with_two_frames_on_each_side(breaks, sizes):
     made = fragments(levels(20))[1]  # of 8 frames
     pieces = split_fragment(made, 104, 1, False, breaks)
     assert [piece.frames for piece in pieces] == sizes
@@ -145,7 +145,7 @@ def tone(seconds: float) -> np.ndarray:
 
 @pytest.mark.parametrize("idle_pieces", [1, 2, 3, 4, 5, 8, 13])
 @pytest.mark.parametrize("start", [Clock(), Clock(90_000 // 25 * 3, 2 * 1024), Clock(90_000 // 25 * 7, 7 * 1024)])
-def test_speech_follows_on_idle_without_a_gap_and_sounds_with_its_frames(loop, idle_pieces, start):
+def test_speech_after_idle_motion_has_no_gap_and_is_in_sync(loop, idle_pieces, start):
     viewer, data, position = ViewerTimeline(SPEC), b"", 0
     for _ in range(idle_pieces):
         piece = loop.fragment_at(position)
@@ -168,7 +168,7 @@ def test_speech_follows_on_idle_without_a_gap_and_sounds_with_its_frames(loop, i
     assert first_loud - begins / 25 - 0.1 == pytest.approx(encoder.audio_delay_s, abs=AAC_FRAME / 2 / RATE + 0.003)
 
 
-def test_the_offset_of_sound_does_not_grow_with_what_a_slow_viewer_misses(loop):
+def test_skipped_fragments_do_not_increase_the_audio_offset(loop):
     rng = np.random.default_rng(1)
     viewer, position, skipped = ViewerTimeline(SPEC), 0, False
     for _ in range(400):
@@ -181,7 +181,7 @@ def test_the_offset_of_sound_does_not_grow_with_what_a_slow_viewer_misses(loop):
     assert 0 <= clock.audio_samples - SPEC.samples_at(clock.video_ticks) < AAC_FRAME
 
 
-def test_a_closed_group_stands_anywhere():
+def test_a_closed_gop_can_follow_any_fragment():
     viewer = ViewerTimeline(SPEC)
     pieces = [
         LiveFragment(0, 4, encode_closed_gop(levels(4), SPEC)),
@@ -195,6 +195,6 @@ def test_silence_is_a_few_bytes():
     assert len(silent_packet(SPEC)) < 16
 
 
-def test_a_mouth_fades_smoothly_and_ends_at_rest():
+def test_fade_out_weights_are_smooth_and_end_at_zero():
     weights = fade_out_weights(4)
     assert weights == sorted(weights, reverse=True) and weights[-1] == 0.0 and 0.8 < weights[0] < 1

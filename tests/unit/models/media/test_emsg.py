@@ -40,12 +40,12 @@ def test_an_event_is_a_box_as_dash_defines_it():
     assert box[32:] == SCHEME.encode() + b"\0caption\0{}"
 
 
-def test_events_of_other_schemes_are_passed_over():
+def test_events_of_other_schemes_are_ignored():
     box = event_box("caption", {}, 5, 1.25).replace(b"urn:warmtalk", b"urn:somebody")
     assert read_events(box) == [] and EventReader().push(box) == []
 
 
-def test_a_stream_that_is_none_is_refused():
+def test_a_stream_that_is_not_an_mp4_is_refused():
     with pytest.raises(ValueError, match="not a fragmented MP4"):
         EventReader().push(b"\0\0\0\3html")
 

@@ -111,7 +111,7 @@ def test_each_fragment_carries_the_aac_frames_that_start_inside_it() -> None:
         assert 0 <= after.audio_start - spec.samples_at(after.video_start) < AAC_FRAME
 
 
-def test_a_fragment_opens_with_an_idr_frame_and_holds_no_other() -> None:
+def test_only_the_first_frame_of_a_fragment_is_an_idr_frame() -> None:
     spec = spec_of()
     fragments = encode(UtteranceEncoder(spec), *click_and_flash(spec, 30, 9))
     with av.open(io.BytesIO(movie(fragments))) as file:
@@ -153,11 +153,11 @@ def test_the_bytes_do_not_depend_on_how_they_are_pushed() -> None:
     assert movie(fragments) == movie(encode(UtteranceEncoder(spec), frames, samples, chunk=5))
 
 
-def test_two_hundred_utterances_stay_in_time() -> None:
+def test_many_utterances_stay_in_sync() -> None:
     """Odd lengths at a frame rate that no AAC frame fits: neither drift nor gap, each click on its flash."""
     spec, clock, fragments, begins = spec_of(30), Clock(), [], []
     rng = np.random.default_rng(1)
-    for _ in range(200):
+    for _ in range(60):
         encoder = UtteranceEncoder(spec, clock)
         count = int(rng.integers(5, 12))
         fragments += encode(encoder, *click_and_flash(spec, count, 4), chunk=count)
@@ -171,7 +171,7 @@ def test_two_hundred_utterances_stay_in_time() -> None:
     assert len(times) == sum(f.frames for f in fragments)
     assert np.allclose(np.diff(times), 1 / 30, atol=1e-4)  # so are the frames, across every seam
     flashes, heard = times[levels > 200], clicks_s(samples, 24_000)
-    assert len(flashes) == len(heard) == 200
+    assert len(flashes) == len(heard) == 60
     assert np.allclose(flashes, np.array(begins) + 4 / 30, atol=1e-4)
     assert np.abs(heard - flashes).max() < 0.001
 
@@ -179,7 +179,7 @@ def test_two_hundred_utterances_stay_in_time() -> None:
 @pytest.mark.parametrize("fps", [24, 25, 30])
 def test_speech_without_any_silence_at_the_seam_is_late_by_less_than_a_frame(fps: int) -> None:
     spec, clock, fragments, delays = spec_of(fps), Clock(), [], []
-    for count in range(20, 40):
+    for count in range(20, 30):
         encoder = UtteranceEncoder(spec, clock)
         fragments += encode(encoder, *click_and_flash(spec, count, 11, lead=0.1, tail=0.1))
         delays.append(encoder.audio_delay_s)
@@ -218,7 +218,7 @@ def test_speech_is_cut_or_filled_to_the_frames() -> None:
         assert abs(fragment.audio_duration - 20 * 960) < AAC_FRAME
 
 
-def test_an_utterance_of_one_frame_and_one_of_none() -> None:
+def test_utterances_of_one_frame_and_of_none() -> None:
     spec = spec_of()
     (one,) = UtteranceEncoder(spec, Clock(3600, 1024)).push(grey(1), np.zeros(960, np.float32), last=True)
     assert (one.frames, one.video_start, one.audio_duration) == (1, 3600, 0)  # no AAC frame starts inside it
@@ -226,7 +226,7 @@ def test_an_utterance_of_one_frame_and_one_of_none() -> None:
     assert UtteranceEncoder(spec).push(grey(0), np.zeros(0, np.float32), last=True) == []
 
 
-def test_a_live_view_starts_at_zero_and_keeps_the_distance_of_its_tracks() -> None:
+def test_a_rebased_stream_starts_at_zero_and_keeps_its_sync() -> None:
     for clock in (Clock(90_000, 24 * AAC_FRAME), Clock(90_000, 23 * AAC_FRAME)):  # audio ahead of video, and behind
         spec = spec_of()
         fragments = encode(UtteranceEncoder(spec, clock), *click_and_flash(spec, 30, 12))
@@ -251,6 +251,8 @@ def test_a_patch_of_colour_decodes_to_itself(colour: tuple[int, int, int]) -> No
     with av.open(io.BytesIO(movie(fragments))) as file:
         frame = next(file.decode(video=0))
         context = file.streams.video[0].codec_context
+        nclx = fragments[0].init.index(b"colrnclx") + 8  # primaries, transfer, matrix: BT.709; then the full-range flag
+        assert fragments[0].init[nclx : nclx + 7] == bytes([0, 1, 0, 1, 0, 1, 0])
         assert (context.color_primaries, context.color_trc, context.colorspace, context.color_range) == (1, 1, 1, 1)
     y, u, v = (
         plane.mean() for plane in np.split(frame.to_ndarray().astype(float).ravel(), [SIDE**2, SIDE**2 * 5 // 4])
@@ -283,7 +285,7 @@ def test_an_odd_source_is_cropped_to_even_sides() -> None:
         ({"fragment_frames": 0}, "fragment_frames"),
     ],
 )
-def test_a_wrong_spec_says_what_is_right(wrong: dict, names: str) -> None:
+def test_an_invalid_spec_names_the_valid_values(wrong: dict, names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         init_segment(MediaSpec(**{"width": SIDE, "height": SIDE, "fps": 25, **wrong}))
 

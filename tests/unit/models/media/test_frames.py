@@ -53,7 +53,7 @@ def test_any_order_gives_the_frames_of_plain_playback(clip: Path, order: list[in
     assert all(np.array_equal(frames[int(k)], expected[int(k)]) for k in order)
 
 
-def test_the_stored_frame_is_the_written_one_but_for_the_loss(clip: Path, pictures: list[UInt8]) -> None:
+def test_stored_frames_equal_the_written_ones_within_the_codec_loss(clip: Path, pictures: list[UInt8]) -> None:
     frames = VideoFrames(clip.open("rb"))
     errors = np.stack([frames[k].astype(float) - pictures[k] for k in range(N)])
     assert 10 * np.log10(255**2 / (errors**2).mean()) > 36
@@ -67,7 +67,7 @@ def test_flat_colours_survive(tmp_path: Path, colour: tuple[int, int, int]) -> N
     assert np.abs(frame.astype(int) - colour).max() <= 3
 
 
-def test_each_group_is_decoded_once_in_either_direction(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gop_is_decoded_once_in_either_direction(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     decode = VideoFrames._decode
     monkeypatch.setattr(VideoFrames, "_decode", lambda self, group: groups.append(group) or decode(self, group))
@@ -90,7 +90,7 @@ def test_the_cache_stays_within_its_bytes(clip: Path) -> None:
     assert len(frames._cache) == 2
 
 
-def test_groups_of_large_frames_are_short() -> None:
+def test_gops_of_large_frames_are_short() -> None:
     assert gop_frames(512, 512) == 12
     assert 1 <= gop_frames(3840, 2160) * 3 * 3840 * 2160 <= GOP_BYTES
     assert gop_frames(8192, 8192) == 1
@@ -102,7 +102,7 @@ def test_frames_are_read_only(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, N, N + 100])
-def test_outside_is_an_index_error(clip: Path, index: int) -> None:
+def test_an_index_out_of_range_raises_index_error(clip: Path, index: int) -> None:
     with pytest.raises(IndexError):
         VideoFrames(clip.open("rb"))[index]
 
@@ -128,6 +128,6 @@ def test_the_same_frames_give_the_same_bytes(pictures: list[UInt8], clip: Path, 
     assert (tmp_path / "again.mp4").read_bytes() == clip.read_bytes()
 
 
-def test_rubbish_is_an_error_in_words() -> None:
+def test_an_unreadable_file_is_reported() -> None:
     with pytest.raises(CorruptError, match=r"frames\.mp4 cannot be read"):
         VideoFrames(io.BytesIO(b"no video" * 100))

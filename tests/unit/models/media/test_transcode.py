@@ -82,7 +82,7 @@ def test_frames_can_be_skipped_and_keep_their_times(video: Path) -> None:
     assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(rest, every[17:], strict=True))
 
 
-def test_odd_sides_lose_a_row_and_shapes_hold(tmp_path: Path) -> None:
+def test_odd_sides_are_cropped_and_rotation_is_applied(tmp_path: Path) -> None:
     frames = [np.full((97, 131, 3), 100, np.uint8)] * 3
     with av.open(str(tmp_path / "in.mkv"), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
@@ -133,7 +133,7 @@ def test_outputs_that_cannot_be_written_are_named(video: Path, tmp_path: Path) -
     check_output(loud, tmp_path / "out.mp4")
 
 
-def test_a_broken_piece_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.mp4").write_bytes(b"x" * 100)
     with pytest.raises(CorruptError, match=r"0\.mp4"):
         part_signature(tmp_path / "0.mp4")

@@ -52,13 +52,13 @@ def test_colours_have_the_levels_of_the_standard(rgb: tuple[int, int, int], code
     assert np.abs(whole(picture).astype(int) - rgb).max() <= 2
 
 
-def test_a_decoded_picture_looks_as_swscale_shows_it(decoded: av.VideoFrame) -> None:
+def test_conversion_to_rgb_agrees_with_swscale(decoded: av.VideoFrame) -> None:
     apart = whole(planes(decoded)).astype(int) - rgb_array(decoded)
     assert np.abs(apart.mean((0, 1))).max() < 0.1
     assert np.sqrt((apart**2).mean()) < 1  # where colours meet, kernels differ
 
 
-def test_chroma_is_the_left_columns_and_does_not_wander(photo: UInt8) -> None:
+def test_repeated_conversion_does_not_shift_chroma(photo: UInt8) -> None:
     """There and back ten times; chroma taken from the pixels' middle would move a quarter of a sample each time."""
     picture = picture_of(photo)
     red = picture.red.astype(np.float32)
@@ -68,7 +68,7 @@ def test_chroma_is_the_left_columns_and_does_not_wander(photo: UInt8) -> None:
     assert abs(shift) < 0.05
 
 
-def test_an_edge_of_colour_lies_where_it_was() -> None:
+def test_a_colour_edge_keeps_its_position() -> None:
     """A red half beginning at an even column: its chroma samples are the mean of 1 2 1, three quarters of the way."""
     photo = np.zeros((8, 16, 3), np.uint8)
     photo[:, 8:, 0] = 200
@@ -79,13 +79,13 @@ def test_an_edge_of_colour_lies_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("part", [(0, 0, 40, 60), (260, 240, 300, 300), (100, 64, 200, 190), (2, 298, 4, 300)])
-def test_a_part_is_the_same_as_in_the_whole(decoded: av.VideoFrame, part: tuple[int, int, int, int]) -> None:
+def test_a_part_equals_that_part_of_the_whole_picture(decoded: av.VideoFrame, part: tuple[int, int, int, int]) -> None:
     picture = planes(decoded)
     x1, y1, x2, y2 = part
     assert np.array_equal(rgb_part(picture, part), whole(picture)[y1:y2, x1:x2])
 
 
-def test_there_and_back_costs_less_than_a_level(decoded: av.VideoFrame) -> None:
+def test_conversion_to_rgb_and_back_loses_less_than_a_level(decoded: av.VideoFrame) -> None:
     picture = planes(decoded)
     again = picture_of(whole(picture))
     for plane, before in zip(again.planes, picture.planes, strict=True):
@@ -95,7 +95,7 @@ def test_there_and_back_costs_less_than_a_level(decoded: av.VideoFrame) -> None:
     assert far.mean() < 0.005
 
 
-def test_what_has_not_changed_stays_bit_for_bit(decoded: av.VideoFrame) -> None:
+def test_unchanged_samples_stay_bit_for_bit(decoded: av.VideoFrame) -> None:
     under = planes(decoded)
     changed = np.zeros((20, 30), np.uint8)
     changed[7, 11] = 255
@@ -107,7 +107,7 @@ def test_what_has_not_changed_stays_bit_for_bit(decoded: av.VideoFrame) -> None:
     assert drawn.luma[57, 111] == 173
 
 
-def test_a_part_that_is_all_new_is_what_it_is_as_a_picture(photo: UInt8) -> None:
+def test_a_written_part_equals_its_own_conversion(photo: UInt8) -> None:
     picture = Picture.empty(40, 60)
     picture.copy_from(np.zeros((40, 60, 3), np.uint8))
     write_part(picture, photo[:20, :30], 10, 8)
@@ -123,11 +123,11 @@ def test_bands_of_a_large_picture_have_no_edges(photo: UInt8) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(banded.planes, at_once.planes, strict=True))
 
 
-def test_an_odd_row_and_column_are_left_out(photo: UInt8) -> None:
+def test_odd_sides_are_cropped(photo: UInt8) -> None:
     assert picture_of(photo[:41, :31]).shape == (40, 30)
 
 
-def test_frames_come_as_they_were_coded(photo: UInt8) -> None:
+def test_pictures_of_a_video_are_not_converted(photo: UInt8) -> None:
     """A source of pictures gives its own; another's are made."""
     path = io.BytesIO()
     with av.open(path, "w", format="mp4") as out:

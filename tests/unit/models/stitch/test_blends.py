@@ -46,9 +46,9 @@ def test_the_multigrid_solution_is_the_direct_one(shape: tuple[int, int]) -> Non
     assert np.abs(fast - slow).max() < 0.5
 
 
-def test_a_large_region_is_solved_coarsely_within_a_level() -> None:
-    weights = mask((200, 260), 41)
-    y, x = np.mgrid[:200, :260].astype(np.float32)
+def test_a_large_region_is_solved_on_a_coarser_grid_within_a_level() -> None:
+    weights = mask((140, 180), 31)
+    y, x = np.mgrid[:140, :180].astype(np.float32)
     difference = (np.stack([8 + x / 40, 6 - y / 30, 0 * x], -1)).astype(np.float32)
     source = correction_source(difference, weights.astype(np.float32) / 255)
     fast, slow = solve(source, weights > 0), slow_solve(source, weights > 0)
@@ -65,7 +65,7 @@ def test_outside_the_mask_nothing_changes_and_the_frame_itself_blends_to_itself(
     assert np.array_equal(BLENDS[mode](UNDER, other, np.zeros_like(weights)), UNDER)
 
 
-def test_a_tint_goes_with_poisson_and_its_middle_stays_with_feather() -> None:
+def test_poisson_removes_a_tint_and_feather_keeps_it_in_the_middle() -> None:
     """A face 6 levels too red: its middle keeps that when feathered, and takes the frame's level by gradients."""
     red = np.clip(UNDER.astype(int) + np.array([6, 0, 0]), 0, 255).astype(np.uint8)
     middle = (slice(60, 80), slice(75, 95), 0)
@@ -134,13 +134,13 @@ def crossed(level: Level | None, frames: int = 20) -> np.ndarray:
     return np.array(middle)
 
 
-def test_with_a_memory_what_crosses_the_edge_does_not_make_poisson_flicker() -> None:
+def test_the_smoothed_level_does_not_flicker_when_lips_cross_the_edge() -> None:
     alone, steadied = (np.abs(np.diff(crossed(level), 2)).mean() for level in (None, Level()))
     assert alone > 0.5
     assert steadied < 0.25 * alone
 
 
-def test_with_a_memory_a_change_of_light_still_goes_within_a_second() -> None:
+def test_the_smoothed_level_follows_a_change_of_light_within_a_second() -> None:
     level, middle = Level(), np.s_[50:90, 70:100]
     for tint, frames in ((0, 1), (16, 25)):
         face = np.clip(UNDER.astype(int) + tint, 0, 255).astype(np.uint8)

@@ -54,7 +54,7 @@ def pasted_whole(avatar: PreparedAvatar, paster: Paster, memory: PasteMemory, in
 
 @pytest.mark.parametrize("mode", ["feather", "poisson", "multiband"])
 @pytest.mark.parametrize("geometry", ["similarity", "musetalk"])
-def test_a_frame_is_what_pasting_into_all_of_it_gives(avatar: PreparedAvatar, mode: str, geometry: str) -> None:
+def test_a_canvas_frame_equals_a_paste_into_the_whole_frame(avatar: PreparedAvatar, mode: str, geometry: str) -> None:
     given = boxed(avatar) if geometry == "musetalk" else avatar
     canvas, memory, memory_of_whole = Canvas(given), PasteMemory(), PasteMemory()
     paster, whole = Paster(given, mode), Paster(given, mode)
@@ -70,7 +70,7 @@ def test_a_frame_is_what_pasting_into_all_of_it_gives(avatar: PreparedAvatar, mo
         assert touched.sum() == touched[rows, columns].sum() > 1000  # all that has changed lies in the part
 
 
-def test_outside_the_face_every_sample_is_the_files(avatar: PreparedAvatar) -> None:
+def test_samples_outside_the_face_are_those_of_the_file(avatar: PreparedAvatar) -> None:
     canvas, paster, memory = Canvas(avatar), Paster(avatar), PasteMemory()
     for index in FRAMES:
         own = picture_at(avatar.frames, index)
@@ -85,7 +85,7 @@ def test_outside_the_face_every_sample_is_the_files(avatar: PreparedAvatar) -> N
         assert np.array_equal(made.red[quarter], own.red[quarter])
 
 
-def test_inside_it_is_the_pasted_face(avatar: PreparedAvatar) -> None:
+def test_samples_inside_the_mask_are_the_pasted_face(avatar: PreparedAvatar) -> None:
     canvas, paster = Canvas(avatar), Paster(avatar)
     face = np.full((256, 256, 3), (30, 200, 60), np.uint8)
     made = drawn(canvas.frame(paster, face, 0))
@@ -96,7 +96,7 @@ def test_inside_it_is_the_pasted_face(avatar: PreparedAvatar) -> None:
     assert len(rgb) > 5000 and np.abs(rgb.astype(int) - (30, 200, 60)).max() <= 2
 
 
-def test_a_frame_whose_face_is_not_seen_is_the_files_own(avatar: PreparedAvatar) -> None:
+def test_a_frame_without_a_visible_face_is_unchanged(avatar: PreparedAvatar) -> None:
     no_face = dataclasses.replace(avatar, has_face=np.zeros(len(avatar), bool))
     face = speaking(avatar, 5)
     for given, crop, weight in ((avatar, face, 0.0), (avatar, None, 1.0), (no_face, face, 1.0)):
@@ -125,7 +125,7 @@ def test_a_paste_neither_reads_nor_writes_outside_its_box(avatar: PreparedAvatar
         assert np.array_equal(around[outside], noise[outside])
 
 
-def test_a_face_that_leaves_the_frame_is_pasted_as_far_as_it_is_seen(avatar: PreparedAvatar) -> None:
+def test_a_face_at_the_frame_edge_is_pasted_partly(avatar: PreparedAvatar) -> None:
     low = avatar.transforms.copy()
     low[:, :, 2] -= low[:, :, :2] @ np.float32([0, 170])  # the crop 170 px further down: its chin is cut off
     given = dataclasses.replace(avatar, transforms=low, landmarks=avatar.landmarks + np.float32([0, 170]))

@@ -24,7 +24,7 @@ def test_sentences_become_cues_at_their_times():
     assert webvtt([]) == "WEBVTT\n"
 
 
-def test_a_long_sentence_is_shown_in_parts_that_a_reader_can_follow():
+def test_a_long_sentence_becomes_several_cues():
     text = "word " * 60
     parts = cues(Sentence(text.strip(), 10.0, 22.0))
     assert len(parts) == 4 and parts[0][0] == 10.0 and parts[-1][1] == pytest.approx(22.0)
@@ -35,12 +35,12 @@ def test_a_long_sentence_is_shown_in_parts_that_a_reader_can_follow():
     assert all((end - start) == pytest.approx(12.0 * len(part) / 299, rel=0.05) for start, end, part in parts)
 
 
-def test_what_was_cut_ends_there_with_a_dash():
+def test_an_interrupted_sentence_ends_with_a_dash():
     cut = UtteranceRecord(1, "One. Two.", 0.0, 1.0, True, (Sentence("One.", 0, 0.6), Sentence("Two.", 0.6, 1.0)))
     assert webvtt([cut]).endswith("00:00:00.600 --> 00:00:01.000\nTwo. —\n")
 
 
-def test_marks_are_text_and_no_markup():
+def test_markup_characters_are_escaped():
     said = UtteranceRecord(1, "", 0, 1, sentences=(Sentence("<b>1 & 2</b> --> 3", 0, 1),))
     assert "&lt;b&gt;1 &amp; 2&lt;/b&gt; --&gt; 3" in webvtt([said])
 
@@ -49,7 +49,7 @@ def words(*spans: tuple[str, float, float]) -> tuple[Word, ...]:
     return tuple(Word(*span) for span in spans)
 
 
-def test_long_sentences_change_where_their_words_are_heard():
+def test_cues_of_a_long_sentence_start_with_their_first_word():
     text = " ".join(f"word{k:02d}" for k in range(24))
     known = words(*((f"word{k:02d}", 10 + 0.2 * k + (5 if k > 5 else 0), 10.1 + 0.2 * k) for k in range(24)))
     parts = cues(Sentence(text, 10.0, 22.0, known))
@@ -59,7 +59,7 @@ def test_long_sentences_change_where_their_words_are_heard():
     assert [end for _, end, _ in parts] == [starts[firsts[1]], 22.0]
 
 
-def test_words_have_timestamps_where_they_are_asked_for():
+def test_words_get_timestamps_on_request():
     known = words(("R&D", 0.1, 0.4), ("<is> —", 0.4, 0.7), ("fun.", 0.7, 1.0))
     said = UtteranceRecord(1, "", 0, 1, sentences=(Sentence("R&D <is> — fun.", 0.1, 1.0, known),))
     timed = "R&amp;D <00:00:00.400>&lt;is&gt; — <00:00:00.700>fun."
@@ -79,7 +79,7 @@ def test_words_have_timestamps_where_they_are_asked_for():
 @pytest.mark.parametrize(
     "text", ["שלום עולם, מה שלומך היום?", "Hi 👋🏽 👨‍👩‍👧‍👦 you", "a --> b\n\nNOTE c\n\nSTYLE", "&lt; & &amp; <c.x>"]
 )
-def test_any_text_is_one_valid_cue_that_reads_as_it_was_said(text):
+def test_any_text_gives_a_valid_cue_with_the_same_words(text):
     said = UtteranceRecord(1, "", 0, 1, sentences=(Sentence(text, 0.5, 1.5),))
     for vtt in (webvtt([said]), webvtt([said], words=True)):
         head, block = vtt.rstrip("\n").split("\n\n")  # a blank line inside would end the cue
@@ -103,7 +103,7 @@ def test_words_with_hyphens_at_a_lines_end_keep_their_times(first):
     assert all(html.unescape(word) == text.split()[round(float(at) / 0.5)] for at, word in timed)
 
 
-def test_a_word_that_is_longer_than_a_line_leaves_no_wrong_times():
+def test_a_word_longer_than_a_line_gives_no_wrong_times():
     text = f"See {'a' * 60} and then go on to the next of the many pages that there are."
     spoken = words(*((word, k * 0.5, k * 0.5 + 0.4) for k, word in enumerate(text.split())))
     sentence = Sentence(text, 0.0, len(spoken) * 0.5, spoken)

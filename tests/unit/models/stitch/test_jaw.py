@@ -38,16 +38,14 @@ def opened(avatar: PreparedAvatar, line: JawLine, drop: float, index: int = 0) -
 
 
 @pytest.mark.parametrize("drop", [4.0, 8.0, 12.0])
-def test_a_drop_of_known_size_is_read(avatar: PreparedAvatar, line: JawLine, drop: float) -> None:
+def test_a_jaw_drop_of_known_size_is_measured(avatar: PreparedAvatar, line: JawLine, drop: float) -> None:
     face = opened(avatar, line, drop)
     assert line.drop(avatar.frames[0], face, avatar.transforms[0], 0) == pytest.approx(drop, abs=1.5)
     large = cv2.resize(face, (512, 512), interpolation=cv2.INTER_CUBIC)
     assert line.drop(avatar.frames[0], large, avatar.transforms[0], 0) == pytest.approx(drop, abs=1.5)
 
 
-def test_a_jaw_as_open_as_the_sources_drops_nothing_and_a_paste_is_the_plain_one(
-    avatar: PreparedAvatar, line: JawLine
-) -> None:
+def test_a_jaw_as_open_as_in_the_source_changes_nothing(avatar: PreparedAvatar, line: JawLine) -> None:
     for index in (0, 40, 90):
         face = opened(avatar, line, 0, index)
         assert line.drop(avatar.frames[index], face, avatar.transforms[index], index) < LEAST_DROP_PX
@@ -58,7 +56,7 @@ def test_a_jaw_as_open_as_the_sources_drops_nothing_and_a_paste_is_the_plain_one
         assert np.array_equal(plain, followed)
 
 
-def test_a_drop_is_followed_at_once_and_whole_and_released_slowly() -> None:
+def test_an_opening_jaw_is_followed_at_once_and_a_closing_one_slowly() -> None:
     drop = JawDrop()
     assert drop(12.0, 25) == 12
     falling = [drop(0.0, 25) for _ in range(8)]
@@ -66,7 +64,7 @@ def test_a_drop_is_followed_at_once_and_whole_and_released_slowly() -> None:
     assert falling[0] > 4 and falling[-1] == 0
 
 
-def test_a_small_drop_is_followed_less_the_smaller_it_is_without_a_step() -> None:
+def test_small_drops_are_followed_progressively_less() -> None:
     seen = np.arange(0, 2 * WHOLE_DROP_PX, 0.1)
     used = np.array([JawDrop()(float(px), 25) for px in seen])
     assert used[0] == 0 and used[10] < 0.3  # a px: hardly
@@ -111,7 +109,7 @@ def test_a_chin_that_leaves_the_crop_is_neither_cut_nor_doubled(avatar: Prepared
     assert abs(chin_row(avatar, plain, 0) - chin_row(avatar, truth, 0)) > 4
 
 
-def test_what_is_far_from_the_chin_stays_bit_for_bit(avatar: PreparedAvatar, line: JawLine) -> None:
+def test_pixels_far_from_the_chin_are_unchanged(avatar: PreparedAvatar, line: JawLine) -> None:
     frame = np.array(avatar.frames[0])
     line.stretch_chin(frame, avatar.transforms[0], 16.0)
     changed = np.argwhere((frame != avatar.frames[0]).any(2))
@@ -120,7 +118,7 @@ def test_what_is_far_from_the_chin_stays_bit_for_bit(avatar: PreparedAvatar, lin
     assert crop[:, 1].min() > 150 and crop[:, 1].max() < 330 and crop[:, 0].min() > 40 and crop[:, 0].max() < 215
 
 
-def test_a_fading_mouths_chin_takes_its_share_of_the_drop(avatar: PreparedAvatar, line: JawLine) -> None:
+def test_the_chin_of_a_fading_mouth_moves_by_its_weight(avatar: PreparedAvatar, line: JawLine) -> None:
     face, plain = opened(avatar, line, 13.0), np.array(avatar.frames[0])
     drop = JawDrop()(line.drop(plain, face, avatar.transforms[0], 0), avatar.fps)
     alpha = warp_alpha(avatar.transforms[0], line.lower_mask(avatar.masks[0], drop), plain.shape[:2])
@@ -134,14 +132,14 @@ def test_a_fading_mouths_chin_takes_its_share_of_the_drop(avatar: PreparedAvatar
     assert (drawn[free] != plain[free]).any(1).sum() > 300
 
 
-def test_an_avatar_without_a_jaw_line_is_pasted_without() -> None:
+def test_an_avatar_without_a_jaw_line_is_pasted_without_following_the_jaw() -> None:
     transforms = np.tile(np.float32([[1, 0, 0], [0, 1, 0]]), (2, 1, 1))
     masks, landmarks = np.full((2, 256, 256), 255, np.uint8), np.zeros((2, 68, 2), np.float32)
     for faces in (np.ones(2, bool), np.zeros(2, bool)):
         assert not JawLine(PreparedAvatar("a", "1", 25, 256, 256, transforms, landmarks, masks, faces)).usable
 
 
-def test_a_jaw_that_reaches_beyond_the_crops_sides_is_read_within_it(avatar: PreparedAvatar) -> None:
+def test_a_jaw_partly_outside_the_crop_is_measured_inside_it(avatar: PreparedAvatar) -> None:
     """Upright crops of a rolled head: part of its jaw lies outside, and the rest tells the drop."""
     turn = np.float32([[1.5, 0, 60], [0, 1, 0]])  # of crop px: the line runs from the middle to beyond the right side
     moved = [np.vstack([turn, [0, 0, 1]]) @ np.vstack([one, [0, 0, 1]]) for one in avatar.transforms]

@@ -94,7 +94,7 @@ def below_the_nose(frame: Compared) -> Mask:
     return rows
 
 
-def test_the_labels_are_the_presenters(compared: list[Compared]) -> None:
+def test_the_parser_labels_match_the_presenter(compared: list[Compared]) -> None:
     """The renderer's lips lie where FaceMesh finds them, and skin between them and the hair."""
     for frame in compared:
         lips = np.isin(frame.labels, (11, 12, 13))
@@ -119,7 +119,7 @@ def test_both_masks_cover_the_same_face_below_the_nose(compared: list[Compared])
         assert share > 0.92 and everywhere > 0.78 and distance < 2.5
 
 
-def test_lips_and_chin_are_whole_in_either(compared: list[Compared]) -> None:
+def test_both_masks_contain_lips_and_chin(compared: list[Compared]) -> None:
     for frame in compared:
         lips = np.isin(frame.labels, (11, 12, 13))
         assert all(frame.parsed[mode][lips].all() for mode in REGION_MODES)
@@ -128,7 +128,7 @@ def test_lips_and_chin_are_whole_in_either(compared: list[Compared]) -> None:
         assert frame.landmark[y - 4, x] and frame.parsed["jaw"][y - 4, x]
 
 
-def test_the_mask_from_landmarks_leaves_hair_and_room_alone(compared: list[Compared]) -> None:
+def test_the_mask_from_landmarks_excludes_hair_and_background(compared: list[Compared]) -> None:
     """It reaches over skin, and below the chin over a little of the neck, as MuseTalk's jaw does, too."""
     for frame in compared:
         weight = frame.weights.astype(float)

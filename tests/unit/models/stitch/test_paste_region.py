@@ -67,7 +67,7 @@ def slow_jaw(labels: Labels, cheek_width: int) -> Mask:
 
 
 @pytest.mark.parametrize(("mode", "classes"), [("raw", {1, 11, 12, 13}), ("neck", {1, 11, 12, 13, 14})])
-def test_raw_and_neck_are_sets_of_classes(mode: str, classes: set[int]) -> None:
+def test_the_modes_raw_and_neck_select_classes(mode: str, classes: set[int]) -> None:
     labels = np.arange(512 * 512, dtype=np.int64).reshape(512, 512) % 19
     region = paste_region(labels, mode)
     assert region.dtype == np.uint8 and region.shape == (512, 512) and set(np.unique(region)) == {0, 255}
@@ -77,7 +77,7 @@ def test_raw_and_neck_are_sets_of_classes(mode: str, classes: set[int]) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("cheek_width", [80, 90, 140])
-def test_jaw_is_the_slow_jaw(seed: int, cheek_width: int) -> None:
+def test_the_jaw_region_equals_the_slow_implementation(seed: int, cheek_width: int) -> None:
     labels = face_labels(seed)
     assert np.array_equal(paste_region(labels, "jaw", cheek_width) == 255, slow_jaw(labels, cheek_width))
 
@@ -88,7 +88,7 @@ def test_jaw_at_the_borders_of_the_picture() -> None:
     assert np.array_equal(paste_region(labels, "jaw") == 255, slow_jaw(labels, 90))
 
 
-def test_jaw_reaches_below_the_chin_and_spares_nose_and_cheeks() -> None:
+def test_the_jaw_region_includes_the_chin_and_excludes_nose_and_cheeks() -> None:
     labels = np.zeros((512, 512), np.int64)
     cv2_labels = labels.astype(np.uint8)
     cv2.ellipse(cv2_labels, (256, 250), (130, 170), 0, 0, 360, 1, -1)
@@ -102,7 +102,7 @@ def test_jaw_reaches_below_the_chin_and_spares_nose_and_cheeks() -> None:
     assert left < np.flatnonzero(jaw[250]).min()  # at the cheek the region ends inside the skin
 
 
-def test_labels_are_left_alone() -> None:
+def test_labels_are_not_modified() -> None:
     labels = face_labels()
     before = labels.copy()
     for mode in ("raw", "neck", "jaw"):

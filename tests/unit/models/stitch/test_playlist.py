@@ -75,7 +75,7 @@ def moofs(segment: bytes) -> list[bytes]:
     return [segment[a:b] for a, b in zip(starts, [*starts[1:], len(segment)], strict=True)]
 
 
-def test_it_keeps_the_rules_at_every_length_and_only_grows(session):
+def test_a_playlist_is_valid_at_every_length_and_only_grows(session):
     texts = [playlist(session)]
     for frames, end in ((30, True), (8, False), (130, True), (1, True), (55, False)):
         speak(session, frames, end)
@@ -93,7 +93,7 @@ def test_it_keeps_the_rules_at_every_length_and_only_grows(session):
     assert data == session.init_segment + b"".join(segment for _, segment in segments)
 
 
-def test_each_segment_can_be_decoded_by_itself_and_lasts_as_long_as_it_says(session):
+def test_each_segment_decodes_alone_and_has_the_stated_duration(session):
     for frames in (30, 130, 8):
         speak(session, frames)
     segments = check(playlist(session), session.path.read_bytes())
@@ -108,7 +108,7 @@ def test_each_segment_can_be_decoded_by_itself_and_lasts_as_long_as_it_says(sess
 
 
 @pytest.mark.parametrize(("first", "others", "fps"), [(6, 12, 25), (50, 12, 25), (1, 90, 30), (24, 24, 24)])
-def test_the_target_duration_is_known_before_any_segment_is(tmp_path, first, others, fps):
+def test_the_target_duration_holds_for_all_segments(tmp_path, first, others, fps):
     spec = MediaSpec(64, 64, fps, first_fragment_frames=first, fragment_frames=others)
     session = SessionFile(tmp_path / "s", spec)
     before = tags(playlist(session), "EXT-X-TARGETDURATION")
@@ -121,7 +121,7 @@ def test_the_target_duration_is_known_before_any_segment_is(tmp_path, first, oth
     assert tags(text, "EXT-X-TARGETDURATION") == before
 
 
-def test_what_is_added_bit_by_bit_is_what_would_be_made_at_once(session):
+def test_an_incremental_playlist_equals_one_built_at_once(session):
     grown, read = Playlist(SPEC, len(session.init_segment), URL), None
     for frames, end in ((30, True), (130, False), (9, True)):
         speak(session, frames, end)

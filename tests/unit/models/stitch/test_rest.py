@@ -62,26 +62,26 @@ def test_no_fade_ever_touches_a_sound(seed, fps):
 
 @pytest.mark.parametrize("pause_s, rests", [(0.1, False), (0.28, False), (0.32, True), (0.42, True), (1.0, True)])
 @pytest.mark.parametrize("phase_s", [0.0, 0.013, 0.03])
-def test_only_pauses_from_300_ms_rest(pause_s, rests, phase_s):
+def test_only_pauses_of_at_least_300_ms_show_the_resting_mouth(pause_s, rests, phase_s):
     weights = said([[0.1, 1.0 + phase_s], [1.0 + phase_s + pause_s, 3.0]], 3.4)
     inner = weights[5:70]
     assert (inner.min() == 0) == rests and (inner.min() == 1) == (not rests)
 
 
-def test_a_utterance_of_silence_never_leaves_the_source():
+def test_a_silent_utterance_shows_only_the_source_mouth():
     assert np.all(said([], 3.0) == 0)
 
 
-def test_sound_to_the_very_edges_is_never_faded():
+def test_speech_without_silence_at_its_edges_has_no_fade():
     assert np.all(said([[0.0, 1.0]], 1.0) == 1)
 
 
-def test_an_end_with_little_silence_still_comes_to_rest():
+def test_a_short_silence_at_the_end_still_ends_at_rest():
     weights = said([[0.0, 0.5]], 0.64)  # three silent frames
     assert weights[-3:] == pytest.approx([0.741, 0.259, 0], abs=1e-3)
 
 
-def test_a_source_that_talks_is_not_rested_in():
+def test_a_source_with_a_moving_mouth_is_never_shown():
     assert np.all(said([[0.3, 1.0], [2.0, 2.5]], 3.0, source_rests=False) == 1)
 
 

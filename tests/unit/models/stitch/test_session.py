@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +82,7 @@ def test_appending_writes_only_the_new_records_and_reads_nothing(
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda *args: writes.append(len(args[1])) or real(*args))
     monkeypatch.setattr(index, "read", lambda *_: pytest.fail("the index is read again"))
-    for _ in range(30):
+    for _ in range(12):
         fragments = utterance.__wrapped__(session.clock, 9)
         writes.clear()
         session.start_utterance("Hello.")
@@ -88,13 +90,13 @@ def test_appending_writes_only_the_new_records_and_reads_nothing(
             session.append(fragment)
         session.end_utterance()
         costs.append((len(writes), sum(writes) - sum(len(fragment.data) for fragment in fragments)))
-    assert session.frames == 270
+    assert session.frames == 108
     assert {count for count, _ in costs} == {8}  # three fragments with a line each, a start and an end
     assert max(size for _, size in costs) - min(size for _, size in costs) < 8 * 16  # only numbers get longer
     monkeypatch.undo()
-    assert playable_frames(session.path.read_bytes()) == 270
+    assert playable_frames(session.path.read_bytes()) == 108
     reopened = SessionFile(tmp_path / "s")
-    assert (reopened.frames, reopened.clock, len(reopened.transcript())) == (270, session.clock, 30)
+    assert (reopened.frames, reopened.clock, len(reopened.transcript())) == (108, session.clock, 12)
 
 
 def test_the_new_writer_fences_off_the_old_one(tmp_path: Path) -> None:
@@ -113,6 +115,22 @@ def test_the_new_writer_fences_off_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(FencedError):
         new.append(third)
     assert playable_frames(old.path.read_bytes()) == 10
+
+
+def test_every_write_happens_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, real, tries = SessionFile(tmp_path / "s", SPEC), os.pwrite, []
+    session.acquire()
+
+    def pwrite(*args: Any) -> int:
+        with (tmp_path / "s" / "lock").open("rb") as lock, pytest.raises(BlockingIOError):
+            tries.append(args)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return real(*args)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    session.add_to_sidecar({"type": "pause", "first_frame": 0})
+    speak(session)
+    assert len(tries) == 1 + 1 + 2 * 3 + 1  # the sidecar, the start, three fragments with their lines, the end
 
 
 def test_two_writers_at_the_same_time_never_both_write(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_transcript_has_sentences_and_says_where_it_was_cut(tmp_path):
     assert again.recover().frames == 8  # a new writer understands every line
 
 
-def test_what_was_cut_has_the_words_that_were_heard_and_ends_there(tmp_path):
+def test_an_interrupted_sentence_has_only_the_words_that_were_heard(tmp_path):
     session = SessionFile(tmp_path / "alice", SPEC)
     session.start_utterance("Hello there. Never.")
     words = (Word("Hello", 0.04, 0.1), Word("there", 0.1, 0.2), Word("you.", 0.2, 0.4))
@@ -49,7 +49,7 @@ def test_what_was_cut_has_the_words_that_were_heard_and_ends_there(tmp_path):
     )
 
 
-def test_a_sentence_that_a_voice_goes_on_with_is_noted_again(tmp_path):
+def test_a_sentence_that_grows_is_recorded_again(tmp_path):
     session = SessionFile(tmp_path / "alice", SPEC)
     session.start_utterance("On and on.")
     for until_s, fragment in zip((0.1, 0.3), utterance(), strict=False):
@@ -59,7 +59,7 @@ def test_a_sentence_that_a_voice_goes_on_with_is_noted_again(tmp_path):
     assert (spoken.text, spoken.start_s, spoken.end_s) == ("On and on.", 0.05, 0.3)
 
 
-def test_sentences_of_an_older_index_last_up_to_the_next_one(tmp_path):
+def test_sentences_in_an_old_index_end_where_the_next_one_starts(tmp_path):
     session = SessionFile(tmp_path / "alice", SPEC)
     session.start_utterance("One. Two.")
     for text, fragment in zip(("One.", "Two."), utterance(), strict=False):
@@ -71,7 +71,7 @@ def test_sentences_of_an_older_index_last_up_to_the_next_one(tmp_path):
     assert [(s.text, s.start_s, s.end_s) for s in line.sentences] == [("One.", 0.0, 0.16), ("Two.", 0.16, 0.32)]
 
 
-def test_a_transcript_is_read_on_from_where_it_was_read_before(tmp_path, monkeypatch):
+def test_a_transcript_is_read_incrementally(tmp_path, monkeypatch):
     session = SessionFile(tmp_path / "alice", SPEC)
     reader = SessionFile(tmp_path / "alice")
     sizes = []

@@ -69,7 +69,7 @@ def test_every_frame_is_described(session):
     assert (said.first_frame, said.end_frame, said.text, said.engines) == (0, 8, "Mama.", ENGINES)
 
 
-def test_a_session_that_goes_on_is_described_on_its_own_time(session):
+def test_a_second_utterance_is_described_in_the_time_of_the_session(session):
     say(session, 0, 8)
     say(session, 8, 4, "Papa.")
     known = read(session)
@@ -81,7 +81,7 @@ def test_a_session_that_goes_on_is_described_on_its_own_time(session):
     assert times == [("m", 0, 0.08), ("ɑ", 0.08, 0.3), ("m", 0.32, 0.4), ("ɑ", 0.4, 0.48)]  # cut at the video's end
 
 
-def test_frames_that_a_crash_kept_from_the_video_are_taken_back(session, tmp_path):
+def test_lines_of_frames_lost_in_a_crash_are_ignored(session, tmp_path):
     say(session, 0, 12, "Broken off.", committed=4)
     session.close()
     after = SessionFile(tmp_path / "alice")
@@ -95,7 +95,7 @@ def test_frames_that_a_crash_kept_from_the_video_are_taken_back(session, tmp_pat
 
 
 @pytest.mark.parametrize("cut", [1, 7, 60])
-def test_half_a_line_breaks_neither_a_reader_nor_the_next_writer(session, tmp_path, cut):
+def test_an_incomplete_line_is_ignored_and_removed_by_the_next_writer(session, tmp_path, cut):
     say(session, 0, 8)
     session.close()
     path = sidecar_path(session.path)
@@ -109,7 +109,7 @@ def test_half_a_line_breaks_neither_a_reader_nor_the_next_writer(session, tmp_pa
     assert b"}{" not in path.read_bytes()
 
 
-def test_a_reset_begins_a_new_sidecar(session):
+def test_a_reset_starts_a_new_sidecar(session):
     say(session, 0, 8)
     session.reset(avatar_id="bob", avatar_version="v2")
     known = read_sidecar(sidecar_path(session.path), 0)
@@ -118,7 +118,7 @@ def test_a_reset_begins_a_new_sidecar(session):
     assert read(session).known.all()
 
 
-def test_a_lost_or_foreign_sidecar_is_begun_anew(session, tmp_path):
+def test_a_missing_or_foreign_sidecar_is_replaced(session, tmp_path):
     say(session, 0, 4)
     session.close()
     sidecar_path(session.path).unlink()
@@ -132,7 +132,7 @@ def test_a_lost_or_foreign_sidecar_is_begun_anew(session, tmp_path):
     assert read(last).known.tolist() == [False] * 8 + [True] * 4
 
 
-def test_a_writer_that_was_overtaken_adds_no_line(session, tmp_path):
+def test_a_fenced_writer_adds_no_line(session, tmp_path):
     say(session, 0, 4)
     rival = SessionFile(tmp_path / "alice")
     rival.acquire()
@@ -142,13 +142,13 @@ def test_a_writer_that_was_overtaken_adds_no_line(session, tmp_path):
     assert sidecar_path(session.path).read_bytes() == before
 
 
-def test_a_video_says_nothing_of_frames_behind_its_end(session):
+def test_lines_beyond_the_end_of_the_video_are_ignored(session):
     say(session, 0, 8, committed=4)
     known = read(session)
     assert len(known.avatar_frames) == len(known.mouth) == 4 and known.utterances[0].end_frame == 4
 
 
-def test_in_a_pause_nothing_is_heard_of_speech_that_was_cut_before_it(session):
+def test_a_pause_ends_the_phonemes_of_interrupted_speech(session):
     say(session, 0, 8, committed=4)
     session.end_utterance(interrupted=True)
     session.add_to_sidecar(pause_record(4), frames_record(4, np.arange(4, 8) % 6, avatar(), np.zeros(4, np.float32)))
@@ -160,12 +160,12 @@ def test_in_a_pause_nothing_is_heard_of_speech_that_was_cut_before_it(session):
     assert known.mouth[4:].tolist() == [0, 0, 0, 0] and known.known.all() and len(known.utterances) == 1
 
 
-def test_what_is_no_sidecar_is_refused_in_words(tmp_path):
+def test_an_invalid_sidecar_is_reported(tmp_path):
     for content in (b"", b"hello\n", b'{"type":"video","format":99}\n', b'{"a":1}\n'):
         (tmp_path / "x.sidecar.jsonl").write_bytes(content)
         with pytest.raises(CorruptError, match="not a valid sidecar"):
             read_sidecar(tmp_path / "x.sidecar.jsonl", 4)
 
 
-def test_there_is_nothing_to_send_of_a_sidecar_that_is_not_there(tmp_path):
+def test_a_missing_sidecar_has_no_lines(tmp_path):
     assert committed_lines(tmp_path / "none.sidecar.jsonl") == b""

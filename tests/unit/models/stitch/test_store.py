@@ -25,7 +25,7 @@ def test_a_store_keeps_sessions_apart(tmp_path: Path) -> None:
             store.open(wrong)
 
 
-def test_creating_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_creation_leaves_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from models.stitch import session as module
 
     real = module.replace_file

@@ -23,7 +23,7 @@ def tinted(gain: tuple[float, float, float]) -> np.ndarray:
     return np.clip(np.rint(OWN * np.array(gain)), 0, 255).astype(np.uint8)
 
 
-def test_a_tint_is_found_and_undone() -> None:
+def test_a_tint_is_measured_and_corrected() -> None:
     over = tinted((0.95, 1.0, 1.05))
     tone = Tone()
     tone.measure_color(OWN, over, weights(), FPS)
@@ -34,14 +34,14 @@ def test_a_tint_is_found_and_undone() -> None:
     assert after.max() < 1.2
 
 
-def test_a_tint_that_changes_across_the_face_is_followed() -> None:
+def test_a_tint_that_varies_across_the_face_is_measured() -> None:
     slope = (1 + 0.05 * np.linspace(-1, 1, 168))[None, :, None]
     gain = color_gain(OWN, np.clip(np.rint(OWN / slope), 0, 255).astype(np.uint8), weights())
     assert gain is not None
     assert gain[:, 1] == pytest.approx([0.05] * 3, abs=0.02)
 
 
-def test_a_lip_or_jaw_in_the_ring_does_not_move_the_colour() -> None:
+def test_a_lip_or_jaw_in_the_ring_does_not_change_the_gain() -> None:
     over = OWN.copy()
     over[90:105, 60:110] = 30  # dark, across the ring's lower part
     gain = color_gain(OWN, over, weights())
@@ -58,7 +58,7 @@ def test_black_stays_black_and_the_gain_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("black", [(0, 1, 1), (1, 1, 0), (0, 0, 0)])
-def test_a_face_without_light_in_a_channel_gets_no_gain_there_and_its_own_elsewhere(
+def test_a_black_channel_gets_no_gain_and_the_others_do(
     black: tuple[int, int, int],
 ) -> None:
     """A red stage lamp, or a face that was generated black: a dark ring must not end the utterance."""
@@ -111,7 +111,7 @@ def test_sharpening_is_bounded_and_an_equal_face_is_left_alone() -> None:
     assert Tone().match_sharpness(OWN, 1.5) is OWN and Tone().match_color(OWN) is OWN
 
 
-def test_what_the_frame_cuts_off_moves_no_lips_into_what_is_looked_at() -> None:
+def test_rows_outside_the_frame_keep_the_lips_out_of_the_measurement() -> None:
     """Of a face whose upper part lies above the frame the lips are at the region's top, and count as little there."""
     talking = OWN.copy()
     talking[56:80, 60:110] = cv2.GaussianBlur(OWN[56:80, 60:110], (0, 0), 4)  # as smooth as a closing mouth's skin
@@ -122,13 +122,13 @@ def test_what_the_frame_cuts_off_moves_no_lips_into_what_is_looked_at() -> None:
     assert detail_amount(OWN[100:], OWN[100:], weights()[100:], 1.5, (100, 0)) is None  # nothing of it is left
 
 
-def test_a_ring_too_small_to_judge_by_changes_nothing() -> None:
+def test_too_small_a_ring_changes_nothing() -> None:
     tone, nothing = Tone(), np.full((124, 168), 255, np.uint8)
     tone.measure_color(OWN, tinted((0.9, 1, 1)), nothing, FPS)
     assert tone.gain is None
 
 
-def test_every_fourth_frame_is_looked_at_from_the_first_on() -> None:
+def test_every_fourth_frame_is_measured() -> None:
     tone = Tone()
     assert [tone.due() for _ in range(9)] == [True, False, False, False] * 2 + [True]
 
