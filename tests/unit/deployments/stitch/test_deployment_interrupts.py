@@ -1,4 +1,4 @@
-"""Speech that ends before its time: an interruption, a caller that goes, a session that is deleted."""
+"""Utterances that end early: an interrupt, a caller that leaves, an error of the playout, a session that is deleted."""
 
 import asyncio
 import gc
@@ -12,25 +12,26 @@ import pytest
 
 from deployments.common.messages import SpeakRequest
 from deployments.stitch import utterance
+from deployments.stitch.live.broadcast import Broadcast
 from models.errors import InterruptedSpeech, SessionNotFound
 from models.media.encode import UtteranceEncoder
-from tests.support.stitch import (
-    Watcher,
-    assert_continuous,
-    summary_of,
-    wait_for_frames,
-)
+from tests.support.stitch import Watcher, assert_continuous, summary_of, wait_for_frames
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
 __all__ = ["event_loop_policy", "virtual_time"]
 
+STOP_S = 0.3  # of the stream, within which an interrupted voice falls silent: what has been released is still shown
 
-async def test_an_interruption_ends_speech_for_viewers_file_and_stages(make_stitch):
+
+def speaking(stitch, text: str, **options) -> asyncio.Task:
+    return asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", text, deliver=False, **options))))
+
+
+async def test_an_interrupt_ends_speech_for_viewers_file_and_stages(make_stitch):
     stitch, live, stages = await make_stitch(delay_s=0.1)
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.3)
-    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
-    waiting = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "never said", deliver=False))))
+    said, waiting = speaking(stitch, "x" * 60), speaking(stitch, "never said")
     await wait_for_frames(stitch, "alice", 18)
     live_edge = len(watcher.data)
     assert await stitch.interrupt("alice") == {"session_id": "alice", "interrupted": 2}
@@ -39,62 +40,63 @@ async def test_an_interruption_ends_speech_for_viewers_file_and_stages(make_stit
     with pytest.raises(InterruptedSpeech):
         await waiting
     await asyncio.sleep(0.8)
-    assert len(stages.rendered) == calls  # nothing more is made for it
+    assert len(stages.rendered) == calls  # nothing more is made
     data, watcher.data = watcher.data, watcher.data[:live_edge]
     before = len(watcher.seen()[0])
     watcher.data = data
     _, edges, mouths = watcher.seen()
     assert_continuous(edges, summary)
-    speaking = np.flatnonzero(mouths > 240)
-    assert (speaking[-1] + 1 - before) / 25 < 0.3  # of stream time
-    assert summary["interrupted"] and summary["live"]["shown_frames"] == len(speaking)
+    shown = np.flatnonzero(mouths > 240)
+    assert (shown[-1] + 1 - before) / 25 < STOP_S
+    assert summary["interrupted"] and summary["live"]["shown_frames"] == len(shown)
     facts = await stitch.session("alice")
     (line,) = facts["utterances"]
-    assert facts["frames"] == summary["frames"] == len(speaking) and line["interrupted"]
-    assert summary["duration_s"] == pytest.approx(len(speaking) / 25, abs=1e-3) and summary["rtf"] > 0
-    assert line["end_s"] == pytest.approx(len(speaking) / 25, abs=1e-3)
+    assert facts["frames"] == summary["frames"] == len(shown) and line["interrupted"]
+    assert summary["duration_s"] == pytest.approx(len(shown) / 25, abs=1e-3) and summary["rtf"] > 0
+    assert line["end_s"] == pytest.approx(len(shown) / 25, abs=1e-3)
     with av.open(facts["video_path"]) as file:
-        assert sum(1 for _ in file.decode(video=0)) == len(speaking)
+        assert sum(1 for _ in file.decode(video=0)) == len(shown)
 
 
-async def test_a_cut_does_not_wait_for_the_compute_thread(make_stitch, monkeypatch):
-    """It may have another second of pictures under way, of this session or of others."""
+async def test_an_interrupt_stops_the_playout_while_the_compute_thread_is_busy(make_stitch, monkeypatch):
+    """The thread may need another second for its frames. Virtual time stands still meanwhile."""
     stitch, live, _ = await make_stitch(delay_s=0.05)
-    watcher = Watcher(await live.view("alice"))
-    busy, make = threading.Event(), utterance.UtteranceWriter.encode
+    Watcher(await live.view("alice"))
+    busy, free, sent = asyncio.Event(), threading.Event(), []
+    loop, encode = asyncio.get_running_loop(), utterance.UtteranceWriter.encode
 
-    def slow(self, *args):
-        if slowly:
-            busy.set()
-            time.sleep(1.2)
-        return make(self, *args)
+    def slow(self, chunk, close):
+        if self.kept_frames >= 12:
+            loop.call_soon_threadsafe(busy.set)
+            assert free.wait(30)
+        return encode(self, chunk, close)
 
-    slowly = False
+    send = Broadcast.send
+    monkeypatch.setattr(Broadcast, "send", lambda self, fragment: sent.append(fragment) or send(self, fragment))
     monkeypatch.setattr(utterance.UtteranceWriter, "encode", slow)
-    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100, deliver=False))))
-    await wait_for_frames(stitch, "alice", 12)
-    slowly = True
-    await asyncio.to_thread(busy.wait, 10)
-    before = len(watcher.data)
-    began_s = time.monotonic()
-    assert await stitch.cut("alice") == 1
-    assert time.monotonic() - began_s < 0.5
-    slowly = False
+    said = speaking(stitch, "x" * 100)
+    await busy.wait()
+    start_s, released = time.monotonic(), len(sent)
+    try:
+        assert await stitch.cut("alice") == 1
+        while sum(fragment.frames for fragment in sent[released:]) < 2:  # the return to rest, encoded on another thread
+            await asyncio.to_thread(time.sleep, 0.001)
+        assert {fragment.utterance for fragment in sent[released:]} == {0}  # no more speech
+        assert time.monotonic() == start_s and not said.done()
+    finally:
+        free.set()
     assert (await said)["interrupted"] and await stitch.cut("alice") == 0
-    await asyncio.sleep(0.6)
-    data, watcher.data = watcher.data, watcher.data[:before]
-    edge = len(watcher.seen()[0])
-    watcher.data = data
-    _, edges, mouths = watcher.seen()
-    assert_continuous(edges)
-    assert (np.flatnonzero(mouths > 240)[-1] + 1 - edge) / 25 < 0.3  # of stream time
+
+
+async def test_cut_raises_for_a_session_that_does_not_exist(make_stitch):
+    stitch, _, _ = await make_stitch()
     with pytest.raises(SessionNotFound):
         await stitch.cut("nobody")
 
 
-async def test_what_is_not_watched_can_be_interrupted_too(make_stitch):
+async def test_an_unwatched_utterance_can_be_interrupted_too(make_stitch):
     stitch, _, stages = await make_stitch(delay_s=0.3)
-    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
+    said = speaking(stitch, "x" * 60)
     while len(stages.rendered) < 6:
         await asyncio.sleep(0.02)
     await stitch.interrupt("alice")
@@ -105,10 +107,20 @@ async def test_what_is_not_watched_can_be_interrupted_too(make_stitch):
     assert (await stitch.interrupt("alice"))["interrupted"] == 0
 
 
-async def test_a_caller_that_goes_takes_its_speech_along(make_stitch):
+async def test_the_caller_of_an_interrupted_utterance_gets_the_frames_of_the_file(make_stitch):
+    stitch, _, stages = await make_stitch(delay_s=0.3)
+    frames, summary = 0, None
+    async for event in stitch.speak(SpeakRequest("alice", "x" * 60)):
+        frames, summary = frames + event.frames, event.summary
+        if len(stages.rendered) >= 6:
+            await stitch.cut("alice")
+    assert summary["interrupted"] and frames == summary["frames"] == (await stitch.session("alice"))["frames"]
+
+
+async def test_a_caller_that_is_cancelled_ends_its_speech(make_stitch):
     stitch, live, stages = await make_stitch(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
-    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
+    said = speaking(stitch, "x" * 60)
     await wait_for_frames(stitch, "alice", 12)
     said.cancel()
     await asyncio.sleep(0.8)
@@ -121,7 +133,7 @@ async def test_a_caller_that_goes_takes_its_speech_along(make_stitch):
     assert (await stitch.session("alice"))["utterances"][0]["interrupted"]
 
 
-async def test_a_caller_that_closes_its_stream_leaves_the_session_to_the_next_at_once(make_stitch):
+async def test_a_caller_that_closes_its_stream_frees_the_session_for_the_next(make_stitch):
     stitch, _, stages = await make_stitch(delay_s=0.1)
     events = stitch.speak(SpeakRequest("alice", "x" * 60))
     for _ in range(3):
@@ -134,103 +146,93 @@ async def test_a_caller_that_closes_its_stream_leaves_the_session_to_the_next_at
     assert [line["end_s"] is None for line in facts["utterances"]] == [True, False]
 
 
-async def test_a_caller_that_is_cancelled_again_while_it_leaves_leaves_nothing_behind(make_stitch):
-    """Serve cancels a call when its client goes, and again when its replica is stopped."""
+@pytest.mark.parametrize("steps", [0, 1, 3])
+async def test_a_caller_that_is_cancelled_several_times_leaves_nothing_behind(make_stitch, steps):
+    """Serve cancels a call when its client leaves, and again when its replica is stopped."""
     stitch, live, _ = await make_stitch(live_ahead_s=0.6)
     await live.view("alice")
-    for steps in (0, 1, 3):
-        said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 30, deliver=False))))
-        await asyncio.sleep(0.8)  # what is made waits to be shown
-        for _ in range(1 + steps):
-            said.cancel()
-            await asyncio.sleep(0)
-        with pytest.raises(asyncio.CancelledError):
-            await said
-        assert stitch._live._speaking == set() and stitch._live.pace.speakers == 0
-        assert (
-            len(stitch._session_lock) == len(stitch._interrupts) == 0
-            and stitch._slots._value == stitch.config.max_utterances
-        )
-    summary = await summary_of(stitch.speak(SpeakRequest("alice", "Hello.", deliver=False)))
+    said = speaking(stitch, "x" * 30)
+    await asyncio.sleep(0.8)  # the output is full
+    for _ in range(1 + steps):
+        said.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await said
+    assert stitch._live._speaking == set() and stitch._live.pace.speakers == 0
+    assert len(stitch._session_lock) == len(stitch._interrupts) == 0
+    assert stitch._slots._value == stitch.config.max_utterances
+    summary = await speaking(stitch, "Hello.")
     assert summary["frames"] > 0 and not summary["interrupted"]
 
 
-async def test_a_show_that_breaks_is_an_error_at_once_and_the_session_speaks_on(make_stitch, monkeypatch):
-    """What is made must not wait for ever to be shown."""
+async def test_an_error_of_the_playout_is_raised_and_the_session_speaks_again(make_stitch, monkeypatch):
+    """Fragments must not wait for a playout that has ended."""
     stitch, live, _ = await make_stitch(live_ahead_s=1.0)
     await live.view("alice")
+    start_s = time.monotonic()
     with monkeypatch.context() as broken:
-        broken.setattr("deployments.stitch.live.playout.Playout._release", lambda self, piece: 1 / 0)
-        began_s = time.monotonic()
+        broken.setattr("deployments.stitch.live.playout.Playout._release", lambda self, part: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))), 8)
-        assert time.monotonic() - began_s < 3
+            await speaking(stitch, "x" * 60)
+    assert time.monotonic() - start_s < 1  # of six seconds of speech
     assert stitch._live._speaking == set()
-    summary = await summary_of(stitch.speak(SpeakRequest("alice", "Hello.", deliver=False)))
+    summary = await speaking(stitch, "Hello.")
     assert summary["live"]["shown_frames"] == summary["frames"]
-    assert time.monotonic() - began_s < 5  # and not behind the six seconds that were never shown
+    assert time.monotonic() - start_s < 3  # not behind the speech that was never shown
 
 
-async def test_a_session_that_begins_afresh_does_not_wait_for_what_it_was_going_to_say(make_stitch):
+@pytest.mark.parametrize("method", ["reset", "remove"])
+async def test_resetting_or_removing_a_session_interrupts_its_speech(make_stitch, method):
     stitch, live, _ = await make_stitch(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
-    speaking = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100)))) for _ in range(2)]
+    tasks = [speaking(stitch, "x" * 100) for _ in range(2)]
     await wait_for_frames(stitch, "alice", 12)
     asked_s = time.monotonic()
-    assert (await stitch.reset("alice"))["reset"]
-    assert time.monotonic() - asked_s < 2.0  # of eight seconds
-    said, waiting = await asyncio.gather(*speaking, return_exceptions=True)
+    answer = await getattr(stitch, method)("alice")
+    assert answer[method if method == "reset" else "removed"]
+    assert time.monotonic() - asked_s < 1.0  # of twenty seconds of speech
+    said, waiting = await asyncio.gather(*tasks, return_exceptions=True)
     assert said["interrupted"] and isinstance(waiting, InterruptedSpeech) and watcher.data
-    assert (await stitch.session("alice"))["frames"] == 0
-
-
-async def test_a_session_that_is_deleted_falls_silent_first(make_stitch):
-    stitch, live, _ = await make_stitch(delay_s=0.05)
-    watcher = Watcher(await live.view("alice"))
-    speaking = [asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 100)))) for _ in range(2)]
-    await asyncio.sleep(1.5)
-    asked_s = time.monotonic()
-    assert (await stitch.remove("alice"))["removed"]
-    assert time.monotonic() - asked_s < 2.0
-    said, waiting = await asyncio.gather(*speaking, return_exceptions=True)
-    assert said["interrupted"] and isinstance(waiting, InterruptedSpeech)
-    assert await stitch.sessions() == []
+    if method == "reset":
+        assert (await stitch.session("alice"))["frames"] == 0
+    else:
+        assert await stitch.sessions() == []
     watcher.task.cancel()
 
 
-async def test_an_utterance_that_was_cut_lets_go_of_its_encoder_at_once(make_stitch, monkeypatch):
-    """Each holds threads and megabytes, and garbage may not be collected for a long time."""
-    made = []
+async def test_an_interrupted_utterance_drops_its_encoder(make_stitch, monkeypatch):
+    """An encoder holds threads and megabytes, and garbage collection may not run for a long time."""
+    encoders = []
 
-    class Noted(UtteranceEncoder):
+    class Recorded(UtteranceEncoder):
         def __init__(self, *given) -> None:
             super().__init__(*given)
-            made.append(weakref.ref(self))
+            encoders.append(weakref.ref(self))
 
-    monkeypatch.setattr(utterance, "UtteranceEncoder", Noted)
+    monkeypatch.setattr(utterance, "UtteranceEncoder", Recorded)
     stitch, live, _ = await make_stitch(delay_s=0.05)
     watcher = Watcher(await live.view("alice"))
-    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 60, deliver=False))))
+    said = speaking(stitch, "x" * 60)
     gc.collect()
     gc.disable()
     try:
         await asyncio.sleep(1.5)
-        assert [encoder() is not None for encoder in made] == [True]
+        assert [encoder() is not None for encoder in encoders] == [True]
         await stitch.interrupt("alice")
         assert (await said)["interrupted"]
-        assert [encoder() for encoder in made] == [None]
+        assert [encoder() for encoder in encoders] == [None]
     finally:
         gc.enable()
         watcher.task.cancel()
 
 
-async def test_a_cut_while_speech_is_waited_for_does_not_make_the_head_leap(make_stitch):
+async def test_an_interrupt_during_a_hold_does_not_make_the_head_jump(make_stitch):
     stitch, live, stages = await make_stitch(delay_s=3.0)
     watcher = Watcher(await live.view("alice"))
-    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "twelve chars", deliver=False))))
+    said = speaking(stitch, "twelve chars")
     broadcast = stitch._live.broadcast_of("alice")
     zero_s = broadcast.clock.zero_s
-    while broadcast.clock.zero_s < zero_s + 8 / 25:  # it sways
+    while broadcast.clock.zero_s < zero_s + 8 / 25:  # the head sways
         await asyncio.sleep(0.02)
     await stitch.interrupt("alice")
     with pytest.raises(InterruptedSpeech):
@@ -243,17 +245,17 @@ async def test_a_cut_while_speech_is_waited_for_does_not_make_the_head_leap(make
 
 
 @pytest.mark.parametrize("set_by_s", [-3600.0, 3600.0])
-async def test_setting_the_wall_clock_neither_stops_speech_nor_lets_it_leap(make_stitch, monkeypatch, set_by_s):
+async def test_setting_the_wall_clock_does_not_affect_live_speech(make_stitch, monkeypatch, set_by_s):
     stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.3)
-    said = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 20, deliver=False))))
+    said = speaking(stitch, "x" * 20)
     await wait_for_frames(stitch, "alice", 8)
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + set_by_s)
-    summary = await asyncio.wait_for(said, 6)
+    wall, start_s = time.time, time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: wall() + set_by_s)
+    summary = await said
+    assert time.monotonic() - start_s < 3
     await asyncio.sleep(0.5)
-    monkeypatch.undo()
     times, edges, mouths = watcher.seen()
     assert summary["live"]["shown_frames"] == summary["frames"] and not summary["interrupted"]
     np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)

@@ -1,4 +1,4 @@
-"""A session's life in Stitch: closed, limited, expired, restarted."""
+"""Sessions: closed, limited, expired, continued after a restart, and their avatars."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ def with_id(avatar: LoadedAvatar, avatar_id: str) -> LoadedAvatar:
     return replace(avatar, prepared=replace(avatar.prepared, avatar_id=avatar_id))
 
 
-async def test_a_closed_session_stays_to_be_seen_and_says_nothing_more(make_stitch):
+async def test_a_closed_session_keeps_its_video_and_refuses_speech(make_stitch):
     stitch, live, _ = await make_stitch()
     await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
     watcher = Watcher(await live.view("alice"))
@@ -47,14 +47,14 @@ async def test_a_closed_session_stays_to_be_seen_and_says_nothing_more(make_stit
         await stitch.close("nobody")
 
 
-async def test_a_session_gets_no_longer_than_its_limit(make_stitch):
+async def test_a_session_of_maximum_length_refuses_speech(make_stitch):
     stitch, _, _ = await make_stitch(session_max_minutes=0.01)
     await summary_of(stitch.speak(SpeakRequest("alice", "x" * 10, deliver=False)))
-    with pytest.raises(ClosedError, match=r"0\.01 minutes long"):
+    with pytest.raises(ClosedError, match=r"maximum length of 0\.01 minutes"):
         await summary_of(stitch.speak(SpeakRequest("alice", "more", deliver=False)))
 
 
-async def test_there_is_a_most_of_sessions_and_of_bytes(make_stitch):
+async def test_sessions_and_bytes_are_limited(make_stitch):
     stitch, _, _ = await make_stitch(max_sessions=3)
     await stitch.create("two")
     await stitch.create("three")
@@ -71,17 +71,17 @@ async def test_there_is_a_most_of_sessions_and_of_bytes(make_stitch):
         await summary_of(stitch.speak(SpeakRequest("two", "Hello.", deliver=False)))
 
 
-async def test_sessions_that_are_opened_by_speech_count_at_once(make_stitch):
+async def test_sessions_opened_by_concurrent_speech_are_limited_too(make_stitch):
     stitch, _, _ = await make_stitch(max_sessions=4)
     said = [summary_of(stitch.speak(SpeakRequest(f"s{k}", "Hello.", deliver=False))) for k in range(9)]
     answers = await asyncio.gather(*said, return_exceptions=True)
     assert [type(answer) for answer in answers].count(QuotaError) == 6
-    assert len(await stitch.sessions()) == 4  # with the one that was open before
+    assert len(await stitch.sessions()) == 4  # with alice
 
 
 @pytest.mark.parametrize("end", ["remove", "close", "reset"])
-async def test_a_session_that_ends_while_its_idle_motion_is_made_is_not_shown_on(make_stitch, monkeypatch, end):
-    """Its viewers would watch a session that is gone, and never be told."""
+async def test_a_session_that_ends_while_its_broadcast_is_prepared_is_not_shown(make_stitch, monkeypatch, end):
+    """Otherwise viewers watch a session that has ended, and never get the reason."""
     stitch, live, _ = await make_stitch()
     coding, made = asyncio.Event(), asyncio.Event()
     plain = stitch._live._idle_file
@@ -107,7 +107,7 @@ async def test_a_session_that_ends_while_its_idle_motion_is_made_is_not_shown_on
         assert stitch._live.watched() == []
 
 
-async def test_sessions_in_which_nothing_is_said_for_long_are_removed(make_stitch, monkeypatch, tmp_path):
+async def test_idle_sessions_are_removed_and_watched_ones_kept(make_stitch, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SURVEY_S", 0.1)
     monkeypatch.setattr(module, "SURVEYS_PER_EXPIRY", 1)
     stitch, live, _ = await make_stitch(session_idle_hours=1)
@@ -121,7 +121,7 @@ async def test_sessions_in_which_nothing_is_said_for_long_are_removed(make_stitc
     viewer.close()
 
 
-async def test_a_session_that_is_there_is_told_at_once_even_while_it_speaks(make_stitch):
+async def test_creating_an_existing_session_fails_at_once_even_while_it_speaks(make_stitch):
     stitch, _, _ = await make_stitch(delay_s=0.3)
     speaking = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 40))))
     await asyncio.sleep(0.1)
@@ -132,7 +132,7 @@ async def test_a_session_that_is_there_is_told_at_once_even_while_it_speaks(make
     speaking.cancel()
 
 
-async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restarted(make_stitch):
+async def test_a_session_continues_at_its_position_after_a_restart(make_stitch):
     stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.4)
@@ -156,8 +156,8 @@ async def test_a_session_goes_on_where_it_was_after_the_whole_server_was_restart
     again._housekeeping.cancel()
 
 
-async def test_viewers_of_an_avatar_that_is_prepared_anew_are_sent_to_its_new_picture(make_stitch, monkeypatch):
-    """Its frames are others: speech in front of the old idle motion would leap at both of its ends."""
+async def test_viewers_of_an_avatar_that_is_prepared_again_get_a_new_stream(make_stitch, monkeypatch):
+    """Its frames may differ: speech between the old idle motion would jump at both ends."""
     stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
@@ -174,8 +174,8 @@ async def test_viewers_of_an_avatar_that_is_prepared_anew_are_sent_to_its_new_pi
     again.task.cancel()
 
 
-async def test_a_session_speaks_with_the_face_it_was_opened_with(make_stitch, monkeypatch):
-    """Not with the configured one: a page that shows a face opens the session with it, and then asks for speech."""
+async def test_a_session_speaks_with_the_avatar_it_was_opened_with(make_stitch, monkeypatch):
+    """Not with the default one: the page opens a session with the avatar that it shows, and then requests speech."""
     stitch, live, _ = await make_stitch()
     faces = {name: with_id(grey_avatar(), name) for name in ("presenter", "bob")}
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: faces[avatar_id])

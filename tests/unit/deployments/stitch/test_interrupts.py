@@ -1,7 +1,8 @@
-"""Cuts: what a session says and is going to say ends; what others say, or what is asked for later, does not."""
+"""Interrupts end the utterances of one session, not those of others nor later ones."""
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
@@ -12,12 +13,16 @@ from tests.support.virtual_time import event_loop_policy, virtual_time
 __all__ = ["event_loop_policy", "virtual_time"]
 
 
-async def test_work_goes_on_without_a_cut():
+def set_later(interrupt: Interrupt) -> None:
+    asyncio.get_running_loop().call_later(0.01, interrupt.set)
+
+
+async def test_work_runs_to_its_result_without_an_interrupt():
     assert await Interrupt().run(asyncio.sleep(0, "done")) == "done"
 
 
-async def test_a_cut_cancels_the_work_and_waits_until_it_has_ended():
-    cut, ended = Interrupt(), []
+async def test_an_interrupt_cancels_the_work_and_waits_until_it_has_ended():
+    interrupt, ended = Interrupt(), []
 
     async def work() -> None:
         try:
@@ -26,13 +31,24 @@ async def test_a_cut_cancels_the_work_and_waits_until_it_has_ended():
             await asyncio.sleep(0.01)
             ended.append(True)
 
-    asyncio.get_running_loop().call_later(0.01, cut.set)
+    set_later(interrupt)
     with pytest.raises(InterruptedSpeech):
-        await cut.run(work())
+        await interrupt.run(work())
     assert ended == [True]
 
 
-async def test_an_error_of_the_work_is_its_own():
+async def test_a_result_that_comes_with_the_interrupt_is_dropped():
+    interrupt = Interrupt()
+
+    async def work() -> str:
+        interrupt.set()
+        return "done"
+
+    with pytest.raises(InterruptedSpeech):
+        await interrupt.run(work())
+
+
+async def test_an_error_of_the_work_is_raised():
     async def work() -> None:
         raise KeyError("mine")
 
@@ -40,7 +56,7 @@ async def test_an_error_of_the_work_is_its_own():
         await Interrupt().run(work())
 
 
-async def test_a_caller_that_is_cancelled_takes_its_work_along():
+async def test_cancelling_the_caller_cancels_the_work():
     ended = []
 
     async def work() -> None:
@@ -57,64 +73,71 @@ async def test_a_caller_that_is_cancelled_takes_its_work_along():
     assert ended == [True]
 
 
-def test_a_cut_concerns_one_session_and_only_what_was_asked_before_it():
-    cuts = Interrupts()
-    with cuts.register("alice") as said, cuts.register("alice") as waiting, cuts.register("bob") as other:
-        assert cuts.interrupt("alice") == 2
-        with cuts.register("alice") as later:
-            assert [said.is_set, waiting.is_set, other.is_set, later.is_set] == [True, True, False, False]
-            assert cuts.interrupt("alice") == 1  # what was cut before is not counted again
-    assert cuts.interrupt("alice") == cuts.interrupt("nobody") == 0
+def test_an_interrupt_affects_one_session_and_only_its_present_utterances():
+    interrupts = Interrupts()
+    with (
+        interrupts.register("alice") as speaking,
+        interrupts.register("alice") as waiting,
+        interrupts.register("bob") as other,
+    ):
+        assert (len(interrupts), interrupts.count("alice"), interrupts.sessions()) == (3, 2, ["alice", "bob"])
+        assert interrupts.interrupt("alice") == 2
+        with interrupts.register("alice") as later:
+            assert [i.is_set for i in (speaking, waiting, other, later)] == [True, True, False, False]
+            assert interrupts.interrupt("alice") == 1  # those interrupted before are not counted again
+    assert interrupts.interrupt("alice") == interrupts.interrupt("nobody") == len(interrupts) == 0
     with pytest.raises(InterruptedSpeech) as raised:
-        said.check()
+        speaking.check()
     assert (raised.value.status, raised.value.code) == (409, "interrupted") and raised.value.remedy
 
 
-async def test_what_is_to_happen_at_once_does_not_wait_for_work_that_cannot_be_broken_off():
-    cut, acted = Interrupt(), []
+async def test_callbacks_do_not_wait_for_work_that_cannot_be_cancelled():
+    interrupt, events = Interrupt(), []
 
     async def work() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
         await asyncio.sleep(0.05)
-        acted.append("work ended")
+        events.append("work ended")
 
-    cut.on_set(lambda: acted.append("at once"))
-    asyncio.get_running_loop().call_later(0.01, cut.set)
+    interrupt.on_set(lambda: events.append("callback"))
+    set_later(interrupt)
     with pytest.raises(InterruptedSpeech):
-        await cut.run(work())
-    cut.set()
-    cut.on_set(lambda: acted.append("too late to wait"))
-    assert acted == ["at once", "work ended", "too late to wait"]
+        await interrupt.run(work())
+    interrupt.set()
+    interrupt.on_set(lambda: events.append("late callback"))
+    assert events == ["callback", "work ended", "late callback"]
 
 
-async def test_a_cut_does_not_wait_for_room_and_takes_none():
-    room, cut = asyncio.Semaphore(1), Interrupt()
-    await room.acquire()
-    asyncio.get_running_loop().call_later(0.01, cut.set)
+async def test_an_interrupt_ends_the_wait_for_a_semaphore_and_takes_none():
+    semaphore, interrupt, start_s = asyncio.Semaphore(1), Interrupt(), time.monotonic()
+    await semaphore.acquire()
+    set_later(interrupt)
     with pytest.raises(InterruptedSpeech):
-        async with cut.acquire(room):
+        async with interrupt.acquire(semaphore):
             pass
-    room.release()
-    async with Interrupt().acquire(room):
-        assert room.locked()
-    assert not room.locked()
+    assert time.monotonic() - start_s == pytest.approx(0.01)
+    semaphore.release()
+    async with Interrupt().acquire(semaphore):
+        assert semaphore.locked()
+    assert not semaphore.locked()
 
 
-async def test_room_that_is_given_in_the_moment_of_leaving_is_given_back():
-    room = asyncio.Semaphore(1)
-    await room.acquire()
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_semaphore_acquired_while_the_caller_leaves_is_released(steps):
+    semaphore = asyncio.Semaphore(1)
+    await semaphore.acquire()
 
     async def enter() -> None:
-        async with Interrupt().acquire(room):
+        async with Interrupt().acquire(semaphore):
             await asyncio.sleep(60)
 
-    for steps in range(8):
-        task = asyncio.create_task(enter())
-        await asyncio.sleep(0.01)
-        room.release()
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait({task})
-        await asyncio.wait_for(room.acquire(), 1)
+    task = asyncio.create_task(enter())
+    await asyncio.sleep(0.01)
+    semaphore.release()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    async with asyncio.timeout(1):
+        await semaphore.acquire()

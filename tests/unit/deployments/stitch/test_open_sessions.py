@@ -1,4 +1,4 @@
-"""OpenSessions: the file is the truth. Take-over between two replicas, the avatar that stays, what is kept open."""
+"""Open session files: take-over between two replicas, the avatar of a session, and the number of open files."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def replicas(tmp_path: Path) -> tuple[OpenSessions, OpenSessions]:
     return OpenSessions(tmp_path, 8), OpenSessions(tmp_path, 8)
 
 
-def test_a_session_that_nobody_began_is_not_there(replicas, tmp_path):
+def test_a_session_that_was_never_created_is_not_found(replicas, tmp_path):
     one, _ = replicas
     assert one.find("alice") is None
     with pytest.raises(SessionNotFound, match="no session 'alice'"):
@@ -63,7 +63,7 @@ def test_a_replica_sees_what_another_wrote(replicas):
     assert [line["text"] for line in facts["utterances"]] == ["Hello.", "Again."]
 
 
-def test_a_line_of_the_transcript_is_told_whole():
+def test_the_json_of_an_utterance_has_all_its_fields():
     words = (Word("Hello", 0.1, 0.4), Word("there.", 0.5, 0.9))
     line = UtteranceRecord(
         3, "Hello there. Yes.", 0.0, 1.5, True, (Sentence("Hello there.", 0.1, 0.9, words), Sentence("Yes.", 1.0, 1.4))
@@ -71,17 +71,17 @@ def test_a_line_of_the_transcript_is_told_whole():
     assert utterance_json(line) == asdict(line)
 
 
-def test_who_asks_again_and_again_need_not_be_told_all_that_was_said(replicas, monkeypatch):
+def test_facts_without_a_transcript_do_not_read_it(replicas, monkeypatch):
     one, _ = replicas
     append(begin(one, "alice", SPEC, avatar(), "Hello."))
     whole = one.describe("alice")
-    monkeypatch.setattr(SessionFile, "transcript", lambda self: pytest.fail("it was read"))
+    monkeypatch.setattr(SessionFile, "transcript", lambda self: pytest.fail("the transcript was read"))
     assert one.describe("alice", transcript=False) == {
         key: whole[key] for key in whole if key not in ("utterances", "last")
     }
 
 
-def test_the_videos_tag_stays_while_it_grows_and_changes_with_a_reset(replicas):
+def test_the_video_tag_changes_with_a_reset_and_not_while_the_video_grows(replicas):
     one, two = replicas
     append(begin(one, "alice", SPEC, avatar(), "Hello."))
     tag = one.describe("alice")["video_tag"]
@@ -94,7 +94,7 @@ def test_the_videos_tag_stays_while_it_grows_and_changes_with_a_reset(replicas):
     assert len({tag, after_reset, two.describe("alice")["video_tag"]}) == 3
 
 
-def test_a_take_over_fences_the_old_writer_and_loses_nothing(replicas):
+def test_a_take_over_fences_the_old_writer_and_keeps_all_frames(replicas):
     one, two = replicas
     old = begin(one, "alice", SPEC, avatar(), "Hello.")
     append(old)
@@ -129,16 +129,16 @@ def test_a_session_with_video_keeps_its_avatar(replicas):
     assert "/reset?session_id=alice" in caught.value.remedy
 
 
-def test_an_empty_session_takes_another_avatar_and_format(replicas):
+def test_an_empty_session_may_get_another_avatar_and_format(replicas):
     one, _ = replicas
     begin(one, "alice", SPEC, avatar("ann"), "Nothing came of it.")
     session = begin(one, "alice", OTHER, avatar("bob"), "Hello.")
-    refuse_other_avatar(session, "carol")  # no picture yet: nothing to keep
+    refuse_other_avatar(session, "carol")  # it has no video
     assert (session.avatar_id, session.spec) == ("bob", OTHER)
 
 
 @pytest.mark.parametrize(("spec", "who", "error"), [(SPEC, "bob", InputError), (OTHER, "ann", FencedError)])
-def test_a_session_that_changed_since_it_was_looked_at_gets_no_foreign_picture(replicas, spec, who, error):
+def test_a_claim_fails_if_another_replica_gave_the_session_another_avatar_or_format(replicas, spec, who, error):
     one, two = replicas
     begin(one, "alice", spec, avatar(who), "I looked.")
     append(begin(two, "alice", SPEC, avatar("ann"), "I was quicker."))
@@ -147,7 +147,7 @@ def test_a_session_that_changed_since_it_was_looked_at_gets_no_foreign_picture(r
     assert [line["text"] for line in two.describe("alice")["utterances"]][-1] == "I was quicker."
 
 
-def test_reset_starts_afresh_for_all_replicas(replicas):
+def test_a_reset_empties_the_session_for_all_replicas(replicas):
     one, two = replicas
     append(begin(one, "alice", SPEC, avatar(), "Hello."))
     one.remember("alice", {"frames": 8})
@@ -168,25 +168,25 @@ def test_no_more_sessions_than_the_capacity_stay_open(tmp_path):
     for k in range(10):
         append(begin(sessions, f"s{k}", SPEC, avatar(), "Hello."), 4)
         sessions.remember(f"s{k}", {"frames": 4})
-    assert open_files() - before <= 3 * 3  # video, index and sidecar of each
+    assert open_files() - before <= 3 * 3  # video, index and sidecar per session
     assert sessions.describe("s9")["last"] == {"frames": 4}
-    assert sessions.describe("s0")["last"] is None  # forgotten with its file
+    assert sessions.describe("s0")["last"] is None  # dropped with its file
     append(begin(sessions, "s0", SPEC, avatar(), "Back."), 4)
     assert sessions.describe("s0")["frames"] == 8
 
 
-def test_an_utterance_goes_on_when_its_session_is_closed_for_others(tmp_path):
+def test_an_utterance_goes_on_when_the_cache_closes_its_session(tmp_path):
     sessions = OpenSessions(tmp_path, capacity=1)
     session = begin(sessions, "alice", SPEC, avatar(), "Long.")
     append(session, 4)
     begin(sessions, "bob", SPEC, avatar(), "Short.")
     append(session, 4)
-    sessions.remember("alice", {"frames": 8})  # not open any more: nothing is kept of it
+    sessions.remember("alice", {"frames": 8})  # not open here: not kept
     assert sessions.describe("alice")["frames"] == 8
     assert sessions.describe("alice")["last"] is None
 
 
-def test_a_session_whose_folder_was_deleted_is_closed_and_made_anew(tmp_path):
+def test_a_session_whose_folder_was_deleted_is_closed_and_can_be_created_again(tmp_path):
     sessions = OpenSessions(tmp_path, 8)
     before = open_files()
     append(begin(sessions, "alice", SPEC, avatar(), "Hello."))
@@ -197,7 +197,7 @@ def test_a_session_whose_folder_was_deleted_is_closed_and_made_anew(tmp_path):
     assert sessions.describe("alice")["frames"] == 4 and sessions.describe("alice")["last"] is None
 
 
-def test_a_removed_session_leaves_nothing_and_fences_its_writer(replicas, tmp_path):
+def test_a_removed_session_leaves_no_files_and_fences_its_writer(replicas, tmp_path):
     one, two = replicas
     session = begin(one, "alice", SPEC, avatar(), "Hello.")
     append(session)

@@ -1,4 +1,4 @@
-"""The file of a session that was watched live: what was shown between utterances is in it, and nothing leaps."""
+"""The file of a session that was watched live: it keeps what was shown between speech, and the head does not jump."""
 
 import asyncio
 import time
@@ -16,31 +16,35 @@ from tests.support.virtual_time import event_loop_policy, virtual_time
 __all__ = ["event_loop_policy", "virtual_time"]
 
 
-async def recorded(make_stitch, pauses_s: list[float], **config) -> tuple[list[int], object, list[dict]]:
+async def say(stitch, text: str) -> dict:
+    return await summary_of(stitch.speak(SpeakRequest("alice", text, deliver=False)))
+
+
+async def record(make_stitch, pauses_s: list[float], **config) -> tuple[list[int], object, list[dict]]:
     """Greys of the file's frames, its sidecar, and the summaries of utterances with pauses between."""
     stitch, live, _ = await make_stitch(**config)
     watcher = Watcher(await live.view("alice"))
     summaries = []
     for k, pause_s in enumerate([0.1, *pauses_s]):
         await asyncio.sleep(pause_s)
-        summaries.append(await summary_of(stitch.speak(SpeakRequest("alice", f"four {k}", deliver=False))))
+        summaries.append(await say(stitch, f"four {k}"))
     watcher.task.cancel()
     session = stitch._sessions.find("alice")
     _, greys = shown(session.path.read_bytes())
     return greys, read_sidecar(sidecar_path(session.path), session.frames), summaries
 
 
-async def told(stitch) -> tuple[np.ndarray, object, dict]:
+async def read_session(stitch) -> tuple[np.ndarray, object, dict]:
     """Edge greys of the frames in the file of `alice`, its sidecar, and the session's facts."""
     session = stitch._sessions.find("alice")
     sidecar = read_sidecar(sidecar_path(session.path), session.frames)
     return np.array(read_video(session.path.read_bytes())[1]), sidecar, await stitch.session("alice")
 
 
-async def seen(watcher: Watcher) -> tuple[np.ndarray, ...]:
-    """What a viewer saw, the last of what was said included."""
+async def seen_mouths(watcher: Watcher) -> np.ndarray:
+    """Mouth brightness of all that a viewer saw, the end of the speech included."""
     await asyncio.sleep(0.5)
-    return watcher.seen()
+    return watcher.seen()[2]
 
 
 async def until(condition) -> None:
@@ -50,15 +54,18 @@ async def until(condition) -> None:
         await asyncio.sleep(0.005)
 
 
-def leaps(indices: np.ndarray) -> list[int]:
-    """Frames before which the head is elsewhere than a frame later."""
+def jumps(indices: np.ndarray) -> list[int]:
+    """Frames at which the head is not where it was a frame before, nor next to it."""
     return (np.flatnonzero(np.abs(np.diff(indices)) > 1) + 1).tolist()
 
 
-async def test_a_short_pause_is_in_the_file_and_nothing_leaps(make_stitch):
-    greys, sidecar, summaries = await recorded(make_stitch, [0.8])
+# --- pauses between utterances
+
+
+async def test_a_short_pause_is_in_the_file(make_stitch):
+    greys, sidecar, summaries = await record(make_stitch, [0.8])
     indices = np.array(sidecar.avatar_frames)
-    assert leaps(indices) == [] and (indices >= 0).all()
+    assert jumps(indices) == [] and (indices >= 0).all()
     assert len(indices) == len(greys) > sum(s["frames"] for s in summaries) + 10
     edges = np.array(greys)  # a frame's mean, with white speech in its middle
     quiet = np.array(sidecar.mouth) == 0
@@ -68,8 +75,8 @@ async def test_a_short_pause_is_in_the_file_and_nothing_leaps(make_stitch):
     assert summaries[1]["start_s"] > summaries[0]["duration_s"] + 0.4
 
 
-async def test_a_long_pause_is_shortened_and_yet_nothing_leaps(make_stitch):
-    _, sidecar, _ = await recorded(make_stitch, [4.0], recorded_pause_ms=400)
+async def test_a_long_pause_is_shortened_without_a_jump(make_stitch):
+    _, sidecar, _ = await record(make_stitch, [4.0], recorded_pause_ms=400)
     indices, mouth = np.array(sidecar.avatar_frames), np.array(sidecar.mouth)
     assert np.abs(np.diff(indices)).max() <= 4 and sidecar.known.all()  # of 39
     paused = np.flatnonzero(mouth == 0)
@@ -77,68 +84,65 @@ async def test_a_long_pause_is_shortened_and_yet_nothing_leaps(make_stitch):
     assert len(paused) <= 6 * 10
 
 
-async def test_pauses_are_left_out_where_the_config_says_so(make_stitch):
-    greys, sidecar, summaries = await recorded(make_stitch, [0.8], recorded_pause_ms=0)
+async def test_with_recorded_pause_ms_0_the_file_keeps_no_pause(make_stitch):
+    greys, sidecar, summaries = await record(make_stitch, [0.8], recorded_pause_ms=0)
     assert len(greys) == sum(s["frames"] for s in summaries)
-    assert leaps(np.array(sidecar.avatar_frames)) == [summaries[0]["frames"]]
+    assert jumps(np.array(sidecar.avatar_frames)) == [summaries[0]["frames"]]
 
 
-async def test_speech_does_not_need_the_idle_motion_that_is_gone(make_stitch, tmp_path, caplog):
+async def test_a_pause_whose_idle_motion_is_missing_is_omitted_and_speech_goes_on(make_stitch, tmp_path, caplog):
     stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
-    said = [await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))]
+    summaries = [await say(stitch, "four")]
     for path in (tmp_path / "results" / "sessions" / ".idle").iterdir():
         path.unlink()
     await asyncio.sleep(0.6)
-    said.append(await summary_of(stitch.speak(SpeakRequest("alice", "five!", deliver=False))))
+    summaries.append(await say(stitch, "five!"))
     watcher.task.cancel()
-    assert stitch._sessions.find("alice").frames == sum(summary["frames"] for summary in said)
-    assert "is left out" in caplog.text
+    assert stitch._sessions.find("alice").frames == sum(summary["frames"] for summary in summaries)
+    assert "omits a pause" in caplog.text
 
 
-async def test_an_utterance_that_fails_does_not_take_the_mouths_way_to_rest_along(make_stitch):
+async def test_the_return_to_rest_is_kept_also_if_the_next_utterance_fails(make_stitch):
     stitch, live, _ = await make_stitch()
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
-    said = await summary_of(stitch.speak(SpeakRequest("alice", "four 0", deliver=False)))
+    said = await say(stitch, "four 0")
     with pytest.raises(TextError):
-        await summary_of(stitch.speak(SpeakRequest("alice", "bad", deliver=False)))
+        await say(stitch, "bad")
     await asyncio.sleep(0.6)
-    await summary_of(stitch.speak(SpeakRequest("alice", "four 1", deliver=False)))
+    await say(stitch, "four 1")
     watcher.task.cancel()
     session = stitch._sessions.find("alice")
     sidecar = read_sidecar(sidecar_path(session.path), session.frames)
     mouth = np.array(sidecar.mouth)[said["frames"] :]
-    eased = mouth[: np.flatnonzero(mouth == 0)[0]]
-    assert len(eased) > 0 and 0 < eased[-1] < 1 and (np.diff(eased) < 0).all()
-    assert leaps(np.array(sidecar.avatar_frames)) == []
+    fading = mouth[: np.flatnonzero(mouth == 0)[0]]
+    assert len(fading) > 0 and 0 < fading[-1] < 1 and (np.diff(fading) < 0).all()
+    assert jumps(np.array(sidecar.avatar_frames)) == []
 
 
-# --- speech that was cut before anybody saw it
-
-
-async def test_speech_cut_before_its_first_shown_frame_leaves_nothing_behind(make_stitch):
+async def test_speech_interrupted_before_its_first_frame_is_not_recorded(make_stitch):
     stitch, live, stages = await make_stitch(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
-    first = await summary_of(stitch.speak(SpeakRequest("alice", "four 0", deliver=False)))
+    first = await say(stitch, "four 0")
     stitch._live.pace.first_s = 1.2
     rendered = len(stages.rendered)
-    cut = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "never shown", deliver=False))))
+    interrupted = asyncio.create_task(say(stitch, "never shown"))
     await until(lambda: len(stages.rendered) >= rendered + 3)
     await asyncio.sleep(0.1)
     assert (await stitch.interrupt("alice"))["interrupted"] == 1
-    summary = await cut
+    summary = await interrupted
     assert summary["interrupted"] and (summary["frames"], summary["duration_s"]) == (0, 0.0)
     assert summary["live"]["shown_frames"] == 0 and summary["rtf"] > 0
     stitch._live.pace.first_s = 0.35
-    last = await summary_of(stitch.speak(SpeakRequest("alice", "four 1", deliver=False)))
-    _, _, shown_mouths = await seen(watcher)
-    edges, sidecar, facts = await told(stitch)
+    last = await say(stitch, "four 1")
+    mouths = await seen_mouths(watcher)
+    edges, sidecar, facts = await read_session(stitch)
     assert [line["text"] for line in facts["utterances"]] == ["four 0", "four 1"]
     assert [said.text for said in sidecar.utterances] == ["four 0", "four 1"]
-    # the file is what the viewer saw from the first word to the last, but for a head that waits where it is
-    assert (shown_mouths > 240).sum() == (np.array(sidecar.mouth) == 1).sum() == first["frames"] + last["frames"]
+    # the file is what the viewer saw from the first word to the last, without holds
+    assert (mouths > 240).sum() == (np.array(sidecar.mouth) == 1).sum() == first["frames"] + last["frames"]
     assert_continuous(edges, NO_HOLDS)
     assert last["start_s"] + last["duration_s"] == pytest.approx(len(edges) / 25, abs=1e-3)
     assert first["frames"] + last["frames"] < len(edges)
@@ -152,8 +156,8 @@ def sentences(stitch) -> tuple:
     return lines[0].sentences if lines else ()
 
 
-async def word_by_word(stitch, texts: list[str], waits_s: list[float]) -> dict:
-    """The summary of an utterance whose text comes in parts, each so long after the one before began to be heard."""
+async def say_in_parts(stitch, texts: list[str], waits_s: list[float]) -> dict:
+    """The summary of a text stream. Each part is sent some time after the part before it started to sound."""
     request = SpeakRequest("alice", text_stream_key="key", deliver=False)
     saying = asyncio.create_task(summary_of(stitch.speak(request)))
     for k, text in enumerate(texts):
@@ -164,31 +168,31 @@ async def word_by_word(stitch, texts: list[str], waits_s: list[float]) -> dict:
     return await saying
 
 
-async def test_what_was_shown_between_two_sentences_of_a_growing_text_is_in_the_file(make_stitch):
+async def test_pauses_between_sentences_of_a_text_stream_are_in_the_file(make_stitch):
     stitch, live, _ = await make_stitch(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
     await asyncio.sleep(0.1)
-    summary = await word_by_word(stitch, ["one 1", "two 22", "three 3"], [1.2, 1.5])
-    _, _, shown_mouths = await seen(watcher)
-    edges, sidecar, facts = await told(stitch)
+    summary = await say_in_parts(stitch, ["one 1", "two 22", "three 3"], [1.2, 1.5])
+    mouths = await seen_mouths(watcher)
+    edges, sidecar, facts = await read_session(stitch)
     mouth = np.array(sidecar.mouth)
-    assert_continuous(edges, NO_HOLDS)  # as the viewer saw it, but for a head that waits where it is
-    assert (shown_mouths > 240).sum() == (mouth == 1).sum() == summary["live"]["shown_frames"]
-    assert leaps(np.array(sidecar.avatar_frames)) == [] and sidecar.known.all()
+    assert_continuous(edges, NO_HOLDS)  # the file keeps no holds
+    assert (mouths > 240).sum() == (mouth == 1).sum() == summary["live"]["shown_frames"]
+    assert jumps(np.array(sidecar.avatar_frames)) == [] and sidecar.known.all()
     # pictures, sidecar and sound agree on where it speaks
     pictures = np.array(read_video(stitch._sessions.find("alice").path.read_bytes())[2]) > 240
     assert pictures.tolist() == (mouth == 1).tolist()
-    begun = np.flatnonzero(np.diff([0, *(mouth == 1)]) == 1)
-    ended = np.flatnonzero(np.diff([*(mouth == 1), 0]) == -1) + 1
-    assert len(begun) == 3
+    starts = np.flatnonzero(np.diff([0, *(mouth == 1)]) == 1)
+    ends = np.flatnonzero(np.diff([*(mouth == 1), 0]) == -1) + 1
+    assert len(starts) == 3
     _, samples = heard(stitch._sessions.find("alice").path.read_bytes())
     loud_s = np.flatnonzero(np.abs(samples) > 0.05) / RATE
     (line,) = facts["utterances"]
     assert line["text"] == "one 1 two 22 three 3"
-    for start, end, sentence in zip(begun, ended, line["sentences"], strict=True):
-        mine = loud_s[(loud_s >= start / 25 - 0.02) & (loud_s <= end / 25 + 0.02)]
-        assert mine[0] == pytest.approx(start / 25 + 0.1, abs=0.01)  # of silence before each
-        assert (sentence["start_s"], sentence["end_s"]) == pytest.approx((mine[0], mine[-1]), abs=0.01)
+    for start, end, sentence in zip(starts, ends, line["sentences"], strict=True):
+        sounding = loud_s[(loud_s >= start / 25 - 0.02) & (loud_s <= end / 25 + 0.02)]
+        assert sounding[0] == pytest.approx(start / 25 + 0.1, abs=0.01)  # after 0.1 s of silence
+        assert (sentence["start_s"], sentence["end_s"]) == pytest.approx((sounding[0], sounding[-1]), abs=0.01)
     assert summary["frames"] == facts["frames"] == len(edges) > summary["live"]["shown_frames"] + 20
     assert line["end_s"] - line["start_s"] == pytest.approx(summary["duration_s"], abs=1e-3)
 
@@ -196,8 +200,8 @@ async def test_what_was_shown_between_two_sentences_of_a_growing_text_is_in_the_
 async def test_a_long_pause_inside_an_utterance_is_shortened_with_the_mouth_at_rest(make_stitch):
     stitch, live, _ = await make_stitch(recorded_pause_ms=400)
     Watcher(await live.view("alice"))
-    summary = await word_by_word(stitch, ["one 1", "two 22"], [4.0])
-    edges, sidecar, facts = await told(stitch)
+    summary = await say_in_parts(stitch, ["one 1", "two 22"], [4.0])
+    edges, sidecar, facts = await read_session(stitch)
     assert np.abs(np.diff(sidecar.avatar_frames)).max() <= 4 and np.abs(np.diff(edges)).max() <= 4 * 4 + 2.5
     paused = np.flatnonzero(np.array(sidecar.mouth) == 0)
     assert paused.tolist() == list(range(paused[0], paused[-1] + 1))
@@ -205,10 +209,16 @@ async def test_a_long_pause_inside_an_utterance_is_shortened_with_the_mouth_at_r
     assert summary["frames"] == facts["frames"] < summary["live"]["shown_frames"] + 6 * 10 + 5
 
 
-async def test_a_caller_that_takes_the_video_gets_the_pauses_inside_too(make_stitch):
+async def test_the_caller_of_a_text_stream_gets_the_pauses_inside_it(make_stitch):
     stitch, live, _ = await make_stitch(recorded_pause_ms=8000)
     Watcher(await live.view("alice"))
-    feeding = asyncio.create_task(_fed(stitch))
+
+    async def feed() -> None:
+        await stitch.feed("alice", "key", ["one 1"], False)
+        await asyncio.sleep(1.5)
+        await stitch.feed("alice", "key", ["two 22"], True)
+
+    feeding = asyncio.create_task(feed())
     data, frames, summary = b"", 0, None
     async for event in stitch.speak(SpeakRequest("alice", text_stream_key="key")):
         data, frames, summary = data + event.data, frames + event.frames, event.summary
@@ -216,27 +226,20 @@ async def test_a_caller_that_takes_the_video_gets_the_pauses_inside_too(make_sti
     times, edges, _ = read_video(data)
     assert frames == len(times) == summary["frames"] > summary["live"]["shown_frames"] + 20
     np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
-    assert edges == pytest.approx((await told(stitch))[0], abs=1.5)
+    assert edges == pytest.approx((await read_session(stitch))[0], abs=1.5)
 
 
-async def _fed(stitch) -> None:
-    await stitch.feed("alice", "key", ["one 1"], False)
-    await asyncio.sleep(1.5)
-    await stitch.feed("alice", "key", ["two 22"], True)
-
-
-async def test_speech_cut_behind_a_pause_inside_it_says_what_was_shown(make_stitch):
+async def test_speech_interrupted_after_a_pause_inside_it_is_recorded_as_shown(make_stitch):
     stitch, live, _ = await make_stitch(recorded_pause_ms=8000)
     watcher = Watcher(await live.view("alice"))
-    saying = asyncio.create_task(word_by_word(stitch, ["one 1", "x" * 60], [1.4]))
+    saying = asyncio.create_task(say_in_parts(stitch, ["one 1", "x" * 60], [1.4]))
     await until(lambda: stitch._sessions.find("alice").frames > 60)
     await stitch.interrupt("alice")
     summary = await saying
-    edges, sidecar, facts = await told(stitch)
-    _, _, shown_mouths = await seen(watcher)
-    speaking = np.flatnonzero(shown_mouths > 240)
-    assert summary["live"]["shown_frames"] == len(speaking) == (np.array(sidecar.mouth) == 1).sum()
-    assert summary["frames"] == facts["frames"] == len(edges) > len(speaking) + 10
+    edges, sidecar, facts = await read_session(stitch)
+    spoken = np.flatnonzero(await seen_mouths(watcher) > 240)
+    assert summary["live"]["shown_frames"] == len(spoken) == (np.array(sidecar.mouth) == 1).sum()
+    assert summary["frames"] == facts["frames"] == len(edges) > len(spoken) + 10
     assert_continuous(edges, NO_HOLDS)
     (line,) = facts["utterances"]
     assert line["interrupted"] and line["end_s"] == pytest.approx(summary["duration_s"], abs=1e-3)

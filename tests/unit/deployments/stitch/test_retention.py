@@ -1,4 +1,4 @@
-"""Which sessions have had their time: every replica sees the signs of use that any of them leaves."""
+"""Which sessions have expired: each replica sees the leases of all replicas."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def store(tmp_path: Path) -> SessionStore:
     for name in ("old", "older", "young"):
         made.create(name, SPEC)
     for name, hours in (("old", 2), ("older", 3), ("young", 0.5)):
-        aged(tmp_path / name / INDEX, hours)
+        set_age(tmp_path / name / INDEX, hours)
     return made
 
 
-def aged(path: Path, hours: float) -> None:
+def set_age(path: Path, hours: float) -> None:
     os.utime(path, (time.time() - hours * HOUR_S,) * 2)
 
 
@@ -42,46 +42,46 @@ def replica(store: SessionStore, max_idle_s: float = HOUR_S) -> Retention:
     return Retention(store, Limits(max_sessions=10, max_bytes=1e9, max_idle_s=max_idle_s))
 
 
-def test_what_was_not_used_for_long_has_expired_the_oldest_first(store: SessionStore) -> None:
+def test_idle_sessions_have_expired_the_longest_idle_first(store: SessionStore) -> None:
     assert replica(store).expired() == ["older", "old"]
     assert replica(store, 0).expired() == [] and not replica(store, 0).has_expired("old")
 
 
-def test_a_session_that_is_used_by_way_of_another_replica_has_not(store: SessionStore, tmp_path: Path) -> None:
+def test_a_session_in_use_on_another_replica_has_not_expired(store: SessionStore, tmp_path: Path) -> None:
     one, two = replica(store), replica(store)
     expired = two.expired()
     one.renew_leases(["older", "gone"])
     assert "older" in expired and not two.has_expired("older") and two.expired() == ["old"]
     assert not (tmp_path / "gone").exists() and not two.has_expired("gone")
-    aged(tmp_path / "older" / LEASE_FILE, 1.5)  # its viewer has gone since
+    set_age(tmp_path / "older" / LEASE_FILE, 1.5)  # its viewer has left since
     assert two.expired() == ["old", "older"]
 
 
-def test_a_limit_below_a_signs_lease_does_not_end_what_is_watched(store: SessionStore) -> None:
+def test_a_limit_shorter_than_the_lease_does_not_remove_watched_sessions(store: SessionStore) -> None:
     retention = replica(store, max_idle_s=1)
     retention.renew_leases(["old"])
-    aged(store.root / "old" / LEASE_FILE, 60 / HOUR_S)
+    set_age(store.root / "old" / LEASE_FILE, 60 / HOUR_S)
     assert retention.expired() == ["older", "young"]
 
 
-async def test_a_session_watched_through_one_stitch_is_not_expired_by_another(make_stitch, monkeypatch, tmp_path):
+async def test_a_session_watched_on_one_replica_is_not_removed_by_another(make_stitch, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SURVEY_S", 0.1)
     monkeypatch.setattr(module, "SURVEYS_PER_EXPIRY", 1)
     one, live, _ = await make_stitch(session_idle_hours=1)
     await one.create("unwatched")
     viewer = await live.view("alice")
     for name in ("alice", "unwatched"):
-        aged(tmp_path / "results" / "sessions" / name / INDEX, 2)
+        set_age(tmp_path / "results" / "sessions" / name / INDEX, 2)
     two = Stitch(*[Stages()] * 3)
     await two.reconfigure(one.config.model_dump())
-    one._housekeeping.cancel()  # only the other one looks for old sessions
+    one._housekeeping.cancel()  # only the other replica removes sessions
     await asyncio.sleep(0.5)
     assert await two.sessions() == ["alice"]
     viewer.close()
     two._housekeeping.cancel()
 
 
-def test_room_that_was_made_is_seen_within_a_second_and_not_counted_at_each_refusal(
+def test_a_full_store_is_counted_again_after_a_second_and_not_at_each_refusal(
     store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [100.0]
@@ -89,7 +89,7 @@ def test_room_that_was_made_is_seen_within_a_second_and_not_counted_at_each_refu
     retention = Retention(store, Limits(max_sessions=3, max_bytes=1e9, max_idle_s=0))
     with pytest.raises(QuotaError, match="3 sessions already"):
         retention.check(new=True)
-    store.remove("old")  # by way of another replica, say
+    store.remove("old")  # on another replica, say
     surveys = []
     monkeypatch.setattr(Retention, "survey", lambda self, survey=Retention.survey: surveys.append(survey(self)))
     for _ in range(100):
