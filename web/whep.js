@@ -57,7 +57,7 @@ export class Peer extends EventTarget {
       if (kind === "video") transceiver.setCodecPreferences?.(codecs);
       this.stream.addTrack(transceiver.receiver.track);
     }
-    this.#connection.createDataChannel("told").addEventListener("message", ({ data }) => this.#emit(JSON.parse(data)));
+    this.#connection.createDataChannel("events").addEventListener("message", ({ data }) => this.#emit(JSON.parse(data)));
     this.#connection.addEventListener("connectionstatechange", () => ["failed", "closed"].includes(this.#connection.connectionState) && this.#over());
   }
 

@@ -103,16 +103,16 @@ class Viewer:
         self._video.gop_size = 25
         self._caption: dict[str, Any] | None = None  # the current caption
         self._made: dict[str, Any] = {}  # the last `making` event
-        self._told = 0
+        self._caption_count = 0
         self._audio = self._out.add_stream("aac", rate=RATE, layout="mono")
 
     def step(self) -> bytes:
         """The next FRAGMENT_FRAMES frames as bytes, with their events."""
-        told = b""
+        events = b""
         for _ in range(FRAGMENT_FRAMES):
             now_s = time.monotonic()
             speaking = round((now_s - self._session.began_s) * FPS) if self._session.speaks else None
-            told += self._tell(speaking)
+            events += self._caption_events(speaking)
             frame = av.VideoFrame.from_ndarray(self._film.frame(self._number, speaking), format="rgb24")
             frame.pts = self._number
             self._out.mux(self._video.encode(frame))
@@ -121,10 +121,10 @@ class Viewer:
             self._out.mux(self._audio.encode(sound))
             self._number += 1
         if speaking is not None:
-            told += self._make(speaking)
-        return told + self._sink.take()
+            events += self._making_event(speaking)
+        return events + self._sink.take()
 
-    def _make(self, speaking: int) -> bytes:
+    def _making_event(self, speaking: int) -> bytes:
         """The `making` event: speech is made twice as fast as shown."""
         length = round((self._session.until_s - self._session.began_s) * FPS)
         frames = min(length, 8 + 2 * speaking)
@@ -135,22 +135,22 @@ class Viewer:
         self._made |= {"spoken_chars": 0, "stages": stages}
         return event_box("making", self._made, 1000 + self._number, self._number / FPS)
 
-    def _tell(self, speaking: int | None) -> bytes:
+    def _caption_events(self, speaking: int | None) -> bytes:
         """The caption event that begins or ends with the next frame."""
         now_s, session, last = self._number / FPS, self._session, self._caption
-        told = b""
+        events = b""
         if last is not None and (speaking is None or session.began_s != last["began_s"]):
             if last["end_s"] > now_s + 1.5 / FPS:
-                told += self._box(last | {"end_s": now_s, "cut": True})
+                events += self._box(last | {"end_s": now_s, "cut": True})
             self._caption = None
         if speaking is not None and self._caption is None:
-            self._told += 1
+            self._caption_count += 1
             start_s = now_s - speaking / FPS
             times = {"start_s": max(0.0, start_s), "end_s": start_s + session.until_s - session.began_s}
-            about = {"id": self._told, "text": session.caption, "words": [], "cut": False, "began_s": session.began_s}
-            self._caption = {**about, **times}
-            told += self._box(self._caption)
-        return told
+            about = {"id": self._caption_count, "text": session.caption, "words": [], "cut": False}
+            self._caption = {**about, **times, "began_s": session.began_s}
+            events += self._box(self._caption)
+        return events
 
     def _box(self, caption: dict[str, Any]) -> bytes:
         return event_box("caption", caption, caption["id"], caption["start_s"], caption["end_s"] - caption["start_s"])

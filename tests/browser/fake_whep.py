@@ -32,7 +32,7 @@ class PieceViewer:
         self._film, self._session, self._state = film, session, state
         self._encoder, self._number = UtteranceEncoder(self._spec), 0
         self._news: list[tuple[str, dict[str, Any]]] = []
-        self._told_s, self._open = 0.0, True
+        self._began_s, self._open = 0.0, True
         state.viewers += 1
 
     def skip_to_edge(self) -> None:
@@ -59,8 +59,8 @@ class PieceViewer:
         for _ in range(LIVE_FRAMES):
             session = self._session
             speaking = round((time.monotonic() - session.began_s) * FPS) if session.speaks else None
-            if speaking is not None and self._told_s != session.began_s:
-                self._told_s = session.began_s
+            if speaking is not None and self._began_s != session.began_s:
+                self._began_s = session.began_s
                 times = {
                     "start_s": self._number / FPS,
                     "end_s": self._number / FPS + session.until_s - time.monotonic(),

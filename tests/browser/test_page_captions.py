@@ -9,13 +9,13 @@ import pytest
 from models.media.emsg import event_box
 from models.media.mp4 import box
 from tests.browser.chromium import Tab
-from tests.browser.fake_media import FPS
 from tests.browser.fake_state import State
 
 pytestmark = pytest.mark.browser
 
 LONG = "It has many words, and none of them is long, so that it can be cut where a reader would breathe"
 
+SYNC_S = 0.25  # a busy browser draws late; a caption that is timed wrongly is a second or more off
 # Records when each caption was drawn (video clock and page clock), and the cues of the track.
 NOTE = """() => {
   const video = document.querySelector('video'), caption = document.querySelector('#caption');
@@ -65,10 +65,10 @@ def test_each_caption_is_shown_while_its_sentence_is_heard(chat: Tab, served: tu
     shown = [one for one in drawn if one["text"]]
     assert [one["text"] for one in shown] == [cue["text"] for cue in cues]
     late_s = [one["videoS"] - cue["startS"] for one, cue in zip(shown, cues, strict=True)]
-    assert all(-0.001 <= late <= 1.5 / FPS for late in late_s), late_s
-    assert drawn[-1]["videoS"] - cues[-1]["endS"] == pytest.approx(0, abs=1.5 / FPS)
+    assert all(-0.001 <= late <= SYNC_S for late in late_s), late_s
+    assert drawn[-1]["videoS"] - cues[-1]["endS"] == pytest.approx(0, abs=SYNC_S)
     heard_s = chat.page.evaluate("loud[0]")
-    assert shown[0]["pageS"] - heard_s == pytest.approx(0, abs=0.15)
+    assert shown[0]["pageS"] - heard_s == pytest.approx(0, abs=SYNC_S)
 
 
 def test_a_caption_ends_at_an_interruption(chat: Tab, served: tuple[str, State]) -> None:
@@ -82,7 +82,7 @@ def test_a_caption_ends_at_an_interruption(chat: Tab, served: tuple[str, State])
     chat.until("drawn.length === 2")
     (cue,), (begun, ended) = chat.page.evaluate(CUES), chat.page.evaluate("drawn")
     assert cue["endS"] < planned - 2
-    assert ended["text"] == "" and ended["videoS"] == pytest.approx(cue["endS"], abs=1.5 / FPS)
+    assert ended["text"] == "" and ended["videoS"] == pytest.approx(cue["endS"], abs=SYNC_S)
     assert 0.5 < cue["endS"] - begun["videoS"] < 2.0
 
 
