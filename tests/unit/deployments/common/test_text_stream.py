@@ -11,8 +11,8 @@ import pytest
 from deployments.common import text_stream as module
 from deployments.common.messages import SpeakRequest
 from deployments.common.text_stream import TextStreams, speak_text_stream
-from models.errors import BusyError, ClosedError, TextError
-from tests.support.stitch import StitchHandle, Watcher, assert_continuous, summary_of
+from models.errors import BusyError, ClosedError, StageError, TextError
+from tests.support.stitch import Method, StitchHandle, Watcher, assert_continuous, summary_of
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
 __all__ = ["event_loop_policy", "virtual_time"]
@@ -131,6 +131,38 @@ async def test_refused_or_interrupted_speech_does_not_wait_for_its_writer(make_s
     await asyncio.sleep(1.0)
     assert max(written) <= interrupted_s + module.WRITER_ERROR_WAIT_S + 0.1 and len(written) < len(parts)
     assert len(stitch._text_streams) == 0
+
+
+class LostStitch:
+    """A handle of Stitch whose replica no longer receives text. Its speech ends only when it is cancelled."""
+
+    def __init__(self) -> None:
+        self.speak, self.feed = Method(self._speak, lambda events: self), Method(self._feed)
+        self.cancelled = asyncio.Event()
+
+    def options(self, **options):
+        return self
+
+    def _speak(self, request) -> None:
+        pass
+
+    async def _feed(self, *arguments) -> None:
+        raise StageError("A stage lost its replica.", "Send the request again.")
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await self.cancelled.wait()
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+async def test_speech_whose_text_cannot_be_sent_ends_with_that_error():
+    with pytest.raises(StageError, match="lost its replica"):
+        [event async for event in speak_text_stream(LostStitch(), REQUEST, writing("one."))]
 
 
 # --- text streams by themselves
