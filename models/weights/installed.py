@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from models.errors import CorruptError
+from models.runtime.atomic_file import replace_file
 from models.weights.checksums import sha256_of
 from models.weights.manifest import HubFile, WeightFile, all_files
 
@@ -90,12 +90,7 @@ def record_hash(root: Path, file: WeightFile, sha256: str) -> None:
     stat = (root / file.path).stat()
     entries = {**read_lock(root), file.path: LockEntry(sha256, stat.st_size, stat.st_mtime_ns)}
     document = {"version": LOCK_VERSION, "files": {name: asdict(entries[name]) for name in sorted(entries)}}
-    part = root / (LOCK_NAME + PART_SUFFIX)
-    with part.open("w", encoding="utf-8") as out:
-        out.write(json.dumps(document, indent=1) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(root / LOCK_NAME)
+    replace_file(root / LOCK_NAME, (json.dumps(document, indent=1) + "\n").encode())
 
 
 # --- files in the wrong folder

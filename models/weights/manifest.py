@@ -362,11 +362,6 @@ def find_set(path: Path | str) -> WeightSet | None:
     return None
 
 
-def missing_files(paths: Iterable[Path | str]) -> list[Path]:
-    """The paths that are not files."""
-    return [path for path in map(Path, paths) if not path.is_file()]
-
-
 def remedy_for(path: Path | str) -> str:
     """The command that downloads a file or folder of the manifest; empty for other paths."""
     entry = find_set(path)

@@ -19,7 +19,6 @@ from models.weights.manifest import (
     all_files,
     find_set,
     missing_error,
-    missing_files,
     remedy_for,
     select,
     selection_names,
@@ -139,11 +138,6 @@ def test_a_path_under_weights_is_known(path: str, name: str | None) -> None:
 def test_every_file_is_found_in_its_set() -> None:
     for file in all_files():
         assert find_set(Path("weights") / file.path) is set_of(file)
-
-
-def test_missing_files_are_listed(tmp_path: Path) -> None:
-    (tmp_path / "a").touch()
-    assert missing_files([tmp_path / "a", str(tmp_path / "b"), tmp_path]) == [tmp_path / "b", tmp_path]
 
 
 def test_the_error_names_file_stage_and_command() -> None:
