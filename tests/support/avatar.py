@@ -1,4 +1,4 @@
-"""Real faces for the tests of models/avatar: two public-domain portraits, moved by known warps."""
+"""Two public-domain portraits, moved by known warps, and clips of them, for the tests of models/avatar."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hopper() -> UInt8:
 def similarity(
     shape: tuple[int, ...], roll_deg: float = 0, zoom: float = 1, dx: float = 0, dy: float = 0
 ) -> npt.NDArray[np.float64]:
-    """Turn and zoom about the middle of a picture, then shift: `(2, 3)`, old px → new px."""
+    """Rotation and zoom about the centre of a picture, then a shift: `(2, 3)`, old px → new px."""
     angle = np.radians(roll_deg)
     linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     middle = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
@@ -70,7 +70,7 @@ def write_clip(path: Path, frames: list[UInt8], fps: int = FPS, crf: float = 12)
 
 
 def write_sound(path: Path) -> Path:
-    """One second of silence in an MP4 that holds no picture."""
+    """Write an MP4 with one second of silence and no picture."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
@@ -81,7 +81,7 @@ def write_sound(path: Path) -> Path:
 
 
 def fake_encoder(crops: UInt8) -> npt.NDArray[np.float32]:
-    """Eight channels of the crop, 32 px small: stands for a VAE where latents only need to belong to their crop."""
+    """A fake VAE: eight channels of the crop reduced to 32 px, so that latents can be compared with their crop."""
     small = [cv2.resize(crop, (32, 32), interpolation=cv2.INTER_AREA) for crop in crops]
     stacked = np.stack(small).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
     return np.concatenate([stacked, stacked, stacked[:, :2]], axis=1)

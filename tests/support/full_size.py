@@ -1,4 +1,4 @@
-"""Writes checkpoints as they are released: format, key set, shapes, file size; the values alone are random."""
+"""Writes checkpoints in the released format: key set, shapes and file size; the values are random."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import tiny_onnx
 
 State = dict[str, torch.Tensor]
 
-# musetalk.json and sd-vae's config.json, as released to the byte: the manifest has their hashes
+# musetalk.json and sd-vae's config.json, identical to the released files, whose hashes are in the manifest
 UNET_CONFIG: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
     "_diffusers_version": "0.6.0.dev0",
@@ -63,16 +63,16 @@ WHISPER_TINY = {
     "vocab_size": 51865,
 }
 OLD_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-BLOCK = 1 << 20  # random numbers, used again and again: making 850 M of them would take half a minute
+BLOCK = 1 << 20  # random numbers that are repeated: generating 850 M of them would take half a minute
 
 
 def released(path: str) -> WeightFile:
-    """The manifest's entry of a file."""
+    """Return the manifest's entry of a file."""
     return next(file for file in all_files() if file.path == path)
 
 
 def overhead(path: Path, name: str) -> float:
-    """By how much the size of a file differs from the released one's, as a share."""
+    """Return the relative difference between the size of a file and the released one's."""
     size = released(name).size_bytes
     assert size is not None
     return path.stat().st_size / size - 1
@@ -85,7 +85,7 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
 
 
 def random_state(shapes: Mapping[str, Any], scale: float = 0.02, seed: int = 0) -> State:
-    """Single precision of the shapes, or of the tensors' shapes, given by key; gains of normalisations near 1."""
+    """Return float32 tensors of the shapes (or of the tensors' shapes) by key; normalisations have gains near 1."""
     block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)) * scale
     return {key: _filled(key, tuple(getattr(shape, "shape", shape)), block) for key, shape in shapes.items()}
 
@@ -100,7 +100,7 @@ def _filled(key: str, shape: tuple[int, ...], block: torch.Tensor) -> torch.Tens
 
 
 def on_meta(build: Any) -> State:
-    """The state dict of what `build` makes, shapes without memory."""
+    """Return the state dict of the module that `build` makes, on the meta device: shapes without memory."""
     with torch.device("meta"):
         state: State = build().state_dict()
     return state
@@ -113,7 +113,7 @@ def unet_state() -> State:
 
 
 def vae_state(old_names: bool = True) -> State:
-    """sd-vae-ft-mse's, in the spelling of its `.bin`."""
+    """Return a state dict of sd-vae-ft-mse, with the old key names of its `.bin` file."""
     from diffusers import AutoencoderKL
 
     state = random_state(on_meta(lambda: AutoencoderKL.from_config(VAE_CONFIG)))
@@ -133,7 +133,7 @@ def write_taesd(folder: Path) -> Path:
 
 
 def write_whisper(folder: Path) -> Path:
-    """The whole of whisper-tiny, decoder and all, as `pytorch_model.bin`."""
+    """Write the whole of whisper-tiny, including its decoder, as `pytorch_model.bin`."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def write_whisper(folder: Path) -> Path:
 
 
 def write_pose_net(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A net of DWPose's input, outputs and size: two linear layers. Returns its three matrices."""
+    """Write a network with DWPose's input, outputs and size: two linear layers. Returns its three matrices."""
     rng = np.random.default_rng(0)
     pixels, width = 3 * 384 * 288, 64
     down = np.resize(rng.standard_normal(BLOCK, np.float32), (pixels, width)) / np.float32(pixels**0.5)

@@ -1,4 +1,4 @@
-"""What a perfect face parser would say of the presenter: the layers of its own renderer, as CelebAMask-HQ's labels."""
+"""The output of an ideal face parser for the presenter: its renderer's layers as CelebAMask-HQ labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.presenter_identity import Identity, Pose
 from training.presenter_shape import body_matrix, columns, compose, head_matrix, inverse
 
 NOSE, NECK, CLOTH, HAIR = 10, 14, 16, 17
-PAINTERS = {  # each painter's label, from the back to the front; the mouth's are below
+PAINTERS = {  # the label of each painter, from back to front; the mouth's labels are below
     "paint_hair_back": HAIR,
     "paint_neck": NECK,
     "paint_clothes": CLOTH,
@@ -29,14 +29,14 @@ PAINTERS = {  # each painter's label, from the back to the front; the mouth's ar
     "paint_brow": 2,
     "paint_hair_front": HAIR,
 }
-MOUTH_STROKES = (12, 13, 11)  # upper lip, lower lip, what is between them
-BLANK = 1000.0  # brighter than any colour: what half hides it is there
+MOUTH_STROKES = (12, 13, 11)  # upper lip, lower lip, inside of the mouth
+BLANK = 1000.0  # brighter than any colour: a layer is where it hides at least half of it
 
 
 def labels_of(
     identity: Identity, pose: Pose, mouth: torch.Tensor, transform: torch.Tensor, size: int = 512
 ) -> npt.NDArray[np.int64]:
-    """Labels int64 `(size, size)` of one frame, seen through `transform` `(1, 2, 3)`, frame px → output px."""
+    """Return labels int64 `(size, size)` of one frame, warped by `transform` `(1, 2, 3)`, frame px → output px."""
     paint = presenter.paint_mouth
     painters: dict[str, Any] = {name: _labelled(getattr(presenter, name), label) for name, label in PAINTERS.items()}
 
@@ -74,7 +74,7 @@ def _labelled(painter: Callable[..., None], label: int) -> Callable[..., None]:
 
 
 def with_nose(labels: npt.NDArray[np.int64], landmarks: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """The labels with the whole nose, which the renderer shades and does not outline: iBUG's bridge and wings.
+    """Add the nose, which the renderer shades but does not outline, to the labels: iBUG's bridge and wings.
 
     landmarks: `(68, 2)` in px of the labels.
     """

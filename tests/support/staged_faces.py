@@ -1,4 +1,4 @@
-"""Portraits staged for the tests of hard sources: turned in space, cut out and moved, behind a hand, with a beard."""
+"""Modified portraits for tests of difficult sources: turned in 3D, moved, covered by a hand, with a beard."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def on_ground(height: int, width: int) -> UInt8:
 
 
 def put(canvas: UInt8, picture: UInt8, x: float, y: float, scale: float = 1.0, mask: UInt8 | None = None) -> UInt8:
-    """The canvas with the picture on it, its corner at (x, y), sub-pixel; where `mask` is 0 it is not drawn."""
+    """Draw the picture on a copy of the canvas, with its corner at (x, y), sub-pixel, where `mask` is not 0."""
     motion = np.array([[scale, 0, x], [0, scale, y]])
     size = (canvas.shape[1], canvas.shape[0])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -51,7 +51,7 @@ def head_mask(picture: UInt8) -> UInt8:
 
 
 def behind_a_hand(picture: UInt8, face: Face) -> UInt8:
-    """Four shaded fingers of the face's own colour across the mouth."""
+    """Draw four shaded fingers in the face's own colour across the mouth."""
     size, mouth = face.size_px, face.landmarks[48:68].mean(0)
     cheek = face.landmarks[[2, 14]].mean(0).astype(int)
     skin = picture[cheek[1] - 5 : cheek[1] + 5, cheek[0] - 5 : cheek[0] + 5].reshape(-1, 3).mean(0)
@@ -69,7 +69,7 @@ def behind_a_hand(picture: UInt8, face: Face) -> UInt8:
 
 
 def bearded(picture: UInt8, face: Face) -> UInt8:
-    """A full beard: dark hairs from ear to ear around the lips."""
+    """Draw a full beard: dark hairs from ear to ear around the lips."""
     size, points = face.size_px, face.landmarks
     outline = np.concatenate([points[1:16], points[[35, 33, 31]]])
     mask = np.zeros(picture.shape[:2], np.uint8)
@@ -84,7 +84,7 @@ def bearded(picture: UInt8, face: Face) -> UInt8:
 
 @cache
 def turned(yaw_deg: float, bow_deg: float = 0, size: int = 300, zoom: float = 1.2) -> UInt8:
-    """Grace Hopper's face as FaceMesh knows it in space, turned to the left and bowed, before an ellipse."""
+    """Render Grace Hopper's face by its 3D FaceMesh, turned to the left and bowed, in front of an ellipse."""
     crop, points, triangles = _model()
     angle, bow = np.radians(yaw_deg), np.radians(bow_deg)
     back = np.array([points[:, 0].mean(), points[:, 1].mean(), points[:, 2].max()])
@@ -94,16 +94,16 @@ def turned(yaw_deg: float, bow_deg: float = 0, size: int = 300, zoom: float = 1.
     flat = placed[:, :2] * zoom + size / 2
     canvas = on_ground(size, size)
     cv2.ellipse(canvas, (size // 2, size // 2 - 8), (round(62 * zoom), round(85 * zoom)), 0, 0, 360, (120, 80, 60), -1)
-    for corners in triangles[np.argsort(-placed[triangles][:, :, 2].mean(1))]:  # the farthest first
+    for corners in triangles[np.argsort(-placed[triangles][:, :, 2].mean(1))]:  # far triangles first
         source, target = points[corners, :2].astype(np.float32), flat[corners].astype(np.float32)
-        if _area(source) * _area(target) > 0:  # else it shows its back
+        if _area(source) * _area(target) > 0:  # otherwise its back is visible
             _draw_triangle(canvas, crop, source, target)
     return canvas
 
 
 @cache
 def _model() -> tuple[UInt8, np.ndarray, np.ndarray]:
-    """The portrait cut to the mesh's input, the 468 points in space `(468, 3)` px of it, triangles between them."""
+    """The portrait cut to the mesh's input, the 468 points in 3D, `(468, 3)` px, and triangles between them."""
     picture, net = hopper(), detector()._mesh
     crop = warp(picture, _turned_square(*_square_around(face_of(picture).mesh), MESH_PX), MESH_PX, fine=False)
     net.setInput(np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) / 255)

@@ -1,4 +1,4 @@
-"""Videos for the tests of rewriting: uneven times, a late start, sound with priming, turned pictures."""
+"""Videos for the tests of transcoding: uneven timestamps, a late start, audio with priming, rotated pictures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TICK = Fraction(1, 12800)
 
 
 def uneven(n: int, start: int = 653) -> list[int]:
-    """Times in ticks of 1 / 12800 s: 25 frames a second, give or take a third."""
+    """Timestamps in ticks of 1 / 12800 s: 25 frames per second on average, durations vary by a third."""
     return (start + np.cumsum(np.random.default_rng(3).integers(350, 680, n))).tolist()
 
 
 def write_video(
     path: Path, frames: Sequence[np.ndarray], times: Sequence[int], sounds: Sequence[str] = ("aac",), time_base=TICK
 ) -> Path:
-    """H.264 with B-frames, and a second of noise in each of `sounds`."""
+    """Write H.264 with B-frames, and a second of noise in each codec of `sounds`."""
     rng = np.random.default_rng(1)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -49,7 +49,7 @@ def write_video(
 
 
 def picture_of(path: Path) -> tuple[list[Fraction], list[np.ndarray]]:
-    """Times in seconds and RGB of all frames."""
+    """Return timestamps in seconds and RGB pictures of all frames."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         pairs = [(frame.pts * stream.time_base, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
@@ -57,7 +57,7 @@ def picture_of(path: Path) -> tuple[list[Fraction], list[np.ndarray]]:
 
 
 def sound_of(path: Path, track: int = 0) -> list[tuple[Fraction, bytes]]:
-    """Times in seconds and bytes of all packets of a sound track."""
+    """Return timestamps in seconds and bytes of all packets of an audio track."""
     with av.open(str(path)) as container:
         packets = container.demux(container.streams.audio[track])
         return [(packet.pts * packet.time_base, bytes(packet)) for packet in packets if packet.dts is not None]

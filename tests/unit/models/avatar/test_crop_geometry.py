@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.avatar.bisenet import BiSeNet
+from models.avatar import bisenet
 from models.avatar.crop_geometry import box_transforms, crop_geometry
 from models.avatar.packed_regions import PackedRegions
 from models.avatar.parse import FaceParser, masks_of, paste_region
@@ -23,6 +24,7 @@ from models.stitch.musetalk_paste import musetalk_blend, musetalk_material
 from models.stitch.paste import Paster
 from models.types import PreparedAvatar, UInt8
 from tests.support.avatar import FPS, astronaut, fake_encoder, hopper, moved, swaying, write_clip
+from tests.support.random_weights import BISENET_WIDTH
 from tests.unit.models.stitch.test_paste_region import face_labels
 
 N = 8
@@ -30,7 +32,7 @@ OPTIONS = PrepareOptions(geometry="musetalk", copy_video=False, batch_size=3)
 
 
 class DrawnParser:
-    """Sees a drawn face in every picture, shifted by what the picture holds; remembers the pictures."""
+    """A fake parser: a drawn face, shifted by the picture's mean; remembers the pictures."""
 
     def __init__(self) -> None:
         self.seen: list[UInt8] = []
@@ -75,7 +77,7 @@ def test_every_frame_has_musetalks_box_of_its_own_landmarks(parsed: Prepared) ->
     assert report.crop_px == (sides.min(), round(float(np.median(sides))), sides.max())
 
 
-def test_latents_are_of_the_box_resized_by_lanczos(parsed: Prepared) -> None:
+def test_latents_are_of_the_box_resized_with_lanczos(parsed: Prepared) -> None:
     avatar, _, _ = parsed
     for k in (0, 3, N - 1):
         x1, y1, x2, y2 = avatar.box(k)
@@ -83,15 +85,15 @@ def test_latents_are_of_the_box_resized_by_lanczos(parsed: Prepared) -> None:
         assert np.array_equal(avatar.latents[k], fake_encoder(crop[None])[0].astype(np.float16)), k
 
 
-def test_transforms_say_what_resizing_the_box_does() -> None:
-    """A cubic warp along the transform is the box resized cubically, to within a level of rounding."""
+def test_box_transforms_agree_with_resizing_the_box() -> None:
+    """A linear warp along the transform equals the box resized linearly, up to rounding."""
     boxes = np.array([[131, 77, 340, 299], [40, 10, 300, 470]], np.int32)
     for box, transform in zip(boxes, box_transforms(boxes), strict=True):
         x1, y1, x2, y2 = box
         resized = cv2.resize(hopper()[y1:y2, x1:x2], (256, 256), interpolation=cv2.INTER_LINEAR)
         warped = cv2.warpAffine(hopper(), transform.astype(np.float64), (256, 256), flags=cv2.INTER_LINEAR)
         inner = np.abs(resized.astype(int) - warped)[2:-2, 2:-2]
-        assert inner.max() <= 6 and inner.mean() < 0.4  # warpAffine places samples to 1/32 px
+        assert inner.max() <= 6 and inner.mean() < 0.4  # warpAffine rounds positions to 1/32 px
         assert np.allclose(
             apply(transform, np.array([[x1 - 0.5, y1 - 0.5], [x2 - 0.5, y2 - 0.5]])),
             [[-0.5] * 2, [255.5] * 2],
@@ -99,7 +101,7 @@ def test_transforms_say_what_resizing_the_box_does() -> None:
         )
 
 
-def test_a_box_at_the_border_is_cut_to_the_frame() -> None:
+def test_a_box_at_the_border_is_clipped_to_the_frame() -> None:
     points = np.zeros((3, 68, 2), np.float32)
     points[:] = np.random.default_rng(0).uniform([220, -10], [340, 110], (68, 2))
     geometry = crop_geometry("musetalk", points, np.ones(3, bool), [None] * 3, FPS, (300, 300), TrackOptions())
@@ -122,14 +124,14 @@ def test_bbox_shift_and_margin_move_the_box(tmp_path: Path) -> None:
 # Masks
 
 
-def test_the_parser_sees_the_square_around_the_box(parsed: Prepared) -> None:
+def test_the_parser_gets_the_square_around_the_box(parsed: Prepared) -> None:
     avatar, _, parser = parsed
     assert len(parser.seen) == N
     for k in range(N):
         assert np.array_equal(parser.seen[k], crop_padded(avatar.frames[k], crop_box_of(avatar.box(k))))
 
 
-def test_frames_are_pasted_by_musetalks_own_functions(parsed: Prepared) -> None:
+def test_frames_are_pasted_as_by_musetalks_functions(parsed: Prepared) -> None:
     avatar, _, _ = parsed
     paster = Paster(avatar)
     crop = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
@@ -153,7 +155,7 @@ def test_enhanced_crops_are_pasted_at_the_same_place(parsed: Prepared) -> None:
     assert np.abs(frames[0].astype(int) - frames[1]).max() <= 3
 
 
-def test_without_a_parser_the_mask_follows_the_landmarks_and_it_is_said(
+def test_without_a_parser_the_mask_follows_the_landmarks_with_a_warning(
     plain: tuple[PreparedAvatar, PrepareReport, AvatarStore], parsed: Prepared
 ) -> None:
     avatar, report, _ = plain
@@ -172,8 +174,8 @@ def test_without_a_parser_the_mask_follows_the_landmarks_and_it_is_said(
 
 @pytest.mark.parametrize("picture", [astronaut, hopper])
 def test_landmark_and_parsed_masks_agree_on_real_faces(picture: Callable[[], UInt8], tmp_path: Path) -> None:
-    """Labels drawn from the face's own outline: skin within jaw and brows, the nose apart, mouth and lips. Both masks
-    hold the whole mouth and nothing above the middle; what one pastes and not the other is cheek, chin and nose."""
+    """Labels are drawn from the face's own outline: skin within jaw and brows, nose, mouth and lips. Both masks contain
+    the whole mouth and nothing above the middle; they differ at cheeks, chin and nose."""
     cv2.imwrite(str(tmp_path / "a.png"), picture()[..., ::-1])
     store = AvatarStore(tmp_path / "avatars")
     prepare_avatar(tmp_path / "a.png", "a", store, fake_encoder, "v", OPTIONS)
@@ -188,13 +190,13 @@ def test_landmark_and_parsed_masks_agree_on_real_faces(picture: Callable[[], UIn
     inside = whole[box[1] - square[1] : box[3] - square[1], box[0] - square[0] : box[2] - square[0]]
     theirs = cv2.resize(inside, (256, 256), interpolation=cv2.INTER_AREA).astype(int)
     ours = avatar.masks[0].astype(int)
-    assert np.minimum(theirs, ours).sum() / np.maximum(theirs, ours).sum() > 0.7  # 0.78 and 0.80
+    assert np.minimum(theirs, ours).sum() / np.maximum(theirs, ours).sum() > 0.7  # measured: 0.78 and 0.80
     mouth = apply(avatar.transforms[0], points[48:68]).round().astype(int)
     assert (ours[mouth[:, 1], mouth[:, 0]] > 250).all() and (theirs[mouth[:, 1], mouth[:, 0]] > 200).all()
     assert not ours[:110].any() and not theirs[:90].any()
 
 
-def test_the_landmark_mask_is_of_the_landmarks_seen_through_the_box(
+def test_the_landmark_mask_uses_landmarks_in_the_boxs_crop(
     plain: tuple[PreparedAvatar, PrepareReport, AvatarStore],
 ) -> None:
     avatar, _, _ = plain
@@ -208,7 +210,7 @@ def test_the_landmark_mask_is_of_the_landmarks_seen_through_the_box(
 # Storage
 
 
-def test_regions_are_kept_exactly_and_small() -> None:
+def test_packed_regions_are_exact_and_small() -> None:
     regions = [paste_region(face_labels(seed), "jaw") for seed in range(5)]
     packed = PackedRegions.pack(regions)
     assert len(packed) == 5
@@ -229,7 +231,7 @@ def test_frames_without_a_face_have_a_box_and_no_region(tmp_path: Path) -> None:
     assert np.array_equal(frame, avatar.frames[5])
 
 
-def test_where_frames_are_not_asked_for_regions_are_not_read(
+def test_regions_are_not_read_without_frames(
     plain: tuple[PreparedAvatar, PrepareReport, AvatarStore], clip: Path, tmp_path: Path
 ) -> None:
     store = AvatarStore(tmp_path)
@@ -238,27 +240,23 @@ def test_where_frames_are_not_asked_for_regions_are_not_read(
     assert store.load("a", frames=False).regions is None
 
 
-def test_avatars_of_similarity_have_neither(clip: Path, tmp_path: Path) -> None:
-    store = AvatarStore(tmp_path)
-    prepare_avatar(clip, "a", store, fake_encoder, "v")
-    avatar = store.load("a")
-    assert avatar.boxes is None and avatar.regions is None
-    assert store.describe("a")["settings"]["geometry"] == "similarity"
-
-
-def test_settings_hold_no_paths(clip: Path, tmp_path: Path) -> None:
+def test_avatars_of_geometry_similarity_have_no_boxes_and_their_settings_no_paths(clip: Path, tmp_path: Path) -> None:
     store = AvatarStore(tmp_path)
     options = PrepareOptions(detector_weights="/somewhere/a.onnx", parser_weights="/somewhere/b.pth")
     prepare_avatar(clip, "a", store, fake_encoder, "v", options)
+    avatar = store.load("a")
+    assert avatar.boxes is None and avatar.regions is None
+    assert store.describe("a")["settings"]["geometry"] == "similarity"
     assert "somewhere" not in (store.folder("a") / "avatar.json").read_text()
 
 
 # Options
 
 
-def test_bisenets_weights_are_used_where_the_options_name_them(tmp_path: Path) -> None:
+def test_parser_weights_of_the_options_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    torch.save(BiSeNet().state_dict(), tmp_path / "79999_iter.pth")
+    monkeypatch.setattr(bisenet, "BiSeNet", partial(bisenet.BiSeNet, BISENET_WIDTH))
+    torch.save(bisenet.BiSeNet().state_dict(), tmp_path / "79999_iter.pth")
     picture = tmp_path / "a.png"
     cv2.imwrite(str(picture), hopper()[..., ::-1])
     options = PrepareOptions(geometry="musetalk", parser_weights=tmp_path / "79999_iter.pth", parsing_mode="neck")
@@ -271,7 +269,7 @@ def test_bisenets_weights_are_used_where_the_options_name_them(tmp_path: Path) -
     assert np.array_equal(avatar.regions[0], paste_region(labels, "neck"))
 
 
-def test_named_weights_that_are_missing_stop_before_any_work(clip: Path, tmp_path: Path) -> None:
+def test_missing_parser_weights_are_refused_before_any_work(clip: Path, tmp_path: Path) -> None:
     options = PrepareOptions(geometry="musetalk", parser_weights=tmp_path / "none.pth")
     with pytest.raises(WeightsError, match=r"none\.pth is missing"):
         prepare_avatar(clip, "a", AvatarStore(tmp_path / "avatars"), fake_encoder, "v", options)
@@ -279,6 +277,6 @@ def test_named_weights_that_are_missing_stop_before_any_work(clip: Path, tmp_pat
 
 
 @pytest.mark.parametrize("wrong", [{"geometry": "square"}, {"detector": "dlib"}, {"parsing_mode": "chin"}])
-def test_unknown_names_are_refused_with_the_known_ones(wrong: dict[str, str]) -> None:
+def test_unknown_names_are_refused_with_the_valid_ones(wrong: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="Use one of"):
         PrepareOptions(**wrong)

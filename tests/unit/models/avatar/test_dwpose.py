@@ -1,4 +1,4 @@
-"""models.avatar.dwpose: where the net's peaks lie in the frame, on ONNX files of its shape that the test writes."""
+"""models.avatar.dwpose: peaks of the network, mapped to the frame, with ONNX files written by the test."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Float32 = npt.NDArray[np.float32]
 
 
 def brightest(path: Path, points: int = 133) -> Path:
-    """A net that puts every point on the brightest column and row of the input's red channel."""
-    doubled_x = np.repeat(np.eye(288, dtype=np.float32), 2, axis=1)  # (288, 576): a px is two bins
+    """Write a network that puts every point on the brightest column and row of the input's red channel."""
+    doubled_x = np.repeat(np.eye(288, dtype=np.float32), 2, axis=1)  # (288, 576): two bins per px
     doubled_y = np.repeat(np.eye(384, dtype=np.float32), 2, axis=1)
     nodes = [
         tiny_onnx.node("Gather", ["input", "red"], ["channel"], axis=1),  # (1, 384, 288)
@@ -52,7 +52,7 @@ def brightest(path: Path, points: int = 133) -> Path:
 
 
 class Session:
-    """Stands for the net: peaks of height 5 where `places`, `(133, 2)` in input px, says; mirrored with the picture."""
+    """A fake network: peaks of height 5 at `places`, `(133, 2)` in input px; mirrored in every second call."""
 
     def __init__(self, places: npt.NDArray[np.float64], height: float = 5.0) -> None:
         self.places, self.height, self.pictures = places, height, []
@@ -64,7 +64,7 @@ class Session:
         assert feed["input"].shape == (1, 3, 384, 288) and feed["input"].dtype == np.float32
         self.pictures.append(feed["input"])
         bins = np.rint(2 * self.places).astype(int)
-        if len(self.pictures) % 2 == 0:  # the mirrored picture: its points in mirrored order at mirrored places
+        if len(self.pictures) % 2 == 0:  # the mirrored picture: points in mirrored order at mirrored positions
             bins[dwpose.FACE] = bins[dwpose.FACE][MIRRORED]
             bins[:, 0] = 575 - bins[:, 0]
         x, y = np.zeros((1, 133, 576), np.float32), np.zeros((1, 133, 768), np.float32)
@@ -74,7 +74,7 @@ class Session:
 
 
 def places_of(points: npt.NDArray[np.floating], frame: UInt8) -> npt.NDArray[np.float64]:
-    """Frame px → input px of the net, for the face's 68; the others lie in a corner."""
+    """Frame px → input px of the network, for the 68 face points; the others are at (0, 0)."""
     transform, _ = top_down(frame.shape[1], frame.shape[0])
     places = np.zeros((133, 2))
     places[23:91] = points @ transform[:, :2].T + transform[:, 2]
@@ -85,7 +85,7 @@ def places_of(points: npt.NDArray[np.floating], frame: UInt8) -> npt.NDArray[np.
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (288, 384), (1920, 1080), (301, 299)])
-def test_the_whole_frame_is_seen_a_quarter_larger(width: int, height: int) -> None:
+def test_the_network_sees_the_whole_frame_enlarged_by_a_quarter(width: int, height: int) -> None:
     """mmpose's GetBBoxCenterScale (padding 1.25) and TopdownAffine, by their three corresponding points."""
     centre, size = np.array([width, height]) / 2, 1.25 * np.array([width, height])
     size = np.array([size[0], size[0] * 4 / 3]) if size[0] > size[1] * 3 / 4 else np.array([size[1] * 3 / 4, size[1]])
@@ -98,12 +98,12 @@ def test_the_whole_frame_is_seen_a_quarter_larger(width: int, height: int) -> No
 
 @pytest.mark.parametrize("dot", [(333, 120), (60, 400), (250, 250)])
 @pytest.mark.parametrize("mirror", [False, True])
-def test_a_dot_in_the_frame_is_found_where_it_is(tmp_path: Path, dot: tuple[int, int], mirror: bool) -> None:
+def test_a_dot_is_found_at_its_position(tmp_path: Path, dot: tuple[int, int], mirror: bool) -> None:
     frame = np.zeros((480, 640, 3), np.uint8)
     cv2.circle(frame, dot, 6, (255, 90, 90), -1)
     frame = cv2.GaussianBlur(frame, (0, 0), 5)
     points, _ = DWPose.load(brightest(tmp_path / "net.onnx"), mirror=mirror).points(frame)
-    px = 640 * 1.25 / 288  # frame px an input px
+    px = 640 * 1.25 / 288  # frame px per input px
     assert points.shape == (68, 2) and points.dtype == np.float32
     assert np.abs(points - dot).max() <= px
 
@@ -125,13 +125,13 @@ def test_the_face_points_are_keypoints_23_to_90() -> None:
     session = Session(places_of(face, hopper()))
     (found,) = DWPose(session, mirror=False).detect(hopper())
     px = 512 * 1.25 / 288
-    assert np.abs(found.landmarks - face).max() <= px / 4 + 1e-3  # to the nearest of two bins a px
+    assert np.abs(found.landmarks - face).max() <= px / 4 + 1e-3  # to the nearest of two bins per px
     assert found.score == 5.0 and found.landmarks.shape == found.mesh.shape == (68, 2)
     assert found.box == (*found.landmarks.min(0).tolist(), *found.landmarks.max(0).tolist())
 
 
-def test_the_mirrored_picture_agrees_when_its_points_are_swapped() -> None:
-    """Peaks of both pictures fall together only if flip, order and axis are right: else they stay at half height."""
+def test_points_of_the_mirrored_picture_are_swapped_back() -> None:
+    """Both pictures' peaks coincide only if flip, order and axis are right; otherwise they have half the height."""
     face = BlazeMesh().detect(astronaut())[0].landmarks
     session = Session(places_of(face, astronaut()))
     pose = DWPose(session)
@@ -143,11 +143,13 @@ def test_the_mirrored_picture_agrees_when_its_points_are_swapped() -> None:
 
 
 def test_mirrored_points_are_ibugs() -> None:
-    """A point and its mirror image swap, and on a real face they lie at the same height on both sides of the nose."""
+    """Points and their mirror images swap, and on a real face they lie on opposite sides of the nose."""
     assert np.array_equal(MIRRORED[MIRRORED], np.arange(68))
     face = BlazeMesh().detect(astronaut())[0].landmarks
     axis = face[[27, 28, 29, 30, 8]].mean(0)[0]
-    opposite = (face[:, 0] - axis) * (face[MIRRORED, 0] - axis) <= 25  # px²; those on the axis may stray
+    opposite = (face[:, 0] - axis) * (
+        face[MIRRORED, 0] - axis
+    ) <= 25  # px²: for points on the axis
     assert opposite.all()
     assert [int(MIRRORED[k]) for k in (8, 27, 30, 33, 51, 57, 62, 66)] == [8, 27, 30, 33, 51, 57, 62, 66]
 
@@ -194,7 +196,7 @@ def test_the_detector_is_chosen_by_name(tmp_path: Path) -> None:
 
 
 def test_preparation_loads_the_detector_that_the_options_name(tmp_path: Path) -> None:
-    """The net of this test sees all points in one place, which is no face: its box is empty."""
+    """The network of this test puts all points in one place, which is not a face."""
     cv2.imwrite(str(tmp_path / "a.png"), hopper()[..., ::-1])
     options = PrepareOptions(detector="dwpose", detector_weights=str(brightest(tmp_path / "net.onnx")))
     with pytest.raises(NoFaceError):

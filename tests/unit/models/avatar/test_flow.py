@@ -1,4 +1,4 @@
-"""models.avatar.flow: how the rigid face moves, to hundredths of a pixel, whatever the mouth does."""
+"""models.avatar.flow: motion of the rigid face, to hundredths of a pixel, independent of the mouth."""
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ def between(first: UInt8, points: Float32, second: UInt8, moved_points: Float32)
 
 
 def miss(motion: Motion, true: np.ndarray, place: np.ndarray) -> float:
-    """How far from the truth the motion carries a place, px."""
+    """Distance between the true and the measured motion of a point, px."""
     there = motion.factor * complex(*place) + motion.shift
     return float(np.hypot(*(apply(true, place[None])[0] - [there.real, there.imag])))
 
@@ -37,7 +37,7 @@ def miss(motion: Motion, true: np.ndarray, place: np.ndarray) -> float:
 @pytest.mark.parametrize("name", ["hopper", "astronaut"])
 @pytest.mark.parametrize("motion", [(0.0, 1.0, 0.3, -0.2), (1.5, 1.01, 2.4, 1.3), (-3.0, 0.98, -9.0, 6.0)])
 def test_a_real_faces_motion_is_found(faces: dict, name: str, motion: tuple[float, ...]) -> None:
-    """Turn, zoom and shift of a portrait, with landmarks that are off by 1 px: found to 0.05 px at the nose."""
+    """Rotation, zoom and shift of a portrait, with 1 px of landmark noise: found to 0.05 px at the nose."""
     image, points = faces[name]
     true = similarity(image.shape, *motion)
     noise = np.random.default_rng(0).normal(size=(68, 2))
@@ -48,7 +48,7 @@ def test_a_real_faces_motion_is_found(faces: dict, name: str, motion: tuple[floa
 
 
 def errors_on(clip: KnownMotion) -> tuple[np.ndarray, list[Motion]]:
-    """How far each step of the clip is off at the nose, complex px, with landmarks 1 px off."""
+    """Error of each step of the clip at the nose, complex px, with 1 px of landmark noise."""
     flow, random, errors, found = FaceFlow(), np.random.default_rng(0), [], []
     for k, points in enumerate(clip.true_landmarks()):
         motion = flow.step(clip.frame(k), (points + random.normal(size=(68, 2))).astype(np.float32))
@@ -64,21 +64,21 @@ def errors_on(clip: KnownMotion) -> tuple[np.ndarray, list[Motion]]:
 
 @pytest.mark.parametrize("talking", [False, True])
 def test_speech_does_not_move_a_head(talking: bool) -> None:
-    """On the known clip each step is right to 0.03 px, and 25 of them to 0.5 px, mouth shut or opening and closing."""
+    """Each step is right to 0.03 px and 25 steps to 0.5 px, with a closed or a talking mouth."""
     errors, found = errors_on(known_motion(160, 26, cut=None, talking=talking))
     assert np.sqrt((np.abs(errors) ** 2).mean() / 2) < 0.03
     assert np.abs(errors.sum()) < 0.5
     assert np.mean([motion.share for motion in found]) > 0.9
 
 
-def test_the_stated_noise_is_that_of_the_steps() -> None:
+def test_the_estimated_noise_agrees_with_the_errors() -> None:
     errors, found = errors_on(known_motion(160, 26, cut=None, talking=True))
     stated = np.sqrt(np.mean([motion.variance_at(motion.middle) for motion in found]))
     measured = np.sqrt((np.abs(errors - errors.mean()) ** 2).mean() / 2)
     assert 0.3 < stated / measured < 3
 
 
-def test_features_lie_on_the_rigid_face_alone(faces: dict) -> None:
+def test_features_are_only_on_the_rigid_face(faces: dict) -> None:
     for image, points in faces.values():
         region = rigid_region(points.astype(np.float64), image.shape) > 0
         whole = np.zeros(image.shape[:2], np.uint8)
@@ -92,7 +92,7 @@ def test_features_lie_on_the_rigid_face_alone(faces: dict) -> None:
         assert rows.max() < points[33, 1] + 1  # above the base of the nose: no lip, no chin
 
 
-def test_a_flash_is_no_motion(faces: dict) -> None:
+def test_a_flash_is_not_motion(faces: dict) -> None:
     image, points = faces["hopper"]
     true = similarity(image.shape, 0.5, 1, 1.5, -0.5)
     bright = np.clip(moved(image, true) * 1.25, 0, 255).astype(np.uint8)
@@ -106,13 +106,13 @@ def test_another_picture_has_no_motion(faces: dict) -> None:
     assert found is None or found.share < 0.5
 
 
-def test_without_a_face_before_or_now_there_is_none(faces: dict) -> None:
+def test_there_is_no_motion_without_a_face_in_both_frames(faces: dict) -> None:
     image, points = faces["hopper"]
     flow = FaceFlow()
     assert [flow.step(image, p) is None for p in (None, points, None, points, points)] == [True] * 4 + [False]
 
 
-def test_a_face_at_the_frames_edge_or_tiny_is_survived(faces: dict) -> None:
+def test_faces_at_the_edge_outside_or_tiny_raise_nothing(faces: dict) -> None:
     image, points = faces["hopper"]
     away = points + np.array([image.shape[1] - 230, 0])
     between(image, away.astype(np.float32), image, away.astype(np.float32))
@@ -135,8 +135,8 @@ def test_the_same_frames_give_the_same_motion_on_any_number_of_threads(faces: di
         cv2.setNumThreads(before)
 
 
-def test_a_large_face_is_tracked_as_well(faces: dict) -> None:
-    """Of 680 px, in a smaller picture: to 0.1 px."""
+def test_a_large_face_is_tracked_too(faces: dict) -> None:
+    """A face of 680 px is tracked in a reduced picture, to 0.1 px."""
     image, points = faces["hopper"]
     large, grown = cv2.resize(image, None, fx=3.3, fy=3.3, interpolation=cv2.INTER_CUBIC), (points + 0.5) * 3.3 - 0.5
     true = similarity(large.shape, 1.0, 1, 5.5, -2.3)

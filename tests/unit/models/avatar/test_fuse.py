@@ -1,4 +1,4 @@
-"""models.avatar.fuse: landmarks and tracked motion, each as far as it can be trusted."""
+"""models.avatar.fuse: landmarks and tracked motion, weighted by their noise."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def path(n: int = N) -> np.ndarray:
 
 
 def motions(true: np.ndarray, noise_px: float = 0.02, seed: int = 0) -> list[Motion | None]:
-    """What tracking would say of such a path, its features 20 px above the crop's middle."""
+    """The motions of such a path, with features 20 px above the crop's centre."""
     random, found = np.random.default_rng(seed), [None]
     for before, after in itertools.pairwise(true):
         factor = np.exp(complex(after[1] - before[1], after[0] - before[0]))
@@ -32,7 +32,7 @@ def motions(true: np.ndarray, noise_px: float = 0.02, seed: int = 0) -> list[Mot
 
 
 def landmark_rows(true: np.ndarray, noise_px: float, link: float = 0.0, seed: int = 1) -> np.ndarray:
-    """The path with noise of that size in x and y, alike from frame to frame by `link`."""
+    """The path with that noise in x and y, correlated from frame to frame by `link`."""
     random, error = np.random.default_rng(seed), np.zeros_like(true)
     fresh = random.normal(size=true.shape) * [noise_px / 100, noise_px / 100, noise_px, noise_px]
     for k in range(len(true)):
@@ -45,7 +45,7 @@ def rms(error: np.ndarray) -> float:
 
 
 def test_the_chain_is_the_least_squares_solution() -> None:
-    """The two passes against one dense system, with different noise a row and a missing step."""
+    """The two passes against one dense system, with different noise per row and a missing step."""
     random = np.random.default_rng(0)
     seen, steps = random.normal(size=(20, 2)), random.normal(size=(19, 2))
     noise, variances = random.uniform(0.5, 2, (20, 2)), random.uniform(0.01, 0.5, (19, 2))
@@ -63,7 +63,7 @@ def test_the_chain_is_the_least_squares_solution() -> None:
         assert np.abs(rows[:, column] - solution).max() < 1e-9
 
 
-def test_the_causal_chain_knows_the_past_alone() -> None:
+def test_the_causal_chain_uses_only_the_past() -> None:
     random = np.random.default_rng(0)
     seen, steps, variances = random.normal(size=(20, 2)), random.normal(size=(19, 2)), np.full((19, 2), 0.1)
     rows = chain(seen, np.ones(2), steps, variances, causal=True)
@@ -73,8 +73,8 @@ def test_the_causal_chain_knows_the_past_alone() -> None:
 
 
 @pytest.mark.parametrize("link", [0.0, 0.8])
-def test_together_they_are_far_better_than_landmarks(link: float) -> None:
-    """Landmarks are off by 0.7 px, tracking by 0.02 px a frame: joined, by less than 0.2 px, and a tenth as shaky."""
+def test_the_fused_path_is_much_better_than_landmarks(link: float) -> None:
+    """Landmark noise 0.7 px, tracking noise 0.02 px per frame; fused less than 0.2 px, with a tenth of the jitter."""
     true = path()
     seen = landmark_rows(true, 0.7, link)
     found = fused(seen, motions(true), ALL, ONE_SCENE)
@@ -83,8 +83,8 @@ def test_together_they_are_far_better_than_landmarks(link: float) -> None:
     assert rms(np.diff(found - true, 2, axis=0)[:, 2:]) < 0.1 * rms(np.diff(seen - true, 2, axis=0)[:, 2:])
 
 
-def test_drift_is_held_by_the_landmarks() -> None:
-    """Motions that are wrong by 0.05 px each, always the same way: 30 px over 600 frames. The fused path stays near."""
+def test_landmarks_limit_the_drift() -> None:
+    """Each motion is wrong by 0.05 px in the same direction: 30 px in 600 frames. The fused path stays within 3 px."""
     true = path(600)
     drifting = [
         None if m is None else Motion(m.factor, m.shift + 0.05, 1.0, 0.1, 25.0, m.middle, 30.0) for m in motions(true)
@@ -93,7 +93,7 @@ def test_drift_is_held_by_the_landmarks() -> None:
     assert np.abs((found - true)[:, 2]).max() < 3
 
 
-def test_where_tracking_is_poor_landmarks_rule() -> None:
+def test_poor_tracking_is_ignored() -> None:
     true, share = path(), 0.3
     seen = landmark_rows(true, 0.7)
     poor = [
@@ -104,7 +104,7 @@ def test_where_tracking_is_poor_landmarks_rule() -> None:
     assert np.allclose(fused(seen, [None] * N, ALL, ONE_SCENE), seen, atol=1e-9)
 
 
-def test_a_frame_whose_landmarks_fail_is_carried_by_its_neighbours() -> None:
+def test_an_outlier_of_the_landmarks_is_bridged() -> None:
     true = path()
     seen = landmark_rows(true, 0.3)
     seen[60, 2:] += 25
@@ -112,8 +112,8 @@ def test_a_frame_whose_landmarks_fail_is_carried_by_its_neighbours() -> None:
     assert np.abs((found - true)[55:66, 2:]).max() < 1
 
 
-def test_no_motion_leads_across_a_cut_or_a_gap() -> None:
-    """A motion that is wrong by 40 px where there is a cut, and one beside frames without a face, change nothing."""
+def test_motions_across_a_cut_or_a_gap_are_not_used() -> None:
+    """Motions that are wrong by 40 px, at a cut and beside a frame without a face, change nothing."""
     true = path()
     true[60:, 2] += 100
     seen, given = landmark_rows(true, 0.3), motions(true)
@@ -128,8 +128,8 @@ def test_no_motion_leads_across_a_cut_or_a_gap() -> None:
     assert np.abs((one - true[has_face])[:, 2]).max() < 1
 
 
-def test_noise_that_lasts_counts_for_less() -> None:
-    """The landmarks' weight comes from their own errors: their variance, raised by how alike they are."""
+def test_correlated_noise_weighs_less() -> None:
+    """The landmarks' variance is estimated from their errors, and raised by their correlation."""
     true = path(2000)
     steps = np.diff(true, axis=0)
     found = [landmark_noise(landmark_rows(true, 0.5, link), steps, np.full((1999, 4), 1e-4))[2] for link in (0.0, 0.7)]

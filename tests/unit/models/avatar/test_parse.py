@@ -1,4 +1,4 @@
-"""models.avatar.parse: the soft mask of what is pasted back."""
+"""models.avatar.parse: the soft paste mask from landmarks."""
 
 import cv2
 import numpy as np
@@ -25,27 +25,27 @@ def weight_at(mask: npt.NDArray[np.uint8], x: float, y: float) -> int:
     return int(mask[round(float(y)), round(float(x))])
 
 
-def test_the_upper_half_is_untouched_even_by_the_feather(landmarks: Points) -> None:
+def test_the_upper_half_is_not_pasted(landmarks: Points) -> None:
     mask = lower_face_mask(landmarks)
     assert mask.shape == (256, 256) and mask.dtype == np.uint8
     assert mask[:128].max() == 0
-    assert mask[128].max() <= 4  # and it begins gently
+    assert mask[128].max() <= 4  # and it begins smoothly
 
 
-def test_the_mouth_and_the_chin_are_all_generated(landmarks: Points) -> None:
+def test_mouth_and_chin_are_pasted(landmarks: Points) -> None:
     mask = lower_face_mask(landmarks)
     assert all(weight_at(mask, x, y) == 255 for x, y in landmarks[48:68])
     assert weight_at(mask, *landmarks[8]) > 240
 
 
-def test_a_jaw_that_opens_stays_inside(landmarks: Points) -> None:
-    """Four crop px below the chin at least half is generated; at the crop's edge nothing."""
+def test_there_is_room_for_an_opening_jaw(landmarks: Points) -> None:
+    """Four crop px below the chin, the mask is at least one half; at the crop's edge it is 0."""
     mask = lower_face_mask(landmarks)
     assert weight_at(mask, landmarks[8, 0], landmarks[8, 1] + 4) > 127
     assert mask[255].max() == 0 and mask[:, [0, 255]].max() == 0
 
 
-def test_hair_and_background_beside_the_jaw_stay(landmarks: Points) -> None:
+def test_hair_and_background_beside_the_jaw_are_not_pasted(landmarks: Points) -> None:
     mask = lower_face_mask(landmarks)
     for index, outwards in ((2, -1), (3, -1), (13, 1), (14, 1)):
         x, y = landmarks[index]
@@ -53,14 +53,14 @@ def test_hair_and_background_beside_the_jaw_stay(landmarks: Points) -> None:
 
 
 def test_the_edge_is_soft_everywhere(landmarks: Points) -> None:
-    """No step of more than 12 % between neighbouring pixels, nor of 20 % around the chin: no seam."""
+    """No step of more than 12 % between neighbouring pixels, or 20 % around the chin."""
     mask = lower_face_mask(landmarks).astype(int)
     steps = np.maximum(np.abs(np.diff(mask, axis=0))[:, :-1], np.abs(np.diff(mask, axis=1))[:-1])
     assert steps[:200].max() < 0.12 * 255
     assert steps.max() < 0.20 * 255
 
 
-def test_one_region_without_holes(landmarks: Points) -> None:
+def test_the_mask_is_one_region_without_holes(landmarks: Points) -> None:
     mask = lower_face_mask(landmarks)
     for level in (1, 127, 254):
         count, _ = cv2.connectedComponents((mask > level).astype(np.uint8))
@@ -68,8 +68,8 @@ def test_one_region_without_holes(landmarks: Points) -> None:
         assert (count, holes) == (2, 2), level
 
 
-def test_it_follows_the_jaw(landmarks: Points) -> None:
-    """A jaw moved by a fraction of a pixel moves the mask's middle line by as much."""
+def test_the_mask_follows_the_jaw(landmarks: Points) -> None:
+    """A jaw moved by half a pixel moves the mask's centre line by half a pixel."""
     moved = landmarks + np.array([0.5, 0])
     columns = np.arange(256)
     rows = slice(170, 230)
@@ -88,7 +88,7 @@ def test_a_still_head_has_one_mask(landmarks: Points) -> None:
     assert np.abs(masks[0].astype(int) - lower_face_mask(landmarks)).max() < 60
 
 
-def test_a_turning_head_has_a_mask_a_frame_that_does_not_tremble(landmarks: Points) -> None:
+def test_a_turning_head_has_one_smooth_mask_per_frame(landmarks: Points) -> None:
     random, n = np.random.default_rng(0), 40
     turn = 4 * STILL_PX * np.sin(np.arange(n) / FPS * 2 * np.pi * 0.5)
     turning = landmarks + np.stack([turn, 0 * turn], 1)[:, None] + random.normal(size=(n, 68, 2))
@@ -99,11 +99,10 @@ def test_a_turning_head_has_a_mask_a_frame_that_does_not_tremble(landmarks: Poin
     assert np.abs(np.diff(middles, 2)).max() < 0.5
 
 
-def test_sizes_are_the_callers(landmarks: Points) -> None:
+def test_the_shape_is_a_parameter(landmarks: Points) -> None:
     narrow = lower_face_mask(landmarks, MaskShape(side_in=20))
     assert (narrow > 0).sum() < 0.96 * (lower_face_mask(landmarks) > 0).sum()
 
 
-def test_a_jaw_above_the_middle_pastes_nothing() -> None:
-    """Degenerate landmarks make an empty mask, not an error."""
+def test_degenerate_landmarks_give_an_empty_mask() -> None:
     assert lower_face_mask(np.full((68, 2), 60.0)).max() == 0

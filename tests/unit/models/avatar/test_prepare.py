@@ -47,7 +47,7 @@ def prepared(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Prep
     return store.load("eileen"), report, store
 
 
-def test_every_frame_has_its_slots(prepared: tuple[PreparedAvatar, PrepareReport, AvatarStore]) -> None:
+def test_every_frame_has_an_entry_everywhere(prepared: tuple[PreparedAvatar, PrepareReport, AvatarStore]) -> None:
     avatar, report, _ = prepared
     assert (len(avatar), len(avatar.frames), len(avatar.latents), len(avatar.masks)) == (N, N, N, N)
     assert (avatar.fps, avatar.width, avatar.height, avatar.vae_fingerprint) == (25, 300, 300, "vae-1")
@@ -55,7 +55,7 @@ def test_every_frame_has_its_slots(prepared: tuple[PreparedAvatar, PrepareReport
     assert report.faces == 1 and report.version == avatar.version
 
 
-def test_latents_are_of_the_stored_frame_cut_by_the_stored_transform(
+def test_latents_are_of_the_crops_of_the_stored_frames(
     prepared: tuple[PreparedAvatar, PrepareReport, AvatarStore],
 ) -> None:
     avatar, _, _ = prepared
@@ -65,7 +65,7 @@ def test_latents_are_of_the_stored_frame_cut_by_the_stored_transform(
 
 
 def test_the_crop_follows_the_known_motion(prepared: tuple[PreparedAvatar, PrepareReport, AvatarStore]) -> None:
-    """Through detector, tracking and two H.264 encodings: the crop's middle stays on its place, 0.12 px rms."""
+    """Through detector, tracking and two H.264 encodings, the crop's centre stays in place within 0.12 px rms."""
     avatar, report, _ = prepared
     places = apply(invert(MOTIONS), apply(invert(avatar.transforms), np.full((N, 1, 2), 127.5)))[:, 0]
     error = places - places.mean(0)
@@ -74,7 +74,7 @@ def test_the_crop_follows_the_known_motion(prepared: tuple[PreparedAvatar, Prepa
     assert report.tracked > 0.95 and report.cuts == []
 
 
-def test_the_report_tells_sizes_and_writes_a_contact_sheet(
+def test_the_report_has_sizes_and_a_contact_sheet(
     prepared: tuple[PreparedAvatar, PrepareReport, AvatarStore],
 ) -> None:
     avatar, report, store = prepared
@@ -91,25 +91,14 @@ def test_the_report_tells_sizes_and_writes_a_contact_sheet(
     assert len(store.describe("eileen")["source"]["sha256"]) == 64
 
 
-def test_the_same_video_gives_the_same_bytes(
-    clip: Path, prepared: tuple[PreparedAvatar, PrepareReport, AvatarStore], tmp_path: Path
-) -> None:
-    _, _, store = prepared
-    again = AvatarStore(tmp_path)
-    prepare_avatar(clip, "eileen", again, fake_encoder, "vae-1", PrepareOptions(copy_video=False))
-    ours, theirs = store.folder("eileen"), again.folder("eileen")
-    assert {p.name for p in ours.iterdir()} == {p.name for p in theirs.iterdir()}
-    assert all(path.read_bytes() == (theirs / path.name).read_bytes() for path in ours.iterdir())
-
-
-def test_progress_is_told_in_two_steps(clip: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+def test_progress_is_reported_in_two_steps(clip: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
     options = PrepareOptions(batch_size=7)
     prepare_avatar(
-        clip, "a", AvatarStore(tmp_path), fake_encoder, "v", options, progress=lambda *step: told.append(step)
+        clip, "a", AvatarStore(tmp_path), fake_encoder, "v", options, progress=lambda *step: seen.append(step)
     )
-    finding = [(done, total) for step, done, total in told if step == "finding faces"]
-    encoding = [(done, total) for step, done, total in told if step == "encoding faces"]
+    finding = [(done, total) for step, done, total in seen if step == "finding faces"]
+    encoding = [(done, total) for step, done, total in seen if step == "encoding faces"]
     assert finding == [(k, N) for k in range(1, N + 1)]
     assert encoding == [(7, N), (14, N), (21, N), (28, N), (N, N)]
 
@@ -123,7 +112,7 @@ def test_a_picture_is_an_avatar_of_one_frame(tmp_path: Path) -> None:
     assert np.abs(avatar.frames[0].astype(int) - hopper()).mean() < 3
 
 
-def test_frames_without_a_face_keep_their_slots(tmp_path: Path) -> None:
+def test_frames_without_a_face_are_kept(tmp_path: Path) -> None:
     frames = [moved(astronaut(), motion) for motion in MOTIONS]
     for k in range(10, 15):
         frames[k] = np.full_like(frames[k], 128)
@@ -134,7 +123,7 @@ def test_frames_without_a_face_keep_their_slots(tmp_path: Path) -> None:
     assert report.frames_without_face == 5 and "5 of 30 frames show no face" in report.warnings[0]
     assert np.isfinite(avatar.transforms).all() and np.isfinite(avatar.latents.astype(np.float32)).all()
     centres = apply(invert(avatar.transforms), np.full((N, 1, 2), 127.5))[:, 0]
-    assert np.abs(np.diff(centres, axis=0)).max() < 6  # bridged, not jumped
+    assert np.abs(np.diff(centres, axis=0)).max() < 6  # interpolated, without a jump
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
@@ -147,7 +136,7 @@ def test_too_few_faces_are_refused_and_nothing_is_left(tmp_path: Path, share: fl
     assert list(store.root.iterdir()) == []
 
 
-def test_of_two_faces_the_largest_is_taken_and_said(tmp_path: Path) -> None:
+def test_of_two_faces_the_largest_is_used_with_a_warning(tmp_path: Path) -> None:
     canvas = np.full((480, 962, 3), 110, np.uint8)
     canvas[:, :512] = hopper()
     canvas[20:470, 512:] = cv2.resize(astronaut(), None, fx=1.5, fy=1.5)
@@ -158,20 +147,20 @@ def test_of_two_faces_the_largest_is_taken_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("scale", "word"), [(2.0, "loses detail"), (0.7, "coarse")])
-def test_faces_too_large_or_too_small_are_warned_of(tmp_path: Path, scale: float, word: str) -> None:
+def test_large_and_small_faces_give_a_warning(tmp_path: Path, scale: float, word: str) -> None:
     picture = cv2.resize(hopper() if scale > 1 else astronaut(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     cv2.imwrite(str(tmp_path / "a.png"), picture[..., ::-1])
     report = prepare_avatar(tmp_path / "a.png", "a", AvatarStore(tmp_path / "avatars"), fake_encoder, "v")
     assert any(word in warning for warning in report.warnings)
 
 
-def test_another_rate_is_said(clip: Path, tmp_path: Path) -> None:
+def test_another_frame_rate_gives_a_warning(clip: Path, tmp_path: Path) -> None:
     report = prepare_avatar(clip, "a", AvatarStore(tmp_path), fake_encoder, "v", PrepareOptions(fps=30))
     assert report.frames == round(N / FPS * 30)
     assert any("25 frames per second" in warning for warning in report.warnings)
 
 
-def test_a_torch_tensor_is_taken_as_latents(tmp_path: Path) -> None:
+def test_latents_may_be_a_torch_tensor(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     cv2.imwrite(str(tmp_path / "a.png"), astronaut()[..., ::-1])
     stores = AvatarStore(tmp_path / "one"), AvatarStore(tmp_path / "two")
@@ -187,21 +176,22 @@ def test_a_vae_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 class _NoFaces:
-    """A detector that must not be asked."""
+    """A detector that must not be called."""
 
     def detect(self, frame: UInt8, near: Face | None = None) -> list[Face]:
         raise AssertionError("work was done before the id was checked")
 
 
-def test_ids_are_checked_before_any_work(clip: Path, tmp_path: Path) -> None:
-    store = AvatarStore(tmp_path)
+def test_ids_are_checked_before_any_work(tmp_path: Path) -> None:
+    store, source = AvatarStore(tmp_path / "avatars"), tmp_path / "a.png"
+    cv2.imwrite(str(source), astronaut()[..., ::-1])
     with pytest.raises(IdError):
-        prepare_avatar(clip, "No Good", store, fake_encoder, "v", detector=_NoFaces())
-    prepare_avatar(clip, "a", store, fake_encoder, "v")
+        prepare_avatar(source, "No Good", store, fake_encoder, "v", detector=_NoFaces())
+    prepare_avatar(source, "a", store, fake_encoder, "v")
     with pytest.raises(ExistsError):
-        prepare_avatar(clip, "a", store, fake_encoder, "v", detector=_NoFaces())
+        prepare_avatar(source, "a", store, fake_encoder, "v", detector=_NoFaces())
     version = store.version("a")
-    prepare_avatar(clip, "a", store, fake_encoder, "other", force=True)
+    prepare_avatar(source, "a", store, fake_encoder, "other", force=True)
     assert store.version("a") != version
 
 

@@ -1,4 +1,4 @@
-"""models.avatar.smoothing: each smoother's lag and jitter, measured; nothing passes a cut."""
+"""models.avatar.smoothing: lag and jitter of each smoother; nothing is smoothed across a cut."""
 
 import math
 
@@ -18,7 +18,7 @@ def sway(n: int = 500) -> np.ndarray:
 
 
 def lag_frames(path: np.ndarray, smoothed: np.ndarray) -> float:
-    """By how many frames a smoothed path comes late: the shift that explains most of its error."""
+    """Lag of a smoothed path in frames: the shift that explains most of its error."""
     speed = np.gradient(path[:, 0])
     return float(((path - smoothed)[:, 0] * speed).sum() / (speed**2).sum())
 
@@ -39,7 +39,7 @@ def test_a_parabola_is_kept_to_the_ends() -> None:
 
 
 def test_one_euro_follows_the_published_formula() -> None:
-    """Casiez 2012, written out a second time for one column."""
+    """A second implementation of Casiez 2012 for one column."""
     series = np.random.default_rng(0).normal(size=(60, 1)).cumsum(0)
     value, speed = series[0, 0], 0.0
     expected = [value]
@@ -55,8 +55,8 @@ def test_one_euro_follows_the_published_formula() -> None:
     assert np.abs(one_euro(series, FPS, 0.8, 0.3, 1.5)[:, 0] - expected).max() < 1e-9
 
 
-def test_what_one_euro_and_kalman_cost_in_lag() -> None:
-    """At the defaults, a head that sways: 0.4 frames for One-Euro (15 ms), none for Kalman, which knows velocity."""
+def test_the_lag_of_one_euro_and_kalman() -> None:
+    """At the defaults, on a swaying head: 0.4 frames (15 ms) for One-Euro, none for Kalman, which models velocity."""
     found = {name: lag_frames(sway(), smoothed(sway(), name)) for name in ("one_euro", "kalman", "none")}
     assert found["one_euro"] == pytest.approx(0.38, abs=0.05)
     assert abs(found["kalman"]) < 0.05
@@ -67,8 +67,8 @@ def test_what_one_euro_and_kalman_cost_in_lag() -> None:
 @pytest.mark.parametrize(
     ("name", "trembling", "left"), [("zero_phase", 0.1, 0.45), ("one_euro", 0.7, 0.5), ("kalman", 0.55, 0.75)]
 )
-def test_noise_becomes_less(name: str, trembling: float, left: float) -> None:
-    """Noise of 0.3 px: shares of it that are left, from frame to frame on a swaying head, and in all on a still one."""
+def test_noise_is_reduced(name: str, trembling: float, left: float) -> None:
+    """Remaining share of 0.3 px noise: of its jitter on a swaying head, and of its deviation on a still one."""
     noise = np.random.default_rng(1).normal(scale=0.3, size=(500, 1))
     out = smoothed(sway() + noise, name) - sway()
     assert np.diff(out, 2, axis=0).std() < trembling * np.diff(noise, 2, axis=0).std()
@@ -87,8 +87,8 @@ def test_causal_smoothers_do_not_look_ahead(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["zero_phase", "one_euro", "kalman"])
-def test_nothing_passes_a_cut(name: str) -> None:
-    """Two scenes a hundred px apart come out as each does by itself."""
+def test_nothing_is_smoothed_across_a_cut(name: str) -> None:
+    """Two scenes 100 px apart give the same as each scene alone."""
     series = sway(100)
     series[60:] += 100
     how, ones = Smoothing(name), np.ones(100)
@@ -102,19 +102,19 @@ def test_nothing_passes_a_cut(name: str) -> None:
     assert np.abs(across - together).max() > 1
 
 
-def test_kalman_gives_interpolated_frames_no_weight() -> None:
+def test_kalman_ignores_interpolated_frames() -> None:
     series, weights = sway(200), np.ones(200)
     series[100:104] += 30
     weights[100:104] = 1e-6
     assert np.abs(kalman(series, weights, FPS, np.ones(1)) - sway(200))[20:].max() < 1.5
 
 
-def test_white_noise_is_measured_under_motion() -> None:
+def test_white_noise_is_estimated_despite_motion() -> None:
     noise = np.random.default_rng(3).normal(scale=0.3, size=(500, 1))
     assert white_noise(sway() + noise, WHOLE)[0] == pytest.approx(0.3, rel=0.1)
 
 
 @pytest.mark.parametrize("options", [{"name": "median"}, {"min_cutoff": 0.0}, {"beta": -1.0}, {"d_cutoff": -1.0}])
-def test_what_does_not_exist_is_refused(options: dict) -> None:
+def test_unknown_names_and_values_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError):
         Smoothing(**options)

@@ -55,7 +55,7 @@ def test_a_video_of_the_target_rate_is_read_frame_by_frame(tmp_path: Path, fps: 
 
 
 @pytest.mark.parametrize("source_fps", [12, 24, 30, 50, 60])
-def test_another_rate_keeps_its_time(tmp_path: Path, source_fps: int) -> None:
+def test_another_frame_rate_keeps_its_timing(tmp_path: Path, source_fps: int) -> None:
     """Each output frame shows the source frame nearest in time, and the length stays within half a frame."""
     n = 24
     path = counting(tmp_path / "a.mp4", [round(1000 * k / source_fps) for k in range(n)], fps=source_fps)
@@ -82,7 +82,7 @@ def test_a_video_that_starts_late_starts_at_its_first_frame(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("turn", "numbers_of_matrix"), [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))]
 )
-def test_a_turned_phone_video_is_set_upright(tmp_path: Path, turn: int, numbers_of_matrix: tuple[int, ...]) -> None:
+def test_a_rotated_phone_video_is_set_upright(tmp_path: Path, turn: int, numbers_of_matrix: tuple[int, ...]) -> None:
     """The track header's matrix (ISO 14496-12, tkhd) turns clockwise by `turn`; the picture's top is marked red."""
     upright = grey(90, (96, 64) if turn == 180 else (64, 96))
     upright[:16] = (200, 40, 40)
@@ -98,7 +98,7 @@ def test_a_turned_phone_video_is_set_upright(tmp_path: Path, turn: int, numbers_
     assert np.abs(frames[0].astype(int) - upright).mean() < 3
 
 
-def test_odd_sides_lose_one_line(tmp_path: Path) -> None:
+def test_odd_sides_lose_one_row_or_column(tmp_path: Path) -> None:
     picture = astronaut()[:201, :151]
     cv2.imwrite(str(tmp_path / "a.png"), picture[..., ::-1])
     source, frames = read(tmp_path / "a.png")
@@ -130,7 +130,7 @@ def test_a_fitting_stream_is_copied_without_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["rate", "codec", "groups", "turned"])
-def test_any_other_stream_is_not_copied(tmp_path: Path, why: str) -> None:
+def test_other_streams_are_not_copied(tmp_path: Path, why: str) -> None:
     path = tmp_path / "a.mp4"
     if why == "codec":
         counting(path, [40 * k for k in range(20)], "mpeg4")
@@ -147,44 +147,44 @@ def test_any_other_stream_is_not_copied(tmp_path: Path, why: str) -> None:
     assert not (tmp_path / "copy.mp4").exists()
 
 
-def test_not_found(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"no\.mp4 was not found"):
         open_source(tmp_path / "no.mp4", 25, 60)
 
 
-def test_empty(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     with pytest.raises(VideoError, match="is empty"):
         open_source(tmp_path / "a.mp4", 25, 60)
 
 
 @pytest.mark.parametrize("data", [b"hello, this is a text" * 50, b"\x89PNG\r\n\x1a\n rubbish", bytes(5000)])
-def test_unreadable(tmp_path: Path, data: bytes) -> None:
+def test_an_unreadable_file_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(data)
     with pytest.raises(VideoError, match="cannot be read as a video or a picture|is a damaged picture"):
         open_source(tmp_path / "a.mp4", 25, 60)
 
 
-def test_sound_only(tmp_path: Path) -> None:
+def test_a_file_without_a_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="has sound but no picture"):
         open_source(write_sound(tmp_path / "a.mp4"), 25, 60)
 
 
 @pytest.mark.parametrize("size", [(62, 200), (200, 48), (8200, 64)])
-def test_absurd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_sizes_out_of_range_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), grey(9, size))
     with pytest.raises(VideoError, match=rf"{size[0]} × {size[1]} px; each side must be between 64 and 8192"):
         open_source(tmp_path / "a.png", 25, 60)
 
 
-def test_too_long(tmp_path: Path) -> None:
+def test_a_long_video_is_refused(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", [grey(k) for k in range(80)])
     with pytest.raises(VideoError, match=r"longer than 2 s.*max_seconds"):
         read(path, max_seconds=2)
 
 
-def test_cut_off_files_give_what_they_hold(tmp_path: Path) -> None:
-    """Matroska can be read up to where it was cut."""
+def test_a_truncated_file_gives_its_complete_frames(tmp_path: Path) -> None:
+    """Matroska can be read up to the truncation."""
     path = counting(tmp_path / "a.mkv", [40 * k for k in range(40)])
     (tmp_path / "cut.mkv").write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     _, frames = read(tmp_path / "cut.mkv")

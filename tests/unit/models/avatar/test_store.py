@@ -1,4 +1,4 @@
-"""models.avatar.store: avatars on disk, whole or not at all."""
+"""models.avatar.store: avatars on disk, written completely or not at all."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ N = 5
 
 
 def fill(store: AvatarStore, avatar_id: str = "ada", seed: int = 0, masks: int = 1, force: bool = False) -> dict:
-    """Write an avatar of random numbers and return them."""
+    """Write an avatar of random numbers; return the numbers."""
     random = np.random.default_rng(seed)
     arrays = {
         "transforms": random.normal(size=(N, 2, 3)).astype(np.float32),
@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> AvatarStore:
 
 
 @pytest.mark.parametrize("masks", [1, 3, 5])
-def test_what_is_written_is_read(store: AvatarStore, masks: int) -> None:
+def test_an_avatar_is_loaded_as_written(store: AvatarStore, masks: int) -> None:
     arrays = fill(store, masks=masks)
     avatar = store.load("ada")
     for name in ("transforms", "landmarks", "has_face", "latents"):
@@ -57,7 +57,7 @@ def test_what_is_written_is_read(store: AvatarStore, masks: int) -> None:
     assert avatar.frames[3].shape == (300, 300, 3)
 
 
-def test_what_is_not_asked_for_is_not_read(store: AvatarStore) -> None:
+def test_latents_and_frames_are_read_only_on_request(store: AvatarStore) -> None:
     fill(store)
     (store.folder("ada") / LATENTS).unlink()
     (store.folder("ada") / FRAMES).unlink()
@@ -65,7 +65,7 @@ def test_what_is_not_asked_for_is_not_read(store: AvatarStore) -> None:
     assert avatar.latents is None and avatar.frames is None and len(avatar) == N
 
 
-def test_a_shared_mask_takes_no_memory_a_frame(store: AvatarStore) -> None:
+def test_a_shared_mask_is_not_copied_per_frame(store: AvatarStore) -> None:
     fill(store)
     masks = store.load("ada").masks
     assert masks.shape == (N, 256, 256) and masks.strides[0] == 0
@@ -78,7 +78,7 @@ def test_arrays_are_read_only(store: AvatarStore) -> None:
         assert not array.flags.writeable
 
 
-def test_ids_are_sorted_and_only_of_avatars(store: AvatarStore) -> None:
+def test_ids_are_sorted_and_other_folders_ignored(store: AvatarStore) -> None:
     assert store.ids() == []
     for name in ("zoe", "ada"):
         fill(store, name)
@@ -88,14 +88,14 @@ def test_ids_are_sorted_and_only_of_avatars(store: AvatarStore) -> None:
     assert store.exists("ada") and not store.exists("no-avatar")
 
 
-def test_a_missing_avatar_names_the_known_ones_and_the_command(store: AvatarStore) -> None:
+def test_an_unknown_id_names_the_known_ones_and_the_command(store: AvatarStore) -> None:
     fill(store)
     with pytest.raises(AvatarNotFound, match=r"known avatars: ada.*warmtalk prepare VIDEO --avatar-id bob"):
         store.load("bob")
 
 
 @pytest.mark.parametrize("avatar_id", ["", "Ada", "../ada", "a" * 65, "a b", ".draft", "ä"])
-def test_ids_outside_the_alphabet_are_refused(store: AvatarStore, avatar_id: str) -> None:
+def test_invalid_ids_are_refused(store: AvatarStore, avatar_id: str) -> None:
     for call in (store.load, store.exists, store.describe, store.remove):
         with pytest.raises(IdError):
             call(avatar_id)
@@ -103,7 +103,7 @@ def test_ids_outside_the_alphabet_are_refused(store: AvatarStore, avatar_id: str
         pass
 
 
-def test_an_id_that_exists_needs_force(store: AvatarStore) -> None:
+def test_an_existing_id_needs_force(store: AvatarStore) -> None:
     fill(store)
     before = store.version("ada")
     with pytest.raises(ExistsError, match="--force"):
@@ -113,7 +113,7 @@ def test_an_id_that_exists_needs_force(store: AvatarStore) -> None:
     assert store.version("ada") != before
 
 
-def test_the_version_is_of_the_content(store: AvatarStore, tmp_path: Path) -> None:
+def test_the_version_depends_only_on_the_content(store: AvatarStore, tmp_path: Path) -> None:
     fill(store)
     other = AvatarStore(tmp_path / "elsewhere")
     fill(other)
@@ -123,7 +123,7 @@ def test_the_version_is_of_the_content(store: AvatarStore, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", [GEOMETRY, LATENTS, MASKS, FRAMES])
-def test_one_flipped_bit_is_found_and_named(store: AvatarStore, name: str) -> None:
+def test_a_flipped_bit_is_found_and_named(store: AvatarStore, name: str) -> None:
     fill(store)
     path = store.folder("ada") / name
     data = bytearray(path.read_bytes())
@@ -144,7 +144,7 @@ def test_a_missing_file_is_found_and_named(store: AvatarStore, name: str) -> Non
 
 
 @pytest.mark.parametrize("change", ["edit", "cut", "format"])
-def test_a_changed_description_is_found(store: AvatarStore, change: str) -> None:
+def test_a_changed_avatar_json_is_found(store: AvatarStore, change: str) -> None:
     fill(store)
     path = store.folder("ada") / META
     meta = json.loads(path.read_text())
@@ -161,7 +161,7 @@ def test_an_error_while_writing_leaves_nothing(store: AvatarStore) -> None:
     assert list(store.root.iterdir()) == []
 
 
-def test_an_error_while_replacing_leaves_the_old_one(store: AvatarStore) -> None:
+def test_an_error_while_replacing_keeps_the_old_avatar(store: AvatarStore) -> None:
     arrays = fill(store)
     with pytest.raises(RuntimeError), store.write("ada", force=True) as draft:
         (draft.folder / GEOMETRY).write_bytes(b"half")
@@ -170,7 +170,7 @@ def test_an_error_while_replacing_leaves_the_old_one(store: AvatarStore) -> None
     assert [path.name for path in store.root.iterdir()] == ["ada"]
 
 
-def test_a_reader_of_the_old_one_goes_on_reading(store: AvatarStore) -> None:
+def test_a_replaced_avatar_can_still_be_read_where_it_is_open(store: AvatarStore) -> None:
     fill(store)
     old = store.load("ada")
     expected = AvatarStore(store.root).load("ada").frames[4].copy()
@@ -179,7 +179,7 @@ def test_a_reader_of_the_old_one_goes_on_reading(store: AvatarStore) -> None:
     assert not np.array_equal(store.load("ada").frames[4], expected)
 
 
-@pytest.mark.parametrize("swaps", [True, False], ids=["one step", "without the system's help"])
+@pytest.mark.parametrize("swaps", [True, False], ids=["atomic exchange", "three renames"])
 def test_replacing_leaves_one_folder(store: AvatarStore, swaps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not swaps:
         monkeypatch.setattr(swap, "_swap", lambda first, second: False)
@@ -189,8 +189,8 @@ def test_replacing_leaves_one_folder(store: AvatarStore, swaps: bool, monkeypatc
     assert [path.name for path in store.root.iterdir()] == ["ada"]
 
 
-def test_a_replacement_that_was_cut_short_is_undone(store: AvatarStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the system's swap a crash can fall between two renames: the old avatar is still there to read."""
+def test_an_interrupted_replacement_is_undone(store: AvatarStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an atomic exchange, a crash can happen between two renames; the old avatar is then restored."""
     arrays = fill(store)
     monkeypatch.setattr(swap, "_swap", lambda first, second: False)
     rename, calls = Path.rename, []
@@ -209,7 +209,7 @@ def test_a_replacement_that_was_cut_short_is_undone(store: AvatarStore, monkeypa
     assert np.array_equal(AvatarStore(store.root).load("ada").transforms, arrays["transforms"])
 
 
-def test_a_writer_that_was_overtaken_is_told(store: AvatarStore) -> None:
+def test_the_slower_of_two_writers_gets_an_error(store: AvatarStore) -> None:
     with pytest.raises(ExistsError), store.write("ada") as draft:
         arrays = fill(AvatarStore(store.root), seed=4)
         for path in store.folder("ada").iterdir():
@@ -217,7 +217,7 @@ def test_a_writer_that_was_overtaken_is_told(store: AvatarStore) -> None:
     assert np.array_equal(store.load("ada").transforms, arrays["transforms"])
 
 
-def test_drafts_of_the_dead_are_swept_and_those_of_the_living_stay(store: AvatarStore) -> None:
+def test_drafts_of_dead_processes_are_deleted(store: AvatarStore) -> None:
     store.root.mkdir()
     host = store_module._host()
     dead = store.root / f".draft-ada.{host}.{2**22 + 1}.00"
@@ -231,7 +231,7 @@ def test_drafts_of_the_dead_are_swept_and_those_of_the_living_stay(store: Avatar
     assert living.exists() and elsewhere.exists()
 
 
-def test_a_built_in_avatar_is_read_hidden_and_never_written(store: AvatarStore, tmp_path: Path) -> None:
+def test_a_built_in_avatar_can_be_hidden_but_not_written(store: AvatarStore, tmp_path: Path) -> None:
     builtin = tmp_path / "builtin"
     shipped = fill(AvatarStore(builtin), "presenter")
     both = AvatarStore(store.root, builtin)
@@ -250,19 +250,19 @@ def test_a_built_in_avatar_is_read_hidden_and_never_written(store: AvatarStore, 
 # --- removing
 
 
-def test_a_removed_avatar_is_gone_whole_and_its_id_is_free(store: AvatarStore) -> None:
+def test_a_removed_avatar_is_deleted_and_its_id_is_free(store: AvatarStore) -> None:
     fill(store)
     opened = store.load("ada")
     store.remove("ada")
     assert list(store.root.iterdir()) == [] and store.ids() == []
-    assert opened.frames is not None and opened.frames[4].shape == (300, 300, 3)  # who has it open reads on
+    assert opened.frames is not None and opened.frames[4].shape == (300, 300, 3)  # still readable where it is open
     with pytest.raises(AvatarNotFound):
         store.remove("ada")
     again = fill(store, seed=1)
     assert np.array_equal(store.load("ada").transforms, again["transforms"])
 
 
-def test_an_avatar_is_never_half_removed(store: AvatarStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_avatar_is_never_removed_in_part(store: AvatarStore, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store)
     seen = []
     monkeypatch.setattr(store_module.shutil, "rmtree", lambda path, **options: seen.append(Path(path)))  # a crash
@@ -274,7 +274,7 @@ def test_an_avatar_is_never_half_removed(store: AvatarStore, monkeypatch: pytest
     assert store.clean() == [left.name] and list(store.root.iterdir()) == []
 
 
-def test_what_a_crash_left_of_a_replacement_does_not_bring_a_removed_face_back(store: AvatarStore) -> None:
+def test_a_removed_avatar_is_not_restored_from_an_interrupted_replacement(store: AvatarStore) -> None:
     fill(store)
     shutil.copytree(store.root / "ada", store.root / ".aside-ada")
     store.remove("ada")
@@ -283,7 +283,7 @@ def test_what_a_crash_left_of_a_replacement_does_not_bring_a_removed_face_back(s
     assert list(store.root.iterdir()) == []
 
 
-def test_only_what_lies_in_the_root_is_owned(store: AvatarStore, tmp_path: Path) -> None:
+def test_only_avatars_under_the_root_are_owned(store: AvatarStore, tmp_path: Path) -> None:
     builtin = tmp_path / "builtin"
     fill(AvatarStore(builtin), "presenter")
     fill(store, "ada")
@@ -295,7 +295,7 @@ def test_only_what_lies_in_the_root_is_owned(store: AvatarStore, tmp_path: Path)
     ]
 
 
-def test_lengths_that_disagree_are_corrupt(store: AvatarStore) -> None:
+def test_different_numbers_of_frames_are_corrupt(store: AvatarStore) -> None:
     arrays = fill(store, "short")
     with store.write("odd") as draft:
         for path in store.folder("short").iterdir():

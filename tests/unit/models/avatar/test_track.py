@@ -1,4 +1,4 @@
-"""models.avatar.track: MuseTalk's box, and one smooth transform a frame."""
+"""models.avatar.track: MuseTalk's box, and one smooth transform per frame."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,6 @@ import numpy.typing as npt
 import pytest
 
 from models.avatar.detect import BlazeMesh
-from models.avatar.smoothing import smooth
 from models.avatar.track import (
     NOSE_HALF,
     RIGID,
@@ -36,7 +35,7 @@ def face(detector: BlazeMesh) -> Points:
 
 
 def carried(face: Points, motions: Points) -> Points:
-    """Landmarks of a head that moves exactly so, `(n, 68, 2)`."""
+    """Landmarks of a head with these motions, `(n, 68, 2)`."""
     return np.stack([apply(motion, face) for motion in motions])
 
 
@@ -45,7 +44,7 @@ def faces_at(n: int) -> npt.NDArray[np.bool_]:
 
 
 def slip(transforms: Points, motions: Points) -> Points:
-    """How far, in px of the still picture, each of 81 places of the crop is from its own mean: `(n, 81, 2)`."""
+    """Deviation of 81 points of the crop from their own means, `(n, 81, 2)` px of the still picture."""
     grid = np.stack(np.meshgrid(np.linspace(0, 255, 9), np.linspace(0, 255, 9)), -1).reshape(1, -1, 2)
     places = apply(invert(motions), apply(invert(transforms), np.repeat(grid, len(motions), 0)))
     return places - places.mean(0)
@@ -59,7 +58,7 @@ def rms(error: Points) -> float:
 
 
 def upstream_box(points: Points, height: int, shift: int, margin: int) -> tuple[int, int, int, int]:
-    """The rule as MuseTalk's documentation tells it (assets/BBOX_SHIFT.md), written down a second time."""
+    """A second implementation of the rule in MuseTalk's documentation (assets/BBOX_SHIFT.md)."""
     whole = points.astype(np.int32)
     middle = whole[29][1] + shift
     half = whole[:, 1].max() - middle
@@ -99,7 +98,7 @@ def test_the_landmarks_are_not_changed(face: Points) -> None:
 
 
 @pytest.mark.parametrize("case", ["left of the frame", "shift beyond the chin", "flat"])
-def test_a_box_that_fails_gives_way_to_the_detectors(face: Points, case: str) -> None:
+def test_an_invalid_box_is_replaced_by_the_detectors(face: Points, case: str) -> None:
     points, shift = face, 0
     if case == "left of the frame":
         points = face - [face[:, 0].min() + 20, 0]
@@ -110,7 +109,7 @@ def test_a_box_that_fails_gives_way_to_the_detectors(face: Points, case: str) ->
     assert musetalk_box(points, 480, shift, 10, detected_box=(30.7, 40.2, 90.9, 120.5)) == (30, 40, 90, 130)
 
 
-def test_without_a_detector_the_bounds_stand_in(face: Points) -> None:
+def test_without_a_detected_box_the_landmarks_bounds_are_used(face: Points) -> None:
     points = face - [face[:, 0].min() + 20, 0]
     whole = points.astype(np.int32)
     expected = (0, whole[:, 1].min(), whole[:, 0].max(), whole[:, 1].max() + 10)
@@ -122,7 +121,7 @@ def test_a_face_outside_the_frame_has_no_box(face: Points) -> None:
         musetalk_box(face - [1000, 0], 480)
 
 
-def test_the_range_of_shifts_is_that_of_the_nose(face: Points) -> None:
+def test_the_range_of_bbox_shift_is_that_of_the_nose(face: Points) -> None:
     low, high = shift_range(np.stack([face, face]).astype(np.float32), faces_at(2))
     whole = face.astype(np.int32)[:, 1]
     assert (low, high) == (-(whole[30] - whole[29]), whole[29] - whole[28])
@@ -133,7 +132,7 @@ def test_the_range_of_shifts_is_that_of_the_nose(face: Points) -> None:
 
 
 def test_the_crop_is_musetalks_box_made_square_and_upright(face: Points) -> None:
-    """At a level head, to a pixel: x by the landmarks' middle, y by the box, the longer side is the crop's."""
+    """For a level head, to a pixel: x from the landmarks' centre, y from the box; its longer side is the crop's."""
     level = apply(
         similarity((480, 512), -np.degrees(np.arctan2(*(face[42:48].mean(0) - face[36:42].mean(0))[::-1]))), face
     )
@@ -144,7 +143,7 @@ def test_the_crop_is_musetalks_box_made_square_and_upright(face: Points) -> None
     assert np.abs(corners[:, 1] - [y1, y2]).max() < 2.5
     assert abs(corners[:, 0].mean() - (x1 + x2) / 2) < 1.5
     middle = landmarks_in_crop(track)[1, NOSE_HALF, 1]
-    assert 118 < middle < 128  # at mid-height, but for half of the margin below the chin
+    assert 118 < middle < 128  # at mid-height, minus half of the margin below the chin
 
 
 def test_bbox_shift_moves_the_middle_of_the_box(face: Points) -> None:
@@ -157,7 +156,7 @@ def test_bbox_shift_moves_the_middle_of_the_box(face: Points) -> None:
     assert 127.5 - rows[1][NOSE_HALF, 1] == pytest.approx(8 * 256 / (2 * (face[8, 1] - face[29, 1] - 8)), rel=0.05)
 
 
-def test_a_similarity_and_nothing_else(face: Points) -> None:
+def test_transforms_are_similarities(face: Points) -> None:
     transforms = crop_transforms(carried(face, swaying(hopper(), 40)), faces_at(40), FPS).transforms.astype(float)
     linear = transforms[:, :, :2]
     products = np.einsum("nij,nkj->nik", linear, linear)
@@ -178,15 +177,15 @@ def test_an_unknown_shape_names_the_known_ones() -> None:
 
 @pytest.mark.parametrize(("zoom", "lock"), [(0.0, True), (0.02, False), (0.15, True)])
 def test_exact_landmarks_give_exact_motion(face: Points, zoom: float, lock: bool) -> None:
-    """Smoothing keeps a sway of 0.4 to 0.6 Hz within 0.1 px rms: place, angle, size. A real zoom opens the lock."""
+    """Smoothing keeps a sway of 0.4 to 0.6 Hz within 0.1 px rms. A zoom releases the scale lock."""
     motions = swaying(hopper(), 75, zoom=zoom)
     track = crop_transforms(carried(face, motions), faces_at(75), FPS, TrackOptions(scale_lock_enabled=lock))
     assert track.scale_locked == (zoom == 0)
     assert rms(slip(track.transforms, motions)) < 0.1
 
 
-def test_no_lag(face: Points) -> None:
-    """A ramp that begins at frame 20 is met in time: the error is symmetric about it, not after it."""
+def test_transforms_do_not_lag(face: Points) -> None:
+    """The error at the start of a ramp at frame 20 is symmetric about it."""
     motions = np.stack([similarity((480, 512), 0, 1, 2.0 * max(0, k - 20)) for k in range(41)])
     track = crop_transforms(carried(face, motions), faces_at(41), FPS)
     found = apply(invert(track.transforms), np.full((41, 1, 2), 127.5))[:, 0, 0]
@@ -195,8 +194,8 @@ def test_no_lag(face: Points) -> None:
     assert np.abs(error).max() < 1.5
 
 
-def test_a_pixel_of_noise_leaves_little_jitter(face: Points) -> None:
-    """1 px of noise on every landmark leaves the crop's middle within 0.15 px rms of the truth."""
+def test_landmark_noise_is_reduced(face: Points) -> None:
+    """1 px of noise on every landmark moves the crop's centre by less than 0.15 px rms."""
     random, n = np.random.default_rng(5), 250
     motions = swaying(hopper(), n)
     noisy = carried(face, motions) + random.normal(size=(n, 68, 2))
@@ -216,8 +215,8 @@ def test_speech_blinks_and_brows_do_not_move_the_crop(face: Points) -> None:
     assert np.ptp(transforms, axis=0).max() < 1e-3
 
 
-def test_the_chin_of_a_talking_source_counts_at_rest(face: Points) -> None:
-    """The mouth is open in half of the frames by 30 px; the crop is that of the shut mouth."""
+def test_the_crop_of_a_talking_source_is_that_of_the_closed_mouth(face: Points) -> None:
+    """The mouth is open by 30 px in half of the frames."""
     talking = np.stack([face] * 40)
     talking[::2, 5:12, 1] += 30
     rest = crop_transforms(np.stack([face] * 40), faces_at(40), FPS)
@@ -225,7 +224,7 @@ def test_the_chin_of_a_talking_source_counts_at_rest(face: Points) -> None:
 
 
 def test_frames_without_a_face_are_bridged(face: Points) -> None:
-    """Ten frames of rubbish are ignored; the transform passes between its neighbours."""
+    """Landmarks of ten frames without a face are ignored; the transform is interpolated."""
     motions = np.stack([similarity((480, 512), 0, 1, 0.5 * k, 0.2 * k) for k in range(60)])
     landmarks, seen = carried(face, motions), faces_at(60)
     seen[20:30] = False
@@ -236,19 +235,19 @@ def test_frames_without_a_face_are_bridged(face: Points) -> None:
 
 
 @pytest.mark.parametrize("side", ["start", "end"])
-def test_a_face_that_comes_late_or_leaves_early_is_held(face: Points, side: str) -> None:
+def test_missing_faces_at_start_or_end_repeat_the_nearest_transform(face: Points, side: str) -> None:
     landmarks, seen = np.stack([face] * 40), faces_at(40)
     seen[slice(0, 8) if side == "start" else slice(32, 40)] = False
     track = crop_transforms(landmarks, seen, FPS)
     assert np.ptp(track.transforms, axis=0).max() < 1e-4
 
 
-def test_no_face_at_all_is_said(face: Points) -> None:
+def test_a_video_without_a_face_is_refused(face: Points) -> None:
     with pytest.raises(NoFaceError, match="any of the 12 frames"):
         crop_transforms(np.zeros((12, 68, 2)), np.zeros(12, bool), FPS)
 
 
-def test_too_few_faces_are_counted(face: Points) -> None:
+def test_too_few_frames_with_a_face_are_refused(face: Points) -> None:
     seen = faces_at(100)
     seen[:31] = False
     with pytest.raises(NoFaceError, match="31 of 100 frames show no face; at most 30% may"):
@@ -257,22 +256,16 @@ def test_too_few_faces_are_counted(face: Points) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_the_shortest_sources(face: Points, n: int) -> None:
+def test_the_shortest_sources_work(face: Points, n: int) -> None:
     assert np.isfinite(crop_transforms(np.stack([face] * n), faces_at(n), FPS).transforms).all()
 
 
-def test_smoothing_keeps_a_parabola() -> None:
-    t = np.arange(50.0)
-    series = np.stack([3 + t, 0.2 * t * t - t, 0 * t], 1)
-    assert np.abs(smooth(series, np.ones(50), 3.0) - series).max() < 1e-8
-
-
-# the whole way on real faces: detector, tracker, warp
+# real faces: detector, track, warp
 
 
 @pytest.mark.parametrize("picture", [astronaut(), hopper()], ids=["astronaut", "hopper"])
-def test_a_real_face_is_followed(detector: BlazeMesh, picture: UInt8) -> None:
-    """A portrait swayed by a known motion: its crop stands still within 0.5 % of the face, and does not tremble."""
+def test_a_real_face_is_tracked(detector: BlazeMesh, picture: UInt8) -> None:
+    """A portrait with a known motion: its crop is stable within 0.6 % of the face's size, without jitter."""
     n = 40
     motions = swaying(picture, n)
     found, landmarks = None, []
@@ -296,9 +289,9 @@ def test_a_still_video_has_one_transform(detector: BlazeMesh) -> None:
     assert np.ptp(places, axis=0).max() < 0.05
 
 
-def test_cut_out_and_put_back_is_where_it_was(face: Points) -> None:
-    """A turned crop, warped back by the inverse of its transform, is the frame again within half a grey level rms."""
-    frame = cv2.GaussianBlur(hopper(), (0, 0), 2)  # no finer detail than the crop can hold
+def test_a_crop_warped_back_equals_the_frame(face: Points) -> None:
+    """A rotated crop, warped back by the inverse transform: within half a grey level rms."""
+    frame = cv2.GaussianBlur(hopper(), (0, 0), 2)  # no finer detail than the crop can represent
     motion = similarity(hopper().shape, 11, 1, 3.3, -2.7)
     frame = moved(frame, motion)
     transform = crop_transforms(np.stack([apply(motion, face)] * 3), faces_at(3), FPS).transforms[1]

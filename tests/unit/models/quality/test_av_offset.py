@@ -1,4 +1,4 @@
-"""Sound against lips: a shift that is put in is the shift that is read."""
+"""models.quality.av_offset: known offsets between sound and lips are measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FRAMES = 200
 
 
 def spoken(delay_s: float = 0.0) -> np.ndarray:
-    """Noise as loud as each phoneme, later by `delay_s`."""
+    """Noise with the loudness of each phoneme, delayed by `delay_s`."""
     samples = np.random.default_rng(1).normal(size=8 * RATE).astype(np.float32)
     level = np.zeros(8 * RATE, np.float32)
     for phoneme in PHONEMES:
@@ -47,7 +47,7 @@ def test_planned_levels_are_loud_in_vowels_and_silent_in_pauses() -> None:
 
 
 @pytest.mark.parametrize("delay_s", [-0.2, 0.0, 0.08, 0.33])
-def test_sound_is_found_where_it_is(delay_s: float) -> None:
+def test_the_delay_of_the_sound_is_measured(delay_s: float) -> None:
     assert sound_delay_s(PHONEMES, spoken(delay_s), RATE) == pytest.approx(delay_s, abs=0.015)
 
 
@@ -63,16 +63,16 @@ def test_lips_that_are_late_make_the_sound_early() -> None:
 
 
 @pytest.mark.parametrize("late_frames", [-2, 0, 2])
-def test_without_phonemes_loudness_tells_the_offset(late_frames: int) -> None:
+def test_without_phonemes_the_offset_is_measured_by_loudness(late_frames: int) -> None:
     levels = levels_db(spoken(late_frames / FPS), RATE, FPS, FRAMES)
     found = offset_by_loudness(levels, OPENING, FPS)
     assert found.sure and found.frames == pytest.approx(late_frames, abs=0.8)
 
 
-def test_lips_that_do_not_follow_give_no_sure_offset() -> None:
+def test_unrelated_lips_give_no_sure_offset() -> None:
     random = np.random.default_rng(3).normal(size=FRAMES)
     assert not offset_by_phonemes(OPENING, random, 0.0, FPS).sure
 
 
-def test_a_clip_too_short_to_locate_its_sound_counts_as_on_time() -> None:
+def test_a_short_clip_counts_as_on_time() -> None:
     assert sound_delay_s(PHONEMES[:5], spoken()[:RATE], RATE) == 0

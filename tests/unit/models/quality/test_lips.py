@@ -1,4 +1,4 @@
-"""Lips against speech: correlation, lag and closures of curves whose answers are known."""
+"""models.quality.lips and closures: correlation, lag and closures of known curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPEECH = np.random.default_rng(4).normal(size=200).cumsum()
 SPEECH = np.convolve(SPEECH - np.convolve(SPEECH, np.ones(15) / 15, "same"), [0.25, 0.5, 0.25], "same")
 
 
-def test_a_copy_follows_at_lag_zero() -> None:
+def test_a_copy_has_lag_zero() -> None:
     found = correlate_lags(SPEECH, 0.3 * SPEECH + 2)
     assert found.r == pytest.approx(1) and found.best_lag == 0 and found.lag == pytest.approx(0, abs=0.05)
 
@@ -23,17 +23,17 @@ def test_a_shift_is_found_with_its_sign(late: int) -> None:
     assert found.best_lag == late and found.best_r > 0.99 > found.r
 
 
-def test_half_a_frame_is_told_from_a_whole_one() -> None:
+def test_a_lag_of_half_a_frame_is_measured() -> None:
     fine = np.interp(np.arange(0, 200, 0.5), np.arange(200), SPEECH)
     half_late = np.interp(np.arange(200) - 0.5, np.arange(0, 200, 0.5), fine)
     assert correlate_lags(SPEECH, half_late).lag == pytest.approx(0.5, abs=0.15)
 
 
-def test_a_mouth_that_never_moves_follows_nothing() -> None:
+def test_a_constant_curve_has_no_correlation() -> None:
     assert pearson(SPEECH, np.ones(200)) == 0 and correlate_lags(SPEECH, np.ones(200)).r == 0
 
 
-def test_frames_without_a_face_are_bridged() -> None:
+def test_frames_without_a_face_are_interpolated() -> None:
     assert fill(np.array([np.nan, 1, np.nan, 3, np.nan])).tolist() == [1, 1, 2, 3, 3]
     holes = SPEECH.copy()
     holes[50:53] = np.nan
@@ -58,10 +58,10 @@ def test_closures_are_found_in_their_frame_or_beside_it() -> None:
     assert closed_at(gap, (10, 30, 61, 50), below).tolist() == [True, True, True, False]
 
 
-def test_rest_is_known_without_a_silence_too() -> None:
+def test_closures_are_found_without_silence_too() -> None:
     gap = np.where(np.arange(100) % 5 == 0, 0.05, 0.6)
     assert 0.05 < closed_below(gap, np.zeros(100, bool)) < 0.15
 
 
-def test_controls_keep_away_from_closures_silence_and_ends() -> None:
+def test_controls_are_not_near_closures_silence_and_ends() -> None:
     assert controls(20, (10,), np.arange(20) >= 15) == [2, 3, 4, 5, 6, 7, 13, 14]

@@ -1,4 +1,4 @@
-"""Jitter, flicker, silence and freezes of clips that are made so that the answer is known."""
+"""Jitter, flicker, silence and freezes of synthetic clips with known answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDE, RATE, FPS = 256, 16_000, 25
 
 @cache
 def texture(seed: int = 0, side: int = SIDE + 64) -> np.ndarray:
-    """Soft blobs, as a face has them, RGB; it tiles."""
+    """Soft blobs, RGB; periodic."""
     noise = np.random.default_rng(seed).normal(size=(side, side)).astype(np.float32)
     soft = sum(cv2.GaussianBlur(np.tile(noise, (3, 3)), (0, 0), s)[side:-side, side:-side] * s for s in (2, 4, 8))
     grey = np.clip(120 + 60 * soft / soft.std() / 2, 0, 255).astype(np.uint8)
@@ -26,7 +26,7 @@ def texture(seed: int = 0, side: int = SIDE + 64) -> np.ndarray:
 
 
 def moved(picture: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The middle of `picture`, its content moved by `at` (n, 2) px: exactly, by Fourier's shift theorem."""
+    """The middle of `picture` with its content moved by `at` (n, 2) px, exactly, by the Fourier shift theorem."""
     spectrum = np.fft.rfft2(picture[..., 0].astype(np.float64))
     down, across = np.fft.fftfreq(picture.shape[0])[:, None], np.fft.rfftfreq(picture.shape[1])[None]
     out = []
@@ -42,7 +42,7 @@ LOWER[150:180, 60:200] = UPPER[40:110, 50:210] = True
 
 
 def trembling(size_px: float, n: int = 60) -> tuple[np.ndarray, float]:
-    """A face that drifts and sways, whose lower half trembles by white noise; and the rms of that noise."""
+    """A swaying face whose lower half jitters by white noise; and the rms of that noise."""
     time = np.arange(n)
     sway = np.stack([2 * np.sin(time / 9), 1.5 * np.cos(time / 11)], 1)
     noise = np.random.default_rng(2).normal(size=(n, 2)) * size_px / np.sqrt(2)
@@ -53,45 +53,45 @@ def trembling(size_px: float, n: int = 60) -> tuple[np.ndarray, float]:
 
 
 @pytest.mark.parametrize("shift", [(0.5, 0), (-0.13, 0.4), (2.3, -1.7)])
-def test_a_shift_is_read_to_a_hundredth_of_a_pixel(shift: tuple[float, float]) -> None:
+def test_a_shift_is_measured_to_a_hundredth_of_a_pixel(shift: tuple[float, float]) -> None:
     before, after = (crop[..., 0].astype(np.float32) for crop in moved(texture(), np.array([(0, 0), shift])))
     assert shift_between(before, after, LOWER) == pytest.approx(shift, abs=0.01)
 
 
 @pytest.mark.parametrize("size_px", [0.1, 0.5, 1.0])
-def test_added_jitter_reads_what_was_added(size_px: float) -> None:
+def test_added_jitter_is_measured(size_px: float) -> None:
     crops, added = trembling(size_px)
     read = jitter(shifts(crops, LOWER) - shifts(crops, UPPER))
     assert rms(read) == pytest.approx(added, rel=0.15)
     assert percentile_95(read) > rms(read)
 
 
-def test_a_face_that_moves_as_one_does_not_jitter() -> None:
+def test_a_face_that_moves_as_a_whole_does_not_jitter() -> None:
     crops, _ = trembling(0)
     assert rms(jitter(shifts(crops, LOWER) - shifts(crops, UPPER))) < 0.02
 
 
-def test_a_blink_is_no_jitter() -> None:
+def test_a_blink_is_not_jitter() -> None:
     crops, _ = trembling(0)
     for k in (20, 21, 22):
         crops[k, 60:72, 80:110] = crops[k, 60:72, 130:160] = 40
     assert rms(jitter(shifts(crops, LOWER) - shifts(crops, UPPER))) < 0.06
 
 
-def test_a_jump_of_one_frame_stands_out_where_it_is() -> None:
+def test_a_jump_of_one_frame_is_located() -> None:
     at = np.zeros((30, 2))
     at[12] = (1.5, 0)
     read = jitter(shifts(moved(texture(), at), LOWER))
     assert int(read.argmax()) + 1 == 12
 
 
-def test_a_tiny_region_reads_nothing() -> None:
+def test_a_tiny_region_gives_zeros() -> None:
     region = np.zeros((SIDE, SIDE), bool)
     region[5, 5] = True
     assert not shifts(moved(texture(), np.zeros((3, 2))), region).any()
 
 
-def test_flicker_reads_added_noise_and_passes_over_steady_change() -> None:
+def test_flicker_measures_noise_and_ignores_steady_change() -> None:
     ramp = np.full((40, SIDE, SIDE, 3), 100, np.uint8) + np.arange(40, dtype=np.uint8)[:, None, None, None]
     steady = flicker(greys(ramp), LOWER)
     assert steady.first == pytest.approx(np.ones(39)) and steady.second == pytest.approx(np.zeros(38))
@@ -101,7 +101,7 @@ def test_flicker_reads_added_noise_and_passes_over_steady_change() -> None:
     assert ratio(steady.second, steady.second) == 1
 
 
-def test_silence_is_heard_in_the_sound() -> None:
+def test_silence_is_found_in_the_sound() -> None:
     speech = np.random.default_rng(0).normal(size=4 * RATE).astype(np.float32) * 0.1
     speech[RATE : 2 * RATE] *= 0.001  # breath
     quiet = quiet_frames(levels_db(speech, RATE, FPS, 100))
@@ -111,7 +111,7 @@ def test_silence_is_heard_in_the_sound() -> None:
     assert quiet_frames(levels_db(np.zeros(RATE, np.float32), RATE, FPS, 25)).all()
 
 
-def test_a_mouth_that_flaps_in_silence_is_told() -> None:
+def test_a_mouth_that_moves_in_silence_is_measured() -> None:
     rest = np.zeros(50, bool)
     rest[10:40] = True
     still, flapping = np.full(49, 0.5), np.full(49, 0.5)
@@ -121,7 +121,7 @@ def test_a_mouth_that_flaps_in_silence_is_told() -> None:
     assert rest_ratio(motion_at_rest(flapping, rest[:] & False), motion_at_rest(still, rest & False)) is None
 
 
-def test_frozen_frames_are_found_with_their_place() -> None:
+def test_frozen_frames_are_located() -> None:
     change = np.random.default_rng(0).uniform(0.6, 1.4, 99)
     change[40:46] = 0.0  # frames 41 to 46 repeat frame 40
     change[70] = 0.01  # frame 71 comes twice
@@ -130,24 +130,26 @@ def test_frozen_frames_are_found_with_their_place() -> None:
     assert find_freezes(change[:39], np.zeros(40, bool), FPS).longest == 0
 
 
-def test_planned_repeats_are_no_fault() -> None:
+def test_planned_repeats_are_not_counted() -> None:
     change = np.ones(99)
-    change[49:52] = 0.0  # a turn of the ping-pong that is eased
+    change[49:52] = 0.0  # an eased turn of the ping-pong playback
     planned = np.zeros(100, bool)
     planned[50:53] = True
     assert not find_freezes(change, planned, FPS).repeats.any()
 
 
-def test_a_still_picture_that_is_refined_is_told_by_the_sources_own_change() -> None:
+def test_a_still_picture_that_h264_refines_is_found_by_the_sources_change() -> None:
     change = np.full(99, 0.3)
     change[30:40] = np.geomspace(0.15, 0.05, 10)  # as x264 does to a picture that stands still
     nobody = np.zeros(100, bool)
     found = find_freezes(change, nobody, FPS, own=np.full(99, 0.3))
     assert (found.longest, found.at) == (10, 30)
-    assert not find_freezes(change, nobody, FPS, own=0.9 * change).repeats.any()  # the source moves as little
+    assert not find_freezes(
+        change, nobody, FPS, own=0.9 * change
+    ).repeats.any()  # the source is as still
 
 
-def test_a_frame_that_stays_too_long_is_a_freeze() -> None:
+def test_a_frame_shown_too_long_is_a_freeze() -> None:
     lasting = np.ones(100, np.int64)
     lasting[30] = 6  # a gap in the times of the file
     found = find_freezes(np.ones(99), np.zeros(100, bool), FPS, lasting)

@@ -1,4 +1,4 @@
-"""Regions of the embedded presenter's crop: each lies where its name says, and none takes another's place."""
+"""models.quality.regions on the embedded presenter's crop."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LANDMARKS = np.median(apply(AVATAR.transforms.astype(float), AVATAR.landmarks.as
 REGIONS = regions_of(LANDMARKS, AVATAR.masks[0])
 
 
-def test_the_mouth_holds_the_lips_with_room_to_open() -> None:
+def test_the_mouth_contains_the_lips_with_room_to_open() -> None:
     lips = np.rint(LANDMARKS[48:68]).astype(int)
     assert REGIONS.mouth[lips[:, 1], lips[:, 0]].all()
     assert np.nonzero(REGIONS.mouth)[0].max() > lips[:, 1].max() + 20
 
 
-def test_what_is_steady_is_pasted_and_above_the_lips_and_what_is_rigid_is_not_pasted() -> None:
+def test_the_steady_region_is_pasted_above_the_lips_and_the_rigid_one_is_not_pasted() -> None:
     mask = AVATAR.masks[0]
     assert REGIONS.steady.sum() > 1000 and mask[REGIONS.steady].min() > 230
     assert np.nonzero(REGIONS.steady)[0].max() < LANDMARKS[50:53, 1].min()

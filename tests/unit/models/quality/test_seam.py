@@ -1,4 +1,4 @@
-"""Seams and sharpness of pictures whose answers are known."""
+"""models.quality.seam: seams and sharpness of pictures with known answers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def test_the_same_picture_has_no_seam() -> None:
 
 
 @pytest.mark.parametrize(("levels", "delta_e"), [(5, 1.95), (20, 7.7), (40, 15.2)])
-def test_a_step_of_grey_is_its_difference_of_lightness(levels: int, delta_e: float) -> None:
+def test_a_grey_step_is_its_difference_in_lightness(levels: int, delta_e: float) -> None:
     assert seam_delta_e(GREY, lighter(levels), WEIGHTS) == pytest.approx(delta_e, rel=0.04)
 
 
-def test_an_edge_that_the_source_has_there_does_not_count() -> None:
+def test_an_edge_of_the_source_is_not_counted() -> None:
     assert seam_delta_e(lighter(20), lighter(25), WEIGHTS) == pytest.approx(1.9, abs=0.3)
 
 
-def test_normals_point_inwards_and_steps_say_where_a_seam_is() -> None:
+def test_normals_point_inwards_and_steps_locate_the_seam() -> None:
     edge, normal = edge_of(WEIGHTS)
     left = edge[:, 0] == 40
     middle = left & (edge[:, 1] > 40) & (edge[:, 1] < 80)
@@ -48,7 +48,7 @@ def test_an_empty_mask_has_no_seam() -> None:
     assert seam_delta_e(GREY, lighter(40), np.zeros_like(WEIGHTS)) == 0
 
 
-def test_a_blurred_mouth_in_a_sharp_face_is_told() -> None:
+def test_a_blurred_mouth_in_a_sharp_face_is_measured() -> None:
     face = np.random.default_rng(1).integers(60, 200, (120, 160, 3), dtype=np.uint8)
     mouth = WEIGHTS == 255
     assert sharpness_ratio(face, mouth, ~mouth) == pytest.approx(1, abs=0.05)
