@@ -1,7 +1,7 @@
-"""The whole server without Ray: the routes over real stages that meet as objects, in one process, on one event loop.
+"""The whole server without Ray: the routes over real stages, in one process and on one event loop.
 
-Real are the ingress, TTS, Stitch, Chat with its offline responder, Avatars, and what they write; the voice is a tone,
-and the faces are white squares.
+The ingress, TTS, Stitch, Chat with its offline responder, Avatars, and their files are real. The voice is a tone, and
+the faces are white squares.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.support.ingress import PlainIngress
 from tests.support.stitch import RATE, Method, Response, Stages, Stream, grey_avatar
 
 
-class Here:
-    """A stage as the handle that others have."""
+class DirectHandle:
+    """A stage as a handle: it calls the methods of the object."""
 
     def __init__(self, stage: Any) -> None:
         self._stage = stage
 
-    def options(self, **options: Any) -> Here:
+    def options(self, **options: Any) -> DirectHandle:
         return self
 
     def __getattr__(self, name: str) -> Method:
@@ -44,7 +44,7 @@ class Here:
 
 
 class Tone:
-    """A voice: 20 ms of a tone for each character, and the checks that every engine makes."""
+    """A voice: 20 ms of a tone per character, with the text checks of every engine."""
 
     sample_rate_hz = RATE
 
@@ -64,21 +64,21 @@ class Tone:
 
 @contextmanager
 def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[str, Any]) -> Iterator[TestClient]:
-    """A client of it. configs: user_config by stage. `client.stages` are the stages by name."""
+    """A client of the server. configs: user_config by stage. `client.stages`: the stages by name."""
     monkeypatch.setenv("WARMTALK_HOME", str(home))
     avatar = grey_avatar()
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
-    monkeypatch.setattr(Stitch, "_forget_removed", lambda self: asyncio.sleep(0))  # no avatar lies on this disk
+    monkeypatch.setattr(Stitch, "_forget_removed", lambda self: asyncio.sleep(0))  # the avatar is not on disk
     vae = SimpleNamespace(encode_reference=None, vae_fingerprint="")
     monkeypatch.setattr("deployments.avatars.load_model", lambda config: vae)
     stages: dict[str, Any] = {}
 
     async def build() -> None:
         tts, faces, avatars = TTS(), Stages(0.0), Avatars()
-        stitch = Stitch(Here(tts), faces, faces)
-        chat = Chat(Here(stitch))
-        ingress = PlainIngress(Here(stitch), Here(avatars), Here(tts), Here(chat))
-        ingress._whep._end_elsewhere = elsewhere
+        stitch = Stitch(DirectHandle(tts), faces, faces)
+        chat = Chat(DirectHandle(stitch))
+        ingress = PlainIngress(DirectHandle(stitch), DirectHandle(avatars), DirectHandle(tts), DirectHandle(chat))
+        ingress._whep._end_elsewhere = no_other_replica
         stages.update(TTS=tts, Stitch=stitch, Chat=chat, Avatars=avatars, Ingress=ingress)
         given = {
             "TTS": {"engine": f"{__name__}:Tone"},
@@ -89,8 +89,8 @@ def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[st
             await stage.reconfigure({**given.get(name, {}), **configs.get(name, {})})
         monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
 
-    async def elsewhere(peer_id: str) -> bool:
-        return False  # there is no other replica
+    async def no_other_replica(peer_id: str) -> bool:
+        return False
 
     async def end() -> None:
         await stages["Ingress"]._hubs.stop()

@@ -118,11 +118,7 @@ def test_head_has_the_headers_of_get(serve, growing_file):
 
 
 def test_a_video_that_is_reset_while_it_is_opened_is_opened_again(serve, growing_file, tmp_path):
-    stale = {
-        "video_path": str(growing_file),
-        "size": 700,
-        "video_tag": "first-0",
-    }  # this file is gone
+    stale = {"video_path": str(growing_file), "size": 700, "video_tag": "first-0"}  # another file's tag
     fresh = session_of(growing_file, "second").answers["session"]
     stitch = Handle(session=Answers([stale, fresh]))
     answer = serve(stitch).get("/sessions/alice/video.mp4")

@@ -108,11 +108,11 @@ async def watch_on_and_off(ingress: Any, times: int) -> None:
         await asyncio.sleep(0)
 
     socket = SimpleNamespace(client=None, send_bytes=nothing, send_text=nothing)
-    listening = ingress._transcriptions
-    talk = Connection(socket, "alice", ingress._stitch, ingress._chat, ingress._hubs, listening)  # type: ignore[arg-type]
+    transcriptions = ingress._transcriptions
+    connection = Connection(socket, "alice", ingress._stitch, ingress._chat, ingress._hubs, transcriptions)  # type: ignore[arg-type]
     for _ in range(times):
-        await talk._watch(Watch(type="watch", on=True))
-        await talk._watch(Watch(type="watch", on=False))
+        await connection._watch(Watch(type="watch", on=True))
+        await connection._watch(Watch(type="watch", on=False))
 
 
 def test_a_stream_that_is_stopped_before_it_starts_leaves_no_viewer(serve):
@@ -122,7 +122,7 @@ def test_a_stream_that_is_stopped_before_it_starts_leaves_no_viewer(serve):
     until(lambda: ingress._hubs.viewers() == 0)
 
 
-# --- sockets
+# --- WebSockets
 
 
 def test_websockets_are_limited_and_a_closed_one_makes_room(serve):

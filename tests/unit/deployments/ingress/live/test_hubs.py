@@ -66,7 +66,7 @@ def first_position(seen: list[int]) -> int:
 
 
 def next_position(stitch: FakeStitch, hubs: Hubs, in_s: float) -> int:
-    """A position where speech can begin, so long from now."""
+    """The first position after `in_s` seconds where speech can begin."""
     return hubs._running()[0]._loop.grid.ceil(stitch.clock.position(time.time() + in_s))
 
 

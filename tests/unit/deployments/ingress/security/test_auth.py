@@ -133,10 +133,10 @@ def test_a_server_without_keys_accepts_any_login_and_signs_nothing(serve):
     assert (refused.status_code, error_of(refused)["code"]) == (400, "bad_config")
 
 
-# --- sockets and tokens
+# --- WebSockets and tokens
 
 
-def test_a_websocket_without_a_key_gets_the_reason_before_it_is_locked(locked):
+def test_a_websocket_without_a_key_gets_the_reason_before_it_is_closed(locked):
     client: TestClient = locked(stitch := Handle(session={}))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         event = socket.receive_json()

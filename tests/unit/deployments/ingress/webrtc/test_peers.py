@@ -179,7 +179,7 @@ async def test_the_number_of_viewers_is_limited_until_one_leaves(live):
         await client.close()
 
 
-async def test_a_client_that_never_connects_leaves_nothing(live, monkeypatch):
+async def test_nothing_remains_of_a_client_that_never_connects(live, monkeypatch):
     _, hubs, peers = live
     monkeypatch.setattr(peers_module, "CONNECT_TIMEOUT_S", 0.2)
     client = Client()
@@ -194,7 +194,7 @@ async def test_a_client_that_never_connects_leaves_nothing(live, monkeypatch):
     await client.close()
 
 
-async def test_a_client_that_leaves_leaves_nothing(live):
+async def test_nothing_remains_of_a_client_that_left(live):
     _, hubs, peers = live
     async with contextlib.AsyncExitStack() as hub:
         hub.callback((await hubs.view("alice")).close)

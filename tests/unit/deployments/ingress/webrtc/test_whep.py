@@ -38,7 +38,7 @@ class LiveStitch(Handle):
 
 @pytest.fixture
 async def server(monkeypatch, tmp_path):
-    """(client of the routes, ingress, stitch): the ingress over a session that idles."""
+    """(client of the routes, ingress replica, fake Stitch) with the idle session `alice`."""
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     path = tmp_path / "ann.mp4"
     path.write_bytes(encode_idle(AVATAR, SPEC))

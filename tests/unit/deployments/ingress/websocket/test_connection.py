@@ -132,7 +132,10 @@ def test_an_endless_text_is_cut_off_at_the_limit_and_not_kept_in_memory(serve, m
         for _ in range(30):  # 600 000 characters, while it speaks
             socket.send_json({"type": "text", "text": "Hello there. Yes! No. " * 1000, "id": "t"})
         socket.send_json({"type": "nonsense"})
-        assert [event["type"] for event in events_of(socket, 2)] == ["started", "failed"]  # all of it was taken
+        assert [event["type"] for event in events_of(socket, 2)] == [
+            "started",
+            "failed",
+        ]
         _wait(lambda: made[0].parts.empty())
         fed = "".join(part for name, arguments in stitch.calls if name == "feed" for part in arguments[2])
         assert 70_000 < len(fed) <= connection.MAX_CHARS and made[0].chars < connection.MAX_CHARS + 22_000
@@ -145,9 +148,9 @@ def test_a_text_that_is_too_long_fails_after_its_beginning_was_spoken(serve, mon
         socket.receive_json()
         for text in ("Hello there. ", "And so on. ", "And on."):
             socket.send_json({"type": "text", "text": text, "id": "t"})
-        told = events_of(socket, 3)
-    assert [event["type"] for event in told] == ["started", "done", "failed"]
-    assert (told[2]["id"], told[2]["error"]["code"]) == ("t", "bad_text")
+        events = events_of(socket, 3)
+    assert [event["type"] for event in events] == ["started", "done", "failed"]
+    assert (events[2]["id"], events[2]["error"]["code"]) == ("t", "bad_text")
 
 
 def test_a_message_beyond_its_limit_is_refused(serve):
@@ -255,9 +258,9 @@ def test_each_change_of_a_chat_job_is_reported_until_it_is_done(serve):
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_json({"type": "chat", "message": "Who are you?", "id": "c", "voice": "nova", "speed": 1.5})
-        told = events_of(socket, 4)
-    assert [event["type"] for event in told] == ["started", "status", "status", "done"]
-    assert told[-1]["job"] == {"status": "done"}
+        events = events_of(socket, 4)
+    assert [event["type"] for event in events] == ["started", "status", "status", "done"]
+    assert events[-1]["job"] == {"status": "done"}
     assert chat.calls[0] == ("start", (ChatRequest("Who are you?", "alice", voice="nova", speed=1.5),))
 
 
@@ -286,7 +289,7 @@ def test_the_live_stream_waits_for_a_client_that_reports_what_it_has_played(serv
             b"fragment"
         ] * connection.MAX_UNPLAYED
         time.sleep(0.1)
-        assert viewer.fragments_sent == connection.MAX_UNPLAYED  # no more before it has played some
+        assert viewer.fragments_sent == connection.MAX_UNPLAYED  # and no more until the client has played some
         socket.send_json({"type": "played", "pieces": 3})
         assert [socket.receive_bytes() for _ in range(3)] == [b"fragment"] * 3
     _wait(lambda: viewer.closed)
@@ -321,8 +324,8 @@ def test_the_number_of_running_commands_is_limited(serve, monkeypatch):
         socket.receive_json()
         for k in range(3):
             socket.send_json({"type": "speak", "text": "Hm.", "id": str(k)})
-        told = {(event["id"], event["type"]) for event in events_of(socket, 3)}
-    assert told == {("0", "started"), ("1", "started"), ("2", "failed")}
+        events = {(event["id"], event["type"]) for event in events_of(socket, 3)}
+    assert events == {("0", "started"), ("1", "started"), ("2", "failed")}
 
 
 def test_the_schema_names_every_message(serve):

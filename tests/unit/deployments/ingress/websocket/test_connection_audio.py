@@ -45,10 +45,10 @@ def test_a_recording_is_recognized_reported_and_answered(socket_of):
         for part, last in ((b"RIFF", False), (b"more", True)):
             socket.send_json({"type": "audio", "last": last, "mode": "chat", "language": "en", "id": "a"})
             socket.send_bytes(part)
-        told = events_of(socket, 3)
-    assert told[0] == {"type": "heard", "id": "a", "text": "Who are you?", "language": "en"}
-    assert [(event["type"], event["id"]) for event in told[1:]] == [("started", "a"), ("done", "a")]
-    assert told[2]["job"]["reply"] == "I am."
+        events = events_of(socket, 3)
+    assert events[0] == {"type": "heard", "id": "a", "text": "Who are you?", "language": "en"}
+    assert [(event["type"], event["id"]) for event in events[1:]] == [("started", "a"), ("done", "a")]
+    assert events[2]["job"]["reply"] == "I am."
     assert recognize.calls == [("transcribe", (b"RIFFmore", "en", "transcribe"))]
     request = chat.calls[0][1][0]
     assert (request.message, request.session_id) == ("Who are you?", "alice")
