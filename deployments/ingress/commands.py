@@ -25,7 +25,7 @@ async def interrupt_session(stitch: DeploymentHandle, chat: DeploymentHandle, se
     """
     stitch, stopped, missing = stitch.options(session_id=session_id), 0, None
     try:
-        stopped = await stitch.cut.remote(session_id)  # first what is audible: it must not wait for the rest
+        stopped = await stitch.interrupt_nowait.remote(session_id)  # first what is audible: it must not wait for the rest
     except (RayError, SessionNotFound) as error:
         missing = to_warmtalk_error(error)
         if not isinstance(missing, SessionNotFound):

@@ -214,7 +214,7 @@ class Stitch(Stage[StitchConfig]):
         """Add parts to a text stream that is being spoken, or will be. Raises TextError."""
         self._text_streams.feed(key, parts, last)
 
-    async def cut(self, session_id: str) -> int:
+    async def interrupt_nowait(self, session_id: str) -> int:
         """Interrupt without waiting; return the number of utterances interrupted. Raises SessionNotFound, IdError."""
         await self.ready()
         count = self._interrupts.interrupt(check_id(session_id, "session id"))

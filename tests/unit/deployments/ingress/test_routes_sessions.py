@@ -19,7 +19,7 @@ def test_a_session_is_opened_with_or_without_an_id(serve):
 
 def test_an_unknown_session_cannot_be_watched_or_interrupted(serve):
     missing = errors.SessionNotFound("There is no session 'nobody'.", "Open it.")
-    stitch = Handle(live=[missing], cut=missing)
+    stitch = Handle(live=[missing], interrupt_nowait=missing)
     client = serve(stitch, chat=Handle(interrupt=0))
     for answer in (client.get("/sessions/nobody/live.mp4"), client.post("/sessions/nobody/interrupt")):
         assert (answer.status_code, error_of(answer)["code"]) == (404, "session_not_found")
@@ -29,22 +29,22 @@ def test_an_unknown_session_cannot_be_watched_or_interrupted(serve):
 
 def test_a_chat_answer_can_be_interrupted_before_its_session_exists(serve):
     stitch = Handle(
-        cut=errors.SessionNotFound("There is none.", "Open it."), interrupt={"session_id": "new", "interrupted": 0}
+        interrupt_nowait=errors.SessionNotFound("There is none.", "Open it."), interrupt={"session_id": "new", "interrupted": 0}
     )
     chat = Handle(interrupt=1)
     answer = serve(stitch, chat=chat).post("/sessions/new/interrupt")
     assert (answer.status_code, chat.calls) == (200, [("interrupt", ("new",))])
-    assert [name for name, _ in stitch.calls] == ["cut", "interrupt"]
+    assert [name for name, _ in stitch.calls] == ["interrupt_nowait", "interrupt"]
 
 
 def test_an_interruption_stops_speech_first_then_chat_then_new_speech(serve):
     order = []
-    stitch = Handle(cut=2, interrupt={"session_id": "alice", "interrupted": 1})
+    stitch = Handle(interrupt_nowait=2, interrupt={"session_id": "alice", "interrupted": 1})
     chat = Handle(interrupt=1)
     stitch.calls = chat.calls = order
     answer = serve(stitch, chat=chat).post("/sessions/alice/interrupt")
     assert answer.json() == {"session_id": "alice", "interrupted": 3}
-    assert order == [("cut", ("alice",)), ("interrupt", ("alice",)), ("interrupt", ("alice",))]
+    assert order == [("interrupt_nowait", ("alice",)), ("interrupt", ("alice",)), ("interrupt", ("alice",))]
     assert error_of(serve(stitch, chat=chat).post("/sessions/A/interrupt"))["code"] == "bad_id"
 
 

@@ -78,20 +78,20 @@ async def test_an_interrupt_stops_the_playout_while_the_compute_thread_is_busy(m
     await busy.wait()
     start_s, released = time.monotonic(), len(sent)
     try:
-        assert await stitch.cut("alice") == 1
+        assert await stitch.interrupt_nowait("alice") == 1
         while sum(fragment.frames for fragment in sent[released:]) < 2:  # the return to rest, encoded on another thread
             await asyncio.to_thread(time.sleep, 0.001)
         assert {fragment.utterance for fragment in sent[released:]} == {0}  # no more speech
         assert time.monotonic() == start_s and not said.done()
     finally:
         free.set()
-    assert (await said)["interrupted"] and await stitch.cut("alice") == 0
+    assert (await said)["interrupted"] and await stitch.interrupt_nowait("alice") == 0
 
 
-async def test_cut_raises_for_a_session_that_does_not_exist(make_stitch):
+async def test_interrupt_nowait_raises_for_a_session_that_does_not_exist(make_stitch):
     stitch, _, _ = await make_stitch()
     with pytest.raises(SessionNotFound):
-        await stitch.cut("nobody")
+        await stitch.interrupt_nowait("nobody")
 
 
 async def test_an_unwatched_utterance_can_be_interrupted_too(make_stitch):
@@ -113,7 +113,7 @@ async def test_the_caller_of_an_interrupted_utterance_gets_the_frames_of_the_fil
     async for event in stitch.speak(SpeakRequest("alice", "x" * 60)):
         frames, summary = frames + event.frames, event.summary
         if len(stages.rendered) >= 6:
-            await stitch.cut("alice")
+            await stitch.interrupt_nowait("alice")
     assert summary["interrupted"] and frames == summary["frames"] == (await stitch.session("alice"))["frames"]
 
 

@@ -176,7 +176,7 @@ def test_a_watch_token_reads_its_session_and_nothing_else(locked):
 
 
 def test_an_act_token_speaks_in_its_session_but_cannot_delete_it(locked):
-    stitch = Handle(session={}, interrupt={"interrupted": 0}, cut=0)
+    stitch = Handle(session={}, interrupt={"interrupted": 0}, interrupt_nowait=0)
     client = locked(stitch, chat=Handle(interrupt=0))
     token = token_of(client, act=True)
     with client.websocket_connect(f"/sessions/alice/ws?token={token}") as socket:

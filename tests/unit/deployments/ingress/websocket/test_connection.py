@@ -213,7 +213,7 @@ def test_a_recording_beyond_its_limit_is_refused(serve, monkeypatch):
     ],
 )
 def test_an_invalid_message_is_refused_and_the_connection_stays_open(serve, message):
-    client, _ = serve(Handle(session={}, interrupt={"interrupted": 0}, cut=0))
+    client, _ = serve(Handle(session={}, interrupt={"interrupted": 0}, interrupt_nowait=0))
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
         socket.send_text(message)
@@ -234,7 +234,7 @@ def test_an_error_of_speech_is_reported_with_its_code_and_id(serve):
 
 
 def test_an_interruption_stops_chat_and_speech(serve):
-    stitch, chat = Handle(session={}, interrupt={"interrupted": 0}, cut=0), Handle(interrupt=0)
+    stitch, chat = Handle(session={}, interrupt={"interrupted": 0}, interrupt_nowait=0), Handle(interrupt=0)
     client, _ = serve(stitch, chat)
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()
@@ -369,7 +369,7 @@ def test_the_end_of_the_stream_is_reported_and_sets_the_close_code(serve, monkey
 
 
 def test_a_connection_that_stops_watching_stays_open(serve, monkeypatch):
-    client, ingress = serve(Handle(session={}, interrupt={"interrupted": 0}, cut=0))
+    client, ingress = serve(Handle(session={}, interrupt={"interrupted": 0}, interrupt_nowait=0))
     viewer = Viewer()
     monkeypatch.setattr(ingress._hubs, "view", lambda *_: _give(viewer))
     with client.websocket_connect("/sessions/alice/ws") as socket:
