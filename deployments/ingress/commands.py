@@ -1,4 +1,4 @@
-"""Commands that involve more than one stage: interrupt a session, and tell all Stitch replicas of a removed avatar."""
+"""Commands that involve more than one stage: interrupt a session, and remove an avatar from all Stitch replicas."""
 
 # no `from __future__ import annotations`: serve.ingress pickles what stands here
 
@@ -25,7 +25,7 @@ async def interrupt_session(stitch: DeploymentHandle, chat: DeploymentHandle, se
     """
     stitch, stopped, missing = stitch.options(session_id=session_id), 0, None
     try:
-        stopped = await stitch.interrupt_nowait.remote(session_id)  # first what is audible: it must not wait for the rest
+        stopped = await stitch.interrupt_nowait.remote(session_id)  # first, because it is audible
     except (RayError, SessionNotFound) as error:
         missing = to_warmtalk_error(error)
         if not isinstance(missing, SessionNotFound):

@@ -12,7 +12,7 @@ class ConcurrencyLimit:
     """`with limit.acquire(): …` fails at once where `max_count()` are active. For one event loop, not thread-safe."""
 
     def __init__(self, max_count: Callable[[], int], message: str) -> None:
-        """max_count: asked each time, because a new config may change it. message: of the BusyError."""
+        """max_count: called each time, because a new config may change it. message: of the BusyError."""
         self._max_count, self._message = max_count, message
         self.active = 0
 

@@ -37,7 +37,7 @@ GRACE_S = 0.25  # how late speech may come without emptying the viewers' buffers
 LINGER_S = 10.0  # a hub ends this long after its last viewer left
 RETRY_S = 1.0  # between two attempts to subscribe again after the stream from Stitch was lost
 MAX_LOOPS = 16  # idle loops in memory, about 2 MB each
-CLOCK_STEP_S = 5.0  # the playout is this much behind its clock only after the clock was changed
+CLOCK_STEP_S = 5.0  # if the playout is further behind its clock, the clock was changed
 
 Subscribe = Callable[[str, int | None], DeploymentResponseGenerator[Any]]  # (session id, position) → LiveEvents
 Message = tuple[str, dict[str, Any]]  # its kind, and its content as JSON

@@ -104,7 +104,7 @@ class Connection:
         self._played_more = asyncio.Event()
 
     async def run(self, limit: ConcurrencyLimit, idle_timeout_s: float) -> None:
-        """idle_timeout_s: closes a connection on which nothing is sent, runs or is watched for so long; 0: never."""
+        """idle_timeout_s: time without messages, running commands or live stream until it is closed; 0: never."""
         await self._socket.accept()
         try:
             with limit.acquire():

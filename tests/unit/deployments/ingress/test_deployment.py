@@ -6,13 +6,16 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.testclient import TestClient
 
 from deployments.common.errors import to_warmtalk_error
 from deployments.common.messages import SpeakEvent
+from deployments.ingress.app import api
 from models.errors import AvatarNotFound, BusyError, InputError, StageError, TextError
-from tests.support.ingress import SPOKEN, SUMMARY, Handle, error_of
+from tests.support.ingress import SPOKEN, SUMMARY, Handle, error_of, run_now
 
 
 def test_speak_returns_the_summary(serve):
@@ -162,6 +165,17 @@ def test_unknown_paths_and_methods_are_errors_with_a_remedy(serve):
     for answer, code in ((client.get("/nowhere"), "http_404"), (client.put("/speak"), "http_405")):
         error = answer.json()["error"]
         assert (error["code"], error["remedy"]) == (code, "See /docs for the available paths.")
+
+
+def test_the_copy_of_the_app_that_serve_makes_follows_the_replicas_config(serve, monkeypatch):
+    """serve.ingress pickles the app with its middlewares. They must not keep a copy of the settings."""
+    monkeypatch.setenv("MY_KEYS", "0123456789abcdef")
+    replica = serve(Handle(sessions=()), config={"max_json_kb": 1}).replica
+    client = TestClient(cloudpickle.loads(cloudpickle.dumps(api)), raise_server_exceptions=False)
+    assert client.get("/sessions").status_code == 200
+    assert client.post("/speak", json={"text": "a" * 2000}).status_code == 413
+    run_now(replica.reconfigure({"api_keys_env": "MY_KEYS"}))
+    assert client.get("/sessions").status_code == 401
 
 
 def test_the_health_check_calls_stitch(serve):
