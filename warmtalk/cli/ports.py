@@ -28,7 +28,7 @@ def server_url(host: str, port: int) -> str:
 def is_warmtalk(url: str, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
     """Whether a WarmTalk server answers at `url`. It may require an API key for everything but /healthz."""
     try:
-        with httpx.Client(base_url=url, timeout=timeout_s) as client:
+        with httpx.Client(base_url=url, timeout=timeout_s, trust_env=False) as client:
             if client.get("/healthz").json() != {"status": "ok"}:
                 return False
             answer = client.get("/abilities")

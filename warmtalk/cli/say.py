@@ -12,7 +12,7 @@ from typing import Any
 from models.errors import InputError, StageError
 from models.stitch.sidecar import replace_with_sidecar
 from warmtalk.cli.packages import in_checkout
-from warmtalk.cli.terminal import progress_bar
+from warmtalk.cli.terminal import console, progress_bar
 from warmtalk.client import calls
 from warmtalk.client.errors import NotFound, ServerError
 from warmtalk.client.sync_client import Client
@@ -38,6 +38,8 @@ def read_text(argument: str, file: Path | None, audio: Path | None) -> str | Non
             raise InputError(f"Text file not found: {file}.", "Check the path.")
         text, source = _decoded(file.read_bytes(), str(file)), str(file)
     elif argument == STDIN:
+        if sys.stdin.isatty():
+            console.print("Type the text, then press Ctrl-D.")
         text, source = _decoded(sys.stdin.buffer.read(), "Standard input"), "Standard input"
     else:
         text, source = argument, ""
