@@ -54,8 +54,8 @@ def closures(clips: Sequence[ClipReading]) -> dict[str, float]:
 
     Closed: the gap is below the rest gap plus 12 % of the range (rest: median of the reference in silence; range: up
     to its 98th percentile). `closed_at_pbm` takes the smallest gap of three frames, since a closure may be one frame
-    beside its sound. `closed_at_pbm_exactly` and `closed_elsewhere` take single frames, `closed_elsewhere_of_three` again the
-    smallest of three. The same figures of the reference are named `truth_...`.
+    beside its sound. `closed_at_pbm_exactly` and `closed_elsewhere` take single frames, `closed_elsewhere_of_three`
+    again the smallest of three. The same figures of the reference are named `truth_...`.
     """
     truth, silent = (np.concatenate(parts) for parts in zip(*((c.truth.gap, c.silent) for c in clips), strict=True))
     below = closed_below(truth, silent)

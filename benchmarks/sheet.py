@@ -1,6 +1,8 @@
 """Makes a contact sheet of a video, as shown in the README.
 
-python -m benchmarks.sheet out/demo.mp4 -o docs/images/demo.png
+    python -m benchmarks.sheet out/demo.mp4 -o docs/images/demo.png
+
+The frames are evenly spaced in the video.
 """
 
 from __future__ import annotations

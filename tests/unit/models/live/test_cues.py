@@ -1,4 +1,4 @@
-"""What is heard when: by the sound itself, and for each viewer on its own clock."""
+"""Cues and captions: times by the sound itself, and per viewer on its own clock."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_a_sentence_lasts_from_its_first_sound_to_its_last():
 def test_a_sentence_in_several_segments_is_one_cue():
     (cue,) = said((0.0, speech(0.1, 0.9, 0.0)), (1.0, speech(0.0, 0.7, 0.3, "")), (2.0, speech(0.0, 0.0, 0.5, "")))
     assert (cue.text, cue.start_s, cue.end_s) == ("Hello there.", pytest.approx(0.1), pytest.approx(1.7))
-    assert said((0.0, speech(0.1, 0.9, 0.0, ""))) == []  # a recording
+    assert said((0.0, speech(0.1, 0.9, 0.0, ""))) == []  # audio input
 
 
 def test_cues_between_two_times_are_relative_to_the_first():
@@ -45,7 +45,7 @@ def test_cues_between_two_times_are_relative_to_the_first():
 
 
 def pieces(cues: list[Cue], end_s: float) -> list[tuple[float, tuple[Cue, ...]]]:
-    """(start in the utterance, cues) of pieces of 160 ms."""
+    """(start in the utterance, cues) of live fragments of 160 ms."""
     return [(k * 0.16, cues_between(cues, k * 0.16, (k + 1) * 0.16)) for k in range(round(end_s / 0.16))]
 
 
@@ -58,7 +58,7 @@ def test_each_sentence_is_sent_once_in_the_time_of_the_viewer():
         Caption(2, "Two.", pytest.approx(11.3), pytest.approx(12.3), told[1].words),
     ]
     assert told[0].words[1].start_s == pytest.approx(10.6)
-    assert captions.update((), 0, 12.4) == ()  # it had ended by itself
+    assert captions.update((), 0, 12.4) == ()  # it had already ended
 
 
 def test_a_viewer_who_joins_during_a_sentence_gets_it():
@@ -87,7 +87,7 @@ def test_an_interrupted_caption_ends_with_the_words_that_were_heard():
     (cut,) = captions.update((), 0, 0.48)
     assert (cut.id, cut.text, cut.end_s, cut.cut) == (1, "Hello", pytest.approx(0.48), True)
     assert cut.words == (Word("Hello", pytest.approx(0.1), pytest.approx(0.48)),)
-    assert captions.update((), 0, 0.64) == ()  # told once
+    assert captions.update((), 0, 0.64) == ()  # sent once
     assert cut.as_json() == {
         "id": 1,
         "text": "Hello",

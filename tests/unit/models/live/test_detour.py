@@ -1,4 +1,4 @@
-"""Idle motion leads from one pose to another: on the grid, within its length, and without a leap."""
+"""A detour of idle motion: on the grid, within its length, without a visible jump."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ KEEP = 37  # frames: the default, 1.5 s
 
 
 def shown(grid: IdleGrid, leave: int, way: list[int], join: int) -> np.ndarray:
-    """Positions of the frames from the last before `leave` to the first behind the way."""
+    """Positions of the frames, from the last before `leave` to the first after the detour."""
     return np.array([leave - 1, *(at + k for at in way for k in range(grid.frames_at(at))), join])
 
 
 def line(length: int):
-    """look() of an avatar whose frame k is of the grey k."""
+    """The thumbnails of an avatar whose frame k has grey level k."""
     return lambda position: np.float32([ping_pong(position, 1, length)[0]])
 
 
@@ -47,11 +47,11 @@ def test_a_detour_without_enough_time_has_several_small_jumps():
     length, grid = 401, IdleGrid.of(401, 25)
     way = detour(grid, 8, 4 * 99, 40, 40, line(length))
     frames = ping_pong(0, 4000, length)[shown(grid, 8, way, 4 * 99)]
-    assert len(way) == 10 and np.abs(np.diff(frames)).max() < 80  # of 388 frames, 40 are played
+    assert len(way) == 10 and np.abs(np.diff(frames)).max() < 80  # 40 of 388 frames are shown
 
 
 def test_a_detour_of_the_presenter_looks_like_its_own_motion():
-    """A cut at once, between the most alike of the frames around, leaps by 2.6 grey levels (median), up to 7.5."""
+    """One jump between the most similar frames would be 2.6 grey levels (median), up to 7.5."""
     avatar = AvatarStore(Path("/nowhere"), builtin_avatars()).load("presenter", latents=False)
     assert avatar.frames is not None
     small = np.stack([avatar.frames[k][::8, ::8] for k in range(len(avatar))]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is kept of a pause: whole pieces of what was shown, on the session's clock, without a leap where it fits."""
+"""The parts of a pause that a file keeps: whole live fragments, on the session's clock."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_long_pause_keeps_both_ends_and_a_detour(idle: Path, until: int) -> No
     assert positions[:8] == list(range(100, 108)) and positions[-8:] == list(range(end - 8, end))
     assert 16 <= len(positions) <= min(until - 100, 6 * 25)
     seen = np.array([greys(position, 1)[0] for position in positions])
-    assert np.abs(np.diff(seen)).max() <= 2 * 4  # of 4 from a frame to the next
+    assert np.abs(np.diff(seen)).max() <= 2 * 4  # the step between frames is 4
     assert all(a.end == b.start for a, b in itertools.pairwise(parts))
 
 
@@ -99,11 +99,11 @@ def test_a_pause_joins_the_speech_before_and_after_it(idle: Path, tmp_path: Path
     speak(72, np.concatenate([silence, tone[: -len(silence)]]))
     times, seen = shown(session.path.read_bytes())
     assert np.allclose(np.diff(times), 1 / 25) and len(seen) == 102
-    assert np.abs(np.diff(seen)).max() <= 4 + 2  # the head goes on by a frame at a time
+    assert np.abs(np.diff(seen)).max() <= 4 + 2  # the head moves one frame at a time
     _, samples = heard(session.path.read_bytes())
     loud = np.flatnonzero(np.abs(samples) > 0.05) / RATE
     assert np.abs(loud[(loud > 0.5) & (loud < 2)].max() - 1.2) < 2 * AAC_FRAME / RATE
-    assert loud[loud > 2].min() == pytest.approx(72 / 25 + 0.1, abs=0.005)  # no sample late for the pause
+    assert loud[loud > 2].min() == pytest.approx(72 / 25 + 0.1, abs=0.005)  # the pause delays no sample
     assert 0 <= SPEC.samples_at(quiet.video_ticks) - quiet.audio_samples < AAC_FRAME
     lines = session.transcript()
     assert [(line.start_s, line.end_s) for line in lines] == [(0.0, 1.2), (2.88, 4.08)]

@@ -1,5 +1,4 @@
-"""The live line: idle pieces and speech join without a gap, on timelines that start at 0; late viewers lose nothing
-but what they missed."""
+"""The live timeline: idle motion and speech join without gaps, times start at 0, and skipped fragments do no harm."""
 
 import numpy as np
 import pytest
@@ -53,7 +52,7 @@ def test_the_grid_covers_the_loop_without_gaps_or_single_frames(frames):
         starts.append(position)
         assert 2 <= grid.frames_at(position) <= LIVE_FRAMES or grid.loop == 1
         position += grid.frames_at(position)
-    assert position == 3 * grid.loop  # every round begins with a piece
+    assert position == 3 * grid.loop  # every loop starts with a fragment
     for p in range(2 * grid.loop):
         assert grid.floor(p) == max(s for s in starts if s <= p)
         assert grid.ceil(p) == min(s for s in starts if s >= p)
@@ -91,7 +90,7 @@ def test_an_invalid_idle_loop_is_refused():
         IdleLoop(init_segment(SPEC))
     with pytest.raises(ValueError, match="do not match"):
         IdleLoop(init_segment(SPEC) + b"".join(f.data for f in fragments(AVATAR)))
-    assert IdleLoop(whole).init == init_segment(SPEC)  # it plays behind a session's own init segment
+    assert IdleLoop(whole).init == init_segment(SPEC)  # it plays with a session's own init segment
 
 
 def test_a_still_image_has_an_idle_loop():
@@ -137,7 +136,7 @@ def test_a_live_fragment_starts_at_each_break_with_two_frames_on_each_side(break
 
 
 def tone(seconds: float) -> np.ndarray:
-    """Silence of 0.1 s, then a loud tone, as a voice begins."""
+    """Silence of 0.1 s, then a loud tone, as a voice starts."""
     samples = 0.5 * np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * 300 / RATE)
     samples[: RATE // 10] = 0
     return samples.astype(np.float32)
@@ -161,7 +160,7 @@ def test_speech_after_idle_motion_has_no_gap_and_is_in_sync(loop, idle_pieces, s
         data, position = data + viewer.put(piece), piece.next_position
     times, seen = shown(viewer.init + data)
     np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
-    np.testing.assert_allclose(seen, greys(range(len(seen))), atol=2)  # no frame repeated, none dropped
+    np.testing.assert_allclose(seen, greys(range(len(seen))), atol=2)  # no frame is repeated or dropped
     sound_times, samples = heard(viewer.init + data)
     np.testing.assert_allclose(np.diff(sound_times), AAC_FRAME / RATE, atol=1e-4)
     first_loud = np.flatnonzero(np.abs(samples) > 0.1)[0] / RATE

@@ -1,4 +1,4 @@
-"""Events between the fragments of a live stream: found however it is cut up, and passed over by players."""
+"""Events between the fragments of a live stream: found in data of any chunking, and ignored by players."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from tests.support.live import SPEC, fragments, levels, shown
 
 
 def stream() -> tuple[bytes, bytes]:
-    """A stream with events in it, and the same without."""
+    """A stream with events, and the same stream without them."""
     timeline, events, plain = ViewerTimeline(SPEC), b"", b""
     events += timeline.init
     plain += timeline.init

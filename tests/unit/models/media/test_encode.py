@@ -1,4 +1,4 @@
-"""Encoding utterances: what comes out decodes to the frames and the speech that went in, each at its own time."""
+"""Encoded utterances decode to the same frames and speech, at the right times."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def grey(count: int, level: int = 60) -> np.ndarray:
 
 
 def click_and_flash(spec: MediaSpec, count: int, at: int, lead: float = 0.0, tail: float = 0.0) -> tuple:
-    """`count` frames of speech, silent but for a click when frame `at`, a white one, begins; `lead` and `tail`: hum."""
+    """`count` frames of silent speech, with a click and a white frame at `at`. lead, tail: hum at the start and end."""
     frames, samples = grey(count), np.zeros(count * spec.sample_rate_hz // spec.fps, np.float32)
     frames[at] = 255
     samples[:4000] = lead
@@ -46,7 +46,7 @@ def click_and_flash(spec: MediaSpec, count: int, at: int, lead: float = 0.0, tai
 
 
 def encode(encoder: UtteranceEncoder, frames: np.ndarray, samples: np.ndarray, chunk: int = 8) -> list[Fragment]:
-    """Push in chunks, as the line does: frames and the speech that belongs to them."""
+    """Push frames and their speech in chunks, as the pipeline does."""
     step, out = encoder.spec.sample_rate_hz // encoder.spec.fps, []
     for k in range(0, len(frames), chunk):
         last = k + chunk >= len(frames)

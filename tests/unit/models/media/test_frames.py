@@ -30,7 +30,7 @@ def clip(pictures: list[UInt8], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def played(path: Path) -> list[UInt8]:
-    """The slow twin: decode the whole file in order."""
+    """The slow implementation: decode the whole file in order."""
     with av.open(str(path)) as container:
         return [rgb_array(frame) for frame in container.decode(video=0)]
 

@@ -1,4 +1,4 @@
-"""A video is rewritten with every frame at its time and every sound packet as it was."""
+"""A transcoded video keeps every frame time and every audio packet."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.video import picture_of, sound_of, uneven, write_video
 
 
 def stripes(n: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
-    """Frames that can be told apart: a bright bar that moves."""
+    """Frames that can be distinguished: a bright bar that moves."""
     frames = np.full((n, height, width, 3), 60, np.uint8)
     for k in range(n):
         frames[k, :, 4 * k : 4 * k + 12] = 220
@@ -46,7 +46,7 @@ def test_frames_times_and_both_sound_tracks_are_kept(video: Path, tmp_path: Path
     (times, frames), (out_times, out_frames) = picture_of(video), picture_of(tmp_path / "out.mp4")
     assert out_times == times
     off = np.abs(np.stack(frames).astype(int) - np.stack(out_frames)).mean((1, 2, 3))
-    assert off.max() < 2.0  # each frame is its own: a neighbour's bar would cost 10 levels
+    assert off.max() < 2.0  # each frame is the right one: the bar of a neighbour would cost 10 levels
     for track in (0, 1):
         assert sound_of(tmp_path / "out.mp4", track) == sound_of(video, track)
     with av.open(str(video)) as a, av.open(str(tmp_path / "out.mp4")) as b:
@@ -58,7 +58,7 @@ def test_a_matroska_output_keeps_times_to_the_millisecond(video: Path, tmp_path:
     assert rewrite(SourceVideo(video), tmp_path / "out.mkv", "matroska", 7) == 23
     sound, out_sound = sound_of(video), sound_of(tmp_path / "out.mkv")
     assert [data for _, data in out_sound] == [data for _, data in sound]
-    # Matroska begins at 0 or later: sound that starts before moves, and the picture with it
+    # Matroska starts at 0 or later: earlier audio is moved, and the video with it
     moved = float(out_sound[0][0] - sound[0][0])
     times, out_times = picture_of(video)[0], picture_of(tmp_path / "out.mkv")[0]
     assert max(abs(float(b - a) - moved) for a, b in zip(times, out_times, strict=True)) <= 0.0015

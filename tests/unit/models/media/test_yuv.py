@@ -1,4 +1,4 @@
-"""models.media.yuv: to RGB and back by BT.709, chroma on the left column, parts as the whole."""
+"""models.media.yuv: conversion to RGB and back by BT.709, chroma on the left column, parts equal the whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def photo() -> UInt8:
 
 @pytest.fixture(scope="module")
 def decoded(photo: UInt8, tmp_path_factory: pytest.TempPathFactory) -> av.VideoFrame:
-    """The photograph as H.264 brings it."""
+    """The photograph after H.264."""
     path = tmp_path_factory.mktemp("yuv") / "photo.mp4"
     write_frames(path, [photo], 25)
     with av.open(str(path)) as container:
@@ -59,7 +59,7 @@ def test_conversion_to_rgb_agrees_with_swscale(decoded: av.VideoFrame) -> None:
 
 
 def test_repeated_conversion_does_not_shift_chroma(photo: UInt8) -> None:
-    """There and back ten times; chroma taken from the pixels' middle would move a quarter of a sample each time."""
+    """Ten conversions in both directions. Centred chroma would move by a quarter of a sample each time."""
     picture = picture_of(photo)
     red = picture.red.astype(np.float32)
     for _ in range(10):
@@ -69,7 +69,7 @@ def test_repeated_conversion_does_not_shift_chroma(photo: UInt8) -> None:
 
 
 def test_a_colour_edge_keeps_its_position() -> None:
-    """A red half beginning at an even column: its chroma samples are the mean of 1 2 1, three quarters of the way."""
+    """A red half that starts at an even column: its first chroma samples are weighted 1 2 1, so they are at 3 / 4."""
     photo = np.zeros((8, 16, 3), np.uint8)
     photo[:, 8:, 0] = 200
     row = picture_of(photo).red[2].astype(int)
@@ -128,7 +128,7 @@ def test_odd_sides_are_cropped(photo: UInt8) -> None:
 
 
 def test_pictures_of_a_video_are_not_converted(photo: UInt8) -> None:
-    """A source of pictures gives its own; another's are made."""
+    """A PictureSource gives its own pictures; those of other sources are converted."""
     path = io.BytesIO()
     with av.open(path, "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=25)

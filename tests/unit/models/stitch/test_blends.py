@@ -1,4 +1,4 @@
-"""Three blends: each leaves the frame alone outside the mask, none flickers, and the fast solver is the exact one."""
+"""The three blends leave the frame unchanged outside the mask, do not flicker, and equal the slow solver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mask(shape: tuple[int, int] = (140, 170), edge: int = 21) -> np.ndarray:
 
 
 def slow_solve(source: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The twin: one sparse linear system, solved directly."""
+    """The slow implementation: one sparse linear system, solved directly."""
     places = {tuple(at): k for k, at in enumerate(np.argwhere(inside))}
     system = lil_matrix((len(places), len(places)))
     for (y, x), k in places.items():
@@ -42,7 +42,7 @@ def test_the_multigrid_solution_is_the_direct_one(shape: tuple[int, int]) -> Non
     difference = np.clip(over - cv2.resize(UNDER, shape[::-1]), -20, 20)
     source = correction_source(difference, weights.astype(np.float32) / 255)
     fast, slow = solve(source, weights > 0), slow_solve(source, weights > 0)
-    assert np.abs(slow).max() > 5  # levels: there is something to solve
+    assert np.abs(slow).max() > 5  # grey levels: the correction is not trivial
     assert np.abs(fast - slow).max() < 0.5
 
 
@@ -66,7 +66,7 @@ def test_outside_the_mask_nothing_changes_and_the_frame_itself_blends_to_itself(
 
 
 def test_poisson_removes_a_tint_and_feather_keeps_it_in_the_middle() -> None:
-    """A face 6 levels too red: its middle keeps that when feathered, and takes the frame's level by gradients."""
+    """A face 6 levels too red: feather keeps the tint in the middle, poisson takes the level of the frame."""
     red = np.clip(UNDER.astype(int) + np.array([6, 0, 0]), 0, 255).astype(np.uint8)
     middle = (slice(60, 80), slice(75, 95), 0)
     excess = [
@@ -77,16 +77,16 @@ def test_poisson_removes_a_tint_and_feather_keeps_it_in_the_middle() -> None:
 
 
 def test_poisson_keeps_the_faces_own_gradients() -> None:
-    """A pattern of the face alone comes through whole; its level comes from the frame."""
+    """A pattern on the face is kept; its level comes from the frame."""
     flat, pattern = np.full((140, 170, 3), 120, np.uint8), np.full((140, 170, 3), 128, np.uint8)
     pattern[:, ::8] += 6
     out = poisson(flat, pattern, mask())[60:80, 60:110].astype(float)
     assert np.abs(np.diff(out[..., 0], axis=1)).max() == pytest.approx(6, abs=1)
-    assert abs(out.mean() - 120.75) < 2.5  # 128.75 feathered
+    assert abs(out.mean() - 120.75) < 2.5  # feather gives 128.75
 
 
 def test_multiband_blends_levels_widely_and_detail_narrowly() -> None:
-    """Across a hard edge a step in level is spread; across a soft one fine detail changes hands within fewer pixels."""
+    """Across a hard edge, a step in level is spread. Across a soft edge, fine detail changes within fewer pixels."""
     x = np.arange(170)
     dark, light = (np.full((128, 170, 3), level, np.uint8) for level in (100, 140))
     hard = np.repeat(np.clip((x - 84) * 85, 0, 255).astype(np.uint8)[None], 128, 0)
@@ -105,7 +105,7 @@ def test_multiband_blends_levels_widely_and_detail_narrowly() -> None:
 
 @pytest.mark.parametrize("mode", sorted(BLENDS))
 def test_noise_of_the_face_is_not_amplified(mode: str) -> None:
-    """Independent noise a frame: what changes from one pasted frame to the next is at most what changed in the face."""
+    """Independent noise per frame: the pasted frames change at most as much as the faces."""
     random = np.random.default_rng(3)
     noisy = [np.clip(UNDER + random.normal(0, 3, UNDER.shape), 0, 255).astype(np.uint8) for _ in range(2)]
     first, second = (BLENDS[mode](UNDER, face, mask()).astype(float) for face in noisy)
@@ -125,7 +125,7 @@ def test_small_regions_are_blended_too(mode: str, shape: tuple[int, int]) -> Non
 
 
 def crossed(level: Level | None, frames: int = 20) -> np.ndarray:
-    """The middle's mean level, `(n,)`, while something dark comes and goes at the mask's edge, as lips do."""
+    """The mean level in the middle, `(n,)`, while a dark part moves across the mask's edge, as lips do."""
     middle = []
     for k in range(frames):
         face = np.clip(UNDER.astype(int) + 12, 0, 255).astype(np.uint8)

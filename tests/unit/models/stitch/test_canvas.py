@@ -1,4 +1,4 @@
-"""Canvas: an avatar's frames with faces, the same as pasted whole; what no face touches stays as it was coded."""
+"""Canvas: its frames equal a paste into the whole frame, and samples outside the face are unchanged."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def avatar() -> PreparedAvatar:
 
 
 def boxed(avatar: PreparedAvatar) -> PreparedAvatar:
-    """The same, cut by whole boxes as MuseTalk does."""
+    """The same avatar with whole-pixel boxes, as MuseTalk cuts."""
     boxes = np.tile(np.array([[170, 110, 330, 290]], np.int32), (len(avatar), 1))
     return dataclasses.replace(avatar, boxes=boxes)
 
 
 def speaking(avatar: PreparedAvatar, index: int) -> np.ndarray:
-    """A crop of frame `index` whose chin has dropped by 12 px and whose colour is a little off."""
+    """A crop of frame `index` whose chin is 12 px lower and whose colour is slightly off."""
     crop = warp(avatar.frames[index], avatar.transforms[index])
     crop[150:] = np.roll(crop[150:], 12, 0)
     return cv2.convertScaleAbs(crop, alpha=0.97)
@@ -45,7 +45,7 @@ def drawn(frame: Picture | PatchedPicture) -> Picture:
 
 
 def pasted_whole(avatar: PreparedAvatar, paster: Paster, memory: PasteMemory, index: int, weight: float) -> np.ndarray:
-    """The slow twin: all of the frame as RGB, and the face in it."""
+    """The slow implementation: convert the whole frame to RGB and paste the face."""
     own = picture_at(avatar.frames, index)
     frame = rgb_part(own, (0, 0, avatar.width, avatar.height))
     paster.paste_into(frame, speaking(avatar, index), index, weight, memory)
@@ -67,7 +67,7 @@ def test_a_canvas_frame_equals_a_paste_into_the_whole_frame(avatar: PreparedAvat
         rows, columns = slice(frame.top, frame.top + len(frame.rgb)), slice(frame.left, frame.left + frame.rgb.shape[1])
         assert np.array_equal(frame.rgb, expected[rows, columns])
         assert np.array_equal(frame.changed > 0, touched[rows, columns])
-        assert touched.sum() == touched[rows, columns].sum() > 1000  # all that has changed lies in the part
+        assert touched.sum() == touched[rows, columns].sum() > 1000  # all changes are inside the part
 
 
 def test_samples_outside_the_face_are_those_of_the_file(avatar: PreparedAvatar) -> None:
@@ -127,7 +127,7 @@ def test_a_paste_neither_reads_nor_writes_outside_its_box(avatar: PreparedAvatar
 
 def test_a_face_at_the_frame_edge_is_pasted_partly(avatar: PreparedAvatar) -> None:
     low = avatar.transforms.copy()
-    low[:, :, 2] -= low[:, :, :2] @ np.float32([0, 170])  # the crop 170 px further down: its chin is cut off
+    low[:, :, 2] -= low[:, :, :2] @ np.float32([0, 170])  # the crop 170 px further down: the chin is cut off
     given = dataclasses.replace(avatar, transforms=low, landmarks=avatar.landmarks + np.float32([0, 170]))
     away = low.copy()
     away[:, :, 2] -= away[:, :, :2] @ np.float32([0, 600])

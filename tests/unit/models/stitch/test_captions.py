@@ -1,4 +1,4 @@
-"""Captions: a cue for each sentence, long ones in parts, cut speech ends where it was cut."""
+"""Captions: a cue per sentence, several for a long one, and an interrupted one ends at the interruption."""
 
 import html
 import re
@@ -14,7 +14,7 @@ def test_sentences_become_cues_at_their_times():
     sentences = (Sentence("Hello there.", 0, 1.2), Sentence("Well?", 1.2, 3))
     said = [
         UtteranceRecord(1, "Hello there. Well?", 0.0, 3.0, sentences=sentences),
-        UtteranceRecord(2, "", 3.0, 5.0),  # a recording
+        UtteranceRecord(2, "", 3.0, 5.0),  # audio input
         UtteranceRecord(3, "Later.", 3700.5, 3701.25, sentences=(Sentence("Later.", 3700.5, 3701.25),)),
     ]
     assert webvtt(said) == (
@@ -71,7 +71,7 @@ def test_words_get_timestamps_on_request():
     parts = webvtt(
         [UtteranceRecord(1, "", 0, 3, sentences=(Sentence(" ".join(w.text for w in long), 0, 2.4, tuple(long)),))], True
     )
-    for word in long[1:]:  # the first of a cue begins with it
+    for word in long[1:]:  # the first word starts with its cue
         stamp = f"00:00:0{word.start_s:.3f}"
         assert f"<{stamp}>{word.text}" in parts or f"{stamp} --> " in parts, word
 
@@ -99,7 +99,7 @@ def test_words_with_hyphens_at_a_lines_end_keep_their_times(first):
     assert len(starts) > 1 and all(text.split()[round(start_s / 0.5)] == word for start_s, word in starts.items())
     shown = webvtt([UtteranceRecord(1, text, 0.0, 20.0, sentences=(sentence,))], words=True)
     timed = re.findall(r"<00:00:(\d\d\.\d\d\d)>(\S+)", shown)
-    assert len(timed) == len(spoken) - len(starts)  # the first of each cue has its cue's time
+    assert len(timed) == len(spoken) - len(starts)  # the first word of each cue has the cue's time
     assert all(html.unescape(word) == text.split()[round(float(at) / 0.5)] for at, word in timed)
 
 

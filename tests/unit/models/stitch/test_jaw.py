@@ -1,4 +1,4 @@
-"""A jaw that opens wider than the source's: how far is read from the crop; mask and chin follow, nothing else moves."""
+"""A jaw that opens wider than in the source: its drop is measured, mask and chin follow, nothing else moves."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_opening_jaw_is_followed_at_once_and_a_closing_one_slowly() -> None:
 def test_small_drops_are_followed_progressively_less() -> None:
     seen = np.arange(0, 2 * WHOLE_DROP_PX, 0.1)
     used = np.array([JawDrop()(float(px), 25) for px in seen])
-    assert used[0] == 0 and used[10] < 0.3  # a px: hardly
+    assert used[0] == 0 and used[10] < 0.3  # a drop of one px is hardly followed
     assert used[seen >= WHOLE_DROP_PX] == pytest.approx(seen[seen >= WHOLE_DROP_PX])
     assert np.diff(used).min() >= 0 and np.diff(used).max() < 0.2
 
@@ -86,14 +86,14 @@ def test_the_mask_grows_downwards_only_and_ends_within_the_crop(avatar: Prepared
 
 
 def chin_row(avatar: PreparedAvatar, frame: np.ndarray, index: int) -> float:
-    """Where in the column of the chin the skin is darkest beneath it: the jaw's own shadow edge, in frame px."""
+    """The row of the darkest skin below the chin, in frame px: the edge of the jaw's shadow."""
     x, y = avatar.landmarks[index][8]
     column = frame[round(y) - 12 : round(y) + 40, round(x) - 6 : round(x) + 7].astype(float).mean((1, 2))
     return float(np.argmin(np.diff(cv2.GaussianBlur(column[:, None], (1, 5), 0)[:, 0])) + round(y) - 12)
 
 
 def test_a_chin_that_leaves_the_crop_is_neither_cut_nor_doubled(avatar: PreparedAvatar, line: JawLine) -> None:
-    """The frame drawn with an open jaw is the truth: its crop, pasted into the closed frame, gives its chin again."""
+    """The truth is the frame drawn with an open jaw. Its crop, pasted into the closed frame, reproduces the chin."""
     truth = np.array(avatar.frames[0])
     line.stretch_chin(truth, avatar.transforms[0], 13.0)
     face = warp(truth, avatar.transforms[0])
@@ -140,8 +140,8 @@ def test_an_avatar_without_a_jaw_line_is_pasted_without_following_the_jaw() -> N
 
 
 def test_a_jaw_partly_outside_the_crop_is_measured_inside_it(avatar: PreparedAvatar) -> None:
-    """Upright crops of a rolled head: part of its jaw lies outside, and the rest tells the drop."""
-    turn = np.float32([[1.5, 0, 60], [0, 1, 0]])  # of crop px: the line runs from the middle to beyond the right side
+    """Upright crops of a rolled head: a part of the jaw is outside, and the rest gives the drop."""
+    turn = np.float32([[1.5, 0, 60], [0, 1, 0]])  # in crop px: the line runs from the middle to beyond the right side
     moved = [np.vstack([turn, [0, 0, 1]]) @ np.vstack([one, [0, 0, 1]]) for one in avatar.transforms]
     wide = dataclasses.replace(avatar, transforms=np.stack(moved)[:, :2].astype(np.float32))
     line = JawLine(wide)

@@ -35,7 +35,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass
 class Compared:
-    """Of one frame: both masks at half weight, the parser's labels as frame px, landmarks, and frame px a crop px."""
+    """One frame: both masks at half weight, the parser's labels in frame px, landmarks, and frame px per crop px."""
 
     parsed: dict[str, Mask]
     landmark: Mask
@@ -95,7 +95,7 @@ def below_the_nose(frame: Compared) -> Mask:
 
 
 def test_the_parser_labels_match_the_presenter(compared: list[Compared]) -> None:
-    """The renderer's lips lie where FaceMesh finds them, and skin between them and the hair."""
+    """The renderer's lips are where FaceMesh finds them, and skin is between them and the hair."""
     for frame in compared:
         lips = np.isin(frame.labels, (11, 12, 13))
         rows, columns = np.nonzero(lips)
@@ -106,7 +106,7 @@ def test_the_parser_labels_match_the_presenter(compared: list[Compared]) -> None
 
 
 def test_both_masks_cover_the_same_face_below_the_nose(compared: list[Compared]) -> None:
-    """There the mouth moves. Above, MuseTalk leaves out the nose and the mask from landmarks begins gently."""
+    """This is where the mouth moves. Above, MuseTalk excludes the nose, and the mask from landmarks starts softly."""
     for frame in compared:
         below = below_the_nose(frame)
         parsed, landmark = frame.parsed["jaw"] & below, frame.landmark & below
@@ -129,7 +129,7 @@ def test_both_masks_contain_lips_and_chin(compared: list[Compared]) -> None:
 
 
 def test_the_mask_from_landmarks_excludes_hair_and_background(compared: list[Compared]) -> None:
-    """It reaches over skin, and below the chin over a little of the neck, as MuseTalk's jaw does, too."""
+    """It covers skin, and a little of the neck below the chin, as MuseTalk's jaw region does."""
     for frame in compared:
         weight = frame.weights.astype(float)
         outside = weight[np.isin(frame.labels, (0, HAIR))].sum() / weight.sum()

@@ -1,4 +1,4 @@
-"""models.stitch.musetalk_paste: equal to Pillow's own steps, whatever the box."""
+"""models.stitch.musetalk_paste equals Pillow's own steps for all boxes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOXES = [
 
 
 def pillow_material(frame: UInt8, box: tuple[int, int, int, int], region: UInt8) -> tuple[UInt8, list[int]]:
-    """The mask step by step with Pillow's pictures."""
+    """The mask, step by step with Pillow images."""
     x1, y1, x2, y2 = box
     x, y, s = (x1 + x2) // 2, (y1 + y2) // 2, int(max(x2 - x1, y2 - y1) // 2 * 1.5)
     crop_box = [x - s, y - s, x + s, y + s]

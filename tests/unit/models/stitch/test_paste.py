@@ -1,4 +1,4 @@
-"""Pasting a face crop back: exact geometry, only the masked region touched, the untouched crop nearly invisible."""
+"""Pasting a face crop: exact geometry, changes only under the mask, and an unchanged crop is nearly invisible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FRAME = data.astronaut()  # (512, 512, 3), a photograph of a face
 
 
 def similarity(scale: float, angle_deg: float, centre: tuple[float, float]) -> np.ndarray:
-    """Frame px → crop px: `scale` crop px a frame px, turned, the frame's `centre` in the crop's middle."""
+    """Frame px → crop px: `scale` crop px per frame px, rotated, with the frame's `centre` in the crop's middle."""
     angle = np.deg2rad(angle_deg)
     linear = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     shift = np.array([(CROP_PX - 1) / 2] * 2) - linear @ centre
@@ -32,7 +32,7 @@ def feathered_mask() -> np.ndarray:
 
 
 def cut(transform: np.ndarray, side: int = CROP_PX) -> np.ndarray:
-    """The crop, as preparation cuts it."""
+    """The crop, cut as in preparation."""
     factor = side / CROP_PX
     matrix = transform.astype(np.float64) * factor
     matrix[:, 2] += (factor - 1) / 2
@@ -40,7 +40,7 @@ def cut(transform: np.ndarray, side: int = CROP_PX) -> np.ndarray:
 
 
 def slow_paste(frame: np.ndarray, face: np.ndarray, transform: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The twin: every frame pixel by itself in float64, cubic (a = −0.75) for the face, linear for the mask."""
+    """The slow implementation: each frame pixel in float64, cubic (a = −0.75) for the face, linear for the mask."""
 
     def cubic(d: np.ndarray, a: float = -0.75) -> np.ndarray:
         d = np.abs(d)
@@ -81,17 +81,17 @@ def avatar_of(transforms: np.ndarray, masks: np.ndarray, has_face: np.ndarray | 
         (1.02, 0, (220.3, 120.7), 256),
         (1.2, 7, (225, 118), 256),
         (0.7, -11, (230.5, 140.25), 256),
-        (0.55, 3, (230, 200), 512),  # frame px outnumber crop px even at 512
+        (0.55, 3, (230, 200), 512),  # more frame px than crop px, even at 512
         (1.0, 5, (60, 40), 256),  # half outside the frame
     ],
 )
 def test_the_fast_paste_agrees_with_the_slow_one(scale: float, angle: float, centre: tuple, side: int) -> None:
     transform, mask = similarity(scale, angle, centre), feathered_mask()
-    face = np.ascontiguousarray(cut(transform, side)[..., ::-1])  # other colours than the frame's
+    face = np.ascontiguousarray(cut(transform, side)[..., ::-1])  # colours that differ from the frame's
     fast, slow = paste(FRAME, face, transform, mask), slow_paste(FRAME, face, transform, mask)
     difference = np.abs(fast.astype(int) - slow)
     assert difference.max() <= 1
-    assert np.abs(fast.astype(int) - FRAME).max() > 50  # and something was pasted
+    assert np.abs(fast.astype(int) - FRAME).max() > 50  # something was pasted
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_pasting_an_unchanged_crop_reproduces_the_frame(scale: float, side: int,
     region = paste(np.zeros_like(FRAME), np.full((256, 256, 3), 255, np.uint8), transform, feathered_mask()) > 128
     difference = (out.astype(float) - FRAME)[region]
     assert np.sqrt(np.mean(difference**2)) < limit  # grey levels rms
-    assert abs(difference.mean()) < 0.1  # no shift of brightness
+    assert abs(difference.mean()) < 0.1  # the brightness does not change
 
 
 def test_a_crop_pasted_by_a_whole_pixel_transform_is_exact() -> None:
@@ -117,14 +117,14 @@ def test_a_crop_pasted_by_a_whole_pixel_transform_is_exact() -> None:
 
 
 def test_a_512_crop_is_pasted_at_the_same_place_as_a_256_crop() -> None:
-    """A dot's centre of mass, pasted from either crop, stands at the same place: pixel-centre coordinates."""
+    """The centre of mass of a dot, pasted from either crop, is the same: pixel-centre coordinates."""
     transform, full = similarity(1.1, 10, (250, 250)), np.full((256, 256), 255, np.uint8)
     small = np.full((256, 256, 3), 60, np.uint8)
     small[100:104, 150:154] = 200
     large = np.kron(small, np.ones((2, 2, 1), np.uint8))
     centres = []
     for face in (small, large):
-        grey = paste(np.full_like(FRAME, 60), face, transform, full)[..., 0].astype(float) - 60  # room for overshoot
+        grey = paste(np.full_like(FRAME, 60), face, transform, full)[..., 0].astype(float) - 60  # allows overshoot
         y, x = np.mgrid[:512, :512]
         centres.append(((grey * x).sum() / grey.sum(), (grey * y).sum() / grey.sum()))
     expected = cv2.invertAffineTransform(transform.astype(np.float64)) @ (151.5, 101.5, 1)
@@ -133,7 +133,7 @@ def test_a_512_crop_is_pasted_at_the_same_place_as_a_256_crop() -> None:
 
 
 def test_a_minified_face_is_averaged_and_does_not_alias() -> None:
-    """One-pixel stripes at 512, shown at a quarter of that, are even grey and not a moiré."""
+    """One-pixel stripes at 512 px, shown at a quarter of the size, are even grey without moiré."""
     transform = similarity(2.0, 0, (256, 256))
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
@@ -198,7 +198,7 @@ def utterance(paster: Paster, faces: list[np.ndarray], memory: PasteMemory | Non
 
 
 def test_the_memory_of_an_utterance_is_independent_of_others() -> None:
-    """Two utterances on one paster, interleaved or alone, before and after another: each comes out the same."""
+    """Two utterances on one paster, interleaved or alone, before or after another one: the results are equal."""
     transform = similarity(1.0, 3, (222, 128))
     paster = Paster(avatar_of(transform[None], feathered_mask()[None]))
     crop = cut(transform).astype(float)
@@ -217,13 +217,13 @@ def test_the_memory_of_an_utterance_is_independent_of_others() -> None:
 
 
 def test_a_new_scene_resets_the_memory() -> None:
-    """Its light is another; with what was learnt before the cut its first frames would be tinted for half a second."""
+    """A new scene has other light. With the old measurements its first frames would be tinted for half a second."""
     transforms = np.stack([similarity(1.0, 3, (222, 128))] * 2)
     avatar = dataclasses.replace(avatar_of(transforms, np.stack([feathered_mask()] * 2)), cuts=(1,))
     crop, paster, memory = cut(transforms[0]).astype(float), Paster(avatar), PasteMemory()
     red, blue = (np.clip(crop * tint, 0, 255).astype(np.uint8) for tint in ((1.07, 1, 1), (1, 1, 1.07)))
     images = np.stack([FRAME] * 4)
-    for image, face, index in zip(images, (red, blue, blue, red), (0, 1, 1, 0), strict=True):  # forth and back
+    for image, face, index in zip(images, (red, blue, blue, red), (0, 1, 1, 0), strict=True):  # forward and backward
         paster.paste_into(image, face, index, memory=memory)
     fresh = np.stack([FRAME] * 2)
     paster.paste_into(fresh[0], blue, 1, memory=PasteMemory())
@@ -233,7 +233,7 @@ def test_a_new_scene_resets_the_memory() -> None:
 
 @pytest.mark.parametrize(("top", "expected"), [(40, (0, 0)), (-60, (60, 0)), (300, (0, 44))])
 def test_rows_of_a_mask_beyond_the_frame_are_counted(top: int, expected: tuple[int, int]) -> None:
-    """A mask of rows 0 to 255 whose first lies at `top` of 512."""
+    """A mask of rows 0 to 255 whose first row is at `top` of 512."""
     transform = np.array([[1, 0, -100], [0, 1, -top]], np.float32)
     mask = np.full((256, 256), 255, np.uint8)
     alpha = warp_alpha(transform, mask, (512, 512))

@@ -1,4 +1,4 @@
-"""models.avatar.parse.paste_region: MuseTalk's regions of a label map, morphology written out pixel by pixel."""
+"""models.avatar.parse.paste_region equals MuseTalk's regions, with the morphology written out pixel by pixel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def face_labels(seed: int = 0) -> Labels:
-    """A drawn label map: hair, skin, brows, eyes, nose, mouth, lips, neck, cloth; ragged and a little noisy."""
+    """A drawn label map: hair, skin, brows, eyes, nose, mouth, lips, neck, cloth; with ragged edges and noise."""
     rng = np.random.default_rng(seed)
     canvas = np.zeros((512, 512), np.uint8)
     cv2.ellipse(canvas, (256, 220), (190, 200), 0, 0, 360, 17, -1)  # hair
@@ -44,7 +44,7 @@ def shifted(mask: Mask, dx: int, dy: int, outside: bool) -> Mask:
 
 
 def slow_jaw(labels: Labels, cheek_width: int) -> Mask:
-    """MuseTalk v1.5's jaw region from its description, one kernel point after the other."""
+    """MuseTalk v1.5's jaw region from its description, one kernel point at a time."""
     # a cone of 21 rows, of which the lower 11 are 1, 3 … 21 px wide, over a tail of 12 rows; its anchor is (16, 16)
     grown = np.zeros((512, 512), bool)
     for row in range(10, 33):
@@ -99,7 +99,7 @@ def test_the_jaw_region_includes_the_chin_and_excludes_nose_and_cheeks() -> None
     assert np.flatnonzero(jaw[:, 256]).max() == lowest + 6  # the cone's tip is 6 px above its anchor
     assert not jaw[labels == 10].any()
     left = np.flatnonzero(raw[250]).min()
-    assert left < np.flatnonzero(jaw[250]).min()  # at the cheek the region ends inside the skin
+    assert left < np.flatnonzero(jaw[250]).min()  # at the cheek, the region ends inside the skin
 
 
 def test_labels_are_not_modified() -> None:

@@ -1,4 +1,4 @@
-"""The HLS playlist, held to the rules of RFC 8216, at each length of a session."""
+"""The HLS playlist follows RFC 8216 at each length of a session."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tags(text: str, name: str) -> list[str]:
 
 
 def check(text: str, data: bytes) -> list[tuple[Fraction, bytes]]:
-    """Hold a playlist over the bytes of a video to the rules; its segments: (seconds, bytes)."""
+    """Check a playlist over the bytes of a video; return its segments: (seconds, bytes)."""
     lines = text.splitlines()
     assert text.endswith("\n") and lines[0] == "#EXTM3U"  # 4.3.1.1
     assert "" not in lines and all(line.startswith("#EXT") or line == URL for line in lines)
@@ -62,7 +62,7 @@ def check(text: str, data: bytes) -> list[tuple[Fraction, bytes]]:
         assert at == end and at + size <= len(data)
         end = at + size
         segments.append((Fraction(seconds), data[at:end]))
-    assert "#EXT-X-ENDLIST" not in lines[:-1] and "EXT-X-DISCONTINUITY" not in text  # one init, unbroken times
+    assert "#EXT-X-ENDLIST" not in lines[:-1] and "EXT-X-DISCONTINUITY" not in text  # one init segment
     return segments
 
 

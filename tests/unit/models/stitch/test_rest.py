@@ -1,4 +1,4 @@
-"""Rest: the source's mouth in silences, the generated one wherever anything sounds, and soft fades between them."""
+"""Rest: the source's mouth in silence, the generated one during sound, and soft fades between them."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ EMBEDDED_AVATARS = ROOT / "models" / "embedded" / "avatars"
 
 
 def said(spans, duration_s, fps=FPS, chunk=8, **settings) -> np.ndarray:
-    """Weights of an utterance of one segment, asked for a chunk at a time."""
+    """Weights of an utterance of one segment, requested chunk by chunk."""
     rest = Rest(fps, RestSettings(**settings))
     rest.add(0, duration_s, np.array(spans, np.float64).reshape(-1, 2), last=True)
     count = round(duration_s * fps)
@@ -25,14 +25,14 @@ def said(spans, duration_s, fps=FPS, chunk=8, **settings) -> np.ndarray:
 
 
 def falls(weights: np.ndarray) -> int:
-    """How often the generated mouth begins to leave."""
+    """How often the generated mouth starts to fade out."""
     return int(np.sum((weights[:-1] == 1) & (weights[1:] < 1)))
 
 
 def test_a_sentence_fades_in_before_it_and_out_after_it():
     weights = said([[0.3, 1.0]], 1.4)
     assert weights[:6] == pytest.approx([0, 0, 0.156, 0.5, 0.844, 1], abs=1e-3)  # 0.3 s is frame 7.5
-    assert np.all(weights[5:27] == 1)  # two frames each side stay clear: lips open before a sound and close after it
+    assert np.all(weights[5:27] == 1)  # a margin of two frames per side: lips open before a sound and close after it
     assert weights[27:] == pytest.approx([0.844, 0.5, 0.156, 0, 0, 0, 0, 0], abs=1e-3)
 
 
@@ -42,7 +42,7 @@ def test_a_fade_lasts_as_long_as_configured(fps, fade_s):
     weights = said([[1.0, 2.0]], 3.0, fps, fade_s=fade_s)
     for fade in (weights[: fps + 1], weights[2 * fps - 1 :]):
         between = np.sum((fade > 0) & (fade < 1))
-        assert between / fps <= fade_s + 0.005 and (between + 1) / fps >= fade_s  # the time from the one to the other
+        assert between / fps <= fade_s + 0.005 and (between + 1) / fps >= fade_s  # the duration of the fade
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -57,7 +57,7 @@ def test_no_fade_ever_touches_a_sound(seed, fps):
     assert np.all(weights[np.any(sounding, axis=1)] == 1)
     gaps = spans[1:, 0] - spans[:-1, 1]
     inside = weights[(starts > spans[0, 1]) & (starts < spans[-1, 0])]
-    assert falls(np.r_[1, inside, 1]) == np.sum(gaps >= 0.3)  # each pause rests, each once; nothing shorter does
+    assert falls(np.r_[1, inside, 1]) == np.sum(gaps >= 0.3)  # one fade-out per pause of 0.3 s or more
 
 
 @pytest.mark.parametrize("pause_s, rests", [(0.1, False), (0.28, False), (0.32, True), (0.42, True), (1.0, True)])
@@ -91,7 +91,7 @@ def test_lips_shown_later_rest_later():
 
 
 def two_segments(following_at: int | None, lead_s: float = 0.12, trail_s: float = 0.32) -> np.ndarray:
-    """Weights of two sentences of 1 s each; the second is known from that frame on, or only when it begins."""
+    """Weights of two sentences of 1 s each; the second becomes known at that frame, or only when it starts."""
     rest, weights = Rest(FPS), []
     first_s = 0.12 + 1.0 + trail_s
     second = round(first_s * FPS)
@@ -133,7 +133,7 @@ def test_the_mouth_hears_a_segment_once_however_often_it_is_told():
 
 
 def avatar(gaps) -> PreparedAvatar:
-    """An avatar whose inner lips stand so far apart, over the eyes' distance of 100 px."""
+    """An avatar with this gap of the inner lips, relative to an eye distance of 100 px."""
     landmarks = np.zeros((len(gaps), 68, 2), np.float32)
     landmarks[:, 45, 0] = 100
     for up, low in ((61, 67), (62, 66), (63, 65)):

@@ -1,4 +1,4 @@
-"""A session's transcript: sentences and words, where it was cut, and how it is read on."""
+"""A session's transcript: sentences, words, interruptions, and incremental reading."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_transcript_has_sentences_and_says_where_it_was_cut(tmp_path):
     times = [(s.text, s.start_s, s.end_s) for s in line.sentences]
     assert times == [("Well, One.", 0.02, 0.12), ("Well, Two.", 0.18, 0.28)]
     assert line.sentences[1].words[1] == Word("Two.", pytest.approx(0.24), pytest.approx(0.28))
-    assert again.recover().frames == 8  # a new writer understands every line
+    assert again.recover().frames == 8  # a new writer reads every line
 
 
 def test_an_interrupted_sentence_has_only_the_words_that_were_heard(tmp_path):
@@ -39,7 +39,7 @@ def test_an_interrupted_sentence_has_only_the_words_that_were_heard(tmp_path):
     first = utterance()[0]
     session.append(first)
     (spoken,) = session.transcript()[0].sentences
-    assert (spoken.text, spoken.end_s) == ("Hello there you.", pytest.approx(0.16))  # it goes on
+    assert (spoken.text, spoken.end_s) == ("Hello there you.", pytest.approx(0.16))  # it continues
     session.end_utterance(interrupted=True)
     ((cut,),) = [line.sentences for line in SessionFile(tmp_path / "alice").transcript()]
     assert (cut.text, cut.end_s, cut.words) == (

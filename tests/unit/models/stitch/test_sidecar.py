@@ -1,4 +1,4 @@
-"""The sidecar of a growing video: what it says of each frame, and what crashes, take-overs and resets leave of it."""
+"""The sidecar of a growing video: the description of each frame, after crashes, new writers and resets, too."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENGINES = {"TTS": "hibari", "LipSync": "openvino"}
 
 
 def avatar(n: int = 6) -> PreparedAvatar:
-    """Frame k lies k px to the right; frame 3 has no face."""
+    """In frame k the face is k px to the right; frame 3 has no face."""
     transforms = np.tile(np.float32([[2, 0, 0.25], [0, 2, 7.5]]), (n, 1, 1))
     transforms[:, 0, 2] += np.arange(n)
     zeros, masks = np.zeros((n, 68, 2), np.float32), np.zeros((n, 256, 256), np.uint8)
@@ -35,7 +35,7 @@ def avatar(n: int = 6) -> PreparedAvatar:
 
 
 def say(session: SessionFile, first: int, frames: int, text: str = "Mama.", committed: int | None = None) -> None:
-    """An utterance of `frames` frames, of which `committed` reach the video."""
+    """Speak an utterance of `frames` frames, of which `committed` reach the video."""
     session.start_utterance(text)
     session.add_to_sidecar(utterance_record(first, text, ENGINES))
     speech = Speech(
@@ -101,7 +101,7 @@ def test_an_incomplete_line_is_ignored_and_removed_by_the_next_writer(session, t
     path = sidecar_path(session.path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    assert len(read(session).utterances) == 1 and not read(session).known.any()  # the frames' line was the last
+    assert len(read(session).utterances) == 1 and not read(session).known.any()  # the line of the frames was the last
     assert committed_lines(path) == whole[: whole[:-cut].rfind(b"\n") + 1]
     after = SessionFile(tmp_path / "alice")
     say(after, 8, 4, "Next.")

@@ -1,4 +1,4 @@
-"""The sessions under one folder: kept apart by their ids, made whole or not at all."""
+"""The sessions below one folder: separated by id, created and removed atomically."""
 
 from pathlib import Path
 

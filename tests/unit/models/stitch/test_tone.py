@@ -1,4 +1,4 @@
-"""Colour and sharpness of a pasted face follow the frame's: bounded, smooth in time, deaf to moving lips."""
+"""Colour and sharpness of a pasted face match the frame: bounded, smooth over time, independent of moving lips."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_black_stays_black_and_the_gain_is_bounded() -> None:
 def test_a_black_channel_gets_no_gain_and_the_others_do(
     black: tuple[int, int, int],
 ) -> None:
-    """A red stage lamp, or a face that was generated black: a dark ring must not end the utterance."""
+    """With red light only, or a face that was generated black, the ring is dark and must not raise an error."""
     gain = color_gain(OWN, tinted((0.95, 0.95, 0.95)) * np.uint8(black), weights())
     assert gain is not None
     assert not gain[np.equal(black, 0)].any()
@@ -81,7 +81,7 @@ def test_colour_starts_at_once_and_then_moves_slowly() -> None:
     tone = Tone()
     tone.measure_color(OWN, tinted((0.95, 0.95, 0.95)), weights(), FPS)
     first = tone.gain.copy()
-    assert first[0, 0] > 0.03  # nothing is known before: the first frame is believed
+    assert first[0, 0] > 0.03  # the first measurement is used as it is
     tone.measure_color(OWN, OWN, weights(), FPS)
     assert 0.65 * first[0, 0] < tone.gain[0, 0] < first[0, 0]  # four frames of 40 ms against half a second
     for _ in range(13):
@@ -112,14 +112,14 @@ def test_sharpening_is_bounded_and_an_equal_face_is_left_alone() -> None:
 
 
 def test_rows_outside_the_frame_keep_the_lips_out_of_the_measurement() -> None:
-    """Of a face whose upper part lies above the frame the lips are at the region's top, and count as little there."""
+    """If the upper part of a face is above the frame, the lips are at the top of the region and still do not count."""
     talking = OWN.copy()
-    talking[56:80, 60:110] = cv2.GaussianBlur(OWN[56:80, 60:110], (0, 0), 4)  # as smooth as a closing mouth's skin
+    talking[56:80, 60:110] = cv2.GaussianBlur(OWN[56:80, 60:110], (0, 0), 4)  # as smooth as the skin of a closing mouth
     cut = slice(50, None)
     seen = detail_amount(OWN[cut], talking[cut], weights()[cut], 1.5, (50, 0))
     assert seen == pytest.approx(0, abs=0.03)
     assert detail_amount(OWN[cut], talking[cut], weights()[cut], 1.5) > 0.1
-    assert detail_amount(OWN[100:], OWN[100:], weights()[100:], 1.5, (100, 0)) is None  # nothing of it is left
+    assert detail_amount(OWN[100:], OWN[100:], weights()[100:], 1.5, (100, 0)) is None  # nothing remains
 
 
 def test_too_small_a_ring_changes_nothing() -> None:
@@ -139,4 +139,4 @@ def test_noise_in_the_source_alone_does_not_make_the_gain_flicker() -> None:
         own = np.clip(OWN + random.normal(0, 4, OWN.shape), 0, 255).astype(np.uint8)
         tone.measure_color(own, OWN, weights(), FPS)
         gains.append(tone.gain[0, 0])
-    assert np.abs(np.diff(gains)).max() * 200 < 0.1  # grey levels a frame
+    assert np.abs(np.diff(gains)).max() * 200 < 0.1  # grey levels per frame
