@@ -1,4 +1,4 @@
-"""Small utterances in session files, for the tests of what becomes of them."""
+"""Small utterances in session files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPEC = MediaSpec(32, 32, 25, fragment_frames=4, first_fragment_frames=4, audio_b
 
 @cache
 def utterance(start: Clock = START, frames: int = 10, spec: MediaSpec = SPEC) -> tuple[Fragment, ...]:
-    """Fragments of 4, 4, 2 … frames that start at `start`; the picture moves, so that fragments differ."""
+    """Fragments of 4, 4, 2 … frames from `start` on. The picture moves, so all fragments differ."""
     ramp = np.linspace(20, 230, spec.width).astype(np.uint8)
     pictures = np.stack(
         [np.broadcast_to(np.roll(ramp, k)[:, None], (spec.height, spec.width, 3)) for k in range(frames)]
@@ -29,6 +29,7 @@ def utterance(start: Clock = START, frames: int = 10, spec: MediaSpec = SPEC) ->
 
 
 def speak(session: SessionFile, text: str = "Hello.", frames: int = 10) -> None:
+    """Add a complete utterance to a session."""
     session.start_utterance(text)
     for fragment in utterance(session.clock, frames, session.spec):
         session.append(fragment)
@@ -36,7 +37,7 @@ def speak(session: SessionFile, text: str = "Hello.", frames: int = 10) -> None:
 
 
 def playable_frames(data: bytes) -> int:
-    """Frames that decode without a complaint; the number of those with sound to be heard is not zero either."""
+    """The number of frames that decode without an error. Asserts that the sound is not silent."""
     with av.open(io.BytesIO(data)) as file:
         file.streams.video[0].codec_context.options = {"err_detect": "explode"}
         frames = sum(1 for _ in file.decode(video=0))
@@ -46,4 +47,5 @@ def playable_frames(data: bytes) -> int:
 
 
 def session_bytes(folder: Path) -> dict[str, bytes]:
+    """The content of each file of a session, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -162,9 +162,9 @@ async def test_viewers_of_an_avatar_that_is_prepared_again_get_a_new_stream(make
     watcher = Watcher(await live.view("alice"))
     await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
     assert not watcher.task.done()
-    anew = grey_avatar()
-    anew = replace(anew, prepared=replace(anew.prepared, version="2"))
-    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: anew)
+    changed = grey_avatar()
+    changed = replace(changed, prepared=replace(changed.prepared, version="2"))
+    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: changed)
     summary = await summary_of(stitch.speak(SpeakRequest("alice", "four", deliver=False)))
     await asyncio.wait_for(watcher.task, 5)
     assert watcher.viewer.ending == "replaced" and "live" not in summary
@@ -177,8 +177,8 @@ async def test_viewers_of_an_avatar_that_is_prepared_again_get_a_new_stream(make
 async def test_a_session_speaks_with_the_avatar_it_was_opened_with(make_stitch, monkeypatch):
     """Not with the default one: the page opens a session with the avatar that it shows, and then requests speech."""
     stitch, live, _ = await make_stitch()
-    faces = {name: with_id(grey_avatar(), name) for name in ("presenter", "bob")}
-    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: faces[avatar_id])
+    avatars = {name: with_id(grey_avatar(), name) for name in ("presenter", "bob")}
+    monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatars[avatar_id])
     assert (await stitch.create("chat", "bob"))["avatar_id"] == "bob"
     watcher = Watcher(await live.view("chat"))
     for _ in range(2):
