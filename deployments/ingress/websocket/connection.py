@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.common.errors import stream_items, to_warmtalk_error
-from deployments.common.messages import ChatRequest, SpeakRequest
+from deployments.common.messages import ChatRequest, SpeakEvent, SpeakRequest
 from deployments.common.text_stream import MAX_CHARS, speak_text_stream, text_too_long_error
 from deployments.ingress.commands import interrupt_session
 from deployments.ingress.limits import ConcurrencyLimit
@@ -34,6 +34,7 @@ from deployments.ingress.websocket.protocol import (
     COMMANDS,
     Audio,
     Chat,
+    Command,
     Event,
     Interrupt,
     Played,
@@ -147,7 +148,7 @@ class Connection:
     # --- messages from the client
 
     async def _handle(self, message: Any) -> None:
-        command = None
+        command: Command | None = None
         try:
             if (data := message.get("bytes")) is not None:
                 self._handle_audio(data)
@@ -166,7 +167,7 @@ class Connection:
         except (WarmTalkError, RayError, RayServeException) as error:
             await self._send_failed(error, command)
 
-    async def _execute(self, command: Any) -> None:
+    async def _execute(self, command: Command) -> None:
         if isinstance(command, Speak):
             request = SpeakRequest(self._session_id, command.text, deliver=False, **command.speech_options())
             self._start(self._speak(command, request))
@@ -231,7 +232,7 @@ class Connection:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _speak(self, command: Any, request: SpeakRequest, text: "_TextInput | None" = None) -> None:
+    async def _speak(self, command: Command, request: SpeakRequest, text: "_TextInput | None" = None) -> None:
         await self._send_event("started", command)
         try:
             if text is None:
@@ -248,7 +249,7 @@ class Connection:
             if text is not None:
                 text.over = True
 
-    async def _stitch_events(self, request: SpeakRequest) -> AsyncGenerator[Any, None]:
+    async def _stitch_events(self, request: SpeakRequest) -> AsyncGenerator[SpeakEvent, None]:
         """The events of an utterance, which is cancelled when the caller stops."""
         # A recording goes through the object store: a message by value holds 4 MB at most.
         by_reference = bool(request.audio)
@@ -316,7 +317,7 @@ class Connection:
             async with aclosing(viewer.muxed()) as fragments:
                 async for _, data in fragments:
                     for kind, message in viewer.take_messages():
-                        await self._send_event(kind, **{kind: message})
+                        await self._send_event(kind, None, **{kind: message})
                     await self._send_bytes(data)
                     self._sent += 1
                     while self._reports_played and self._sent - self._played >= MAX_UNPLAYED:
@@ -335,13 +336,13 @@ class Connection:
         async with self._sending:
             await self._socket.send_bytes(data)
 
-    async def _send_event(self, kind: Any, command: Any = None, **fields: Any) -> None:
+    async def _send_event(self, kind: Any, command: Command | None = None, **fields: Any) -> None:
         event = Event(type=kind, id=command.id if command is not None else None, **fields)
         async with self._sending:
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the client has left
                 await self._socket.send_text(json.dumps(event.model_dump(exclude_none=True)))
 
-    async def _send_failed(self, error: Exception, command: Any) -> None:
+    async def _send_failed(self, error: Exception, command: Command | None) -> None:
         await self._send_event("failed", command, error=to_warmtalk_error(error).to_dict())
 
 

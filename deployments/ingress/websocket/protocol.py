@@ -101,8 +101,8 @@ class Played(_Command):
     pieces: int = Field(ge=0, description="Live fragments played since `watch`.")
 
 
-Command = Annotated[Speak | Text | Audio | Chat | Interrupt | Watch | Played, Field(discriminator="type")]
-COMMANDS: TypeAdapter[Any] = TypeAdapter(Command)
+Command = Speak | Text | Audio | Chat | Interrupt | Watch | Played
+COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="type")])
 
 # --- events
 
