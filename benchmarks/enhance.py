@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.common import argument_parser
 from models.avatar.playback import ping_pong
-from models.restore.video import VideoOptions
+from models.restore.video import EnhanceOptions
 from warmtalk.cli.enhance import LocalBackend, enhance_video
 
 CLIP = Path(__file__).resolve().parents[1] / "models" / "embedded" / "presenter" / "presenter.mp4"
@@ -53,7 +53,9 @@ def make_video(path: Path, seconds: int) -> None:
 def enhance(video: Path, every: int) -> dict[str, float]:
     """Enhance a video next to itself; the figures of this process."""
     began_s = time.perf_counter()
-    report = enhance_video(video, video.with_suffix(".out.mp4"), LocalBackend.load("small"), VideoOptions(every=every))
+    report = enhance_video(
+        video, video.with_suffix(".out.mp4"), LocalBackend.load("small"), EnhanceOptions(every=every)
+    )
     rate = report.frames / (time.perf_counter() - began_s)
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"frames": report.frames, "frames_per_s": rate, "peak_mb": peak_kb / 1e3}

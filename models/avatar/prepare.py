@@ -19,7 +19,7 @@ from models.avatar.detect import DETECTORS, open_detector
 from models.avatar.face import FaceDetector
 from models.avatar.packed_regions import RegionPacker
 from models.avatar.parse import CHEEK_PX, PARSE_PX, REGION_MODES, FaceParser, masks_of, paste_region, region_mask
-from models.avatar.source import Source, open_source
+from models.avatar.source import AvatarSource, open_source
 from models.avatar.store import CONTACT, FRAMES, AvatarStore, Draft, write_png
 from models.avatar.survey import Survey, survey_video
 from models.avatar.track import CropTrack, TrackOptions, landmarks_in_crop, shift_range
@@ -262,7 +262,7 @@ def _to_float16(latents: Any, n: int) -> Float16:
     return array.astype(np.float16)
 
 
-def _meta(video: Source, options: PrepareOptions, facts: dict[str, Any]) -> dict[str, Any]:
+def _meta(video: AvatarSource, options: PrepareOptions, facts: dict[str, Any]) -> dict[str, Any]:
     """The entries of avatar.json about the source and its preparation."""
     return {
         "fps": options.fps,
@@ -275,7 +275,7 @@ def _meta(video: Source, options: PrepareOptions, facts: dict[str, Any]) -> dict
     }
 
 
-def _facts(survey: Survey, track: CropTrack, source: Source) -> dict[str, Any]:
+def _facts(survey: Survey, track: CropTrack, source: AvatarSource) -> dict[str, Any]:
     """The report's numbers and warnings."""
     sizes, n, missing = survey.size_px[survey.has_face], len(survey.has_face), int((~survey.has_face).sum())
     face_px, crop_px = _min_median_max(sizes), _min_median_max(track.side_px)
@@ -293,7 +293,7 @@ def _facts(survey: Survey, track: CropTrack, source: Source) -> dict[str, Any]:
     }
 
 
-def _warnings(survey: Survey, track: CropTrack, source: Source, face_px: int) -> Iterator[str]:
+def _warnings(survey: Survey, track: CropTrack, source: AvatarSource, face_px: int) -> Iterator[str]:
     """Yield the warnings of the report. face_px: median size of the face."""
     n, missing = len(survey.has_face), int((~survey.has_face).sum())
     if missing:
@@ -324,7 +324,7 @@ def _warnings(survey: Survey, track: CropTrack, source: Source, face_px: int) ->
         yield "The face's size changes by more than 8 %: the crop's size follows it."
 
 
-def _cut_off(survey: Survey, source: Source) -> int:
+def _cut_off(survey: Survey, source: AvatarSource) -> int:
     """Number of frames in which part of the face is outside the picture."""
     points = survey.landmarks[survey.has_face]
     inside = (points >= 0) & (points <= (source.width - 1, source.height - 1))

@@ -29,7 +29,7 @@ class Smoothing:
 
     name: `zero_phase` uses past and future and has no lag. `one_euro` and `kalman` use only the past, as needed for a
     live source. `none` changes nothing. sigma_s: standard deviation of `zero_phase`. min_cutoff, d_cutoff (Hz), beta
-    (Hz per px/s): One-Euro's (Casiez, Roussel and Vogel 2012). A smaller min_cutoff trembles less and lags more at
+    (Hz per px/s): One-Euro's (Casiez, Roussel and Vogel 2012). A smaller min_cutoff jitters less and lags more at
     rest; a larger beta lags less in motion; d_cutoff smooths the speed that beta is multiplied with.
     """
 

@@ -27,7 +27,7 @@ MAX_DAMAGED_PACKETS = 1000  # decoding stops after these
 
 
 @dataclass(slots=True)
-class Source:
+class AvatarSource:
     """A video, or a picture as a video of one frame.
 
     kind: `video` or `picture`. width, height: of the frames that `frames` yields. fps: the video's own mean rate, 0 for
@@ -71,7 +71,7 @@ class Source:
         return self.kind == "video" and _copy(self, target)
 
 
-def open_source(path: Path, target_fps: int, max_seconds: float) -> Source:
+def open_source(path: Path, target_fps: int, max_seconds: float) -> AvatarSource:
     """Open a video or a picture.
 
     Raises VideoError if it is not found, empty, unreadable, without a picture, too small, too large or too long.
@@ -85,9 +85,9 @@ def open_source(path: Path, target_fps: int, max_seconds: float) -> Source:
     limit = max(1, int(max_seconds * target_fps))
     if head.startswith(PICTURE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         picture = _even(_read_picture(path))
-        return Source(path, sha256, "picture", picture.shape[1], picture.shape[0], 0.0, target_fps, limit, 1)
+        return AvatarSource(path, sha256, "picture", picture.shape[1], picture.shape[0], 0.0, target_fps, limit, 1)
     fps, duration_s = _probe(path)
-    source = Source(path, sha256, "video", 0, 0, fps, target_fps, limit, round(duration_s * target_fps))
+    source = AvatarSource(path, sha256, "video", 0, 0, fps, target_fps, limit, round(duration_s * target_fps))
     if source.expected > limit + target_fps:
         raise _too_long(source)
     first = next(_decode(source), None)
@@ -119,7 +119,7 @@ def _video_stream(container: Any) -> Any:
     return next(moving, None)
 
 
-def _decode(source: Source) -> Iterator[tuple[float, UInt8, float]]:
+def _decode(source: AvatarSource) -> Iterator[tuple[float, UInt8, float]]:
     """Per frame: seconds since the first frame, the upright RGB picture with even sides, its duration in seconds."""
     damaged, first, last = 0, None, -1.0
     with av.open(str(source.path)) as container:
@@ -212,7 +212,7 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _too_long(source: Source) -> VideoError:
+def _too_long(source: AvatarSource) -> VideoError:
     seconds = source.max_frames / source.target_fps
     return VideoError(f"{source.path.name} is longer than {seconds:g} s.", "Cut it, or raise max_seconds.")
 
@@ -224,7 +224,7 @@ def _is_turned(path: Path) -> bool:
         return frame is not None and round(frame.rotation / 90) % 4 != 0
 
 
-def _copy(source: Source, target: Path) -> bool:
+def _copy(source: AvatarSource, target: Path) -> bool:
     with av.open(str(source.path)) as container:
         stream = _video_stream(container)
         packets = [p for p in container.demux(stream) if p.pts is not None]

@@ -16,7 +16,7 @@ from models.avatar.cuts import CutDetector, CutEvidence, find_cuts
 from models.avatar.dissolves import thumb, with_dissolves
 from models.avatar.face import Face, FaceDetector
 from models.avatar.flow import FaceFlow, Motion
-from models.avatar.source import Source
+from models.avatar.source import AvatarSource
 from models.media.frames import FrameWriter
 from models.types import UInt8
 
@@ -48,7 +48,7 @@ class Survey:
 
 
 def survey_video(
-    source: Source, detector: FaceDetector, target: Path, crf: float, copy_video: bool, progress: Progress
+    source: AvatarSource, detector: FaceDetector, target: Path, crf: float, copy_video: bool, progress: Progress
 ) -> Survey:
     """Store every frame of `source` in `target`, and find the face in it.
 

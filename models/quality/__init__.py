@@ -1,1 +1,1 @@
-"""Measures of how real a talking face looks, on arrays: one idea a module. Knows no files, avatars, pages or bars."""
+"""Quality measures of talking-head videos, on arrays: one subject per module."""

@@ -47,7 +47,7 @@ def smoothed_points(
     """Return the five points of every frame of a prepared avatar, `(n, 5, 2)` in px of its 256 px crops, smoothed.
 
     landmarks68: `(n, 68, 2)` in frame px. transforms: `(n, 2, 3)`, frame px → crop px. The transforms are already
-    smooth over time and the landmarks are not: without smoothing, the alignment would tremble where the crop does not.
+    smooth over time and the landmarks are not: without smoothing, the alignment would jitter where the crop does not.
     """
     points = apply(np.asarray(transforms, np.float64), five_points(landmarks68))  # (n, 5, 2)
     weights = np.where(has_face, 1.0, GAP_WEIGHT)

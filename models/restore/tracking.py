@@ -67,7 +67,7 @@ def track_faces(
     """Yield every frame of `frames` (RGB uint8, each with a payload) in order, `lookahead_frames(fps)` frames later.
 
     The face's position is smoothed over its neighbours in the same shot, before and after, so it neither lags nor
-    trembles.
+    jitters.
     """
     reach, sigma = lookahead_frames(fps), SMOOTH_S * fps
     window: deque[_Entry[P]] = deque()

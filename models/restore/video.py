@@ -32,7 +32,7 @@ MAX_HELD_BYTES = 640 << 20  # frames of all batches in flight: about a hundred o
 
 
 @dataclass(frozen=True, slots=True)
-class VideoOptions:
+class EnhanceOptions:
     """How a video is enhanced. Raises InputError.
 
     strength: 0 leaves the frames unchanged, 1 is the full model. every: each n-th face goes through the network; the
@@ -82,7 +82,7 @@ def enhance_frames(
     detector: FaceDetector,
     fps: float,
     submit: Submit,
-    options: VideoOptions,
+    options: EnhanceOptions,
     first_index: int = 0,
 ) -> Iterator[tuple[UInt8, P, bool]]:
     """Yield every frame of `frames` in order, with its payload and whether a face was restored in it.
@@ -121,7 +121,7 @@ def crop_transform(to_template: Float64, template: bool) -> Float64:
     return crop
 
 
-def _cut(tracked: TrackedFrame[P], options: VideoOptions, new_shot: bool) -> _Work[P]:
+def _cut(tracked: TrackedFrame[P], options: EnhanceOptions, new_shot: bool) -> _Work[P]:
     if tracked.transform is None:
         return _Work(tracked)
     key = new_shot or tracked.index % options.every == 0
@@ -131,7 +131,7 @@ def _cut(tracked: TrackedFrame[P], options: VideoOptions, new_shot: bool) -> _Wo
     return _Work(tracked, crop, warp(tracked.frame, crop, CROP_PX), key)
 
 
-def _restored(stream: Iterator[TrackedFrame[P]], submit: Submit, options: VideoOptions) -> Iterator[_Work[P]]:
+def _restored(stream: Iterator[TrackedFrame[P]], submit: Submit, options: EnhanceOptions) -> Iterator[_Work[P]]:
     """Cut faces out and restore the key faces, in order: one batch per call, several calls at the same time."""
     pending: deque[tuple[list[_Work[P]], Callable[[], UInt8] | None]] = deque()
     batch: list[_Work[P]] = []

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from configs.serve_file import deployment_of, load_serve_config
-from models.restore.video import VideoOptions
+from models.restore.video import EnhanceOptions
 from tests.graph.media import EMBEDDED
 from tests.graph.processes import apply, replicas
 from tests.graph.requests import wait_until
@@ -90,7 +90,7 @@ def test_both_replicas_enhance_a_video_and_a_second_run_resumes_it(graph, tmp_pa
         if done == FRAMES - 2:
             raise Killed
 
-    how = {"options": VideoOptions(batch=2), "piece_s": 0.32, "crf": 3.0}
+    how = {"options": EnhanceOptions(batch=2), "piece_s": 0.32, "crf": 3.0}
     with pytest.raises(Killed):
         enhance_video(source, output, backend, **how, progress=progress)
     assert not output.exists()

@@ -134,12 +134,12 @@ def enhance(
     with errors():
         from rich.progress import TimeRemainingColumn
 
-        from models.restore.video import VideoOptions
+        from models.restore.video import EnhanceOptions
         from warmtalk.cli.enhance import ClusterBackend, LocalBackend, enhance_video
 
         with progress_bar() as bar:
             task = bar.add_task("loading", total=None, note="")
-            options = VideoOptions(strength, every)
+            options = EnhanceOptions(strength, every)
             backend = ClusterBackend.connect(address) if address else LocalBackend.load(engine, weights, device)
             bar.columns += (TimeRemainingColumn(),)
 

@@ -34,7 +34,7 @@ from models.media.transcode import (
 )
 from models.restore.base import needs_landmarks
 from models.restore.tracking import lookahead_frames
-from models.restore.video import VideoOptions, enhance_frames
+from models.restore.video import EnhanceOptions, enhance_frames
 from models.stitch.sidecar import committed_lines, enhanced_lines, replace_with_sidecar, sidecar_path
 from models.types import FaceCrops, UInt8
 
@@ -161,7 +161,7 @@ def enhance_video(
     video: Path,
     output: Path,
     backend: Backend,
-    options: VideoOptions | None = None,
+    options: EnhanceOptions | None = None,
     crf: float = CRF,
     detector: FaceDetector | None = None,
     progress: Progress | None = None,
@@ -177,7 +177,7 @@ def enhance_video(
     begin_s = time.monotonic()
     source = SourceVideo(video)
     check_output(video, output)
-    options = replace(options or VideoOptions(), template=backend.template, in_flight=backend.in_flight)
+    options = replace(options or EnhanceOptions(), template=backend.template, in_flight=backend.in_flight)
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.with_name(f"{output.name}.part")
     report = Report(warnings=["The picture is reduced to 8 bit."] if source.high_bit_depth else [])
@@ -199,7 +199,7 @@ def _make_pieces(
     source: SourceVideo,
     parts: Parts,
     backend: Backend,
-    options: VideoOptions,
+    options: EnhanceOptions,
     crf: float,
     detector: FaceDetector,
     progress: Progress | None,
@@ -317,7 +317,7 @@ class Parts:
             return
 
 
-def _job(source: SourceVideo, backend: Backend, options: VideoOptions, crf: float) -> dict[str, Any]:
+def _job(source: SourceVideo, backend: Backend, options: EnhanceOptions, crf: float) -> dict[str, Any]:
     """Everything that must be equal to resume an earlier run."""
     stat = source.path.stat()
     settings = {key: value for key, value in asdict(options).items() if key not in ("in_flight", "batch")}

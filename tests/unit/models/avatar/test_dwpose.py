@@ -147,9 +147,7 @@ def test_mirrored_points_are_ibugs() -> None:
     assert np.array_equal(MIRRORED[MIRRORED], np.arange(68))
     face = BlazeMesh().detect(astronaut())[0].landmarks
     axis = face[[27, 28, 29, 30, 8]].mean(0)[0]
-    opposite = (face[:, 0] - axis) * (
-        face[MIRRORED, 0] - axis
-    ) <= 25  # px²: for points on the axis
+    opposite = (face[:, 0] - axis) * (face[MIRRORED, 0] - axis) <= 25  # px²: for points on the axis
     assert opposite.all()
     assert [int(MIRRORED[k]) for k in (8, 27, 30, 33, 51, 57, 62, 66)] == [8, 27, 30, 33, 51, 57, 62, 66]
 

@@ -65,13 +65,13 @@ def test_the_lag_of_one_euro_and_kalman() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "trembling", "left"), [("zero_phase", 0.1, 0.45), ("one_euro", 0.7, 0.5), ("kalman", 0.55, 0.75)]
+    ("name", "jitter_left", "left"), [("zero_phase", 0.1, 0.45), ("one_euro", 0.7, 0.5), ("kalman", 0.55, 0.75)]
 )
-def test_noise_is_reduced(name: str, trembling: float, left: float) -> None:
+def test_noise_is_reduced(name: str, jitter_left: float, left: float) -> None:
     """Remaining share of 0.3 px noise: of its jitter on a swaying head, and of its deviation on a still one."""
     noise = np.random.default_rng(1).normal(scale=0.3, size=(500, 1))
     out = smoothed(sway() + noise, name) - sway()
-    assert np.diff(out, 2, axis=0).std() < trembling * np.diff(noise, 2, axis=0).std()
+    assert np.diff(out, 2, axis=0).std() < jitter_left * np.diff(noise, 2, axis=0).std()
     assert smoothed(noise, name).std() < left * noise.std()
 
 

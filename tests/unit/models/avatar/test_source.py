@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from models.avatar.source import Source, open_source
+from models.avatar.source import AvatarSource, open_source
 from models.errors import VideoError
 from models.media.frames import VideoFrames, write_frames
 from models.types import UInt8
@@ -22,7 +22,7 @@ def grey(value: int, size: tuple[int, int] = (96, 64)) -> UInt8:
     return np.full((size[1], size[0], 3), value, np.uint8)
 
 
-def read(path: Path, fps: int = 25, max_seconds: float = 60) -> tuple[Source, list[UInt8]]:
+def read(path: Path, fps: int = 25, max_seconds: float = 60) -> tuple[AvatarSource, list[UInt8]]:
     source = open_source(path, fps, max_seconds)
     return source, list(source.frames())
 

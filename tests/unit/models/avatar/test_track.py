@@ -274,9 +274,9 @@ def test_a_real_face_is_tracked(detector: BlazeMesh, picture: UInt8) -> None:
         landmarks.append(found.landmarks)
     track = crop_transforms(np.stack(landmarks), faces_at(n), FPS)
     error = slip(track.transforms, motions)
-    trembling = np.diff(error, 2, axis=0)
+    jitter = np.diff(error, 2, axis=0)
     assert rms(error) < 0.006 * found.size_px
-    assert rms(trembling) < 0.15
+    assert rms(jitter) < 0.15
 
 
 def test_a_still_video_has_one_transform(detector: BlazeMesh) -> None:

@@ -41,7 +41,7 @@ LOWER, UPPER = np.zeros((SIDE, SIDE), bool), np.zeros((SIDE, SIDE), bool)
 LOWER[150:180, 60:200] = UPPER[40:110, 50:210] = True
 
 
-def trembling(size_px: float, n: int = 60) -> tuple[np.ndarray, float]:
+def jittering(size_px: float, n: int = 60) -> tuple[np.ndarray, float]:
     """A swaying face whose lower half jitters by white noise; and the rms of that noise."""
     time = np.arange(n)
     sway = np.stack([2 * np.sin(time / 9), 1.5 * np.cos(time / 11)], 1)
@@ -60,19 +60,19 @@ def test_a_shift_is_measured_to_a_hundredth_of_a_pixel(shift: tuple[float, float
 
 @pytest.mark.parametrize("size_px", [0.1, 0.5, 1.0])
 def test_added_jitter_is_measured(size_px: float) -> None:
-    crops, added = trembling(size_px)
+    crops, added = jittering(size_px)
     read = jitter(shifts(crops, LOWER) - shifts(crops, UPPER))
     assert rms(read) == pytest.approx(added, rel=0.15)
     assert percentile_95(read) > rms(read)
 
 
 def test_a_face_that_moves_as_a_whole_does_not_jitter() -> None:
-    crops, _ = trembling(0)
+    crops, _ = jittering(0)
     assert rms(jitter(shifts(crops, LOWER) - shifts(crops, UPPER))) < 0.02
 
 
 def test_a_blink_is_not_jitter() -> None:
-    crops, _ = trembling(0)
+    crops, _ = jittering(0)
     for k in (20, 21, 22):
         crops[k, 60:72, 80:110] = crops[k, 60:72, 130:160] = 40
     assert rms(jitter(shifts(crops, LOWER) - shifts(crops, UPPER))) < 0.06

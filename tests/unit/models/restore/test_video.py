@@ -11,7 +11,7 @@ from models.geometry import apply, invert
 from models.restore.align import five_points, to_template
 from models.restore.small import SmallRestorer
 from models.restore.tracking import lookahead_frames, track_faces
-from models.restore.video import BOX, Detail, VideoOptions, crop_transform, enhance_frames, interpolate_detail
+from models.restore.video import BOX, Detail, EnhanceOptions, crop_transform, enhance_frames, interpolate_detail
 from tests.support.avatar import astronaut, hopper, moved, similarity
 
 
@@ -61,7 +61,7 @@ def test_every_frame_is_yielded_once_in_order(detector: BlazeMesh) -> None:
     assert len({item.shot for item in out}) == 3
 
 
-def test_a_still_face_trembles_less_than_its_landmarks(detector: BlazeMesh) -> None:
+def test_a_still_face_jitters_less_than_its_landmarks(detector: BlazeMesh) -> None:
     frames = noisy(astronaut(), 16, 6)
     out = list(track_faces(numbered(frames), detector, 25))
     corners = np.array([[0.0, 0], [511, 0], [0, 511], [511, 511]])
@@ -71,9 +71,9 @@ def test_a_still_face_trembles_less_than_its_landmarks(detector: BlazeMesh) -> N
     for frame in frames:
         face = detector.detect(frame, near=face)[0]
         raw.append(apply(invert(to_template(five_points(face.landmarks))), corners))
-    shiver = [np.abs(np.diff(series, axis=0)).mean() for series in (steady, np.stack(raw))]
-    print(f"shiver {shiver[0]:.3f} px, of the landmarks alone {shiver[1]:.3f} px")
-    assert shiver[0] < 0.5 * shiver[1] and shiver[0] < 0.1
+    jitter = [np.abs(np.diff(series, axis=0)).mean() for series in (steady, np.stack(raw))]
+    print(f"jitter {jitter[0]:.3f} px, of the landmarks alone {jitter[1]:.3f} px")
+    assert jitter[0] < 0.5 * jitter[1] and jitter[0] < 0.1
 
 
 def test_motion_is_tracked_without_lag(detector: BlazeMesh) -> None:
@@ -152,7 +152,7 @@ def test_enhancement_does_not_raise_the_flicker_of_a_still_face(
 ) -> None:
     frames = noisy(hopper(), 10, noise)
     region = face_region(detector, hopper())
-    options = VideoOptions(every=every)
+    options = EnhanceOptions(every=every)
     stream = enhance_frames(numbered(frames), detector, 25, at_once(restorer.restore), options)
     out = [frame for frame, _, _ in stream]
     after, before = (
@@ -181,7 +181,7 @@ def flickering(faces: np.ndarray) -> np.ndarray:
 def test_a_flickering_restorer_does_not_raise_the_flicker_of_a_still_face(detector: BlazeMesh, engine) -> None:
     """Stand-ins for GFPGAN, whose weights are not available in tests; they flicker more."""
     frames, region = noisy(hopper(), 10, 1.0), face_region(detector, hopper())
-    stream = enhance_frames(numbered(frames), detector, 25, at_once(engine), VideoOptions())
+    stream = enhance_frames(numbered(frames), detector, 25, at_once(engine), EnhanceOptions())
     after, before = (
         np.abs(np.diff(np.stack([frame[region] for frame in series]).astype(float), axis=0)).mean()
         for series in ([frame for frame, _, _ in stream], frames)
@@ -193,7 +193,7 @@ def test_a_flickering_restorer_does_not_raise_the_flicker_of_a_still_face(detect
 
 def test_a_restorer_that_changes_nothing_does_not_move_the_face(detector: BlazeMesh) -> None:
     soft = cv2.GaussianBlur(hopper(), (0, 0), 2.0)
-    (out, _, found), *_ = enhance_frames(numbered([soft] * 3), detector, 25, at_once(plain), VideoOptions())
+    (out, _, found), *_ = enhance_frames(numbered([soft] * 3), detector, 25, at_once(plain), EnhanceOptions())
     assert found
     assert np.abs(out.astype(int) - soft).mean() < 0.2
     outside = np.ones(soft.shape[:2], bool)
@@ -212,7 +212,7 @@ def test_the_engine_gets_crops_or_aligned_faces(detector: BlazeMesh, template: b
         return np.full((len(faces), 512, 512, 3), 255, np.uint8)
 
     frames = [hopper()] * 5
-    options = VideoOptions(template=template, batch=4, strength=0.5)
+    options = EnhanceOptions(template=template, batch=4, strength=0.5)
     out = list(enhance_frames(numbered(frames), detector, 25, at_once(look), options))
     side = 512 if template else 256
     assert shapes == [(4, side, side, 3), (1, side, side, 3)]
@@ -229,10 +229,10 @@ def test_frames_without_a_face_and_strength_0_pass_unchanged(detector: BlazeMesh
     def never(faces):
         raise AssertionError("a face was restored")
 
-    out = list(enhance_frames(numbered(empty), detector, 25, never, VideoOptions()))
+    out = list(enhance_frames(numbered(empty), detector, 25, never, EnhanceOptions()))
     assert [found for _, _, found in out] == [False] * 4
     assert all(frame is given for (frame, _, _), given in zip(out, empty, strict=True))
-    (frame, _, _), *_ = enhance_frames(numbered([hopper()]), detector, 25, never, VideoOptions(strength=0))
+    (frame, _, _), *_ = enhance_frames(numbered([hopper()]), detector, 25, never, EnhanceOptions(strength=0))
     assert np.array_equal(frame, hopper())
 
 
@@ -243,7 +243,7 @@ def test_every_third_face_goes_through_the_network_and_all_are_enhanced(detector
         sent.append(len(faces))
         return np.clip(plain(faces).astype(int) + 20, 0, 255).astype(np.uint8)
 
-    options = VideoOptions(every=3, batch=2)
+    options = EnhanceOptions(every=3, batch=2)
     out = list(enhance_frames(numbered([hopper()] * 8), detector, 25, at_once(brighter), options, first_index=4))
     assert sum(sent) == 1 + 2  # the first of the shot (frame 4), then frames 6 and 9
     region = face_region(detector, hopper())
@@ -266,7 +266,7 @@ def test_calls_overlap_and_frames_keep_their_order(detector: BlazeMesh) -> None:
 
         return wait
 
-    options = VideoOptions(batch=1, in_flight=3)
+    options = EnhanceOptions(batch=1, in_flight=3)
     for _, payload, _ in enhance_frames(numbered([astronaut()] * 9), detector, 25, submit, options):
         order.append(payload)
     assert order == list(range(9))
@@ -286,7 +286,7 @@ def test_the_number_of_frames_in_memory_is_bounded() -> None:
             taken += 1
             yield np.full((64, 64, 3), k % 256, np.uint8), k
 
-    options = VideoOptions(batch=4, in_flight=2)
+    options = EnhanceOptions(batch=4, in_flight=2)
     for _ in enhance_frames(endless(), Blind(), 25, at_once(plain), options):
         yielded += 1
         most = max(most, taken - yielded)
@@ -303,6 +303,6 @@ def test_crop_transforms_map_the_box_of_the_template_to_the_crop() -> None:
 
 def test_options_out_of_range_are_named() -> None:
     with pytest.raises(InputError, match="strength 1.5 is not"):
-        VideoOptions(strength=1.5)
+        EnhanceOptions(strength=1.5)
     with pytest.raises(InputError, match="--every 0"):
-        VideoOptions(every=0)
+        EnhanceOptions(every=0)

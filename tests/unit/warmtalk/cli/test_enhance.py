@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from models.avatar.detect import BlazeMesh
 from models.errors import BusyError, ConfigError, InputError, StageError, VideoError
 from models.media.encode import MediaSpec
-from models.restore.video import VideoOptions
+from models.restore.video import EnhanceOptions
 from models.stitch.disk import SessionMeta
 from models.stitch.index import encode_record
 from models.stitch.sidecar import header, read_sidecar, sidecar_path, utterance_record
@@ -106,7 +106,7 @@ def test_every_face_is_restored_and_everything_else_stays(video: Path, whole: Pa
 
 
 def test_half_the_strength_gives_half_the_change(video: Path, detector: BlazeMesh, tmp_path: Path) -> None:
-    options = VideoOptions(strength=0.5, every=4)
+    options = EnhanceOptions(strength=0.5, every=4)
     engine = Brighter()
     enhance_video(video, tmp_path / "out.mp4", LocalBackend("test", engine), options, detector=detector)
     rise = cheek(picture_of(tmp_path / "out.mp4")[1]) - cheek(picture_of(video)[1])
@@ -117,7 +117,7 @@ def test_half_the_strength_gives_half_the_change(video: Path, detector: BlazeMes
 def test_a_crash_loses_one_piece_and_a_rerun_resumes(
     video: Path, whole: Path, detector: BlazeMesh, tmp_path: Path
 ) -> None:
-    output, options = tmp_path / "out.mp4", VideoOptions(batch=2)
+    output, options = tmp_path / "out.mp4", EnhanceOptions(batch=2)
     with pytest.raises(RuntimeError, match="killed"):
         enhance_video(video, output, LocalBackend("test", Brighter(dies_at=8)), options, detector=detector, **FINE)
     assert not output.exists()
@@ -166,12 +166,12 @@ def test_a_rerun_with_other_settings_or_truncated_state_starts_again(
 ) -> None:
     output, folder = tmp_path / "out.mp4", tmp_path / "out.mp4.part"
 
-    def crash(options: VideoOptions) -> None:
+    def crash(options: EnhanceOptions) -> None:
         backend = LocalBackend("test", Brighter(dies_at=7))
         with pytest.raises(RuntimeError):
             enhance_video(video, output, backend, options, detector=detector, **{**FINE, "piece_s": 0.08})
 
-    crash(VideoOptions(batch=1))
+    crash(EnhanceOptions(batch=1))
     lines = (folder / "state.jsonl").read_text().splitlines()
     assert len(lines) >= 3
     job = enhancing.json.loads(lines[0])
@@ -181,7 +181,7 @@ def test_a_rerun_with_other_settings_or_truncated_state_starts_again(
     (folder / "000000.mp4").write_bytes(b"truncated")
     assert Parts.open(folder, job).pieces == []
     assert list(folder.glob("*.mp4")) == []
-    crash(VideoOptions(batch=1))
+    crash(EnhanceOptions(batch=1))
     assert Parts.open(folder, {**job, "strength": 0.3}).frames == 0
 
 
@@ -255,7 +255,7 @@ def test_a_cluster_gives_the_same_frames_in_order_and_retries_lost_calls(
     handle = Handle(lost={2})
     backend = ClusterBackend(handle, replicas=5)
     assert backend.in_flight == 15  # three per replica
-    enhance_video(video, tmp_path / "out.mp4", backend, VideoOptions(batch=4), detector=detector, **FINE)
+    enhance_video(video, tmp_path / "out.mp4", backend, EnhanceOptions(batch=4), detector=detector, **FINE)
     assert sum(call[0] for call in handle.calls) == FRAMES - 1 + 4  # the faces of the lost call twice
     assert {call[1:] for call in handle.calls} == {("", None, 1.0)}
     for a, b in zip(picture_of(tmp_path / "out.mp4")[1], picture_of(whole)[1], strict=True):
