@@ -52,6 +52,8 @@ MAX_TEXT_CHARS = 100_000  # the TTS stage has a lower limit of its own
 
 
 class Stitch(Stage[StitchConfig]):
+    """One replica. The ingress and Chat call its public methods through handles; a router keeps a session here."""
+
     stage = "Stitch"
 
     def __init__(
