@@ -28,12 +28,14 @@ home, llm = chat_material.home, chat_material.llm  # fixtures
 async def test_an_answer_is_spoken_sentence_by_sentence_into_its_session(llm: LLMServer) -> None:
     llm.answers[:] = [streamed("I am fine. ", "And ", "you?", pause_s=0.03)]
     stitch = Stitch()
-    job = await answered(await stage(llm, stitch), session_id="alice", enhance=True, voice="nova", speed=1.5)
+    job = await answered(
+        await stage(llm, stitch), session_id="alice", enhance=True, strength=0.4, voice="nova", speed=1.5
+    )
     assert (job["status"], job["progress"], job["reply"]) == ("done", 1.0, "I am fine. And you?")
     assert stitch.spoken == [("alice", "I am fine."), ("alice", "And you?")]
     assert job["video_url"] == "/sessions/alice/video.mp4" and job["error"] is None
     asked = stitch.calls[0].request
-    assert (asked.enhance, asked.voice, asked.speed) == (True, "nova", 1.5)
+    assert (asked.enhance, asked.strength, asked.voice, asked.speed) == (True, 0.4, "nova", 1.5)
     assert job["frames"] == round(25 * len(" ".join(stitch.texts())) / CHARS_PER_S)
 
 

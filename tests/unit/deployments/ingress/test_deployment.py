@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.testclient import TestClient
 
 from deployments.common.errors import to_warmtalk_error
-from deployments.common.messages import SpeakEvent
+from deployments.common.messages import ChatRequest, SpeakEvent, SpeakRequest
 from deployments.ingress.app import api
 from models.errors import AvatarNotFound, BusyError, InputError, StageError, TextError
 from tests.support.ingress import SPOKEN, SUMMARY, Handle, error_of, run_now
@@ -20,10 +20,13 @@ from tests.support.ingress import SPOKEN, SUMMARY, Handle, error_of, run_now
 
 def test_speak_returns_the_summary(serve):
     stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)])
-    answer = serve(stitch).post("/speak", json={"text": "Hello."})
+    client = serve(stitch)
+    answer = client.post("/speak", json={"text": "Hello."})
     assert (answer.status_code, answer.json()) == (200, SUMMARY)
-    (_, (request,)) = stitch.calls[0]
-    assert (request.session_id, request.text, request.deliver) == ("default", "Hello.", False)
+    assert stitch.calls == [("speak", (SpeakRequest(text="Hello.", deliver=False),))]
+    options = {"avatar_id": "ann", "enhance": True, "strength": 0.4, "voice": "nova", "speed": 1.5}
+    assert client.post("/speak", json={"text": "Hi.", "session_id": "alice", **options}).status_code == 200
+    assert stitch.calls[1] == ("speak", (SpeakRequest("alice", "Hi.", deliver=False, **options),))
 
 
 def test_a_stream_is_the_fragments_and_cancels_its_call_at_the_end(serve):
@@ -50,10 +53,11 @@ def test_a_chat_message_is_passed_to_chat_which_returns_the_job(serve):
     started = {"job_id": "j1", "session_id": "alice"}
     chat = Handle(start=started, status={"status": "thinking"}, messages=({"role": "user", "content": "Hi"},))
     client = serve(chat=chat)
-    answer = client.post("/chat", json={"message": "Hi", "session_id": "alice", "voice": "nova", "speed": 1.5})
+    options = {"avatar_id": "ann", "enhance": True, "strength": 0.4, "voice": "nova", "speed": 1.5}
+    answer = client.post("/chat", json={"message": "Hi", "session_id": "alice", **options})
     assert (answer.status_code, answer.json()) == (200, started)
     (_, (request,)) = chat.calls[0]
-    assert (request.message, request.session_id, request.voice, request.speed) == ("Hi", "alice", "nova", 1.5)
+    assert request == ChatRequest("Hi", "alice", **options)
     assert client.get("/status/j1").json() == {"status": "thinking"}
     assert client.get("/chat/alice").json() == [{"role": "user", "content": "Hi"}]
 

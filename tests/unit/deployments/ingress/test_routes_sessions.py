@@ -29,7 +29,8 @@ def test_an_unknown_session_cannot_be_watched_or_interrupted(serve):
 
 def test_a_chat_answer_can_be_interrupted_before_its_session_exists(serve):
     stitch = Handle(
-        interrupt_nowait=errors.SessionNotFound("There is none.", "Open it."), interrupt={"session_id": "new", "interrupted": 0}
+        interrupt_nowait=errors.SessionNotFound("There is none.", "Open it."),
+        interrupt={"session_id": "new", "interrupted": 0},
     )
     chat = Handle(interrupt=1)
     answer = serve(stitch, chat=chat).post("/sessions/new/interrupt")

@@ -31,7 +31,8 @@ def answering() -> Handle:
 def socket_of(serve):
     def connect(**handles):
         handles.setdefault(
-            "stitch", Handle(session={}, interrupt={"interrupted": 0}, interrupt_nowait=0, speak=[SpeakEvent(summary=SUMMARY)])
+            "stitch",
+            Handle(session={}, interrupt={"interrupted": 0}, interrupt_nowait=0, speak=[SpeakEvent(summary=SUMMARY)]),
         )
         return serve(**handles).websocket_connect("/sessions/alice/ws")
 
