@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.common import rms
 from models.geometry import apply, invert
 from models.media.frames import write_frames
 from models.types import CROP_PX, Float32, UInt8
@@ -139,7 +140,7 @@ def following(clip: KnownMotion, transforms: Float32 | Float64) -> Following:
         angle = np.unwrap(_angle(cut) + _angle(true))
         roll.append(np.degrees(angle - angle.mean()))
         late.append(_lag(ideal[:, 0], error[:, 0]))
-    place, corner, turn, trembling = (_rms(np.concatenate(part)) for part in (middle, corners, roll, jitter))
+    place, corner, turn, trembling = (rms(np.concatenate(part)) for part in (middle, corners, roll, jitter))
     return Following(place, corner, trembling, turn, float(np.mean(late)))
 
 
@@ -160,7 +161,7 @@ def misplacement(before: UInt8, after: UInt8, weights: npt.NDArray[np.number]) -
 
 def level_rms(before: UInt8, after: UInt8, weights: npt.NDArray[np.number]) -> float:
     """Root mean square difference in grey levels over all channels, where `weights` `(h, w)` is positive."""
-    return _rms((after.astype(np.float64) - before)[weights > 0])
+    return rms((after.astype(np.float64) - before)[weights > 0])
 
 
 # --- internal
@@ -262,7 +263,3 @@ def _lag(path: Float64, error: Float64) -> float:
 
 def _grey(image: UInt8) -> Float32:
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)  # type: ignore[no-any-return]
-
-
-def _rms(error: npt.NDArray[np.floating]) -> float:
-    return float(np.sqrt((np.asarray(error, np.float64) ** 2).mean()))

@@ -1,4 +1,4 @@
-"""What `make bench-embedded` computes beside reading lips: seams, the table of bars, coded video."""
+"""`make bench-embedded` apart from lip measurements: seams, the table of bars, encoded video."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def avatar() -> PreparedAvatar:
     return PreparedAvatar("square", "0", 25, CROP_PX, CROP_PX, transform, landmarks, mask, has_face)
 
 
-def test_a_face_of_another_brightness_shows_a_seam_and_the_same_face_none() -> None:
+def test_only_a_face_of_another_brightness_has_a_seam() -> None:
     source = np.random.default_rng(0).integers(90, 110, (CROP_PX, CROP_PX, 3), dtype=np.uint8)
     assert seam(avatar(), source, source.copy(), 0) == 0
     lighter = source.copy()
@@ -27,7 +27,7 @@ def test_a_face_of_another_brightness_shows_a_seam_and_the_same_face_none() -> N
     assert 10 < seam(avatar(), source, lighter, 0) < 20  # 40 levels of grey are 15 to 16 units of lightness
 
 
-def test_the_table_names_what_is_missed_and_what_was_not_measured() -> None:
+def test_the_table_names_missed_and_unmeasured_bars() -> None:
     text, good = table({"vae_default_db": 31.0, "default": {"r": 0.95}})
     lines = {line.split()[0]: line for line in text.splitlines()}
     assert not good and len(text.splitlines()) == len(BARS)
@@ -53,4 +53,4 @@ def test_long_vowels_are_found_at_their_middle() -> None:
     phonemes = (Phoneme("_", 0, 0.2), Phoneme("u", 0.2, 0.4), Phoneme("i", 0.4, 0.44), Phoneme("_", 0.44, 0.8))
     uttered = Uttered.of(Spoken(np.zeros(12_800, np.float32), phonemes))
     assert len(uttered.track.mouth) == 20
-    assert uttered.vowels == {"u": [7], "i": [], "ɑ": []}  # 40 ms are too short to be held against others
+    assert uttered.vowels == {"u": [7], "i": [], "ɑ": []}  # 40 ms are too short for a long vowel

@@ -1,4 +1,4 @@
-"""benchmarks.known_motion: the clip moves exactly as it says, and its measures find what is put in."""
+"""benchmarks.known_motion: the clip moves exactly as stated, and known errors are measured."""
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ def clip() -> KnownMotion:
 
 
 def ideal_crops(clip: KnownMotion) -> np.ndarray:
-    """Crops that stand still on the head: one square of the still picture, `(n, 2, 3)`."""
+    """Crop transforms that are fixed on the head: one square of the still picture, `(n, 2, 3)`."""
     onto = np.array([[0.6, 0, -110.0], [0, 0.6, -130.0]])  # still px → crop px
     linear = onto[:, :2] @ invert(clip.motions)[:, :, :2]
     shift = apply(onto, invert(clip.motions)[:, :, 2])
@@ -30,7 +30,7 @@ def face_only(clip: KnownMotion, k: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("face_px", [160, 256])
-def test_the_face_has_the_size_that_was_asked_for(face_px: int) -> None:
+def test_the_face_has_the_requested_size(face_px: int) -> None:
     clip = known_motion(face_px, frames=2)
     (face,) = BlazeMesh().detect(clip.frame(0))
     assert face.size_px == pytest.approx(face_px, rel=0.05)
@@ -39,7 +39,7 @@ def test_the_face_has_the_size_that_was_asked_for(face_px: int) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(3, 4), (12, 14), (30, 31)])
 def test_the_picture_moves_by_the_stated_motion(clip: KnownMotion, first: int, second: int) -> None:
-    """Frame `second`, carried back along the stated motions, lies on frame `first` to 0.02 px."""
+    """Frame `second`, moved back by the stated motions, matches frame `first` within 0.02 px."""
     between = clip.motions[first][:, :2] @ np.linalg.inv(clip.motions[second][:, :2])
     back = np.concatenate([between, (clip.motions[first][:, 2] - between @ clip.motions[second][:, 2])[:, None]], 1)
     size = (clip.size_px, clip.size_px)
@@ -47,14 +47,14 @@ def test_the_picture_moves_by_the_stated_motion(clip: KnownMotion, first: int, s
     assert np.hypot(*misplacement(clip.frame(first), carried, face_only(clip, first))) < 0.02
 
 
-def test_the_wall_stands_still_and_changes_at_the_cut(clip: KnownMotion) -> None:
+def test_the_wall_is_still_and_changes_at_the_cut(clip: KnownMotion) -> None:
     corner = (slice(0, 40), slice(0, 40))
     first, last, after = (clip.frame(k)[corner].astype(int) for k in (0, 24, 25))
     assert np.abs(first - last).max() == 0 and np.abs(last - after).mean() > 15
     assert first.std() > 15
 
 
-def test_a_talking_head_differs_below_the_nose_alone() -> None:
+def test_a_talking_head_changes_only_below_the_nose() -> None:
     talking, still = known_motion(160, 6, cut=None, talking=True), known_motion(160, 6, cut=None)
     changed = np.abs(talking.frame(3).astype(int) - still.frame(3)).max(-1) > 20
     rows, columns = changed.nonzero()
@@ -64,12 +64,12 @@ def test_a_talking_head_differs_below_the_nose_alone() -> None:
     assert points[2, 0] < columns.min() and columns.max() < points[14, 0]
 
 
-def test_crops_that_stand_still_on_the_head_have_no_error(clip: KnownMotion) -> None:
+def test_crops_that_are_fixed_on_the_head_have_no_error(clip: KnownMotion) -> None:
     found = following(clip, ideal_crops(clip))
     assert max(found.place_rms, found.corner_rms, found.jitter_rms, found.roll_rms_deg, abs(found.lag_frames)) < 1e-6
 
 
-def test_noise_shift_and_lag_are_found(clip: KnownMotion) -> None:
+def test_noise_shift_and_lag_are_measured(clip: KnownMotion) -> None:
     noise = np.random.default_rng(0).normal(scale=0.3, size=(len(clip), 2))
     noisy = ideal_crops(clip)
     scale = np.sqrt(np.linalg.det(noisy[:, :, :2]))
@@ -83,7 +83,7 @@ def test_noise_shift_and_lag_are_found(clip: KnownMotion) -> None:
 
 
 @pytest.mark.parametrize("shift", [(0.05, 0.0), (0.3, -0.2), (-0.7, 0.4)])
-def test_a_misplaced_picture_is_found(shift: tuple[float, float]) -> None:
+def test_a_misplacement_is_measured(shift: tuple[float, float]) -> None:
     large = cv2.resize(astronaut(), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
     forth = np.array([[1, 0, 4 * shift[0]], [0, 1, 4 * shift[1]]])
     moved = cv2.warpAffine(large, forth, (1200, 1200), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)

@@ -1,4 +1,4 @@
-"""What the live benchmarks read from a viewer's bytes: where speech stopped, what was lost, how far behind it is."""
+"""Measurements of the live benchmarks in a viewer's data: stops, lost packets, distance from the live edge."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def viewed(pieces: list[LiveFragment]) -> bytes:
 
 
 @pytest.mark.parametrize(("before", "loud"), [(20, True), (24, False)])
-def test_a_stop_is_found_where_it_is_and_told_to_tear_a_word_or_not(before, loud):
+def test_a_stop_is_found_and_classified_as_inside_a_word_or_not(before, loud):
     made = fragments(levels(48), speech(48))
     file = made[0].init + b"".join(fragment.data for fragment in made)
     pieces, place = [], 0
@@ -47,7 +47,7 @@ def test_a_stop_is_found_where_it_is_and_told_to_tear_a_word_or_not(before, loud
     assert said_until_s(viewed([*seen, idle]), SPEC) == pytest.approx((8 + 48 + 12) / 25, abs=2 * TICK_S)
 
 
-def test_packets_of_another_session_are_noticed():
+def test_packets_of_another_session_are_detected():
     one = fragments(levels(16), speech(16))
     other = fragments(levels(16), speech(16)[::-1].copy())
     file = one[0].init + b"".join(fragment.data for fragment in one)
@@ -55,16 +55,19 @@ def test_packets_of_another_session_are_noticed():
     assert heard(viewed(pieces), file, SPEC).mixed > 5
 
 
-def test_a_player_stands_behind_by_what_it_got_ahead_and_by_each_stall():
+def test_the_distance_from_the_live_edge_includes_the_initial_buffer_and_stalls():
     steady = [0.0] * 8 + [0.04 * (k + 1) for k in range(40)]  # 8 frames at once
     assert behind_s(steady)[10:] == pytest.approx(0.28, abs=1e-6)
-    late = [*steady[:30], *(s + 1.0 for s in steady[30:])]  # a second without anything: it stalls, and stays behind
+    late = [
+        *steady[:30],
+        *(s + 1.0 for s in steady[30:]),
+    ]  # a second without data: the player stalls
     assert behind_s(late)[30] == pytest.approx(0.0, abs=1e-6)
-    caught_up = [*late[:35], *([late[34]] * 13)]  # what was held back comes at once
+    caught_up = [*late[:35], *([late[34]] * 13)]  # the delayed frames arrive at once
     assert behind_s(caught_up)[-1] == pytest.approx(13 * 0.04, abs=1e-6)
 
 
-def test_a_stream_that_breaks_off_counts_up_to_its_last_whole_fragment():
+def test_an_incomplete_stream_counts_up_to_its_last_complete_fragment():
     made = fragments(levels(20))
     data = made[0].init + b"".join(fragment.data for fragment in made)
     whole, pictures, packets = media_of(data)
