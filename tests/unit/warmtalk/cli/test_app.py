@@ -11,8 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.support.paths import ROOT
 from warmtalk.cli import app as cli
 from warmtalk.cli.ports import ServerRunningError
+from warmtalk.cli.say import next_steps
 from warmtalk.cli.tables import report_row
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -309,6 +311,13 @@ def test_prepare_on_a_server_sends_the_given_options(tmp_path):
         **{"scale_lock_enabled": "true", "subpixel_enabled": "false"},
     }
     assert "[0] is tiny" in result.output
+
+
+def test_the_next_steps_work_where_they_are_printed(tmp_path, monkeypatch):
+    assert "make" not in next_steps(None) and "warmtalk serve" in next_steps(None)
+    monkeypatch.chdir(ROOT)
+    assert "make demo" in next_steps(None)
+    assert next_steps("http://host:8000") == "Try next: open http://host:8000 in a browser and talk."
 
 
 def test_a_report_shows_values_and_no_python_tuples():
