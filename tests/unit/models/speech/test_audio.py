@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import AudioError
@@ -251,7 +251,6 @@ def test_sound_is_never_cut() -> None:
     assert len(pad_to_frames(loud, 25, added_s=0.04).samples) == 1_920
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.05, 6.0), st.floats(0.0, 0.8)), min_size=1, max_size=12),
     st.sampled_from([8_000, 11_025, 16_000, 22_050]),

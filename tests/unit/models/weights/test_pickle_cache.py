@@ -60,6 +60,13 @@ def test_the_first_load_writes_a_copy_that_the_second_reads(
     assert same(load_state_dict(original), state)
 
 
+def test_the_copy_is_synced_to_disk_before_it_appears(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    visible_at_sync: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda _: visible_at_sync.append(copy_of(original).exists()))
+    load_state_dict(original)
+    assert visible_at_sync == [False] and copy_of(original).exists()
+
+
 def test_the_legacy_format_is_copied_too(
     tmp_path: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
