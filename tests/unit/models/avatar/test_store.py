@@ -78,6 +78,19 @@ def test_arrays_are_read_only(store: AvatarStore) -> None:
         assert not array.flags.writeable
 
 
+def test_files_are_synced_before_the_avatar_appears(store: AvatarStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the draft with its files, then, after the rename, the folder of all avatars."""
+    sync, calls = swap.sync_folder, []
+
+    def record(folder: Path, files: bool = True) -> None:
+        calls.append((folder.name.startswith(".draft-ada"), files, store.exists("ada")))
+        sync(folder, files)
+
+    monkeypatch.setattr(store_module, "sync_folder", record)
+    fill(store)
+    assert calls == [(True, True, False), (False, False, True)]
+
+
 def test_ids_are_sorted_and_other_folders_ignored(store: AvatarStore) -> None:
     assert store.ids() == []
     for name in ("zoe", "ada"):
