@@ -190,6 +190,14 @@ def test_a_first_segment_of_noise_is_not_speech_and_later_speech_is_detected(lev
     assert np.diff(heard, axis=1).sum() > 2.4  # speech is detected even if its level is close to the noise
 
 
+def test_steady_noise_as_loud_as_the_speech_before_counts_as_speech():
+    """Only a first segment is background because it is steady; later ones are compared with the speech."""
+    assert len(spans(hiss(1.5, -15.0))) == 0
+    detector = ActivityDetector()
+    detector.from_sound(voice(1.0), RATE)
+    assert detector.from_sound(hiss(1.5, -15.0), RATE) == pytest.approx(np.array([[0.0, 1.5]]), abs=TOLERANCE_S)
+
+
 def test_a_humming_fan_is_not_speech():
     times = np.arange(3 * RATE) / RATE
     hum = np.sin(2 * np.pi * 100 * times) + 0.5 * np.sin(2 * np.pi * 200 * times)
