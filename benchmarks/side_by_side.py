@@ -42,7 +42,7 @@ Bool = npt.NDArray[np.bool_]
 
 FACE_PX, FRAMES = 230.0, 75
 TEXT = "My mother may buy a big map of Bombay."
-ROWS = (("source", "The source"), ("manual", "The manual's way"), ("ours", "WarmTalk"))
+ROWS = (("source", "The source"), ("manual", "The manual"), ("ours", "WarmTalk"))
 COLOURS = {"source": "#94a3b8", "manual": "#dc2626", "ours": "#2563eb"}
 
 

@@ -30,7 +30,7 @@ from models.types import UInt8
 FACES_PX = (160, 256)
 FRAMES, FPS = 100, 25
 CODED_CRF = 18.0  # x264's, for the encoded clip
-WAYS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "landmarks alone, unsmoothed": {"affine_tracking_enabled": False, "smoothing": "none"},
     "landmarks alone, zero_phase": {"affine_tracking_enabled": False},
     "tracked, none": {"smoothing": "none"},
@@ -54,10 +54,10 @@ def measure(clip: KnownMotion, frames: list[UInt8]) -> dict[str, dict[str, float
     seen = surveyed(frames)
     noise = np.random.default_rng(0).normal(size=(len(clip), 68, 2))
     found: dict[str, dict[str, float]] = {}
-    for name, options in WAYS.items():
+    for name, options in METHODS.items():
         found[name] = asdict(following(clip, _track(seen, seen.landmarks, **options).transforms))
     for name in ("landmarks alone, zero_phase", "tracked, zero_phase"):
-        track = _track(seen, clip.true_landmarks() + noise, **WAYS[name])
+        track = _track(seen, clip.true_landmarks() + noise, **METHODS[name])
         found[f"1 px noise: {name}"] = asdict(following(clip, track.transforms))
     return found
 
@@ -106,9 +106,9 @@ def main() -> None:
             name = f"{face_px} px face, {kind}"
             results[name] = measure(clip, frames)
             print(f"\n{name}\n{'':44}   place  jitter  roll °     lag")
-            for way, found in results[name].items():
+            for method, found in results[name].items():
                 numbers = (found["place_rms"], found["jitter_rms"], found["roll_rms_deg"], found["lag_frames"])
-                print(f"{way:44} {numbers[0]:7.3f} {numbers[1]:7.4f} {numbers[2]:7.3f} {numbers[3]:+7.2f}")
+                print(f"{method:44} {numbers[0]:7.3f} {numbers[1]:7.4f} {numbers[2]:7.3f} {numbers[3]:+7.2f}")
         results[f"{face_px} px face, pasted"] = untouched = pasted(clip, drawn)
         print(f"unchanged crop pasted back: {untouched['off_px']:.3f} px off, {untouched['levels']:.2f} grey levels")
     (out / "steadiness.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

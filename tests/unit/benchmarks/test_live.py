@@ -20,22 +20,22 @@ def speech(frames: int) -> np.ndarray:
     return samples
 
 
-def viewed(pieces: list[LiveFragment]) -> bytes:
+def viewed(parts: list[LiveFragment]) -> bytes:
     viewer = ViewerTimeline(SPEC)
-    return viewer.init + b"".join(viewer.put(piece) for piece in pieces)
+    return viewer.init + b"".join(viewer.put(part) for part in parts)
 
 
 @pytest.mark.parametrize(("before", "loud"), [(20, True), (24, False)])
 def test_a_stop_is_found_and_classified_as_inside_a_word_or_not(before, loud):
     made = fragments(levels(48), speech(48))
     file = made[0].init + b"".join(fragment.data for fragment in made)
-    pieces, place = [], 0
+    parts, place = [], 0
     for fragment in made:
-        pieces += split_fragment(fragment, place, 1, place == 0)
+        parts += split_fragment(fragment, place, 1, place == 0)
         place += fragment.frames
     idle = LiveFragment(0, 4, encode_closed_gop(levels(4), SPEC))
     hold = [LiveFragment(before, before, idle.video, utterance=1)] * 3
-    said, unsaid = [p for p in pieces if p.position < before], [p for p in pieces if p.position >= before]
+    said, unsaid = [p for p in parts if p.position < before], [p for p in parts if p.position >= before]
     seen = [idle, idle, *said, *hold, *unsaid]
     found = heard(viewed([*seen, idle]), file, SPEC)
     assert found.begins_s == pytest.approx(8 / 25, abs=TICK_S) and found.mixed == 0 and found.lost <= 1
@@ -51,8 +51,8 @@ def test_packets_of_another_session_are_detected():
     one = fragments(levels(16), speech(16))
     other = fragments(levels(16), speech(16)[::-1].copy())
     file = one[0].init + b"".join(fragment.data for fragment in one)
-    pieces = [piece for fragment in (*one, *other) for piece in split_fragment(fragment, 0, 1, True)]
-    assert heard(viewed(pieces), file, SPEC).mixed > 5
+    parts = [part for fragment in (*one, *other) for part in split_fragment(fragment, 0, 1, True)]
+    assert heard(viewed(parts), file, SPEC).mixed > 5
 
 
 def test_the_distance_from_the_live_edge_includes_the_initial_buffer_and_stalls():

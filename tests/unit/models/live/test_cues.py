@@ -44,14 +44,14 @@ def test_cues_between_two_times_are_relative_to_the_first():
     assert [cue.number for cue in cues_between(cues, 1.0, 1.4)] == [1, 2] and cues_between(cues, 1.12, 1.28) == ()
 
 
-def pieces(cues: list[Cue], end_s: float) -> list[tuple[float, tuple[Cue, ...]]]:
+def live_fragments(cues: list[Cue], end_s: float) -> list[tuple[float, tuple[Cue, ...]]]:
     """(start in the utterance, cues) of live fragments of 160 ms."""
     return [(k * 0.16, cues_between(cues, k * 0.16, (k + 1) * 0.16)) for k in range(round(end_s / 0.16))]
 
 
 def test_each_sentence_is_sent_once_in_the_time_of_the_viewer():
     captions, told = CaptionTracker(), []
-    for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1)), (1.2, speech(0.1, 1.0, 0.1, "Two."))), 2.4):
+    for at_s, cues in live_fragments(said((0.0, speech(0.1, 1.0, 0.1)), (1.2, speech(0.1, 1.0, 0.1, "Two."))), 2.4):
         told += captions.update(cues, 7, 10 + at_s)
     assert told == [
         Caption(1, "Hello there.", pytest.approx(10.1), pytest.approx(11.1), told[0].words),
@@ -62,7 +62,7 @@ def test_each_sentence_is_sent_once_in_the_time_of_the_viewer():
 
 
 def test_a_viewer_who_joins_during_a_sentence_gets_it():
-    late = pieces(said((0.0, speech(0.1, 1.0, 0.1))), 1.2)[3:]
+    late = live_fragments(said((0.0, speech(0.1, 1.0, 0.1))), 1.2)[3:]
     captions = CaptionTracker()
     (caption,) = [news for at_s, cues in late for news in captions.update(cues, 7, at_s - late[0][0])]
     assert (caption.text, caption.start_s, caption.end_s) == ("Hello there.", 0.0, pytest.approx(0.62))
@@ -70,7 +70,7 @@ def test_a_viewer_who_joins_during_a_sentence_gets_it():
 
 def test_a_delay_moves_the_words_that_follow():
     captions, told = CaptionTracker(), []
-    for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1))), 1.2):
+    for at_s, cues in live_fragments(said((0.0, speech(0.1, 1.0, 0.1))), 1.2):
         if at_s == pytest.approx(0.48):
             told += [*captions.update((), 7, 0.48, 0.16), *captions.update((), 7, 0.64, 0.16)]
         told += captions.update(cues, 7, at_s + (0.32 if at_s > 0.4 else 0.0))
@@ -82,7 +82,7 @@ def test_a_delay_moves_the_words_that_follow():
 
 def test_an_interrupted_caption_ends_with_the_words_that_were_heard():
     captions = CaptionTracker()
-    for at_s, cues in pieces(said((0.0, speech(0.1, 1.0, 0.1))), 0.48):
+    for at_s, cues in live_fragments(said((0.0, speech(0.1, 1.0, 0.1))), 0.48):
         captions.update(cues, 7, at_s)
     (cut,) = captions.update((), 0, 0.48)
     assert (cut.id, cut.text, cut.end_s, cut.cut) == (1, "Hello", pytest.approx(0.48), True)

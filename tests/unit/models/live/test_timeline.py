@@ -21,7 +21,7 @@ from models.media.encode import AAC_FRAME, Clock, UtteranceEncoder, init_segment
 from tests.support.live import RATE, SPEC, fragments, heard, levels, shown
 
 AVATAR = levels(40)  # frames of an avatar
-LINE = ping_pong(0, 400, len(AVATAR))
+TIMELINE = ping_pong(0, 400, len(AVATAR))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def loop() -> IdleLoop:
 
 
 def greys(positions) -> list[int]:
-    return [20 + 4 * int(LINE[p]) for p in positions]
+    return [20 + 4 * int(TIMELINE[p]) for p in positions]
 
 
 # --- the clock and the grid
@@ -64,9 +64,9 @@ def test_the_grid_covers_the_loop_without_gaps_or_single_frames(frames):
 def test_idle_motion_plays_the_avatar_endlessly(loop):
     viewer, position, data = ViewerTimeline(SPEC), 0, b""
     while position < 2 * loop.grid.loop + 8:
-        piece = loop.fragment_at(position)
-        data += viewer.put(piece)
-        position = piece.next_position
+        part = loop.fragment_at(position)
+        data += viewer.put(part)
+        position = part.next_position
     times, seen = shown(viewer.init + data)
     np.testing.assert_allclose(times, np.arange(position) / 25, atol=1e-4)
     np.testing.assert_allclose(seen, greys(range(position)), atol=2)
@@ -105,22 +105,22 @@ def test_a_still_image_has_an_idle_loop():
 
 def test_a_fragment_is_split_without_re_encoding():
     made = fragments(levels(20))
-    pieces = [piece for f in made for piece in split_fragment(f, 100 + f.video_start // SPEC.frame_ticks, 7, False)]
-    assert [piece.frames for piece in pieces] == [4, 4, 4, 4, 4]
-    assert [piece.position for piece in pieces] == [100, 104, 108, 112, 116]
-    assert [piece.next_position for piece in pieces] == [104, 108, 112, 116, 120]
-    assert [piece.key for piece in pieces] == [True, True, False, True, False]
-    assert sum(len(piece.audio) for piece in pieces) == sum(f.audio_duration for f in made) // AAC_FRAME
+    parts = [part for f in made for part in split_fragment(f, 100 + f.video_start // SPEC.frame_ticks, 7, False)]
+    assert [part.frames for part in parts] == [4, 4, 4, 4, 4]
+    assert [part.position for part in parts] == [100, 104, 108, 112, 116]
+    assert [part.next_position for part in parts] == [104, 108, 112, 116, 120]
+    assert [part.key for part in parts] == [True, True, False, True, False]
+    assert sum(len(part.audio) for part in parts) == sum(f.audio_duration for f in made) // AAC_FRAME
     viewer = ViewerTimeline(SPEC)
-    _, seen = shown(viewer.init + b"".join(viewer.put(piece) for piece in pieces))
+    _, seen = shown(viewer.init + b"".join(viewer.put(part) for part in parts))
     np.testing.assert_allclose(seen, [20 + 4 * k for k in range(20)], atol=2)
 
 
 def test_joining_all_live_fragments_gives_the_fragment():
     made = fragments(levels(20))[1]
-    pieces = split_fragment(made, 4, 1, True)
-    assert join_live_fragments(pieces, made, SPEC).data == made.data
-    half = join_live_fragments(pieces[:1], made, SPEC)
+    parts = split_fragment(made, 4, 1, True)
+    assert join_live_fragments(parts, made, SPEC).data == made.data
+    half = join_live_fragments(parts[:1], made, SPEC)
     assert (half.frames, half.video_duration, half.audio_start) == (4, 4 * SPEC.frame_ticks, made.audio_start)
     assert half.audio_duration in (3 * AAC_FRAME, 4 * AAC_FRAME)
 
@@ -130,9 +130,9 @@ def test_joining_all_live_fragments_gives_the_fragment():
 )
 def test_a_live_fragment_starts_at_each_break_with_two_frames_on_each_side(breaks, sizes):
     made = fragments(levels(20))[1]  # of 8 frames
-    pieces = split_fragment(made, 104, 1, False, breaks)
-    assert [piece.frames for piece in pieces] == sizes
-    assert join_live_fragments(pieces, made, SPEC).data == made.data
+    parts = split_fragment(made, 104, 1, False, breaks)
+    assert [part.frames for part in parts] == sizes
+    assert join_live_fragments(parts, made, SPEC).data == made.data
 
 
 def tone(seconds: float) -> np.ndarray:
@@ -142,22 +142,22 @@ def tone(seconds: float) -> np.ndarray:
     return samples.astype(np.float32)
 
 
-@pytest.mark.parametrize("idle_pieces", [1, 2, 3, 4, 5, 8, 13])
+@pytest.mark.parametrize("idle_fragments", [1, 2, 3, 4, 5, 8, 13])
 @pytest.mark.parametrize("start", [Clock(), Clock(90_000 // 25 * 3, 2 * 1024), Clock(90_000 // 25 * 7, 7 * 1024)])
-def test_speech_after_idle_motion_has_no_gap_and_is_in_sync(loop, idle_pieces, start):
+def test_speech_after_idle_motion_has_no_gap_and_is_in_sync(loop, idle_fragments, start):
     viewer, data, position = ViewerTimeline(SPEC), b"", 0
-    for _ in range(idle_pieces):
-        piece = loop.fragment_at(position)
-        data, position = data + viewer.put(piece), piece.next_position
+    for _ in range(idle_fragments):
+        part = loop.fragment_at(position)
+        data, position = data + viewer.put(part), part.next_position
     encoder = UtteranceEncoder(SPEC, start)
-    made = fragments(np.stack([AVATAR[k] for k in LINE[position : position + 20]]), tone(0.8), encoder=encoder)
+    made = fragments(np.stack([AVATAR[k] for k in TIMELINE[position : position + 20]]), tone(0.8), encoder=encoder)
     begins = position
     for f in made:
-        for piece in split_fragment(f, position, 1, f is made[0]):
-            data, position = data + viewer.put(piece), piece.next_position
+        for part in split_fragment(f, position, 1, f is made[0]):
+            data, position = data + viewer.put(part), part.next_position
     for _ in range(3):
-        piece = loop.fragment_at(loop.grid.ceil(position))
-        data, position = data + viewer.put(piece), piece.next_position
+        part = loop.fragment_at(loop.grid.ceil(position))
+        data, position = data + viewer.put(part), part.next_position
     times, seen = shown(viewer.init + data)
     np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-4)
     np.testing.assert_allclose(seen, greys(range(len(seen))), atol=2)  # no frame is repeated or dropped
@@ -171,22 +171,22 @@ def test_skipped_fragments_do_not_increase_the_audio_offset(loop):
     rng = np.random.default_rng(1)
     viewer, position, skipped = ViewerTimeline(SPEC), 0, False
     for _ in range(400):
-        piece = loop.fragment_at(position)
-        position = piece.next_position
+        part = loop.fragment_at(position)
+        position = part.next_position
         skipped = bool(rng.random() < 0.3)
         if not skipped:
-            viewer.put(piece, begins=True)
+            viewer.put(part, begins=True)
     clock = viewer.clock
     assert 0 <= clock.audio_samples - SPEC.samples_at(clock.video_ticks) < AAC_FRAME
 
 
 def test_a_closed_gop_can_follow_any_fragment():
     viewer = ViewerTimeline(SPEC)
-    pieces = [
+    parts = [
         LiveFragment(0, 4, encode_closed_gop(levels(4), SPEC)),
         LiveFragment(9, 12, encode_closed_gop(levels(3), SPEC)),
     ]
-    _, seen = shown(viewer.init + b"".join(viewer.put(piece) for piece in pieces))
+    _, seen = shown(viewer.init + b"".join(viewer.put(part) for part in parts))
     np.testing.assert_allclose(seen, [20, 24, 28, 32, 20, 24, 28], atol=2)
 
 

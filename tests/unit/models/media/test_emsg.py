@@ -16,8 +16,8 @@ def stream() -> tuple[bytes, bytes]:
     timeline, events, plain = ViewerTimeline(SPEC), b"", b""
     events += timeline.init
     plain += timeline.init
-    for k, piece in enumerate(split_fragment(fragments(levels(8))[0], 0, 1, True)):
-        data = timeline.put(piece)
+    for k, part in enumerate(split_fragment(fragments(levels(8))[0], 0, 1, True)):
+        data = timeline.put(part)
         events += event_box("caption", {"text": f"Größe {k} 👋", "start_s": k * 0.16}, k, k * 0.16, 1.5) + data
         plain += data
     return events + event_box("ended", {"reason": "closed"}, 9, 0.32), plain

@@ -21,16 +21,16 @@ def stripes(n: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
 
 
 def rewrite(source: SourceVideo, output: Path, kind: str, length: int) -> int:
-    pieces, writer = [], None
+    parts, writer = [], None
     for rgb, at in source.frames():
-        writer = writer or PartWriter(output.with_name(f"{len(pieces)}.mp4"), source, 12, "veryfast")
+        writer = writer or PartWriter(output.with_name(f"{len(parts)}.mp4"), source, 12, "veryfast")
         writer.write(rgb, at)
         if writer.frames == length:
-            pieces.append(writer.close())
+            parts.append(writer.close())
             writer = None
     if writer is not None:
-        pieces.append(writer.close())
-    return join(pieces, source, output, kind)
+        parts.append(writer.close())
+    return join(parts, source, output, kind)
 
 
 @pytest.fixture(scope="module")
