@@ -267,8 +267,8 @@ def random_mouths(count: int) -> Float32:
 
 
 def psnr(squared_error: Any) -> float:
-    return float(np.mean([10 * np.log10(255**2 / image.mean()) for image in squared_error]))
     """Mean PSNR of images, dB."""
+    return float(np.mean([10 * np.log10(255**2 / image.mean()) for image in squared_error]))
 
 
 def write_strip(truth: UInt8, made: UInt8, path: Path) -> None:

@@ -73,8 +73,8 @@ def best(errors: dict[int, float]) -> int:
 
 
 async def measure(url: str, repeats: int) -> dict[str, float]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     """All figures that need the server."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         await client.post("/speak", json={"text": TEXT, "session_id": "warm"})
         result = await speaking(client, repeats)
@@ -215,8 +215,8 @@ async def cores(seconds: float) -> float:
 
 
 def cpu_s() -> dict[int, float]:
-    spent = {}
     """CPU seconds per child process."""
+    spent = {}
     for process in psutil.Process().children(recursive=True):
         try:
             times = process.cpu_times()

@@ -128,8 +128,8 @@ async def overload(url: str, sessions: int, text: str, out: Path | None = None) 
 def figures(
     recording: Recording, file: bytes, facts: dict[str, Any], answer: dict[str, Any], asked_s: float
 ) -> dict[str, float]:
-    spec = MediaSpec(512, 512, 25)
     """The figures of one session. facts: its description by the server. answer: the response of /speak."""
+    spec = MediaSpec(512, 512, 25)
     found = heard(recording.data, file, spec)
     sentences_s = [s["start_s"] for line in facts["utterances"] for s in line["sentences"]]
     inside = found.inside(sentences_s)

@@ -54,14 +54,14 @@ class Run:
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
-    body = b"".join(parts)
     """A box: size, type and body."""
+    body = b"".join(parts)
     return struct.pack(">I4s", 8 + len(body), kind) + body
 
 
 def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
-    return box(kind, struct.pack(">I", version << 24 | flags), *parts)
     """A box with a version and flags."""
+    return box(kind, struct.pack(">I", version << 24 | flags), *parts)
 
 
 def children(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

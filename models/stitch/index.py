@@ -140,8 +140,8 @@ def sentence_record(cue: Cue, utterance: int) -> Record:
 
 
 def encode_record(record: Record) -> bytes:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
     """A record as one line of JSON."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
 
 
 def decode_record(line: bytes) -> Record | None:
