@@ -76,7 +76,7 @@ class IngressConfig(Strict):
     max_webrtc_viewers: int = Field(
         30,
         ge=0,
-        description="Most viewers over WebRTC, counted within max_viewers. Each needs about 0.02 cores and the extra "
+        description="Most viewers over WebRTC, counted within max_viewers. Each needs about 0.03 cores and the extra "
         "`webrtc` must be installed. 0 disables WebRTC.",
     )
     ice_servers: list[IceServer] = Field(
