@@ -28,7 +28,7 @@ CACHED_POSTERS = 256  # 10 KB each
 
 
 class _AbandonedError(Exception):
-    """Ends a preparation whose caller has gone."""
+    """Ends a preparation whose caller has disconnected."""
 
 
 class Avatars(Stage[AvatarsConfig]):
@@ -109,7 +109,7 @@ class Avatars(Stage[AvatarsConfig]):
         check_id(avatar_id, "avatar id")
         if avatar_id == self._configured_avatar():
             raise InputError(
-                f"The avatar {avatar_id!r} is prepared from video_path at each start, so it would come back.",
+                f"The avatar {avatar_id!r} is prepared from video_path at each start, so it would be prepared again.",
                 "First remove video_path of Avatars from the config file.",
             )
         if avatar_id == needed and store.owns(avatar_id) and not store.ships(avatar_id):

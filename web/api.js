@@ -17,7 +17,7 @@ export class Failure extends Error {
     Object.assign(this, { remedy, code, status });
   }
   /** Whether the same request may succeed later. */
-  get passing() {
+  get retryable() {
     return this.status === 0 || this.status === 429 || this.status === 502 || this.status === 503 || this.status === 504;
   }
 }

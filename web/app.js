@@ -117,9 +117,9 @@ const name = (id, words) => ["aria-label", "title"].forEach((attribute) => $(id)
 
 /** Show or hide a button; if it had the keyboard focus, move the focus to `next`. */
 function offer(id, on, next) {
-  const stood = !on && $(id).matches(":focus-visible");
+  const hadFocus = !on && $(id).matches(":focus-visible");
   $(id).hidden = !on;
-  if (stood) $(next).focus();
+  if (hadFocus) $(next).focus();
 }
 
 /** Show what the keys do, or how many characters are left. */
@@ -136,9 +136,9 @@ function hint() {
 function notice(title, text = "") {
   $("notice-title").textContent = title;
   $("notice-text").textContent = text;
-  const stood = !title && $("notice-close").matches(":focus-visible");
+  const hadFocus = !title && $("notice-close").matches(":focus-visible");
   $("notice").hidden = !title;
-  if (stood) $("message").focus();
+  if (hadFocus) $("message").focus();
 }
 
 player.addEventListener("state", ({ detail: { state, failure, retryMs } }) => {

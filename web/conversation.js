@@ -151,7 +151,7 @@ export class Conversation extends EventTarget {
         job = await getJson(`status/${id}`);
         backoff.reset();
       } catch (failure) {
-        if (!failure.passing) throw failure;
+        if (!failure.retryable) throw failure;
         await pause(backoff.take());
         continue;
       }
@@ -182,9 +182,9 @@ export class Conversation extends EventTarget {
     const retry = Object.assign(element("button", "small", over ? "New chat" : "Try again"), { type: "button" });
     retry.addEventListener("click", () => {
       if (over) return this.dispatchEvent(new Event("fresh"));
-      const stood = retry.matches(":focus-visible");
+      const hadFocus = retry.matches(":focus-visible");
       failed.remove();
-      if (stood) $("message").focus();
+      if (hadFocus) $("message").focus();
       again();
     });
     failed.append(element("strong", "", failure.message), failure.remedy ?? "", element("br"), retry);

@@ -63,11 +63,11 @@ export class Listening extends EventTarget {
   /** Release the microphone. sent: send what was recorded; in hands-free mode only a turn in progress. */
   finish(sent) {
     const recorder = this.#recorder;
-    const stood = $("recording").matches(":has(:focus-visible)");
+    const hadFocus = $("recording").matches(":has(:focus-visible)");
     const said = !this.#turns || this.#turns.speaks;
     this.#recorder = null;
     this.#show(false);
-    if (stood) $("mic").focus(); // the recording bar, which had the focus, is hidden
+    if (hadFocus) $("mic").focus(); // the recording bar, which had the focus, is hidden
     const { seconds } = recorder;
     const body = recorder.stop();
     if (!sent || !said) return;

@@ -6,7 +6,7 @@ proxy runs on the same node as the replica, and Linux lists the unsent bytes of 
 find out how far a client lags. On other systems, or behind another proxy, nothing is known and nothing is limited.
 """
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import asyncio
 import ipaddress
@@ -18,9 +18,9 @@ Client = tuple[str, int]  # address and port, as in the ASGI scope
 
 TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 READ_BYTES = 2**18  # per read of a file
-CHECK_BYTES = 4 * 2**20  # sent between two looks at the send queue
+CHECK_BYTES = 4 * 2**20  # sent between two reads of the send queue
 MAX_UNSENT_BYTES = 512 * 2**10  # in the client's send queue; reading pauses above it
-CHECK_S = 0.05  # between two looks; also covers the delay from here to the client's connection, so that the look counts
+CHECK_S = 0.05  # between two reads; by then, bytes that Serve's proxy passes on have reached the client's connection
 
 
 class SendQueues:

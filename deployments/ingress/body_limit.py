@@ -1,6 +1,6 @@
 """Middleware that limits the size and the duration of request bodies."""
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import asyncio
 import time

@@ -1,6 +1,6 @@
 """Commands that involve more than one stage: interrupt a session, and remove an avatar from all Stitch replicas."""
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import asyncio
 import logging

@@ -1,6 +1,6 @@
 """Limits on how many things of one kind happen at a time: uploads, WebSockets."""
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,6 +1,6 @@
 """The part of the ingress config that the middlewares and the login routes need, as one object per replica."""
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 from collections.abc import Callable
 from dataclasses import dataclass

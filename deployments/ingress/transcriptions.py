@@ -1,6 +1,6 @@
 """OpenAI's `POST /v1/audio/transcriptions`: recordings in, transcripts out."""
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import json
 from collections.abc import AsyncGenerator

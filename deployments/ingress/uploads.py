@@ -1,6 +1,6 @@
 """Request bodies that are files: limited in number and size."""
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import asyncio
 import contextlib

@@ -1,6 +1,6 @@
 """The Stitch stage: makes utterances and owns sessions.
 
-For an utterance it drives the pipeline, sends the chunks through the output, and yields the fragments. It meets the
+For an utterance it drives the pipeline, sends the chunks through the output, and yields the fragments. It calls the
 other stages only through their handles.
 """
 

@@ -1,4 +1,4 @@
-"""Interrupts: end what a session says now, and the utterances that wait behind it."""
+"""Interrupts: end the current utterance of a session and those that wait."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def summary_of(
         "ttff_ms": round(ttff_ms, 1),
         "rtf": round(wall_s / made_s, 3),
         "retries": retries,
-        "audio_delay_ms": round(writer.audio_delay_s * 1e3, 1),  # of the sound behind the lips, less than a frame
+        "audio_delay_ms": round(writer.audio_delay_s * 1e3, 1),  # of the sound relative to the lips, less than a frame
         "stages": total_calls(calls),
         "interrupted": writer.interrupted,
     }

@@ -1,4 +1,4 @@
-"""The output of an utterance: the session file alone, or the live stream and, behind it, the session file.
+"""The output of an utterance: the session file alone, or the live stream and then the session file.
 
 The deployment chooses the output once, when an utterance starts. No other code asks which of the two it is.
 """

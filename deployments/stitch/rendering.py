@@ -29,7 +29,7 @@ class Renderer:
     calls: list[StageCall] = field(default_factory=list)  # one per chunk
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function on the compute thread, behind all that was started before."""
+        """Run a function on the compute thread, after all that was started before."""
         return (await self.worker.run(function, *args, **kwargs)).value
 
     async def render(self, chunk: Chunk, work: Callable[[Chunk], list[Fragment]]) -> list[Fragment]:

@@ -44,12 +44,12 @@ class Retention:
             self.survey()
         if new and self.sessions >= self.limits.max_sessions:
             raise QuotaError(
-                f"There are {self.sessions} sessions already, and no more may be opened.",
+                f"There are {self.sessions} sessions; the limit is {self.limits.max_sessions}.",
                 "Delete some, or raise max_sessions of Stitch.",
             )
         if self.bytes >= self.limits.max_bytes:
             raise QuotaError(
-                f"The sessions take {self.bytes / 2**30:.1f} GB, which is all that they may take.",
+                f"The sessions use {self.bytes / 2**30:.1f} GB; the limit is {self.limits.max_bytes / 2**30:g} GB.",
                 "Delete some, or raise max_sessions_gb of Stitch.",
             )
 

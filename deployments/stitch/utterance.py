@@ -67,16 +67,16 @@ class UtteranceWriter:
     kept_frames: int = 0  # frames in the file: speech, and pauses inside the utterance
     weights: list[Float32] = field(default_factory=list)  # of the generated mouth, 0 to 1, an array (n,) per chunk
     cues: list[Cue] = field(default_factory=list)  # sentences made so far, seconds from the utterance's first frame
-    audio_delay_s: float = 0.0  # the largest delay of the sound behind the lips
+    audio_delay_s: float = 0.0  # the largest delay of the sound relative to the lips
     interrupted: bool = False  # it ended with an interrupt
     # state
     pasting: PasteMemory = field(default_factory=PasteMemory)
     encoder: UtteranceEncoder | None = None
     pauses: dict[int, list[PausePart]] = field(default_factory=dict)  # by the tick of the fragment that follows
     _ended: bool = False
-    _start: Clock | None = None  # where its first frame stands in the file
-    _clock: Clock | None = None  # where the next encoder starts in the file
-    _next_position: int = 0  # on the timeline, behind the last frame made
+    _start: Clock | None = None  # position of its first frame in the file
+    _clock: Clock | None = None  # position in the file at which the next encoder starts
+    _next_position: int = 0  # on the timeline, after the last frame made
     _shifts: list[tuple[int, int]] = field(default_factory=list)  # (frame, by how many frames it is later in the file)
     _sidecar_lines: deque[tuple[int, Record]] = field(default_factory=deque)  # (frame in the file, line not written)
     _written_cues: dict[int, float] = field(default_factory=dict)  # number → end of the sentence as in the transcript
@@ -152,7 +152,7 @@ class UtteranceWriter:
     def write(self, fragment: Fragment, position: int | None = None) -> None:
         """Append a fragment: before it the pause, its sidecar lines, and the sentences that start in it.
 
-        position: of its first frame on the timeline; None: directly behind the previous frame.
+        position: of its first frame on the timeline; None: directly after the previous frame.
         Raises FencedError, OSError.
         """
         with self.sessions.lock:
@@ -270,7 +270,7 @@ class UtteranceWriter:
             self._shifts.append((first_frame, self._shifts[-1][1] + frames))
 
     def _missing_rests(self) -> dict[int, RestFragment]:
-        """The return to rest behind the last frame made, by position, as far as no viewer has been shown it.
+        """The return to rest after the last frame made, by position; without what viewers have been shown already.
 
         A segment may be made before the one before it has been played.
         """
@@ -349,7 +349,7 @@ class UtteranceWriter:
         self._sidecar_lines.append((frame, frames_record(frame, indices, avatar, weights)))
 
     def _cue_in_file(self, cue: Cue) -> Cue:
-        """A cue in seconds of the session's video, behind the pauses inside the utterance."""
+        """A cue in seconds of the session's video, which also counts the pauses inside the utterance."""
         fps = self.spec.fps
 
         def in_file(seconds: float, ends: bool = False) -> float:

@@ -29,7 +29,7 @@ def ping_pong(start: int, count: int, length: int) -> npt.NDArray[np.int64]:
 
 
 def sway(position: int, count: int) -> list[int]:
-    """Return `count` positions to show while waiting at `position`: they go on, come back, and end just before it.
+    """Return `count` positions to show while waiting at `position`: forward, back past it, and to the one before it.
 
     A sine with the speed of playback at both ends, so that motion before and after continues without a jerk.
     """

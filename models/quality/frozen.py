@@ -1,4 +1,4 @@
-"""Finds frames that are repeated or stand still without being planned."""
+"""Finds frames that repeat or freeze unintentionally."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from models.errors import WeightsError
 from models.weights.loading import fetch_again, read_json
 from models.weights.manifest import missing_error
 
-TIMESTAMPS = 1501  # <|0.00|> … <|30.00|>, 20 ms apart, behind <|notimestamps|> (Radford et al. 2022, section 2.3)
+TIMESTAMPS = 1501  # <|0.00|> … <|30.00|>, 20 ms apart, after <|notimestamps|> (Radford et al. 2022, section 2.3)
 LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # its name in current and in older files
 

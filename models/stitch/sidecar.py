@@ -184,7 +184,7 @@ def enhanced_lines(lines: bytes, engine: str) -> bytes:
 
 
 def replace_with_sidecar(part: Path, video: Path, lines: bytes) -> None:
-    """Move `part` to `video` and write `lines`, if any, as its sidecar. At no time does the video have a wrong sidecar."""
+    """Move `part` to `video` and write `lines`, if any, as its sidecar. The video never has a wrong sidecar."""
     beside = sidecar_path(video)
     beside.unlink(missing_ok=True)
     part.replace(video)

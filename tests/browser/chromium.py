@@ -100,9 +100,9 @@ class Tab:
 
     def __init__(self, page: Any, url: str) -> None:
         self.page, self.url = page, url
-        self.complaints: list[str] = []
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        self.page_errors: list[str] = []
+        page.on("pageerror", lambda error: self.page_errors.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and self.page_errors.append(message.text))
         page.set_default_timeout(20_000)
 
     def open(self, query: str = "", live: bool = True) -> Tab:
@@ -116,7 +116,7 @@ class Tab:
         began_s = time.monotonic()
         while not self.page.evaluate(expression):
             if time.monotonic() - began_s > timeout_s:
-                raise AssertionError(f"not after {timeout_s:g} s: {expression}; {self.complaints}")
+                raise AssertionError(f"not after {timeout_s:g} s: {expression}; {self.page_errors}")
             self.page.wait_for_timeout(50)
         return time.monotonic() - began_s
 
@@ -124,7 +124,7 @@ class Tab:
         """Wait until the server has received what the page sent."""
         end_s = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < end_s, f"the server has not got it; {self.complaints}"
+            assert time.monotonic() < end_s, f"the server has not received it; {self.page_errors}"
             self.page.wait_for_timeout(20)
 
     def watch(self, seconds: float) -> dict[str, float]:

@@ -69,7 +69,7 @@ class State:
         return self.sessions.setdefault(session_id, FakeSession())
 
     def require_key(self, key: str) -> None:
-        """Let only requests with this API key in from now on."""
+        """From now on, accept only requests with this API key."""
         self.settings = replace(self.settings, keys=Keys([key]))
 
     def failing(self, name: str) -> JSONResponse | None:

@@ -35,7 +35,7 @@ def test_stage_bars_update_while_an_answer_is_made(served: tuple[str, State], ta
     assert (len(times) - 1) / (times[-1] - times[0]) >= 2  # updates per second
     assert chat.texts("#bars .value")[2] == f"{STAGES['LipSync'] / 1000:.2f} s"
     chat.until("!('making' in document.querySelector('#latency').dataset)")
-    assert chat.complaints == []
+    assert chat.page_errors == []
 
 
 def test_the_sparkline_shows_the_first_frame_times_of_recent_answers(served: tuple[str, State], tab: Any) -> None:

@@ -27,7 +27,7 @@ def test_the_presenter_idles_silently_without_console_errors(chat: Tab) -> None:
     assert seen["played"] == pytest.approx(seen["passed"], abs=0.4) and seen["loudness"] < 1e-4
     assert chat.page.inner_text("#pill-text") == "Live"
     chat.shot("idle")
-    assert chat.complaints == []
+    assert chat.page_errors == []
 
 
 def test_playback_stays_near_the_live_edge_unlike_a_plain_video(chat: Tab) -> None:
@@ -81,7 +81,7 @@ def test_a_message_is_answered_with_video_sound_and_captions(chat: Tab, state: S
     spoken_ms = 1000 * WORD_S * len(state.reply.split(". ")[1].split())  # duration of the last sentence
     assert shares == pytest.approx([ms / spoken_ms for ms in STAGES.values()], abs=1e-3)
     assert chat.page.get_attribute("#bars", "aria-label").startswith("Milliseconds per stage for 4.8 seconds")
-    assert chat.complaints == []
+    assert chat.page_errors == []
 
 
 def test_say_mode_speaks_the_text_unchanged(chat: Tab, state: State) -> None:

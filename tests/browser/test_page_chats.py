@@ -69,7 +69,7 @@ def test_a_new_chat_interrupts_and_hides_the_previous_answer(chat: Tab, state: S
     chat.page.on("request", lambda request: "/status/" in request.url and asked.append(request.url))
     chat.page.wait_for_timeout(1500)
     assert len(asked) <= 1  # one request may have been in flight
-    assert chat.texts(".bubble") == [] and not chat.page.is_visible("#interrupt") and chat.complaints == []
+    assert chat.texts(".bubble") == [] and not chat.page.is_visible("#interrupt") and chat.page_errors == []
 
 
 @pytest.mark.parametrize(("why", "left"), [("removed", 0), ("stopped", 2)])

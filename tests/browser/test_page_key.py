@@ -42,7 +42,7 @@ def test_sign_in_is_asked_once_reports_errors_and_resumes(served: tuple[str, Sta
     assert not page.page.evaluate(ASKS) and page.page.input_value("#key-input") == ""
     page.send("Who are you?")
     page.state("speaking")
-    assert [c for c in page.complaints if "401" not in c] == []  # Chromium logs each refused request
+    assert [c for c in page.page_errors if "401" not in c] == []  # Chromium logs each refused request
     page.page.click("#open-settings")
     page.until("document.querySelectorAll('#avatars .avatar').length > 0")
     page.shot("key-settings")

@@ -87,7 +87,7 @@ def test_a_recording_is_transcribed_shown_and_answered(chat: Tab, state: State) 
     assert kind == "heard" and 0.9 < length_s(data) < 5 and len(state.uploads) == 1
     chat.state("live")
     assert session.messages[0] == {"role": "user", "content": "What time is it?"}
-    assert chat.texts(".bubble.presenter") == [state.reply] and chat.complaints == []
+    assert chat.texts(".bubble.presenter") == [state.reply] and chat.page_errors == []
 
 
 def test_in_say_mode_a_recording_is_not_transcribed(chat: Tab, state: State) -> None:

@@ -29,7 +29,7 @@ def test_video_arrives_over_webrtc_with_little_delay(chat: Tab) -> None:
     assert 0.05 < behind_s < 0.4
     assert chat.page.evaluate("document.querySelector('video').srcObject.getTracks().length") == 2
     chat.shot("webrtc-idle")
-    assert chat.complaints == []
+    assert chat.page_errors == []
 
 
 def test_a_message_is_answered_with_video_sound_and_captions(chat: Tab, state: State) -> None:
@@ -45,7 +45,7 @@ def test_a_message_is_answered_with_video_sound_and_captions(chat: Tab, state: S
     chat.page.click("#interrupt")
     chat.silent(within_s=1.5, seconds=0.5, below=2e-3)
     chat.state("live")
-    assert chat.complaints == []
+    assert chat.page_errors == []
 
 
 def test_the_page_starts_muted_and_one_click_unmutes(chat: Tab) -> None:
@@ -64,7 +64,7 @@ def test_without_webrtc_the_page_falls_back_to_http_silently(
     opened.until(OVER_HTTP)
     assert opened.watch(1.0)["played"] > 0.7
     assert opened.page.evaluate("document.querySelector('video').srcObject") is None
-    assert not opened.page.is_visible("#notice") and opened.complaints == []
+    assert not opened.page.is_visible("#notice") and opened.page_errors == []
     assert len(state.ended) == (webrtc == "lost")  # a failed connection is closed on the server
 
 

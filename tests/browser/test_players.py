@@ -146,7 +146,7 @@ def test_a_session_of_200_utterances_plays_and_seeks_in_chromium(server, long, p
     assert seeks(player, places) == places
     player.page.evaluate(f"seek({LONG_FRAMES - 25}).then(() => video.play())")
     player.until("video.ended", 10)
-    assert player.page.evaluate("shown()") == LONG_FRAMES - 1 and player.complaints == []
+    assert player.page.evaluate("shown()") == LONG_FRAMES - 1 and player.page_errors == []
 
 
 @pytest.mark.parametrize("name", ["video.mp4", "download.mp4"])
@@ -207,7 +207,7 @@ def hls(player: Any, server: tuple[str, Path], name: str) -> None:
     )
 
 
-def complaints(player: Any) -> list[Any]:
+def player_errors(player: Any) -> list[Any]:
     """Errors of hls.js, except requests aborted by a seek."""
     return [error for error in player.page.evaluate("errors") if error[1] or error[0] != "aborted"]
 
@@ -233,7 +233,7 @@ def test_hls_js_plays_a_closed_session_from_start_to_end_and_seeks(server, playe
     player.until("video.ended", 15)
     assert player.page.evaluate("decoded()") - before > 0.7 * 8 * FRAMES  # a loaded machine drops frames
     assert player.page.evaluate("shown()") == 8 * FRAMES - 1
-    assert complaints(player) == []
+    assert player_errors(player) == []
 
 
 def test_hls_js_follows_a_growing_session_until_it_is_closed(server, player):
@@ -259,7 +259,7 @@ def test_hls_js_follows_a_growing_session_until_it_is_closed(server, player):
     player.until("video.ended", 20)
     assert made.frames == whole and player.page.evaluate("shown()") == whole - 1
     assert player.page.evaluate("video.duration") == pytest.approx(whole / FPS, abs=0.05)
-    assert complaints(player) == []
+    assert player_errors(player) == []
     playlist = get(f"{server[0]}/sessions/growing/index.m3u8")[0].decode()
     assert player.page.evaluate("fragments") == playlist.count("#EXTINF")
 

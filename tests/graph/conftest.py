@@ -37,7 +37,7 @@ ENVIRONMENT = {  # of all replicas
     "GRAPH_KEYS": KEY,  # no config names it, until a test does
     "MALLOC_ARENA_MAX": "2",  # else glibc keeps up to 16 heaps a process, which look like leaks
 }
-RESOURCES = {"num_cpus": 32, "num_gpus": 1}  # pretended, for configs/cluster.yaml
+RESOURCES = {"num_cpus": 32, "num_gpus": 1}  # declared to Ray, not real: for configs/cluster.yaml
 
 
 def with_user_configs(config: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""configs/cluster.yaml on a local Ray with a pretended GPU: fractions share it, and a change touches one stage only.
+"""configs/cluster.yaml on a local Ray with a simulated GPU: fractions share it, and a change touches one stage only.
 
 The graph runs with demo.yaml until then. The embedded CPU engines replace those of the GPU; resources, replicas and
 limits stay as the file has them.

@@ -62,7 +62,7 @@ def test_an_answer_is_seen_and_heard_and_its_messages_are_kept(chat: Tab, client
         chat.page.evaluate("[...document.querySelectorAll('#bars li')].map((e) => e.title)")
     )
     assert chat.page.inner_text("#figure-first") != "–"
-    assert chat.complaints == []
+    assert chat.page_errors == []
 
 
 def test_a_replay_plays_while_the_session_goes_on(chat: Tab, client: Client) -> None:
@@ -79,7 +79,7 @@ def test_a_replay_plays_while_the_session_goes_on(chat: Tab, client: Client) -> 
     chat.shot("real-replay")
     chat.page.keyboard.press("Escape")
     again = chat.watch(1.0)
-    assert again["played"] > 0.5 * again["passed"] and chat.complaints == []
+    assert again["played"] > 0.5 * again["passed"] and chat.page_errors == []
 
 
 def test_an_interruption_stops_the_voice_and_the_job(chat: Tab, client: Client) -> None:

@@ -1,4 +1,4 @@
-"""A small avatar whose frames can be told apart, its fragments, and a fake Stitch, for the tests of live streams."""
+"""A small avatar whose frames can be distinguished, its fragments, and a fake Stitch, for the tests of live streams."""
 
 from __future__ import annotations
 

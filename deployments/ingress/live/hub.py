@@ -4,7 +4,7 @@ It loads the avatar's idle motion once and plays it by itself. From Stitch it ge
 while nothing is spoken. All viewers get the same live fragments, each on its own timeline. A hub encodes nothing.
 """
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import asyncio
 import contextlib
@@ -251,7 +251,7 @@ class Hub:
                 viewer.set_making(event.making)
 
     async def _subscribe_again(self) -> Ending | None:
-        """Subscribe at the current position. Return an ending if the session is gone, or shows something else."""
+        """Subscribe at the current position. Return an ending if the session is removed or shows another picture."""
         while True:
             self._events = self._subscribe(self.session_id, self._position)
             try:

@@ -1,6 +1,6 @@
 """All hubs of an ingress replica, one per session that is watched; disconnects viewers that do not read."""
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import asyncio
 import contextvars

@@ -28,7 +28,7 @@ from deployments.ingress.websocket.protocol import schema
 from models.errors import BusyError, NotFoundError
 from models.stitch.sidecar import committed_lines, sidecar_path
 
-OPEN_ATTEMPTS = 3  # to open a video that is reset between two looks at it
+OPEN_ATTEMPTS = 3  # to open a video that is reset between finding and opening it
 
 
 class SessionRoutes:

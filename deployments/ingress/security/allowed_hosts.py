@@ -9,7 +9,7 @@ key.
 Starlette's TrustedHostMiddleware does not fit: it has a fixed list of names.
 """
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import ipaddress
 from collections.abc import Collection

@@ -145,7 +145,7 @@ def unauthorized(has_credentials: bool) -> Response:
 
 
 async def _refuse_websocket(error: dict[str, str], receive: Receive, send: Send) -> None:
-    """Accept the WebSocket and say why it is closed: a browser tells a page nothing about a refused handshake."""
+    """Accept the WebSocket, then close it with a reason: a page cannot read why a handshake was refused."""
     await receive()  # websocket.connect
     await send({"type": "websocket.accept"})
     await send({"type": "websocket.send", "text": json.dumps({"type": "failed", "error": error})})

@@ -4,7 +4,7 @@ No file, cookie or URL holds a key itself. A signed value holds its own expiry, 
 it is valid only as long as the key that signed it.
 """
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import hashlib
 import hmac
@@ -104,7 +104,7 @@ class Keys:
 
 
 def _serializer(secrets: list[bytes], kind: str) -> URLSafeSerializer:
-    """Signs with the last of `secrets`, verifies with any. kind: keeps cookies and tokens of each scope apart."""
+    """Signs with the last of `secrets`, verifies with any. kind: `cookie`, or the scope of a token."""
     return URLSafeSerializer(secrets, salt=f"warmtalk.{kind}", signer_kwargs=SIGNER)
 
 

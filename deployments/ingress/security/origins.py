@@ -7,7 +7,7 @@ browsers send neither header. Pages of configured origins may do everything; Sta
 headers.
 """
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -3,7 +3,7 @@
 aiortc is in the extra `[webrtc]`.
 """
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import asyncio
 import contextlib

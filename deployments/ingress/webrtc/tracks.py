@@ -5,7 +5,7 @@ and encoded by aiortc. Sound is always encoded again, because browsers require O
 in boxes, such as captions, are sent as JSON on a data channel, if the viewer has opened one.
 """
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import asyncio
 import contextlib

@@ -1,6 +1,6 @@
 """A recording that arrives over a WebSocket in parts, kept in memory until its last part."""
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 from models.errors import BusyError, InputError
 

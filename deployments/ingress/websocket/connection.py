@@ -3,7 +3,7 @@
 protocol.py defines the messages. Everything that a connection has started ends with it.
 """
 
-# no `from __future__ import annotations`: serve.ingress pickles what stands here
+# no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Estimates how fast frames are made, and how long speech must wait so that it plays without a stop.
+"""Estimates how fast frames are made, and how long speech must be delayed to play without interruption.
 
 Arithmetic only: all times are arguments, in seconds of any one clock.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-SAFETY_FACTOR = 1.25  # frames may take this much longer than they did lately
+SAFETY_FACTOR = 1.25  # frames may take this much longer than recent ones
 OVERDUE_FACTOR = 1.3  # slow-down assumed for an overdue burst
 SMOOTHING = 0.4  # weight of the latest burst in the estimate
 RELEASE_LEAD_S = 0.08  # a live fragment leaves Stitch this long before it is due, for the way to the ingress
@@ -16,7 +16,7 @@ RESERVE_S = 0.4  # a burst may be this much later than the others where the mach
 # The share of real time that making frames takes: below the first value no reserve is needed, from the second one on
 # all of RESERVE_S. Several utterances slow one another down, so the limits are lower where they share the machine.
 LOAD_LIMITS_ALONE, LOAD_LIMITS_SHARED = (0.9, 1.0), (0.6, 0.9)
-MAX_DELAY_S = 4.0  # the longest a sentence is delayed so that it can play without a stop
+MAX_DELAY_S = 4.0  # the longest delay of a sentence, so that it can play without interruption
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class SupplyEstimate:
     """How the frames of one utterance arrive: in bursts, one per fragment of the file."""
 
     fps: int
-    frame_s: float  # time to make one frame, lately
+    frame_s: float  # recent time to make one frame
     burst_end_s: float  # when the latest burst arrived, or its making began
     burst_frames: int = 12
     made: int = 0  # frames that have arrived

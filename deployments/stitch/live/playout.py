@@ -82,7 +82,7 @@ class Playout:
     _ended: bool = False
     _stopped: bool = False
     _pauses: list[int] = field(default_factory=list)  # frames of the utterance that follow a pause of the voice
-    _cleared: int = -1  # the latest frame for which the playout decided to go on
+    _cleared: int = -1  # the latest frame before which the playout decided not to hold
     _waited_s: float = 0.0  # holds before the next frame so far
     _interrupted_hold: tuple[int, int] | None = None  # position due, and position at which the swaying head is
 
@@ -93,7 +93,7 @@ class Playout:
     # --- place segments
 
     def place(self, first_frame: int, frames: int) -> int:
-        """Choose the position of a segment: directly behind the previous one if it can arrive in time, else later."""
+        """Choose the position of a segment: directly after the previous one if it can arrive in time, else later."""
         now_s, broadcast = stable_time_s(), self.broadcast
         if not self._placed:
             self.supply.burst_end_s = now_s
@@ -294,7 +294,7 @@ class Playout:
         return max(0.0, phrase_s, min(to_end_s, MAX_DELAY_S - self._waited_s))
 
     async def _hold(self, due: int, delay_s: float) -> None:
-        """Delay speech before a position: the mouth rests, the head sways and comes back to that position."""
+        """Delay speech before a position: the mouth rests, the head sways and returns to that position."""
         delay_s = max(delay_s, 1e-3)
         frames = self.supply.hold_frames(delay_s, LIVE_FRAMES, MIN_HOLD_FRAMES, MAX_HOLD_FRAMES)
         self.holds += not self._waited_s
@@ -339,9 +339,9 @@ class Playout:
         self._queue.clear()
 
     async def _return_to_rest(self) -> None:
-        """Send the mouth's return to rest, up to where idle motion can go on.
+        """Send the mouth's return to rest, up to where idle motion can continue.
 
-        After an interrupted hold the head goes on from where it is.
+        After an interrupted hold the head continues from its current position.
         """
         broadcast = self.broadcast
         if self._interrupted_hold is not None:

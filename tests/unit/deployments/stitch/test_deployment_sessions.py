@@ -58,7 +58,7 @@ async def test_sessions_and_bytes_are_limited(make_stitch):
     stitch, _, _ = await make_stitch(max_sessions=3)
     await stitch.create("two")
     await stitch.create("three")
-    with pytest.raises(QuotaError, match="3 sessions already"):
+    with pytest.raises(QuotaError, match="3 sessions; the limit is"):
         await stitch.create("four")
     with pytest.raises(QuotaError):
         await summary_of(stitch.speak(SpeakRequest("five", "Hello.", deliver=False)))

@@ -87,7 +87,7 @@ def test_a_full_store_is_counted_again_after_a_second_and_not_at_each_refusal(
     now_s = [100.0]
     monkeypatch.setattr("deployments.stitch.retention.time.monotonic", lambda: now_s[0])
     retention = Retention(store, Limits(max_sessions=3, max_bytes=1e9, max_idle_s=0))
-    with pytest.raises(QuotaError, match="3 sessions already"):
+    with pytest.raises(QuotaError, match="3 sessions; the limit is"):
         retention.check(new=True)
     store.remove("old")  # on another replica, say
     surveys = []
