@@ -151,8 +151,8 @@ async def test_a_viewer_whose_connection_stays_congested_is_disconnected(live, m
     monkeypatch.setattr(hubs._queues, "unsent", unsent)
     reading = asyncio.create_task(read_all(other))
     began_s = time.time()
-    parts = [part async for part in stuck]  # ends by itself
-    assert STUCK_S < time.time() - began_s < STUCK_S + 2 and len(parts) < 10
+    await asyncio.wait_for(read_all(stuck), STUCK_S + 2)  # ends by itself
+    assert time.time() - began_s > STUCK_S
     assert stuck.ending == "slow" and stuck.dropped > 50
     reading.cancel()
     assert hubs.viewers() == 1 and other.dropped == 0
