@@ -112,7 +112,7 @@ class Avatars(Stage[AvatarsConfig]):
                 f"The avatar {avatar_id!r} is prepared from video_path at each start, so it would be prepared again.",
                 "First remove video_path of Avatars from the config file.",
             )
-        if avatar_id == needed and store.owns(avatar_id) and not store.ships(avatar_id):
+        if avatar_id == needed and store.owns(avatar_id) and not store.is_builtin(avatar_id):
             raise InputError(
                 f"The avatar {avatar_id!r} is the default of new sessions.",
                 "First set another avatar_id of Stitch in the config file.",

@@ -54,7 +54,7 @@ META, GEOMETRY, LATENTS, MASKS, REGIONS, FRAMES, CONTACT = (
     "contact.png",
 )
 ATLAS_COLUMNS = 16
-GONE = ".gone-"  # prefix of a removed avatar's folder while it is deleted
+REMOVED_PREFIX = ".gone-"  # prefix of a removed avatar's folder while it is deleted
 MAX_DRAFT_AGE_S = 24 * 3600.0  # an older draft is abandoned, also one of another machine
 PREPARE_AGAIN = "Prepare it again with `warmtalk prepare VIDEO --avatar-id {} --force`."
 
@@ -257,7 +257,7 @@ class AvatarStore:
         exchange(folder, final)  # `folder` now contains the old avatar; the caller deletes it
         sync_folder(self.root, files=False)
 
-    def ships(self, avatar_id: str) -> bool:
+    def is_builtin(self, avatar_id: str) -> bool:
         """Return whether an avatar of this id is under `builtin`, also if `root` has one, too. Raises IdError."""
         check_id(avatar_id, "avatar id")
         return self.builtin is not None and (self.builtin / avatar_id / META).is_file()
@@ -274,18 +274,18 @@ class AvatarStore:
         folder = self.folder(avatar_id)
         if not self.owns(avatar_id):
             raise InputError(
-                f"The avatar {avatar_id!r} ships with WarmTalk and cannot be removed.",
+                f"The avatar {avatar_id!r} is part of WarmTalk and cannot be removed.",
                 "To replace it, prepare an avatar of the same id with --force.",
             )
         aside = aside_of(folder)  # left by an interrupted replacement; `restore_asides` must not restore it later
         for one in (aside, folder):
-            gone = self.root / f"{GONE}{avatar_id}.{secrets.token_hex(4)}"
+            removed = self.root / f"{REMOVED_PREFIX}{avatar_id}.{secrets.token_hex(4)}"
             try:
-                one.rename(gone)
+                one.rename(removed)
             except FileNotFoundError:
                 continue  # there was none, or another process removed it
             sync_folder(self.root, files=False)
-            shutil.rmtree(gone, ignore_errors=True)  # `clean` deletes what another process still has open
+            shutil.rmtree(removed, ignore_errors=True)  # `clean` deletes what another process still has open
 
     def clean(self) -> list[str]:
         """Delete abandoned drafts and the rest of removed avatars, and undo interrupted replacements.
@@ -293,7 +293,7 @@ class AvatarStore:
         Returns the names of all these folders.
         """
         restored = restore_asides(self.root)
-        abandoned = sorted(self.root.glob(f"{GONE}*"))
+        abandoned = sorted(self.root.glob(f"{REMOVED_PREFIX}*"))
         abandoned += [folder for folder in sorted(self.root.glob(".draft-*")) if _abandoned(folder)]
         for folder in abandoned:
             shutil.rmtree(folder, ignore_errors=True)

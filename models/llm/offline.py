@@ -16,7 +16,7 @@ from models.llm.base import Message
 
 TOKENS_PER_S = 40.0  # the speed of a small language model, so that the pipeline works as with a real one
 
-HONEST = (
+DISCLAIMER = (
     "I am a small built-in responder with a few rules, not a language model. "
     "Connect one, and I will speak its answers with this face and voice."
 )
@@ -80,7 +80,7 @@ def _repeat(match: re.Match[str], said: list[str]) -> str:
 
 def _greet(match: re.Match[str], said: list[str]) -> str:
     again = "Hello again!" if len(said) > 1 else "Hello, nice to meet you!"
-    return f"{again} {HONEST} Ask me how I work, or have me say something."
+    return f"{again} {DISCLAIMER} Ask me how I work, or have me say something."
 
 
 def _name(match: re.Match[str], said: list[str]) -> str:
@@ -119,8 +119,8 @@ def _value(node: ast.expr) -> float:
 
 def _echo(text: str) -> str:
     if not any(c.isalnum() for c in text):
-        return f"I found no words in your message. {HONEST}"
-    return f"You said: {_short(text)} I have no rule for that. {HONEST}"
+        return f"I found no words in your message. {DISCLAIMER}"
+    return f"You said: {_short(text)} I have no rule for that. {DISCLAIMER}"
 
 
 def _short(text: str, limit: int = 160) -> str:
@@ -139,14 +139,17 @@ RULES: tuple[Rule, ...] = (
     (r"^(?:please )?(?:say|repeat(?: after me)?|read)\b[:,]?\s+(.+)$", _repeat),
     (rf"(?:^|\bis |\bcalculate |\bcompute )({_SUM})\s*[=?.!]*$", _calculate),
     (r"\b(?:connect|configure|set ?up|install|give you)\b.*\b(?:model|llm|mind|brain|gpt|ollama)\b", _says(HELP)),
-    (r"\b(?:are you|is this) (?:an? )?(?:ai|real|human|robot|bot|chatgpt|llm|language model|person)\b", _says(HONEST)),
-    (r"\bwho are you\b|\bwhat are you\b|\byour name\b", _says(f"I am the WarmTalk presenter. {HONEST}")),
+    (
+        r"\b(?:are you|is this) (?:an? )?(?:ai|real|human|robot|bot|chatgpt|llm|language model|person)\b",
+        _says(DISCLAIMER),
+    ),
+    (r"\bwho are you\b|\bwhat are you\b|\byour name\b", _says(f"I am the WarmTalk presenter. {DISCLAIMER}")),
     (r"\bhow (?:do|does) (?:you|it|this) work\b|\bhow (?:are|were) you made\b", _says(PIPELINE)),
     (r"\bmy name is (\w+)|\bcall me (\w+)", _name),
     (r"\bwhat did i (?:just )?(?:say|ask)\b", _before),
     (r"\bjoke\b|\bmake me laugh\b", _joke),
     (r"\bwhat(?:'s| is)? the (?:time|date)\b|\bwhat (?:time|day) is it\b", _clock),
-    (r"\bweather\b|\bnews\b", _says(f"I do not know: I work without the internet. {HONEST}")),
+    (r"\bweather\b|\bnews\b", _says(f"I do not know: I work without the internet. {DISCLAIMER}")),
     (r"\bhelp\b|\bwhat can you do\b", _says(f"I can say what you type, do sums, tell the time and a joke. {HELP}")),
     (r"\bhow are you\b", _says("Fine, thank you: all my models are loaded and ready. How are you?")),
     (r"\bthank(?:s| you)\b", _says("You are welcome.")),

@@ -15,7 +15,7 @@ from models.stitch.disk import META, VIDEO
 from models.stitch.session import SessionFile, Sync
 
 DEFAULT_SESSION = "default"
-GONE = ".gone-"  # prefix of the folders of removed sessions while their files are deleted
+REMOVED_PREFIX = ".gone-"  # prefix of the folders of removed sessions while their files are deleted
 SWEEP_S = 600.0  # after this time, a folder with this prefix was left by a process that died
 
 
@@ -64,14 +64,14 @@ class SessionStore:
     def remove(self, session_id: str) -> None:
         """Delete a session after fencing off its writer. Raises SessionNotFound, IdError."""
         session = self.open(session_id)
-        gone = self.root / f"{GONE}{secrets.token_hex(8)}"
+        removed = self.root / f"{REMOVED_PREFIX}{secrets.token_hex(8)}"
         with session.fenced_off():
-            session.folder.rename(gone)  # atomic: no reader sees a partly deleted session
-        shutil.rmtree(gone, ignore_errors=True)
+            session.folder.rename(removed)  # atomic: no reader sees a partly deleted session
+        shutil.rmtree(removed, ignore_errors=True)
 
     def sweep(self) -> None:
         """Delete the remains of sessions whose removal was interrupted."""
-        for gone in self.root.glob(f"{GONE}*"):
+        for removed in self.root.glob(f"{REMOVED_PREFIX}*"):
             with contextlib.suppress(FileNotFoundError):  # another replica may delete it at the same time
-                if time.time() - gone.stat().st_ctime > SWEEP_S:  # since the rename, or the last deletion in it
-                    shutil.rmtree(gone, ignore_errors=True)
+                if time.time() - removed.stat().st_ctime > SWEEP_S:  # since the rename, or the last deletion in it
+                    shutil.rmtree(removed, ignore_errors=True)

@@ -15,18 +15,18 @@ from tests.browser.fake_state import State
 pytestmark = pytest.mark.browser
 STATE = "document.querySelector('#screen').dataset.state"
 TITLE = "document.querySelector('#status-title').textContent"
-WHY = {"webrtc": "This server has no WebRTC.", "mp4": "The server restarts."}  # the fake server's messages
+MESSAGES = {"webrtc": "This server has no WebRTC.", "mp4": "The server restarts."}  # of the fake server
 FACE = (slice(60, 150), slice(200, 420))  # rows and columns of the screen without text, pill and tools
 
 
-def looks(page: Tab) -> Any:
+def grey_levels(page: Tab) -> Any:
     """Grey levels of the upper part of the presenter on screen."""
     shot = page.page.locator("#screen").screenshot()
     picture = cv2.imdecode(np.frombuffer(io.BytesIO(shot).getvalue(), np.uint8), cv2.IMREAD_GRAYSCALE)
     return picture[FACE].astype(np.float32)
 
 
-def alike(one: Any, other: Any) -> float:
+def correlation(one: Any, other: Any) -> float:
     """Correlation of two pictures, independent of brightness; 0 if one is uniform (for example black)."""
     one, other = one - one.mean(), other - other.mean()
     return float((one * other).mean() / max(one.std() * other.std(), 1.0))
@@ -40,22 +40,22 @@ def test_the_last_frame_stays_until_a_new_one_arrives(served: tuple[str, State],
     state.webrtc = way == "webrtc"
     page: Tab = tab(url).open(f"?via={way}")
     page.until("document.querySelector('#figure-behind').textContent !== '–'")
-    live = looks(page)
+    live = grey_levels(page)
     assert live.std() > 20  # the picture has content
     state.down = True
     page.until(f"{STATE} === 'lost'", 10)
-    seen = [looks(page) for _ in range(4)]
+    seen = [grey_levels(page) for _ in range(4)]
     assert page.page.inner_text("#pill-text") == "Reconnecting"
-    page.until(f"{TITLE} === '{WHY[way]}'")
+    page.until(f"{TITLE} === '{MESSAGES[way]}'")
     page.until("document.querySelector('#status-text').textContent.includes('Next attempt in')")
     page.shot(f"lost-{way}")
     state.down = False
     page.page.click("#retry")
     while page.page.evaluate(STATE) == "lost":
-        seen.append(looks(page))
-    seen += [looks(page) for _ in range(6)]
+        seen.append(grey_levels(page))
+    seen += [grey_levels(page) for _ in range(6)]
     assert len(seen) > 10
-    assert min(alike(live, picture) for picture in seen) > 0.6
+    assert min(correlation(live, picture) for picture in seen) > 0.6
     page.until("!document.querySelector('#last-frame').dataset.of")
     assert page.watch(1.0)["played"] > 0.7
 
@@ -88,7 +88,7 @@ def test_the_poster_is_shown_before_the_first_frame(served: tuple[str, State], t
     page: Tab = tab(url).open("?via=mp4", live=False)
     page.until(f"{STATE} === 'lost' && document.querySelector('#last-frame').dataset.of === 'poster'")
     page.shot("lost-poster")
-    assert looks(page).std() > 10
+    assert grey_levels(page).std() > 10
     page.until(
         "document.querySelector('#status-title').textContent === 'Too many watch.'", 5
     )  # shown again after each attempt

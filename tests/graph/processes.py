@@ -129,11 +129,11 @@ class Server:
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Poll until the condition is true; fail at once, with the log, when the process ends."""
 
-        def alive_and_true() -> bool:
+        def condition_while_running() -> bool:
             assert self.process.poll() is None, self.log.read_text()
             return condition()
 
-        wait_until(alive_and_true, what, timeout_s=180, every_s=0.1)
+        wait_until(condition_while_running, what, timeout_s=180, every_s=0.1)
 
     def answers(self) -> bool:
         try:

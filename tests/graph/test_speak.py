@@ -256,7 +256,7 @@ def test_a_removed_avatar_closes_its_sessions_and_keeps_their_recordings(client)
     assert "leaving" not in [facts["avatar_id"] for facts in client.get("/avatars").json()]
     assert len(video_of(client, "with-leaving").frames) == said["frames"]
     kept = client.delete("/avatars/presenter")
-    assert kept.status_code == 422 and "ships with WarmTalk" in error_of(kept)["message"]
+    assert kept.status_code == 422 and "is part of WarmTalk" in error_of(kept)["message"]
 
 
 def test_an_avatar_prepared_at_30_fps_speaks_at_30_fps(client):

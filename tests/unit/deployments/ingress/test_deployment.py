@@ -129,9 +129,10 @@ def test_an_avatar_is_removed_even_if_a_stitch_replica_does_not_confirm_it(serve
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(AvatarNotFound("There is none.", "See."), 404), (InputError("It ships.", "Leave it."), 422)]
+    ("error", "status"),
+    [(AvatarNotFound("There is none.", "See."), 404), (InputError("It is built in.", "Leave it."), 422)],
 )
-def test_an_avatar_that_cannot_be_removed_is_an_error_and_no_replica_is_told(serve, error, status):
+def test_an_avatar_that_cannot_be_removed_is_an_error_and_no_replica_is_called(serve, error, status):
     stitch = Replicas([])
     answer = serve(stitch, Handle(remove=error)).delete("/avatars/me")
     assert answer.status_code == status and error_of(answer)["message"] == error.message and stitch.broadcasts == []

@@ -250,7 +250,7 @@ def test_a_built_in_avatar_can_be_hidden_but_not_written(store: AvatarStore, tmp
     both = AvatarStore(store.root, builtin)
     assert both.ids() == ["presenter"]
     assert np.array_equal(both.load("presenter").transforms, shipped["transforms"])
-    with pytest.raises(InputError, match="ships with WarmTalk"):
+    with pytest.raises(InputError, match="is part of WarmTalk"):
         both.remove("presenter")
     with pytest.raises(ExistsError):
         fill(both, "presenter", seed=1)
@@ -301,7 +301,7 @@ def test_only_avatars_under_the_root_are_owned(store: AvatarStore, tmp_path: Pat
     fill(AvatarStore(builtin), "presenter")
     fill(store, "ada")
     both = AvatarStore(store.root, builtin)
-    assert [(both.owns(name), both.ships(name)) for name in ("ada", "presenter", "bob")] == [
+    assert [(both.owns(name), both.is_builtin(name)) for name in ("ada", "presenter", "bob")] == [
         (True, False),
         (False, True),
         (False, False),

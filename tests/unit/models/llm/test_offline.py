@@ -3,7 +3,7 @@
 import pytest
 
 from models.llm.base import Message
-from models.llm.offline import HONEST, PIPELINE, OfflineResponder, reply
+from models.llm.offline import DISCLAIMER, PIPELINE, OfflineResponder, reply
 
 
 def ask(*messages: str) -> str:
@@ -12,7 +12,7 @@ def ask(*messages: str) -> str:
 
 @pytest.mark.parametrize("text", ["Hello!", "Who are you?", "Are you a real person?", "Explain black holes.", "👋"])
 def test_it_says_that_it_is_not_a_language_model(text):
-    assert HONEST in ask(text)
+    assert DISCLAIMER in ask(text)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_it_repeats_the_previous_message_and_varies_its_jokes():
 
 
 def test_a_long_message_is_shortened_in_the_answer():
-    assert len(ask("word " * 1000)) < 160 + len(HONEST) + 60
+    assert len(ask("word " * 1000)) < 160 + len(DISCLAIMER) + 60
 
 
 async def test_it_comes_in_tokens_that_make_the_whole():
