@@ -129,7 +129,7 @@ class StageMeter:
             for part in ("queue", "compute", "transfer")
         }
         self._ttff = Histogram("warmtalk_ttff_ms", "Milliseconds from a request to its first fragment.", MILLISECONDS)
-        self._rtf = Histogram("warmtalk_rtf", "Compute seconds per second of video.", REAL_TIME_FACTORS)
+        self._rtf = Histogram("warmtalk_rtf", "Seconds to make one second of video.", REAL_TIME_FACTORS)
 
     def record_call(
         self, frames: int, received_s: float, queue_s: float, compute_s: float, busy_s: float | None = None
@@ -145,7 +145,7 @@ class StageMeter:
         return StageTiming(self.stage, frames, received_s, time.time(), queue_s, compute_s, busy_s, self.engine)
 
     def record_utterance(self, ttff_ms: float, rtf: float) -> None:
-        """Record one utterance: the time to its first fragment, and its compute seconds per media second."""
+        """Record one utterance: the time to its first fragment, and the seconds to make one second of its video."""
         self._ttff.observe(ttff_ms)
         self._rtf.observe(rtf)
 
