@@ -50,14 +50,14 @@ def live_fragments(cues: list[Cue], end_s: float) -> list[tuple[float, tuple[Cue
 
 
 def test_each_sentence_is_sent_once_in_the_time_of_the_viewer():
-    captions, told = CaptionTracker(), []
+    captions, sent = CaptionTracker(), []
     for at_s, cues in live_fragments(said((0.0, speech(0.1, 1.0, 0.1)), (1.2, speech(0.1, 1.0, 0.1, "Two."))), 2.4):
-        told += captions.update(cues, 7, 10 + at_s)
-    assert told == [
-        Caption(1, "Hello there.", pytest.approx(10.1), pytest.approx(11.1), told[0].words),
-        Caption(2, "Two.", pytest.approx(11.3), pytest.approx(12.3), told[1].words),
+        sent += captions.update(cues, 7, 10 + at_s)
+    assert sent == [
+        Caption(1, "Hello there.", pytest.approx(10.1), pytest.approx(11.1), sent[0].words),
+        Caption(2, "Two.", pytest.approx(11.3), pytest.approx(12.3), sent[1].words),
     ]
-    assert told[0].words[1].start_s == pytest.approx(10.6)
+    assert sent[0].words[1].start_s == pytest.approx(10.6)
     assert captions.update((), 0, 12.4) == ()  # it had already ended
 
 
@@ -69,13 +69,13 @@ def test_a_viewer_who_joins_during_a_sentence_gets_it():
 
 
 def test_a_delay_moves_the_words_that_follow():
-    captions, told = CaptionTracker(), []
+    captions, sent = CaptionTracker(), []
     for at_s, cues in live_fragments(said((0.0, speech(0.1, 1.0, 0.1))), 1.2):
         if at_s == pytest.approx(0.48):
-            told += [*captions.update((), 7, 0.48, 0.16), *captions.update((), 7, 0.64, 0.16)]
-        told += captions.update(cues, 7, at_s + (0.32 if at_s > 0.4 else 0.0))
-    assert [(c.id, c.start_s, c.end_s) for c in told] == [(1, 0.1, pytest.approx(end_s)) for end_s in (1.1, 1.26, 1.42)]
-    heard, waited = told[-1].words
+            sent += [*captions.update((), 7, 0.48, 0.16), *captions.update((), 7, 0.64, 0.16)]
+        sent += captions.update(cues, 7, at_s + (0.32 if at_s > 0.4 else 0.0))
+    assert [(c.id, c.start_s, c.end_s) for c in sent] == [(1, 0.1, pytest.approx(end_s)) for end_s in (1.1, 1.26, 1.42)]
+    heard, waited = sent[-1].words
     assert (heard.start_s, waited.start_s) == (pytest.approx(0.1), pytest.approx(0.6 + 0.32))
     assert captions.update((), 0, 1.44) == ()
 
