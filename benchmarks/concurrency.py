@@ -129,6 +129,7 @@ def replicas(text: str) -> tuple[str, int]:
 
 
 def row(result: dict[str, float]) -> str:
+    """One line of the output."""
     return (
         """One line of the output."""
         f"{result['sessions']:3.0f} sessions: {result['frames_per_s']:5.0f} frames/s, TTFF {result['ttff_ms']:5.0f} ms "
