@@ -38,6 +38,12 @@ def test_a_chat_answer_can_be_interrupted_before_its_session_exists(serve):
     assert [name for name, _ in stitch.calls] == ["interrupt_nowait", "interrupt"]
 
 
+def test_an_interruption_that_stitch_cannot_take_is_an_error(serve):
+    stitch, chat = Handle(interrupt_nowait=errors.BusyError("All replicas are busy.", "Wait.")), Handle(interrupt=1)
+    answer = serve(stitch, chat=chat).post("/sessions/alice/interrupt")
+    assert (answer.status_code, error_of(answer)["code"]) == (429, "busy") and chat.calls == []
+
+
 def test_an_interruption_stops_speech_first_then_chat_then_new_speech(serve):
     order = []
     stitch = Handle(interrupt_nowait=2, interrupt={"session_id": "alice", "interrupted": 1})

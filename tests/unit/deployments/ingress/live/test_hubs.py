@@ -141,6 +141,21 @@ async def test_a_viewer_that_does_not_read_holds_few_fragments_and_continues_at_
     assert max(np.abs(np.diff(seen))) > 8  # but a jump in the picture
 
 
+async def test_after_dropped_fragments_a_viewer_continues_with_a_keyframe(live):
+    """Without it, a decoder would show damaged pictures."""
+    _, hubs = live
+    viewer = await hubs.view("alice")
+    viewer._queue.clear()
+    keyframe = viewer.hub._recent[0]
+    other = replace(keyframe, key=False)
+    for _ in range(hub.VIEWER_FRAGMENTS + 1):
+        viewer.push(keyframe)
+    assert not viewer._queue  # all were dropped
+    viewer.push(other)
+    viewer.push(keyframe)
+    assert list(viewer._queue) == [keyframe]
+
+
 async def test_a_viewer_whose_connection_stays_congested_is_disconnected(live, monkeypatch):
     _, hubs = live
     stuck, other = await hubs.view("alice", ("192.0.2.1", 7)), await hubs.view("alice", ("192.0.2.2", 8))
