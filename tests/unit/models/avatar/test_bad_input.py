@@ -123,7 +123,7 @@ def test_a_face_at_the_edge_of_the_picture_works_with_a_warning(prepare: Prepare
     say_with(avatar)
 
 
-@pytest.mark.parametrize("in_front", [True, False])
+@pytest.mark.parametrize("in_front", [pytest.param(True, marks=pytest.mark.full), False])
 def test_of_two_crossing_faces_the_tracked_one_stays_tracked(prepare: Prepare, in_front: bool) -> None:
     her, other, frames, path = hopper(), astronaut(), [], []
     masks, nose = (head_mask(her), head_mask(other)), face_of(her).landmarks[30, 0] * 0.55
@@ -267,6 +267,7 @@ def test_a_rotated_phone_video_is_upright(prepare: Prepare, tmp_path: Path) -> N
     say_with(avatar)
 
 
+@pytest.mark.full
 def test_4k_works_with_a_warning(prepare: Prepare) -> None:
     large = cv2.resize(hopper(), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)  # a face of 820 px
     frames = [put(on_ground(2160, 3840), large, 900, 120)]
