@@ -1,5 +1,7 @@
 """Sessions over HTTP: opened, interrupted, closed, reset, and spoken into while a text is being written."""
 
+from ray.exceptions import RayTaskError
+
 from deployments.common.messages import SpeakEvent
 from models import errors
 from tests.support.ingress import SUMMARY, Handle, error_of
@@ -39,7 +41,8 @@ def test_a_chat_answer_can_be_interrupted_before_its_session_exists(serve):
 
 
 def test_an_interruption_that_stitch_cannot_take_is_an_error(serve):
-    stitch, chat = Handle(interrupt_nowait=errors.BusyError("All replicas are busy.", "Wait.")), Handle(interrupt=1)
+    busy = RayTaskError("interrupt_nowait", "…", errors.BusyError("All replicas are busy.", "Wait."))
+    stitch, chat = Handle(interrupt_nowait=busy), Handle(interrupt=1)
     answer = serve(stitch, chat=chat).post("/sessions/alice/interrupt")
     assert (answer.status_code, error_of(answer)["code"]) == (429, "busy") and chat.calls == []
 

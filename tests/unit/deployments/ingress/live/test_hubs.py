@@ -145,8 +145,8 @@ async def test_after_dropped_fragments_a_viewer_continues_with_a_keyframe(live):
     """Without it, a decoder would show damaged pictures."""
     _, hubs = live
     viewer = await hubs.view("alice")
+    keyframe, _ = await anext(viewer.fragments())
     viewer._queue.clear()
-    keyframe = viewer.hub._recent[0]
     other = replace(keyframe, key=False)
     for _ in range(hub.VIEWER_FRAGMENTS + 1):
         viewer.push(keyframe)
