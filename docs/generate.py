@@ -160,6 +160,7 @@ def _route(method: str, path: str, operation: dict[str, Any], schemas: dict[str,
             lines.append(f"| `{entry['name']}`{required} | {entry['in']} | {_json_type(entry['schema'])} | {text} |")
     for content in operation.get("requestBody", {}).get("content", {}).values():
         schema = content["schema"]
+        schema = next((part for part in schema.get("anyOf", []) if "$ref" in part), schema)  # an optional body
         model = schemas.get(schema.get("$ref", "").rsplit("/", 1)[-1], schema)
         rows = _fields(model)
         if rows:
