@@ -79,7 +79,7 @@ class LiveOutput(Output):
 
     async def finish(self) -> None:
         await self._interrupt.run(asyncio.shield(self._playing))
-        await asyncio.gather(*self._writes)
+        await self._wait_for_writes()
         await self._renderer.run(self._writer.end)
         self._on_end()
 
@@ -88,7 +88,7 @@ class LiveOutput(Output):
         self.playout.stop()
         try:
             await self._playing
-            await asyncio.gather(*self._writes)
+            await self._wait_for_writes()
             if reason != "failed":
                 await self._renderer.run(self._writer.end, interrupted=True)
         finally:
@@ -107,6 +107,10 @@ class LiveOutput(Output):
         if positions[-1] - positions[0] == len(positions) - 1:  # of a swaying head the file keeps nothing
             self.playout.broadcast.rested[positions[0]] = fragment
         return fragment.video
+
+    async def _wait_for_writes(self) -> None:
+        """Raises FencedError, OSError. A cancelled caller cancels no write: viewers have seen these fragments."""
+        await asyncio.shield(asyncio.gather(*self._writes))
 
     def _write(self, fragment: Fragment, position: int) -> None:
         self._writes.append(asyncio.create_task(self._renderer.run(self._writer.write, fragment, position)))

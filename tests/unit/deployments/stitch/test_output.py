@@ -234,3 +234,27 @@ async def test_the_registry_counts_live_outputs_until_they_end(tmp_path):
     assert made.registry.pace.speakers == 1
     await made.run()
     assert made.registry.pace.speakers == 0
+
+
+async def test_frames_that_viewers_have_seen_are_written_also_if_the_caller_leaves_before_they_are(
+    tmp_path, monkeypatch
+):
+    made, run = Utterance(tmp_path, live=True), Renderer.run
+    left = asyncio.Event()
+
+    async def slow(renderer, function, *args, **kwargs):
+        if function == made.writer.write:
+            await left.wait()
+        return await run(renderer, function, *args, **kwargs)
+
+    monkeypatch.setattr(Renderer, "run", slow)
+    caller = asyncio.create_task(made.run())
+    while not (made.output.shown_frames == FRAMES and made.output._playing.done()):
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait({caller})
+    assert caller.cancelled()
+    left.set()
+    await made.output.abort("cancelled")
+    assert made.sessions.find("alice").frames == FRAMES and made.line["interrupted"]
