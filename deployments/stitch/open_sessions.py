@@ -145,7 +145,8 @@ class OpenSessions:
         if not transcript:
             return facts
         utterances = [utterance_json(record) for record in session.transcript()]
-        return {**facts, "utterances": utterances, "last": self._open[session_id].last_summary}
+        entry = self._open.get(session_id)  # None: another replica created the session after `find` looked for it
+        return {**facts, "utterances": utterances, "last": entry.last_summary if entry is not None else None}
 
     def _keep(self, session_id: str, session: SessionFile) -> SessionFile:
         self._open[session_id] = _Open(session)

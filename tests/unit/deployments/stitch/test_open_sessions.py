@@ -53,6 +53,14 @@ def test_a_session_that_was_never_created_is_not_found(replicas, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_session_that_another_replica_creates_meanwhile_is_described(replicas, monkeypatch):
+    one, two = replicas
+    begin(two, "alice", SPEC, avatar(), "Hello.")
+    monkeypatch.setattr(one, "find", lambda session_id: None)  # as before it was created
+    facts = one.describe("alice")
+    assert facts["avatar_id"] == "ann" and facts["last"] is None
+
+
 def test_a_replica_sees_what_another_wrote(replicas):
     one, two = replicas
     append(begin(one, "alice", SPEC, avatar(), "Hello."))
