@@ -6,7 +6,6 @@ Stitch keeps them in `TextStreams`; callers send their text with `speak_text_str
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import time
 import uuid
@@ -154,5 +153,6 @@ async def speak_text_stream(
     finally:
         events.cancel()
         feeder.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await feeder
+        await asyncio.wait({feeder})  # not `await feeder`: its cancellation looks like one of this task
+        if not feeder.cancelled():
+            feeder.exception()  # mark it as retrieved

@@ -165,6 +165,34 @@ async def test_speech_whose_text_cannot_be_sent_ends_with_that_error():
         [event async for event in speak_text_stream(LostStitch(), REQUEST, writing("one."))]
 
 
+async def test_a_caller_that_is_cancelled_while_its_writer_ends_is_cancelled():
+    class DoneStitch(LostStitch):
+        async def _feed(self, *arguments) -> None:
+            return None
+
+        async def __anext__(self):
+            raise StopAsyncIteration
+
+    ending = asyncio.Event()
+
+    async def slow_to_end():
+        try:
+            await asyncio.Event().wait()
+            yield ""
+        finally:
+            ending.set()
+            await asyncio.sleep(1.0)
+
+    async def speak() -> None:
+        assert [event async for event in speak_text_stream(DoneStitch(), REQUEST, slow_to_end())] == []
+
+    caller = asyncio.create_task(speak())
+    await ending.wait()
+    caller.cancel()
+    await asyncio.wait({caller})
+    assert caller.cancelled()
+
+
 # --- text streams by themselves
 
 
