@@ -9,7 +9,7 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, which share its fixtures; so do all tests of the page, which share a Chromium."""
+    """The tests of a file run in one process and share its fixtures; all tests of the page share one Chromium."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     here = Path(__file__).parent

@@ -144,9 +144,7 @@ def test_a_still_picture_that_h264_refines_is_found_by_the_sources_change() -> N
     nobody = np.zeros(100, bool)
     found = find_freezes(change, nobody, FPS, own=np.full(99, 0.3))
     assert (found.longest, found.at) == (10, 30)
-    assert not find_freezes(
-        change, nobody, FPS, own=0.9 * change
-    ).repeats.any()  # the source is as still
+    assert not find_freezes(change, nobody, FPS, own=0.9 * change).repeats.any()  # the source is as still
 
 
 def test_a_frame_shown_too_long_is_a_freeze() -> None:
