@@ -194,9 +194,9 @@ def crop_transforms(
 def _check_faces(has_face: Bool, max_missing: float) -> None:
     n, missing = len(has_face), int((~has_face).sum())
     if missing == n:
-        raise NoFaceError(
-            f"No face was found in any of the {n} frames.", "Use a video that shows one face, from the front, well lit."
-        )
+        where = f" in any of the {n} frames" if n > 1 else ""
+        remedy = "Use a video or a picture that shows one face, from the front, well lit."
+        raise NoFaceError(f"No face was found{where}.", remedy)
     if missing > max_missing * n:
         raise NoFaceError(
             f"{missing} of {n} frames show no face; at most {max_missing:.0%} may.",

@@ -73,7 +73,7 @@ def serve(config: ConfigOption = "demo", port: PortOption = None) -> None:
         open_it = "Open {}, or pass --port to start another.".format
         with started_graph(config, port, stop, open_it) as graph:
             for line in graph.greeting():
-                console.print(line, highlight=False)
+                console.print(line, highlight=False, soft_wrap=True)  # the request is there to be copied
             stop.wait()
             console.print("Stopping …")
 
@@ -113,6 +113,8 @@ def prepare(
             else:
                 report = prepare_here(config, video, avatar_id, force, options, settings_of(set_ or []), show)
         Console().print(report_table(report))
+        if sheet := report.get("contact_sheet"):
+            Console().print(f"contact sheet: {sheet}", markup=False, highlight=False, soft_wrap=True)
         for warning in report.get("warnings", []):
             print_warning(warning)
 

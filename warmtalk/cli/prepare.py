@@ -49,8 +49,9 @@ def prepare_here(
     """
     try:
         stage = load_avatars_config(config, settings)
-    except ConfigFileError as error:
-        raise ConfigError(str(error), "Correct the config file or the --set options.") from error
+    except (ConfigFileError, ConfigError) as error:
+        message = error.message if isinstance(error, ConfigError) else str(error)
+        raise ConfigError(message, "Correct the config file or the --set options.") from error
     store = AvatarStore(output_path(stage.avatars_dir), builtin_avatars())
     store.refuse_existing(avatar_id, force)
     model, chosen = load_model(stage), prepare_options(stage, options)

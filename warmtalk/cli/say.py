@@ -32,6 +32,8 @@ def read_text(argument: str, file: Path | None, audio: Path | None) -> str | Non
     if audio is not None:
         if not audio.is_file():
             raise InputError(f"Input audio not found: {audio}.", "Check the path.")
+        if not audio.stat().st_size:
+            raise InputError(f"{audio} is empty: there is nothing to say.", "Give a WAV, FLAC, MP3 or OGG file.")
         return None
     if file is not None:
         if not file.is_file():

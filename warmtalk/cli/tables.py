@@ -37,10 +37,10 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 
 def report_table(report: dict[str, Any]) -> Table:
-    """A preparation's report as label and value; its warnings are printed separately."""
+    """A preparation's report as label and value; its contact sheet's path and its warnings are printed separately."""
     table = Table(title=f"avatar {report.get('avatar_id', '')}", show_header=False)
     for key, value in report.items():
-        if key != "warnings":
+        if key not in ("contact_sheet", "warnings"):
             table.add_row(*report_row(key, value))
     return table
 

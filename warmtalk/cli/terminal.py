@@ -28,7 +28,7 @@ def errors(status: int = 1) -> Iterator[None]:
     except WarmTalkError as error:
         raise _printed(error.code, error.message, error.remedy, status) from None
     except Unreachable as error:
-        remedy = "Check the address given with --server, or leave --server out to start a server here."
+        remedy = "Check the address given with --server, http://HOST:PORT, or leave it out to start a server here."
         raise _printed(error.code, error.message, remedy, status) from None
     except ServerError as error:
         raise _printed(error.code, error.message, error.remedy, status) from None

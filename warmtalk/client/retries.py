@@ -66,7 +66,7 @@ def unreachable(error: httpx.TransportError) -> Unreachable:
         remedy = "Raise timeout_s, or read the server's log."
         return Unreachable("timeout", "The server did not answer in time.", remedy)
     remedy = "Check its address; `warmtalk serve` starts one."
-    return Unreachable("unreachable", f"The server cannot be reached: {error}.", remedy)
+    return Unreachable("unreachable", f"The server cannot be reached: {str(error).rstrip('.')}.", remedy)
 
 
 def broken_off(error: httpx.TransportError) -> Unreachable:

@@ -96,8 +96,10 @@ def test_an_empty_missing_or_binary_text_is_refused(tmp_path):
     assert result.exit_code == 1 and "Standard input is empty" in result.output
 
 
-def test_a_missing_recording_is_named():
+def test_a_missing_or_empty_recording_is_named(tmp_path):
     assert "Input audio not found: gone.wav." in refused("say", "--audio", "gone.wav")
+    (tmp_path / "empty.wav").touch()
+    assert "empty.wav is empty: there is nothing to say." in refused("say", "--audio", "empty.wav")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,8 @@ def test_an_invalid_config_is_explained(tmp_path):
     assert "There is no config file 'dmo'" in refused("serve", "--config", "dmo")
     (tmp_path / "x.yaml").write_text("applications: [{deployments: [{name: TTS, user_config: {spede: 1}}]}]")
     assert "unknown key 'spede': did you mean 'speed'?" in refused("say", "Hello.", "--config", "x.yaml")
+    said = refused("prepare", __file__, "--avatar-id", "me", "--set", "spede=1")
+    assert "unknown key 'spede'" in said and "→ Correct the config file or the --set options." in said
 
 
 def test_brackets_in_a_message_are_printed_as_they_are():
@@ -154,6 +158,7 @@ def test_an_unreachable_server_is_reported(server, tmp_path):
     for arguments in (["say", "Hello."], ["prepare", __file__, "--avatar-id", "me"]):
         said = refused(*arguments, "--server", server)
         assert "unreachable The server cannot be reached" in said and "→ Check the address given with --server" in said
+        assert ".." not in said
 
 
 def test_a_server_address_that_is_not_a_url_is_reported():
@@ -167,6 +172,9 @@ def test_an_invalid_port_is_refused(port):
 
 
 # --- with a server
+
+
+SHEET = f"/{'long' * 30}/contact.png"
 
 
 class Server(BaseHTTPRequestHandler):
@@ -194,7 +202,8 @@ class Server(BaseHTTPRequestHandler):
         if self.status != 200:
             return self.answer(self.status, {"error": {"code": "busy", "message": "All busy.", "remedy": "Wait."}})
         if self.path.startswith("/avatars"):
-            return self.answer(200, {"report": {"avatar_id": "me", "frames": 3, "warnings": ["[0] is tiny"]}})
+            report = {"avatar_id": "me", "contact_sheet": SHEET, "warnings": ["[0] is tiny"]}
+            return self.answer(200, {"report": report})
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
@@ -310,7 +319,7 @@ def test_prepare_on_a_server_sends_the_given_options(tmp_path):
         **{"smoothing": "one_euro", "affine_tracking_enabled": "false"},
         **{"scale_lock_enabled": "true", "subpixel_enabled": "false"},
     }
-    assert "[0] is tiny" in result.output
+    assert "[0] is tiny" in result.output and f"contact sheet: {SHEET}\n" in result.output
 
 
 def test_the_next_steps_work_where_they_are_printed(tmp_path, monkeypatch):
