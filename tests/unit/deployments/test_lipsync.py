@@ -1,6 +1,7 @@
 """The LipSync stage without Ray: batches, avatars, timings and settings, with an engine that records its input."""
 
 import asyncio
+import threading
 import time
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from tests.support.stored_avatar import copy_avatar
 
 COMPUTE_S = 0.01  # per batch
 LOADING_S = 0.02  # for the latents of an avatar
+TIMEOUT_S = 60.0  # of a test that hangs
 
 
 class Engine:
@@ -85,13 +87,21 @@ async def test_a_chunk_uses_its_own_windows_of_the_segment(stage):
 
 
 async def test_frames_of_two_sessions_share_one_call_and_are_not_mixed_up(stage):
-    await stage.reconfigure(config(batch_wait_ms=200.0))
+    await stage.reconfigure(config())
     await stage.generate(features(1), 0, 1, "presenter", 0, 0)  # loads its latents
     stage.model.batches.clear()
-    one, two = await asyncio.gather(
-        stage.generate(features(2, 1), 0, 2, "presenter", 1, 0, 5.0, "alice"),
-        stage.generate(features(2, 7), 0, 2, "presenter", 1, 0, 4.0, "bob"),
-    )
+    both_wait = threading.Event()
+    busy = asyncio.create_task(stage.worker.run(both_wait.wait, TIMEOUT_S))  # the compute thread
+    calls = [
+        asyncio.create_task(stage.generate(features(2, 1), 0, 2, "presenter", 1, 0, 5.0, "alice")),
+        asyncio.create_task(stage.generate(features(2, 7), 0, 2, "presenter", 1, 0, 4.0, "bob")),
+    ]
+    async with asyncio.timeout(TIMEOUT_S):
+        while stage._batcher.waiting() < 4:
+            await asyncio.sleep(0.001)
+        both_wait.set()
+        one, two = await asyncio.gather(*calls)
+    assert (await busy).value  # the thread was busy until both calls waited
     assert stage.model.batches == [4]
     assert (greys(one), greys(two)) == ([1, 11], [7, 17])
     assert (await stage.stats())["shared_batches"] == 1
