@@ -1,14 +1,17 @@
-"""Many sessions are opened and removed: the limit holds, and nothing leaks."""
+"""Many sessions: opening one costs the same however many exist, the limit holds, and nothing leaks."""
 
 import asyncio
 import gc
+import io
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from deployments.stitch.retention import Limits, Retention
 from models.errors import QuotaError
+from models.stitch.disk import META
 from models.stitch.store import SessionStore
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
@@ -16,6 +19,52 @@ __all__ = ["event_loop_policy", "virtual_time"]
 
 MANY = 200
 FILES = Path("/proc/self/fd")
+FILE_CALLS = ["stat", "lstat", "open", "mkdir", "rename", "replace", "link", "unlink", "utime", "fsync"]
+
+
+@pytest.fixture
+def file_calls(monkeypatch) -> Counter[str]:
+    """How often the functions of `os` for files and folders are called, and how many entries the listed folders had."""
+    calls: Counter[str] = Counter()
+
+    def count(owner, name: str) -> None:
+        function = getattr(owner, name)
+        counted = lambda *args, **kwargs: calls.update([name]) or function(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(owner, name, counted)
+
+    for name in FILE_CALLS:
+        count(os, name)
+    count(io, "open")
+    listed = os.listdir
+    for name in ("listdir", "scandir"):
+        count(os, name)
+        one = getattr(os, name)
+        entries = lambda path=".", one=one: calls.update(entries=len(listed(path))) or one(path)  # noqa: E731
+        monkeypatch.setattr(os, name, entries)
+    return calls
+
+
+async def test_opening_a_session_takes_as_many_file_calls_among_many_sessions_as_among_few(
+    make_stitch, tmp_path, file_calls
+):
+    """Both by the call `create` and by speech."""
+    stitch, _, _ = await make_stitch()
+    root = tmp_path / "results" / "sessions"
+    alice = stitch._sessions.find("alice")
+    avatar = stitch._load_avatar("ann").prepared
+    costs = []
+    for existing in (10, 1000):
+        for k in range(len(await stitch.sessions()), existing):
+            (root / f"s{k}").mkdir()
+            (root / f"s{k}" / META).hardlink_to(root / "alice" / META)
+        stitch._retention.survey()
+        assert len(await stitch.sessions()) == stitch._retention.sessions == existing
+        file_calls.clear()
+        await stitch.create(f"created-{existing}")
+        created = dict(file_calls)
+        stitch._sessions.claim(f"spoken-{existing}", alice.spec, avatar)
+        costs.append((created, dict(file_calls)))
+    assert costs[0][0]["open"] and costs[0] == costs[1]
 
 
 async def test_many_removed_sessions_leave_nothing_behind(make_stitch, tmp_path, monkeypatch):
