@@ -141,6 +141,30 @@ async def test_a_viewer_that_does_not_read_holds_few_fragments_and_continues_at_
     assert max(np.abs(np.diff(seen))) > 8  # but a jump in the picture
 
 
+async def test_viewers_that_never_read_do_not_delay_the_others(live):
+    """Whether or not a stuck viewer has begun to read."""
+    stitch, hubs = live
+    lateness_s: list[list[float]] = []
+
+    async def read() -> None:
+        viewer, late_s = await hubs.view("alice"), []
+        lateness_s.append(late_s)
+        async for fragment, _ in viewer.fragments():
+            late_s.append(time.time() - stitch.clock.time_of(fragment.position))
+
+    reading = []
+    for _ in range(4):
+        await hubs.view("alice")
+        await anext((await hubs.view("alice")).fragments())
+        reading += [asyncio.create_task(read()), asyncio.create_task(read())]
+    await asyncio.sleep(STUCK_S + 5)  # until after those that never began were dropped
+    assert hubs.viewers() == 4 + len(reading)  # a viewer that has begun to read is dropped by its connection only
+    for task, late_s in zip(reading, lateness_s, strict=True):
+        task.cancel()
+        assert len(late_s) * LIVE_S >= STUCK_S + 5
+        np.testing.assert_allclose(late_s[hub.RECENT_FRAGMENTS :], 0, atol=1e-3)
+
+
 async def test_after_dropped_fragments_a_viewer_continues_with_a_keyframe(live):
     """Without it, a decoder would show damaged pictures."""
     _, hubs = live
