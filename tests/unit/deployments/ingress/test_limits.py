@@ -139,32 +139,6 @@ def test_websockets_are_limited_and_a_closed_one_makes_room(serve):
         assert again.receive_json()["type"] == "ready"
 
 
-def test_an_idle_websocket_is_closed(serve):
-    client = serve(socket_idle_s=0.3)
-    with client.websocket_connect("/sessions/alice/ws") as socket:
-        assert socket.receive_json()["type"] == "ready"
-        began_s = time.monotonic()
-        event = socket.receive_json()
-        assert event["error"]["code"] == "idle" and time.monotonic() - began_s > 0.25
-        assert event["error"]["message"] == "Nothing was sent or watched for 0.3 s."
-        assert socket.receive()["code"] == 4408
-
-
-def test_a_websocket_that_watches_or_runs_a_command_is_not_idle(serve):
-    client = serve(socket_idle_s=0.3)
-    with client.websocket_connect("/sessions/alice/ws") as socket:
-        socket.receive_json()
-        socket.send_json({"type": "text", "text": "A text that is still being ", "id": "t"})
-        assert socket.receive_json()["type"] == "started"
-        time.sleep(0.7)
-        socket.send_json({"type": "text", "text": "written.", "last": True, "id": "t"})
-        assert socket.receive_json()["type"] == "done"
-        socket.send_json({"type": "watch"})
-        end_s = time.monotonic() + 0.7
-        while time.monotonic() < end_s:
-            assert socket.receive()["type"] == "websocket.send"
-
-
 # --- queued utterances
 
 
