@@ -4,6 +4,7 @@ In virtual time.
 """
 
 import asyncio
+import contextlib
 import json
 import time
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ pytest.importorskip("aiortc")
 __all__ = ["event_loop_policy", "virtual_time"]
 TONE = (0.5 * np.sin(np.arange(RATE) / 10)).astype(np.float32)
 LIVE_S = 0.16  # a live fragment of four frames
+MAX_OFFSET_S = 0.04  # between sound and picture: a frame
 
 
 def live_fragments(frames: int, tone: bool = False) -> list:
@@ -124,6 +126,48 @@ async def test_sound_is_returned_in_frames_of_20_ms_without_a_gap():
     lags = {lag: np.corrcoef(wave[9600:19200], expected[9600 + lag : 19200 + lag])[0, 1] for lag in range(-60, 61)}
     best = max(lags, key=lags.get)
     assert lags[best] > 0.99 and abs(best) / OPUS_HZ < 1.1e-3  # the shift of the resampler
+
+
+async def received(track, seconds: float) -> list[tuple[float, object]]:
+    """The items of a track in this time, and when it returned them."""
+    items = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                item = await track.recv()
+                items.append((time.monotonic(), item))
+    return items
+
+
+async def test_pictures_and_sound_of_the_same_time_are_in_sync():
+    """Both their timestamps, by which players align the two tracks, and the times at which they are sent.
+
+    The picture becomes bright when the tone begins, 0.48 s after the start. Each part arrives when a hub sends it.
+    """
+    frames, onset = 48, 12
+    images = np.where(np.arange(frames) < onset, 20, 220).astype(np.uint8)[:, None, None, None] + np.zeros_like(
+        levels(1)
+    )
+    samples = np.sin(np.arange(frames * RATE // 25) / 10).astype(np.float32)
+    samples *= np.arange(len(samples)) >= onset * RATE // 25
+    parts = [
+        part
+        for fragment in fragments(images, samples, encoder=UtteranceEncoder(SPEC))
+        for part in split_fragment(fragment, fragment.video_start // SPEC.frame_ticks, 1, fragment.video_start == 0)
+    ]
+    feed = Feed(viewer([(0 if k < 2 else LIVE_S, part) for k, part in enumerate(parts)]))
+    feed.passthrough = False
+    running = asyncio.create_task(feed.run())
+    pictures, sounds = await asyncio.gather(*(received(feed.track(kind), 4.0) for kind in ("video", "audio")))
+    await running
+    bright = next((s, p) for s, p in pictures if p.to_ndarray(format="gray").mean() > 128)
+    loud = next((s, f) for s, f in sounds if np.abs(f.to_ndarray()).max() > 8000)
+    first_loud_s = np.flatnonzero(np.abs(loud[1].to_ndarray()[0]) > 3000)[0] / OPUS_HZ
+    assert abs(bright[1].time - (loud[1].time + first_loud_s)) < MAX_OFFSET_S
+    assert abs(bright[0] - (loud[0] + first_loud_s)) < MAX_OFFSET_S
+    # the sending times of all, relative to their timestamps, after the clock of the tracks has settled
+    video_s, audio_s = ([s - item.time for s, item in items[len(items) // 2 :]] for items in (pictures, sounds))
+    assert max(*video_s, *audio_s) - min(*video_s, *audio_s) < MAX_OFFSET_S
 
 
 async def test_without_a_reader_the_queues_drop_the_oldest():
