@@ -24,7 +24,7 @@ from deployments.chat.reply import ReplyReader, heard_text, record_event, record
 from deployments.chat.store import ChatJob, Conversations, JobStore
 from deployments.common.errors import to_warmtalk_error
 from deployments.common.keyed_lock import KeyedLock
-from deployments.common.messages import ChatRequest, SpeakRequest
+from deployments.common.messages import ChatRequest, SpeakRequest, SpeechOptions
 from deployments.common.paths import output_path
 from deployments.common.stage import Stage
 from deployments.common.text_stream import speak_text_stream
@@ -91,11 +91,7 @@ class Chat(Stage[ChatConfig]):
         if len(self._running) >= self.config.max_jobs or mine >= self.config.max_waiting:
             whose = "this session" if mine >= self.config.max_waiting else "the server"
             raise BusyError(f"Too many messages of {whose} wait for an answer.", "Try again in a few seconds.")
-        job = self._jobs.new(
-            request.session_id,
-            message,
-            **request.speech_options(),
-        )
+        job = self._jobs.new(request.session_id, message, options=SpeechOptions(**request.speech_options()))
         await self._start_job(job).written.wait()
         return {"job_id": job.job_id, "session_id": job.session_id}
 
@@ -189,7 +185,7 @@ class Chat(Stage[ChatConfig]):
         await self._save(job)
         session = await self._session_facts(job.session_id)
         job.start_s = float(session.get("duration_s", 0.0))
-        messages = await self._prompt(job, job.avatar_id or session.get("avatar_id", ""))
+        messages = await self._prompt(job, job.options.avatar_id or session.get("avatar_id", ""))
         tokens = without_unprintable(without_thoughts(self.responder.stream(messages)))
         reply = ReplyReader(speakable_pieces(record_tokens(job, tokens, began_s)))
         try:
@@ -211,13 +207,9 @@ class Chat(Stage[ChatConfig]):
         await self._save(job)
         request = SpeakRequest(
             session_id=job.session_id,
-            avatar_id=job.avatar_id,
-            enhance=job.enhance,
-            strength=job.strength,
-            voice=job.voice,
-            speed=job.speed,
             deliver=False,
             progress=True,
+            **job.options.speech_options(),
         )
         asked_ms = (time.perf_counter() - began_s) * 1e3
         try:

@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from deployments.common.messages import SpeechOptions
 from models.errors import CorruptError, IdError, NotFoundError
 from models.runtime.atomic_file import replace_file
 from models.runtime.ids import check_id, path_under
 
 Status = Literal["queued", "thinking", "speaking", "done", "failed"]
 UNFINISHED = ("queued", "thinking", "speaking")
-PRIVATE = ("attempt", "heard", "avatar_id", "enhance", "strength", "voice", "speed")  # fields that clients do not get
+OPTIONS = frozenset(option.name for option in fields(SpeechOptions))
+PRIVATE = OPTIONS | {"attempt", "heard"}  # clients do not get these
 
 
 @dataclass(slots=True)
@@ -37,11 +39,7 @@ class ChatJob:
     start_s: float = 0.0  # where the answer begins in that video
     error: dict[str, str] | None = None
     interrupted: bool = False
-    avatar_id: str | None = None
-    enhance: bool | None = None
-    strength: float | None = None
-    voice: str | None = None
-    speed: float | None = None
+    options: SpeechOptions = field(default_factory=SpeechOptions)
     saying: str | None = None  # the part of the reply that Stitch has received, while it speaks
     frames: int = 0  # video frames of the answer so far
     heard: str | None = None  # the sentences that viewers have begun to hear; None: there are no viewers
@@ -53,8 +51,21 @@ class ChatJob:
     def finished(self) -> bool:
         return self.status not in UNFINISHED
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as in the job's file. The options are on the same level as the other fields."""
+        values = asdict(self)
+        options = values.pop("options")
+        return {**values, **options}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ChatJob:
+        """The inverse of `to_json`; ignores unknown keys. Raises TypeError."""
+        known = {entry.name for entry in fields(cls)} - {"options"}
+        options = SpeechOptions(**{key: value for key, value in values.items() if key in OPTIONS})
+        return cls(**{key: value for key, value in values.items() if key in known}, options=options)
+
     def public(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key not in PRIVATE}
+        return {key: value for key, value in self.to_json().items() if key not in PRIVATE}
 
 
 class JobStore:
@@ -67,19 +78,19 @@ class JobStore:
         self._finished: set[str] = set()  # file names of finished jobs, which `abandoned` need not read again
         root.mkdir(parents=True, exist_ok=True)
 
-    def new(self, session_id: str, message: str, **options: Any) -> ChatJob:
+    def new(self, session_id: str, message: str, **values: Any) -> ChatJob:
         """A job with a new id. It is not written yet."""
-        return ChatJob(uuid.uuid4().hex, session_id, message, time.time(), **options)
+        return ChatJob(uuid.uuid4().hex, session_id, message, time.time(), **values)
 
     def write(self, job: ChatJob) -> None:
         """Raises OSError."""
-        replace_file(self._path(job.job_id), json.dumps(asdict(job)).encode(), sync=job.finished)
+        replace_file(self._path(job.job_id), json.dumps(job.to_json()).encode(), sync=job.finished)
 
     def read(self, job_id: str) -> ChatJob:
         """Raises IdError, NotFoundError, CorruptError."""
         path = self._path(job_id)
         try:
-            return _parse_job(json.loads(path.read_bytes()))
+            return ChatJob.from_json(json.loads(path.read_bytes()))
         except FileNotFoundError:
             raise NotFoundError(
                 f"There is no job {job_id!r}.", "POST /chat starts a job; finished jobs are deleted after a while."
@@ -128,11 +139,6 @@ class JobStore:
 
     def _path(self, job_id: str) -> Path:
         return self.root / f"{check_id(job_id, 'job id')}.json"
-
-
-def _parse_job(values: dict[str, Any]) -> ChatJob:
-    known = {entry.name for entry in fields(ChatJob)}
-    return ChatJob(**{key: value for key, value in values.items() if key in known})
 
 
 class Conversations:

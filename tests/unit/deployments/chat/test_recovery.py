@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from deployments.chat import deployment as module
 from deployments.chat.deployment import Chat
 from deployments.chat.store import JobStore
-from deployments.common.messages import ChatRequest
+from deployments.common.messages import ChatRequest, SpeechOptions
 from models.errors import NotFoundError
 from tests.support import chat as chat_material
 from tests.support.chat import Stitch, answered, finished, stage
@@ -76,6 +77,25 @@ async def test_a_job_that_was_not_spoken_yet_is_resumed(llm: LLMServer) -> None:
     stitch = Stitch()
     job = await finished(await stage(llm, stitch), job_id)
     assert (job["status"], job["reply"], stitch.texts()) == ("done", "Yes.", ["Yes."])
+
+
+async def test_a_resumed_job_keeps_its_speech_options(llm: LLMServer, tmp_path: Path) -> None:
+    """They are in the job's file on the same level as the other fields."""
+    given = {"avatar_id": "ann", "enhance": True, "strength": 0.4, "voice": "nova", "speed": 1.5}
+    store = JobStore(tmp_path / "jobs", 60.0)
+    store.write(job := store.new("alice", "Hello.", options=SpeechOptions(**given)))
+    (path,) = store.root.glob("*.json")
+    values = json.loads(path.read_bytes())
+    assert values.items() >= given.items() and "options" not in values
+    path.write_text(json.dumps({**values, "unknown": 1}))  # of another version
+    assert store.read(job.job_id) == job and not job.public().keys() & given.keys()
+    llm.answers += [streamed("Hello there.")]
+    chat = await stage(llm, stitch := Stitch())
+    chat._jobs.write(job)
+    await chat._resume(chat._jobs.read(job.job_id))
+    await finished(chat, job.job_id)
+    asked = stitch.calls[-1].request
+    assert asked.speech_options() == given
 
 
 async def test_a_job_that_was_being_spoken_fails(llm: LLMServer) -> None:
