@@ -109,6 +109,12 @@ def deployment_of(config: dict[str, Any], stage: str) -> dict[str, Any]:
     return deployments[-1]
 
 
+def gpu_stages(config: dict[str, Any]) -> list[str]:
+    """The stages to which the config gives a share of a GPU. Ray starts none of them on a machine without one."""
+    entries = [entry for application in config["applications"] for entry in application.get("deployments") or []]
+    return [entry["name"] for entry in entries if (entry.get("ray_actor_options") or {}).get("num_gpus")]
+
+
 def _are_mappings(entries: Any) -> bool:
     return isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
 

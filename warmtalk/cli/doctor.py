@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from configs.exposure import api_keys_env, exposure_warning
-from configs.serve_file import ConfigFileError, load_serve_config
+from configs.serve_file import ConfigFileError, gpu_stages, load_serve_config
 from deployments.common.paths import home
 from models.errors import ConfigError, CorruptError
 from models.weights import checksums
@@ -59,7 +59,7 @@ def run_checks(config: str = "demo", folder: Path | None = None) -> list[Check]:
     checks: list[Callable[[], Check]] = [
         check_python,
         *(lambda name=name: check_package(name) for name in PACKAGES),
-        check_gpu,
+        lambda: check_gpu(config),
         check_torchvision,
         check_opencv,
         check_codecs,
@@ -212,9 +212,16 @@ def _fault_of(state: weight_files.FileState) -> str:
 # --- the machine
 
 
-def check_gpu() -> Check:
-    """NVIDIA GPUs, and whether the installed torch can use them. A GPU is optional."""
+def check_gpu(config: str = "demo") -> Check:
+    """NVIDIA GPUs, and whether the installed torch can use them. A GPU is optional; a cluster's may be elsewhere."""
     gpus, torch = nvidia_gpus(), version_of("torch") or ""
+    try:
+        needed = bool(gpu_stages(load_serve_config(config)))
+    except ConfigFileError:
+        needed = False  # check_exposure reports the config file
+    if needed and not gpus:
+        remedy = "Use `--config demo` on this machine."
+        return Check("GPU", False, f"none, but the config {Path(config).stem} needs one", remedy, required=False)
     if not gpus:
         return Check("GPU", True, "none; the embedded engines run on the CPU", required=False)
     if "+cpu" in torch:

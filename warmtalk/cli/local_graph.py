@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from configs.exposure import api_keys_env, exposure_warning
-from configs.serve_file import ConfigFileError, load_serve_config
+from configs.serve_file import ConfigFileError, gpu_stages, load_serve_config
 from models.errors import ConfigError, StageError
 from warmtalk.cli import CODE
 from warmtalk.cli.ports import require_free_port, server_url
@@ -85,6 +85,7 @@ class LocalGraph:
         self._schema()
         try:
             self._start_ray()
+            self._require_gpu()
             self._deploy()
             self._wait(progress or (lambda done, total, waiting: None))
         except BaseException:
@@ -144,6 +145,17 @@ class LocalGraph:
                 ray.shutdown()
                 if attempt == RAY_START_ATTEMPTS - 1 or "timed out during startup" not in str(error):
                     raise
+
+    def _require_gpu(self) -> None:
+        """Raises ConfigError for a config that needs a GPU where Ray has none: its stages would wait for ever."""
+        stages = gpu_stages(self.config)
+        if not stages:
+            return
+        import ray
+
+        if not ray.cluster_resources().get("GPU"):
+            message = f"The config gives {', '.join(stages)} a share of a GPU, but Ray finds no GPU on this machine."
+            raise ConfigError(message, "Use --config demo, which needs none; `warmtalk doctor` shows the GPUs.")
 
     def _schema(self) -> Any:
         """The config as Serve parses it. Raises ConfigError for a value that Serve refuses."""

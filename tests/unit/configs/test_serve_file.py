@@ -5,7 +5,15 @@ import yaml
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from configs.schema import STAGES, AppConfig, IceServer, LipSyncConfig
-from configs.serve_file import DEPLOYMENT_KEYS, FOLDER, ConfigFileError, config_path, deployment_of, load_serve_config
+from configs.serve_file import (
+    DEPLOYMENT_KEYS,
+    FOLDER,
+    ConfigFileError,
+    config_path,
+    deployment_of,
+    gpu_stages,
+    load_serve_config,
+)
 from deployments.common.stage import parse_config
 from models.errors import ConfigError
 
@@ -97,6 +105,10 @@ def test_a_running_stage_refuses_the_same_keys_as_the_file_check():
     with pytest.raises(ConfigError, match=r"LipSync\.user_config.*did you mean 'batch_size'") as caught:
         parse_config("LipSync", {"batch_sise": 4})
     assert caught.value.remedy
+
+
+def test_the_stages_that_need_a_gpu_are_known():
+    assert gpu_stages(load_serve_config("demo")) == [] and "LipSync" in gpu_stages(load_serve_config("gpu"))
 
 
 def test_the_defaults_are_the_embedded_models():

@@ -110,6 +110,8 @@ def test_a_gpu_that_torch_cannot_use_is_a_note(monkeypatch: pytest.MonkeyPatch) 
     assert doctor.check_gpu().ok
     monkeypatch.setattr(doctor, "nvidia_gpus", list)
     assert doctor.check_gpu().ok and "none" in doctor.check_gpu().found
+    check = doctor.check_gpu("gpu")
+    assert not check.ok and "the config gpu needs one" in check.found and "--config demo" in check.remedy
 
 
 @pytest.fixture

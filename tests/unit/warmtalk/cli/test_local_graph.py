@@ -44,11 +44,20 @@ def test_an_unknown_config_lists_the_known_ones():
         LocalGraph("dmo")
 
 
-def test_a_value_that_serve_refuses_is_named_before_ray_starts(no_ray, tmp_path):
+def test_a_value_that_serve_refuses_is_named_before_ray_starts(no_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(local_graph, "require_free_port", lambda host, port: None)
     text = "applications: [{import_path: 'graph:build_app', deployments: [{name: TTS, num_replicas: -2}]}]"
     with pytest.raises(ConfigError, match="refuses the config file: .*num_replicas"):
         LocalGraph(config(tmp_path, text)).start()
     assert no_ray == []
+
+
+def test_a_config_for_a_gpu_is_refused_where_ray_finds_none(no_ray, monkeypatch):
+    monkeypatch.setattr(local_graph, "require_free_port", lambda host, port: None)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ConfigError, match="LipSync.* a share of a GPU, but Ray finds no GPU") as caught:
+        LocalGraph("gpu").start()
+    assert "--config demo" in caught.value.remedy and no_ray == ["ray"]
 
 
 def test_the_default_address_is_port_8000_of_this_machine(tmp_path):
