@@ -26,7 +26,7 @@ def test_states_and_scores_match_the_cpu(tmp_path: Path) -> None:
     assert cuda.model.encoder.conv1.weight.dtype == torch.float16
     samples = torch.from_numpy(buzz(3.0))
     with torch.inference_mode():
-        wanted, found = (engine._encoded(samples, 0.0).float().cpu() for engine in (cpu, cuda))
+        wanted, found = (engine._encode(samples, 0.0).float().cpu() for engine in (cpu, cuda))
         assert (found - wanted).abs().max() / wanted.abs().max() < 0.02
         prompt = cpu._prompt("en", "transcribe")
         one, other = (
@@ -37,8 +37,8 @@ def test_states_and_scores_match_the_cpu(tmp_path: Path) -> None:
 
 
 def test_a_recording_is_transcribed_completely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HOPELESS_LOGPROB", -99.0)  # random weights are never confident
-    monkeypatch.setattr(module, "SURELY_SILENT", 2.0)
+    monkeypatch.setattr(module, "MIN_LOGPROB", -99.0)  # random weights are never confident
+    monkeypatch.setattr(module, "NO_SPEECH_SURE", 2.0)
     engine = WhisperRecognizer.load(write_whisper(tmp_path), "cuda")
     transcript = engine.transcribe(np.concatenate([buzz(2.0), np.zeros(16_000, np.float32), buzz(33.0)]))
     assert transcript.text and transcript.language in engine.vocabulary.languages
