@@ -145,7 +145,13 @@ def test_clients_that_never_read_are_dropped_and_neither_take_memory_nor_delay_o
             stuck[-1].sendall(message)
     paused = never_reads(graph, "slow")
     wait_until(lambda: live_counts(client)["viewers"] == 2 * STUCK + 2, "all but half messages are viewers")
+    before_s = seconds_of(watcher)
     time.sleep(PAUSE_S)
+    wait_until(
+        lambda: seconds_of(watcher) >= before_s + PAUSE_S,
+        f"the watcher gets {PAUSE_S:g} s of stream while the others are stuck",
+        PAUSE_S + 5,
+    )
     seen = read_for(paused, 3.0)
     assert_back_at_the_live_edge(seen, watcher)
     paused.close()
@@ -175,6 +181,11 @@ def read_for(client: socket.socket, seconds: float) -> bytes:
         size, _, rest = rest.partition(b"\r\n")
         body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
     return body
+
+
+def seconds_of(watcher: Watcher) -> float:
+    """The seconds of stream that it has received."""
+    return len(media_of(watcher.data)[1]) / 25
 
 
 def assert_back_at_the_live_edge(data: bytes, watcher: Watcher) -> None:
