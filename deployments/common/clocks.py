@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments.common.errors import is_own_cancellation
+
 log = logging.getLogger("ray.serve")
 
 FIRST_CALLS = 4  # samples before a host's clock is used; the first call is slow
@@ -111,7 +113,9 @@ class HostClocks:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 host, remote_s = await self._ask(session_id)
-        except Exception as error:  # noqa: BLE001 - any failure: the next call may succeed
+        except (Exception, asyncio.CancelledError) as error:  # any failure: the next call may succeed
+            if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
+                raise
             log.info("The clock of a host could not be measured: %s", type(error).__name__)
             return
         received_s = time.monotonic()

@@ -111,6 +111,25 @@ async def test_own_host_needs_no_call_and_an_unreachable_host_counts_as_equal(ca
     assert now() == pytest.approx(time.time(), abs=1e-3) and "is taken as equal" in caplog.text
 
 
+async def test_a_lost_replica_is_a_failed_measurement_and_does_not_cancel_the_viewer(caplog):
+    """Ray raises CancelledError from a call whose replica was lost."""
+
+    async def lost(session_id: str) -> tuple[str, float]:
+        raise asyncio.CancelledError
+
+    now = await HostClocks(lost).clock_of("far", "alice")
+    assert now() == pytest.approx(time.time(), abs=1e-3) and "is taken as equal" in caplog.text
+
+
+async def test_a_cancelled_measurement_is_cancelled():
+    remote = Remote(2.0, [(1.0, 0.0)])
+    measuring = asyncio.create_task(HostClocks(remote.ask).clock_of("far", "alice"))
+    await asyncio.sleep(0.5)
+    measuring.cancel()
+    await asyncio.wait({measuring})
+    assert measuring.cancelled() and remote.calls == 1
+
+
 async def test_setting_the_local_wall_clock_does_not_change_a_measured_clock(monkeypatch):
     clocks = HostClocks(Remote(2.0).ask)
     now, before_s = await clocks.clock_of("far", "alice"), time.time()
