@@ -1,13 +1,16 @@
-"""Turns the errors of calls to other stages into WarmTalkErrors with a message and a remedy."""
+"""Calls to other stages: turns their errors into WarmTalkErrors with a message and a remedy, and cancels them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from models.errors import BusyError, StageError, WarmTalkError
 
@@ -40,6 +43,12 @@ def is_own_cancellation() -> bool:
     """
     task = asyncio.current_task()
     return task is None or bool(task.cancelling())
+
+
+def cancel_call(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> None:
+    """Cancel a call of a stage. Serve's own `cancel` raises if the call could not be sent to a replica."""
+    with contextlib.suppress(RayError, RayServeException):
+        response.cancel()
 
 
 async def stream_items(response: AsyncIterable[Item]) -> AsyncGenerator[Item, None]:

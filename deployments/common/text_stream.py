@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from cachetools import LRUCache
 from ray.serve.handle import DeploymentHandle
 
-from deployments.common.errors import stream_items
+from deployments.common.errors import cancel_call, stream_items
 from deployments.common.messages import SpeakEvent, SpeakRequest
 from models.errors import BusyError, TextError
 from models.speech.text import normalise, printable
@@ -132,7 +132,7 @@ async def speak_text_stream(
             try:
                 await plain.feed.remote(request.session_id, key, [], True)
             except BaseException:
-                events.cancel()  # the end of the text cannot be sent, so the speech would wait for it
+                cancel_call(events)  # the end of the text cannot be sent, so the speech would wait for it
                 raise
 
     # In a new context: of calls that share a request's context, and so its id within Serve, Ray 2.60 loses some when
@@ -151,7 +151,7 @@ async def speak_text_stream(
         if done:
             feeder.result()
     finally:
-        events.cancel()
+        cancel_call(events)
         feeder.cancel()
         await asyncio.wait({feeder})  # not `await feeder`: its cancellation looks like one of this task
         if not feeder.cancelled():

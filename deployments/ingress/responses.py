@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentResponseGenerator
 
-from deployments.common.errors import to_warmtalk_error
+from deployments.common.errors import cancel_call, to_warmtalk_error
 from deployments.common.messages import SpeakEvent
 from deployments.ingress.backpressure import Client, paced_file
 from deployments.ingress.live.hub import Viewer
@@ -94,7 +94,7 @@ async def video_stream(first: list[SpeakEvent], events: DeploymentResponseGenera
             if event.data:
                 yield event.data
     finally:
-        events.cancel()
+        cancel_call(events)
 
 
 async def live_stream(viewer: Viewer) -> AsyncIterator[bytes]:
@@ -111,7 +111,7 @@ async def sound_stream(first: bytes, parts: DeploymentResponseGenerator) -> Asyn
         async for part in parts:
             yield part
     finally:
-        parts.cancel()
+        cancel_call(parts)
 
 
 async def progress_lines(
@@ -125,7 +125,7 @@ async def progress_lines(
     except (RayError, RayServeException, WarmTalkError) as error:
         yield json.dumps({"error": to_warmtalk_error(error).to_dict()}).encode() + b"\n"
     finally:
-        events.cancel()
+        cancel_call(events)
         discard(upload)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
 from configs.schema import StitchConfig
+from deployments.common.errors import cancel_call
 from deployments.common.stage import Stamped
 from models.speech.activity import Spans
 from models.types import FaceCrops, Speech
@@ -110,9 +107,3 @@ class PendingChunk:
             self.segment.features_done.cancel()
         if self.segment.features is not None:
             cancel_call(self.segment.features)
-
-
-def cancel_call(response: Any) -> None:
-    """Cancel a call of a stage. Serve's own `cancel` raises if the call could not be sent to a replica."""
-    with contextlib.suppress(RayError, RayServeException):
-        response.cancel()

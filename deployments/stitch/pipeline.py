@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.common.errors import is_own_cancellation
+from deployments.common.errors import cancel_call, is_own_cancellation
 from deployments.common.stage import StageTiming, Stamped
 from deployments.stitch.chunks import (
     Chunk,
@@ -24,7 +24,6 @@ from deployments.stitch.chunks import (
     PipelineRequest,
     PipelineSettings,
     SpeechSegment,
-    cancel_call,
 )
 from deployments.stitch.metrics import StageCall
 from models.errors import BusyError, StageError, WarmTalkError

@@ -5,6 +5,7 @@ import contextlib
 from types import SimpleNamespace
 
 import pytest
+from ray.serve.exceptions import RayServeException
 from starlette.testclient import TestClient
 
 from deployments.common.messages import SpeakEvent
@@ -18,10 +19,14 @@ SPOKEN = [SpeakEvent(b"init"), SpeakEvent(b"one", 4), SpeakEvent(b"two", 8), Spe
 
 
 class Events:
-    """A streaming response: yields `items`, and raises those that are errors."""
+    """A streaming response: yields `items`, and raises those that are errors.
+
+    As in Serve, `cancel` raises the error of a call that could not be sent to a replica.
+    """
 
     def __init__(self, items) -> None:
         self.items, self.cancelled = list(items), False
+        self.not_sent: RayServeException | None = None
 
     def __aiter__(self):
         return self
@@ -30,12 +35,16 @@ class Events:
         if not self.items:
             raise StopAsyncIteration
         item = self.items.pop(0)
+        if isinstance(item, RayServeException):
+            self.not_sent = item
         if isinstance(item, BaseException):
             raise item
         return item
 
     def cancel(self) -> None:
         self.cancelled = True
+        if self.not_sent is not None:
+            raise self.not_sent
 
 
 class Answers(list):

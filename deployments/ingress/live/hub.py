@@ -21,7 +21,7 @@ from cachetools import LRUCache
 from ray.serve.handle import DeploymentResponseGenerator
 
 from deployments.common.clocks import HostClocks
-from deployments.common.errors import is_own_cancellation, replica_lost_error
+from deployments.common.errors import cancel_call, is_own_cancellation, replica_lost_error
 from deployments.common.messages import Ending, LiveEvent, LiveStart
 from deployments.ingress.backpressure import Client
 from models.errors import StageError
@@ -167,7 +167,7 @@ class Hub:
             self._loop = await self._loops.load(Path(event.start.idle_path))
             await self._follow_clock(event.start)
         except BaseException:
-            self._events.cancel()
+            cancel_call(self._events)
             raise
         self._clock: LiveClock = event.clock
         self._position = self._position_now()
@@ -205,7 +205,7 @@ class Hub:
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self._events is not None:
-            self._events.cancel()
+            cancel_call(self._events)
 
     def _end(self, ending: Ending) -> None:
         self.ended = True
@@ -232,7 +232,7 @@ class Hub:
                 if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
                     raise
                 log.warning("live: lost the stream of session %s: %s", self.session_id, type(error).__name__)
-            self._events.cancel()
+            cancel_call(self._events)
             self._speech.clear()
             self._expected.clear()
             await asyncio.sleep(RETRY_S)
@@ -257,14 +257,14 @@ class Hub:
             try:
                 event = await _first(self._events)
             except Exception as error:  # noqa: BLE001 - whatever it is, except the two below: try again
-                self._events.cancel()
+                cancel_call(self._events)
                 status = getattr(getattr(error, "cause", error), "status", 503)
                 if status in (404, 409):
                     return "removed" if status == 404 else "closed"
                 await asyncio.sleep(RETRY_S)
                 continue
             if event.start is None or event.start.picture != self._picture:
-                self._events.cancel()
+                cancel_call(self._events)
                 return "replaced"
             await self._follow_clock(event.start)
             self._clock = event.clock

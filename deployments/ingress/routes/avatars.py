@@ -8,6 +8,7 @@ from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 from ray.serve.handle import DeploymentHandle
 
+from deployments.common.errors import cancel_call
 from deployments.ingress.app import api
 from deployments.ingress.commands import broadcast_avatar_removal
 from deployments.ingress.responses import progress_lines
@@ -48,7 +49,7 @@ class AvatarRoutes:
         try:
             first = await anext(events)  # wait for the first progress: an error until then sets the status
         except BaseException:
-            events.cancel()
+            cancel_call(events)
             discard(upload)
             raise
         return StreamingResponse(progress_lines(first, events, upload), media_type="application/x-ndjson")

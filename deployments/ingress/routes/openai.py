@@ -9,6 +9,7 @@ from fastapi import Body, Path, Request
 from fastapi.responses import Response, StreamingResponse
 from ray.serve.handle import DeploymentHandle
 
+from deployments.common.errors import cancel_call
 from deployments.ingress.app import api
 from deployments.ingress.responses import sound_stream
 from deployments.ingress.schemas import SOUND_TYPES, SpeechBody
@@ -28,7 +29,7 @@ class OpenAIRoutes:
         try:
             first = await anext(parts)  # wait for the first sound: an unknown voice or a full queue sets the status
         except BaseException:
-            parts.cancel()
+            cancel_call(parts)
             raise
         return StreamingResponse(sound_stream(first, parts), media_type=SOUND_TYPES[body.response_format])
 

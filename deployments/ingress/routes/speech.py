@@ -9,7 +9,7 @@ from fastapi import Body, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray.serve.handle import DeploymentHandle
 
-from deployments.common.errors import stream_items
+from deployments.common.errors import cancel_call, stream_items
 from deployments.common.messages import SpeakRequest
 from deployments.common.text_stream import speak_text_stream
 from deployments.ingress.app import api
@@ -66,11 +66,11 @@ class SpeechRoutes:
                             return _summary_response(event.summary)
                 return _summary_response(None)
             finally:
-                events.cancel()
+                cancel_call(events)
         try:
             first = [await anext(events), await anext(events)]  # wait for the first fragment: an error sets the status
         except BaseException:
-            events.cancel()
+            cancel_call(events)
             raise
         headers = {"X-WarmTalk-Session": request.session_id, "Cache-Control": "no-store"}
         return StreamingResponse(video_stream(first, events), media_type="video/mp4", headers=headers)

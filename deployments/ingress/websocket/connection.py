@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.common.errors import stream_items, to_warmtalk_error
+from deployments.common.errors import cancel_call, stream_items, to_warmtalk_error
 from deployments.common.messages import ChatRequest, SpeakEvent, SpeakRequest
 from deployments.common.text_stream import MAX_CHARS, speak_text_stream, text_too_long_error
 from deployments.ingress.commands import interrupt_session
@@ -260,7 +260,7 @@ class Connection:
                 async for event in items:
                     yield event
         finally:
-            response.cancel()
+            cancel_call(response)
 
     async def _transcribe(self, command: Audio, audio: bytes) -> None:
         """Recognize a recording, report its text, and answer it if there is any."""

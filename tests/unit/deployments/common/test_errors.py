@@ -1,12 +1,13 @@
 """Errors of calls to other stages: what callers get instead of Ray's errors."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.common.errors import stream_items, to_warmtalk_error
+from deployments.common.errors import cancel_call, stream_items, to_warmtalk_error
 from models.errors import BusyError, StageError, TextError
 
 
@@ -29,6 +30,17 @@ def test_an_error_is_translated(error, kind):
 def test_an_unexpected_error_is_logged_and_not_shown(caplog):
     assert "secret" not in str(to_warmtalk_error(RuntimeError("secret")))
     assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize("error", [BackPressureError(num_queued_requests=1, max_queued_requests=1), RayActorError()])
+def test_cancelling_a_call_that_was_not_sent_raises_nothing(error):
+    def cancel():
+        cancelled.append(True)
+        raise error
+
+    cancelled = []
+    cancel_call(SimpleNamespace(cancel=cancel))
+    assert cancelled
 
 
 async def items(*values):

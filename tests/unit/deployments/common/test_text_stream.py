@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ray.serve.exceptions import BackPressureError
 
 from deployments.common import text_stream as module
 from deployments.common.messages import SpeakRequest
@@ -163,6 +164,35 @@ class LostStitch:
 async def test_speech_whose_text_cannot_be_sent_ends_with_that_error():
     with pytest.raises(StageError, match="lost its replica"):
         [event async for event in speak_text_stream(LostStitch(), REQUEST, writing("one."))]
+
+
+async def test_the_writer_ends_when_no_replica_takes_the_speech():
+    """As in Serve, cancelling such a call raises its error."""
+    busy = BackPressureError(num_queued_requests=9, max_queued_requests=9)
+
+    class BusyStitch(LostStitch):
+        async def _feed(self, *arguments) -> None:
+            return None
+
+        async def __anext__(self):
+            await asyncio.sleep(1.0)
+            raise busy
+
+        def cancel(self) -> None:
+            raise busy
+
+    ended = asyncio.Event()
+
+    async def endless():
+        try:
+            yield "one."
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(BackPressureError):
+        [event async for event in speak_text_stream(BusyStitch(), REQUEST, endless())]
+    assert ended.is_set()
 
 
 async def test_a_caller_that_is_cancelled_while_its_writer_ends_is_cancelled():

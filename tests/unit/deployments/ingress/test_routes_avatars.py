@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.serve.exceptions import BackPressureError
 
 from models import errors
 from tests.support.ingress import Handle, error_of
@@ -41,6 +42,14 @@ def test_an_early_error_sets_the_status_and_a_later_one_is_the_last_line(serve, 
     avatars = Handle(prepare=[{"step": "finding faces", "done": 1, "total": 0}, no_face])
     answer = serve(avatars=avatars).post("/avatars?avatar_id=me", content=b"video")
     assert '{"error": {"code": "no_face", "message": "No face."' in answer.text.splitlines()[-1]
+    assert list((tmp_path / "results" / "uploads").iterdir()) == []
+
+
+def test_the_upload_is_deleted_when_no_replica_takes_the_call(serve, tmp_path):
+    busy = BackPressureError(num_queued_requests=9, max_queued_requests=9)
+    client = serve(avatars=Handle(prepare=[busy]))
+    answer = client.post("/avatars?avatar_id=me", content=b"video")
+    assert (answer.status_code, error_of(answer)["code"]) == (429, "busy")
     assert list((tmp_path / "results" / "uploads").iterdir()) == []
 
 
