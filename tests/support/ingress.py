@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.serve.exceptions import RayServeException
@@ -197,3 +199,53 @@ async def send_partly(
     with contextlib.suppress(Exception):  # nothing is sent to a client that has left
         await api(scope, receive, send)
     return sent[0]["status"] if sent else 0, b"".join(message.get("body", b"") for message in sent)
+
+
+class VirtualSocket:
+    """A client of /sessions/alice/ws on the loop of the test, also in virtual time.
+
+    events: (seconds since it connected, type) of what it receives.
+    """
+
+    def __init__(self, replica: Any) -> None:
+        self.replica = replica
+        self.events: list[tuple[float, str]] = []
+        self.sent: list[dict] = []
+        self._incoming: asyncio.Queue[dict] = asyncio.Queue()
+        self._incoming.put_nowait({"type": "websocket.connect"})
+        self._began_s = asyncio.get_running_loop().time()
+        scope = {
+            "type": "websocket",
+            "path": "/sessions/alice/ws",
+            "raw_path": b"/sessions/alice/ws",
+            "query_string": b"",
+            "headers": [],
+            "scheme": "ws",
+            "server": ("here", 80),
+            "client": None,
+            "subprotocols": [],
+        }
+        self._app = asyncio.create_task(api(scope, self._incoming.get, self._send))
+
+    async def _send(self, message: dict) -> None:
+        self.sent.append(message)
+        kind = json.loads(message["text"])["type"] if message.get("text") else message["type"]
+        self.events.append((asyncio.get_running_loop().time() - self._began_s, kind))
+
+    def send(self, **command: Any) -> None:
+        self._incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(command)})
+
+    def is_open(self) -> bool:
+        return not self._app.done()
+
+    async def closed_after_s(self, timeout_s: float) -> float:
+        """When the server closes it. Raises TimeoutError if it stays open."""
+        async with asyncio.timeout(timeout_s):
+            await asyncio.wait({self._app})
+        assert self.events[-1][1] == "websocket.close"
+        return self.events[-1][0]
+
+    async def leave(self) -> None:
+        self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        async with asyncio.timeout(60.0):
+            await asyncio.wait({self._app})

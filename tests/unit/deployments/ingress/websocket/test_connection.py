@@ -10,7 +10,6 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from deployments.common import text_stream
 from deployments.common.messages import ChatRequest, SpeakEvent
 from deployments.ingress.app import api
 from deployments.ingress.websocket import audio_buffer, connection
@@ -18,7 +17,7 @@ from deployments.ingress.websocket.protocol import CLOSE_CODES, Event
 from models.errors import SessionNotFound, TextError
 from models.live.cues import Caption
 from models.types import Word
-from tests.support.ingress import Answers, EndlessStitch, Handle, make_replica
+from tests.support.ingress import EndlessStitch, Handle, make_replica
 
 SUMMARY = {"session_id": "alice", "frames": 25}
 
@@ -100,26 +99,6 @@ def test_a_text_that_is_being_written_is_spoken_sentence_by_sentence(serve):
         assert (done["type"], done["id"]) == ("done", "t")
     fed = [arguments[2:] for name, arguments in stitch.calls if name == "feed"]
     assert fed == [(["Hello there."], False), (["And more."], False), ([], True)]
-
-
-def test_an_interrupted_text_ignores_its_rest_and_the_next_text_is_spoken(serve, monkeypatch):
-    monkeypatch.setattr(text_stream, "WRITER_ERROR_WAIT_S", 0.0)
-    summaries = Answers([[SpeakEvent(summary={"interrupted": True})], [SpeakEvent(summary=SUMMARY)]])
-    stitch = Handle(session={}, speak=summaries, feed=None)
-    client, _ = serve(stitch)
-    with client.websocket_connect("/sessions/alice/ws") as socket:
-        socket.receive_json()
-        socket.send_json({"type": "text", "text": "Once upon ", "id": "one"})
-        assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
-        for text in ("a time. ", "There was. "):
-            socket.send_json({"type": "text", "text": text, "id": "one"})
-        socket.send_json({"type": "text", "text": "Hello.", "id": "two"})
-        socket.send_json({"type": "text", "last": True})
-        events = events_of(socket, 2)
-        assert [(event["type"], event["id"]) for event in events] == [("started", "two"), ("done", "two")]
-    assert sum(name == "speak" for name, _ in stitch.calls) == 2
-    fed = [arguments[2] for name, arguments in stitch.calls if name == "feed"]
-    assert ["Hello."] in fed and not any("time" in part for parts in fed for part in parts)
 
 
 def test_an_endless_text_is_cut_off_at_the_limit_and_not_kept_in_memory(serve, monkeypatch):
