@@ -21,6 +21,7 @@ __all__ = ["event_loop_policy", "virtual_time"]
 
 RATE = 24_000
 CALL_S = 0.01  # of one LipSync call
+HANG_S = 1e6  # a call that hangs; the loop's clock cannot resolve much larger times, and would spin
 
 
 def speech(seconds: float, last: bool = False) -> Speech:
@@ -112,7 +113,7 @@ class Stages:
         self.most = max(self.most, self.running)
         try:
             outcome = self.fail.pop(0) if self.fail else None
-            await asyncio.sleep(1e9 if outcome == self.HANG else CALL_S)
+            await asyncio.sleep(HANG_S if outcome == self.HANG else CALL_S)
             if isinstance(outcome, BaseException):
                 raise outcome
         finally:
@@ -247,10 +248,11 @@ async def test_a_lost_replica_costs_a_retry_and_no_frame():
     assert driven.retries == 1
 
 
-async def test_a_replica_that_is_lost_in_every_attempt_is_an_error():
-    stages = Stages([1.0], fail=[RayActorError()] * 20)
+async def test_a_replica_that_is_lost_in_every_attempt_is_an_error_after_growing_pauses():
+    stages, start_s = Stages([0.16], fail=[RayActorError()] * 4), time.monotonic()  # one chunk
     with pytest.raises(StageError, match="LipSync or Enhance failed: RayActorError"):
-        await collect(pipeline(stages, tries=2), request())
+        await collect(pipeline(stages, tries=4), request())
+    assert time.monotonic() - start_s == pytest.approx(0.1 + 0.2 + 0.4, abs=0.1)  # the calls take 4 · 15 ms
 
 
 async def test_a_call_that_does_not_return_is_cancelled_and_repeated():
@@ -334,7 +336,17 @@ async def test_a_cancelled_caller_leaves_no_call_running(after_s):
     await asyncio.sleep(CALL_S / 2)
     assert pipeline_tasks() == set() and stages.running == 0
     assert all(stream.cancelled for stream in stages.speak.made)
-    assert all(response.cancelled or response.task.done() for response in stages.windows.made)
+
+
+async def test_a_caller_that_is_cancelled_while_its_features_are_made_cancels_that_call():
+    stages = Stages([0.16])  # one chunk: no other chunk in the queue cancels the call
+    stages.windows = Method(lambda *_: asyncio.sleep(HANG_S))
+    caller = asyncio.create_task(collect(pipeline(stages), request()))
+    await asyncio.sleep(CALL_S)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert [response.cancelled for response in stages.windows.made] == [True]
 
 
 @pytest.mark.parametrize("steps", range(8))
