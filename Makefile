@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
+TORCH_INDEX ?=
 SETUP_LOG := .venv/setup.log
 TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by five small models, each in its own process.
 TEST_WORKERS ?= 2
@@ -19,13 +20,14 @@ if { $(2); } >>$(SETUP_LOG) 2>&1; then echo done; \
 else echo failed; echo; tail -n 20 $(SETUP_LOG); echo; echo "The complete log is $(SETUP_LOG)."; exit 1; fi
 endef
 
-# torch first, in its CPU build: otherwise other packages bring gigabytes of CUDA libraries with theirs.
+# torch first, so that its build is chosen here. Default: what pip finds, which on Linux may bring gigabytes of CUDA
+# libraries. TORCH_INDEX: the address of torch's index of CPU wheels (pytorch.org/get-started shows it).
 .venv/ready: requirements.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("Python 3.11 or newer is needed; pass PYTHON=…")'
-	@echo "Setting up .venv: once, about two minutes, 2.5 GB"
+	@echo "Setting up .venv: once, a few minutes, 2.8 GB on disk"
 	@mkdir -p .venv && : >$(SETUP_LOG)
 	$(call step,1/4 Creating the environment,$(PYTHON) -m venv .venv)
-	$(call step,2/4 Installing torch,$(PIP) "$$(grep '^torch==' requirements.lock)")
+	$(call step,2/4 Installing torch,$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.lock)")
 	$(call step,3/4 Installing the other packages,$(PIP) -r requirements.lock)
 	$(call step,4/4 Installing warmtalk,$(PIP) --no-deps --no-build-isolation -e .)
 	@touch .venv/ready
