@@ -7,6 +7,7 @@ SETUP_LOG := .venv/setup.log
 TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by five small models, each in its own process.
 TEST_WORKERS ?= 2
 export PYTHONUNBUFFERED = 1
+export NO_MKDOCS_2_WARNING = 1 # a banner of mkdocs-material that hides its errors
 
 .PHONY: help setup demo serve test test-full check format docs bench bench-embedded bench-quality bench-live profile doctor clean
 
