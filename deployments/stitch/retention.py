@@ -57,6 +57,10 @@ class Retention:
         """Count a session that was created now."""
         self.sessions += 1
 
+    def removed(self) -> None:
+        """Count again in the next check: a session was removed."""
+        self._surveyed_s = float("-inf")
+
     def survey(self) -> None:
         """Count sessions and their bytes; takes a few microseconds per file."""
         sessions = size = 0

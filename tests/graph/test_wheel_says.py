@@ -1,4 +1,4 @@
-"""`warmtalk say` from the installed wheel, on a real Ray, in a folder that knows nothing of the checkout."""
+"""`warmtalk say` from the installed wheel, on a real Ray, in a folder outside the checkout."""
 
 from __future__ import annotations
 

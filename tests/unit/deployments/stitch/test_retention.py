@@ -99,3 +99,13 @@ def test_a_full_store_is_counted_again_after_a_second_and_not_at_each_refusal(
     now_s[0] += 1.1
     retention.check(new=True)
     assert len(surveys) == 1 and retention.sessions == 2
+
+
+async def test_a_session_removed_at_the_limit_makes_room_at_once(make_stitch):
+    stitch, *_ = await make_stitch(max_sessions=2)
+    await stitch.create("one")
+    await stitch.create("two")
+    with pytest.raises(QuotaError):
+        await stitch.create("three")
+    await stitch.remove("one")
+    assert (await stitch.create("three"))["session_id"] == "three"
