@@ -304,7 +304,8 @@ class Stitch(Stage[StitchConfig]):
         async with self._session_lock.hold(session_id):
             self._live.close(session_id, why)
             done = await self.worker.run(self._sessions.remove, session_id)
-        self._retention.removed()
+        if done.value:
+            self._retention.removed()
         return {"session_id": session_id, "removed": done.value}
 
     async def close(self, session_id: str) -> dict[str, Any]:

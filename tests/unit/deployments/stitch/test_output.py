@@ -1,4 +1,4 @@
-"""Both outputs of an utterance: the session file, and the live stream with the file behind it."""
+"""Both outputs of an utterance: `FileOutput` and `LiveOutput`."""
 
 from __future__ import annotations
 
