@@ -12,3 +12,9 @@ geometry, deflicker, mouth_gain, openai_http    shared by the packages above
 
 Imports nothing from configs, deployments, graph or warmtalk.
 """
+
+import os
+
+# OpenCV reads this limit once, when it is imported, and checks it before it allocates a picture.
+MAX_PICTURE_PIXELS = 8192 * 6144  # 50 megapixels: more than the largest photos of common phones (48)
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PICTURE_PIXELS))

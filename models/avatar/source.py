@@ -6,24 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import av
 import cv2
 import numpy as np
-from av.stream import Disposition
 
 from models.avatar.store import file_sha256
 from models.errors import VideoError
-from models.media.frames import GOP_FRAMES, rgb_array
+from models.media.frames import GOP_FRAMES
+from models.media.untrusted import even, open_video, read_picture, upright, video_stream
 from models.types import UInt8
 
-MIN_SIDE_PX, MAX_SIDE_PX = 64, 8192
 PICTURE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM")
 LONGEST_COPIED_GOP = 2 * GOP_FRAMES
 TRANSPARENT = "The picture is partly transparent; transparency is ignored, and the colours stored below it are shown."
 READABLE = "Use a video (MP4, MOV, WebM, MKV …) or a picture (PNG, JPEG, WebP, BMP)."
 MAX_DAMAGED_PACKETS = 1000  # decoding stops after these
+MAX_SOURCE_FPS = 250  # more frames in max_seconds are refused: frames that are dropped cost time as well
 
 
 @dataclass(slots=True)
@@ -53,12 +53,18 @@ class AvatarSource:
         if self.kind == "picture":
             if _has_transparency(self.path):
                 self.warnings.append(TRANSPARENT)
-            yield _even(_read_picture(self.path))
+            yield _read_picture(self.path)
             return
         count = 0
         for count, frame in enumerate(_resample(_decode(self), self.target_fps), start=1):
             if count > self.max_frames:
                 raise _too_long(self)
+            if frame.shape[:2] != (self.height, self.width):
+                raise VideoError(
+                    f"The frame size of {self.path.name} changes from {self.width} × {self.height} to "
+                    f"{frame.shape[1]} × {frame.shape[0]} px.",
+                    "Cut the video there.",
+                )
             yield frame
         if count == 0:
             raise VideoError(f"No frame of {self.path.name} can be decoded.", READABLE)
@@ -84,7 +90,7 @@ def open_source(path: Path, target_fps: int, max_seconds: float) -> AvatarSource
         sha256, head = file_sha256(file), file.read(16)
     limit = max(1, int(max_seconds * target_fps))
     if head.startswith(PICTURE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-        picture = _even(_read_picture(path))
+        picture = _read_picture(path)
         return AvatarSource(path, sha256, "picture", picture.shape[1], picture.shape[0], 0.0, target_fps, limit, 1)
     fps, duration_s = _probe(path)
     source = AvatarSource(path, sha256, "video", 0, 0, fps, target_fps, limit, round(duration_s * target_fps))
@@ -101,8 +107,8 @@ def open_source(path: Path, target_fps: int, max_seconds: float) -> AvatarSource
 def _probe(path: Path) -> tuple[float, float]:
     """Frames per second and duration in seconds of the first video stream."""
     try:
-        with av.open(str(path)) as container:
-            stream = _video_stream(container)
+        with open_video(path) as container:
+            stream = video_stream(container)
             if stream is None and container.streams.audio:
                 raise VideoError(f"{path.name} has sound but no picture.", READABLE)
             if stream is None:
@@ -113,17 +119,12 @@ def _probe(path: Path) -> tuple[float, float]:
         raise VideoError(f"{path.name} cannot be read as a video or a picture.", READABLE) from error
 
 
-def _video_stream(container: Any) -> Any:
-    """The first video stream that is not the cover picture of an audio file."""
-    moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-    return next(moving, None)
-
-
 def _decode(source: AvatarSource) -> Iterator[tuple[float, UInt8, float]]:
     """Per frame: seconds since the first frame, the upright RGB picture with even sides, its duration in seconds."""
-    damaged, first, last = 0, None, -1.0
-    with av.open(str(source.path)) as container:
-        stream = _video_stream(container)
+    damaged, count, first, last = 0, 0, None, -1.0
+    max_decoded = round(source.max_frames / source.target_fps * MAX_SOURCE_FPS)
+    with open_video(source.path) as container:
+        stream = video_stream(container)
         stream.thread_type = "AUTO"
         spacing = float(1 / stream.average_rate) if stream.average_rate else 1 / source.target_fps
         packets = container.demux(stream)
@@ -139,13 +140,16 @@ def _decode(source: AvatarSource) -> Iterator[tuple[float, UInt8, float]]:
                     break
                 continue
             for frame in decoded:
+                count += 1
+                if count > max_decoded:
+                    raise VideoError(f"{source.path.name} has more than {max_decoded} frames.", "Cut the video.")
                 if first is None and _is_transparent(frame):
                     source.warnings.append(TRANSPARENT)
                 time_s = last + spacing if frame.time is None else frame.time
                 first = time_s if first is None else first
                 last = max(time_s, last)
                 duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else spacing
-                yield time_s - first, _upright(frame, stream), duration
+                yield time_s - first, upright(frame, stream.sample_aspect_ratio), duration
     if damaged:
         source.warnings.append(f"{damaged} damaged packets of the video were skipped.")
 
@@ -155,18 +159,6 @@ def _is_transparent(frame: av.VideoFrame) -> bool:
     if not any(component.is_alpha for component in frame.format.components):
         return False
     return bool(frame.to_ndarray(format="rgba")[..., 3].min() < 255)
-
-
-def _upright(frame: av.VideoFrame, stream: Any) -> UInt8:
-    """RGB with square pixels, rotated by the file's metadata, with even sides. Raises VideoError for a bad size."""
-    _check_size(frame.width, frame.height)
-    rgb = rgb_array(frame)
-    aspect = stream.sample_aspect_ratio
-    if aspect and 0 < aspect != 1:
-        width = max(2, round(rgb.shape[1] * float(aspect)))
-        rgb = cast(UInt8, cv2.resize(rgb, (width, rgb.shape[0]), interpolation=cv2.INTER_AREA))
-    quarter = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
-    return _even(np.ascontiguousarray(np.rot90(rgb, quarter)))
 
 
 def _resample(frames: Iterator[tuple[float, UInt8, float]], fps: int) -> Iterator[UInt8]:
@@ -185,31 +177,13 @@ def _resample(frames: Iterator[tuple[float, UInt8, float]], fps: int) -> Iterato
 
 
 def _read_picture(path: Path) -> UInt8:
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)  # applies EXIF rotation, drops alpha, reduces 16 bits to 8
-    if bgr is None:
-        raise VideoError(f"{path.name} is a damaged picture.", "Save it again, or use another file.")
-    _check_size(bgr.shape[1], bgr.shape[0])
-    return cast(UInt8, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+    """RGB, upright, with even sides. Raises VideoError."""
+    return even(cast(UInt8, cv2.cvtColor(read_picture(path), cv2.COLOR_BGR2RGB)))
 
 
 def _has_transparency(path: Path) -> bool:
-    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    return picture is not None and picture.ndim == 3 and picture.shape[2] == 4 and picture[..., 3].min() < 255
-
-
-def _even(frame: UInt8) -> UInt8:
-    """Drop the last row or column of an odd side, because H.264 halves the chroma. Coordinates do not change."""
-    height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
-    return frame if frame.shape[:2] == (height, width) else np.ascontiguousarray(frame[:height, :width])
-
-
-def _check_size(width: int, height: int) -> None:
-    if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_SIDE_PX:
-        raise VideoError(
-            f"The frames have {width} × {height} px; each side must be between {MIN_SIDE_PX} and {MAX_SIDE_PX}.",
-            "Scale the video first.",
-        )
+    picture = read_picture(path, cv2.IMREAD_UNCHANGED)
+    return picture.ndim == 3 and picture.shape[2] == 4 and bool(picture[..., 3].min() < 255)
 
 
 def _too_long(source: AvatarSource) -> VideoError:
@@ -219,14 +193,14 @@ def _too_long(source: AvatarSource) -> VideoError:
 
 def _is_turned(path: Path) -> bool:
     """Whether the file's metadata rotates its frames; 180° does not change their size, so it is checked here."""
-    with av.open(str(path)) as container:
-        frame = next(container.decode(_video_stream(container)), None)
+    with open_video(path) as container:
+        frame = next(container.decode(video_stream(container)), None)
         return frame is not None and round(frame.rotation / 90) % 4 != 0
 
 
 def _copy(source: AvatarSource, target: Path) -> bool:
-    with av.open(str(source.path)) as container:
-        stream = _video_stream(container)
+    with open_video(source.path) as container:
+        stream = video_stream(container)
         packets = [p for p in container.demux(stream) if p.pts is not None]
         fits = stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
         fits = fits and (stream.width, stream.height) == (source.width, source.height) and not _is_turned(source.path)

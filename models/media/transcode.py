@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
-from av.stream import Disposition
 
 from models.errors import CorruptError, VideoError
-from models.media.frames import BT709, LIMITED, rgb_array, yuv_frame
+from models.media.frames import BT709, LIMITED, yuv_frame
+from models.media.untrusted import open_video, upright, video_stream
 from models.types import UInt8
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-MIN_SIDE_PX, MAX_SIDE_PX = 64, 8192
 MAX_TIMESCALE = 2**31 - 1  # limit of MP4
 MAX_DAMAGED = 1000  # undecodable packets after which reading stops
 READABLE = "Use a video (MP4, MOV, WebM, MKV …)."
@@ -60,31 +58,25 @@ class SourceVideo:
         if path.stat().st_size == 0:
             raise VideoError(f"{path.name} is empty (0 bytes).", "Record or copy it again.")
         try:
-            with av.open(str(path)) as container:
+            with open_video(path) as container:
                 self._read_properties(container)
         except av.FFmpegError as error:
             raise VideoError(f"{path.name} cannot be read as a video.", READABLE) from error
 
     def _read_properties(self, container: Any) -> None:
-        stream = _video_stream(container)
+        stream = video_stream(container)
         if stream is None:
             found = "audio but no video" if container.streams.audio else "no video"
             raise VideoError(f"{self.path.name} contains {found}.", READABLE)
         first = next(iter(container.decode(stream)), None)
         if first is None:
             raise VideoError(f"{self.path.name} contains no frame that can be decoded.", READABLE)
-        if min(first.width, first.height) < MIN_SIDE_PX or max(first.width, first.height) > MAX_SIDE_PX:
-            raise VideoError(
-                f"The frames are {first.width} × {first.height} px. Each side must be between {MIN_SIDE_PX} and "
-                f"{MAX_SIDE_PX} px.",
-                "Scale the video first.",
-            )
         self.time_base: Fraction = stream.time_base
         self.fps = float(stream.average_rate or stream.guessed_rate or 25)
         self.high_bit_depth = any(part.bits > 8 for part in first.format.components)
         seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
         self.expected_frames = int(stream.frames or round(seconds * self.fps))
-        self.height, self.width = _upright(first).shape[:2]
+        self.height, self.width = upright(first).shape[:2]
         aspect = stream.sample_aspect_ratio or Fraction(1)
         turned = round(first.rotation / 90) % 2 == 1
         self.pixel_aspect = (1 / aspect if turned else aspect) if aspect > 0 else Fraction(1)
@@ -102,7 +94,7 @@ class SourceVideo:
             last = pts if last is None else max(pts, last + 1)
             if index < skip:
                 continue
-            rgb = _upright(frame)
+            rgb = upright(frame)
             if rgb.shape[:2] != (self.height, self.width):
                 raise VideoError(
                     f"The frame size of {self.path.name} changes at frame {index}.", "Split the video there."
@@ -111,8 +103,8 @@ class SourceVideo:
 
     def _decoded(self) -> Iterator[Any]:
         damaged = 0
-        with av.open(str(self.path)) as container:
-            stream = _video_stream(container)
+        with open_video(self.path) as container:
+            stream = video_stream(container)
             stream.thread_type = "AUTO"
             packets = container.demux(stream)
             while damaged <= MAX_DAMAGED:
@@ -201,7 +193,7 @@ def check_output(source: Path, output: Path) -> None:
 
 def _try_header(source: Path, kind: str) -> None:
     """Start a file of this container type with the audio streams of `source`, in memory."""
-    with av.open(str(source)) as container, av.open(io.BytesIO(), "w", format=kind) as scratch:
+    with open_video(source) as container, av.open(io.BytesIO(), "w", format=kind) as scratch:
         for stream in container.streams.audio:
             scratch.add_stream_from_template(stream)
         if container.streams.audio:
@@ -228,7 +220,7 @@ def join(parts: list[TranscodedPart], source: SourceVideo, target: Path, kind: s
     kind: a container format, see CONTAINERS. Returns the number of frames. Raises CorruptError for an unreadable part.
     """
     with (
-        av.open(str(source.path)) as original,
+        open_video(source.path) as original,
         av.open(str(parts[0].path)) as first,
         av.open(str(target), "w", format=kind, options=_timescales(source.time_base, original, kind)) as output,
     ):
@@ -287,16 +279,3 @@ def _audio_packets(container: Any, streams: dict[int, Any]) -> Iterator[tuple[fl
         time_s = float(packet.dts * packet.time_base)
         packet.stream = streams[packet.stream.index]
         yield time_s, packet
-
-
-def _video_stream(container: Any) -> Any:
-    """The first video stream that is not an attached cover picture, or None."""
-    moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-    return next(moving, None)
-
-
-def _upright(frame: Any) -> UInt8:
-    """RGB with the file's rotation applied. The last row or column of an odd side is cropped, for 4:2:0 chroma."""
-    rgb = np.rot90(rgb_array(frame), round(frame.rotation / 90) % 4)  # counter-clockwise, both
-    height, width = rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2
-    return np.ascontiguousarray(rgb[:height, :width])

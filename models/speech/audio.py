@@ -23,6 +23,8 @@ MAX_AUDIO_S = 600.0
 MIN_AUDIO_S = 0.04  # one video frame at 25 fps
 # Allowed demuxers. Playlists and concat scripts are excluded: they make FFmpeg open other files.
 FORMATS = "wav,w64,aiff,au,flac,mp3,ogg,mov,mp4,m4a,3gp,matroska,webm,aac,caf,amr,asf,avi,mpegts"
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 768_000
+MAX_KEPT_RATE_HZ = 96_000  # higher rates are reduced while decoding, which bounds the memory of MAX_AUDIO_S
 MIX = {"rematrix_maxval": "1.0"}  # downmix by averaging, so that full scale stays full scale
 
 FIRST_SEGMENT_S = (0.8, 3.0)  # minimum and maximum: a short first segment gives an early start
@@ -61,11 +63,12 @@ SOUND_FORMATS = {  # the formats of OpenAI's POST /v1/audio/speech
 def decode_audio(data: bytes | Path, max_seconds: float = MAX_AUDIO_S) -> tuple[Float32, int]:
     """Decode the first audio stream of an audio or video file → (float32 mono (n,) in [-1, 1], sample rate in Hz).
 
-    data: the file's bytes, or its path. Channels are downmixed by FFmpeg's matrix. If the peak exceeds full scale, the
+    data: the file's bytes, or its path. Channels are downmixed by FFmpeg's matrix. Sample rates above MAX_KEPT_RATE_HZ
+    are reduced to it. If the peak exceeds full scale, the
     whole signal is scaled down. NaN and infinity become 0. A truncated file gives the part that it contains.
 
-    Raises AudioError: no file, no audio, unknown format, shorter than MIN_AUDIO_S, or longer than `max_seconds` (then
-    the rest is not decoded).
+    Raises AudioError: no file, no audio, unknown format, a sample rate or number of channels that is not supported,
+    shorter than MIN_AUDIO_S, or longer than `max_seconds` (then the rest is not decoded).
     """
     if isinstance(data, Path) and not data.is_file():
         raise AudioError(f"There is no audio file {data.name!r}.", "Check the path.")
@@ -73,7 +76,7 @@ def decode_audio(data: bytes | Path, max_seconds: float = MAX_AUDIO_S) -> tuple[
         raise AudioError("The audio file is empty (0 bytes).", REMEDY)
     source = str(data) if isinstance(data, Path) else io.BytesIO(data)
     try:
-        container = av.open(source, options={"format_whitelist": FORMATS}, metadata_errors="ignore")
+        container = av.open(source, options={"format_whitelist": FORMATS, "max_pixels": "1"}, metadata_errors="ignore")
     except (av.error.FFmpegError, ValueError) as error:
         raise AudioError("The data is not audio in a known format, or is damaged.", REMEDY) from error
     with container:
@@ -286,9 +289,14 @@ def _collect(container: av.container.InputContainer, max_seconds: float) -> tupl
     count = rate_hz = 0
     for frame in _frames(container):
         if resampler is None:
-            rate_hz = frame.sample_rate  # of the frame: with HE-AAC it is twice the header's
+            rate_hz = min(_check_rate(frame.sample_rate), MAX_KEPT_RATE_HZ)  # not the header's: HE-AAC has twice that
             resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate_hz, options=MIX)
-        for out in resampler.resample(frame):
+        try:
+            resampled = resampler.resample(frame)
+        except (av.error.FFmpegError, ValueError) as error:
+            channels = frame.layout.nb_channels
+            raise AudioError(f"Audio with {channels} channels cannot be downmixed.", "Send mono or stereo.") from error
+        for out in resampled:
             pieces.append(out.to_ndarray()[0])
             count += out.samples
         if count > max_seconds * rate_hz:
@@ -301,7 +309,13 @@ def _collect(container: av.container.InputContainer, max_seconds: float) -> tupl
             f"The audio is too short or damaged: {1000 * len(samples) / (rate_hz or 1):.0f} ms could be decoded.",
             "Send a complete file with at least one spoken word.",
         )
-    return samples.astype(np.float32), rate_hz
+    return samples.astype(np.float32, copy=False), rate_hz
+
+
+def _check_rate(rate_hz: int) -> int:
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise AudioError(f"The sample rate is {rate_hz} Hz, not between {MIN_RATE_HZ} and {MAX_RATE_HZ} Hz.", REMEDY)
+    return rate_hz
 
 
 def _frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:

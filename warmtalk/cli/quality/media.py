@@ -10,15 +10,13 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-from av.stream import Disposition
 
 from models.errors import VideoError
-from models.media.frames import rgb_array
+from models.media.untrusted import open_video, upright, video_stream
 from models.types import Float32, UInt8
 
 READABLE = "Use a video (MP4, MOV, WebM, MKV …)."
 SOUND_HZ = 16_000
-MIN_SIDE_PX = 64
 MIN_FRAMES = 16  # too few frames say nothing about motion
 
 
@@ -53,15 +51,13 @@ def open_media(path: Path, seconds: float) -> Media:
     if path.stat().st_size == 0:
         raise VideoError(f"{path.name} is empty (0 bytes).", "Create or copy it again.")
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             stream = _picture(container, path)
             fps = float(stream.average_rate or stream.guessed_rate or 25)
             packets = sorted((p for p in container.demux(stream) if p.pts is not None and p.size), key=lambda p: p.pts)
             times = np.array([float(p.pts * p.time_base) for p in packets])
             keys = np.flatnonzero([p.is_keyframe for p in packets])
             width, height = _upright_size(path)
-        if min(width, height) < MIN_SIDE_PX:
-            raise VideoError(f"{path.name} is {width} × {height} px.", f"Use a video of at least {MIN_SIDE_PX} px.")
         if len(times) < MIN_FRAMES:
             raise VideoError(f"{path.name} has {len(times)} frames.", f"Use a video of at least {MIN_FRAMES} frames.")
         whole_s = float(times[-1] - times[0] + 1 / fps)
@@ -78,13 +74,16 @@ def open_media(path: Path, seconds: float) -> Media:
 def frames_of(media: Media) -> Iterator[UInt8]:
     """The frames, RGB uint8 `(h, w, 3)`. Raises VideoError if the file has fewer frames than it announces."""
     count = 0
-    with av.open(str(media.path)) as container:
+    with open_video(media.path) as container:
         stream = _picture(container, media.path)
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             if count == media.frames:
                 return
-            yield _upright(frame)
+            rgb = upright(frame)
+            if rgb.shape[:2] != (media.height, media.width):
+                raise VideoError(f"The frame size of {media.path.name} changes at frame {count}.", "Cut it there.")
+            yield rgb
             count += 1
     if count < media.frames:
         raise VideoError(f"Only {count} of {media.frames} frames of {media.path.name} can be decoded.", READABLE)
@@ -92,8 +91,7 @@ def frames_of(media: Media) -> Iterator[UInt8]:
 
 def _picture(container: Any, path: Path) -> Any:
     """The first video stream that is not a cover picture. Raises VideoError."""
-    moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-    stream = next(moving, None)
+    stream = video_stream(container)
     if stream is None:
         found = "sound but no picture" if container.streams.audio else "no video"
         raise VideoError(f"{path.name} contains {found}.", READABLE)
@@ -102,30 +100,26 @@ def _picture(container: Any, path: Path) -> Any:
 
 def _upright_size(path: Path) -> tuple[int, int]:
     """Width and height of the first frame, after rotation. Raises VideoError."""
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         frame = next(iter(container.decode(_picture(container, path))), None)
         if frame is None:
             raise VideoError(f"{path.name} contains no frame that can be decoded.", READABLE)
-        height, width = _upright(frame).shape[:2]
+        height, width = upright(frame).shape[:2]
         return width, height
-
-
-def _upright(frame: Any) -> UInt8:
-    return np.ascontiguousarray(np.rot90(rgb_array(frame), round(frame.rotation / 90) % 4))
 
 
 def _sound(path: Path, start_s: float, seconds: float) -> Float32:
     """Mono at 16 kHz from `start_s` of the file's time; silence where the sound starts later."""
     parts: list[Float32] = []
     count, wanted = 0, round(seconds * SOUND_HZ)
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         if not container.streams.audio:
             return np.zeros(0, np.float32)
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=SOUND_HZ)
         lead: int | None = None
         for frame in container.decode(container.streams.audio[0]):
             if lead is None:
-                lead = round((float(frame.time or 0.0) - start_s) * SOUND_HZ)
+                lead = min(wanted, round((float(frame.time or 0.0) - start_s) * SOUND_HZ))
                 parts.append(np.zeros(max(0, lead), np.float32))
                 count = max(0, lead)
             for out in resampler.resample(frame):

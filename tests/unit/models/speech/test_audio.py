@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import wave
 from itertools import accumulate
 from pathlib import Path
@@ -383,3 +384,29 @@ def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
     with pytest.raises(AudioError, match="no audio format 'midi'") as caught:
         encode_audio(tone(24_000), 24_000, "midi")
     assert "mp3, opus, aac, flac, wav, pcm" in caught.value.remedy
+
+
+def pcm_wav(sample_rate_hz: int, channels: int, seconds: float = 0.2) -> bytes:
+    """Silence, 16 bits per sample."""
+    body = bytes(round(sample_rate_hz * seconds) * channels * 2)
+    numbers = (16, 1, channels, sample_rate_hz, sample_rate_hz * channels * 2, channels * 2, 16)
+    return struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 36 + len(body), b"WAVEfmt ", *numbers, b"data", len(body)) + body
+
+
+@pytest.mark.parametrize("rate_hz", [1, 3_999, 768_001])
+def test_absurd_sample_rates_are_refused(rate_hz: int) -> None:
+    with pytest.raises(AudioError, match=f"sample rate is {rate_hz} Hz, not between 4000 and 768000 Hz"):
+        decode_audio(pcm_wav(rate_hz, 1, seconds=100 if rate_hz == 1 else 0.2))
+
+
+@pytest.mark.parametrize("rate_hz", [192_000, 768_000])
+def test_high_sample_rates_are_reduced_while_decoding(rate_hz: int) -> None:
+    samples, decoded_hz = decode_audio(wav_bytes(tone(rate_hz), rate_hz))
+    assert decoded_hz == 96_000
+    assert abs(len(samples) - len(tone(96_000))) <= 1
+
+
+def test_more_channels_than_ffmpeg_can_downmix_are_refused() -> None:
+    assert len(decode_audio(pcm_wav(16_000, 24))[0]) == 3_200
+    with pytest.raises(AudioError, match="Audio with 32 channels cannot be downmixed"):
+        decode_audio(pcm_wav(16_000, 32))
