@@ -13,9 +13,13 @@ WarmTalkError                    500  internal
 │   └── SessionNotFound          404  session_not_found
 ├── ExistsError                  409  exists                an avatar with this id exists already
 ├── FencedError                  409  fenced                another replica owns the session now
+├── MovedError                   503  moved                 the session moves to another replica; send the request again
 ├── InterruptedSpeech            409  interrupted           the utterance was interrupted before its first frame
 ├── ClosedError                  409  session_closed        the session is closed, or has reached its maximum length
-├── QuotaError                   507  quota                 the limit for sessions or bytes on disk is reached
+├── ResetNeededError             409  reset_needed          the session's video has another format than its avatar has now
+├── QuotaError                   507  quota                 the limit for sessions, avatars or bytes on disk is reached
+├── DiskFullError                507  disk_full             the disk, or the quota of its file system, is full
+├── LockedError                  503  locked                another process holds the lock of a file for too long
 ├── WeightsError                 503  weights_missing       a checkpoint is missing, incomplete or has the wrong shapes
 ├── CorruptError                 500  corrupt               a stored file does not match its checksum
 ├── ConfigError                  400  bad_config            a wrong option, environment variable or config file
@@ -26,6 +30,8 @@ WarmTalkError                    500  internal
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class WarmTalkError(Exception):
@@ -97,6 +103,10 @@ class FencedError(WarmTalkError):
     code, status = "fenced", 409
 
 
+class MovedError(WarmTalkError):
+    code, status = "moved", 503
+
+
 class InterruptedSpeech(WarmTalkError):
     code, status = "interrupted", 409
 
@@ -107,6 +117,24 @@ class ClosedError(WarmTalkError):
 
 class QuotaError(WarmTalkError):
     code, status = "quota", 507
+
+
+class ResetNeededError(WarmTalkError):
+    code, status = "reset_needed", 409
+
+
+class DiskFullError(WarmTalkError, OSError):
+    """An OSError as well, so that code that goes on without the file needs no second `except`."""
+
+    code, status = "disk_full", 507
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)
+        self.errno = errno.ENOSPC
+
+
+class LockedError(WarmTalkError):
+    code, status = "locked", 503
 
 
 class WeightsError(WarmTalkError):

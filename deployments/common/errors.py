@@ -6,17 +6,25 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from models.errors import BusyError, StageError, WarmTalkError
+from models.runtime.disk_full import disk_full_error
 
 log = logging.getLogger("ray.serve")
 
 Item = TypeVar("Item")
+
+
+class ReplicaFailedError(StageError):
+    """A replica that can serve no longer. It is being replaced, so that the same call may succeed."""
+
+    @classmethod
+    def of(cls, reason: str) -> ReplicaFailedError:
+        return cls(f"A replica failed and is being replaced: {reason}.", "Send the request again in a few seconds.")
 
 
 def to_warmtalk_error(error: Exception) -> WarmTalkError:
@@ -26,6 +34,8 @@ def to_warmtalk_error(error: Exception) -> WarmTalkError:
         return cause
     if isinstance(error, WarmTalkError):
         return error
+    if (full := disk_full_error(cause or error)) is not None:
+        return full
     if isinstance(error, BackPressureError):
         return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
     if isinstance(error, DeploymentUnavailableError):
@@ -45,7 +55,13 @@ def is_own_cancellation() -> bool:
     return task is None or bool(task.cancelling())
 
 
-def cancel_call(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> None:
+class Cancellable(Protocol):
+    """A response of Serve, or a SpeechCall."""
+
+    def cancel(self) -> None: ...
+
+
+def cancel_call(response: Cancellable) -> None:
     """Cancel a call of a stage. Serve's own `cancel` raises if the call could not be sent to a replica."""
     with contextlib.suppress(RayError, RayServeException):
         response.cancel()

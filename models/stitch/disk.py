@@ -1,4 +1,4 @@
-"""The files of a session's folder: their names, session.json, and safe writing at an offset."""
+"""The files of a session's folder: their names, session.json, the fencing epoch, and safe writing at an offset."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import dataclasses
 import io
 import json
 import os
+import secrets
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 from models.media.encode import MediaSpec, init_segment
+from models.runtime.atomic_file import replace_file
 
 META, VIDEO, INDEX, EPOCH, LOCK = "session.json", "full_session.mp4", "index.jsonl", "epoch", "lock"
+REPAIRED_EPOCHS = (1 << 32, 1 << 52)  # range of the random epoch that follows a damaged one
 FORMAT = 1  # version of session.json and index.jsonl
 
 
@@ -51,7 +54,7 @@ class SessionMeta:
     def from_json(cls, data: bytes) -> SessionMeta:
         """Raises ValueError, KeyError or TypeError for anything but the output of `to_json`."""
         fields: dict[str, Any] = json.loads(data)
-        if fields.pop("format") != FORMAT:
+        if not isinstance(fields, dict) or fields.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         return cls(**{**fields, "spec": MediaSpec(**fields["spec"]), "init": bytes.fromhex(fields["init"])})
 
@@ -65,6 +68,27 @@ def write_at(file: io.FileIO, offset: int, data: bytes) -> None:
     except OSError:
         file.truncate(offset)
         raise
+
+
+def stored_epoch(folder: Path) -> int | None:
+    """The fencing epoch; 0 if the session has had no writer yet, None if the file is empty or incomplete."""
+    try:
+        data = (folder / EPOCH).read_bytes()
+    except FileNotFoundError:
+        return 0
+    return int(data) if data.endswith(b"\n") and data.strip().isdigit() else None
+
+
+def raise_epoch(folder: Path, sync: bool) -> int:
+    """Store a new epoch and return it; the caller holds the session's lock. Raises OSError.
+
+    After a damaged file it is random: a process that still writes under the lost epoch must not have the same one.
+    """
+    stored = stored_epoch(folder)
+    first, end = REPAIRED_EPOCHS
+    epoch = stored + 1 if stored is not None else first + secrets.randbelow(end - first)
+    replace_file(folder / EPOCH, b"%d\n" % epoch, sync)
+    return epoch
 
 
 def starts_with(path: Path, head: bytes) -> bool:

@@ -78,7 +78,8 @@ class Totals:
             if record["type"] in ("end", "say"):
                 return replace(self, index_bytes=end) if record["utterance"] == self.utterances else None
             (video_start, video_ticks), (audio_start, audio_samples) = record["video"], record["audio"]
-            if (record["at"], video_start, audio_start) != (self.video_bytes, *_pair(self.clock)):
+            place = (record["utterance"], record["at"], video_start, audio_start)
+            if place != (self.utterances, self.video_bytes, *_pair(self.clock)):
                 return None
             return replace(
                 self,

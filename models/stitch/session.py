@@ -23,22 +23,36 @@ must support it across hosts (NFS 4, CephFS, EFS, Lustre with `-o flock`).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from models.errors import ConfigError, CorruptError, FencedError, SessionNotFound
+from models.errors import ConfigError, FencedError, SessionNotFound
 from models.live.cues import Cue
 from models.media.encode import VIDEO_TIMESCALE, Clock, MediaSpec
-from models.runtime.atomic_file import replace_file
+from models.runtime.atomic_file import replace_files
+from models.runtime.disk_full import writing_to
+from models.runtime.file_lock import hold_lock
 from models.stitch import index
-from models.stitch.disk import EPOCH, INDEX, LOCK, META, VIDEO, Recovery, SessionMeta, starts_with, write_at
+from models.stitch.disk import (
+    INDEX,
+    LOCK,
+    META,
+    VIDEO,
+    Recovery,
+    SessionMeta,
+    raise_epoch,
+    starts_with,
+    stored_epoch,
+    write_at,
+)
+from models.stitch.repair import empty_files, empty_totals, is_damaged, meta_file, read_meta, repair_files
 from models.stitch.sidecar import Record, SidecarWriter, header, sidecar_path
 from models.types import Fragment
 
+UNVERIFIED = -1  # no writer's epoch
 Sync = Literal["never", "utterance", "fragment"]
 
 
@@ -74,7 +88,7 @@ class SessionFile:
                     "Check the id, or speak in it to create it.",
                 )
             self._create(SessionMeta.new(self.folder.name, avatar_id, avatar_version, spec))
-        self._meta = self._read_meta()
+        self._meta = read_meta(self.folder)
         if spec is not None and spec.format != self.spec.format:
             raise ConfigError(
                 f"The session is {self.spec.format}, not {spec.format}.",
@@ -150,11 +164,15 @@ class SessionFile:
 
     def refresh(self) -> None:
         """Read what another process has added. The cost is proportional to what is new."""
-        meta = self._read_meta()
+        meta = read_meta(self.folder)
         if meta.generation != self._meta.generation:
             self._meta = meta
             self._totals = self._empty()  # the length of the init segment may have changed
         self._totals = self._read_records(self._totals)[-1][1]
+
+    def is_damaged(self) -> bool:
+        """Whether the index has damage in its middle: readers see only what comes before. `recover` repairs it."""
+        return is_damaged(self.folder / INDEX, self._totals)
 
     def records(self) -> Iterator[index.Record]:
         """The records of the index, oldest first: fragments (`at`, `bytes`, `frames`, …) and utterance events."""
@@ -168,7 +186,7 @@ class SessionFile:
     def change_marker(self) -> tuple[int, int, int]:
         """A cheap value that changes with every write. Its first item, the epoch, changes with every writer."""
         found = (self.folder / INDEX).stat()
-        return self._stored_epoch(), found.st_size, found.st_mtime_ns
+        return stored_epoch(self.folder) or 0, found.st_size, found.st_mtime_ns
 
     def transcript(self) -> list[index.UtteranceRecord]:
         """What was said and when. The cost is proportional to what is new."""
@@ -200,7 +218,8 @@ class SessionFile:
                 )
             write_at(self._video, self._totals.video_bytes, fragment.data)
             if self._sync == "fragment":
-                os.fsync(self._video.fileno())
+                with self._syncing():
+                    os.fsync(self._video.fileno())
             self._commit(record)
 
     def add_to_sidecar(self, *records: Record) -> None:
@@ -228,7 +247,7 @@ class SessionFile:
         """
         known: index.Record = {} if text is None else {"text": text}
         known |= {"interrupted": True} if interrupted else {}
-        with self._writing():
+        with self._writing(), self._syncing():
             assert self._video is not None and self._index is not None and self._sidecar is not None
             number, tick = self._totals.utterances, self.clock.video_ticks
             if self._synced:
@@ -247,7 +266,7 @@ class SessionFile:
     def acquire(self) -> int:
         """Become the session's writer. Call it before each utterance; cheap if still the writer. Returns the epoch."""
         with self._lock():
-            if self._epoch is None or self._stored_epoch() != self._epoch:
+            if self._epoch is None or stored_epoch(self.folder) != self._epoch:
                 self._take_over()
             return self._epoch or 0
 
@@ -262,16 +281,16 @@ class SessionFile:
         """Take over the session and empty it. Open readers keep the old file, because the new one has another inode."""
         with self._lock():
             epoch = self._raise_epoch()
-            old = self._read_meta()
-            self._meta = SessionMeta.new(
+            old = read_meta(self.folder)
+            new = SessionMeta.new(
                 old.session_id,
                 old.avatar_id if avatar_id is None else avatar_id,
                 old.avatar_version if avatar_version is None else avatar_version,
                 spec or old.spec,
             )
+            replace_files(meta_file(self.folder, new) | empty_files(self.folder, new), self._synced)
+            self._meta = new
             self._totals = self._empty()
-            replace_file(self.folder / META, self._meta.to_json(), self._synced)
-            self._write_empty_files(self._meta)
             self._open_files(epoch)
 
     def close(self) -> None:
@@ -284,13 +303,7 @@ class SessionFile:
     # --- internal
 
     def _empty(self) -> index.Totals:
-        return index.Totals(len(self._meta.init), len(index.header(self._meta.generation)))
-
-    def _read_meta(self) -> SessionMeta:
-        try:
-            return SessionMeta.from_json((self.folder / META).read_bytes())
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptError(f"{self.folder / META} is damaged: {error}.", "Delete the session's folder.") from error
+        return empty_totals(self._meta)
 
     def _read_records(self, since: index.Totals) -> list[tuple[index.Record, index.Totals]]:
         """({}, since), then each later record with its totals. No records if the index has another generation."""
@@ -299,66 +312,47 @@ class SessionFile:
             records += index.read(self.folder / INDEX, since, self.path.stat().st_size)
         return records
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(file)  # releases the lock
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        return hold_lock(self.folder / LOCK)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Hold the lock as the session's writer. Raises FencedError if another writer has taken over."""
-        with self._lock():
+        """Hold the lock as the session's writer. Raises FencedError if another writer has taken over, DiskFullError."""
+        with writing_to(self.folder), self._lock():
             if self._epoch is None:
                 self._take_over()
-            elif self._stored_epoch() != self._epoch:
+            elif stored_epoch(self.folder) != self._epoch:
                 raise FencedError(
                     f"The session {self.session_id!r} has a new writer; epoch {self._epoch} is no longer valid.",
                     "Send the request again. It is routed to the new writer.",
                 )
             yield
 
+    @contextlib.contextmanager
+    def _syncing(self) -> Iterator[None]:
+        """After a failed fsync the written data may be lost: the next writer, also this one, must verify it."""
+        try:
+            yield
+        except OSError:
+            self._epoch = UNVERIFIED
+            raise
+
     def _create(self, meta: SessionMeta) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             if not (self.folder / META).is_file():  # another process may have created it first
-                self._write_empty_files(meta)
-                replace_file(self.folder / META, meta.to_json(), self._synced)
-
-    def _write_empty_files(self, meta: SessionMeta) -> None:
-        replace_file(self.folder / VIDEO, meta.init, self._synced)
-        replace_file(sidecar_path(self.folder / VIDEO), header(meta), self._synced)
-        # the index is last: it is valid only together with the video
-        replace_file(self.folder / INDEX, index.header(meta.generation), self._synced)
-
-    def _stored_epoch(self) -> int:
-        try:
-            return int((self.folder / EPOCH).read_bytes())
-        except FileNotFoundError:
-            return 0
-
-    @contextlib.contextmanager
-    def fenced_off(self) -> Iterator[None]:
-        """Fence off all other writers, and hold the lock while the block runs."""
-        with self._lock():
-            self._raise_epoch()
-            yield
+                replace_files(empty_files(self.folder, meta) | meta_file(self.folder, meta), self._synced)
 
     def _raise_epoch(self) -> int:
         """Fence off other writers. The new epoch is ours only after `_open_files`."""
         self.close()
-        epoch = self._stored_epoch() + 1
-        replace_file(self.folder / EPOCH, str(epoch).encode(), self._synced)
-        return epoch
+        return raise_epoch(self.folder, self._synced)
 
     def _take_over(self) -> Recovery:
         epoch = self._raise_epoch()
-        # 1. find the last complete fragment
-        self._meta = self._read_meta()
-        self._check_files()
+        # 1. repair session.json and the index, and find the last complete fragment
+        self._meta = read_meta(self.folder)
+        repair_files(self.folder, self._meta, self._synced)
         records = self._read_records(self._empty())
         with self.path.open("rb") as video:
             self._totals = records[index.verified(records[1:], video)][1]
@@ -374,15 +368,6 @@ class SessionFile:
         self._video.truncate(self._totals.video_bytes)
         self._index.truncate(self._totals.index_bytes)
         return recovery
-
-    def _check_files(self) -> None:
-        """Complete a reset that a crash has interrupted. Raises CorruptError for files that no crash can cause."""
-        ours = starts_with(self.folder / INDEX, index.header(self._meta.generation))
-        size = self.path.stat().st_size if self.path.is_file() else 0
-        if size < len(self.init_segment) or (not ours and index.has_header(self.folder / INDEX)):
-            self._write_empty_files(self._meta)
-        elif not ours or not starts_with(self.path, self.init_segment):
-            raise CorruptError(f"The files in {self.folder} do not match.", "Copy the video, then reset the session.")
 
     def _open_files(self, epoch: int) -> None:
         self._epoch = epoch

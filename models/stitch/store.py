@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-import time
 from pathlib import Path
 
-from models.errors import ExistsError, SessionNotFound
+from models.errors import DiskFullError, ExistsError, SessionNotFound
 from models.media.encode import MediaSpec
+from models.runtime.file_lock import hold_lock
 from models.runtime.ids import path_under
-from models.stitch.disk import META, VIDEO
+from models.stitch.disk import LOCK, META, VIDEO, raise_epoch
 from models.stitch.session import SessionFile, Sync
 
 DEFAULT_SESSION = "default"
 REMOVED_PREFIX = ".gone-"  # prefix of the folders of removed sessions while their files are deleted
-SWEEP_S = 600.0  # after this time, a folder with this prefix was left by a process that died
 
 
 class SessionStore:
@@ -62,16 +61,16 @@ class SessionStore:
         return sorted(path.parent.name for path in self.root.glob(f"[!.]*/{META}"))
 
     def remove(self, session_id: str) -> None:
-        """Delete a session after fencing off its writer. Raises SessionNotFound, IdError."""
-        session = self.open(session_id)
+        """Delete a session after fencing off its writer; it may be damaged. Raises SessionNotFound, IdError."""
+        folder = self.path(session_id).parent
         removed = self.root / f"{REMOVED_PREFIX}{secrets.token_hex(8)}"
-        with session.fenced_off():
-            session.folder.rename(removed)  # atomic: no reader sees a partly deleted session
+        with hold_lock(folder / LOCK):
+            with contextlib.suppress(DiskFullError):  # removing sessions is how a full disk gets room
+                raise_epoch(folder, sync=False)
+            folder.rename(removed)  # atomic: no reader sees a partly deleted session
         shutil.rmtree(removed, ignore_errors=True)
 
     def sweep(self) -> None:
         """Delete the remains of sessions whose removal was interrupted."""
         for removed in self.root.glob(f"{REMOVED_PREFIX}*"):
-            with contextlib.suppress(FileNotFoundError):  # another replica may delete it at the same time
-                if time.time() - removed.stat().st_ctime > SWEEP_S:  # since the rename, or the last deletion in it
-                    shutil.rmtree(removed, ignore_errors=True)
+            shutil.rmtree(removed, ignore_errors=True)  # another replica may delete it at the same time

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from models.errors import DiskFullError
 from models.runtime.atomic_file import replace_file
 
 
@@ -26,6 +27,6 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match="The disk is full: .*a.json cannot be written"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import ConfigError, CorruptError, SessionNotFound
+from models.errors import ConfigError, CorruptError, DiskFullError, SessionNotFound
 from models.media.encode import MediaSpec
 from models.stitch.session import SessionFile, Sync
 from tests.support.session import SPEC, playable_frames, session_bytes, speak, utterance
@@ -78,12 +78,13 @@ def test_data_is_written_and_synced_before_the_record_that_commits_it(
 def test_new_files_are_synced_before_they_appear_and_the_commit_is_last(tmp_path: Path, disk: list[str]) -> None:
     session = SessionFile(tmp_path / "s", SPEC)
     names = ("full_session.mp4", "full_session.sidecar.jsonl", "index.jsonl", "session.json")
-    assert disk == [event for name in names for event in ("sync new file", f"replace {name}")]
+    assert disk == ["sync new file"] * 4 + [f"replace {name}" for name in names]
     session.acquire()
     disk.clear()
     session.reset()
-    names = ("epoch", "session.json", "full_session.mp4", "full_session.sidecar.jsonl", "index.jsonl")
-    assert disk == [event for name in names for event in ("sync new file", f"replace {name}")]
+    names = ("session.json", "full_session.mp4", "full_session.sidecar.jsonl", "index.jsonl")
+    assert disk[:2] == ["sync new file", "replace epoch"]
+    assert disk[2:] == ["sync new file"] * 4 + [f"replace {name}" for name in names]
 
 
 def test_a_crash_at_any_byte_of_a_fragment_leaves_the_session_playable(tmp_path: Path) -> None:
@@ -179,22 +180,22 @@ def test_an_utterance_that_a_crash_has_ended_stays_in_the_transcript(tmp_path: P
 
 
 @pytest.mark.parametrize("interrupted", ["full_session.mp4", "index.jsonl"])
-def test_a_reset_that_a_crash_interrupts_is_completed(tmp_path: Path, interrupted: str, monkeypatch: object) -> None:
-    from models.stitch import session as module
-
+def test_a_reset_that_a_crash_interrupts_is_completed(
+    tmp_path: Path, interrupted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = SessionFile(tmp_path / "s", SPEC)
     speak(session)
-    real = module.replace_file
+    real = Path.replace
 
-    def crash(path: Path, data: bytes, sync: bool = True) -> None:
-        if path.name == interrupted:
+    def crash(path: Path, target: Path) -> Path:
+        if target.name == interrupted:
             raise KeyboardInterrupt
-        real(path, data, sync)
+        return real(path, target)
 
-    monkeypatch.setattr(module, "replace_file", crash)  # type: ignore[attr-defined]
+    monkeypatch.setattr(Path, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         session.reset(avatar_id="bea")
-    monkeypatch.undo()  # type: ignore[attr-defined]
+    monkeypatch.undo()
     after = SessionFile(tmp_path / "s")
     assert (after.frames, after.avatar_id) == (0, "bea")
     speak(after, "New.", 6)
@@ -216,7 +217,7 @@ def test_a_full_disk_leaves_the_session_as_it_was(tmp_path: Path, monkeypatch: p
         return count
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFullError, match="The disk is full: .*/s cannot be written"):
         session.append(utterance()[1])
     monkeypatch.undo()
     assert session_bytes(tmp_path / "s") == before
@@ -237,6 +238,7 @@ def test_missing_and_damaged_sessions_are_reported(tmp_path: Path) -> None:
         SessionFile(tmp_path / "s")
     SessionFile(tmp_path / "s", SPEC)
     (tmp_path / "s" / "session.json").write_text('{"format": 1, "spec"')
+    (tmp_path / "s" / "full_session.sidecar.jsonl").write_bytes(b"")
     with pytest.raises(CorruptError, match=r"session\.json"):
         SessionFile(tmp_path / "s")
 
