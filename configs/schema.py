@@ -141,7 +141,12 @@ class EnhanceConfig(Strict):
     strength: float = Field(
         1.0, ge=0, le=1, description="0 is plain bicubic upsampling, 1 is the full output of the model."
     )
-    batch_size: int = Field(8, ge=1, le=64, description="Most crops in one call of the engine.")
+    batch_size: int = Field(
+        8, ge=1, le=64, description="Most crops in one call of the engine. They may come from several sessions."
+    )
+    batch_wait_ms: float = Field(
+        2.0, ge=0, le=200, description="Milliseconds that a batch with free places waits for more crops."
+    )
     avatars_dir: str = Field(AVATARS_DIR, description=AVATARS_FOLDER + " Engines that need landmarks read them there.")
 
 

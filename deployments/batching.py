@@ -1,4 +1,4 @@
-"""Collects frames of several sessions into batches, the earliest deadline first. No Ray imports.
+"""Collects frames of several sessions into batches, the most urgent first. No Ray imports.
 
 The contents of a batch are chosen at the last moment: on the compute thread, when it becomes free. So urgent frames
 never wait behind a batch that was planned earlier, cancelled requests are left out, and the device does not idle while
@@ -8,17 +8,19 @@ the event loop hands out the results of the previous batch.
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from deployments.common.safe_batches import SafeBatches
+from deployments.common.urgency import Urgency
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+FAIR_EVERY, FAIR_WAIT_S = 8, 1.0  # each eighth batch begins with what has waited longest, if that is at least a second
 QUEUED_BATCHES = 2  # submitted to the compute thread at a time: one that runs, and one that follows it without a gap
 
 Run = Callable[[Callable[[], None]], Awaitable[object]]  # runs a function on the compute thread, in order of arrival
@@ -29,9 +31,11 @@ class _Request(Generic[Item]):
     """The items of one caller. They may go into several batches."""
 
     items: list[Item]
+    urgency: Urgency
     caller: str
     submitted_s: float
     future: asyncio.Future[Any]
+    served_s: float  # when items of it were taken for the last time
     results: list[Any] = field(default_factory=list)
     taken: int = 0  # items that are in a batch
     compute_s: float = 0.0
@@ -43,8 +47,8 @@ class _Batch(Generic[Item, Result]):
     """One call of `compute`: what went into it, its results or its error, and its duration."""
 
     parts: list[tuple[_Request[Item], int]] = field(default_factory=list)  # requests with their number of items
-    results: list[Result] = field(default_factory=list)
-    error: Exception | None = None
+    results: list[Result | Exception] = field(default_factory=list)  # an exception: the error of that item
+    error: Exception | None = None  # of all items
     compute_s: float = 0.0
 
 
@@ -64,33 +68,58 @@ class BatchResult(Generic[Result]):
 class FrameBatcher(Generic[Item, Result]):
     """Runs `compute(items)` with up to `batch_size` items, taken from the most urgent requests.
 
-    `run` runs a function on the compute thread. When the thread is free, a batch with free places waits up to `wait_s`
-    for more items. A request whose caller is cancelled is dropped before its next batch. An error of `compute` is
-    raised in every caller with items in that batch, and in no other.
+    What somebody watches comes before the background, and among those what has the least slack; each FAIR_EVERY-th
+    batch begins with what has waited longest, so that everything advances. `run` runs a function on the compute thread.
+    When the thread is free, a batch with free places waits up to `wait_s` for more items. A request whose caller is
+    cancelled is dropped before its next batch. An item that makes `compute` fail is an error of its request alone; see
+    SafeBatches. name: of the stage, for messages; on_limit: see SafeBatches.
     """
 
-    def __init__(self, compute: Callable[[list[Item]], list[Result]], run: Run, batch_size: int, wait_s: float) -> None:
-        self._compute, self._run_on_thread = compute, run
+    def __init__(
+        self,
+        compute: Callable[[list[Item]], list[Result]],
+        run: Run,
+        batch_size: int,
+        wait_s: float,
+        name: str = "",
+        on_limit: Callable[[int], None] = lambda limit: None,
+    ) -> None:
+        self._run_on_thread, self._safe = run, SafeBatches(name, compute, on_limit)
         self.batch_size = batch_size
         self.wait_s = wait_s
-        self._heap: list[tuple[float, int, _Request[Item]]] = []
-        self._lock = threading.Lock()  # for the heap and the `taken` counts, which the compute thread changes
-        self._order = itertools.count()
+        self._requests: list[_Request[Item]] = []  # in the order of their arrival
+        self._lock = threading.Lock()  # for the requests and their `taken` counts, which the compute thread changes
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._queued: set[asyncio.Task[None]] = set()
+        self._begun = 0  # batches, counted on the compute thread
         self.batches = self.batched_items = self.shared_batches = 0  # shared: with items of more than one caller
 
-    async def submit(self, items: list[Item], deadline_s: float, caller: str = "") -> BatchResult[Result]:
-        """The results of all items. deadline_s: on any clock that all callers share; smaller is more urgent."""
+    def configure(self, batch_size: int, wait_s: float, new_engine: bool) -> None:
+        """Change the settings. new_engine: what was learned about its memory is forgotten."""
+        self.batch_size, self.wait_s = batch_size, wait_s
+        if new_engine:
+            self._safe.reset()
+
+    def counts(self) -> dict[str, int]:
+        """Batches, their items, and the batches that several callers shared."""
+        return {
+            "batches": self.batches,
+            "batched_frames": self.batched_items,
+            "shared_batches": self.shared_batches,
+        }
+
+    async def submit(self, items: list[Item], urgency: Urgency, caller: str = "") -> BatchResult[Result]:
+        """The results of all items. Raises the first error of an item."""
         if not items:
             return BatchResult([], 0.0, 0.0, 0.0)
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._submit_batches())
-        request: _Request[Item] = _Request(list(items), caller, time.perf_counter(), loop.create_future())
+        now_s = time.perf_counter()
+        request: _Request[Item] = _Request(list(items), urgency, caller, now_s, loop.create_future(), now_s)
         with self._lock:
-            heapq.heappush(self._heap, (deadline_s, next(self._order), request))
+            self._requests.append(request)
         self._arrived.set()
         results = await request.future  # cancelling the caller cancels this future, and so drops the request
         wall_s = time.perf_counter() - request.submitted_s
@@ -99,15 +128,13 @@ class FrameBatcher(Generic[Item, Result]):
     def waiting(self) -> int:
         """The number of items that are not in a batch yet."""
         with self._lock:
-            return sum(len(r.items) - r.taken for _, _, r in self._heap if not r.future.done())
+            return sum(len(r.items) - r.taken for r in self._requests if not r.future.done())
 
     async def _submit_batches(self) -> None:
         """Keep the compute thread busy while items are waiting."""
         while True:
             self._arrived.clear()
             if not self.waiting():
-                with self._lock:
-                    self._heap.clear()
                 await self._arrived.wait()
             if not self._queued:
                 await self._wait_for_full_batch()
@@ -139,7 +166,7 @@ class FrameBatcher(Generic[Item, Result]):
             for request, _ in batch.parts:
                 request.future.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - the thread accepts no more work
+        except Exception as error:  # noqa: BLE001 - the device is lost, or the thread accepts no more work
             if not batch.parts:
                 self._take(batch)
             batch.error = error
@@ -152,32 +179,39 @@ class FrameBatcher(Generic[Item, Result]):
             return
         started_s = time.perf_counter()
         try:
-            batch.results = self._compute(items)
-            if len(batch.results) != len(items):
-                raise RuntimeError(f"a batch of {len(items)} items gave {len(batch.results)} results")
-        except Exception as error:  # noqa: BLE001 - any error of the model belongs to the callers
-            batch.error = error
-        batch.compute_s = time.perf_counter() - started_s
+            batch.results = self._safe.compute(items)  # an error of all items is raised in `_run_batch`
+        finally:
+            batch.compute_s = time.perf_counter() - started_s
 
     def _take(self, batch: _Batch[Item, Result]) -> list[Item]:
-        """Move up to batch_size items of the most urgent requests into the batch, and return them.
+        """Move items of the most urgent requests into the batch, and return them.
 
-        A request stays in the heap until all its items are taken.
+        A request stays in the list until all its items are taken.
         """
         taken: list[Item] = []
+        size, now_s = self._safe.size(self.batch_size), time.perf_counter()
         with self._lock:
-            while self._heap and len(taken) < self.batch_size:
-                request = self._heap[0][2]
-                if request.future.done():  # cancelled, or failed in an earlier batch
-                    heapq.heappop(self._heap)
-                    continue
-                items = request.items[request.taken : request.taken + self.batch_size - len(taken)]
-                request.taken += len(items)
+            for request in self._in_order(now_s):
+                items = request.items[request.taken : request.taken + size - len(taken)]
+                request.taken, request.served_s = request.taken + len(items), now_s
                 taken += items
                 batch.parts.append((request, len(items)))
-                if request.taken == len(request.items):
-                    heapq.heappop(self._heap)
+                if len(taken) == size:
+                    break
+            self._requests = [r for r in self._requests if r.taken < len(r.items) and not r.future.done()]
         return taken
+
+    def _in_order(self, now_s: float) -> list[_Request[Item]]:
+        """The requests that wait, the most urgent first; of equally urgent ones, the oldest."""
+        waiting = [request for request in self._requests if not request.future.done()]  # else cancelled or failed
+        waiting.sort(key=lambda r: (r.urgency.background, r.urgency.left_s(now_s - r.submitted_s)))
+        self._begun += bool(waiting)
+        if waiting and self._begun % FAIR_EVERY == 0:
+            longest = min(waiting, key=lambda request: request.served_s)
+            if now_s - longest.served_s >= FAIR_WAIT_S:
+                waiting.remove(longest)
+                waiting.insert(0, longest)
+        return waiting
 
     def _hand_out(self, batch: _Batch[Item, Result]) -> None:
         """Give the callers their results or the error, and count the batch."""
@@ -189,12 +223,14 @@ class FrameBatcher(Generic[Item, Result]):
         self.shared_batches += len({request.caller for request, _ in batch.parts}) > 1
         position = 0
         for request, count in batch.parts:
+            results = batch.results[position : position + count]
+            error = batch.error or next((result for result in results if isinstance(result, Exception)), None)
             if request.future.done():
                 pass  # cancelled, or failed in an earlier batch
-            elif batch.error is not None:
-                request.future.set_exception(batch.error)
+            elif error is not None:
+                request.future.set_exception(error)
             else:
-                request.results += batch.results[position : position + count]
+                request.results += results
                 request.compute_s += batch.compute_s
                 request.busy_s += batch.compute_s * count / total
                 if len(request.results) == len(request.items):

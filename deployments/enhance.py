@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from cachetools import LRUCache
 
 from configs.schema import EnhanceConfig
+from deployments.batching import FrameBatcher
 from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
 from deployments.common.stage import Stage, Stamped
+from deployments.common.urgency import NO_HURRY, Urgency
 from models.avatar.store import AvatarStore
 from models.restore import ENGINES
+from models.restore.align import check_strength
 from models.restore.avatar_faces import AvatarFaces
-from models.restore.base import needs_landmarks
+from models.restore.base import needs_landmarks, restore_each
 from models.runtime.registry import find_engine
-from models.types import CROP_PX, FaceCrops
+from models.types import CROP_PX, FaceCrops, Float32, UInt8
 
 FILE_OPTIONS = ("path", "weights")  # engine options that are resolved by input_path
 GFPGAN_WEIGHTS = "weights/GFPGANv1.4.pth"
@@ -41,6 +45,17 @@ def load_engine(name: str, options: dict[str, Any]) -> Any:
     return find_engine(name, ENGINES).load(**options)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Face:
+    """A crop to restore. points and avatar: only for an engine that needs landmarks, of crops of an avatar."""
+
+    crop: UInt8  # (s, s, 3)
+    strength: float
+    points: Float32 | None = None  # (5, 2), px of the crop
+    avatar: AvatarFaces | None = None  # has the head around the face, of avatar frame `frame`
+    frame: int = 0
+
+
 class Enhance(Stage[EnhanceConfig]):
     stage = "Enhance"
     engine: Any  # FaceRestorer or LandmarkRestorer
@@ -48,51 +63,93 @@ class Enhance(Stage[EnhanceConfig]):
     def __init__(self) -> None:
         super().__init__()
         self._faces: LRUCache[tuple[str, str], AvatarFaces] = LRUCache(CACHED_AVATARS)  # by avatar id and version
+        self._batcher: FrameBatcher[Face, UInt8] = FrameBatcher(
+            self._restore, self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
+        )
 
     def apply(self, config: EnhanceConfig, changed: set[str] | None) -> None:
-        if changed is None or changed & {"engine", "options"}:
+        new_engine = changed is None or bool(changed & {"engine", "options"})
+        if new_engine:
             self.engine = load_engine(config.engine, config.options)
             self.engine.restore(np.zeros((config.batch_size, CROP_PX, CROP_PX, 3), np.uint8))  # warm up
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars(), FRAME_CACHE_BYTES)
+        self._batcher.configure(config.batch_size, config.batch_wait_ms / 1e3, new_engine)
 
-    async def restore(self, crops: Stamped[FaceCrops], strength: float | None = None) -> Stamped[FaceCrops]:
+    async def restore(
+        self,
+        crops: Stamped[FaceCrops],
+        strength: float | None = None,
+        urgency: Urgency = NO_HURRY,
+        session_id: str = "",
+        shares: Float32 | None = None,
+    ) -> Stamped[FaceCrops]:
         """The same faces at 512 px, with the timings of the calls before.
 
         strength: 0 to 1; None means the config's. For an engine that needs landmarks, the crops' avatar id and frame
-        numbers give them; crops without `avatar_frames` must already be on the FFHQ template. Raises AvatarNotFound,
-        InputError.
+        numbers give them; crops without `avatar_frames` must already be on the FFHQ template. urgency: of the whole
+        chain, from LipSync on. shares: `(n,)`, 0 to 1, by which the strength of each face is multiplied. Raises
+        AvatarNotFound, InputError.
         """
-        received_s = time.time()
+        received_s, began_s = time.time(), time.perf_counter()
         await self.ready()
-        faces = crops.value
-        done = await self.worker.run(self._restore, faces, self.config.strength if strength is None else strength)
-        timing = self.meter.record_call(len(faces), received_s, done.queue_s, done.compute_s)
-        return Stamped(done.value, (*crops.timings, timing))
+        faces = await self._faces_of(crops.value, self.config.strength if strength is None else strength, shares)
+        loading_s = time.perf_counter() - began_s  # of an avatar that was not in memory; counted as queue time
+        spent_s = loading_s + sum(timing.queue_s + timing.compute_s for timing in crops.timings)
+        done = await self._batcher.submit(faces, urgency.after(spent_s), session_id)
+        restored = FaceCrops(
+            np.stack(done.results), crops.value.first_frame, crops.value.avatar_id, crops.value.avatar_frames
+        )
+        queue_s = loading_s + done.queue_s
+        timing = self.meter.record_call(len(restored), received_s, queue_s, done.compute_s, done.busy_s)
+        return Stamped(restored, (*crops.timings, timing))
+
+    async def stats(self) -> dict[str, Any]:
+        """As for every stage, and counts of calls of the engine, their faces, and the calls that sessions share."""
+        return {**await super().stats(), **self._batcher.counts()}
 
     async def needs_landmarks(self) -> bool:
         """Whether the engine works on faces that are aligned to the FFHQ template."""
         await self.ready()
         return needs_landmarks(self.engine)
 
-    def _restore(self, crops: FaceCrops, strength: float) -> FaceCrops:
-        size = self.config.batch_size
-        avatar_faces = self._avatar_faces(crops)
-        parts = []
-        for k in range(0, len(crops), size):
-            extra = {}
-            if avatar_faces is not None and crops.avatar_frames is not None:
-                frames = crops.avatar_frames[k : k + size]
-                points = avatar_faces.points(frames, crops.images.shape[1])
-                extra = {"landmarks": points, "around": avatar_faces.heads(frames)}
-            parts.append(self.engine.restore(crops.images[k : k + size], strength, **extra))  # (≤ size, 512, 512, 3)
-        return FaceCrops(np.concatenate(parts), crops.first_frame, crops.avatar_id, crops.avatar_frames)
-
-    def _avatar_faces(self, crops: FaceCrops) -> AvatarFaces | None:
-        """Landmarks and surroundings of the avatar's faces; None if the engine or the crops do not use them."""
+    async def _faces_of(self, crops: FaceCrops, strength: float, shares: Float32 | None) -> list[Face]:
+        check_strength(strength)
+        strengths = [strength * float(share) for share in (np.ones(len(crops)) if shares is None else shares)]
         if crops.avatar_frames is None or not needs_landmarks(self.engine):
-            return None
-        key = (crops.avatar_id, self._store.version(crops.avatar_id))
+            return [Face(*pair) for pair in zip(crops.images, strengths, strict=True)]
+        avatar = await self._avatar_faces(crops.avatar_id)
+        points = avatar.points(crops.avatar_frames, crops.images.shape[1])  # (n, 5, 2)
+        rows = zip(crops.images, strengths, points, crops.avatar_frames.tolist(), strict=True)
+        return [Face(crop, weight, five, avatar, frame) for crop, weight, five, frame in rows]
+
+    async def _avatar_faces(self, avatar_id: str) -> AvatarFaces:
+        """Landmarks and surroundings of the avatar's faces. Raises AvatarNotFound."""
+        key = (avatar_id, self._store.version(avatar_id))
         faces = self._faces.get(key)
         if faces is None:
-            faces = self._faces[key] = AvatarFaces(self._store.load(crops.avatar_id, latents=False))
+            load = self._store.load
+            faces = (await self.worker.run(lambda: AvatarFaces(load(avatar_id, latents=False)))).value
+            self._faces[key] = faces
         return faces
+
+    def _restore(self, faces: list[Face]) -> list[UInt8]:
+        """On the compute thread: each `(s, s, 3)` → `(512, 512, 3)`. One call of the engine per kind of faces."""
+        kinds: dict[tuple[int, bool], list[int]] = {}
+        for k, face in enumerate(faces):
+            kinds.setdefault((len(face.crop), face.points is None), []).append(k)
+        results: dict[int, UInt8] = {}
+        for members in kinds.values():
+            same = [faces[k] for k in members]
+            crops = np.stack([face.crop for face in same])  # (m, s, s, 3)
+            restored = restore_each(self.engine, crops, [face.strength for face in same], **_extra(same))
+            results.update(zip(members, restored, strict=True))
+        return [results[k] for k in range(len(faces))]
+
+
+def _extra(faces: list[Face]) -> dict[str, Any]:
+    """What a LandmarkRestorer also gets for these faces."""
+    if faces[0].points is None:
+        return {}
+    heads = [face.avatar.heads(np.array([face.frame]))[0] for face in faces if face.avatar is not None]
+    points = [face.points for face in faces if face.points is not None]
+    return {"landmarks": np.stack(points), "around": np.stack(heads)}

@@ -13,6 +13,7 @@ from configs.schema import LipSyncConfig
 from deployments.batching import FrameBatcher
 from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
 from deployments.common.stage import Stage, Stamped
+from deployments.common.urgency import NO_HURRY, Urgency
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.errors import ConfigError, FencedError
@@ -61,7 +62,9 @@ class LipSync(Stage[LipSyncConfig]):
     def __init__(self) -> None:
         super().__init__()
         self._latents: LRUCache[tuple[str, str], Float16] = LRUCache(1)  # by avatar id and version
-        self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(self._generate, self.worker.run, 1, 0.0)
+        self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(
+            self._generate, self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
+        )
 
     def apply(self, config: LipSyncConfig, changed: set[str] | None) -> None:
         if changed is None or changed & MODEL_KEYS:
@@ -78,7 +81,8 @@ class LipSync(Stage[LipSyncConfig]):
         if self._mouth_gain is not None and config.compile != "off":
             log.warning("LipSync: mouth_amplitude %g disables compile: %s", config.mouth_amplitude, config.compile)
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
-        self._batcher.batch_size, self._batcher.wait_s = config.batch_size, config.batch_wait_ms / 1e3
+        new_engine = changed is None or bool(changed & (MODEL_KEYS | {"compile", "mouth_amplitude"}))
+        self._batcher.configure(config.batch_size, config.batch_wait_ms / 1e3, new_engine)
 
     async def generate(
         self,
@@ -88,16 +92,16 @@ class LipSync(Stage[LipSyncConfig]):
         avatar_id: str,
         position: int,
         first_frame: int,
-        deadline_s: float = 0.0,
+        urgency: Urgency = NO_HURRY,
         session_id: str = "",
         avatar_version: str = "",
     ) -> Stamped[FaceCrops]:
         """Crops of `count` frames, from window `start` of the segment.
 
         position: the frame number of the first crop in the session, which selects the avatar's frames. first_frame: its
-        number in the utterance. deadline_s: when it is due (wall clock); earlier ones are computed first.
-        avatar_version: the version of the avatar frames into which the crops are pasted. Raises AvatarNotFound,
-        FencedError (the avatar now has another version), ConfigError (the avatar was prepared with another VAE).
+        number in the utterance. avatar_version: the version of the avatar frames into which the crops are pasted.
+        Raises AvatarNotFound, FencedError (the avatar now has another version), ConfigError (the avatar was prepared
+        with another VAE), BusyError (too little memory).
         """
         received_s, began_s = time.time(), time.perf_counter()
         await self.ready()
@@ -107,20 +111,14 @@ class LipSync(Stage[LipSyncConfig]):
         rest = features.value.rest
         frames = [(latents[index], window, rest) for index, window in zip(indices, windows, strict=True)]
         loading_s = time.perf_counter() - began_s  # of an avatar that was not in memory; counted as queue time
-        done = await self._batcher.submit(frames, deadline_s, session_id)
+        done = await self._batcher.submit(frames, urgency.after(loading_s), session_id)
         crops = FaceCrops(np.stack(done.results), first_frame, avatar_id, indices)
         timing = self.meter.record_call(count, received_s, loading_s + done.queue_s, done.compute_s, done.busy_s)
         return Stamped(crops, (timing,))
 
     async def stats(self) -> dict[str, Any]:
         """As for every stage, and counts of UNet calls, their frames, and the calls that several sessions share."""
-        batcher = self._batcher
-        counts = {
-            "batches": batcher.batches,
-            "batched_frames": batcher.batched_items,
-            "shared_batches": batcher.shared_batches,
-        }
-        return {**await super().stats(), **counts}
+        return {**await super().stats(), **self._batcher.counts()}
 
     def _generate(self, frames: list[Frame]) -> list[UInt8]:
         latents = np.stack([frame[0] for frame in frames])  # (n, 8, 32, 32)

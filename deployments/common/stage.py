@@ -118,7 +118,7 @@ class StageMeter:
     """Exports metrics of a stage's calls as `warmtalk_stage_*`. Serve adds tags for the deployment and the replica."""
 
     def __init__(self, stage: str) -> None:
-        from ray.serve.metrics import Counter, Histogram
+        from ray.serve.metrics import Counter, Gauge, Histogram
 
         self.stage, self.engine = stage, ""
         tags: dict[str, Any] = {"tag_keys": ("stage",)}
@@ -128,6 +128,8 @@ class StageMeter:
             part: Histogram(f"warmtalk_stage_{part}_ms", f"Milliseconds of {part} per call.", MILLISECONDS, **tags)
             for part in ("queue", "compute", "transfer")
         }
+        self._no_memory = Counter("warmtalk_out_of_memory_total", "Batches that did not fit into memory.", ("stage",))
+        self._batch_limit = Gauge("warmtalk_batch_limit", "Items per batch after one that did not fit.", ("stage",))
         self._ttff = Histogram("warmtalk_ttff_ms", "Milliseconds from a request to its first fragment.", MILLISECONDS)
         self._rtf = Histogram("warmtalk_rtf", "Seconds to make one second of video.", REAL_TIME_FACTORS)
 
@@ -143,6 +145,11 @@ class StageMeter:
         self._parts["compute"].observe(compute_s * 1e3, tags)
         busy_s = compute_s if busy_s is None else busy_s
         return StageTiming(self.stage, frames, received_s, time.time(), queue_s, compute_s, busy_s, self.engine)
+
+    def record_batch_limit(self, limit: int) -> None:
+        """Count a batch that did not fit into memory. limit: the most items of the batches after it."""
+        self._no_memory.inc(1, {"stage": self.stage})
+        self._batch_limit.set(limit, {"stage": self.stage})
 
     def record_utterance(self, ttff_ms: float, rtf: float) -> None:
         """Record one utterance: the time to its first fragment, and the seconds to make one second of its video."""

@@ -44,7 +44,7 @@ class PipelineRequest:
     """One utterance: `text` to speak, `parts` of a text that is still being written, or recorded `speech`.
 
     place(first frame, frames) → the position of a segment on the session's timeline. It is called once per segment, in
-    order, when the segment's speech has arrived.
+    order, when the segment's speech has arrived. slack_s: see Schedule.
     """
 
     avatar_id: str
@@ -58,6 +58,7 @@ class PipelineRequest:
     speed: float | None = None
     enhance: bool = False
     strength: float | None = None
+    slack_s: Callable[[int], float] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -201,6 +201,7 @@ class Stitch(Stage[StitchConfig]):
             speed=request.speed,
             enhance=self.config.enhance if request.enhance is None else request.enhance,
             strength=request.strength,
+            slack_s=output.slack_s if output.watched else None,
         )
 
     async def _text_parts(self, writer: UtteranceWriter) -> AsyncIterator[str]:

@@ -5,6 +5,7 @@ The deployment chooses the output once, when an utterance starts. No other code 
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from typing import Any, Literal, Protocol
 
@@ -33,6 +34,10 @@ class Output(Protocol):
 
     def place(self, first_frame: int, frames: int) -> int:
         """Return the position on the session's timeline of a segment that starts at `first_frame` of the utterance."""
+        ...
+
+    def slack_s(self, position: int) -> float:
+        """Seconds until a frame at a position of the timeline must be made. Only where `watched`."""
         ...
 
     async def push(self, chunk: Chunk | None) -> list[Fragment]:
@@ -81,6 +86,9 @@ class FileOutput:
     def place(self, first_frame: int, frames: int) -> int:
         """Segments follow one another without a gap from the session's position on."""
         return self._writer.position + first_frame
+
+    def slack_s(self, position: int) -> float:
+        return math.inf
 
     async def push(self, chunk: Chunk | None) -> list[Fragment]:
         if chunk is None:

@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.common.errors import cancel_call, is_own_cancellation
 from deployments.common.stage import StageTiming, Stamped
+from deployments.common.text_stream import MAX_CHARS
 from deployments.stitch.chunks import (
     Chunk,
     PendingChunk,
@@ -26,11 +27,13 @@ from deployments.stitch.chunks import (
     SpeechSegment,
 )
 from deployments.stitch.metrics import StageCall
-from models.errors import BusyError, StageError, WarmTalkError
+from deployments.stitch.schedule import Schedule
+from models.errors import BusyError, StageError, TextError, WarmTalkError
 from models.speech.activity import ActivityDetector
 from models.speech.audio import pad_to_frames
 from models.speech.av_offset import LipOffset
-from models.types import FaceCrops, Speech
+from models.speech.readable import check_text, skipped_for
+from models.types import FaceCrops, SkippedText, Speech
 
 MAX_SPEECH_AHEAD = 4  # sentences of a text stream that are synthesised before their frames are made
 RETRY_PAUSE_S = 0.1  # doubled per attempt: 0.1, 0.2, 0.4 … while Serve replaces a lost replica
@@ -48,6 +51,7 @@ class Pipeline:
     calls: list[StageCall] = field(default_factory=list)
     retries: int = 0
     engines: dict[str, str] = field(default_factory=dict)  # stage → engine, of the stages that have answered
+    skipped: list[SkippedText] = field(default_factory=list)  # passages of the text that cannot be spoken
 
     async def run(self, request: PipelineRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of an utterance in order. Closing it cancels all calls. Raises WarmTalkError."""
@@ -69,7 +73,7 @@ class Pipeline:
 
     async def _feed(self, request: PipelineRequest, queue: asyncio.Queue[Any]) -> None:
         """Start a task per chunk; the size of the queue limits how many run at a time."""
-        started_s = time.time()
+        schedule = Schedule(self.settings.fps, request.slack_s)
         previous_end = -1  # on the timeline
         async with aclosing(self._segments(request)) as segments:
             async for segment in segments:
@@ -81,8 +85,7 @@ class Pipeline:
                     first = segment.after_gap and not start
                     size = self.settings.first_chunk_frames if first else self.settings.chunk_frames
                     count = min(size, segment.frames - start)
-                    due_s = started_s + (segment.first_frame + start) / self.settings.fps
-                    task = asyncio.create_task(self._make_chunk(request, segment, start, count, due_s))
+                    task = asyncio.create_task(self._make_chunk(request, segment, start, count, schedule))
                     task.add_done_callback(_mark_retrieved)
                     pending = PendingChunk(segment, start, task)
                     try:
@@ -122,16 +125,26 @@ class Pipeline:
     async def _synthesise_parts(
         self, request: PipelineRequest, parts: AsyncIterator[str]
     ) -> AsyncGenerator[Speech, None]:
-        """Speech of a text that is still being written: a part is synthesised while the one before it is rendered."""
+        """Speech of a text that is still being written: a part is synthesised while the one before it is rendered.
+
+        A part that cannot be spoken is skipped. Raises its TextError if nothing else was spoken.
+        """
         ahead: asyncio.Queue[Speech | Exception | None] = asyncio.Queue(MAX_SPEECH_AHEAD)
 
         async def read() -> None:
+            spoken, unreadable = False, None
             try:
                 async for part in parts:
-                    async with aclosing(self._synthesise(request, part)) as sentences:
-                        async for speech in sentences:
-                            await ahead.put(replace(speech, last=False))  # more text may come
-                await ahead.put(None)
+                    try:
+                        check_text(part, MAX_CHARS, language="")  # the voice checks the script
+                        async with aclosing(self._synthesise(request, part)) as sentences:
+                            async for speech in sentences:
+                                spoken = True
+                                await ahead.put(replace(speech, last=False))  # more text may come
+                    except TextError as error:
+                        self.skipped.append(skipped_for(part, error))
+                        unreadable = unreadable or error
+                await ahead.put(None if spoken else unreadable)
             except Exception as error:  # noqa: BLE001 - raised below, in its turn
                 await ahead.put(error)
 
@@ -158,6 +171,7 @@ class Pipeline:
                     self._record(timing, ready_s, arrived_s)
                     if index >= received:
                         received += 1
+                        self.skipped += stamped.value.skipped
                         yield stamped.value
                     index, ready_s = index + 1, timing.done_s  # the stage makes the next one at once
                     ended = stamped.value.last
@@ -173,13 +187,14 @@ class Pipeline:
     # --- chunks
 
     async def _make_chunk(
-        self, request: PipelineRequest, segment: SpeechSegment, start: int, count: int, due_s: float
+        self, request: PipelineRequest, segment: SpeechSegment, start: int, count: int, schedule: Schedule
     ) -> Stamped[FaceCrops]:
         """One chunk through AudioFeatures (once per segment), LipSync and Enhance. A retry repeats the whole chain."""
         for attempt in range(self.settings.tries):
             response, features = None, self._features_of(segment)
             try:
                 sent_s = time.time()
+                urgency = schedule.urgency(segment.first_frame + start, segment.position + start, count)
                 response = self.lipsync.generate.remote(
                     features,
                     start,
@@ -187,12 +202,12 @@ class Pipeline:
                     request.avatar_id,
                     segment.position + start,
                     segment.first_frame + start,
-                    due_s,
+                    urgency,
                     request.session_id,
                     request.avatar_version,
                 )
                 if request.enhance and self.enhance is not None:
-                    response = self.enhance.restore.remote(response, request.strength)
+                    response = self.enhance.restore.remote(response, request.strength, urgency, request.session_id)
                 async with asyncio.timeout(self.settings.chunk_timeout_s):
                     stamped: Stamped[FaceCrops] = await response
                 arrived_s = time.time()

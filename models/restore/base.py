@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
+
+import cv2
 
 from models.types import Float32, UInt8
 
@@ -15,7 +17,10 @@ class FaceRestorer(Protocol):
     """
 
     def restore(self, faces: UInt8, strength: float = 1.0) -> UInt8:
-        """RGB uint8 `(n, 256, 256, 3)` → `(n, 512, 512, 3)`. strength: 0 is bicubic upsampling, 1 the full model."""
+        """RGB uint8 `(n, 256, 256, 3)` → `(n, 512, 512, 3)`. strength: 0 is bicubic upsampling, 1 the full model.
+
+        Linear between the two.
+        """
         ...
 
 
@@ -39,3 +44,19 @@ class LandmarkRestorer(Protocol):
 def needs_landmarks(engine: Any) -> bool:
     """Return whether the engine takes landmarks; an engine without the attribute does not."""
     return bool(getattr(engine, "needs_landmarks", False))
+
+
+def restore_each(engine: Any, faces: UInt8, strengths: list[float], **extra: Any) -> list[UInt8]:
+    """Restore faces `(n, s, s, 3)`, each with its own strength; returns n faces `(512, 512, 3)`.
+
+    An engine takes one strength per call. Faces that differ are restored in full and mixed with the enlarged ones.
+    extra: `landmarks` and `around` of a LandmarkRestorer. Raises InputError.
+    """
+    if len(set(strengths)) == 1:
+        return list(engine.restore(faces, strengths[0], **extra))
+    plain, restored = engine.restore(faces, 0.0, **extra), {}
+    some = [k for k, strength in enumerate(strengths) if strength > 0]
+    full = engine.restore(faces[some], 1.0, **{name: value[some] for name, value in extra.items()})
+    for k, face in zip(some, full, strict=True):
+        restored[k] = cv2.addWeighted(face, strengths[k], plain[k], 1 - strengths[k], 0)
+    return [cast(UInt8, restored.get(k, plain[k])) for k in range(len(faces))]

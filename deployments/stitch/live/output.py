@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from deployments.common.clocks import stable_time_s
 from deployments.stitch.chunks import Chunk
 from deployments.stitch.interrupts import Interrupt
 from deployments.stitch.live.broadcast import Broadcast
 from deployments.stitch.live.pacing import PaceEstimate
-from deployments.stitch.live.playout import Playout
+from deployments.stitch.live.playout import DECIDE_LEAD_S, Playout
 from deployments.stitch.output import AbortReason, Output
 from deployments.stitch.rendering import Renderer
 from models.speech.activity import pause_frames
@@ -53,6 +54,9 @@ class LiveOutput(Output):
 
     def place(self, first_frame: int, frames: int) -> int:
         return self.playout.place(first_frame, frames)
+
+    def slack_s(self, position: int) -> float:
+        return self.playout.broadcast.clock.time_of(position) - DECIDE_LEAD_S - stable_time_s()
 
     async def push(self, chunk: Chunk | None) -> list[Fragment]:
         if chunk is None:

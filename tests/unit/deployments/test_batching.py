@@ -9,6 +9,7 @@ import pytest
 
 from deployments.batching import FrameBatcher
 from deployments.common.stage import Worker
+from deployments.common.urgency import NO_HURRY, Urgency
 
 
 class Recorder:
@@ -42,7 +43,9 @@ def batcher_of(compute, batch_size, wait_s):
 async def test_frames_of_two_callers_share_one_batch():
     compute = Recorder()
     batcher = batcher_of(compute, batch_size=8, wait_s=0.05)
-    one, two = await asyncio.gather(batcher.submit([1, 2, 3], 0.0, "alice"), batcher.submit([4, 5], 0.0, "bob"))
+    one, two = await asyncio.gather(
+        batcher.submit([1, 2, 3], NO_HURRY, "alice"), batcher.submit([4, 5], NO_HURRY, "bob")
+    )
     assert compute.batches == [[1, 2, 3, 4, 5]]
     assert (one.results, two.results) == ([2, 4, 6], [8, 10])
     assert one.busy_s == pytest.approx(one.compute_s * 3 / 5)
@@ -52,13 +55,13 @@ async def test_frames_of_two_callers_share_one_batch():
 async def test_a_full_batch_does_not_wait():
     compute = Recorder()
     batcher = batcher_of(compute, batch_size=2, wait_s=3600.0)
-    done = await asyncio.wait_for(batcher.submit([1, 2], 0.0), 30)
+    done = await asyncio.wait_for(batcher.submit([1, 2], NO_HURRY), 30)
     assert done.results == [2, 4]
 
 
 async def test_a_batch_with_free_places_waits_for_wait_s():
     batcher = batcher_of(Recorder(), batch_size=8, wait_s=0.03)
-    done = await asyncio.wait_for(batcher.submit([1], 0.0), 30)
+    done = await asyncio.wait_for(batcher.submit([1], NO_HURRY), 30)
     assert done.queue_s >= 0.025
     assert done.compute_s >= 0.001
     assert done.busy_s == pytest.approx(done.compute_s)
@@ -67,7 +70,7 @@ async def test_a_batch_with_free_places_waits_for_wait_s():
 async def test_a_long_request_is_split_into_batches_and_returned_in_order():
     compute = Recorder()
     batcher = batcher_of(compute, batch_size=4, wait_s=0.0)
-    done = await batcher.submit(list(range(10)), 0.0)
+    done = await batcher.submit(list(range(10)), NO_HURRY)
     assert [len(batch) for batch in compute.batches] == [4, 4, 2]
     assert done.results == [2 * k for k in range(10)]
 
@@ -76,10 +79,10 @@ async def test_the_earliest_deadline_is_computed_first():
     gate = threading.Event()
     compute = Recorder(gate)
     batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
-    running = asyncio.create_task(batcher.submit([0, 0], 0.0))
+    running = asyncio.create_task(batcher.submit([0, 0], NO_HURRY))
     await until(lambda: compute.batches)
-    late = asyncio.create_task(batcher.submit([9, 9], 9.0))
-    soon = asyncio.create_task(batcher.submit([1, 1], 1.0))
+    late = asyncio.create_task(batcher.submit([9, 9], Urgency(9.0)))
+    soon = asyncio.create_task(batcher.submit([1, 1], Urgency(1.0)))
     await until(lambda: batcher.waiting() == 4)
     gate.set()
     await asyncio.gather(running, late, soon)
@@ -90,10 +93,10 @@ async def test_a_cancelled_request_is_not_computed():
     gate = threading.Event()
     compute = Recorder(gate)
     batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
-    running = asyncio.create_task(batcher.submit([0, 0], 0.0))
+    running = asyncio.create_task(batcher.submit([0, 0], NO_HURRY))
     await until(lambda: compute.batches)
-    dropped = asyncio.create_task(batcher.submit([5, 5, 5, 5], 1.0))
-    kept = asyncio.create_task(batcher.submit([7], 2.0))
+    dropped = asyncio.create_task(batcher.submit([5, 5, 5, 5], Urgency(1.0)))
+    kept = asyncio.create_task(batcher.submit([7], Urgency(2.0)))
     await until(lambda: batcher.waiting() == 5)
     dropped.cancel()
     gate.set()
@@ -107,8 +110,8 @@ async def test_an_error_is_raised_only_in_the_callers_of_its_batch():
     gate = threading.Event()
     compute = Recorder(gate)
     batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
-    bad = asyncio.create_task(batcher.submit([-1, 1], 0.0))
-    good = asyncio.create_task(batcher.submit([3, 4], 1.0))
+    bad = asyncio.create_task(batcher.submit([-1, 1], NO_HURRY))
+    good = asyncio.create_task(batcher.submit([3, 4], Urgency(1.0)))
     await until(lambda: compute.batches)
     gate.set()
     with pytest.raises(ValueError, match="a bad frame"):
@@ -123,8 +126,8 @@ async def test_a_wrong_number_of_results_is_an_error(results):
 
     batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
     with pytest.raises(RuntimeError, match=f"a batch of 2 items gave {len(results)} results"):
-        await asyncio.wait_for(batcher.submit([1, 2], 0.0), 30)
-    assert (await asyncio.wait_for(batcher.submit([7, 8], 0.0), 30)).results == [7, 8]
+        await asyncio.wait_for(batcher.submit([1, 2], NO_HURRY), 30)
+    assert (await asyncio.wait_for(batcher.submit([7, 8], NO_HURRY), 30)).results == [7, 8]
 
 
 @pytest.mark.parametrize("end", [asyncio.CancelledError(), RuntimeError("cannot schedule new futures")])
@@ -138,9 +141,9 @@ async def test_callers_do_not_wait_forever_when_the_thread_accepts_no_work(end):
 
     batcher = FrameBatcher(Recorder(), run, batch_size=2, wait_s=0.0)
     with pytest.raises(type(end)):
-        await asyncio.wait_for(batcher.submit([1], 0.0), 30)
+        await asyncio.wait_for(batcher.submit([1], NO_HURRY), 30)
     refuses += [False] * 4
-    assert (await asyncio.wait_for(batcher.submit([7], 0.0), 30)).results == [14]
+    assert (await asyncio.wait_for(batcher.submit([7], NO_HURRY), 30)).results == [14]
 
 
 async def test_the_thread_starts_the_next_batch_before_the_results_are_handed_out():
@@ -155,7 +158,7 @@ async def test_the_thread_starts_the_next_batch_before_the_results_are_handed_ou
         return items
 
     batcher = batcher_of(compute, batch_size=1, wait_s=0.0)
-    waits = [asyncio.create_task(batcher.submit([k], float(k))) for k in (1, 2)]
+    waits = [asyncio.create_task(batcher.submit([k], Urgency(float(k)))) for k in (1, 2)]
     await until(lambda: first.is_set() and len(batcher._queued) == 2)
     gate.set()
     assert second.wait(30), "the thread waited for the event loop, which is blocked here"
@@ -166,11 +169,11 @@ async def test_a_batch_is_filled_when_it_starts_and_not_earlier():
     gate = threading.Event()
     compute = Recorder(gate)
     batcher = batcher_of(compute, batch_size=2, wait_s=0.0)
-    waits = [asyncio.create_task(batcher.submit([0, 0], 0.0))]
+    waits = [asyncio.create_task(batcher.submit([0, 0], NO_HURRY))]
     await until(lambda: compute.batches)
-    waits.append(asyncio.create_task(batcher.submit([9, 9], 9.0)))
+    waits.append(asyncio.create_task(batcher.submit([9, 9], Urgency(9.0))))
     await until(lambda: len(batcher._queued) == 2)  # the next batch is waiting for the thread
-    waits.append(asyncio.create_task(batcher.submit([1, 1], 1.0)))
+    waits.append(asyncio.create_task(batcher.submit([1, 1], Urgency(1.0))))
     await until(lambda: batcher.waiting() == 4)
     gate.set()
     await asyncio.gather(*waits)
@@ -183,7 +186,7 @@ async def test_many_callers_get_their_own_results():
 
     async def call(number: int) -> None:
         items = [100 * number + k for k in range(number % 7 + 1)]
-        assert (await batcher.submit(items, number % 5, str(number))).results == [2 * item for item in items]
+        assert (await batcher.submit(items, Urgency(number % 5), str(number))).results == [2 * item for item in items]
 
     await asyncio.gather(*(call(number) for number in range(200)))
     assert batcher.batched_items == sum(number % 7 + 1 for number in range(200))
@@ -192,13 +195,13 @@ async def test_many_callers_get_their_own_results():
 
 async def test_no_items_need_no_batch():
     compute = Recorder()
-    assert (await batcher_of(compute, 4, 0.0).submit([], 0.0)).results == []
+    assert (await batcher_of(compute, 4, 0.0).submit([], NO_HURRY)).results == []
     assert compute.batches == []
 
 
 async def test_queue_and_compute_time_add_up_to_the_duration():
     batcher = batcher_of(Recorder(takes_s=0.005), batch_size=2, wait_s=0.0)
     begin_s = time.perf_counter()
-    done = await batcher.submit([1, 2, 3, 4], 0.0)
+    done = await batcher.submit([1, 2, 3, 4], NO_HURRY)
     assert done.compute_s >= 2 * 0.005
     assert 0 <= done.queue_s <= time.perf_counter() - begin_s - done.compute_s

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deployments.common.stage import Stamped
 from deployments.enhance import Enhance
 from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound
@@ -49,9 +50,13 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Enhance:
     stage = Enhance()
     config = stage.config.model_copy(update={"engine": f"{WithLandmarks.__module__}:WithLandmarks", "batch_size": 2})
     stage.apply(config, None)
-    stage.config = config
+    stage.config, stage._configured = config, True
     stage.engine.given.clear()
     return stage
+
+
+async def restored(stage: Enhance, crops: FaceCrops, *given) -> FaceCrops:
+    return (await stage.restore(Stamped(crops, ()), *given)).value
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +68,8 @@ def crops(frames, avatar_id="presenter", side=256) -> FaceCrops:
     return FaceCrops(np.zeros((len(frames), side, side, 3), np.uint8), 10, avatar_id, np.array(frames))
 
 
-def test_each_crop_gets_the_landmarks_of_its_avatar_frame(stage: Enhance, presenter) -> None:
-    out = stage._restore(crops([3, 2, 7]), 0.5)
+async def test_each_crop_gets_the_landmarks_of_its_avatar_frame(stage: Enhance, presenter) -> None:
+    out = await restored(stage, crops([3, 2, 7]), 0.5)
     assert [given[0][0] for given in stage.engine.given] == [2, 1]
     landmarks = np.concatenate([given[2] for given in stage.engine.given])
     wanted = smoothed_points(presenter.landmarks, presenter.transforms, presenter.has_face, presenter.fps)
@@ -81,11 +86,11 @@ def test_landmarks_are_near_the_detected_ones_and_smoother(presenter) -> None:
     assert steady.min() > 0 and steady.max() < 256
 
 
-def test_the_surroundings_are_the_avatars_own_head(stage: Enhance, presenter) -> None:
+async def test_the_surroundings_are_the_avatars_own_head(stage: Enhance, presenter) -> None:
     """The crop, aligned to the template, equals the head where both show the face."""
     avatar = AvatarStore(BUILTIN).load("presenter", latents=False)
     crop = warp(avatar.frames[5], avatar.transforms[5])
-    stage._restore(FaceCrops(crop[None], 0, "presenter", np.array([5])), 1.0)
+    await restored(stage, FaceCrops(crop[None], 0, "presenter", np.array([5])), 1.0)
     (_, _, landmarks, around), *_ = stage.engine.given
     aligned = align(crop, to_template(landmarks[0]))
     face = slice(170, 420)
@@ -105,31 +110,30 @@ def test_the_least_recently_used_heads_leave_the_cache() -> None:
     assert np.array_equal(faces.heads(np.array([0]))[0], first[0])
 
 
-def test_crops_of_512_px_get_scaled_landmarks(stage: Enhance) -> None:
-    stage._restore(crops([4]), 1.0)
-    stage._restore(crops([4], side=512), 1.0)
+async def test_crops_of_512_px_get_scaled_landmarks(stage: Enhance) -> None:
+    await restored(stage, crops([4]), 1.0)
+    await restored(stage, crops([4], side=512), 1.0)
     small, large = (given[2] for given in stage.engine.given)
     assert np.abs(large - (2 * small + 0.5)).max() < 1e-4
 
 
-def test_crops_without_avatar_frames_get_no_landmarks(stage: Enhance) -> None:
-    stage._restore(FaceCrops(np.zeros((1, 512, 512, 3), np.uint8), 0, ""), 1.0)
+async def test_crops_without_avatar_frames_get_no_landmarks(stage: Enhance) -> None:
+    await restored(stage, FaceCrops(np.zeros((1, 512, 512, 3), np.uint8), 0, ""), 1.0)
     assert stage.engine.given[0][2] is None
 
 
-def test_an_engine_without_landmarks_gets_none(stage: Enhance) -> None:
+async def test_an_engine_without_landmarks_gets_none(stage: Enhance) -> None:
     stage.engine = Plain()
-    stage._restore(crops([1]), 1.0)
+    await restored(stage, crops([1]), 1.0)
     assert stage.engine.given == [((1, 256, 256, 3), 1.0, None, None)]
 
 
-def test_an_unknown_avatar_is_reported(stage: Enhance) -> None:
+async def test_an_unknown_avatar_is_reported(stage: Enhance) -> None:
     with pytest.raises(AvatarNotFound, match="nobody"):
-        stage._restore(crops([0], "nobody"), 1.0)
+        await restored(stage, crops([0], "nobody"), 1.0)
 
 
 async def test_the_stage_reports_whether_its_engine_needs_landmarks(stage: Enhance) -> None:
-    stage._configured = True
     assert await stage.needs_landmarks() is True
     stage.engine = Plain()
     assert await stage.needs_landmarks() is False

@@ -10,6 +10,7 @@ import pytest
 
 from deployments.common.paths import builtin_avatars
 from deployments.common.stage import Stamped
+from deployments.common.urgency import Urgency
 from deployments.lipsync import LipSync
 from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound, ConfigError, FencedError
@@ -93,8 +94,8 @@ async def test_frames_of_two_sessions_share_one_call_and_are_not_mixed_up(stage)
     both_wait = threading.Event()
     busy = asyncio.create_task(stage.worker.run(both_wait.wait, TIMEOUT_S))  # the compute thread
     calls = [
-        asyncio.create_task(stage.generate(features(2, 1), 0, 2, "presenter", 1, 0, 5.0, "alice")),
-        asyncio.create_task(stage.generate(features(2, 7), 0, 2, "presenter", 1, 0, 4.0, "bob")),
+        asyncio.create_task(stage.generate(features(2, 1), 0, 2, "presenter", 1, 0, Urgency(5.0), "alice")),
+        asyncio.create_task(stage.generate(features(2, 7), 0, 2, "presenter", 1, 0, Urgency(4.0), "bob")),
     ]
     async with asyncio.timeout(TIMEOUT_S):
         while stage._batcher.waiting() < 4:

@@ -9,9 +9,11 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from deployments.common.stage import StageTiming, Stamped
+from deployments.common.urgency import Urgency
 from deployments.stitch.chunks import PendingChunk, PipelineRequest, PipelineSettings, SpeechSegment
 from deployments.stitch.metrics import total_calls
 from deployments.stitch.pipeline import Pipeline, _next_chunk
+from deployments.stitch.schedule import Schedule
 from models.errors import BusyError, StageError, TextError
 from models.speech.activity import ActivityDetector
 from models.types import FaceCrops, FeatureWindows, Phoneme, Speech
@@ -86,7 +88,8 @@ class Stages:
     def __init__(self, sentences, fail=()) -> None:
         self.sentences, self.fail = sentences, list(fail)
         self.running = self.most = 0
-        self.deadlines: list[tuple[int, float]] = []  # first frame of the utterance, due_s
+        self.call_s = CALL_S
+        self.urgencies: list[tuple[int, float, Urgency]] = []  # first frame of the utterance, time of the call
         self.speak = Method(self._speak, Stream)
         self.windows, self.generate, self.restore = Method(self._windows), Method(self._generate), Method(self._restore)
 
@@ -104,8 +107,8 @@ class Stages:
         values = np.zeros((count, 50, 384), np.float16)
         return Stamped(FeatureWindows(values, fps), (stamp("AudioFeatures", count, received_s),))
 
-    async def _generate(self, features, start, count, avatar_id, position, first_frame, due_s, session_id, version):
-        self.deadlines.append((first_frame, due_s))
+    async def _generate(self, features, start, count, avatar_id, position, first_frame, urgency, session_id, version):
+        self.urgencies.append((first_frame, time.monotonic(), urgency))
         windows = (await features).value
         assert start + count <= len(windows)
         received_s = time.time()
@@ -113,7 +116,7 @@ class Stages:
         self.most = max(self.most, self.running)
         try:
             outcome = self.fail.pop(0) if self.fail else None
-            await asyncio.sleep(HANG_S if outcome == self.HANG else CALL_S)
+            await asyncio.sleep(HANG_S if outcome == self.HANG else self.call_s)
             if isinstance(outcome, BaseException):
                 raise outcome
         finally:
@@ -122,7 +125,7 @@ class Stages:
         crops = FaceCrops(images.astype(np.uint8), first_frame, avatar_id)
         return Stamped(crops, (stamp("LipSync", count, received_s),))
 
-    async def _restore(self, crops, strength):
+    async def _restore(self, crops, strength, urgency, session_id):
         before = await crops
         received_s = time.time()
         await asyncio.sleep(0.005)
@@ -215,11 +218,33 @@ async def test_the_number_of_chunks_in_flight_is_bounded():
 
 
 async def test_each_chunk_is_due_when_its_first_frame_is_played():
-    stages, start_s = Stages([1.0, 0.4]), time.time()
+    stages, start_s = Stages([1.0, 0.4]), time.monotonic()
     await collect(pipeline(stages, window_chunks=1), request())
-    frames = [0, 4, 12, 20, 25, 33]
-    assert [frame for frame, _ in stages.deadlines] == frames
-    assert [due_s - start_s for _, due_s in stages.deadlines] == pytest.approx([frame / 25 for frame in frames])
+    first, *others = stages.urgencies
+    assert first[0] == 0 and first[2].slack_s <= 4 / 25 and not first[2].background
+    assert [frame for frame, _, _ in others] == [4, 12, 20, 25, 33]
+    assert all(urgency.background for _, _, urgency in others)
+    due_s = [sent_s + urgency.slack_s - start_s for _, sent_s, urgency in others]
+    assert due_s == pytest.approx([frame / 25 for frame, _, _ in others])
+    assert [urgency.renew_s for _, _, urgency in others] == [8 / 25, 8 / 25, 5 / 25, 8 / 25, 2 / 25]
+
+
+async def test_an_utterance_that_is_late_starts_its_schedule_over():
+    """Each chunk of 8 frames, 0.32 s, takes 2 s, so its time is missed each time, but not by ever more."""
+    stages = Stages([8.0])
+    stages.call_s = 2.0
+    await collect(pipeline(stages, window_chunks=1), request())
+    slacks_s = [urgency.slack_s for _, _, urgency in stages.urgencies[1:]]
+    assert stages.urgencies[-1][1] - stages.urgencies[0][1] > 8.0  # slower than real time
+    assert -2.0 < min(slacks_s) < 0
+
+
+async def test_the_chunks_of_a_watched_utterance_are_due_when_viewers_need_them():
+    stages = Stages([1.0])
+    await collect(pipeline(stages), request(position=50, slack_s=lambda position: position / 25))
+    slacks_s = [urgency.slack_s for _, _, urgency in stages.urgencies]
+    assert slacks_s == pytest.approx([4 / 25, 54 / 25, 62 / 25, 70 / 25])
+    assert not any(urgency.background for _, _, urgency in stages.urgencies)
 
 
 async def test_features_are_requested_once_per_segment():
@@ -354,7 +379,7 @@ async def test_a_cancellation_that_arrives_with_the_result_is_not_lost(steps):
     """asyncio.wait_for of Python 3.11 returns the result and forgets the cancellation."""
     stages = Stages([1.0])
     segment = SpeechSegment(speech(1.0), 0, 25, speech(1.0), np.zeros((0, 2)))
-    making = asyncio.create_task(pipeline(stages)._make_chunk(request(), segment, 0, 4, 0.0))
+    making = asyncio.create_task(pipeline(stages)._make_chunk(request(), segment, 0, 4, Schedule(25)))
     await asyncio.sleep(0)
     await asyncio.wait({stages.generate.made[0].task})
     for _ in range(steps):

@@ -1,0 +1,86 @@
+"""Computes batches so that one failure costs little. No Ray imports.
+
+Out of memory: the batch is halved and computed again, and later batches stay that small for a while. Any other error:
+the items that cause it are found by bisection and fail alone. A lost device is not bisected, since nothing works on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from models.errors import BusyError
+from models.runtime.device_errors import is_device_lost, is_out_of_memory
+
+log = logging.getLogger("ray.serve")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LIMIT_S = 600.0  # then a batch of twice the size is tried again: another process may have taken the memory
+
+
+class SafeBatches(Generic[Item, Result]):
+    """`compute(items)` → a result per item, or the error of that item.
+
+    name: of the stage, for messages. on_limit(items): called on the compute thread when memory limits the batches.
+    """
+
+    def __init__(self, name: str, compute: Callable[[list[Item]], list[Result]], on_limit: Callable[[int], None]):
+        self._name, self._compute, self._on_limit = name, compute, on_limit
+        self._limit: int | None = None
+        self._limited_s = 0.0  # when the limit was set, by time.monotonic
+
+    def size(self, batch_size: int) -> int:
+        """The most items that the next batch may have, at most `batch_size`."""
+        if self._limit is not None and time.monotonic() - self._limited_s > LIMIT_S:
+            self._limit, self._limited_s = 2 * self._limit, time.monotonic()
+        if self._limit is not None and self._limit >= batch_size:
+            self._limit = None
+        return batch_size if self._limit is None else self._limit
+
+    def reset(self) -> None:
+        """Forget the limit, after the engine has changed."""
+        self._limit = None
+
+    def compute(self, items: list[Item]) -> list[Result | Exception]:
+        """The results in the order of the items. Raises the error of a lost device, and RuntimeError for an engine that
+        returns another number of results."""
+        try:
+            results = self._compute(items)
+        except Exception as error:
+            if is_device_lost(error):
+                raise
+            no_memory = is_out_of_memory(error)
+            if len(items) == 1 and not no_memory:
+                return [error]
+        else:
+            if len(results) != len(items):
+                raise RuntimeError(f"a batch of {len(items)} items gave {len(results)} results")
+            return list(results)
+        # outside `except`: the traceback of the error held the tensors of the failed batch
+        if no_memory:
+            self._halve(len(items))
+            if len(items) == 1:
+                return [BusyError(f"{self._name} has too little memory for one frame.", "Try again in a few seconds.")]
+        half = (len(items) + 1) // 2
+        return self.compute(items[:half]) + self.compute(items[half:])
+
+    def _halve(self, size: int) -> None:
+        """After a batch of `size` items did not fit."""
+        self._limit, self._limited_s = max(1, size // 2), time.monotonic()
+        log.warning(
+            "%s: a batch of %d did not fit into memory; batches have at most %d now", self._name, size, self._limit
+        )
+        self._on_limit(self._limit)
+        empty_device_cache()
+
+
+def empty_device_cache() -> None:
+    """Return the memory that torch keeps for later to the device."""
+    torch = sys.modules.get("torch")  # do not import torch only to find that it is not used
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
