@@ -84,9 +84,8 @@ def _rebuilt_meta(folder: Path) -> SessionMeta | None:
         created_s = (folder / LOCK).stat().st_mtime  # the lock is created with the session and never written
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created_s))
         spec = MediaSpec(**first["spec"])
-        meta = SessionMeta(
-            *(str(first[name]) for name in names), created, first["generation"], spec, init_segment(spec)
-        )
+        about = {name: str(first[name]) for name in ("session_id", "avatar_id", "avatar_version", "generation")}
+        meta = SessionMeta(**about, created=created, spec=spec, init=init_segment(spec))
     except (OSError, KeyError, TypeError, ValueError, ConfigError):
         return None
     ours = starts_with(folder / INDEX, index.header(meta.generation)) and starts_with(folder / VIDEO, meta.init)
