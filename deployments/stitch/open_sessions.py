@@ -61,13 +61,15 @@ class OpenSessions:
 
     @_locked
     def find(self, session_id: str) -> SessionFile | None:
-        """The session, up to date with the file; None if it does not exist. Raises IdError."""
+        """The session, up to date with the file; None if it does not exist. Raises IdError, CorruptError, OSError."""
         if not self.store.exists(session_id):
             self._close(session_id)
             return None
         entry = self._open.get(session_id)
         session = entry.session if entry is not None else self._keep(session_id, self.store.open(session_id))
         session.refresh()
+        if entry is None and session.is_damaged():
+            session.recover()
         return session
 
     @_locked
@@ -117,6 +119,11 @@ class OpenSessions:
         session.acquire()
         session.finish()
         return self.describe(session_id)
+
+    @_locked
+    def close(self, session_id: str) -> None:
+        """Close the session's file if it is open here: another replica writes to it now."""
+        self._close(session_id)
 
     @_locked
     def remember(self, session_id: str, summary: dict[str, Any]) -> None:
