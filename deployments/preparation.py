@@ -10,7 +10,8 @@ import yaml
 
 from configs.schema import AvatarsConfig, PreparationOptions
 from configs.serve_file import ConfigFileError, deployment_of, load_serve_config
-from deployments.common.paths import input_path
+from configs.strict import Accelerated
+from deployments.common.paths import cache_dir, input_path
 from deployments.common.stage import parse_config
 from models.avatar.prepare import PrepareOptions
 from models.errors import ConfigError
@@ -22,22 +23,22 @@ SMOOTHING_KEYS = (
 OPTION_KEYS = tuple(PreparationOptions.model_fields)  # options that one preparation may override
 
 COMMAND_CONFIG = "demo"  # the config that `warmtalk prepare` reads by default
-SOURCE_KEYS = ("avatar_id", "video_path", "preparation")  # which avatar is prepared and when; the other keys say how
+# which avatar is prepared and when, and limits of the stage; the other keys say how
+NOT_HOW_KEYS = ("avatar_id", "video_path", "preparation", *Accelerated.model_fields)
 
 
 def load_model(config: AvatarsConfig) -> Any:
-    """The MuseTalk model whose VAE encodes an avatar's faces."""
+    """The MuseTalk model whose VAE encodes an avatar's faces: OpenVINO's on a CPU, torch's on other devices."""
+    paths = (input_path(config.unet_config), input_path(config.unet_weights), input_path(config.vae_dir))
+    if config.device == "cpu":
+        from models.musetalk_openvino import OpenVINOMuseTalk
+
+        return OpenVINOMuseTalk.load(*paths, cache_dir=cache_dir(), warm=False)
     import torch
 
     from models.musetalk import MuseTalk
 
-    return MuseTalk.load(
-        input_path(config.unet_config),
-        input_path(config.unet_weights),
-        input_path(config.vae_dir),
-        device=config.device,
-        dtype=getattr(torch, config.dtype),
-    )
+    return MuseTalk.load(*paths, device=config.device, dtype=getattr(torch, config.dtype))
 
 
 def prepare_options(config: AvatarsConfig, overrides: dict[str, Any]) -> PrepareOptions:
@@ -70,7 +71,7 @@ def prepare_command(config: AvatarsConfig) -> str:
     except (ConfigFileError, ConfigError):  # that file may be broken: this stage was started from another one
         default = AvatarsConfig()
     words = ["warmtalk", "prepare", str(config.video_path), "--avatar-id", config.avatar_id]
-    for key, value in config.model_dump(exclude=set(SOURCE_KEYS)).items():
+    for key, value in config.model_dump(exclude=set(NOT_HOW_KEYS)).items():
         if value != getattr(default, key):
             words += ["--set", f"{key}={_as_yaml(value)}"]
     return shlex.join([*words, "--force"])

@@ -1,7 +1,8 @@
 """MuseTalk on a CPU with OpenVINO: the fast twin of `models/musetalk.py`, with numpy arrays in and out.
 
-The UNet and the VAE's decoder run as one compiled network. After the first conversion it starts from the cache without
-importing torch or diffusers. Only `encode_reference`, which preparation needs, loads the VAE in torch.
+The UNet and the VAE's decoder run as one compiled network, a tiny VAE's encoder as another. After the first conversion
+they start from the cache without importing torch or diffusers. The encoder of a KL VAE runs in torch: OpenVINO's
+latents would differ by several float16 steps.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from models.errors import InputError
 from models.runtime.openvino_cache import BATCH_SIZES, CompiledNet, Progress, compile_cached
@@ -99,10 +101,19 @@ class OpenVINOMuseTalk:
         return _round(self._decode(checked))
 
     def encode_reference(self, faces_rgb: Array) -> Float32:
-        """Encode face crops, RGB uint8 `(n, 256, 256, 3)`, to input latents `(n, 8, 32, 32)` with the VAE in torch."""
+        """Encode face crops, RGB uint8 `(n, 256, 256, 3)`, to the UNet's input latents `(n, 8, 32, 32)`.
+
+        See `MuseTalk.encode_reference`. Raises InputError.
+        """
+        faces = np.asarray(faces_rgb)
+        if faces.dtype != np.uint8:
+            raise InputError(f"The face crops are {faces.dtype}.", "Pass RGB uint8 images.")
+        _check_shape(faces, (CROP_PX, CROP_PX, 3), "face crops")
+        if read_json(vae_files(self.paths[2])[0]).get("_class_name") == "AutoencoderTiny":
+            return self._encode(faces)
         from models.musetalk import encode_reference
 
-        latents: Float32 = encode_reference(self._torch_vae, faces_rgb).numpy()
+        latents: Float32 = encode_reference(self._torch_vae, faces).numpy()
         return latents
 
     def _pair(self, latents: Array, windows: Array) -> tuple[Float32, Float32]:
@@ -117,6 +128,20 @@ class OpenVINOMuseTalk:
         from models.musetalk import load_vae
 
         return load_vae(self.paths[2])
+
+    @cached_property
+    def _encode(self) -> CompiledNet:
+        def build() -> Any:
+            from models.musetalk import load_vae
+            from models.reference_encoder import ReferenceEncoder
+
+            return ReferenceEncoder(load_vae(self.paths[2]))
+
+        vae = fingerprint(*vae_files(self.paths[2]), _SOURCE.with_name("reference_encoder.py"))
+        example = np.zeros((2, CROP_PX, CROP_PX, 3), np.uint8)
+        return compile_cached(  # one face at a time: more would not fit the processor's cache
+            "musetalk-reference", build, [example], vae, self._cache_dir, self._threads, (1,), progress=self._progress
+        )
 
     @cached_property
     def _generate(self) -> CompiledNet:
@@ -170,7 +195,12 @@ def _round(image: Float32) -> UInt8:
 def _checked(value: Array, tail: tuple[int, ...], what: str) -> Float32:
     """`value` as float32 `(n, *tail)`. Raises InputError for another shape."""
     array = np.ascontiguousarray(value, np.float32)
+    _check_shape(array, tail, what)
+    return array
+
+
+def _check_shape(array: npt.NDArray[Any], tail: tuple[int, ...], what: str) -> None:
+    """Raises InputError unless the shape is `(n, *tail)`."""
     if array.shape[1:] != tail or not len(array):
         wanted = ", ".join(["n ≥ 1", *map(str, tail)])
         raise InputError(f"The {what} have shape {array.shape}.", f"Pass ({wanted}).")
-    return array

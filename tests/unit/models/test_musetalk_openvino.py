@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models.errors import InputError, WeightsError
-from models.musetalk import MuseTalk
+from models.musetalk import MuseTalk, encode_reference
 from models.musetalk_openvino import OpenVINOMuseTalk
+from models.reference_encoder import ReferenceEncoder
 from tests.support.paths import ROOT
 from tests.support.random_weights import WIDTH, make_kl, make_tiny, make_unet, write_state, write_vae
 
@@ -55,6 +57,10 @@ def inputs(count: int) -> tuple[np.ndarray, np.ndarray]:
     return latents, rng.standard_normal((count, 50, WIDTH)).astype(np.float16)
 
 
+def random_faces(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, 256, 256, 3), dtype=np.uint8)
+
+
 def assert_same_faces(got: np.ndarray, wanted: np.ndarray) -> None:
     assert got.shape == wanted.shape and got.dtype == np.uint8
     assert got.std() > 3  # not a flat picture, so that equality means something
@@ -87,18 +93,40 @@ def test_generate_is_decode_of_predict(engine: OpenVINOMuseTalk) -> None:
     assert np.abs(engine.generate(latents, windows).astype(int) - apart).max() <= 1
 
 
-def test_references_and_fingerprint_are_the_torch_twins(engine: OpenVINOMuseTalk, twin: MuseTalk) -> None:
-    faces = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+@pytest.mark.parametrize("vae", ["kl", "tiny"])
+def test_references_and_fingerprint_are_the_torch_twins(folder: Path, vae: str) -> None:
+    engine = OpenVINOMuseTalk.load(*paths(folder, vae), cache_dir=folder / "cache", threads=1, warm=False)
+    twin = MuseTalk.load(*paths(folder, vae))
+    faces = random_faces(3)
     got = engine.encode_reference(faces)
-    assert isinstance(got, np.ndarray) and got.shape == (2, 8, 32, 32)
-    np.testing.assert_allclose(got, twin.encode_reference(faces).numpy(), atol=1e-5)
+    wanted = twin.encode_reference(faces).numpy()
+    assert got.shape == (3, 8, 32, 32) and wanted.std() > 0.01
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
     assert engine.vae_fingerprint == twin.vae_fingerprint
+
+
+def test_only_the_rows_near_the_mask_are_encoded_twice() -> None:
+    vae = make_tiny()
+    encoder = ReferenceEncoder(vae).eval()
+    faces = torch.from_numpy(random_faces(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(faces), encode_reference(vae, faces), atol=1e-6, rtol=0)
+    assert [rows.stop - rows.start for rows in encoder.rows][:4] == [4, 14, 12, 17]  # of 256, and 128
+
+
+def test_references_need_rgb_bytes(engine: OpenVINOMuseTalk) -> None:
+    with pytest.raises(InputError, match="are float32"):
+        engine.encode_reference(np.zeros((1, 256, 256, 3), np.float32))
+    with pytest.raises(InputError, match=r"\(1, 128, 256, 3\)"):
+        engine.encode_reference(np.zeros((1, 128, 256, 3), np.uint8))
 
 
 def test_the_engine_starts_from_its_cache_without_torch(folder: Path, engine: OpenVINOMuseTalk) -> None:
     latents, windows = inputs(5)
     wanted = engine.decode(engine.predict(latents, windows))  # so that these two networks are in the cache, too
-    np.savez(folder / "inputs.npz", latents=latents, windows=windows)
+    tiny = OpenVINOMuseTalk.load(*paths(folder, "tiny"), cache_dir=folder / "cache", threads=1, warm=False)
+    references = tiny.encode_reference(random_faces(1))
+    np.savez(folder / "inputs.npz", latents=latents, windows=windows, faces=random_faces(1))
     script = """
 import sys, numpy as np
 from models.musetalk_openvino import OpenVINOMuseTalk
@@ -107,15 +135,18 @@ given = np.load(inputs)
 engine = OpenVINOMuseTalk.load(*paths, cache_dir=cache, threads=1)
 made = engine.generate(given["latents"], given["windows"])
 apart = engine.decode(engine.predict(given["latents"], given["windows"]))
+tiny = OpenVINOMuseTalk.load(*paths[:2], paths[2].replace("kl", "tiny"), cache_dir=cache, threads=1, warm=False)
+references = tiny.encode_reference(given["faces"])
 heavy = {"torch", "diffusers", "transformers"} & set(sys.modules)
 assert not heavy, heavy
 assert sys.modules["openvino_telemetry"] is None  # no telemetry is sent
-np.savez(out, made=made, apart=apart)
+np.savez(out, made=made, apart=apart, references=references)
 """
     arguments = [*paths(folder, "kl"), folder / "cache", folder / "inputs.npz", folder / "out.npz"]
     subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, check=True, timeout=120)
     out = np.load(folder / "out.npz")
     assert np.array_equal(out["apart"], wanted)
+    assert np.array_equal(out["references"], references)
     assert np.array_equal(out["made"], engine.generate(latents, windows))
 
 
