@@ -6,7 +6,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from configs.strict import AVATARS_DIR, AVATARS_FOLDER, DEVICE, DTYPE, UNET_CONFIG, UNET_WEIGHTS, VAE_DIR, DType, Strict
+from configs.strict import (
+    AVATARS_DIR,
+    AVATARS_FOLDER,
+    DEVICE,
+    DTYPE,
+    UNET_CONFIG,
+    UNET_WEIGHTS,
+    VAE_DIR,
+    Accelerated,
+    DType,
+    Strict,
+)
 
 
 class PreparationOptions(Strict):
@@ -78,7 +89,7 @@ class PreparationOptions(Strict):
     max_seconds: float = Field(120.0, gt=0, description="Longest video that can be prepared, in seconds.")
 
 
-class AvatarsConfig(PreparationOptions):
+class AvatarsConfig(PreparationOptions, Accelerated):
     """Avatar preparation. Keys that MuseTalk's manual also has keep their names."""
 
     avatar_id: str = Field("presenter", description="The avatar that is prepared from video_path at start.")
@@ -102,3 +113,6 @@ class AvatarsConfig(PreparationOptions):
     unet_weights: str = Field(UNET_WEIGHTS, description="File with the weights of the UNet.")
     device: str = Field("cpu", description=DEVICE)
     dtype: DType = Field("float32", description=DTYPE)
+    hung_after_s: float = Field(
+        300.0, gt=0, description="Seconds without progress after which a preparation counts as hung and is ended."
+    )

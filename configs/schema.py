@@ -20,11 +20,15 @@ from configs.strict import (
     DTYPE,
     EMBEDDED,
     ENGINE_OPTIONS,
+    HUNG_AFTER,
+    SENTENCE_PAUSE,
     UNET_CONFIG,
     UNET_WEIGHTS,
     VAE_DIR,
+    Accelerated,
     DType,
     Strict,
+    Supervised,
 )
 
 
@@ -37,7 +41,7 @@ class AppConfig(Strict):
     )
 
 
-class TTSConfig(Strict):
+class TTSConfig(Accelerated):
     """Text to speech."""
 
     engine: str = Field(
@@ -53,7 +57,7 @@ class TTSConfig(Strict):
     max_chars: int = Field(2000, ge=1, le=100_000, description="Longest text of one call, in characters.")
 
 
-class AudioFeaturesConfig(Strict):
+class AudioFeaturesConfig(Accelerated):
     """Whisper encoder: speech to feature windows."""
 
     weights: str = Field(
@@ -91,7 +95,7 @@ class AudioFeaturesConfig(Strict):
     )
 
 
-class LipSyncConfig(Strict):
+class LipSyncConfig(Accelerated):
     """UNet and VAE: feature windows and avatar latents to face crops."""
 
     engine: str = Field(
@@ -131,7 +135,7 @@ class LipSyncConfig(Strict):
     cached_avatars: int = Field(8, ge=1, description="Number of avatars whose latents stay in memory.")
 
 
-class EnhanceConfig(Strict):
+class EnhanceConfig(Accelerated):
     """Face restoration: 256 px crops to 512 px crops."""
 
     engine: str = Field(
@@ -150,7 +154,7 @@ class EnhanceConfig(Strict):
     avatars_dir: str = Field(AVATARS_DIR, description=AVATARS_FOLDER + " Engines that need landmarks read them there.")
 
 
-class StitchConfig(Strict):
+class StitchConfig(Supervised):
     """Runs the pipeline of an utterance, pastes faces into frames, encodes fragments, and owns the session files."""
 
     avatar_id: str = Field("presenter", description="The avatar of sessions that name none.")
@@ -216,10 +220,25 @@ class StitchConfig(Strict):
     )
     max_audio_s: float = Field(600.0, gt=0, description="Longest audio that a request may send, in seconds.")
     max_utterances: int = Field(
-        32, ge=1, description="Most utterances that one replica generates or shows live at a time."
+        32,
+        ge=1,
+        description="Most utterances that one replica makes at a time. Watched ones and others are counted apart.",
     )
     max_waiting: int = Field(
         32, ge=0, description="Most utterances that wait for a place in max_utterances. Further ones get status 429."
+    )
+    max_live_load: float | None = Field(
+        0.9,
+        gt=0,
+        le=2,
+        description="Share of the measured capacity, in frames per second, that watched sessions may need together. A "
+        "session that would need more gets status 429 when it begins to speak. Null never refuses for this reason.",
+    )
+    min_live: int = Field(
+        1, ge=1, description="Watched sessions that may always speak on one replica, whatever its capacity is."
+    )
+    assumed_live: int = Field(
+        4, ge=1, description="Watched sessions that may speak on one replica before its capacity has been measured."
     )
     max_waiting_session: int = Field(
         8, ge=0, description="Most utterances of one session that wait behind its current one. Others get status 429."
@@ -250,9 +269,10 @@ class StitchConfig(Strict):
     frame_cache_mb: int = Field(
         512, ge=16, description="Memory for the decoded frames of each avatar, in MB. 512 MB hold 41 frames in 4K."
     )
+    hung_after_s: float = Field(30.0, gt=0, description=HUNG_AFTER)
 
 
-class RecognizeConfig(Strict):
+class RecognizeConfig(Accelerated):
     """Speech recognition: recordings to text."""
 
     engine: str = Field(
@@ -265,6 +285,7 @@ class RecognizeConfig(Strict):
         description="ISO 639-1 code of the language for requests that name none. Null lets the engine detect it.",
     )
     max_audio_s: float = Field(120.0, gt=0, description="Longest recording, in seconds.")
+    hung_after_s: float = Field(60.0, gt=0, description=HUNG_AFTER)
 
 
 class ChatConfig(Strict):
@@ -298,6 +319,13 @@ class ChatConfig(Strict):
     job_timeout_s: float = Field(
         300.0, gt=0, description="Most seconds from the start of a job's turn to the last frame of its answer."
     )
+    reply_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Most seconds between two words of the language model's answer. After it the answer ends with an "
+        "error; what has arrived is spoken. The wait for the first word is limited by the engine and by job_timeout_s.",
+    )
+    sentence_pause_ms: float = Field(500.0, ge=50, le=10_000, description=SENTENCE_PAUSE)
     keep_hours: float = Field(
         24.0, gt=0, description="Hours after which finished jobs and inactive conversations are deleted."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EMBEDDED = "models/embedded"  # relative paths are looked up under WARMTALK_HOME first, then beside the code
 UNET_CONFIG, UNET_WEIGHTS = f"{EMBEDDED}/musetalk/musetalk.json", f"{EMBEDDED}/musetalk/unet.safetensors"
@@ -18,7 +18,15 @@ DType = Literal["float32", "float16", "bfloat16"]
 ENGINE_OPTIONS = "Keyword arguments for the engine's `load()`. Each engine documents its own."
 DEVICE = "Torch device of the models: `cpu`, `cuda` or `cuda:N`."
 DTYPE = "Number format of the weights. Use float16 or bfloat16 on a GPU and float32 on a CPU."
+SENTENCE_PAUSE = (
+    "Milliseconds without further text after which a sentence with its full stop is spoken. Where the mark may not end "
+    "the sentence (`Dr.`, `3.`) it takes three times as long."
+)
 AVATARS_FOLDER = "Folder of the prepared avatars. All stages must name the same one."
+HUNG_AFTER = (
+    "Seconds after which a call of the compute thread counts as hung, so that the replica is replaced. The limit is "
+    "higher where calls take long: four times the 99th percentile of recent calls, and at least 60 s for a first call."
+)
 
 
 class Strict(BaseModel):
@@ -35,3 +43,25 @@ class Strict(BaseModel):
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(f"unknown key {key!r}: {hint}known keys are {', '.join(cls.model_fields)}")
         return values
+
+
+class Supervised(Strict):
+    """The limits of a stage with a compute thread."""
+
+    hung_after_s: float = Field(8.0, gt=0, description=HUNG_AFTER)
+    load_limit_s: float = Field(
+        600.0,
+        gt=0,
+        description="Most seconds for loading, compiling and warming up an engine. A replica that takes longer is "
+        "replaced.",
+    )
+
+
+class Accelerated(Supervised):
+    """A stage that may use a GPU."""
+
+    limit_gpu_memory: bool = Field(
+        True,
+        description="Whether torch may use only the replica's share of the GPU's memory, as num_gpus says. Without the "
+        "limit one stage can take the memory of its neighbours. It has no effect without num_gpus.",
+    )

@@ -62,11 +62,13 @@ class Avatars(Stage[AvatarsConfig]):
         def progress(step: str, done: int, total: int) -> None:
             if closed.is_set():
                 raise _AbandonedError
+            self.worker.progressed()
             loop.call_soon_threadsafe(events.put_nowait, {"step": step, "done": done, "total": total})
 
         chosen = prepare_options(self.config, options or {})
+        limit_s = self.config.hung_after_s
         work = asyncio.create_task(
-            self.worker.run(self._prepare, self.config, Path(source), avatar_id, chosen, force, progress)
+            self.worker.run_long(limit_s, self._prepare, self.config, Path(source), avatar_id, chosen, force, progress)
         )
         getter = asyncio.create_task(events.get())
         try:

@@ -64,7 +64,7 @@ class Enhance(Stage[EnhanceConfig]):
         super().__init__()
         self._faces: LRUCache[tuple[str, str], AvatarFaces] = LRUCache(CACHED_AVATARS)  # by avatar id and version
         self._batcher: FrameBatcher[Face, UInt8] = FrameBatcher(
-            self._restore, self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
+            self.worker.guard(self._restore), self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
         )
 
     def apply(self, config: EnhanceConfig, changed: set[str] | None) -> None:

@@ -63,7 +63,7 @@ class LipSync(Stage[LipSyncConfig]):
         super().__init__()
         self._latents: LRUCache[tuple[str, str], Float16] = LRUCache(1)  # by avatar id and version
         self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(
-            self._generate, self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
+            self.worker.guard(self._generate), self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
         )
 
     def apply(self, config: LipSyncConfig, changed: set[str] | None) -> None:

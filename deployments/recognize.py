@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 from configs.schema import RecognizeConfig
-from deployments.common.paths import input_path
-from deployments.common.stage import Stage, Stamped, Worker
+from deployments.common.paths import input_path, uploaded_file
+from deployments.common.stage import Stage, Stamped
+from deployments.common.worker import Worker
 from models.recognition import ENGINES
 from models.recognition.base import Recognizer, Task, Transcript
 from models.runtime.registry import find_engine
@@ -40,14 +41,17 @@ class Recognize(Stage[RecognizeConfig]):
         super().__init__()
         self._io_worker = Worker("Recognize-io", IO_THREADS)
 
+    def workers(self) -> tuple[Worker, ...]:
+        return self.worker, self._io_worker
+
     def apply(self, config: RecognizeConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"engine", "options"}:
             self.engine = load_recognizer(config.engine, config.options)
 
     async def transcribe(
-        self, audio: bytes, language: str | None = None, task: Task = "transcribe"
+        self, audio_path: str, language: str | None = None, task: Task = "transcribe"
     ) -> Stamped[Transcript]:
-        """The text of a sound file in any common format.
+        """The text of an uploaded sound file in any common format.
 
         language: ISO 639-1; None means the config's. Raises AudioError for data that is not sound or is longer than
         max_audio_s, InputError for an unknown language.
@@ -55,9 +59,9 @@ class Recognize(Stage[RecognizeConfig]):
         received_s = time.time()
         await self.ready()
         worker = self._io_worker if getattr(self.engine, "io_bound", False) else self.worker
-        done = await worker.run(self._transcribe, self.config, audio, language, task)
+        done = await worker.run(self._transcribe, self.config, audio_path, language, task)
         return Stamped(done.value, (self.meter.record_call(0, received_s, done.queue_s, done.compute_s),))
 
-    def _transcribe(self, config: RecognizeConfig, audio: bytes, language: str | None, task: Task) -> Transcript:
-        samples, rate_hz = decode_audio(audio, config.max_audio_s)
+    def _transcribe(self, config: RecognizeConfig, audio_path: str, language: str | None, task: Task) -> Transcript:
+        samples, rate_hz = decode_audio(uploaded_file(audio_path), config.max_audio_s)
         return self.engine.transcribe(resample(samples, rate_hz, WHISPER_HZ), language or config.language, task)

@@ -1,4 +1,4 @@
-"""The base class of all stages: a strict config, a compute thread, and timings and metrics of every call."""
+"""The base class of all stages: a strict config, a supervised compute thread, and metrics of every call."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from configs.schema import STAGES, Strict
+from configs.strict import Accelerated, Supervised
+from deployments.common.errors import ReplicaFailedError
+from deployments.common.supervision import Supervision, replica_resources
+from deployments.common.worker import LOAD_LIMIT_S, Worker
 from models.errors import ConfigError
+from models.runtime.gpu_memory import limit_gpu_memory
 
-P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C", bound=Strict)
 
@@ -51,67 +53,6 @@ class Stamped(Generic[T]):
 
     value: T
     timings: tuple[StageTiming, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkResult(Generic[T]):
-    """The return value of a function that a worker ran, with its times by `time.perf_counter`."""
-
-    value: T
-    submitted_s: float
-    started_s: float
-    ended_s: float
-
-    @property
-    def queue_s(self) -> float:
-        """How long the call waited for the thread."""
-        return self.started_s - self.submitted_s
-
-    @property
-    def compute_s(self) -> float:
-        """How long the function ran."""
-        return self.ended_s - self.started_s
-
-
-class Worker:
-    """One thread that runs functions in order of arrival, so that the event loop can answer health checks meanwhile.
-
-    Use more `threads` only for functions that wait for a server instead of computing.
-    """
-
-    def __init__(self, name: str, threads: int = 1) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> WorkResult[T]:
-        """Run the function on the thread. A call that is cancelled while it waits for the thread never runs."""
-        submitted_s = time.perf_counter()
-
-        def timed() -> WorkResult[T]:
-            started_s = time.perf_counter()
-            value = function(*args, **kwargs)
-            return WorkResult(value, submitted_s, started_s, time.perf_counter())
-
-        return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
-
-
-class WorkerPool:
-    """Several workers. A job uses one of them for all its calls, so that these run in order.
-
-    Not thread-safe: use it from one event loop.
-    """
-
-    def __init__(self, workers: Sequence[Worker]) -> None:
-        self._workers, self._jobs = tuple(workers), [0] * len(workers)
-
-    @contextmanager
-    def least_busy(self) -> Iterator[Worker]:
-        """The worker with the fewest jobs; it counts one job more until the block ends."""
-        number = self._jobs.index(min(self._jobs))
-        self._jobs[number] += 1
-        try:
-            yield self._workers[number]
-        finally:
-            self._jobs[number] -= 1
 
 
 class StageMeter:
@@ -176,6 +117,7 @@ class Stage(Generic[C]):
         self._configured = False  # a config has been applied
         self._half_applied = False  # the latest config failed, and some of it may be in place
         self._config_lock = asyncio.Lock()
+        self._supervision = Supervision(self.stage, self.fault)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a config. Serve calls this before the first request and whenever `user_config` changes.
@@ -200,13 +142,50 @@ class Stage(Generic[C]):
         if not in_full and not changed:
             return
         self._half_applied = True
-        await self.worker.run(self.apply, config, None if in_full else changed)
+        load_limit_s = self._apply_limits(config)
+        with self._supervision.loading(load_limit_s):
+            await self.worker.run_long(load_limit_s, self._load, config, None if in_full else changed)
+        self._apply_limits(config)  # `apply` may have made new workers
         self.config, self._configured, self._half_applied = config, True, False
         self.meter.engine = str(getattr(config, "engine", getattr(config, "weights", "")))
+
+    def _load(self, config: C, changed: set[str] | None) -> None:
+        """On the compute thread: limit the GPU memory, then `apply`."""
+        share = (replica_resources() or {}).get("GPU", 0.0)
+        if share and isinstance(config, Accelerated) and (changed is None or "limit_gpu_memory" in changed):
+            limit_gpu_memory(share if config.limit_gpu_memory else 1.0)
+        self.apply(config, changed)
 
     def apply(self, config: Any, changed: set[str] | None) -> None:
         """Load or adapt the engine, on the compute thread. changed: the keys that differ; None: all."""
         raise NotImplementedError
+
+    # --- health
+
+    async def check_health(self) -> None:
+        """Called by Serve, before the first request as well. A replica is healthy when its engine is loaded.
+
+        Raises ReplicaFailedError when it must be replaced, and what `apply` raises.
+        """
+        await self.ready()
+        if reason := self.fault():
+            raise ReplicaFailedError.of(reason)
+
+    def fault(self) -> str:
+        """Why this replica can serve no longer, or ""."""
+        return next(filter(None, (worker.fault() for worker in self.workers())), "")
+
+    def workers(self) -> Iterable[Worker]:
+        """The compute threads without which this replica cannot serve."""
+        return (self.worker,)
+
+    def _apply_limits(self, config: C) -> float:
+        """Set the limits of calls and of GPU memory; return the most seconds that `apply` may take."""
+        if not isinstance(config, Supervised):
+            return LOAD_LIMIT_S
+        for worker in self.workers():
+            worker.set_limits(config.hung_after_s, config.load_limit_s)
+        return config.load_limit_s
 
     async def stats(self) -> dict[str, Any]:
         """The footprint of this replica's process, its GPU memory, and the config in use."""

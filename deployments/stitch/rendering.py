@@ -9,9 +9,12 @@ from typing import ParamSpec, TypeVar
 
 import cv2
 
-from deployments.common.stage import StageMeter, Worker, WorkerPool
+from deployments.common.stage import StageMeter
+from deployments.common.worker import Worker, WorkerPool
+from deployments.stitch.admission import Making
 from deployments.stitch.chunks import Chunk
 from deployments.stitch.metrics import StageCall
+from deployments.stitch.ownership.load import RenderLoad
 from deployments.stitch.utterance import UtteranceWriter
 from models.types import Fragment
 
@@ -26,16 +29,29 @@ class Renderer:
     writer: UtteranceWriter
     worker: Worker
     meter: StageMeter
+    making: Making = field(default_factory=Making)
+    load: RenderLoad = field(default_factory=RenderLoad)
     calls: list[StageCall] = field(default_factory=list)  # one per chunk
+    placed_frames: int = 0  # frames of the speech that has arrived
+
+    @property
+    def pending_frames(self) -> int:
+        """Frames of the speech that has arrived that are not rendered yet."""
+        return self.placed_frames - self.writer.frames
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function on the compute thread, after all that was started before."""
-        return (await self.worker.run(function, *args, **kwargs)).value
+        done = await self.worker.run(function, *args, **kwargs)
+        self.load.add(done.compute_s)
+        return done.value
 
     async def render(self, chunk: Chunk, work: Callable[[Chunk], list[Fragment]]) -> list[Fragment]:
         """Render a chunk with `work`, and record the call with its queue, compute and transfer times."""
         received_s = time.time()
-        done = await self.worker.run(work, chunk)
+        with self.making.working():
+            done = await self.worker.run(work, chunk)
+        self.making.rendered(len(chunk.crops))
+        self.load.add(done.compute_s, len(chunk.crops))
         back_s = time.perf_counter() - done.ended_s  # from the thread to the event loop, which may be busy
         timing = self.meter.record_call(len(chunk.crops), received_s, done.queue_s, done.compute_s)
         parts_ms = (done.queue_s * 1e3, back_s * 1e3, done.compute_s * 1e3)

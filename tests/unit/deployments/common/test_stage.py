@@ -7,7 +7,8 @@ import time
 import pytest
 
 from configs.schema import LipSyncConfig
-from deployments.common.stage import Stage, Worker, WorkerPool
+from deployments.common.stage import Stage
+from deployments.common.worker import Worker, WorkerPool
 from deployments.tts import TTS
 from models.errors import ConfigError
 

@@ -12,7 +12,8 @@ import pytest
 
 from deployments.common.clocks import stable_time_s
 from deployments.common.messages import SpeakRequest
-from deployments.common.stage import StageMeter, Worker
+from deployments.common.stage import StageMeter
+from deployments.common.worker import Worker
 from deployments.stitch.chunks import Chunk
 from deployments.stitch.interrupts import Interrupt
 from deployments.stitch.live.broadcast import Broadcast
