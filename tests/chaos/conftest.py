@@ -1,0 +1,86 @@
+"""One graph with fake engines for all cases of this folder. A case repairs the graph before the next one begins.
+
+`row` collects what a case saw; it goes to out/chaos.json whether the case holds or not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.harness import ChaosGraph
+from tests.chaos.results import Row, save
+from tests.chaos.viewers import Audience
+
+
+class SharedGraph:
+    """Starts with the first case that needs it; stops when no further one does."""
+
+    def __init__(self) -> None:
+        self.running: ChaosGraph | None = None
+
+    def get(self, factory: pytest.TempPathFactory) -> ChaosGraph:
+        if self.running is None:
+            self.running = ChaosGraph(factory.mktemp("chaos"))
+        return self.running
+
+    def stop(self) -> None:
+        if self.running is not None:
+            running, self.running = self.running, None
+            running.stop()
+
+
+SHARED = SharedGraph()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or "graph" not in getattr(nextitem, "fixturenames", ()):
+        SHARED.stop()
+
+
+def pytest_sessionfinish() -> None:
+    SHARED.stop()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    setattr(item, f"report_{call.when}", outcome.get_result())
+
+
+@pytest.fixture
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosGraph]:
+    graph = SHARED.get(tmp_path_factory)
+    yield graph
+    graph.repair()
+
+
+@pytest.fixture
+def audience(graph: ChaosGraph) -> Iterator[Audience]:
+    audience = Audience(graph.url)
+    yield audience
+    audience.close()
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A prefix for the session ids of this case."""
+    return re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40]
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest) -> Iterator[Row]:
+    """The row of this case: `case` and `promised` come from its marker `promise`."""
+    marker = request.node.get_closest_marker("promise")
+    case, promised = marker.args
+    values = getattr(request.node, "callspec", None)
+    row = Row(case.format(**(values.params if values else {})), promised)
+    yield row
+    report = getattr(request.node, "report_call", None)
+    row.held = report is not None and report.passed
+    if report is not None and report.failed:
+        row.note(str(report.longrepr.reprcrash.message).splitlines()[0][:200])
+    save([row])

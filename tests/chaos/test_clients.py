@@ -1,0 +1,92 @@
+"""More clients than the graph can serve, and clients that vanish."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+
+import numpy as np
+import pytest
+
+from tests.chaos.checks import finished, record
+from tests.chaos.engines import expected_frames
+from tests.chaos.harness import ChaosGraph
+from tests.chaos.results import Row
+from tests.chaos.viewers import Audience
+from tests.graph.requests import wait_until
+from tests.graph.test_load import assert_no_leak, footprints, live_counts
+
+pytestmark = pytest.mark.ray
+
+CLIENTS = 50
+MS_PER_FRAME = 8.0  # of LipSync: 125 frames/s, which is five sessions at 25 fps
+TEXT = "There are more of us than this server is able to serve at once. " * 2
+REFUSED_S = 0.1
+PACE_S = 0.5  # longest pause in the speech of an accepted session
+
+
+@pytest.mark.promise(
+    "50 watched sessions speak at once on a graph that can serve 5",
+    "accepted ones keep their pace (pause ≤ 0.5 s); the others get 429 with Retry-After in < 100 ms",
+)
+def test_clients_over_capacity(graph: ChaosGraph, audience: Audience, row: Row, name: str) -> None:
+    ids = [f"{name}-{k}" for k in range(CLIENTS)]
+    began_s = graph.inject("LipSync", kind="slow", ms_per_item=MS_PER_FRAME)
+    audience.open("measures")
+    finished({"measures": audience.speak("measures", TEXT)})
+    audience.open(*ids)
+    answers = finished({session_id: audience.speak(session_id, TEXT) for session_id in ids})
+    accepted = {session_id: answer for session_id, answer in answers.items() if answer.status == 200}
+    refused = [answer for answer in answers.values() if answer.status == 429]
+    waits_s = [answer.answered_s - answer.sent_s for answer in refused]
+    row.saw(accepted=len(accepted), refused=len(refused), refused_after_s=float(np.median(waits_s or [0.0])))
+    record(row, audience, accepted, began_s, time.monotonic())
+    assert len(accepted) + len(refused) == CLIENTS, [a.body for a in answers.values() if a.status not in (200, 429)]
+    assert 3 <= len(accepted) <= 8, row.seen
+    assert row.seen["refused_after_s"] < REFUSED_S, row.seen
+    assert row.seen["lost_frames"] == 0 and row.seen["longest_pause_s"] <= PACE_S, row.seen
+
+
+def vanish(graph: ChaosGraph, request: bytes, read: int = 1) -> None:
+    """Send a request, read a little, and reset the connection, as a phone without a network does."""
+    with socket.create_connection(("127.0.0.1", graph.running.port)) as client:
+        client.sendall(request)
+        client.settimeout(20)
+        if read:
+            client.recv(read)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def post(path: str, body: bytes, length: int | None = None) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.promise(
+    "40 clients vanish: while they watch, listen, upload, and write",
+    "their work ends, nothing of them stays, a session beside them keeps its pace",
+)
+def test_clients_that_vanish(graph: ChaosGraph, audience: Audience, row: Row, name: str) -> None:
+    audience.open(f"{name}-stays")
+    finished({f"{name}-stays": audience.speak(f"{name}-stays", "Warm up.")})
+    audience.open(f"{name}-watched", watched=False)
+    vanish(graph, f"GET /sessions/{name}-watched/live.mp4 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    wait_until(lambda: live_counts(audience.api)["viewers"] == 1, "the first one has left", 30)
+    before, began_s = footprints(audience.api), time.monotonic()
+    stays = audience.speak(f"{name}-stays", TEXT)
+    long = TEXT * 10
+    for k in range(10):
+        body = f'{{"text": "{long}", "session_id": "{name}-gone-{k}", "stream": true}}'.encode()
+        vanish(graph, post("/speak", body), read=4000)
+        vanish(graph, f"GET /sessions/{name}-watched/live.mp4 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), read=2000)
+        vanish(graph, post("/speak/audio?session_id=upload", b"RIFF" + bytes(10_000), length=10**7), read=0)
+        vanish(graph, post(f"/sessions/{name}-gone-{k}/say", b"Half a sen", length=10**5), read=0)
+    answers = finished({f"{name}-stays": stays})
+    record(row, audience, {f"{name}-stays": answers[f"{name}-stays"]}, began_s, time.monotonic())
+    assert answers[f"{name}-stays"].frames == expected_frames(TEXT)
+    wait_until(lambda: live_counts(audience.api)["viewers"] == 1, "those that watched have left", 30)
+    for k in range(10):
+        assert audience.api.get(f"/sessions/{name}-gone-{k}").json()["frames"] < expected_frames(long)
+    assert_no_leak(audience.api, before, spare_mb=40)
+    assert row.seen["longest_gap_s"] <= PACE_S, row.seen

@@ -1,0 +1,128 @@
+"""kill -9 of each kind of replica in mid-stream, with one replica and with two."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import psutil
+import pytest
+
+from tests.chaos.checks import finished, record, speaks_again
+from tests.chaos.harness import WORKERS, ChaosGraph
+from tests.chaos.results import Row
+from tests.chaos.viewers import Audience
+from tests.graph.processes import command_lines
+from tests.graph.requests import wait_until
+
+pytestmark = pytest.mark.ray
+
+TEXT = "This sentence is being spoken while a replica is killed. " * 3  # 14 s
+TOLERATED_S = {1: 8.0, 2: 0.5}  # of stream, by number of replicas
+AGAIN_S = 5.0  # from the death of an owner until the session speaks again
+SOAK = pytest.mark.soak
+
+
+def speak_and_kill(graph: ChaosGraph, audience: Audience, row: Row, name: str, stage: str, count: int) -> list[str]:
+    """Four watched sessions speak; one replica of the stage is killed. Returns the sessions whose utterance failed."""
+    ids = [f"{name}-{k}" for k in range(4)]
+    audience.open(*ids)
+    asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
+    time.sleep(2.0)
+    pid, killed_s = graph.kill(stage)
+    row.saw(recovery_s=graph.wait_until_replaced(stage, pid, killed_s, count))
+    answers = finished(asked)
+    record(row, audience, answers, killed_s - 0.5, time.monotonic())
+    return [session_id for session_id, answer in answers.items() if answer.status != 200]
+
+
+@pytest.mark.promise(
+    "kill -9 of {stage}, replicas: {count}", "no frame lost; stream stops ≤ 8 s with one, 0.5 s with two"
+)
+@pytest.mark.parametrize("count", [2, pytest.param(1, marks=SOAK)])
+@pytest.mark.parametrize("stage", ["LipSync", *(pytest.param(s, marks=SOAK) for s in WORKERS if s != "LipSync")])
+def test_a_killed_worker_costs_no_frame(
+    graph: ChaosGraph, audience: Audience, row: Row, name: str, stage: str, count: int
+) -> None:
+    with graph.scaled(**{stage: count}):
+        assert speak_and_kill(graph, audience, row, name, stage, count) == []
+    assert row.seen["lost_frames"] == 0
+    assert max(row.seen["longest_gap_s"], row.seen["longest_pause_s"]) <= TOLERATED_S[count], row.seen
+
+
+@pytest.mark.promise(
+    "kill -9 of Stitch, replicas: {count}",
+    "utterances there end with an error; their sessions speak again within 5 s; picture stops ≤ 0.5 s with two",
+)
+@pytest.mark.parametrize("count", [pytest.param(2, marks=SOAK), pytest.param(1, marks=SOAK)])
+def test_a_killed_owner_gives_its_sessions_to_another(
+    graph: ChaosGraph, audience: Audience, row: Row, name: str, count: int
+) -> None:
+    with graph.scaled(Stitch=count):
+        began_s = time.monotonic()
+        failed = speak_and_kill(graph, audience, row, name, "Stitch", count)
+        assert 1 <= len(failed) <= 4 // count  # only the sessions of the killed replica, which has its share of them
+        assert row.seen["longest_gap_s"] <= TOLERATED_S[count], row.seen
+        pid, killed_s = graph.kill("Stitch")  # a second time, while nobody speaks
+        speaks_again(row, audience, failed, killed_s, AGAIN_S if count == 2 else TOLERATED_S[1])
+        assert row.seen["lost_frames"] == 0 and killed_s > began_s
+        graph.wait_until_replaced("Stitch", pid, killed_s, count)
+
+
+@pytest.mark.promise(
+    "kill -9 of Ingress, replicas: {count}",
+    "viewers that connect again see the session within 0.5 s with two, 8 s with one; files hold what was spoken",
+)
+@pytest.mark.parametrize("count", [pytest.param(2, marks=SOAK), pytest.param(1, marks=SOAK)])
+def test_a_killed_ingress(graph: ChaosGraph, audience: Audience, row: Row, name: str, count: int) -> None:
+    with graph.scaled(Ingress=count):
+        failed = speak_and_kill(graph, audience, row, name, "Ingress", count)
+        assert row.seen["lost_frames"] == 0
+        assert row.seen["longest_gap_s"] <= TOLERATED_S[count] + 0.5, row.seen  # 0.5 s: the viewer connects again
+        speaks_again(row, audience, failed, time.monotonic(), AGAIN_S)
+
+
+@pytest.mark.soak
+@pytest.mark.promise(
+    "kill -9 of {stage}, one replica", "speech and viewers do not notice; the stage answers again within 20 s"
+)
+@pytest.mark.parametrize(("stage", "path"), [("Avatars", "/avatars"), ("Chat", "/chat/nobody")])
+def test_a_killed_side_stage_is_not_noticed(
+    graph: ChaosGraph, audience: Audience, row: Row, name: str, stage: str, path: str
+) -> None:
+    assert speak_and_kill(graph, audience, row, name, stage, 1) == []
+    assert row.seen["lost_frames"] == 0
+    assert max(row.seen["longest_gap_s"], row.seen["longest_pause_s"]) <= TOLERATED_S[2], row.seen
+    assert row.seen["recovery_s"] <= 20
+    wait_until(lambda: audience.api.get(path).status_code in (200, 404), f"{path} answers", 20)
+
+
+@pytest.mark.soak
+@pytest.mark.promise(
+    "kill -9 of Serve's {process}", "sessions speak on; viewers see a picture again within {limit_s:g} s"
+)
+@pytest.mark.parametrize(("process", "limit_s"), [("ServeController", 0.5), ("ProxyActor", 15.0)])
+def test_a_killed_process_of_serve(
+    graph: ChaosGraph, audience: Audience, row: Row, name: str, process: str, limit_s: float
+) -> None:
+    ids = [f"{name}-{k}" for k in range(2)]
+    audience.open(*ids)
+    asked = {session_id: audience.speak(session_id, TEXT) for session_id in ids}
+    time.sleep(2.0)
+    psutil.Process(next(pid for pid, title in command_lines().items() if process in title)).kill()
+    killed_s = time.monotonic()
+    answers = finished(asked)
+
+    def reachable() -> bool:
+        try:
+            return httpx.get(f"{graph.url}/healthz", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    wait_until(reachable, "the server answers", 60)
+    time.sleep(2.0)
+    record(row, audience, answers, killed_s - 0.5, time.monotonic())
+    assert row.seen["longest_gap_s"] <= limit_s, row.seen
+    if process == "ServeController":
+        assert (row.seen["failed_utterances"], row.seen["lost_frames"]) == (0, 0)
+    speaks_again(row, audience, ids, time.monotonic(), AGAIN_S)
