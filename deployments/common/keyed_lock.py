@@ -24,6 +24,10 @@ class KeyedLock:
         """How many keys are held or waited for."""
         return len(self._entries)
 
+    def keys(self) -> list[str]:
+        """The keys that are held or waited for."""
+        return list(self._entries)
+
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:
         entry = self._entries.setdefault(key, _Entry())

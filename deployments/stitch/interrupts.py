@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
-from models.errors import InterruptedSpeech
+from models.errors import InterruptedSpeech, WarmTalkError
 
 T = TypeVar("T")
 
@@ -17,15 +17,20 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._error: WarmTalkError = InterruptedSpeech(
+            "The speech was interrupted.", "Send it again if it is still wanted."
+        )
         self._callbacks: list[Callable[[], object]] = []
 
     @property
     def is_set(self) -> bool:
         return self._event.is_set()
 
-    def set(self) -> None:
+    def set(self, error: WarmTalkError | None = None) -> None:
+        """End the utterance. error: what to raise in place of InterruptedSpeech."""
         if self.is_set:
             return
+        self._error = error or self._error
         self._event.set()
         for callback in self._callbacks:
             callback()
@@ -41,9 +46,9 @@ class Interrupt:
             self._callbacks.append(callback)
 
     def check(self) -> None:
-        """Raises InterruptedSpeech if the interrupt is set."""
+        """Raises InterruptedSpeech, or the error given to `set`, if the interrupt is set."""
         if self.is_set:
-            raise InterruptedSpeech("The speech was interrupted.", "Send it again if it is still wanted.")
+            raise self._error
 
     async def run(self, work: Awaitable[T]) -> T:
         """Return the result of `work`. When the interrupt is set, cancel the work and raise InterruptedSpeech.
