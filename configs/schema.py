@@ -170,9 +170,18 @@ class StitchConfig(Supervised):
     )
     window_chunks: int = Field(3, ge=1, le=32, description="Most calls in flight for one utterance.")
     tries: int = Field(
-        4, ge=1, le=10, description="How often a chunk is tried in all when replicas fail or do not answer in time."
+        4, ge=1, le=10, description="How often a call is tried in all when replicas fail or do not answer in time."
     )
-    chunk_timeout_s: float = Field(30.0, gt=0, description="Seconds after which one call of a chunk has failed.")
+    chunk_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        description="Seconds after which a call is repeated if AudioFeatures, LipSync and Enhance answer nothing at "
+        "all. While they answer other calls, a call waits for its turn. A replica that hangs is replaced earlier, see "
+        "hung_after_s; `tries` times this value is how long its replacement may take.",
+    )
+    speech_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds without a sentence after which a call of TTS is repeated, as chunk_timeout_s."
+    )
     sample_rate_hz: Literal[16000, 22050, 24000, 32000, 44100, 48000] = Field(
         24000, description="Sample rate of the sound of new sessions, in Hz."
     )
@@ -238,7 +247,7 @@ class StitchConfig(Supervised):
         1, ge=1, description="Watched sessions that may always speak on one replica, whatever its capacity is."
     )
     assumed_live: int = Field(
-        4, ge=1, description="Watched sessions that may speak on one replica before its capacity has been measured."
+        2, ge=1, description="Watched sessions that may speak on one replica before its capacity has been measured."
     )
     max_waiting_session: int = Field(
         8, ge=0, description="Most utterances of one session that wait behind its current one. Others get status 429."

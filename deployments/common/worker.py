@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 HUNG_AFTER_S, LOAD_LIMIT_S = 8.0, 600.0  # until a config sets them
 FIRST_CALL_S = 60.0  # least limit of the first call of a function, which may compile or load something
-HUNG_FACTOR = 4.0  # a call hangs when it takes this many times the 99th percentile of the recent ones
-KEPT_DURATIONS = 100  # per function
+HUNG_FACTOR = 4.0
+KEPT_DURATIONS = 100
+END_S = 5.0  # in which a replica whose device is lost ends itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,21 @@ def _end_threads(jobs: queue.SimpleQueue[Callable[[], None] | None], threads: li
         jobs.put(None)
 
 
+class RecentDurations:
+    """How long recent calls took, and so how long another one may take."""
+
+    def __init__(self) -> None:
+        self._recent_s: deque[float] = deque(maxlen=KEPT_DURATIONS)
+
+    def add(self, duration_s: float) -> None:
+        self._recent_s.append(duration_s)
+
+    def limit_s(self, least_s: float) -> float:
+        """A call that takes longer hangs: HUNG_FACTOR times the 99th percentile, and at least least_s."""
+        ordered_s = sorted(self._recent_s)
+        return max(least_s, HUNG_FACTOR * ordered_s[int(0.99 * (len(ordered_s) - 1))]) if ordered_s else least_s
+
+
 @dataclass(slots=True)
 class _Job:
     """A function that runs now."""
@@ -112,7 +128,7 @@ class Worker:
     def __init__(self, name: str, threads: int = 1) -> None:
         self._threads = DaemonThreads(name, threads)
         self._running: dict[int, _Job] = {}  # by thread
-        self._durations_s: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT_DURATIONS))
+        self._durations: defaultdict[str, RecentDurations] = defaultdict(RecentDurations)
         self._device_error = ""
         self.hung_after_s = HUNG_AFTER_S  # least limit of a call
 
@@ -135,6 +151,9 @@ class Worker:
 
     async def _submit(self, limit_s: float | None, work: functools.partial[T]) -> WorkResult[T]:
         submitted_s = time.perf_counter()
+        if self._device_error:  # the replica is about to end, and its callers then try another one
+            await asyncio.sleep(END_S)
+            raise ReplicaFailedError.of(self._device_error)
 
         def timed() -> WorkResult[T]:
             job = self._running[threading.get_ident()] = _Job(_name_of(work), time.monotonic(), limit_s)
@@ -144,7 +163,7 @@ class Worker:
             finally:
                 del self._running[threading.get_ident()]
             ended_s = time.perf_counter()
-            self._durations_s[job.name].append(ended_s - started_s)
+            self._durations[job.name].add(ended_s - started_s)
             return WorkResult(value, submitted_s, started_s, ended_s)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
@@ -193,10 +212,8 @@ class Worker:
     def _limit_s(self, job: _Job) -> float:
         if job.limit_s is not None:
             return job.limit_s
-        recent_s = sorted(self._durations_s.get(job.name, ()))
-        if not recent_s:
-            return max(self.hung_after_s, FIRST_CALL_S)
-        return max(self.hung_after_s, HUNG_FACTOR * recent_s[int(0.99 * (len(recent_s) - 1))])
+        recent = self._durations.get(job.name)
+        return recent.limit_s(self.hung_after_s) if recent else max(self.hung_after_s, FIRST_CALL_S)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

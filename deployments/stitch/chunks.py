@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from configs.schema import StitchConfig
 from deployments.common.errors import cancel_call
 from deployments.common.stage import Stamped
+from deployments.stitch.enhance_fade import EnhanceFade
 from models.speech.activity import Spans
 from models.types import FaceCrops, Speech
 
@@ -23,7 +24,8 @@ class PipelineSettings:
     first_chunk_frames: int = 4
     window_chunks: int = 3  # chunks in flight at a time
     tries: int = 4  # attempts per call, the first one included
-    chunk_timeout_s: float = 30.0  # per attempt
+    chunk_timeout_s: float = 20.0  # without an answer
+    speech_timeout_s: float = 30.0  # without a sentence
     av_offset_s: float = 0.0  # the lips are shown this much later than the sound
 
     @classmethod
@@ -35,6 +37,7 @@ class PipelineSettings:
             config.window_chunks,
             config.tries,
             config.chunk_timeout_s,
+            config.speech_timeout_s,
             config.av_offset_ms / 1e3,
         )
 
@@ -44,7 +47,8 @@ class PipelineRequest:
     """One utterance: `text` to speak, `parts` of a text that is still being written, or recorded `speech`.
 
     place(first frame, frames) → the position of a segment on the session's timeline. It is called once per segment, in
-    order, when the segment's speech has arrived. slack_s: see Schedule.
+    order, when the segment's speech has arrived. slack_s: see Schedule. fade: of the
+    enhancement, where viewers wait for it.
     """
 
     avatar_id: str
@@ -53,12 +57,13 @@ class PipelineRequest:
     avatar_version: str = ""
     text: str = ""
     parts: AsyncIterator[str] | None = None
-    speech: tuple[Speech, ...] = ()
+    speech: Iterable[Speech] = ()  # read on a thread, one segment when it is needed
     voice: str | None = None
     speed: float | None = None
     enhance: bool = False
     strength: float | None = None
     slack_s: Callable[[int], float] | None = None
+    fade: EnhanceFade | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

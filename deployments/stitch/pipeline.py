@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import BackPressureError, RayServeException
+import numpy as np
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.common.errors import cancel_call, is_own_cancellation
 from deployments.common.stage import StageTiming, Stamped
 from deployments.common.text_stream import MAX_CHARS
+from deployments.stitch.admission import Making
+from deployments.stitch.attempts import Answers, Attempts
 from deployments.stitch.chunks import (
     Chunk,
     PendingChunk,
@@ -28,15 +31,17 @@ from deployments.stitch.chunks import (
 )
 from deployments.stitch.metrics import StageCall
 from deployments.stitch.schedule import Schedule
-from models.errors import BusyError, StageError, TextError, WarmTalkError
+from models.errors import StageError, TextError
+from models.restore.align import enlarged
 from models.speech.activity import ActivityDetector
 from models.speech.audio import pad_to_frames
 from models.speech.av_offset import LipOffset
 from models.speech.readable import check_text, skipped_for
-from models.types import FaceCrops, SkippedText, Speech
+from models.types import FaceCrops, Float32, SkippedText, Speech
 
 MAX_SPEECH_AHEAD = 4  # sentences of a text stream that are synthesised before their frames are made
-RETRY_PAUSE_S = 0.1  # doubled per attempt: 0.1, 0.2, 0.4 … while Serve replaces a lost replica
+SPEECH, CHUNKS = "speech", "chunks"  # kinds of calls in Answers
+CHUNK_STAGES = "AudioFeatures, LipSync or Enhance"
 
 
 @dataclass(slots=True)
@@ -49,7 +54,10 @@ class Pipeline:
     enhance: DeploymentHandle | None
     settings: PipelineSettings
     calls: list[StageCall] = field(default_factory=list)
+    making: Making = field(default_factory=Making)
+    answers: Answers = field(default_factory=Answers)  # of all utterances of this replica
     retries: int = 0
+    reduced_frames: int = 0  # made with less than the full enhancement, because that could not keep up
     engines: dict[str, str] = field(default_factory=dict)  # stage → engine, of the stages that have answered
     skipped: list[SkippedText] = field(default_factory=list)  # passages of the text that cannot be spoken
 
@@ -85,7 +93,7 @@ class Pipeline:
                     first = segment.after_gap and not start
                     size = self.settings.first_chunk_frames if first else self.settings.chunk_frames
                     count = min(size, segment.frames - start)
-                    task = asyncio.create_task(self._make_chunk(request, segment, start, count, schedule))
+                    task = asyncio.create_task(self._measured_chunk(request, segment, start, count, schedule))
                     task.add_done_callback(_mark_retrieved)
                     pending = PendingChunk(segment, start, task)
                     try:
@@ -160,13 +168,14 @@ class Pipeline:
 
     async def _synthesise(self, request: PipelineRequest, text: str) -> AsyncGenerator[Speech, None]:
         """Sentences from TTS. After the loss of its replica, call it again and skip the sentences already received."""
-        received = 0
-        for attempt in range(self.settings.tries):
+        received, attempts = 0, Attempts("TTS", self.settings.tries, self.settings.speech_timeout_s)
+        while True:
             stream = self.tts.speak.remote(text, request.voice, request.speed)
             sentences = _with_arrival_times(stream)
             index, ready_s, ended = 0, time.time(), False
             try:
-                async for stamped, arrived_s in sentences:
+                while (item := await self._next_sentence(sentences)) is not None:
+                    stamped, arrived_s = item
                     timing = stamped.timings[-1]
                     self._record(timing, ready_s, arrived_s)
                     if index >= received:
@@ -178,19 +187,58 @@ class Pipeline:
                 if not ended:
                     raise StageError("TTS ended before its last sentence.", "Read the log of TTS.")
                 return
-            except (RayError, RayServeException) as error:
-                await self._before_retry(error, attempt, "TTS")
+            except (TimeoutError, RayError, RayServeException) as error:
+                cancel_call(stream)
+                await attempts.pause_after(error)
+                self.retries += 1
             finally:
                 cancel_call(stream)
                 await sentences.aclose()
 
+    async def _next_sentence(self, sentences: AsyncGenerator[Any, None]) -> Any:
+        """The next item of TTS with its time of arrival; None at the end. Raises TimeoutError."""
+        async with self.answers.waiting(SPEECH, self.settings.speech_timeout_s):
+            item = await anext(sentences, None)
+        if item is not None:
+            self.answers.answered(SPEECH, item[0].timings[-1].compute_s)
+        return item
+
     # --- chunks
 
-    async def _make_chunk(
+    async def _measured_chunk(
         self, request: PipelineRequest, segment: SpeechSegment, start: int, count: int, schedule: Schedule
     ) -> Stamped[FaceCrops]:
-        """One chunk through AudioFeatures (once per segment), LipSync and Enhance. A retry repeats the whole chain."""
-        for attempt in range(self.settings.tries):
+        """A chunk, measured for the admission of others, and enhanced less where that cannot keep up."""
+        shares = None if request.fade is None else request.fade.next(count, self.settings.fps)
+        with self.making.working():
+            stamped = await self._make_chunk(request, segment, start, count, schedule, shares)
+            if shares is not None and not shares.any():
+                stamped = await asyncio.to_thread(_without_enhancement, stamped)
+        self.making.made(count)
+        self.reduced_frames += 0 if shares is None else int((shares < 1).sum())
+        if request.slack_s is not None:
+            self.making.slack_s = request.slack_s(segment.position + start)
+            if request.fade is not None:
+                request.fade.made(self.making.slack_s)
+        return stamped
+
+    async def _make_chunk(
+        self,
+        request: PipelineRequest,
+        segment: SpeechSegment,
+        start: int,
+        count: int,
+        schedule: Schedule,
+        shares: Float32 | None = None,
+    ) -> Stamped[FaceCrops]:
+        """One chunk through AudioFeatures (once per segment), LipSync and Enhance. A retry repeats the whole chain.
+
+        shares: `(count,)`, by which the strength of the enhancement is multiplied. None: 1.
+        """
+        settings, first = self.settings, segment.first_frame + start == 0
+        busy_limit_s = 0.0 if first else settings.tries * settings.chunk_timeout_s  # what was accepted is finished
+        attempts = Attempts(CHUNK_STAGES, settings.tries, settings.chunk_timeout_s, busy_limit_s)
+        while True:
             response, features = None, self._features_of(segment)
             try:
                 sent_s = time.time()
@@ -206,11 +254,13 @@ class Pipeline:
                     request.session_id,
                     request.avatar_version,
                 )
-                if request.enhance and self.enhance is not None:
-                    response = self.enhance.restore.remote(response, request.strength, urgency, request.session_id)
-                async with asyncio.timeout(self.settings.chunk_timeout_s):
+                if request.enhance and self.enhance is not None and (shares is None or shares.any()):
+                    given = (request.strength, urgency, request.session_id, shares)
+                    response = self.enhance.restore.remote(response, *given)
+                async with self.answers.waiting(CHUNKS, settings.chunk_timeout_s):
                     stamped: Stamped[FaceCrops] = await response
                 arrived_s = time.time()
+                self.answers.answered(CHUNKS, sum(timing.compute_s for timing in stamped.timings))
                 if segment.features_done is not None:
                     sent_s = max(sent_s, await segment.features_done)
                 self._record_chain(stamped.timings, sent_s, arrived_s)
@@ -222,8 +272,8 @@ class Pipeline:
                     raise
                 if segment.features is features:  # else another chunk of the segment has requested new features
                     segment.features = None
-                await self._before_retry(error, attempt, "AudioFeatures, LipSync or Enhance")
-        raise StageError("A chunk failed in every attempt.", "Read the logs of LipSync and Enhance.")
+                await attempts.pause_after(error)
+                self.retries += 1
 
     def _features_of(self, segment: SpeechSegment) -> Any:
         """The un-awaited response with the segment's features: one call per segment, and one more after a failure."""
@@ -251,26 +301,11 @@ class Pipeline:
         self.engines[timing.stage] = timing.engine
         self.calls.append(StageCall.between(timing, ready_s, end_s))
 
-    async def _before_retry(self, error: BaseException, attempt: int, stage: str) -> None:
-        """Wait before the next attempt, longer each time. Raises errors that a retry does not fix."""
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, WarmTalkError):
-            raise cause from None
-        if isinstance(error, WarmTalkError):
-            raise error
-        last = attempt == self.settings.tries - 1
-        if isinstance(error, BackPressureError) and last:
-            raise BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
-        failed = isinstance(error, RayTaskError) and not isinstance(error, TaskCancelledError)
-        if last or (failed and not _is_lost_replica(cause)):
-            raise StageError(f"{stage} failed: {type(cause or error).__name__}.", "Read the server's log.") from error
-        self.retries += 1
-        await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)
 
-
-def _is_lost_replica(cause: BaseException | None) -> bool:
-    """Whether a task failed only because a replica or an object that it needed was lost."""
-    return isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
+def _without_enhancement(stamped: Stamped[FaceCrops]) -> Stamped[FaceCrops]:
+    """The crops at the size of enhanced ones."""
+    images = np.stack([enlarged(image) for image in stamped.value.images])  # (n, 512, 512, 3)
+    return replace(stamped, value=replace(stamped.value, images=images))
 
 
 def _chunk_of(segment: SpeechSegment, start: int, crops: FaceCrops) -> Chunk:
@@ -312,8 +347,9 @@ async def _with_arrival_times(stream: Any) -> AsyncGenerator[tuple[Any, float], 
         reader.cancel()
 
 
-async def _recorded(speech: tuple[Speech, ...]) -> AsyncGenerator[Speech, None]:
-    for segment in speech:
+async def _recorded(speech: Iterable[Speech]) -> AsyncGenerator[Speech, None]:
+    segments = iter(speech)
+    while (segment := await asyncio.to_thread(next, segments, None)) is not None:
         yield segment
 
 

@@ -1,0 +1,100 @@
+"""Calls of the stages of an utterance: how long they may go without an answer, and which failures are tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError
+
+from deployments.common.errors import ReplicaFailedError
+from deployments.common.worker import RecentDurations
+from models.errors import BusyError, StageError, WarmTalkError
+
+RETRY_PAUSE_S = 0.1  # doubled per attempt: 0.1, 0.2, 0.4 … while Serve replaces a lost replica
+LONGEST_PAUSE_S = 2.0
+
+
+class Answers:
+    """When the stages last answered any utterance of this replica, so that waiting in a queue is not taken for a hang.
+
+    A call of a stage that answers others waits for its turn. A replica that hangs ends itself (common/supervision.py);
+    this timeout is for one that cannot even do that. Not thread-safe: use it from one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: defaultdict[str, dict[asyncio.Timeout, float]] = defaultdict(dict)  # → the least limit
+        self._computed: defaultdict[str, RecentDurations] = defaultdict(RecentDurations)
+
+    @asynccontextmanager
+    async def waiting(self, kind: str, timeout_s: float) -> AsyncGenerator[None, None]:
+        """Raises TimeoutError when no call of this kind is answered for timeout_s, or longer where they take long."""
+        async with asyncio.timeout(self._computed[kind].limit_s(timeout_s)) as timeout:
+            self._waiting[kind][timeout] = timeout_s
+            try:
+                yield
+            finally:
+                del self._waiting[kind][timeout]
+
+    def answered(self, kind: str, compute_s: float) -> None:
+        """Count an answer, and let all waiting calls of its kind wait on. compute_s: what it took, without queues."""
+        self._computed[kind].add(compute_s)
+        now_s = asyncio.get_running_loop().time()
+        for timeout, least_s in self._waiting[kind].items():
+            if not timeout.expired():
+                timeout.reschedule(now_s + self._computed[kind].limit_s(least_s))
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The attempts of one call. stages: in words, for errors. busy_limit_s: how long full queues are waited for."""
+
+    stages: str
+    tries: int
+    timeout_s: float
+    busy_limit_s: float = 0.0
+    failed: int = 0
+    _began_s: float = field(default_factory=time.monotonic)
+
+    async def pause_after(self, error: BaseException) -> None:
+        """Wait before the next attempt, longer each time. Raises errors that another attempt does not fix."""
+        cause = _cause_of(error)
+        if isinstance(cause, WarmTalkError) and not isinstance(cause, ReplicaFailedError):
+            raise cause from None
+        busy = isinstance(error, BackPressureError)
+        if not busy or time.monotonic() - self._began_s > self.busy_limit_s:
+            self.failed += 1
+        if busy and self.failed >= self.tries:
+            raise BusyError("The server is overloaded: the queues of its stages are full.", "Try again in a minute.")
+        if self.failed >= self.tries or not _may_succeed(error, cause):
+            raise self._final_error(error, cause) from error
+        await asyncio.sleep(min(RETRY_PAUSE_S * 2 ** max(self.failed - 1, 0), LONGEST_PAUSE_S))
+
+    def _final_error(self, error: BaseException, cause: BaseException) -> StageError:
+        if isinstance(error, TimeoutError):
+            what = f"did not answer for {self.timeout_s:g} s, {self.failed} times"
+            return StageError(f"{self.stages} {what}.", "GET /readyz says which stage cannot serve.")
+        times = f" in {self.failed} attempts" if self.failed > 1 else ""
+        why = cause.message if isinstance(cause, WarmTalkError) else f"{type(cause).__name__}."
+        return StageError(f"{self.stages} failed{times}: {why}", "Read the server's log.")
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """The error that was raised in the replica. It is nested where a stage awaited the result of another one."""
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error
+
+
+def _may_succeed(error: BaseException, cause: BaseException) -> bool:
+    """Whether another attempt may succeed: a replica, or an object that it needed, was lost, or it did not answer."""
+    if not isinstance(error, RayTaskError) or isinstance(error, TaskCancelledError):
+        return True
+    return isinstance(cause, ReplicaFailedError) or (
+        isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
+    )
