@@ -142,7 +142,7 @@ def restore_aligned(
     out = np.empty((len(faces), RESTORED_PX, RESTORED_PX, 3), np.uint8)
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]
-        large = np.stack([_enlarged(face) for face in part])  # (m, 512, 512, 3)
+        large = np.stack([enlarged(face) for face in part])  # (m, 512, 512, 3)
         if strength == 0:
             out[start : start + batch] = large
             continue
@@ -165,7 +165,8 @@ def _aligned(faces: UInt8, transforms: Float64, around: UInt8 | None) -> UInt8:
     return np.stack([align(face, transform, None if around is None else around[k]) for k, (face, transform) in pairs])
 
 
-def _enlarged(face: UInt8) -> UInt8:
+def enlarged(face: UInt8) -> UInt8:
+    """Return a face `(256, 256, 3)` as `(512, 512, 3)`, without restoration; one of 512 px as it is."""
     if face.shape[0] == RESTORED_PX:
         return face
     return cast(UInt8, cv2.resize(face, (RESTORED_PX, RESTORED_PX), interpolation=cv2.INTER_CUBIC))

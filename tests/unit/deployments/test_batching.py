@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from deployments.batching import FrameBatcher
-from deployments.common.stage import Worker
 from deployments.common.urgency import NO_HURRY, Urgency
+from deployments.common.worker import Worker
 
 
 class Recorder:

@@ -4,8 +4,8 @@ import asyncio
 
 from deployments.batching import FrameBatcher
 from deployments.common.safe_batches import SafeBatches
-from deployments.common.stage import Worker
 from deployments.common.urgency import NO_HURRY
+from deployments.common.worker import Worker
 from models.errors import BusyError
 
 

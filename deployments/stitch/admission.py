@@ -1,0 +1,200 @@
+"""Admission of live speech by measured capacity. No Ray imports.
+
+While utterances are made, the frames that this replica and the stages behind it make per second are measured. A session
+that somebody watches may begin to speak while the frames that all of them need stay below a share of that capacity;
+otherwise it is refused at once. Speech that nobody watches is never refused here: it waits for free capacity.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from configs.schema import StitchConfig
+from models.errors import BusyError
+
+WINDOW_S = 2.0  # of one measurement; of the capacity, also MIN_WINDOW_S with MIN_FRAMES
+MIN_WINDOW_S, MIN_FRAMES = 0.5, 50
+BEHIND_SHARE, BEHIND_SLACK_S = 0.95, 1.0  # an utterance is behind that is made without a pause, and has no reserve
+SMOOTHING = 0.5  # weight of a measurement that is larger than the capacity so far
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """See the fields of StitchConfig."""
+
+    max_load: float | None = 0.9  # max_live_load
+    min_live: int = 1
+    assumed_live: int = 2
+    max_utterances: int = 32
+    max_waiting: int = 32
+    max_waiting_session: int = 8
+
+    @classmethod
+    def of(cls, config: StitchConfig) -> AdmissionLimits:
+        queues = (config.max_utterances, config.max_waiting, config.max_waiting_session)
+        return cls(config.max_live_load, config.min_live, config.assumed_live, *queues)
+
+
+@dataclass(slots=True, eq=False)
+class Making:
+    """Measures how one utterance is made. `on_work` and `on_behind` belong to Admission."""
+
+    fps: int = 25
+    live: bool = False
+    slack_s: float = math.inf  # how long before its time the latest chunk was made
+    rate: float = 0.0  # frames per second in the latest window
+    on_work: Callable[[int, int, int], None] = lambda working, made, rendered: None
+    on_behind: Callable[[], None] = lambda: None
+    _working: int = 0  # calls
+    _changed_s: float = 0.0
+    _busy_s: float = 0.0  # in this window
+    _frames: int = 0  # in this window
+    _began_s: float | None = None  # the window
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """While the block runs, frames of the utterance are being made. Blocks may overlap."""
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._add_time()
+        was, self._working = self._working > 0, self._working + change
+        self.on_work((self._working > 0) - was, 0, 0)
+
+    def _add_time(self) -> None:
+        now_s = time.monotonic()
+        self._busy_s += (now_s - self._changed_s) * (self._working > 0)
+        self._changed_s = now_s
+
+    def made(self, frames: int) -> None:
+        """The stages have made frames."""
+        self.on_work(0, frames, 0)
+
+    def rendered(self, frames: int) -> None:
+        """Frames are ready to be shown."""
+        self.on_work(0, 0, frames)
+        self._frames += frames
+        self.measure()
+
+    def measure(self) -> None:
+        """End the window if it is long enough. The first one begins with the first frame."""
+        self._add_time()
+        if self._began_s is None:
+            self._begin_window()
+        elif (took_s := self._changed_s - self._began_s) >= WINDOW_S:
+            self.rate, share = self._frames / took_s, self._busy_s / took_s
+            self._begin_window()
+            if self.live and share > BEHIND_SHARE and self.rate < self.fps and self.slack_s < BEHIND_SLACK_S:
+                self.on_behind()
+
+    def _begin_window(self) -> None:
+        self._began_s, self._busy_s, self._frames = self._changed_s, 0.0, 0
+
+
+@dataclass(slots=True)
+class Admission:
+    """The utterances of a replica, waiting ones included. Not thread-safe: one event loop.
+
+    capacity: frames per second, None until it is measured. It is the largest that was measured, since a measurement
+    with little to do is too small. When a live utterance falls behind, it becomes what the live ones get then.
+    """
+
+    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
+    capacity: float | None = None
+    on_refusal: Callable[[], None] = lambda: None
+    _sessions: dict[str, list[Making]] = field(default_factory=dict)
+    _working: int = 0  # utterances that are being made
+    _changed_s: float = 0.0
+    _busy_s: float = 0.0
+    _made: int = 0
+    _rendered: int = 0
+    _behind_s: float = -math.inf  # when an utterance was last behind
+
+    @contextmanager
+    def admit(self, session_id: str, live_fps: int | None, force: bool = False) -> Iterator[Making]:
+        """Count an utterance while the block runs. Raises BusyError if it is refused.
+
+        live_fps: of a session that somebody watches; None: nobody does. force: another replica has accepted it.
+        """
+        live = live_fps is not None
+        if not force:
+            self._check_queue(session_id, live)
+            if live_fps is not None and session_id not in self.live_sessions():
+                self._check_load(live_fps)
+        making = Making(live_fps or 0, live, on_work=self._on_work, on_behind=self._on_behind)
+        self._sessions.setdefault(session_id, []).append(making)
+        try:
+            yield making
+        finally:
+            self._sessions[session_id].remove(making)
+            if not self._sessions[session_id]:
+                del self._sessions[session_id]
+
+    def live_sessions(self) -> dict[str, int]:
+        """Frames per second of the sessions with a live utterance."""
+        return {name: making.fps for name, makings in self._sessions.items() for making in makings if making.live}
+
+    def _makings(self, live: bool) -> list[Making]:
+        return [making for makings in self._sessions.values() for making in makings if making.live == live]
+
+    def _check_queue(self, session_id: str, live: bool) -> None:
+        limits = self.limits
+        if len(self._sessions.get(session_id, ())) > limits.max_waiting_session:
+            raise self._refusal(f"{limits.max_waiting_session} utterances of this session wait already")
+        if len(self._makings(live)) >= limits.max_utterances + limits.max_waiting:
+            raise self._refusal("The server makes as many utterances as it can, and its queue is full")
+
+    def _check_load(self, fps: int) -> None:
+        for making in self._makings(live=True):
+            making.measure()
+        limits, speaking = self.limits, self.live_sessions()
+        if limits.max_load is None or len(speaking) < limits.min_live:
+            return
+        if self.capacity is None:
+            if len(speaking) >= limits.assumed_live:
+                raise self._refusal(
+                    f"{len(speaking)} sessions speak live, and the server has not measured its speed yet"
+                )
+            return
+        required = fps + sum(speaking.values())
+        if required > limits.max_load * self.capacity:
+            made = f"The server is overloaded: it makes {self.capacity:.0f} frames per second"
+            raise self._refusal(f"{made}, and with this session {required} would be needed")
+
+    def _refusal(self, reason: str) -> BusyError:
+        self.on_refusal()
+        return BusyError(f"{reason}.", "Try again in a few seconds.")
+
+    def _on_work(self, working: int, made: int, rendered: int) -> None:
+        now_s = time.monotonic()
+        self._busy_s += (now_s - self._changed_s) * (self._working > 0)
+        self._changed_s = now_s
+        self._working, self._made, self._rendered = (
+            self._working + working,
+            self._made + made,
+            self._rendered + rendered,
+        )
+        frames = min(self._made, self._rendered)
+        if self._busy_s < (WINDOW_S if frames < MIN_FRAMES else MIN_WINDOW_S):
+            return
+        measured = frames / self._busy_s
+        self._begin_window()
+        if self.capacity is None:
+            self.capacity = measured
+        elif now_s - self._behind_s > 2 * WINDOW_S:  # else the frames of files would count as capacity for live speech
+            self.capacity += SMOOTHING * max(0.0, measured - self.capacity)
+
+    def _on_behind(self) -> None:
+        self.capacity, self._behind_s = sum(making.rate for making in self._makings(live=True)), time.monotonic()
+        self._begin_window()
+
+    def _begin_window(self) -> None:
+        self._busy_s, self._made, self._rendered = 0.0, 0, 0

@@ -1,0 +1,67 @@
+"""Fades the enhancement of live speech out where it cannot keep up, and in again. No Ray imports.
+
+Strength alone costs nothing less, so it is only the way between full enhancement and none: it changes a little with
+each frame, so that viewers see no jump.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from cachetools import LRUCache
+
+from models.types import Float32
+
+LOW, HIGH = 0.25, 0.6  # of the playing time that is made ahead: below, enhancement fades out if the reserve shrinks
+FADE_OUT_S, FADE_IN_S = 1.0, 3.0  # of playing time, for the whole way
+FIRST_RETRY_S, MAX_RETRY_S = 5.0, 80.0  # until it fades in again; doubled each time that it has to fade out soon after
+TREND_SMOOTHING = 0.3
+KEPT_SESSIONS = 1024
+
+
+@dataclass(slots=True)
+class EnhanceFade:
+    """Of one session. ahead_s: playing time that is made ahead of the viewers. `share` multiplies the strength."""
+
+    ahead_s: float
+    share: float = 1.0
+    _fading_out: bool = False
+    _retry_s: float = FIRST_RETRY_S
+    _changed_s: float = 0.0  # when it began to fade out or in
+    _slack_s: float | None = None
+    _trend_s: float = 0.0
+
+    def made(self, slack_s: float) -> None:
+        """A chunk has been made, slack_s seconds before it is due."""
+        if self._slack_s is not None:
+            self._trend_s += TREND_SMOOTHING * (slack_s - self._slack_s - self._trend_s)
+        self._slack_s = slack_s
+        now_s = time.monotonic()
+        if not self._fading_out and slack_s < LOW * self.ahead_s and self._trend_s < 0:
+            soon = now_s - self._changed_s < 2 * self._retry_s + self.ahead_s
+            self._retry_s = min(2 * self._retry_s, MAX_RETRY_S) if soon else FIRST_RETRY_S
+            self._fading_out, self._changed_s = True, now_s
+        elif self._fading_out and slack_s > HIGH * self.ahead_s and now_s - self._changed_s >= self._retry_s:
+            self._fading_out, self._changed_s = False, now_s
+
+    def next(self, frames: int, fps: int) -> Float32:
+        """The shares `(frames,)` of the next chunk."""
+        step = -1 / (FADE_OUT_S * fps) if self._fading_out else 1 / (FADE_IN_S * fps)
+        shares: Float32 = np.clip(self.share + step * np.arange(1, frames + 1), 0, 1).astype(np.float32)
+        self.share = float(shares[-1])
+        return shares
+
+
+class EnhanceFades:
+    """The fades of the sessions that spoke most recently."""
+
+    def __init__(self) -> None:
+        self._by_session: LRUCache[str, EnhanceFade] = LRUCache(KEPT_SESSIONS)
+
+    def begin(self, session_id: str, ahead_s: float) -> EnhanceFade:
+        """The fade of a new utterance, which goes on where the session's latest utterance ended."""
+        before = self._by_session.get(session_id, EnhanceFade(ahead_s))
+        fade = self._by_session[session_id] = replace(before, ahead_s=ahead_s, _slack_s=None, _trend_s=0.0)
+        return fade
