@@ -30,7 +30,12 @@ ENGINES: dict[str, dict[str, Any]] = {
     "LipSync": {"engine": "tests.chaos.engines:Faces", "batch_size": 8},
     "Enhance": {"engine": "tests.chaos.engines:Restorer", "batch_size": 8},
     "Stitch": {"avatar_id": NAME, "recorded_pause_ms": 0, "preset": "ultrafast", "rest_mouth": "generated"}
-    | dict.fromkeys(("color_match", "sharpness_match", "jaw_follow", "steady_crops"), False),
+    | dict.fromkeys(("color_match", "sharpness_match", "jaw_follow", "steady_crops"), False)
+    | {
+        "threads": 2,
+        "max_live_load": None,
+        "cached_sessions": 4,
+    },  # test_clients.py tests the limit; few files stay open
     "Avatars": {"preparation": False},
     "Chat": {"engine": "offline"},
     "Ingress": {},

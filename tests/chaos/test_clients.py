@@ -14,6 +14,7 @@ from tests.chaos.engines import expected_frames
 from tests.chaos.harness import ChaosGraph
 from tests.chaos.results import Row
 from tests.chaos.viewers import Audience
+from tests.graph.processes import changed, user_config
 from tests.graph.requests import wait_until
 from tests.graph.test_load import assert_no_leak, footprints, live_counts
 
@@ -32,18 +33,20 @@ PACE_S = 0.5  # longest pause in the speech of an accepted session
 )
 def test_clients_over_capacity(graph: ChaosGraph, audience: Audience, row: Row, name: str) -> None:
     ids = [f"{name}-{k}" for k in range(CLIENTS)]
-    began_s = graph.inject("LipSync", kind="slow", ms_per_item=MS_PER_FRAME)
-    audience.open("measures")
-    finished({"measures": audience.speak("measures", TEXT)})
-    audience.open(*ids)
-    answers = finished({session_id: audience.speak(session_id, TEXT) for session_id in ids})
+    with changed(graph.running, user_config("Stitch", max_live_load=0.9)):
+        graph.inject("LipSync", kind="slow", ms_per_item=MS_PER_FRAME)
+        audience.open("measures", "measures-too")
+        finished({session_id: audience.speak(session_id, TEXT) for session_id in ("measures", "measures-too")})
+        audience.open(*ids)
+        began_s = time.monotonic()
+        answers = finished({session_id: audience.speak(session_id, TEXT) for session_id in ids})
     accepted = {session_id: answer for session_id, answer in answers.items() if answer.status == 200}
     refused = [answer for answer in answers.values() if answer.status == 429]
     waits_s = [answer.answered_s - answer.sent_s for answer in refused]
     row.saw(accepted=len(accepted), refused=len(refused), refused_after_s=float(np.median(waits_s or [0.0])))
     record(row, audience, accepted, began_s, time.monotonic())
     assert len(accepted) + len(refused) == CLIENTS, [a.body for a in answers.values() if a.status not in (200, 429)]
-    assert 3 <= len(accepted) <= 8, row.seen
+    assert 2 <= len(accepted) <= 8, row.seen
     assert row.seen["refused_after_s"] < REFUSED_S, row.seen
     assert row.seen["lost_frames"] == 0 and row.seen["longest_pause_s"] <= PACE_S, row.seen
 

@@ -31,12 +31,12 @@ def watch_replacement(
     graph.inject(stage, kind=kind)
     asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
     began_s = graph.wait_until_taken(stage)
-    answers = finished(asked, 150)
     end_s = time.monotonic() + 60
     while not (gone := before - replicas().get(stage, set())) or graph.running_replicas(stage) < count:
         assert time.monotonic() < end_s, f"no replica of {stage} is replaced"
         time.sleep(0.1)
-        row.saw(recovery_s=time.monotonic() - began_s)
+    row.saw(recovery_s=time.monotonic() - began_s)
+    answers = finished(asked, 150)
     assert len(gone) == 1, f"{len(gone)} replicas of {stage} were replaced"
     record(row, audience, answers, began_s, time.monotonic())
     speaks_again(row, audience, ids, time.monotonic(), 5.0)
