@@ -26,7 +26,7 @@ QUEUED_BATCHES = 2  # submitted to the compute thread at a time: one that runs, 
 Run = Callable[[Callable[[], None]], Awaitable[object]]  # runs a function on the compute thread, in order of arrival
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request(Generic[Item]):
     """The items of one caller. They may go into several batches."""
 

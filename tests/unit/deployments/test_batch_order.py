@@ -2,6 +2,7 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from deployments.batching import FrameBatcher
@@ -78,6 +79,13 @@ async def test_watched_frames_come_before_the_background_which_still_advances(de
     names = ["file" if "file" in batch else "live" for batch in device.batches]
     assert names.count("file") == pytest.approx(len(names) / 8, abs=3)
     assert names.count("live") > 0.8 * len(names)
+
+
+async def test_requests_of_arrays_are_ordered_as_any_other(device):
+    batcher = FrameBatcher(device.compute, device.run, batch_size=1, wait_s=0.0)
+    frames = [np.zeros(2), np.zeros(2)]
+    await asyncio.gather(*(batcher.submit(frames, Urgency(-1.0, 0.32), str(number)) for number in range(12)))
+    assert len(device.batches) == 24
 
 
 async def make_watched(batcher, stop: asyncio.Event) -> None:
