@@ -14,8 +14,10 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from configs.schema import IngressConfig
+from deployments.common.messages import LiveResume
 from deployments.common.paths import output_path
 from deployments.common.stage import FOOTPRINT_KEYS, footprint, parse_config
+from deployments.common.supervision import Supervision
 from deployments.ingress.app import api
 from deployments.ingress.downloads import FOLDER, Downloads
 from deployments.ingress.limits import ConcurrencyLimit
@@ -47,6 +49,7 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
     ) -> None:
         self._stitch, self._avatars, self._tts, self._chat = stitch, avatars, tts, chat
         self._started_s = int(time.time())
+        self._supervision = Supervision("Ingress")
         self.config = IngressConfig()
         self.settings = IngressSettings.of(self.config)
         self._uploads = Uploads(self.config)
@@ -57,6 +60,7 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
         self._sockets = ConcurrencyLimit(
             lambda: self.config.max_sockets, "The maximum number of WebSockets is open already."
         )
+        self._background: set[asyncio.Task[None]] = set()  # speech that goes on after the response
         self._hubs = Hubs(self._subscribe, lambda: self.config.max_viewers, self._stitch_time)
         self._whep = Whep(self._hubs, lambda: self.config, end_on_other_replica)
 
@@ -68,9 +72,9 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
         self._downloads.close()
         self._downloads = Downloads(self._temp_dirs.folder, config.max_downloads)
 
-    def _subscribe(self, session_id: str, position: int | None) -> DeploymentResponseGenerator[Any]:
+    def _subscribe(self, session_id: str, resume: LiveResume | None) -> DeploymentResponseGenerator[Any]:
         stitch = self._stitch.options(stream=True, _by_reference=False, session_id=session_id)
-        return stitch.live.remote(session_id, position)
+        return stitch.live.remote(session_id, resume)
 
     async def _stitch_time(self, session_id: str) -> tuple[str, float]:
         """The host of a session's Stitch replica, and the monotonic clock there."""
@@ -78,6 +82,10 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
         return answer
 
     # --- the state of the server
+
+    async def check_health(self) -> None:
+        """Called by Serve, before the first request as well. It fails when the event loop hangs."""
+        self._supervision.start()
 
     @api.get("/healthz", summary="Whether the ingress runs and Stitch answers")
     async def healthz(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from deployments.stitch.output import AbortReason, Output, deliver
 from deployments.stitch.pipeline import Pipeline
 from deployments.stitch.rendering import Renderer
 from models.errors import InterruptedSpeech, StageError, TextError, WarmTalkError
+from models.speech.readable import skip_warnings
 
 
 @dataclass(slots=True)
@@ -38,9 +39,10 @@ class UtteranceRun:
         """
         chunks = self.pipeline.run(request)
         try:
-            async with aclosing(self._events(chunks)) as events:
-                async for event in events:
-                    yield event
+            with self.renderer.load.rendering(self.renderer):
+                async with aclosing(self._events(chunks)) as events:
+                    async for event in events:
+                        yield event
             if not self.renderer.writer.frames:
                 raise self._no_frame_error()
         except BaseException as error:
@@ -91,6 +93,7 @@ class UtteranceRun:
         calls, ttff_ms = [*self.pipeline.calls, *self.renderer.calls], self.ttff_ms or 0.0
         wall_s = time.perf_counter() - self.started_s
         summary = summary_of(self.renderer.writer, calls, self.pipeline.retries, ttff_ms, wall_s) | self.output.facts()
+        summary["warnings"] = skip_warnings(self.pipeline.skipped)
         self.renderer.meter.record_utterance(ttff_ms, summary["rtf"])
         return summary
 

@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 
-from deployments.common.messages import LiveEvent, LiveStart
+from deployments.common.messages import LiveEvent, LiveResume, LiveStart
 from models.avatar.playback import ping_pong
 from models.live.timeline import LiveClock, LiveFragment
 from models.media.encode import MediaSpec, UtteranceEncoder
@@ -100,12 +100,12 @@ class FakeStitch:
     def __init__(self, idle_path: Path, position: int = 0) -> None:
         self.clock = LiveClock.starting(position, time.time(), SPEC.fps)
         self.path = idle_path
-        self.subscriptions: list[tuple[str, int | None]] = []
+        self.subscriptions: list[tuple[str, LiveResume | None]] = []
         self.streams: list[LiveEvents] = []
         self.errors: list[BaseException] = []
 
-    def subscribe(self, session_id: str, position: int | None) -> LiveEvents:
-        self.subscriptions.append((session_id, position))
+    def subscribe(self, session_id: str, resume: LiveResume | None) -> LiveEvents:
+        self.subscriptions.append((session_id, resume))
         stream = LiveEvents(LiveEvent(self.clock, LiveStart(session_id, "ann", SPEC, str(self.path))))
         if self.errors:
             stream.queue.put_nowait(self.errors.pop(0))

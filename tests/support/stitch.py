@@ -139,7 +139,7 @@ async def make_stitch(monkeypatch, tmp_path):
         stages = Stages(delay_s)
         stitch = Stitch(stages, stages, stages)
         await stitch.reconfigure({"crf": 8, "steady_crops": False, "rest_mouth": "generated", **config})
-        live = Hubs(lambda session_id, position: StitchHandle(stitch).live.remote(session_id, position), lambda: 100)
+        live = Hubs(lambda session_id, resume: StitchHandle(stitch).live.remote(session_id, resume), lambda: 100)
         await stitch.create("alice")
         made.append((stitch, live))
         return stitch, live, stages

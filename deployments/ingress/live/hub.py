@@ -14,17 +14,18 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cachetools import LRUCache
 from ray.serve.handle import DeploymentResponseGenerator
 
-from deployments.common.clocks import HostClocks
+from deployments.common.clocks import HostClocks, own_host
 from deployments.common.errors import cancel_call, is_own_cancellation, replica_lost_error
-from deployments.common.messages import Ending, LiveEvent, LiveStart
+from deployments.common.messages import Ending, LiveEvent, LiveResume, LiveStart
 from deployments.ingress.backpressure import Client
-from models.errors import StageError
+from models.errors import MovedError, StageError
 from models.live.timeline import LIVE_FRAMES, IdleLoop, LiveClock, LiveFragment, ViewerTimeline
 from models.media.emsg import event_box
 
@@ -36,10 +37,11 @@ VIEWER_FRAGMENTS = 8  # 1.3 s: a viewer that lags further jumps to the live edge
 GRACE_S = 0.25  # how late speech may come without emptying the viewers' buffers of JOIN_FRAGMENTS
 LINGER_S = 10.0  # a hub ends this long after its last viewer left
 RETRY_S = 1.0  # between two attempts to subscribe again after the stream from Stitch was lost
+MOVING_S, MAX_MOVES = 0.05, 200  # between two attempts while the session moves to another replica: ten seconds
 MAX_LOOPS = 16  # idle loops in memory, about 2 MB each
 CLOCK_STEP_S = 5.0  # if the playout is further behind its clock, the clock was changed
 
-Subscribe = Callable[[str, int | None], DeploymentResponseGenerator[Any]]  # (session id, position) → LiveEvents
+Subscribe = Callable[[str, LiveResume | None], DeploymentResponseGenerator[Any]]  # session id, … → LiveEvents
 Message = tuple[str, dict[str, Any]]  # its kind, and its content as JSON
 
 
@@ -159,9 +161,8 @@ class Hub:
 
     async def start(self) -> None:
         """Subscribe to the session. Raises what Stitch raises, for instance SessionNotFound."""
-        self._events = self._subscribe(self.session_id, None)
+        event = await self._open(None)
         try:
-            event = await _first(self._events)
             assert event.start is not None, event
             self.spec, self._picture = event.start.spec, event.start.picture
             self._loop = await self._loops.load(Path(event.start.idle_path))
@@ -221,21 +222,25 @@ class Hub:
     # --- from Stitch
 
     async def _receive(self) -> None:
-        """Receive Stitch's events. Subscribe again when the stream is lost; end with the session."""
+        """Receive Stitch's events. Subscribe again when the stream is lost or moves; end with the session."""
         while True:
+            moved, began_s = False, time.monotonic()
             try:
                 async for event in self._events:
                     if event.ended is not None:
                         return self._end(event.ended)
+                    moved = event.moved
                     self._take(event)
             except (Exception, asyncio.CancelledError) as error:  # a replica died or is being replaced: try again
                 if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
                     raise
                 log.warning("live: lost the stream of session %s: %s", self.session_id, type(error).__name__)
             cancel_call(self._events)
-            self._speech.clear()
             self._expected.clear()
-            await asyncio.sleep(RETRY_S)
+            if not moved:
+                self._speech.clear()
+                if time.monotonic() - began_s < RETRY_S:  # do not subscribe in a loop to one that is lost at once
+                    await asyncio.sleep(RETRY_S)
             if ending := await self._subscribe_again():
                 return self._end(ending)
 
@@ -250,14 +255,32 @@ class Hub:
             for viewer in self.viewers:
                 viewer.set_making(event.making)
 
+    async def _open(self, resume: LiveResume | None) -> LiveEvent:
+        """Subscribe, and return the first event. While the session moves to another replica, try again.
+
+        Raises what Stitch raises, and StageError when its replica is lost.
+        """
+        for attempt in itertools.count(1):
+            self._events = self._subscribe(self.session_id, resume)
+            try:
+                return await _first(self._events)
+            except MovedError:
+                cancel_call(self._events)
+                if attempt == MAX_MOVES:
+                    raise
+            except BaseException:
+                cancel_call(self._events)
+                raise
+            await asyncio.sleep(MOVING_S)
+            resume = resume and replace(resume, moves=attempt)
+        raise AssertionError
+
     async def _subscribe_again(self) -> Ending | None:
         """Subscribe at the current position. Return an ending if the session is removed or shows another picture."""
         while True:
-            self._events = self._subscribe(self.session_id, self._position)
             try:
-                event = await _first(self._events)
+                event = await self._open(self._here())
             except Exception as error:  # noqa: BLE001 - whatever it is, except the two below: try again
-                cancel_call(self._events)
                 status = getattr(getattr(error, "cause", error), "status", 503)
                 if status in (404, 409):
                     return "removed" if status == 404 else "closed"
@@ -268,7 +291,13 @@ class Hub:
                 return "replaced"
             await self._follow_clock(event.start)
             self._clock = event.clock
+            self._speech = deque((event.clock, fragment) for _, fragment in self._speech)
             return None
+
+    def _here(self) -> LiveResume:
+        """The position that is shown next, and when it is due."""
+        due_in_s = self._clock.time_of(self._position) - self._now()
+        return LiveResume(self._position, due_in_s, own_host(), time.monotonic(), time.time())
 
     async def _follow_clock(self, start: LiveStart) -> None:
         """Use the clock of the process that owns the session now."""

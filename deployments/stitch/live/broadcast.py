@@ -80,8 +80,8 @@ class Broadcast:
         finally:
             self._listeners.discard(queue)
 
-    def close(self, reason: Ending) -> None:
-        """End the stream of every listener, with the reason."""
+    def close(self, reason: Ending | None) -> None:
+        """End the stream of every listener, with the reason; None: the session has moved to another replica."""
         for listener in self._listeners:
-            listener.put_nowait(LiveEvent(self.clock, ended=reason))
+            listener.put_nowait(LiveEvent(self.clock, ended=reason, moved=reason is None))
             listener.put_nowait(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from deployments.stitch.rendering import Renderer
 from models.speech.activity import pause_frames
 from models.types import Fragment
 
-_NUMBERS = itertools.count(1)  # of the live utterances of this process
+_NUMBERS = itertools.count(1 + secrets.randbelow(2**30))  # of live utterances; other replicas use others
 
 
 class LiveOutput(Output):
@@ -53,6 +54,7 @@ class LiveOutput(Output):
         return self.playout.released_frames
 
     def place(self, first_frame: int, frames: int) -> int:
+        self._renderer.placed_frames += frames
         return self.playout.place(first_frame, frames)
 
     def slack_s(self, position: int) -> float:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.common.clocks import CLOCK_OFFSET_S, own_host, stable_time_s
-from deployments.common.messages import Ending, LiveEvent, LiveStart
-from deployments.common.stage import Worker
+from deployments.common.messages import Ending, LiveEvent, LiveResume, LiveStart
+from deployments.common.worker import Worker
 from deployments.stitch.avatar_cache import LoadedAvatar
 from deployments.stitch.interrupts import Interrupt
 from deployments.stitch.live.broadcast import Broadcast
@@ -24,6 +26,7 @@ from models.media.encode import MediaSpec
 from models.runtime.atomic_file import replace_file
 
 IDLE_FOLDER = ".idle"  # in the sessions' folder, where all replicas and ingresses find it
+MAX_WAY_S = 5.0  # limits the effect of wall clocks that differ between hosts
 MAX_IDLE_FILES = 32  # that stay on disk
 IDLE_VERSION = 2  # increase it when the same frames and spec encode differently: idle motion must look like speech
 
@@ -45,33 +48,39 @@ class LiveRegistry:
         self._broadcasts: dict[str, Broadcast] = {}
         self._speaking: set[str] = set()  # sessions with a live output
         self._encoding: dict[Path, asyncio.Task[None]] = {}  # idle files that are being made
+        self._joined = asyncio.Event()  # somebody has begun to watch a session
         self._closings = 0  # calls of `close` and `sessions_showing`; a broadcast prepared meanwhile may be stale
 
     def broadcast_of(self, session_id: str) -> Broadcast | None:
         """The session's broadcast, None if nobody watches it."""
         return self._broadcasts.get(session_id)
 
+    def watched_fps(self, session_id: str) -> int | None:
+        """Frames per second of a session that somebody watches; None: nobody does."""
+        broadcast = self._broadcasts.get(session_id)
+        return broadcast.start.spec.fps if broadcast is not None and broadcast.watched else None
+
     def watched(self) -> list[str]:
         """Ids of the sessions that somebody watches."""
         return [session_id for session_id, broadcast in self._broadcasts.items() if broadcast.watched]
 
     async def watch(
-        self, session_id: str, find: Callable[[], Picture], worker: Worker, root: Path, position: int | None
+        self, session_id: str, find: Callable[[], Picture], worker: Worker, root: Path, resume: LiveResume | None
     ) -> AsyncGenerator[LiveEvent, None]:
         """What the session shows from now on.
 
-        find: runs on `worker`. root: the sessions' folder. position: on the timeline, if the caller knows a later one
-        than the file.
+        find: runs on `worker`. root: the sessions' folder. resume: where a stream goes on that was lost or moved.
         """
         while (broadcast := self._broadcasts.get(session_id)) is None:
             closings = self._closings
             picture = (await worker.run(find)).value
             path = await self._idle_file(picture, root / IDLE_FOLDER)
             if closings == self._closings and session_id not in self._broadcasts:  # else look again
-                self._broadcasts[session_id] = _new_broadcast(session_id, picture, path, position)
+                self._broadcasts[session_id] = _new_broadcast(session_id, picture, path, resume)
         try:
             async with aclosing(broadcast.listen()) as events:
                 async for event in events:
+                    self._joined.set()
                     yield event
         finally:
             self._drop_unused(session_id)
@@ -96,8 +105,19 @@ class LiveRegistry:
         self.pace.speakers = len(self._speaking)
         self._drop_unused(session_id)
 
-    def close(self, session_id: str, reason: Ending) -> None:
-        """End the session's broadcast, and one that is being prepared. A viewer that returns gets a new one."""
+    async def wait_for_viewers(self, session_id: str, timeout_s: float) -> None:
+        """Wait until somebody watches the session, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while session_id not in self.watched():
+                    self._joined.clear()
+                    await self._joined.wait()
+
+    def close(self, session_id: str, reason: Ending | None) -> None:
+        """End the session's broadcast, and one that is being prepared. A viewer that returns gets a new one.
+
+        reason: None: the session has moved to another replica, where its viewers' hubs subscribe again.
+        """
         self._closings += 1
         if (broadcast := self._broadcasts.pop(session_id, None)) is not None:
             broadcast.close(reason)
@@ -136,13 +156,23 @@ class LiveRegistry:
         return path
 
 
-def _new_broadcast(session_id: str, picture: Picture, path: Path, position: int | None) -> Broadcast:
+def _new_broadcast(session_id: str, picture: Picture, path: Path, resume: LiveResume | None) -> Broadcast:
     prepared, spec = picture.avatar.prepared, picture.spec
     grid = IdleGrid.of(len(prepared), spec.fps)
-    clock = LiveClock.starting(picture.position if position is None else position, stable_time_s(), spec.fps)
+    if resume is None:
+        clock = LiveClock.starting(picture.position, stable_time_s(), spec.fps)
+    else:
+        clock = LiveClock.starting(resume.position, stable_time_s() + _due_in_s(resume), spec.fps)
     version = prepared.version
     start = LiveStart(session_id, prepared.avatar_id, spec, str(path), own_host(), CLOCK_OFFSET_S, version)
     return Broadcast(start, grid, clock)
+
+
+def _due_in_s(resume: LiveResume) -> float:
+    """In how many seconds from now its position is due. Between hosts the wall clocks measure the way here."""
+    if resume.host == own_host():
+        return resume.due_in_s - (time.monotonic() - resume.monotonic_s)
+    return resume.due_in_s - min(max(0.0, time.time() - resume.wall_s), MAX_WAY_S)
 
 
 def _avatar_of(path: Path) -> str:

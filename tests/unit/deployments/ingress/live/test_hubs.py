@@ -324,7 +324,7 @@ async def test_after_a_replica_dies_the_hub_subscribes_again_and_viewers_notice_
     first_position(seen)  # idle motion without a gap
     assert len(stitch.subscriptions) == 3
     lost_at = 100 + FPS * (0.3 + 2 * hub.RETRY_S)
-    assert stitch.subscriptions[-1][1] == pytest.approx(lost_at, abs=8)
+    assert stitch.subscriptions[-1][1].position == pytest.approx(lost_at, abs=8)
 
 
 @pytest.mark.parametrize(("error", "ending"), [(NOT_FOUND, "removed"), (ClosedError("Closed.", "Open one."), "closed")])
