@@ -23,7 +23,7 @@ from tests.graph.requests import wait_until
 from warmtalk.cli.local_graph import LocalGraph
 
 WORKERS = ("TTS", "AudioFeatures", "LipSync", "Enhance")
-STAGES = (*WORKERS, "Stitch", "Ingress", "Avatars", "Chat")
+STAGES = (*WORKERS, "Stitch", "Ingress", "Avatars", "Chat", "Recognize")
 ENGINES: dict[str, dict[str, Any]] = {
     "TTS": {"engine": "tests.chaos.engines:Tone"},
     "AudioFeatures": {},
@@ -37,6 +37,7 @@ ENGINES: dict[str, dict[str, Any]] = {
         "cached_sessions": 4,
     },  # test_clients.py tests the limit; few files stay open
     "Avatars": {"preparation": False},
+    "Recognize": {"engine": "tests.chaos.engines:Recognizer"},
     "Chat": {"engine": "offline"},
     "Ingress": {},
 }
@@ -44,9 +45,13 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 def with_fake_engines(config: dict[str, Any]) -> None:
     """demo.yaml with fake engines and a fixed number of replicas. Serve's own settings stay as the file has them."""
-    config["applications"][0]["import_path"] = "tests.chaos.app:build_app"
+    application = config["applications"][0]
+    application["import_path"] = "tests.chaos.app:build_app"
+    application["args"]["recognize"] = True
+    application["deployments"].append(deployment_of(config, "Enhance") | {"name": "Recognize"})
     for stage, user_config in ENGINES.items():
         deployment = deployment_of(config, stage)
+        deployment["ray_actor_options"] = dict(deployment["ray_actor_options"])  # not that of another stage
         deployment["user_config"] = user_config
         deployment.pop("autoscaling_config", None)
         deployment["num_replicas"] = 1

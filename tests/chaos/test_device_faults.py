@@ -11,6 +11,7 @@ from tests.chaos.checks import finished, record, speaks_again
 from tests.chaos.harness import WORKERS, ChaosGraph
 from tests.chaos.results import Row
 from tests.chaos.viewers import Audience
+from tests.graph.media import wav
 from tests.graph.processes import replicas
 
 pytestmark = pytest.mark.ray
@@ -102,3 +103,24 @@ def test_a_frozen_process(graph: ChaosGraph, audience: Audience, row: Row, name:
     assert row.seen["lost_frames"] == 0 and row.seen["recovery_s"] <= REPLACED_S, row.seen
     if stage != "Stitch":
         assert row.seen["failed_utterances"] == 0
+
+
+@pytest.mark.soak
+@pytest.mark.promise(
+    "{fault} in Recognize, one replica", "replaced within 20 s; a request ends within 30 s; later ones are served"
+)
+@pytest.mark.parametrize("fault", ["hang", "cuda", "kill -9"])
+def test_recognition(graph: ChaosGraph, audience: Audience, row: Row, fault: str) -> None:
+    (pid,) = replicas()["Recognize"]
+
+    def recognised() -> int:
+        return audience.api.post("/v1/audio/transcriptions", files={"file": wav(2.0)}).status_code
+
+    assert recognised() == 200
+    began_s = graph.kill("Recognize")[1] if fault == "kill -9" else graph.inject("Recognize", kind=fault)
+    status = recognised()
+    row.saw(answered_s=time.monotonic() - began_s)
+    row.note(f"the request was answered with status {status}")
+    row.saw(recovery_s=graph.wait_until_replaced("Recognize", pid, began_s))
+    assert recognised() == 200
+    assert row.seen["recovery_s"] <= REPLACED_S and row.seen["answered_s"] <= 30, row.seen
