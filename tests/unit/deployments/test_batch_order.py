@@ -81,11 +81,15 @@ async def test_watched_frames_come_before_the_background_which_still_advances(de
     assert names.count("live") > 0.8 * len(names)
 
 
-async def test_requests_of_arrays_are_ordered_as_any_other(device):
+async def test_the_oldest_request_of_frames_goes_first_in_every_eighth_batch(device):
     batcher = FrameBatcher(device.compute, device.run, batch_size=1, wait_s=0.0)
-    frames = [np.zeros(2), np.zeros(2)]
-    await asyncio.gather(*(batcher.submit(frames, Urgency(-1.0, 0.32), str(number)) for number in range(12)))
-    assert len(device.batches) == 24
+    running = asyncio.create_task(batcher.submit([np.ones(2)], NO_HURRY, "running"))
+    await asyncio.sleep(0.1)
+    file = asyncio.create_task(batcher.submit([np.zeros(2)], NO_HURRY, "file"))
+    await asyncio.sleep(0.1)
+    others = [batcher.submit([np.ones(2)], Urgency(-1.0, 0.32, background=False), str(k)) for k in range(12)]
+    await asyncio.gather(running, file, *others)
+    assert [frame[0][0] for frame in device.batches] == [1.0] * 7 + [0.0] + [1.0] * 6
 
 
 async def make_watched(batcher, stop: asyncio.Event) -> None:
