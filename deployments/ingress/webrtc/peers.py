@@ -16,6 +16,7 @@ from typing import Any
 
 from configs.schema import IngressConfig
 from deployments.ingress.live.hub import Viewer
+from deployments.ingress.webrtc import ice
 from deployments.ingress.webrtc.tracks import Feed
 from models.errors import BusyError, InputError, NotConfiguredError, NotFoundError
 
@@ -23,12 +24,6 @@ LOST_STATES = ("failed", "closed", "disconnected")
 CONNECT_TIMEOUT_S = 20.0  # for the client's first packet after the answer
 # In order of preference. H.264 is sent as it was encoded; VP8 is encoded again for the viewer.
 VIDEO_CODECS = ("video/H264", "video/VP8", "video/rtx")
-# Browsers hide their addresses behind multicast DNS names, which aiortc would wait seconds for. The server learns the
-# address of such a client, and perhaps of others, from its first packet; so the end of the candidates must not end the
-# connection before that packet.
-IGNORED_CANDIDATES = re.compile(
-    r"^a=(?:candidate:\S+ \d+ \S+ \d+ \S+\.local\.? .*|end-of-candidates[ \t]*)(?:\r?\n|\Z)", re.M
-)
 CODEC_REMEDY = "Offer to receive H.264 with packetization-mode 1, or VP8; or use live.mp4."
 
 
@@ -63,6 +58,7 @@ class Peers:
         Raises InputError, NotConfiguredError, BusyError, and what `view` raises.
         """
         self.check_available()
+        ice.check_offer(sdp)
         if "video" not in (kinds := re.findall(r"^m=(audio|video) ", sdp, re.MULTILINE)):
             raise InputError("The body is not an SDP offer with video.", CODEC_REMEDY)
         if len(self._peers) + self._answering >= self._config().max_webrtc_viewers:
@@ -110,7 +106,7 @@ class Peers:
                     codecs = sorted((c for c in known if c.mimeType in VIDEO_CODECS), key=_codec_preference)
                     transceiver.setCodecPreferences(codecs)
             try:
-                offer = RTCSessionDescription(IGNORED_CANDIDATES.sub("", sdp), "offer")
+                offer = RTCSessionDescription(ice.without_candidates(sdp), "offer")
                 await connection.setRemoteDescription(offer)
                 answer = await connection.createAnswer()
             except Exception as error:  # aiortc raises many kinds for SDP that it cannot use
@@ -120,7 +116,10 @@ class Peers:
             if codec not in ("H264", "VP8"):
                 raise InputError("The offer has no video codec that this server sends.", CODEC_REMEDY)
             feed.passthrough = codec == "H264"
+            for part in ice.connections(connection):
+                ice.limit_sources(part)
             await connection.setLocalDescription(answer)
+            await asyncio.gather(*(ice.permit(part, ice.addresses(sdp)) for part in ice.connections(connection)))
         except BaseException:
             await connection.close()
             raise
