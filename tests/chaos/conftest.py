@@ -80,7 +80,8 @@ def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     row = Row(case.format(**(values.params if values else {})), promised)
     yield row
     report = getattr(request.node, "report_call", None)
-    row.held = report is not None and report.passed
-    if report is not None and report.failed:
-        row.note(str(report.longrepr.reprcrash.message).splitlines()[0][:200])
-    save([row])
+    if report is not None:
+        row.failure = str(report.longrepr.reprcrash.message).splitlines()[0][:200] if report.failed else ""
+    setup = getattr(request.node, "report_setup", None)
+    if setup is None or not setup.skipped:
+        save([row])

@@ -112,8 +112,9 @@ class ChaosGraph:
     def wait_until_replaced(self, stage: str, pid: int, since_s: float, count: int = 1, limit_s: float = 60.0) -> float:
         """Wait until the process has ended and `count` other replicas serve. Returns the seconds since `since_s`."""
 
-        def replaced() -> bool:
-            return pid not in replicas().get(stage, ()) and self.running_replicas(stage) >= count
+        def replaced() -> bool:  # Serve counts a dead replica until it starts another process
+            processes = replicas().get(stage, set())
+            return pid not in processes and len(processes) >= count and self.running_replicas(stage) >= count
 
         wait_until(replaced, f"{stage} ({pid}) is replaced", limit_s, every_s=0.1)
         return time.monotonic() - since_s

@@ -18,14 +18,14 @@ PATH = ROOT / "out" / "chaos.json"
 class Row:
     """One case. seen: short name → figure, with the unit in the name (`longest_gap_s`); None was not measured.
 
-    notes: what else was seen. held: whether the promise was kept.
+    notes: what else was seen. failure: why the promise was not kept; empty if it was.
     """
 
     case: str
     promised: str
     seen: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    held: bool = False
+    failure: str = "did not run to its end"
 
     def saw(self, **figures: float) -> None:
         self.seen |= {name: round(float(value), 3) for name, value in figures.items()}
@@ -35,7 +35,8 @@ class Row:
         self.saw(**{name: max(value, self.seen.get(name, 0.0)) for name, value in figures.items()})
 
     def note(self, text: str) -> None:
-        self.notes.append(text)
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 def save(rows: list[Row], path: Path = PATH) -> None:

@@ -13,6 +13,7 @@ from tests.chaos.results import Row
 from tests.chaos.viewers import Audience
 from tests.graph.media import wav
 from tests.graph.processes import replicas
+from tests.graph.requests import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -32,13 +33,11 @@ def watch_replacement(
     graph.inject(stage, kind=kind)
     asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
     began_s = graph.wait_until_taken(stage)
-    end_s = time.monotonic() + 60
-    while not (gone := before - replicas().get(stage, set())) or graph.running_replicas(stage) < count:
-        assert time.monotonic() < end_s, f"no replica of {stage} is replaced"
-        time.sleep(0.1)
+    (pid,) = wait_until(lambda: before - replicas().get(stage, set()), f"a replica of {stage} ends", every_s=0.1)
+    graph.wait_until_replaced(stage, pid, began_s, count)
     row.saw(recovery_s=time.monotonic() - began_s)
     answers = finished(asked, 150)
-    assert len(gone) == 1, f"{len(gone)} replicas of {stage} were replaced"
+    assert len(before - replicas()[stage]) == 1, f"more than one replica of {stage} was replaced"
     record(row, audience, answers, began_s, time.monotonic())
     speaks_again(row, audience, ids, time.monotonic(), 5.0)
 

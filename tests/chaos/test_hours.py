@@ -67,10 +67,10 @@ def test_hours_of_sessions(
     for key in KEYS:
         fifth = max(1, len(samples) // 5)
         early, late = (np.median([s[key] for s in part]) for part in (samples[fifth : 2 * fifth], samples[-fifth:]))
-        row.saw(**{f"{key}_growth": float(late - early)})
+        row.saw(**{f"growth_of_{key}": float(late - early)})
     assert lost == 0 and row.seen["av_offset_s"] <= APART_S, row.seen
     for key, limit in GROWTH.items():
-        assert row.seen[f"{key}_growth"] <= limit, row.seen
+        assert row.seen[f"growth_of_{key}"] <= limit, row.seen
 
 
 def sample(audience: Audience) -> dict[str, float]:
