@@ -14,8 +14,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import ray
-
 log = logging.getLogger("ray.serve")
 
 CHECK_S = 1.0  # interval of looking for a fault
@@ -25,6 +23,8 @@ STALL_LIMIT_S = 10.0  # an event loop that does not run for this long hangs: a l
 
 def replica_resources() -> dict[str, float] | None:
     """The resources that Ray has assigned to this replica; None outside an actor, as in tests and notebooks."""
+    import ray
+
     if not ray.is_initialized():
         return None
     context = ray.get_runtime_context()
