@@ -42,6 +42,10 @@ def cluster(documents: list[dict[str, Any]]) -> dict[str, Any]:
     return next(d for d in documents if d["kind"] == "RayService")["spec"]["rayClusterConfig"]
 
 
+def named(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {document["metadata"]["name"]: document for document in documents if document["kind"] == kind}
+
+
 def groups(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
 
@@ -87,6 +91,43 @@ def test_the_head_runs_no_stage_and_has_no_gpu(cluster: dict[str, Any]) -> None:
     head = cluster["headGroupSpec"]
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert "nvidia.com/gpu" not in container(head)["resources"]["limits"]
+
+
+def test_the_cluster_requires_a_token_and_survives_its_head(
+    documents: list[dict[str, Any]], cluster: dict[str, Any]
+) -> None:
+    assert cluster["authOptions"] == {"mode": "token"}
+    options, redis = cluster["gcsFaultToleranceOptions"], named(documents, "StatefulSet")["warmtalk-redis"]
+    service = named(documents, "Service")["warmtalk-redis"]
+    assert options["redisAddress"] == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert service["spec"]["selector"] == redis["spec"]["template"]["metadata"]["labels"]
+    environment = redis["spec"]["template"]["spec"]["containers"][0]["env"][0]
+    assert environment["valueFrom"] == options["redisPassword"]["valueFrom"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):  # KubeRay sets it, if nothing else does
+        assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & {e["name"] for e in container(group)["env"]}
+
+
+def test_only_port_8000_is_open_to_everybody(documents: list[dict[str, Any]], cluster: dict[str, Any]) -> None:
+    policies = named(documents, "NetworkPolicy")
+    own = {"podSelector": policies["warmtalk"]["spec"]["podSelector"]}
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert own["podSelector"]["matchLabels"].items() <= group["template"]["metadata"]["labels"].items()
+    allowed = {
+        tuple(port["port"] for port in rule.get("ports", [])): rule.get("from")
+        for rule in policies["warmtalk"]["spec"]["ingress"]
+    }
+    assert allowed.keys() == {(), (8265, 8000), (8000,), (8080,)}
+    assert allowed[()] == [own] and allowed[8000,] is None and allowed[8080,] and allowed[8265, 8000]
+    redis = policies["warmtalk-redis"]["spec"]
+    labels = named(documents, "StatefulSet")["warmtalk-redis"]["spec"]["template"]["metadata"]["labels"]
+    assert redis["podSelector"]["matchLabels"] == labels and [rule["from"] for rule in redis["ingress"]] == [[own]]
+    assert all(policy["spec"]["policyTypes"] == ["Ingress"] for policy in policies.values())
+
+
+def test_the_heads_service_does_not_have_the_port_of_the_ray_client(cluster: dict[str, Any]) -> None:
+    """KubeRay copies the head container's ports into the Service."""
+    ports = {port["name"]: port["containerPort"] for port in container(cluster["headGroupSpec"])["ports"]}
+    assert ports == {"gcs-server": 6379, "dashboard": 8265, "serve": 8000, "metrics": 8080}
 
 
 def test_only_the_gpu_group_has_gpus_and_the_gpu_image(cluster: dict[str, Any]) -> None:
@@ -149,7 +190,7 @@ def test_render_uses_the_given_image_and_tag(render: ModuleType, tmp_path: Path)
     assert render.main(["--image", "registry.example.com/wt", "--tag", "7", "--output", str(output)]) == 0
     text = output.read_text()
     assert "registry.example.com/wt:7-cpu" in text and "registry.example.com/wt:7-gpu" in text
-    assert "$" not in text
+    assert not re.search(r"\$[a-z_{]", text)  # `$(NAME)` is Kubernetes's
 
 
 def test_render_checks_without_writing(render: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
