@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import Any
 
+from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
@@ -22,6 +23,7 @@ from deployments.ingress.app import api
 from deployments.ingress.downloads import FOLDER, Downloads
 from deployments.ingress.limits import ConcurrencyLimit
 from deployments.ingress.live.hubs import Hubs
+from deployments.ingress.readiness import Readiness, ReadinessProbe
 from deployments.ingress.routes.avatars import AvatarRoutes
 from deployments.ingress.routes.chat import ChatRoutes
 from deployments.ingress.routes.openai import OpenAIRoutes
@@ -50,6 +52,7 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
         self._stitch, self._avatars, self._tts, self._chat = stitch, avatars, tts, chat
         self._started_s = int(time.time())
         self._supervision = Supervision("Ingress")
+        self._readiness = ReadinessProbe()
         self.config = IngressConfig()
         self.settings = IngressSettings.of(self.config)
         self._uploads = Uploads(self.config)
@@ -91,6 +94,17 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
     async def healthz(self) -> dict[str, str]:
         await self._stitch.stats.remote()
         return {"status": "ok"}
+
+    @api.head("/readyz", include_in_schema=False)
+    @api.get(
+        "/readyz",
+        summary="Whether every stage that speech needs can serve; 503 if one cannot",
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "A stage that speech needs cannot serve."}},
+    )
+    async def readyz(self) -> JSONResponse:
+        report = await self._readiness.report()
+        return JSONResponse(report.model_dump(), 200 if report.ready else 503, {"Cache-Control": "no-store"})
 
     @api.get("/abilities", summary="Optional abilities of this server: whether it recognizes speech")
     async def abilities(self) -> dict[str, bool]:

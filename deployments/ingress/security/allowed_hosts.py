@@ -21,11 +21,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.ingress.security.origins import POLICY_VIOLATION
 from deployments.ingress.settings import ANY, GetSettings
 
+PROBES = ("/healthz", "/readyz")
 SAFE_SUFFIXES = ("localhost", "local", "internal", "svc", "test", "home.arpa")
 
 
 class AllowedHosts:
-    """Refuses other hosts with 421. `/healthz` accepts any host, because probes send arbitrary ones."""
+    """Refuses other hosts with 421. PROBES accept any host, because probes send arbitrary ones."""
 
     def __init__(self, app: ASGIApp, settings: GetSettings) -> None:
         self._app, self._settings = app, settings
@@ -34,7 +35,7 @@ class AllowedHosts:
         if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         host = Headers(scope=scope).get("host", "")
-        if is_allowed_host(host, self._settings().allowed_hosts) or route_path(scope) == "/healthz":
+        if is_allowed_host(host, self._settings().allowed_hosts) or route_path(scope) in PROBES:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "This host is not allowed."})

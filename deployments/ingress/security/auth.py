@@ -4,7 +4,7 @@
 - the login cookie, for the page: POST /login exchanges a key for it
 - `?token=…`, for players that can send neither: from POST /sessions/{id}/token, valid for one session and limited time
 
-The page's own files, /login and /healthz are open to everybody.
+The page's own files, /login, /healthz and /readyz are open to everybody.
 """
 
 # no `from __future__ import annotations`: FastAPI must see the real types
@@ -95,7 +95,7 @@ def _is_public(scope: Scope) -> bool:
     if path == "/login":
         return True
     reads = scope["type"] == "http" and scope["method"] in READ_METHODS
-    return reads and (path in ("/", "/healthz", "/web") or path.startswith("/web/"))
+    return reads and (path in ("/", "/healthz", "/readyz", "/web") or path.startswith("/web/"))
 
 
 def _has_access(scope: Scope, keys: Keys) -> bool:

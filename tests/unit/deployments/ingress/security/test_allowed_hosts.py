@@ -3,6 +3,7 @@
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
+from deployments.ingress.readiness import ReadinessProbe
 from deployments.ingress.security.allowed_hosts import is_allowed_host
 from tests.support.ingress import Handle, error_of
 
@@ -56,7 +57,10 @@ def test_a_rebound_host_name_is_refused_before_any_stage_is_called(serve):
 
 
 def test_the_health_check_accepts_any_host(serve):
-    assert serve(Handle(stats={})).get("/healthz", headers={"host": "probe.example"}).status_code == 200
+    client = serve(Handle(stats={}))
+    client.replica._readiness = ReadinessProbe(dict)
+    assert client.get("/healthz", headers={"host": "probe.example"}).status_code == 200
+    assert client.get("/readyz", headers={"host": "probe.example"}).status_code == 503
 
 
 def test_hosts_are_configured_and_with_keys_any_host_is_allowed(serve, monkeypatch):

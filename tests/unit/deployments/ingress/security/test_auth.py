@@ -3,7 +3,9 @@
 import pytest
 from starlette.testclient import TestClient
 
+from deployments.common.messages import SoundPart
 from deployments.ingress.app import api
+from deployments.ingress.readiness import ReadinessProbe
 from deployments.ingress.security.auth import COOKIE
 from models.errors import ConfigError
 from models.stitch.session import SessionFile
@@ -12,7 +14,7 @@ from tests.support.live import SPEC, fragments, levels
 
 KEY, OTHER = "0123456789abcdef-one", "0123456789abcdef-two"
 BEARER = {"Authorization": f"Bearer {KEY}"}
-PUBLIC = {"/login", "/healthz"}
+PUBLIC = {"/login", "/healthz", "/readyz"}
 
 
 @pytest.fixture
@@ -47,6 +49,8 @@ def test_every_route_but_the_public_ones_requires_a_key(locked):
 
 def test_the_page_its_files_and_the_health_check_are_public(locked):
     client = locked(Handle(stats={}))
+    client.replica._readiness = ReadinessProbe(dict)
+    assert client.get("/readyz").status_code == 503
     for path in ("/", "/web/app.js", "/healthz"):
         assert client.get(path).status_code == 200, path
     assert client.post("/", headers={"origin": "http://testserver"}).status_code == 401
@@ -75,7 +79,7 @@ def test_any_key_gives_access_in_the_authorization_header(locked):
 
 
 def test_openais_clients_send_the_key_as_their_api_key(locked):
-    client = locked(tts=Handle(encoded=[b"ID3"]))
+    client = locked(tts=Handle(encoded=[SoundPart(b"ID3")]))
     body = {"model": "tts-1", "input": "Hello.", "voice": "default"}
     assert client.post("/v1/audio/speech", json=body, headers=BEARER).content == b"ID3"
     assert client.post("/v1/audio/speech", json=body).status_code == 401
