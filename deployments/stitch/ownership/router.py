@@ -4,8 +4,8 @@ Serve runs one router per handle, in the processes of Ingress and Chat. A router
 a known session costs no call. It asks the directory about new sessions, and about those whose owner is not on Serve's
 list any more: a draining owner still gets the requests of the sessions that it has not released.
 
-Written for Ray 2.60. It overrides two methods of RequestRouter that are not public (`_choose_replicas_with_backoff`,
-`_select_from_candidate_replicas`), and reads `RunningReplica._replica_info`; a unit test checks that they exist.
+Written for Ray 2.60: it overrides methods of RequestRouter that are not public, and reads
+`RunningReplica._replica_info`. A unit test checks that these exist.
 """
 
 from __future__ import annotations
@@ -169,6 +169,19 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
             return candidates[0]
         chosen: RunningReplica | None = await super()._select_from_candidate_replicas(candidates, backoff_index)
         return chosen
+
+    # --- requests that share an id: Serve gives all calls in the context of one request the id of that request, finds
+    # a pending one by its id, and so would never route the second of two at a time
+
+    def _add_pending_request_to_indices(self, pending_request: PendingRequest) -> None:
+        self._pending_requests_by_id[id(pending_request.metadata)] = pending_request
+
+    def _remove_pending_request_from_indices(self, pending_request: PendingRequest) -> None:
+        self._pending_requests_by_id.pop(id(pending_request.metadata), None)
+
+    def _get_pending_request_matching_internal_request_id(self, request_metadata: Any = None) -> PendingRequest | None:
+        found = self._pending_requests_by_id.get(id(request_metadata))
+        return found if found is not None and not found.future.done() else None
 
 
 def _was_moved(request: PendingRequest) -> bool:

@@ -1,0 +1,220 @@
+"""The router of Stitch over fake replicas and a directory in this process, without Ray."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from deployments.common.messages import SpeakRequest
+from deployments.stitch.ownership import router as module
+from deployments.stitch.ownership.directory import CONFIRM_S, Load, Report, SessionUse
+from deployments.stitch.ownership.router import SessionRouter
+from tests.support.cluster import LocalDirectory
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
+
+STITCH = DeploymentID("Stitch", "app")
+
+
+class Replica:
+    """As Serve's RunningReplica."""
+
+    max_ongoing_requests = 1000
+
+    def __init__(self, name: str) -> None:
+        self.replica_id = ReplicaID(name, STITCH)
+        self._replica_info = SimpleNamespace(name=name)
+
+    async def get_queue_len(self, *, deadline_s: float) -> int:
+        return 0
+
+
+R0, R1, R2 = (Replica(f"r{number}") for number in range(3))
+
+
+@pytest.fixture
+def directory() -> LocalDirectory:
+    return LocalDirectory()
+
+
+def make_router(directory: LocalDirectory, *replicas: Replica) -> SessionRouter:
+    router = SessionRouter(
+        deployment_id=STITCH,
+        handle_source=DeploymentHandleSource.REPLICA,
+        create_replica_wrapper_func=lambda info: Replica(info.name),
+        get_curr_time_s=time.time,
+    )
+    router._directory = directory
+    router.update_replicas(list(replicas))
+    return router
+
+
+def request(session_id: str, *arguments) -> PendingRequest:
+    return PendingRequest(list(arguments), {}, RequestMetadata("1", "1", call_method="speak", session_id=session_id))
+
+
+async def route(router: SessionRouter, session_id: str, *arguments) -> str:
+    """The id of the replica that a request is sent to."""
+    chosen = await router._choose_replica_for_request(request(session_id, *arguments))
+    return chosen.replica_id.unique_id
+
+
+def asked(directory: LocalDirectory) -> int:
+    return directory.calls.count("route")
+
+
+async def test_a_known_session_costs_no_call(directory):
+    router = make_router(directory, R0, R1)
+    first = await route(router, "alice")
+    assert [await route(router, "alice") for _ in range(20)] == [first] * 20
+    assert asked(directory) == 1
+
+
+async def test_requests_of_a_new_session_share_one_call(directory):
+    router = make_router(directory, R0, R1)
+    replicas = await asyncio.gather(*(route(router, "alice") for _ in range(20)))  # they have the same request id
+    assert len(set(replicas)) == 1 and asked(directory) == 1
+
+
+async def test_two_routers_agree_also_when_replicas_are_added(directory):
+    one, two = make_router(directory, R0, R1), make_router(directory, R0, R1)
+    first = {session: await route(one, session) for session in "abcdef"}
+    assert set(first.values()) == {"r0", "r1"}
+    two.update_replicas([R0, R1, R2])
+    assert {session: await route(two, session) for session in "abcdef"} == first
+    assert await route(two, "g") == "r2"
+    assert await route(one, "g") == "r2"  # which is not on its list yet
+
+
+async def test_a_request_without_a_session_goes_to_any_listed_replica(directory):
+    router = make_router(directory, R0, R1)
+    assert await router.choose_replicas([R0, R1], request("")) == [[R0, R1]]
+    assert await route(router, "") in ("r0", "r1") and asked(directory) == 0
+
+
+async def test_requests_reach_a_draining_owner_until_it_releases_the_session(directory):
+    router = make_router(directory, R1)
+    assert await route(router, "alice") == "r1"
+    router.update_replicas([R0])
+    await asyncio.sleep(CONFIRM_S)
+    assert await route(router, "alice") == "r1" and await route(router, "new") == "r0"
+    await directory.call("release", "r1", "alice", True)
+    assert await route(router, "alice") == "r0"
+
+
+async def test_a_router_that_started_later_reaches_a_draining_owner_too(directory):
+    older = make_router(directory, R1)
+    assert await route(older, "alice") == "r1"
+    older.update_replicas([R0])
+    assert await route(make_router(directory, R0), "alice") == "r1"
+
+
+async def test_a_draining_owner_is_reached_while_no_other_replica_runs(directory):
+    router = make_router(directory, R1)
+    assert await route(router, "alice") == "r1"
+    router.update_replicas([])
+    async with asyncio.timeout(1.0):
+        assert await route(router, "alice") == "r1"
+    new = asyncio.create_task(route(router, "new"))
+    await asyncio.sleep(1.0)
+    assert not new.done()
+    router.update_replicas([R2])
+    assert await new == "r2"
+
+
+async def test_the_session_of_a_dead_replica_goes_to_another(directory):
+    router, other = make_router(directory, R1), make_router(directory, R0, R1)
+    assert await route(router, "alice") == await route(other, "alice") == "r1"
+    router.update_replicas([R0, R1])
+    router.on_replica_actor_died(R1.replica_id)
+    assert await route(router, "alice") == "r0"
+    other.on_replica_actor_died(R1.replica_id)
+    assert await route(other, "alice") == "r0"
+
+
+async def test_a_departed_replica_whose_process_ended_gets_no_request(directory):
+    router = make_router(directory, R1)
+    await route(router, "alice")
+    router.update_replicas([R0])
+    router.on_replica_actor_died(R1.replica_id)
+    assert await route(router, "alice") == "r0"
+
+
+async def test_an_owner_that_cannot_be_reached_is_taken_as_dead(directory):
+    directory.directory.report(Report("r9", Load(), {"alice": SessionUse()}))
+    router = make_router(directory, R0)
+    async with asyncio.timeout(1.0):
+        assert await route(router, "alice") == "r0"  # no router has said how to call r9
+
+
+async def test_a_refused_request_asks_again(directory):
+    router = make_router(directory, R0, R1)
+    assert await route(router, "alice") == "r0"
+    directory.directory._entries["alice"].owner = "r1"
+    assert await route(router, "alice", SpeakRequest("alice")) == "r0"
+    assert await route(router, "alice", SpeakRequest("alice", moves=1)) == "r1"
+    assert await route(router, "alice") == "r1"
+
+
+async def test_without_a_directory_all_routers_choose_the_same_replica_and_say_so_once(directory, caplog):
+    routers = [make_router(directory, R0, R1, R2), make_router(directory, R2, R1, R0)]
+    known = await route(routers[0], "known")
+    directory.down = True
+    assert await route(routers[0], "known") == known
+    sessions = [f"s{number}" for number in range(30)]
+    placed = [[await route(router, session) for session in sessions] for router in routers]
+    assert placed[0] == placed[1] and set(placed[0]) == {"r0", "r1", "r2"}
+    await asyncio.sleep(module.DOWN_S)
+    await route(routers[0], "another")
+    assert [record.message for record in caplog.records if "by hash" in record.message].__len__() == 2  # one per router
+    directory.down = False
+    await asyncio.sleep(module.DOWN_S)
+    directory.directory.report(Report("r1", Load(), {"s0": SessionUse(speaking=True)}))
+    assert [await route(router, "s0") for router in routers] == ["r1", "r1"]  # what the replica says counts
+
+
+async def test_a_directory_that_is_new_is_told_the_list_again(directory):
+    router = make_router(directory, R0, R1)
+    await route(router, "alice")
+    directory.calls.clear()
+    directory.directory = LocalDirectory().directory
+    await route(router, "ben")
+    await asyncio.sleep(0.1)
+    assert directory.calls == ["route", "update"]
+
+
+async def test_many_requests_wait_for_the_directory_at_a_time(directory):
+    """A session whose owner is known does not wait for others."""
+    router = make_router(directory, R0)
+    await route(router, "known")
+    answer = asyncio.Event()
+    call = directory.call
+
+    async def slow(method, *arguments, timeout_s=1.0):
+        await answer.wait()
+        return await call(method, *arguments)
+
+    directory.call = slow
+    waiting = [asyncio.create_task(route(router, f"s{number}")) for number in range(50)]
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(0.1):
+        assert await route(router, "known") == "r0"
+    answer.set()
+    assert set(await asyncio.gather(*waiting)) == {"r0"}
+
+
+def test_the_private_parts_of_serve_that_the_router_overrides_exist():
+    overridden = {name for name in vars(SessionRouter) if name in vars(RequestRouter) and name.startswith("_")}
+    assert overridden >= {
+        "_choose_replicas_with_backoff",
+        "_select_from_candidate_replicas",
+        "_add_pending_request_to_indices",
+        "_remove_pending_request_from_indices",
+        "_get_pending_request_matching_internal_request_id",
+    }
+    assert isinstance(RequestRouter.max_num_routing_tasks, property)
+    assert "_replica_info" in RunningReplica.__init__.__code__.co_names
