@@ -174,3 +174,24 @@ async def test_two_workers_run_in_parallel_and_calls_of_one_in_order():
         assert len(await asyncio.gather(*calls)) == 2
         await asyncio.gather(a.run(time.sleep, 0.01), *(a.run(done.append, k) for k in range(20)))
     assert done == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("resources", "config", "limits"),
+    [
+        ({"CPU": 1.0, "GPU": 0.3}, {}, [0.3]),
+        ({"CPU": 1.0, "GPU": 0.3}, {"limit_gpu_memory": False}, [1.0]),
+        ({"CPU": 1.0}, {}, []),
+        (None, {}, []),  # not in Ray
+    ],
+)
+async def test_the_gpu_memory_is_limited_to_the_share_of_the_replica(monkeypatch, resources, config, limits):
+    given: list[float] = []
+    monkeypatch.setattr("deployments.common.stage.replica_resources", lambda: resources)
+    monkeypatch.setattr("deployments.common.stage.limit_gpu_memory", given.append)
+    stage = Recorder()
+    await stage.reconfigure(config)
+    await stage.reconfigure({**config, "batch_size": 3})  # it is not set again
+    assert given == limits
+    await stage.reconfigure({"limit_gpu_memory": not config.get("limit_gpu_memory", True)})
+    assert len(given) == 2 * len(limits)
