@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from models.errors import WarmTalkError
 from models.live.timeline import LiveClock, LiveFragment
 from models.media.encode import MediaSpec
 
@@ -33,15 +34,18 @@ class SpeechOptions:
 
 @dataclass(frozen=True, slots=True)
 class SpeakRequest(SpeechOptions):
-    """One utterance for Stitch: `text`, or `audio` (the bytes of a sound file), or `text_stream_key`.
+    """One utterance for Stitch: `text`, or `audio_path`, or `text_stream_key`.
 
+    audio_path: of a sound file in the folder of uploads (paths.UPLOADS). The ingress deletes it after the answer.
     text_stream_key: the key of a text stream, a text that is still being written (deployments/common/text_stream.py).
     """
 
     session_id: str = DEFAULT_SESSION
     text: str = ""
-    audio: bytes = b""
+    audio_path: str = ""
     deliver: bool = True  # False: return only the summary, without the fragments
+    sent_s: float = 0.0  # when the caller sent it first, by its wall clock
+    moves: int = 0  # how often it was sent again because its session moved to another replica
     text_stream_key: str = ""
     progress: bool = False  # also return progress events while the utterance is made
     calls: bool = False  # the summary lists every call of every stage, for a profile
@@ -51,6 +55,7 @@ class SpeakRequest(SpeechOptions):
 class SpeakEvent:
     """One item of Stitch's answer: video bytes, progress, or the summary, which is the last item.
 
+    error: why a text that is still being written ended early; what arrived before it is spoken (text_stream.py).
     making: the fields of websocket.protocol.Making, and `spoken` (the sentences whose sound has begun) and `watched`.
     """
 
@@ -58,6 +63,15 @@ class SpeakEvent:
     frames: int = 0
     making: dict[str, Any] | None = None
     summary: dict[str, Any] | None = None
+    error: WarmTalkError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SoundPart:
+    """A part of a sound file that TTS makes. warnings: what was left out of its text, as far as known by now."""
+
+    data: bytes
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +101,26 @@ class LiveStart:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveResume:
+    """Where a live stream goes on after its replica was lost or has handed the session over.
+
+    `position` was due in `due_in_s` seconds when the ingress sent this, at `monotonic_s` of its host and `wall_s`.
+    moves: how often the subscription was refused because the session moves.
+    """
+
+    position: int
+    due_in_s: float
+    host: str
+    monotonic_s: float
+    wall_s: float
+    moves: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LiveEvent:
     """The current clock of a session, and one news item: its start, a live fragment, or none (a heartbeat).
 
+    moved: another replica owns the session now; subscribe again. The last event.
     expect: speech will begin at this position, so wait for it if it is late; -1: no speech is expected any more.
     making: progress of the utterance that is being made. ended: why the stream ends with this event.
     """
@@ -100,3 +131,4 @@ class LiveEvent:
     expect: int | None = None
     making: dict[str, Any] | None = None
     ended: Ending | None = None
+    moved: bool = False

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from models.errors import InputError
+
+UPLOADS = "results/uploads"  # what the ingress has received; other stages read it there
 CODE = Path(__file__).resolve().parents[2]  # the folder that holds graph.py, models/ and deployments/
 
 
@@ -27,6 +30,16 @@ def input_path(name: str) -> Path:
 def output_path(name: str) -> Path:
     """A folder to write to: an absolute path, or a path under home()."""
     return home() / name
+
+
+def uploaded_file(path: str) -> Path:
+    """The file of an upload, by the path that the ingress has sent. Raises InputError for a path elsewhere."""
+    file, folder = Path(path).resolve(), output_path(UPLOADS).resolve()
+    if not file.is_relative_to(folder):
+        raise InputError(f"{path} is not an upload.", f"All stages must share the folder {folder}.")
+    if not file.is_file():
+        raise InputError("The upload is no longer there.", "Send it again.")
+    return file
 
 
 def cache_dir() -> Path:

@@ -29,6 +29,7 @@ from deployments.ingress.security.origins import CrossOrigin
 from deployments.ingress.settings import replica_settings
 from deployments.ingress.static_page import serve_page
 from models.errors import InputError, WarmTalkError
+from models.runtime.disk_full import disk_full_error
 from models.runtime.ids import MAX_QUOTED_CHARS
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for its log: the client never sees it
@@ -61,6 +62,10 @@ class Route(APIRoute):
                 return await handler(http)
             except (RayError, RayServeException) as error:
                 raise to_warmtalk_error(error) from error
+            except OSError as error:
+                if (full := disk_full_error(error)) is None:
+                    raise
+                raise full from error
             except asyncio.CancelledError as error:
                 if is_own_cancellation():
                     raise

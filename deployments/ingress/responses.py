@@ -18,9 +18,9 @@ from ray.serve.handle import DeploymentResponseGenerator
 
 from deployments.common.errors import cancel_call, to_warmtalk_error
 from deployments.common.messages import SpeakEvent
+from deployments.common.speech_call import SpeechCall
 from deployments.ingress.backpressure import Client, paced_file
 from deployments.ingress.live.hub import Viewer
-from deployments.ingress.uploads import discard
 from models.errors import WarmTalkError
 
 NO_CACHE = {"Cache-Control": "no-cache"}
@@ -86,7 +86,7 @@ def file_range(
 # --- streams. A stage's stream is cancelled when the client leaves
 
 
-async def video_stream(first: list[SpeakEvent], events: DeploymentResponseGenerator) -> AsyncIterator[bytes]:
+async def video_stream(first: list[SpeakEvent], events: SpeechCall) -> AsyncIterator[bytes]:
     try:
         for event in first:
             yield event.data
@@ -109,14 +109,12 @@ async def sound_stream(first: bytes, parts: DeploymentResponseGenerator) -> Asyn
     try:
         yield first
         async for part in parts:
-            yield part
+            yield part.data
     finally:
         cancel_call(parts)
 
 
-async def progress_lines(
-    first: dict[str, Any], events: DeploymentResponseGenerator, upload: Path
-) -> AsyncIterator[bytes]:
+async def progress_lines(first: dict[str, Any], events: DeploymentResponseGenerator) -> AsyncIterator[bytes]:
     """Progress as JSON lines. An error after the status was sent is the last line."""
     try:
         yield json.dumps(first).encode() + b"\n"
@@ -126,7 +124,6 @@ async def progress_lines(
         yield json.dumps({"error": to_warmtalk_error(error).to_dict()}).encode() + b"\n"
     finally:
         cancel_call(events)
-        discard(upload)
 
 
 async def decoded_text(parts: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:

@@ -1,4 +1,4 @@
-"""One temporary folder per process, removed by the next process once its owner is dead.
+"""One temporary folder per process, removed by another process once its owner is dead.
 
 Several processes, also on several hosts that share a file system, may have one each under the same root.
 """
@@ -13,6 +13,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from models.errors import LockedError
+from models.runtime.file_lock import hold_lock
+
 ROOT_LOCK = ".lock"  # locked while folders are created and removed
 HELD = ".held"  # suffix of the file that a process keeps locked while it uses the folder of the same name
 
@@ -25,15 +28,20 @@ class TempDirs:
         self._root = root
         self._path: Path | None = None
         self._creating = threading.Lock()
-        if root.is_dir():
-            with contextlib.suppress(OSError), _root_locked(root):
-                for held in root.glob(f"*{HELD}"):
-                    if _is_abandoned(held):
-                        shutil.rmtree(held.with_suffix(""), ignore_errors=True)
-                        held.unlink(missing_ok=True)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove the folders of dead processes: no clock is involved. Thread-safe."""
+        if not self._root.is_dir():
+            return
+        with contextlib.suppress(OSError, LockedError), _root_locked(self._root):
+            for held in self._root.glob(f"*{HELD}"):
+                if _is_abandoned(held):
+                    shutil.rmtree(held.with_suffix(""), ignore_errors=True)
+                    held.unlink(missing_ok=True)
 
     def folder(self) -> Path:
-        """The folder of this process, created at the first call. Thread-safe. Raises OSError."""
+        """The folder of this process, created at the first call. Thread-safe. Raises LockedError, OSError."""
         with self._creating:
             if self._path is None:
                 self._root.mkdir(parents=True, exist_ok=True)
@@ -41,7 +49,7 @@ class TempDirs:
                     path = self._root / uuid.uuid4().hex
                     self._held = path.with_suffix(HELD).open("wb")
                     with contextlib.suppress(OSError):
-                        fcntl.flock(self._held, fcntl.LOCK_EX)
+                        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.mkdir()
                 self._path = path
             return self._path
@@ -49,9 +57,9 @@ class TempDirs:
 
 @contextlib.contextmanager
 def _root_locked(root: Path) -> Iterator[None]:
-    with (root / ROOT_LOCK).open("ab") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # without flock(2)
+            stack.enter_context(hold_lock(root / ROOT_LOCK))
         yield
 
 

@@ -3,7 +3,7 @@
 # no `from __future__ import annotations`: serve.ingress pickles the objects of this module
 
 import json
-from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from ray.serve.handle import DeploymentHandle
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from deployments.ingress.uploads import Uploads
+from deployments.ingress.uploads import Uploads, discard
 from models.errors import InputError, NotConfiguredError
 from models.recognition.base import RecognizedSegment, Transcript
 from models.stitch.captions import webvtt
@@ -58,45 +58,44 @@ class Transcriptions:
                 "Set recognize: true in the application's args, and add a Recognize section to the config file.",
             )
 
-    async def transcribe(self, audio: bytes, language: str | None = None) -> Transcript:
-        """The transcript of a sound file. Raises NotConfiguredError, and what the stage raises."""
+    async def transcribe(self, upload: Path, language: str | None = None) -> Transcript:
+        """The transcript of a sound file among the uploads. Raises NotConfiguredError, and what the stage raises."""
         self.require()
         assert self.recognize is not None
-        stamped = await self.recognize.transcribe.remote(audio, language, "transcribe")
+        stamped = await self.recognize.transcribe.remote(str(upload), language, "transcribe")
         transcript: Transcript = stamped.value
         return transcript
 
     async def respond(self, http: Request) -> Response:
         """The transcript of a form's file, in the requested format. Raises InputError, HTTPException 413."""
         self.require()
-        audio, fields = await self._read_form(http)
-        wanted = fields.get("response_format", "json")
-        if wanted not in FORMATS:
-            raise InputError(f"There is no response_format {wanted[:40]!r}.", f"Use one of {', '.join(FORMATS)}.")
-        transcript = await self.transcribe(audio, fields.get("language") or None)
+        upload, fields = await self._read_form(http)
+        try:
+            wanted = fields.get("response_format", "json")
+            if wanted not in FORMATS:
+                raise InputError(f"There is no response_format {wanted[:40]!r}.", f"Use one of {', '.join(FORMATS)}.")
+            transcript = await self.transcribe(upload, fields.get("language") or None)
+        finally:
+            discard(upload)
         if fields.get("stream", "").lower() == "true":
             return event_stream(transcript)
         return formatted(transcript, wanted)
 
-    async def _read_form(self, http: Request) -> tuple[bytes, dict[str, str]]:
-        """The file and the fields of a form. The size of the body is limited before it is parsed."""
+    async def _read_form(self, http: Request) -> tuple[Path, dict[str, str]]:
+        """The stored file and the fields of a form. The size of the body is limited while it is parsed."""
         if not http.headers.get("content-type", "").startswith("multipart/form-data"):
             raise InputError("The request is not a form.", FORM_REMEDY)
-        body = await self._uploads.receive(http)
-
-        async def whole() -> AsyncGenerator[bytes, None]:
-            yield body
-
-        try:
-            form = await MultiPartParser(http.headers, whole(), max_files=1, max_fields=MAX_FIELDS).parse()
-        except (MultiPartException, KeyError) as error:
-            raise InputError(f"The form cannot be read: {error}.", FORM_REMEDY) from error
+        async with self._uploads.receiving(http) as parts:
+            try:
+                form = await MultiPartParser(http.headers, parts, max_files=1, max_fields=MAX_FIELDS).parse()
+            except (MultiPartException, KeyError) as error:
+                raise InputError(f"The form cannot be read: {error}.", FORM_REMEDY) from error
         try:
             file = form.get("file")
             if file is None or isinstance(file, str):
                 raise InputError("The form has no file named `file`.", FORM_REMEDY)
             fields = {name: value for name, value in form.items() if isinstance(value, str)}
-            return await file.read(), fields
+            return await self._uploads.copy(file.file), fields
         finally:
             await form.close()  # Starlette spools a large file to disk
 

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -20,28 +20,33 @@ from ray.serve.handle import DeploymentHandle
 from configs.schema import StitchConfig
 from deployments.common.clocks import own_host
 from deployments.common.keyed_lock import KeyedLock
-from deployments.common.messages import Ending, LiveEvent, SpeakEvent, SpeakRequest
+from deployments.common.messages import Ending, LiveEvent, LiveResume, SpeakEvent, SpeakRequest
 from deployments.common.paths import builtin_avatars, output_path
 from deployments.common.stage import Stage
 from deployments.common.text_stream import TextStreams
+from deployments.common.worker import Worker, WorkerPool
+from deployments.stitch.admission import Admission, AdmissionLimits, Making
+from deployments.stitch.attempts import Answers
 from deployments.stitch.autoscaling import SPEAKING, WATCHED
 from deployments.stitch.avatar_cache import PASTE_KEYS, AvatarCache, LoadedAvatar, avatar_of, media_spec, mouth_of
 from deployments.stitch.chunks import PipelineRequest, PipelineSettings
+from deployments.stitch.enhance_fade import EnhanceFades
 from deployments.stitch.interrupts import Interrupt, Interrupts
 from deployments.stitch.live.registry import LiveRegistry, Picture
 from deployments.stitch.open_sessions import OpenSessions, refuse_closed, refuse_other_avatar
 from deployments.stitch.output import FileOutput, Output
+from deployments.stitch.ownership.owner import SessionOwner, serve_directory
 from deployments.stitch.pipeline import Pipeline
+from deployments.stitch.recorded import recorded_speech
 from deployments.stitch.rendering import Renderer, render_workers
 from deployments.stitch.retention import Limits, Retention
 from deployments.stitch.utterance import UtteranceWriter
 from deployments.stitch.utterance_run import UtteranceRun
 from models.avatar.store import AvatarStore
-from models.errors import BusyError, InputError
-from models.media.encode import MediaSpec
+from models.errors import InputError
 from models.runtime.ids import check_id
-from models.speech.audio import decode_audio, resample, split_audio
-from models.speech.text import check_text, printable
+from models.speech.readable import check_text, has_word
+from models.speech.text import printable
 from models.types import Speech
 
 log = logging.getLogger("ray.serve")
@@ -70,7 +75,18 @@ class Stitch(Stage[StitchConfig]):
         self._interrupts = Interrupts()
         self._text_streams = TextStreams()
         self._live = LiveRegistry()
+        self._admission = Admission()
+        self._fades = EnhanceFades()
         self._avatars = AvatarCache()
+        self._owner = SessionOwner(
+            *serve_directory(),
+            interrupts=self._interrupts,
+            live=self._live,
+            lock=self._session_lock,
+            close_file=lambda session_id: self._sessions.close(session_id),
+        )
+        self._workers = WorkerPool([self.worker])
+        self._answers = Answers()
         self._housekeeping: asyncio.Task[None] | None = None
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
@@ -82,19 +98,25 @@ class Stitch(Stage[StitchConfig]):
             self._sessions = OpenSessions(output_path(config.sessions_dir), config.cached_sessions, self._admit)
         limits = Limits(config.max_sessions, config.max_sessions_gb * 2**30, config.session_idle_hours * 3600)
         if changed is None or "max_utterances" in changed:
-            self._slots = asyncio.Semaphore(config.max_utterances)
+            self._slots = {live: asyncio.Semaphore(config.max_utterances) for live in (True, False)}
+        self._admission.limits = AdmissionLimits.of(config)
         self._retention = Retention(self._sessions.store, limits)
         if changed is None or "threads" in changed:
             self._workers = render_workers(self.worker, config.threads)
+            self._owner.load.threads = config.threads
         if changed is None or changed & PASTE_KEYS:
             self._avatars.clear()
         if changed is None and self._store.exists(config.avatar_id):
             self._load_avatar(config.avatar_id)  # so that the first utterance does not wait for it
 
+    def workers(self) -> tuple[Worker, ...]:
+        return self.worker, *self._workers.workers
+
     async def _change(self, config: StitchConfig) -> None:
         await super()._change(config)
         if self._housekeeping is None:
             self._housekeeping = asyncio.create_task(self._housekeep())
+            self._owner.start()
 
     # --- speech
 
@@ -103,45 +125,43 @@ class Stitch(Stage[StitchConfig]):
 
         Utterances of one session run one after another, in the order of their arrival. In a session that somebody
         watches live an utterance runs at the pace of the session's clock, and ends when its last frame is shown.
+        Raises MovedError before it begins if another replica owns the session: send it again.
         """
         await self.ready()
         requested_s = time.perf_counter()
         session_id = check_id(request.session_id, "session id")
         text_stream = self._text_streams.reserve(request.text_stream_key)
-        with text_stream, self._interrupts.register(session_id) as interrupt:
-            self._check_capacity(session_id)
-            async with self._session_lock.hold(session_id), interrupt.acquire(self._slots):
-                interrupt.check()
-                async with aclosing(self._start(request, interrupt, requested_s)) as events:
-                    async for event in events:
-                        yield event
-
-    def _check_capacity(self, session_id: str) -> None:
-        """Raises BusyError if too many utterances wait, the new one included."""
-        config, remedy = self.config, "Try again in a few seconds."
-        if self._interrupts.count(session_id) > 1 + config.max_waiting_session:
-            raise BusyError(f"{config.max_waiting_session} utterances of this session wait already.", remedy)
-        if len(self._interrupts) > config.max_utterances + config.max_waiting:
-            raise BusyError("The server makes as many utterances as it can, and its queue is full.", remedy)
+        with (
+            text_stream,
+            self._interrupts.register(session_id) as interrupt,
+            self._admission.admit(session_id, self._live.watched_fps(session_id), force=request.moves > 0) as making,
+        ):
+            await interrupt.run(self._owner.arrive(session_id, request.sent_s))
+            async with (
+                self._session_lock.hold(session_id),
+                self._owner.turn(session_id, interrupt, self._slots[making.live]),
+                aclosing(self._start(request, interrupt, making, requested_s)) as events,
+            ):
+                async for event in events:
+                    yield event
 
     async def _start(
-        self, request: SpeakRequest, interrupt: Interrupt, requested_s: float
+        self, request: SpeakRequest, interrupt: Interrupt, making: Making, requested_s: float
     ) -> AsyncGenerator[SpeakEvent, None]:
         started_s = time.perf_counter()
         writer = (await self.worker.run(self._plan, request)).value
-        speech: tuple[Speech, ...] = ()
-        if request.audio:  # on its own thread: a long recording must not block the rendering of others
-            speech = await asyncio.to_thread(self._recorded_speech, request.audio, writer.spec)
         speaking = self._avatars.speaking(request.session_id, writer.avatar.prepared.avatar_id)
-        with speaking, self._workers.least_busy() as worker:
-            renderer = Renderer(writer, worker, self.meter)
-            output = self._choose_output(renderer, interrupt)
-            pipeline = Pipeline(*self._handles, settings=PipelineSettings.from_config(self.config, writer.spec.fps))
-            writer.engines = pipeline.engines
-            run = UtteranceRun(renderer, pipeline, output, interrupt, requested_s, started_s)
-            async with aclosing(run.events(self._pipeline_request(writer, output, speech))) as events:
-                async for event in events:
-                    yield event
+        async with recorded_speech(request.audio_path, writer.spec, self.config.max_audio_s) as speech:
+            with speaking, self._workers.least_busy() as worker:
+                renderer = Renderer(writer, worker, self.meter, making, self._owner.load)
+                output = self._choose_output(renderer, interrupt)
+                settings = PipelineSettings.from_config(self.config, writer.spec.fps)
+                pipeline = Pipeline(*self._handles, settings=settings, making=making, answers=self._answers)
+                writer.engines = pipeline.engines
+                run = UtteranceRun(renderer, pipeline, output, interrupt, requested_s, started_s)
+                async with aclosing(run.events(self._pipeline_request(writer, output, speech))) as events:
+                    async for event in events:
+                        yield event
         summary = run.summary()
         await asyncio.to_thread(self._sessions.remember, request.session_id, summary)
         yield SpeakEvent(summary={**summary, "calls": run.calls()} if request.calls else summary)
@@ -149,7 +169,7 @@ class Stitch(Stage[StitchConfig]):
     def _plan(self, request: SpeakRequest) -> UtteranceWriter:
         """Check all that can be checked before the pipeline starts. Raises InputError, AvatarNotFound."""
         request = replace(request, text=printable(request.text))
-        sources = [bool(request.text.strip()), bool(request.audio), bool(request.text_stream_key)].count(True)
+        sources = [bool(request.text.strip()), bool(request.audio_path), bool(request.text_stream_key)].count(True)
         if not sources:
             raise InputError("There is nothing to say.", "Send a text or a sound file.")
         if sources > 1:
@@ -169,11 +189,6 @@ class Stitch(Stage[StitchConfig]):
     def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
         return self._avatars.load(avatar_id, self._store, self._new_config)
 
-    def _recorded_speech(self, audio: bytes, spec: MediaSpec) -> tuple[Speech, ...]:
-        """An uploaded recording at the session's sample rate, split at pauses. Raises AudioError."""
-        samples, rate = decode_audio(audio, max_seconds=self.config.max_audio_s)
-        return tuple(split_audio(resample(samples, rate, spec.sample_rate_hz), spec.sample_rate_hz, spec.fps))
-
     def _choose_output(self, renderer: Renderer, interrupt: Interrupt) -> Output:
         """The live stream if somebody watches the session, else the session file."""
         writer = renderer.writer
@@ -187,8 +202,9 @@ class Stitch(Stage[StitchConfig]):
         times_s = (self.config.live_ahead_s, self.config.recorded_pause_ms / 1e3)
         return self._live.open_output(renderer, broadcast, interrupt, *times_s)
 
-    def _pipeline_request(self, writer: UtteranceWriter, output: Output, speech: tuple[Speech, ...]) -> PipelineRequest:
+    def _pipeline_request(self, writer: UtteranceWriter, output: Output, speech: Iterable[Speech]) -> PipelineRequest:
         request = writer.request
+        enhance = bool(self._handles[3]) and (self.config.enhance if request.enhance is None else request.enhance)
         return PipelineRequest(
             avatar_id=writer.avatar.prepared.avatar_id,
             place=output.place,
@@ -199,9 +215,12 @@ class Stitch(Stage[StitchConfig]):
             speech=speech,
             voice=request.voice,
             speed=request.speed,
-            enhance=self.config.enhance if request.enhance is None else request.enhance,
+            enhance=enhance,
             strength=request.strength,
             slack_s=output.slack_s if output.watched else None,
+            fade=self._fades.begin(request.session_id, self.config.live_ahead_s)
+            if enhance and output.watched
+            else None,
         )
 
     async def _text_parts(self, writer: UtteranceWriter) -> AsyncIterator[str]:
@@ -209,8 +228,9 @@ class Stitch(Stage[StitchConfig]):
         spoken: list[str] = []
         async with aclosing(self._text_streams.read(writer.request.text_stream_key)) as parts:
             async for part in parts:
-                spoken.append(part.strip())
-                writer.spoken_text = " ".join(spoken)
+                if has_word(part):
+                    spoken.append(part.strip())
+                    writer.spoken_text = " ".join(spoken)
                 yield part
 
     async def feed(self, session_id: str, key: str, parts: list[str], last: bool) -> None:
@@ -232,10 +252,10 @@ class Stitch(Stage[StitchConfig]):
         async with self._session_lock.hold(session_id):  # the interrupted utterances have ended
             return {"session_id": session_id, "interrupted": count}
 
-    async def live(self, session_id: str, position: int | None = None) -> AsyncGenerator[LiveEvent, None]:
+    async def live(self, session_id: str, resume: LiveResume | None = None) -> AsyncGenerator[LiveEvent, None]:
         """The session's live events from now on. Raises SessionNotFound, IdError, AvatarNotFound, ClosedError.
 
-        position: on the timeline, if the caller knows a later one than the session's file.
+        resume: where the caller's stream goes on. Raises MovedError if another replica owns the session.
         """
         await self.ready()
         root = self._sessions.store.root
@@ -248,9 +268,11 @@ class Stitch(Stage[StitchConfig]):
                 avatar = avatar_of(session, None, "", self._load_avatar)
                 return Picture(avatar, session.spec, session.position)
 
-        check_id(session_id, "session id")
-        async with aclosing(self._live.watch(session_id, find, self.worker, root, position)) as events:
+        await self._owner.take(check_id(session_id, "session id"))
+        async with aclosing(self._live.watch(session_id, find, self.worker, root, resume)) as events:
             async for event in events:
+                if event.start is not None:
+                    self._owner.changed()
                 yield event
 
     # --- sessions

@@ -9,11 +9,10 @@ import wave
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
-import numpy.typing as npt
 import soxr
 
 from models.errors import AudioError
@@ -27,14 +26,10 @@ MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 768_000
 MAX_KEPT_RATE_HZ = 96_000  # higher rates are reduced while decoding, which bounds the memory of MAX_AUDIO_S
 MIX = {"rematrix_maxval": "1.0"}  # downmix by averaging, so that full scale stays full scale
 
-FIRST_SEGMENT_S = (0.8, 3.0)  # minimum and maximum: a short first segment gives an early start
-MIN_LAST_SEGMENT_S = 0.5  # a shorter rest is not worth a call of each stage
-PAUSE_WINDOW_S = 0.08  # measured around a cut: shorter than a gap between words, longer than a stop closure
-PAUSE_BELOW_SPEECH_DB = 20.0  # a pause is this far below the loudest tenth of the speech
-SAME_LEVEL_DB = 3.0  # adjacent frames within this range are one quiet span, which is cut in its middle
 SILENCE_DB = -60.0  # re full scale; lower levels are treated as equal
 
 REMEDY = "Send speech as WAV, FLAC, MP3, OGG or M4A."
+PCM_BLOCK_BYTES = 1 << 20
 PAGES = (("page_duration", "200000"),)  # in µs, so that Ogg pages are written every 0.2 s instead of every second
 
 
@@ -64,19 +59,31 @@ def decode_audio(data: bytes | Path, max_seconds: float = MAX_AUDIO_S) -> tuple[
     """Decode the first audio stream of an audio or video file → (float32 mono (n,) in [-1, 1], sample rate in Hz).
 
     data: the file's bytes, or its path. Channels are downmixed by FFmpeg's matrix. Sample rates above MAX_KEPT_RATE_HZ
-    are reduced to it. If the peak exceeds full scale, the
-    whole signal is scaled down. NaN and infinity become 0. A truncated file gives the part that it contains.
+    are reduced to it. If the peak exceeds full scale, the whole signal is scaled down. NaN and infinity become 0. A
+    truncated file gives the part that it contains.
 
     Raises AudioError: no file, no audio, unknown format, a sample rate or number of channels that is not supported,
     shorter than MIN_AUDIO_S, or longer than `max_seconds` (then the rest is not decoded).
     """
     if isinstance(data, Path) and not data.is_file():
         raise AudioError(f"There is no audio file {data.name!r}.", "Check the path.")
-    if (data.stat().st_size if isinstance(data, Path) else len(data)) == 0:
+    with data.open("rb") if isinstance(data, Path) else io.BytesIO(data) as file:
+        blocks = list(decoded_blocks(file, max_seconds))
+    samples = np.concatenate([block for block, _ in blocks])
+    peak = float(np.abs(samples).max())
+    return (samples / np.float32(peak) if peak > 1.0 else samples), blocks[0][1]
+
+
+def decoded_blocks(file: BinaryIO, max_seconds: float) -> Iterator[tuple[Float32, int]]:
+    """`decode_audio` block by block, not scaled: (float32 mono (n,), sample rate in Hz), the rate always the same.
+
+    file: the sound file, read from its start. Raises AudioError as `decode_audio`, some of it only at the end.
+    """
+    if file.seek(0, io.SEEK_END) == 0:
         raise AudioError("The audio file is empty (0 bytes).", REMEDY)
-    source = str(data) if isinstance(data, Path) else io.BytesIO(data)
+    file.seek(0)
     try:
-        container = av.open(source, options={"format_whitelist": FORMATS, "max_pixels": "1"}, metadata_errors="ignore")
+        container = av.open(file, options={"format_whitelist": FORMATS, "max_pixels": "1"}, metadata_errors="ignore")
     except (av.error.FFmpegError, ValueError) as error:
         raise AudioError("The data is not audio in a known format, or is damaged.", REMEDY) from error
     with container:
@@ -84,10 +91,7 @@ def decode_audio(data: bytes | Path, max_seconds: float = MAX_AUDIO_S) -> tuple[
             raise AudioError("The file has no audio stream.", REMEDY)
         if container.duration is not None and container.duration / av.time_base > max_seconds + 1:
             raise _too_long(max_seconds)
-        samples, rate_hz = _collect(container, max_seconds)
-    samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
-    peak = float(np.abs(samples).max())
-    return (samples / np.float32(peak) if peak > 1.0 else samples), rate_hz
+        yield from _mono_blocks(container, max_seconds)
 
 
 class AudioEncoder:
@@ -150,13 +154,14 @@ def encode_audio(samples: Float32, sample_rate_hz: int, sound_format: str) -> by
     return out.getvalue()
 
 
-def wav_from_pcm(data: bytes, sample_rate_hz: int) -> bytes:
-    """Raw 16-bit little-endian mono PCM as a WAV file. An odd last byte is dropped."""
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setparams((1, 2, sample_rate_hz, 0, "NONE", ""))
-        file.writeframes(data[: len(data) // 2 * 2])
-    return out.getvalue()
+def write_wav(pcm: Path, sample_rate_hz: int) -> None:
+    """Turn a file of raw 16-bit little-endian mono PCM into a WAV file. An odd last byte is dropped. Raises OSError."""
+    part = pcm.with_name(f".{pcm.name}.wav")
+    with pcm.open("rb") as source, wave.open(str(part), "wb") as target:
+        target.setparams((1, 2, sample_rate_hz, 0, "NONE", ""))
+        while block := source.read(PCM_BLOCK_BYTES):
+            target.writeframesraw(block[: len(block) // 2 * 2])
+    part.replace(pcm)
 
 
 class _WriteBuffer:
@@ -225,91 +230,32 @@ def _is_silent(samples: Float32) -> bool:
     return bool(np.abs(samples).max(initial=0.0) < 10 ** (SILENCE_DB / 20))
 
 
-def split_audio(samples: Float32, sample_rate_hz: int, fps: int, max_s: float = 8.0) -> list[Speech]:
-    """Split uploaded speech at quiet places into segments of whole video frames; the last has `last=True`.
-
-    The concatenated segments equal the input, plus silence up to a whole frame: segment i begins at sample
-    frame_start(k_i). The first segment ends at a pause within 3 s if there is one, so that the video starts early.
-
-    samples: float32 mono (n,), n ≥ 1. max_s: longest segment, at least 1 s.
-    """
-    assert max_s >= 1.0 and len(samples), (max_s, len(samples))
-    total = frames_covering(len(samples), sample_rate_hz, fps)
-    padded = np.pad(samples, (0, frame_start(total, sample_rate_hz, fps) - len(samples)))
-    cuts = [0, *_cuts(_levels_db(padded, sample_rate_hz, fps, total), fps, max_s), total]
-    edges = [frame_start(k, sample_rate_hz, fps) for k in cuts]
-    return [
-        Speech(padded[begin:end], sample_rate_hz, last=end == edges[-1]) for begin, end in itertools.pairwise(edges)
-    ]
-
-
-def _cuts(levels_db: Float32, fps: int, max_s: float) -> Iterator[int]:
-    """Yield the frames to cut before, ascending, without 0 and total. levels_db: at the start of frames 0 … total."""
-    total, start = len(levels_db) - 1, 0
-    longest, shortest_last = int(max_s * fps), round(MIN_LAST_SEGMENT_S * fps)
-    pause_db = float(np.percentile(levels_db, 90)) - PAUSE_BELOW_SPEECH_DB
-    first_end = min(int(FIRST_SEGMENT_S[1] * fps), longest, total - shortest_last)
-    early = _quietest(levels_db, round(FIRST_SEGMENT_S[0] * fps), first_end)
-    if early is not None and levels_db[early] <= pause_db:
-        yield early
-        start = early
-    while total - start > longest:
-        cut = _quietest(levels_db, start + longest // 2, min(start + longest, total - shortest_last))
-        start = start + longest if cut is None else cut
-        yield start
-
-
-def _quietest(levels_db: Float32, first: int, last: int) -> int | None:
-    """The middle of the longest span of quietest frames in first … last; None if last < first."""
-    if last < first:
-        return None
-    levels = levels_db[first : last + 1]
-    quiet = np.concatenate([[0], levels <= levels.min() + SAME_LEVEL_DB, [0]])
-    edges = np.flatnonzero(np.diff(quiet))  # alternating: begin of a span, one past its end
-    begins, ends = edges[::2], edges[1::2]
-    longest = int(np.argmax(ends - begins))
-    return first + int(begins[longest] + ends[longest] - 1) // 2
-
-
-def _levels_db(samples: Float32, sample_rate_hz: int, fps: int, frames: int) -> Float32:
-    """RMS level in dB of PAUSE_WINDOW_S around the start of each frame and around the end: (frames + 1,)."""
-    energy = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
-    at = np.array([frame_start(k, sample_rate_hz, fps) for k in range(frames + 1)])
-    half = max(round(PAUSE_WINDOW_S / 2 * sample_rate_hz), 1)
-    begin, end = np.maximum(at - half, 0), np.minimum(at + half, len(samples))
-    power: npt.NDArray[np.float64] = (energy[end] - energy[begin]) / (end - begin)
-    levels_db: Float32 = np.maximum(10 * np.log10(np.maximum(power, 1e-12)), SILENCE_DB).astype(np.float32)
-    return levels_db
-
-
-def _collect(container: av.container.InputContainer, max_seconds: float) -> tuple[Float32, int]:
-    """All samples of the first audio stream, downmixed to mono, at the sample rate of its first frame."""
+def _mono_blocks(container: av.container.InputContainer, max_seconds: float) -> Iterator[tuple[Float32, int]]:
+    """The samples of the first audio stream, downmixed to mono, at the sample rate of its first frame."""
     resampler: av.AudioResampler | None = None
-    pieces: list[Float32] = []
     count = rate_hz = 0
-    for frame in _frames(container):
-        if resampler is None:
+    for frame in itertools.chain(_frames(container), [None]):
+        if resampler is None and frame is not None:
             rate_hz = min(_check_rate(frame.sample_rate), MAX_KEPT_RATE_HZ)  # not the header's: HE-AAC has twice that
             resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate_hz, options=MIX)
-        try:
-            resampled = resampler.resample(frame)
-        except (av.error.FFmpegError, ValueError) as error:
-            channels = frame.layout.nb_channels
-            raise AudioError(f"Audio with {channels} channels cannot be downmixed.", "Send mono or stereo.") from error
-        for out in resampled:
-            pieces.append(out.to_ndarray()[0])
+        for out in _downmix(resampler, frame):
             count += out.samples
+            yield np.nan_to_num(out.to_ndarray()[0], nan=0.0, posinf=0.0, neginf=0.0), rate_hz
         if count > max_seconds * rate_hz:
             raise _too_long(max_seconds)
-    if resampler is not None:
-        pieces += [out.to_ndarray()[0] for out in resampler.resample(None)]
-    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-    if len(samples) < MIN_AUDIO_S * rate_hz or not len(samples):
+    if count < MIN_AUDIO_S * rate_hz or not count:
         raise AudioError(
-            f"The audio is too short or damaged: {1000 * len(samples) / (rate_hz or 1):.0f} ms could be decoded.",
+            f"The audio is too short or damaged: {1000 * count / (rate_hz or 1):.0f} ms could be decoded.",
             "Send a complete file with at least one spoken word.",
         )
-    return samples.astype(np.float32, copy=False), rate_hz
+
+
+def _downmix(resampler: av.AudioResampler | None, frame: av.AudioFrame | None) -> list[av.AudioFrame]:
+    try:
+        return resampler.resample(frame) if resampler is not None else []
+    except (av.error.FFmpegError, ValueError) as error:
+        channels = frame.layout.nb_channels if frame is not None else 0
+        raise AudioError(f"Audio with {channels} channels cannot be downmixed.", "Send mono or stereo.") from error
 
 
 def _check_rate(rate_hz: int) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,10 +55,13 @@ class Answers(list):
 
 
 class Handle:
-    """A deployment handle. answers: the result of each method. `calls` and `streams` record what happened."""
+    """A deployment handle. answers: the result of each method. `calls` and `streams` record what happened.
+
+    uploads: the content of the uploads that calls named, which the ingress deletes afterwards.
+    """
 
     def __init__(self, **answers) -> None:
-        self.answers, self.calls, self.streams = answers, [], []
+        self.answers, self.calls, self.streams, self.uploads = answers, [], [], []
 
     def options(self, **options):
         return self
@@ -67,6 +71,9 @@ class Handle:
 
     def _call(self, name: str, arguments: tuple):
         self.calls.append((name, arguments))
+        upload = getattr(arguments[0], "audio_path", arguments[0]) if arguments else ""
+        if isinstance(upload, str) and Path(upload).is_file():
+            self.uploads.append(Path(upload).read_bytes())
         answer = self.answers[name]
         if isinstance(answer, Answers):
             answer = answer.pop(0)

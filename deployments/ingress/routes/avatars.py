@@ -2,6 +2,7 @@
 
 # no `from __future__ import annotations`: FastAPI must see the real types after Serve has bound the routes
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Query, Request
@@ -13,7 +14,7 @@ from deployments.ingress.app import api
 from deployments.ingress.commands import broadcast_avatar_removal
 from deployments.ingress.responses import progress_lines
 from deployments.ingress.schemas import AvatarId, PrepareQuery
-from deployments.ingress.uploads import Uploads, discard
+from deployments.ingress.uploads import Uploads, deleting
 
 
 class AvatarRoutes:
@@ -41,15 +42,18 @@ class AvatarRoutes:
     @api.post(
         "/avatars",
         summary="Prepare an avatar: the body is a video or a picture, the response is progress as JSON lines",
+        response_class=StreamingResponse,
     )
-    async def prepare(self, http: Request, query: Annotated[PrepareQuery, Query()]) -> StreamingResponse:
-        upload = await self._uploads.store(http)
+    async def prepare(self, http: Request, query: Annotated[PrepareQuery, Query()]) -> Response:
+        upload = await self._uploads.store(http, "Send a video or a picture as the body.")
+        return await deleting(upload, self._prepare(upload, query))
+
+    async def _prepare(self, upload: Path, query: PrepareQuery) -> Response:
         avatars = self._avatars.options(stream=True, _by_reference=False)
         events = avatars.prepare.remote(str(upload), query.avatar_id, query.force, query.preparation_options())
         try:
             first = await anext(events)  # wait for the first progress: an error until then sets the status
         except BaseException:
             cancel_call(events)
-            discard(upload)
             raise
-        return StreamingResponse(progress_lines(first, events, upload), media_type="application/x-ndjson")
+        return StreamingResponse(progress_lines(first, events), media_type="application/x-ndjson")

@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.schema import IngressConfig
 from deployments.common.messages import DEFAULT_SESSION
+from deployments.common.text_stream import WriterLimits
 from deployments.ingress.app import api
 from deployments.ingress.commands import interrupt_session
 from deployments.ingress.downloads import Downloads
@@ -22,6 +23,7 @@ from deployments.ingress.responses import NO_CACHE, client_of, file_range, lengt
 from deployments.ingress.schemas import PeerId, SessionBody, SessionId
 from deployments.ingress.session_views import SessionViews, with_token
 from deployments.ingress.transcriptions import Transcriptions
+from deployments.ingress.uploads import Uploads
 from deployments.ingress.webrtc.whep import Whep
 from deployments.ingress.websocket.connection import Connection
 from deployments.ingress.websocket.protocol import schema
@@ -36,6 +38,7 @@ class SessionRoutes:
     _chat: DeploymentHandle
     _hubs: Hubs
     _transcriptions: Transcriptions
+    _uploads: Uploads
     _whep: Whep
     _views: SessionViews
     _downloads: Downloads
@@ -168,7 +171,9 @@ class SessionRoutes:
 
     @api.websocket("/sessions/{session_id}/ws")
     async def socket(self, socket: WebSocket, session_id: str) -> None:  # Connection checks the id, and reports it
-        connection = Connection(socket, session_id, self._stitch, self._chat, self._hubs, self._transcriptions)
+        limits = WriterLimits.from_config(self.config)
+        parts = self._stitch, self._chat, self._hubs, self._transcriptions, self._uploads
+        connection = Connection(socket, session_id, *parts, limits)
         await connection.run(self._sockets, self.config.socket_idle_s)
 
     @api.get("/ws.json", summary="JSON schemas of the messages of /sessions/{session_id}/ws")

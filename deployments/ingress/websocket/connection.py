@@ -12,6 +12,7 @@ import json
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -22,13 +23,15 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.common.errors import cancel_call, stream_items, to_warmtalk_error
 from deployments.common.messages import ChatRequest, SpeakEvent, SpeakRequest
-from deployments.common.text_stream import MAX_CHARS, speak_text_stream, text_too_long_error
+from deployments.common.speech_call import SpeechCall
+from deployments.common.text_stream import MAX_CHARS, WriterLimits, speak_text_stream, text_too_long_error
 from deployments.ingress.commands import interrupt_session
 from deployments.ingress.limits import ConcurrencyLimit
 from deployments.ingress.live.hub import Viewer
 from deployments.ingress.live.hubs import Hubs
 from deployments.ingress.transcriptions import Transcriptions
-from deployments.ingress.websocket.audio_buffer import AudioBuffer
+from deployments.ingress.uploads import Uploads, discard
+from deployments.ingress.websocket.audio_upload import AudioUpload
 from deployments.ingress.websocket.protocol import (
     CLOSE_CODES,
     COMMANDS,
@@ -43,9 +46,7 @@ from deployments.ingress.websocket.protocol import (
     Watch,
 )
 from models.errors import BusyError, IdleError, InputError, TextError, WarmTalkError
-from models.llm.token_stream import speakable_pieces
 from models.runtime.ids import check_id
-from models.speech.audio import wav_from_pcm
 
 MAX_UNPLAYED = 16  # live fragments sent but not played, for a client that reports what it has played: 2.5 s
 MAX_MESSAGE_CHARS = 256 * 2**10  # of JSON
@@ -91,13 +92,16 @@ class Connection:
         chat: DeploymentHandle,
         hubs: Hubs,
         transcriptions: Transcriptions,
+        uploads: Uploads,
+        limits: WriterLimits,
     ) -> None:
         self._socket, self._session_id = socket, session_id
         self._stitch, self._chat, self._hubs, self._transcriptions = stitch, chat, hubs, transcriptions
+        self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()  # running commands
         self._sending = asyncio.Lock()
         self._text: _TextInput | None = None
-        self._audio = AudioBuffer()
+        self._audio = AudioUpload(uploads)
         self._announced: Audio | None = None  # the command that announced the next binary message
         self._watching: asyncio.Task[None] | None = None
         self._sent = self._played = 0  # live fragments
@@ -151,7 +155,7 @@ class Connection:
         command: Command | None = None
         try:
             if (data := message.get("bytes")) is not None:
-                self._handle_audio(data)
+                await self._handle_audio(data)
                 return
             text = message.get("text") or ""
             if len(text) > MAX_MESSAGE_CHARS:
@@ -203,34 +207,41 @@ class Connection:
             self._text.parts.put_nowait(None)
             self._text = None
 
-    def _handle_audio(self, data: bytes) -> None:
-        """Add a part to the recording; after the last part, speak or answer it. Raises InputError, BusyError."""
+    async def _handle_audio(self, data: bytes) -> None:
+        """Add a part to the recording; after the last part, speak or answer it.
+
+        Raises InputError, BusyError, DiskFullError.
+        """
         if self._announced is None:
             raise InputError("A binary message was not announced.", 'Send {"type": "audio"} before it.')
         command, self._announced = self._announced, None
         if command.mode == "chat" and not self._transcriptions.available:
             return self._audio.clear()  # the command was refused already
-        audio = self._audio.add(data, command.last)
-        if audio is None:
+        upload = await self._audio.add(data, command.last, command.pcm_hz)
+        if upload is None:
             return
-        audio = wav_from_pcm(audio, command.pcm_hz) if command.pcm_hz else audio
         if command.mode == "chat":
-            self._start(self._transcribe(command, audio))
+            self._start(self._transcribe(command, upload), upload)
         else:
             options = command.speech_options()
-            self._start(self._speak(command, SpeakRequest(self._session_id, audio=audio, deliver=False, **options)))
+            request = SpeakRequest(self._session_id, audio_path=str(upload), deliver=False, **options)
+            self._start(self._speak(command, request), upload)
 
     # --- running commands
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a command beside others. Raises BusyError."""
+    def _start(self, work: Coroutine[Any, Any, None], upload: Path | None = None) -> None:
+        """Run a command beside others. upload: is deleted when the command ends. Raises BusyError."""
         if len(self._tasks) >= MAX_COMMANDS:
             work.close()
+            if upload is not None:
+                discard(upload)
             raise BusyError("Too many commands run on this connection.", "Wait until some of them end.")
         # In a context of its own: in the connection's context, Serve would give all calls the same request id.
         task = contextvars.Context().run(asyncio.create_task, work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if upload is not None:
+            task.add_done_callback(lambda _: discard(upload))
 
     async def _speak(self, command: Command, request: SpeakRequest, text: "_TextInput | None" = None) -> None:
         await self._send_event("started", command)
@@ -238,10 +249,15 @@ class Connection:
             if text is None:
                 events = self._stitch_events(request)
             else:
-                events = speak_text_stream(self._stitch, request, speakable_pieces(text.read()))
+                events = speak_text_stream(self._stitch, request, self._limits.pieces(text.read()))
+            failed = False
             async with aclosing(events):
                 async for event in events:
-                    if event.summary is not None:
+                    if event.error is not None:
+                        failed = True
+                        self._end_text(text)
+                        await self._send_failed(event.error, command)
+                    if event.summary is not None and not failed:
                         await self._send_event("done", command, summary=event.summary)
         except (WarmTalkError, RayError, RayServeException) as error:
             await self._send_failed(error, command)
@@ -249,12 +265,16 @@ class Connection:
             if text is not None:
                 text.over = True
 
+    def _end_text(self, text: "_TextInput | None") -> None:
+        """After its writer was silent for too long: what arrives now is another text."""
+        if text is not None:
+            text.over = True
+            if self._text is text and text.chars <= MAX_CHARS:
+                self._text = None
+
     async def _stitch_events(self, request: SpeakRequest) -> AsyncGenerator[SpeakEvent, None]:
         """The events of an utterance, which is cancelled when the caller stops."""
-        # A recording goes through the object store: a message by value holds 4 MB at most.
-        by_reference = bool(request.audio)
-        stitch = self._stitch.options(stream=True, _by_reference=by_reference, session_id=self._session_id)
-        response = stitch.speak.remote(request)
+        response = SpeechCall(self._stitch, request)
         try:
             async with aclosing(stream_items(response)) as items:
                 async for event in items:
@@ -262,10 +282,10 @@ class Connection:
         finally:
             cancel_call(response)
 
-    async def _transcribe(self, command: Audio, audio: bytes) -> None:
+    async def _transcribe(self, command: Audio, upload: Path) -> None:
         """Recognize a recording, report its text, and answer it if there is any."""
         try:
-            transcript = await self._transcriptions.transcribe(audio, command.language)
+            transcript = await self._transcriptions.transcribe(upload, command.language)
         except (WarmTalkError, RayError, RayServeException) as error:
             return await self._send_failed(error, command)
         await self._send_event("heard", command, text=transcript.text, language=transcript.language)

@@ -14,6 +14,7 @@ from models.recognition.base import Transcript
 from models.recognition.whisper import WhisperRecognizer
 from models.speech.audio import encode_audio
 from tests.support.recognizer import DurationRecognizer
+from tests.support.uploads import stored
 from tests.support.whisper import buzz, write_whisper
 
 ENGINE = "tests.support.recognizer:DurationRecognizer"
@@ -22,6 +23,11 @@ ENGINE = "tests.support.recognizer:DurationRecognizer"
 def sound(seconds: float, rate_hz: int = 24_000, form: str = "wav") -> bytes:
     times = np.arange(round(seconds * rate_hz)) / rate_hz
     return encode_audio((0.3 * np.sin(2 * np.pi * 300 * times)).astype(np.float32), rate_hz, form)
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch, tmp_path):
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
 
 
 async def stage(**config) -> Recognize:
@@ -33,7 +39,8 @@ async def stage(**config) -> Recognize:
 
 
 async def heard(recognize: Recognize, *given) -> Transcript:
-    return (await recognize.transcribe(*given)).value
+    """given: the sound file, and the other arguments of `transcribe`."""
+    return (await recognize.transcribe(stored(given[0]), *given[1:])).value
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "mp3", "opus"])
@@ -45,7 +52,7 @@ async def test_common_sound_formats_are_decoded_to_16_khz(form):
 
 
 async def test_a_result_has_its_timing():
-    stamped = await (await stage()).transcribe(sound(1.0))
+    stamped = await (await stage()).transcribe(stored(sound(1.0)))
     (timing,) = stamped.timings
     assert (timing.stage, timing.engine) == ("Recognize", ENGINE) and timing.compute_s > 0
 

@@ -4,6 +4,7 @@ import pytest
 
 from deployments.common.messages import SpeakEvent
 from tests.support.ingress import SUMMARY, Handle, error_of
+from tests.support.uploads import left_uploads
 
 
 @pytest.mark.parametrize("field", ["session_id", "avatar_id"])
@@ -40,20 +41,20 @@ def test_a_get_may_have_any_query(serve):
     assert serve(Handle(stats={})).get("/healthz?t=17").status_code == 200
 
 
-def test_an_upload_beyond_its_limit_is_refused(serve, tmp_path):
+def test_an_upload_beyond_its_limit_is_refused(serve):
     stitch, avatars = Handle(), Handle()
     client = serve(stitch, avatars, {"max_upload_mb": 0.5})
     for path, query in (("/speak/audio", {}), ("/avatars", {"avatar_id": "me"})):
         answer = client.post(path, params=query, content=b"x" * (2**19 + 1))
         assert (answer.status_code, error_of(answer)["message"]) == (413, "The upload exceeds 0.5 MB.")
     assert stitch.calls == avatars.calls == []
-    assert list((tmp_path / "results" / "uploads").iterdir()) == []
+    assert left_uploads() == []
 
 
 def test_an_upload_of_exactly_the_limit_is_accepted(serve):
     stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)])
     answer = serve(stitch, config={"max_upload_mb": 0.5}).post("/speak/audio", content=b"x" * 2**19)
-    assert answer.status_code == 200 and len(stitch.calls[0][1][0].audio) == 2**19
+    assert answer.status_code == 200 and len(stitch.uploads[0]) == 2**19 and left_uploads() == []
 
 
 def test_json_beyond_its_limit_is_refused(serve):

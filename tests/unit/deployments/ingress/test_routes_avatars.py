@@ -1,7 +1,5 @@
 """Preparing avatars over HTTP: options, progress, the uploaded file."""
 
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ from ray.serve.exceptions import BackPressureError
 
 from models import errors
 from tests.support.ingress import Handle, error_of
+from tests.support.uploads import left_uploads
 
 
 def test_progress_is_sent_line_by_line_and_the_upload_is_deleted(serve, tmp_path):
@@ -23,8 +22,8 @@ def test_progress_is_sent_line_by_line_and_the_upload_is_deleted(serve, tmp_path
     chosen = {key: value for key, value in options.items() if value is not None}
     assert (avatar_id, force) == ("me", False)
     assert chosen == {"fps": 30, "bbox_shift": -3, "geometry": "box", "subpixel_enabled": False}
-    folder = Path(source).parent
-    assert folder.parent == tmp_path / "results" / "uploads" and not folder.exists()
+    assert Path(source).is_relative_to(tmp_path / "results" / "uploads") and avatars.uploads == [b"video"]
+    assert left_uploads() == []
 
 
 @pytest.mark.parametrize("query", [{"fps": 17}, {"bbox_shift": 99}, {"extra_margin": -1}, {"smoothing": "no"}])
@@ -33,7 +32,7 @@ def test_options_out_of_range_are_refused(serve, query):
     assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_input")
 
 
-def test_an_early_error_sets_the_status_and_a_later_one_is_the_last_line(serve, tmp_path):
+def test_an_early_error_sets_the_status_and_a_later_one_is_the_last_line(serve):
     exists = errors.ExistsError("There is one.", "Use --force.")
     avatars = Handle(prepare=[exists])
     answer = serve(avatars=avatars).post("/avatars?avatar_id=me", content=b"video")
@@ -42,25 +41,15 @@ def test_an_early_error_sets_the_status_and_a_later_one_is_the_last_line(serve, 
     avatars = Handle(prepare=[{"step": "finding faces", "done": 1, "total": 0}, no_face])
     answer = serve(avatars=avatars).post("/avatars?avatar_id=me", content=b"video")
     assert '{"error": {"code": "no_face", "message": "No face."' in answer.text.splitlines()[-1]
-    assert list((tmp_path / "results" / "uploads").iterdir()) == []
+    assert left_uploads() == []
 
 
-def test_the_upload_is_deleted_when_no_replica_takes_the_call(serve, tmp_path):
+def test_the_upload_is_deleted_when_no_replica_takes_the_call(serve):
     busy = BackPressureError(num_queued_requests=9, max_queued_requests=9)
     client = serve(avatars=Handle(prepare=[busy]))
     answer = client.post("/avatars?avatar_id=me", content=b"video")
     assert (answer.status_code, error_of(answer)["code"]) == (429, "busy")
-    assert list((tmp_path / "results" / "uploads").iterdir()) == []
-
-
-def test_abandoned_uploads_are_deleted_after_a_day(serve, tmp_path):
-    folder = tmp_path / "results" / "uploads"
-    folder.mkdir(parents=True)
-    for name, hours in (("old", 25), ("young", 1)):
-        (folder / name).write_bytes(b"video")
-        os.utime(folder / name, (time.time() - hours * 3600,) * 2)
-    serve(avatars=Handle(prepare=[{"report": {}}])).post("/avatars?avatar_id=me", content=b"video")
-    assert [path.name for path in folder.iterdir()] == ["young"]
+    assert left_uploads() == []
 
 
 def test_the_poster_is_a_jpeg(serve):

@@ -12,12 +12,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from deployments.common.messages import ChatRequest, SpeakEvent
 from deployments.ingress.app import api
-from deployments.ingress.websocket import audio_buffer, connection
+from deployments.ingress.websocket import audio_upload, connection
 from deployments.ingress.websocket.protocol import CLOSE_CODES, Event
 from models.errors import SessionNotFound, TextError
 from models.live.cues import Caption
 from models.types import Word
 from tests.support.ingress import EndlessStitch, Handle, make_replica
+from tests.support.uploads import left_uploads
 
 SUMMARY = {"session_id": "alice", "frames": 25}
 
@@ -97,6 +98,7 @@ def test_a_text_that_is_being_written_is_spoken_sentence_by_sentence(serve):
         socket.send_json({"type": "text", "text": "more.", "last": True, "id": "t"})
         done = socket.receive_json()
         assert (done["type"], done["id"]) == ("done", "t")
+        _wait(lambda: stitch.calls[-1][1][-1] is True)  # the end of the text
     fed = [arguments[2:] for name, arguments in stitch.calls if name == "feed"]
     assert fed == [(["Hello there."], False), (["And more."], False), ([], True)]
 
@@ -163,11 +165,12 @@ def test_a_recording_in_parts_is_spoken(serve):
             socket.send_bytes(part)
         assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
     (request,) = next(arguments for name, arguments in stitch.calls if name == "speak")
-    assert request.audio == b"RIFFmore" and request.text == ""
+    assert stitch.uploads == [b"RIFFmore"] and request.text == ""
+    assert left_uploads() == []
 
 
 def test_a_recording_beyond_its_limit_is_refused(serve, monkeypatch):
-    monkeypatch.setattr(audio_buffer, "MAX_BYTES", 10)
+    monkeypatch.setattr(audio_upload, "MAX_BYTES", 10)
     client, _ = serve()
     with client.websocket_connect("/sessions/alice/ws") as socket:
         socket.receive_json()

@@ -1,7 +1,6 @@
 """Recordings over the WebSocket: spoken as they are, or recognized and answered; as files or raw PCM."""
 
-import io
-import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +8,9 @@ import pytest
 from deployments.common.messages import SpeakEvent
 from models.errors import AudioError
 from models.recognition.base import Transcript
-from models.speech.audio import decode_audio, wav_from_pcm
+from models.speech.audio import decode_audio
 from tests.support.ingress import SUMMARY, Handle
+from tests.support.uploads import left_uploads
 from tests.unit.deployments.ingress.websocket.test_connection import events_of
 
 
@@ -50,7 +50,9 @@ def test_a_recording_is_recognized_reported_and_answered(socket_of):
     assert events[0] == {"type": "heard", "id": "a", "text": "Who are you?", "language": "en"}
     assert [(event["type"], event["id"]) for event in events[1:]] == [("started", "a"), ("done", "a")]
     assert events[2]["job"]["reply"] == "I am."
-    assert recognize.calls == [("transcribe", (b"RIFFmore", "en", "transcribe"))]
+    (name, (path, *options)) = recognize.calls[0]
+    assert (name, options, recognize.uploads) == ("transcribe", ["en", "transcribe"], [b"RIFFmore"])
+    assert Path(path).name == "The upload" and left_uploads() == []
     request = chat.calls[0][1][0]
     assert (request.message, request.session_id) == ("Who are you?", "alice")
 
@@ -74,7 +76,7 @@ def test_by_default_a_recording_is_spoken_and_not_recognized(socket_of):
         socket.send_json({"type": "audio"})
         socket.send_bytes(b"RIFF")
         assert [event["type"] for event in events_of(socket, 2)] == ["started", "done"]
-    assert recognize.calls == [] and next(given for name, given in stitch.calls if name == "speak")[0].audio == b"RIFF"
+    assert recognize.calls == [] and stitch.uploads == [b"RIFF"] and left_uploads() == []
 
 
 def test_without_a_recognize_stage_chat_is_refused_and_the_connection_stays_open(socket_of):
@@ -110,14 +112,9 @@ def test_raw_pcm_is_accepted(socket_of, mode):
             socket.send_json({"type": "audio", "mode": mode, "pcm_hz": 48_000, "last": last})
             socket.send_bytes(part)
         socket.receive_json()
-    given = next(given for name, given in (stitch.calls + recognize.calls) if name in ("speak", "transcribe"))[0]
-    sound, rate_hz = decode_audio(given if mode == "chat" else given.audio)
+    (given,) = recognize.uploads if mode == "chat" else stitch.uploads
+    sound, rate_hz = decode_audio(given)
     assert rate_hz == 48_000 and np.abs(sound * 32768 - samples).max() <= 1
-
-
-def test_half_a_sample_is_dropped():
-    with wave.open(io.BytesIO(wav_from_pcm(b"\1\2\3", 8000))) as file:
-        assert (file.getnframes(), file.getframerate(), file.readframes(9)) == (1, 8000, b"\1\2")
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "sing"}, {"pcm_hz": 5}, {"language": "English"}])
