@@ -17,9 +17,9 @@ from configs.schema import StitchConfig
 from models.errors import BusyError
 
 WINDOW_S = 2.0  # of one measurement; of the capacity, also MIN_WINDOW_S with MIN_FRAMES
-MIN_WINDOW_S, MIN_FRAMES = 0.5, 50
+MIN_WINDOW_S, MIN_FRAMES = 0.5, 200
 BEHIND_SHARE, BEHIND_SLACK_S = 0.95, 1.0  # an utterance is behind that is made without a pause, and has no reserve
-SMOOTHING = 0.5  # weight of a measurement that is larger than the capacity so far
+SMOOTHING = 0.3  # weight of a measurement that is larger than the capacity so far
 
 
 @dataclass(frozen=True, slots=True)
