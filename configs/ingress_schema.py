@@ -6,7 +6,7 @@ import re
 
 from pydantic import Field, model_validator
 
-from configs.strict import Strict
+from configs.strict import SENTENCE_PAUSE, Strict
 
 ICE_URL = re.compile(r"stuns?:[^\s?:]+(:\d+)?|turns?:[^\s?:]+(:\d+)?(\?transport=(udp|tcp))?")  # RFC 7064, RFC 7065
 
@@ -54,6 +54,14 @@ class IngressConfig(Strict):
         ge=0,
         description="Seconds after which a WebSocket that sends nothing and watches nothing is closed. 0 never closes.",
     )
+    writer_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds without further text after which a text that is still being written (`say`, WebSocket) "
+        "ends with an error. What has arrived is spoken. A space or a line break counts as further text.",
+    )
+    sentence_pause_ms: float = Field(500.0, ge=50, le=10_000, description=SENTENCE_PAUSE)
     api_keys_env: str | None = Field(
         None,
         description="Name of the environment variable that holds the API keys. Null requires no key: everybody who "

@@ -6,15 +6,19 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from configs.schema import TTSConfig
-from deployments.common.stage import Stage, Stamped, Worker
+from deployments.common.messages import SoundPart
+from deployments.common.stage import Stage, Stamped
+from deployments.common.worker import Worker
 from models.errors import TextError
 from models.runtime.registry import find_engine
 from models.speech.audio import AudioEncoder
+from models.speech.readable import group_skipped, readable_text, skip_warnings
 from models.tts import ENGINES
-from models.tts.base import TTSEngine
+from models.tts.base import ENGINE_MAX_CHARS, TTSEngine
 from models.types import Speech
 
 # These names select the default voice, unless the engine has a voice of that name: OpenAI's clients must send one of
@@ -37,6 +41,9 @@ class TTS(Stage[TTSConfig]):
         self._io_worker = Worker("TTS-io", IO_THREADS)
         self._fetch_lock = asyncio.Lock()
 
+    def workers(self) -> tuple[Worker, ...]:
+        return self.worker, self._io_worker
+
     def apply(self, config: TTSConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"engine", "options"}:
             self.engine = find_engine(config.engine, ENGINES).load(**config.options)
@@ -46,6 +53,7 @@ class TTS(Stage[TTSConfig]):
     ) -> AsyncGenerator[Stamped[Speech], None]:
         """Yield one stamped Speech per sentence, or several for a sentence that the engine streams.
 
+        What the engine cannot read of a text that is readable otherwise is left out: see Speech.skipped.
         voice, speed: None means the config's. Raises TextError for text that is too long or cannot be spoken.
         """
         await self.ready()
@@ -55,6 +63,10 @@ class TTS(Stage[TTSConfig]):
                 "Send it in parts, or raise max_chars of the TTS stage.",
             )
         engine, voice, speed = self.engine, voice or self.config.voice, speed or self.config.speed
+        readable, skipped = await asyncio.to_thread(
+            readable_text, text, ENGINE_MAX_CHARS, getattr(engine, "language", "")
+        )
+        text = readable if skipped else text  # each engine normalises a text in its own way
         await self._fetch(engine, voice)
         worker = self._io_worker if getattr(engine, "io_bound", False) else self.worker
         received_s = time.time()
@@ -65,7 +77,9 @@ class TTS(Stage[TTSConfig]):
             if done.value is None:
                 return
             queue_s, compute_s = queue_s + done.queue_s, compute_s + done.compute_s
-            yield Stamped(done.value, (self.meter.record_call(0, received_s, queue_s, compute_s),))
+            spoken = replace(done.value, skipped=group_skipped((*skipped, *done.value.skipped)))
+            skipped = ()
+            yield Stamped(spoken, (self.meter.record_call(0, received_s, queue_s, compute_s),))
             received_s, queue_s, compute_s = time.time(), 0.0, 0.0
 
     async def _fetch(self, engine: Any, voice: str | None) -> None:
@@ -78,8 +92,8 @@ class TTS(Stage[TTSConfig]):
 
     async def encoded(
         self, text: str, voice: str | None, speed: float | None, sound_format: str
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield the speech as the bytes of one sound file, sentence by sentence.
+    ) -> AsyncGenerator[SoundPart, None]:
+        """Yield the speech as the bytes of one sound file, sentence by sentence, with warnings of what was left out.
 
         voice: a voice of the engine, or `default`. A name of OpenAI's voices, which OpenAI's clients must send, selects
         the default voice if the engine has no voice of that name. sound_format: a key of
@@ -98,7 +112,7 @@ class TTS(Stage[TTSConfig]):
                 if speech.last:
                     data += (await self.worker.run(encoder.finish)).value
                 if data:
-                    yield data
+                    yield SoundPart(data, tuple(skip_warnings(speech.skipped)))
 
     async def voices(self) -> list[dict[str, Any]]:
         """Per voice: its name, whether it is installed, and if not, how many MB its first use downloads."""

@@ -27,6 +27,7 @@ WHISPER_STATES = 5  # hidden states of whisper-tiny: the embedding output and fo
 WINDOW_TOKENS = WINDOW_STEPS * WHISPER_STATES  # 50
 WHISPER_WIDTH = 384  # d_model of whisper-tiny
 SUPPORTED_FPS = (24, 25, 30)
+MAX_QUOTED_CHARS = 60  # of a text that a warning repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,31 @@ class Word:
     end_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class SkippedText:
+    """Passages of a text that cannot be spoken, for one reason.
+
+    text: the beginning of the first passage. reason: the predicate of a sentence, such as "is a block of code".
+    """
+
+    text: str
+    reason: str
+    count: int = 1  # of passages
+
+    @classmethod
+    def of(cls, passage: str, reason: str) -> SkippedText:
+        """One passage, on one line, cut to MAX_QUOTED_CHARS."""
+        line = " ".join(passage[: 4 * MAX_QUOTED_CHARS].split())
+        return cls(line if len(line) <= MAX_QUOTED_CHARS else f"{line[:MAX_QUOTED_CHARS]}…", reason)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Speech:
     """The audio of one segment: a sentence, or a part of uploaded speech.
 
     samples: float32 mono `(n,)` in [-1, 1] at `sample_rate_hz`. text: what is spoken, empty if unknown. last: True for
-    the final segment of an utterance. phonemes, words: empty if the engine does not give them.
+    the final segment of an utterance. phonemes, words: empty if the engine does not give them. skipped: what cannot be
+    spoken of the text, known by now and not in an earlier segment.
     """
 
     samples: Float32
@@ -61,6 +81,7 @@ class Speech:
     last: bool = False
     phonemes: tuple[Phoneme, ...] = ()
     words: tuple[Word, ...] = ()
+    skipped: tuple[SkippedText, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.samples.ndim == 1 and self.samples.dtype == np.float32, (self.samples.shape, self.samples.dtype)

@@ -13,6 +13,7 @@ import os
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayError
@@ -31,9 +32,10 @@ from deployments.common.text_stream import speak_text_stream
 from models.errors import BusyError, InterruptedSpeech, SessionNotFound, StageError, TextError, WarmTalkError
 from models.llm import ENGINES
 from models.llm.base import URL_ENV, Message, Responder
-from models.llm.token_stream import speakable_pieces, without_thoughts, without_unprintable
+from models.llm.token_stream import end_when_silent, speakable_pieces, without_thoughts, without_unprintable
 from models.runtime.ids import check_id
 from models.runtime.registry import find_engine
+from models.speech.readable import check_text, skip_warnings, skipped_for
 from models.speech.text import printable
 
 log = logging.getLogger("ray.serve")
@@ -176,6 +178,8 @@ class Chat(Stage[ChatConfig]):
         finally:
             written.set()
         job.saying = None
+        if job.status == "done":  # an interrupted answer may have had an error
+            job.error = None
         await self._save(job)
 
     async def _answer(self, job: ChatJob) -> None:
@@ -187,11 +191,17 @@ class Chat(Stage[ChatConfig]):
         job.start_s = float(session.get("duration_s", 0.0))
         messages = await self._prompt(job, job.options.avatar_id or session.get("avatar_id", ""))
         tokens = without_unprintable(without_thoughts(self.responder.stream(messages)))
-        reply = ReplyReader(speakable_pieces(record_tokens(job, tokens, began_s)))
+        limit_s, pause_s = self.config.reply_timeout_s, self.config.sentence_pause_ms / 1e3
+        silent = StageError(f"The language model wrote nothing for {limit_s:g} s.", "Send the message again.")
+        recorded = end_when_silent(record_tokens(job, tokens, began_s), limit_s, silent, from_start=False)
+        reply = ReplyReader(speakable_pieces(recorded, pause_s), partial(_report, job))
         try:
-            failure = await self._speak(job, reply, began_s) if await reply.has_speech() else None
+            spoken = await reply.has_speech()
+            failure = await self._speak(job, reply, began_s) if spoken else None
             if not job.interrupted:
                 await reply.finish()  # also after a failure: the text of the answer is shown completely
+            if not spoken and job.reply.strip():
+                job.warnings = _unspoken_warnings(job.reply)
             if failure is not None:
                 raise failure
         finally:
@@ -212,10 +222,12 @@ class Chat(Stage[ChatConfig]):
             **job.options.speech_options(),
         )
         asked_ms = (time.perf_counter() - began_s) * 1e3
+        text_error: WarmTalkError | None = None
         try:
             async with aclosing(speak_text_stream(self._stitch, request, record_spoken(job, reply.pieces()))) as events:
                 async for event in events:
                     before = job.frames
+                    text_error = event.error or text_error
                     record_event(job, event, asked_ms)
                     if job.frames and not before:
                         await self._save(job)
@@ -224,7 +236,7 @@ class Chat(Stage[ChatConfig]):
             if not isinstance(failure, InterruptedSpeech):
                 return failure
             job.interrupted = True  # before its first frame, by a call to Stitch
-        return None
+        return text_error
 
     async def _prompt(self, job: ChatJob, avatar_id: str) -> list[Message]:
         """The avatar's system prompt, the conversation so far, and the message."""
@@ -301,4 +313,18 @@ def _load_responder(config: ChatConfig) -> Responder:
 
 
 def _fail(job: ChatJob, error: WarmTalkError) -> None:
-    job.status, job.error = "failed", error.to_dict()
+    job.status = "failed"
+    _report(job, error)
+
+
+def _report(job: ChatJob, error: WarmTalkError) -> None:
+    job.error = error.to_dict()
+
+
+def _unspoken_warnings(reply: str) -> list[str]:
+    """Why nothing of a reply is spoken."""
+    try:
+        check_text(reply, len(reply), language="")
+    except TextError as error:
+        return skip_warnings([skipped_for(reply, error)])
+    return []

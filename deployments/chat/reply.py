@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from deployments.chat.store import ChatJob
 from deployments.common.messages import SpeakEvent
-from models.speech.text import normalise, split_sentences
+from models.errors import WarmTalkError
+from models.speech.readable import has_word
+from models.speech.text import split_sentences
 
 CHARS_PER_S = 15.0  # typical speaking rate, to estimate what was heard of a reply without viewers
 FPS = 25  # typical frame rate, for the same estimate
@@ -20,27 +22,34 @@ MAX_PROGRESS_UNFINISHED = 0.99
 class ReplyReader:
     """Reads a reply to its end at the model's speed, however slowly it is spoken. `finish` raises the model's error."""
 
-    def __init__(self, source: AsyncGenerator[str, None]) -> None:
+    def __init__(self, source: AsyncGenerator[str, None], on_error: Callable[[WarmTalkError], None]) -> None:
+        """on_error: called with the model's error when it occurs, while the reply before it may still be spoken."""
         self._pieces: list[str] = []
+        self._on_error = on_error
+        self._has_word = False
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._read(source))
         self._task.add_done_callback(lambda _: self._changed.set())
 
     async def _read(self, source: AsyncGenerator[str, None]) -> None:
-        async with aclosing(source):
-            async for piece in source:
-                if any(c.isalnum() for c in normalise(piece)):  # pieces without a word are shown but not spoken
+        try:
+            async with aclosing(source):
+                async for piece in source:
+                    self._has_word = self._has_word or has_word(piece)
                     self._pieces.append(piece)
                     self._changed.set()
+        except WarmTalkError as error:
+            self._on_error(error)
+            raise
 
     async def has_speech(self) -> bool:
         """Wait for the first piece that can be spoken; False if the reply ends without one."""
-        while not self._pieces and not self._task.done():
+        while not self._has_word and not self._task.done():
             await self._wait_for_change()
-        return bool(self._pieces)
+        return self._has_word
 
     async def pieces(self) -> AsyncGenerator[str, None]:
-        """The pieces to speak, as they arrive."""
+        """The pieces as they arrive, with those that cannot be spoken: Stitch reports them."""
         while self._pieces or not self._task.done():
             if self._pieces:
                 yield self._pieces.pop(0)
@@ -76,7 +85,8 @@ async def record_spoken(job: ChatJob, pieces: AsyncGenerator[str, None]) -> Asyn
     """Yield the pieces; add each to the job as given to the voice."""
     async with aclosing(pieces):
         async for piece in pieces:
-            job.saying = f"{job.saying or ''} {piece}".strip()
+            if has_word(piece):
+                job.saying = f"{job.saying or ''} {piece}".strip()
             yield piece
 
 
@@ -101,6 +111,7 @@ def record_event(job: ChatJob, event: SpeakEvent, asked_ms: float) -> None:
         job.start_s = event.summary.get("start_s", job.start_s)  # after the pause that the file keeps before it
         job.latency |= {key: event.summary[key] for key in ("ttff_ms", "rtf", "stages")}
         job.latency["duration_s"] = event.summary["made_s"]
+        job.warnings = event.summary.get("warnings", [])
 
 
 def heard_text(job: ChatJob, seen_s: float) -> str:

@@ -37,7 +37,8 @@ class ChatJob:
     written: bool = False  # the reply is complete
     video_url: str | None = None  # set when the session's video has a part of the answer
     start_s: float = 0.0  # where the answer begins in that video
-    error: dict[str, str] | None = None
+    error: dict[str, str] | None = None  # also while the part before the error is still spoken
+    warnings: list[str] = field(default_factory=list)  # parts of the reply that cannot be spoken
     interrupted: bool = False
     options: SpeechOptions = field(default_factory=SpeechOptions)
     saying: str | None = None  # the part of the reply that Stitch has received, while it speaks

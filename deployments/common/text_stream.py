@@ -7,30 +7,39 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cachetools import LRUCache
 from ray.serve.handle import DeploymentHandle
 
-from deployments.common.errors import cancel_call, stream_items
+from configs.schema import IngressConfig
+from deployments.common.errors import cancel_call, stream_items, to_warmtalk_error
 from deployments.common.messages import SpeakEvent, SpeakRequest
-from models.errors import BusyError, TextError
-from models.speech.text import normalise, printable
+from deployments.common.speech_call import SpeechCall
+from models.errors import BusyError, IdleError, TextError, WarmTalkError
+from models.llm.token_stream import end_when_silent, speakable_pieces
+from models.runtime.silences import with_silences
+from models.speech.text import printable
+
+log = logging.getLogger("ray.serve")
 
 MAX_CHARS = 100_000  # in one text stream
 MAX_STREAMS = 1024  # open in one replica
-WRITER_TIMEOUT_S = 60.0  # a text stream without new text for this long ends
+FEED_INTERVAL_S = 15.0  # a writer without new text reports this often that it is still there
+LOST_WRITER_S = 4 * FEED_INTERVAL_S  # a text stream without text or report for this long has lost its writer
 UNREAD_EXPIRY_S = 900.0  # a text stream that no request has begun to speak may be dropped after this time
 WRITER_ERROR_WAIT_S = 2.0  # after the speech has ended: how long to wait for an error of the writer
 
 
 @dataclass(slots=True)
 class _Text:
-    parts: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)  # None ends the text
+    parts: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)  # None ends the text; "" is a report
     chars: int = 0
     fed_s: float = field(default_factory=time.monotonic)
 
@@ -38,19 +47,19 @@ class _Text:
 class TextStreams:
     """The parts of text streams by key. Either the reader or the writer may come first. Use it from one event loop."""
 
-    def __init__(self, writer_timeout_s: float = WRITER_TIMEOUT_S) -> None:
+    def __init__(self) -> None:
         self._texts: dict[str, _Text] = {}
         self._ended: LRUCache[str, None] = LRUCache(4 * MAX_STREAMS)  # keys that accept no more text
         self._reserved: set[str] = set()  # keys of requests that are being spoken or wait for their turn
-        self._writer_timeout_s = writer_timeout_s
 
     def __len__(self) -> int:
         """How many text streams are open."""
         return len(self._texts)
 
     def feed(self, key: str, parts: list[str], last: bool) -> None:
-        """Add parts, each of which can be spoken by itself. Text for an ended stream is dropped.
+        """Add parts, each of which can be spoken by itself; without any, report that the writer is still there.
 
+        Text for an ended stream is dropped.
         Raises TextError for a text over MAX_CHARS, BusyError for more than MAX_STREAMS streams.
         """
         if key in self._ended:
@@ -66,10 +75,10 @@ class TextStreams:
             if text.chars > MAX_CHARS:
                 text.parts.put_nowait(None)
                 raise text_too_long_error()
-            if any(c.isalnum() for c in normalise(part)):  # skip parts without a word, such as a lone emoji
+            if part.strip():
                 text.parts.put_nowait(part)
-        if last:
-            text.parts.put_nowait(None)
+        if last or not parts:
+            text.parts.put_nowait(None if last else "")
 
     @contextmanager
     def reserve(self, key: str) -> Iterator[None]:
@@ -89,66 +98,117 @@ class TextStreams:
             del self._texts[key]
 
     async def read(self, key: str) -> AsyncGenerator[str, None]:
-        """The parts as they arrive. Ends with the text, or when its writer sends nothing for too long."""
+        """The parts as they arrive. Ends with the text, or with a warning in the log when its writer is lost."""
         text = self._texts.setdefault(key, _Text())
         try:
             while True:
                 try:
-                    async with asyncio.timeout(self._writer_timeout_s):
+                    async with asyncio.timeout(LOST_WRITER_S):
                         part = await text.parts.get()
                 except TimeoutError:
+                    log.warning("A text ended early: the process that sent it was lost.")
                     return
                 if part is None:
                     return
-                yield part
+                if part:
+                    yield part
         finally:
             self._texts.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterLimits:
+    """How long the writer of a text may pause.
+
+    timeout_s: after this time without further text, the text ends. sentence_pause_s: after this time, a sentence with
+    its full stop is spoken.
+    """
+
+    timeout_s: float
+    sentence_pause_s: float
+
+    @classmethod
+    def from_config(cls, config: IngressConfig) -> WriterLimits:
+        return cls(config.writer_timeout_s, config.sentence_pause_ms / 1e3)
+
+    def pieces(self, tokens: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        """The sentences of a text that arrives in tokens. Raises IdleError after all that has arrived."""
+        silent = IdleError(
+            f"No further text arrived for {self.timeout_s:g} s, so the text ended there.",
+            "What had arrived is spoken. Send the rest as another text; to keep a text open, send a space.",
+        )
+        return speakable_pieces(end_when_silent(tokens, self.timeout_s, silent), self.sentence_pause_s)
 
 
 def text_too_long_error() -> TextError:
     return TextError(f"The text exceeds {MAX_CHARS} characters.", "Send it in parts.")
 
 
+class _TextFeed:
+    """Sends a text to Stitch, and again from its beginning when the session moves before the text is spoken."""
+
+    def __init__(self, stitch: DeploymentHandle, session_id: str) -> None:
+        self._stitch, self._session_id = stitch.options(session_id=session_id), session_id
+        self.key = uuid.uuid4().hex
+        self._sent: list[str] = []
+        self._ended = False
+        self._lock = asyncio.Lock()  # keeps the parts in order
+
+    async def add(self, parts: list[str], last: bool) -> None:
+        """Raises what Stitch.feed raises."""
+        async with self._lock:
+            self._sent += parts
+            self._ended = last
+            await self._stitch.feed.remote(self._session_id, self.key, parts, last)
+
+    async def move(self, request: SpeakRequest) -> SpeakRequest:
+        """Send the text so far under a new key; return the request with it. Raises what Stitch.feed raises."""
+        async with self._lock:
+            self.key = uuid.uuid4().hex
+            await self._stitch.feed.remote(self._session_id, self.key, self._sent, self._ended)
+        return replace(request, text_stream_key=self.key)
+
+
 async def speak_text_stream(
-    stitch: DeploymentHandle, request: SpeakRequest, parts: AsyncIterator[str]
+    stitch: DeploymentHandle, request: SpeakRequest, parts: AsyncGenerator[str, None]
 ) -> AsyncGenerator[SpeakEvent, None]:
     """Let Stitch speak the parts while they arrive, as one utterance.
 
     parts: sentences or clauses (models/llm/token_stream.py splits tokens into them). Yields what Stitch.speak yields;
-    closing the generator ends the speech. Raises what Stitch.speak raises. An error of `parts` is raised after the
-    parts before it have been spoken.
+    closing the generator ends the speech. Raises what Stitch.speak raises.
+
+    When `parts` raises a WarmTalkError, an event with this error comes at once, and then the events of the parts before
+    it. Any other error of `parts` is raised after the parts before it have been spoken.
     """
-    key = uuid.uuid4().hex
-    plain = stitch.options(session_id=request.session_id)
-    events = stitch.options(stream=True, _by_reference=False, session_id=request.session_id).speak.remote(
-        replace(request, text_stream_key=key)
-    )
+    text = _TextFeed(stitch, request.session_id)
+    # Calls are made in a new context. Of calls that share a request's context, and so its id within Serve, Ray 2.60
+    # loses some when that request has ended: a lost part would never be spoken, and a caller that has left a request
+    # after an error of `parts` still reads the rest of the speech.
+    context = contextvars.Context()
+    events = context.run(SpeechCall, stitch, replace(request, text_stream_key=text.key), text.move)
+    failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # why `parts` ended early
 
     async def feed() -> None:
         try:
-            async for part in parts:
-                await plain.feed.remote(request.session_id, key, [part], False)
+            async with aclosing(with_silences(_limited(parts, failed), lambda: FEED_INTERVAL_S)) as timed:
+                async for part in timed:
+                    await text.add([] if part is None else [part], last=False)
         finally:
             try:
-                await plain.feed.remote(request.session_id, key, [], True)
+                await text.add([], last=True)
             except BaseException:
                 cancel_call(events)  # the end of the text cannot be sent, so the speech would wait for it
                 raise
 
-    # In a new context: of calls that share a request's context, and so its id within Serve, Ray 2.60 loses some when
-    # that request has ended. A lost part would never be spoken.
-    feeder = contextvars.Context().run(asyncio.create_task, feed())
+    feeder = context.run(asyncio.create_task, feed())
+    reported = False
     try:
-        try:
-            async with aclosing(stream_items(events)) as items:
-                async for event in items:
-                    yield event
-        except TextError:  # no part could be spoken: an error of the writer may be the cause
-            if feeder.done() and not feeder.cancelled() and (writer_error := feeder.exception()) is not None:
-                raise writer_error from None
-            raise
+        async with aclosing(stream_items(events)) as items, aclosing(_with_error(items, failed)) as all_events:
+            async for event in all_events:
+                reported = reported or event.error is not None
+                yield event
         done, _ = await asyncio.wait({feeder}, timeout=WRITER_ERROR_WAIT_S)  # interrupted speech ends before its writer
-        if done:
+        if done and not reported:
             feeder.result()
     finally:
         cancel_call(events)
@@ -156,3 +216,52 @@ async def speak_text_stream(
         await asyncio.wait({feeder})  # not `await feeder`: its cancellation looks like one of this task
         if not feeder.cancelled():
             feeder.exception()  # mark it as retrieved
+
+
+async def _limited(parts: AsyncGenerator[str, None], failed: asyncio.Future[Exception]) -> AsyncGenerator[str, None]:
+    """The parts, up to MAX_CHARS. The error with which they end is also the result of `failed`. Raises TextError."""
+    chars = 0
+    try:
+        async with aclosing(parts):
+            async for part in parts:
+                chars += len(part)
+                if chars > MAX_CHARS:
+                    raise text_too_long_error()
+                yield part
+    except Exception as error:
+        failed.set_result(error)
+        raise
+
+
+async def _with_error(
+    items: AsyncGenerator[SpeakEvent, None], failed: asyncio.Future[Exception]
+) -> AsyncGenerator[SpeakEvent, None]:
+    """The items, and as soon as the text has ended with a WarmTalkError, an event with it."""
+    reported = False
+    coming: asyncio.Future[SpeakEvent | None] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(items, None))
+            awaited: set[asyncio.Future[Any]] = {coming} if failed.done() else {coming, failed}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done() and not reported and isinstance(failed.result(), WarmTalkError):
+                reported = True
+                yield SpeakEvent(error=to_warmtalk_error(failed.result()))
+            if not coming.done():
+                continue
+            done, coming = coming, None
+            try:
+                event = done.result()
+            except TextError:  # no part could be spoken, because the text has ended too early
+                if not failed.done():
+                    raise
+                if reported:
+                    return
+                raise failed.result() from None
+            if event is None:
+                return
+            yield event
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait({coming})

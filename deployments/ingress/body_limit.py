@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.ingress.settings import GetSettings
 
 UPLOAD_PATHS = ("/speak/audio", "/avatars", "/v1/audio/transcriptions")  # uploads.py limits the size of these bodies
-TEXT_STREAM_PATH = "/say"  # its body is a text that is still being written: no minimum rate
+TEXT_STREAM_PATH = "/say"  # its body is a text that is still being written: text_stream.py limits its size and pauses
 IDLE_TIMEOUT_S = 60.0  # between two parts of a body
 MIN_RATE_BYTES_S = 8 * 2**10  # of the whole body, after the first IDLE_TIMEOUT_S
 
@@ -30,15 +30,16 @@ class BodyLimit:
             return await self._app(scope, receive, send)
         size, more = 0, True
         max_bytes = self._settings().max_json_bytes
-        limit = float("inf") if scope["path"].endswith(UPLOAD_PATHS) else max_bytes
+        written = scope["path"].endswith(TEXT_STREAM_PATH)
+        limit = float("inf") if written or scope["path"].endswith(UPLOAD_PATHS) else max_bytes
         part_s = time.monotonic()  # when the latest part arrived
-        due_s = float("inf") if scope["path"].endswith(TEXT_STREAM_PATH) else part_s + IDLE_TIMEOUT_S
+        due_s = part_s + IDLE_TIMEOUT_S
 
         async def limited_receive() -> Message:
             nonlocal size, more, part_s
             timeout_s = min(IDLE_TIMEOUT_S, max(0.01, due_s + size / MIN_RATE_BYTES_S - time.monotonic()))
             try:
-                async with asyncio.timeout(timeout_s if more else None):
+                async with asyncio.timeout(timeout_s if more and not written else None):
                     message = await receive()
             except TimeoutError:
                 stopped = f"Nothing more of the request arrived for {IDLE_TIMEOUT_S:g} s."

@@ -1,4 +1,4 @@
-"""Normalises written text for speech, checks it, and splits it into sentences.
+"""Normalises written text for speech and splits it into sentences.
 
 Numbers, money, times, dates, units and abbreviations stay as written: the voice's own front end reads them in context
 ("1984" as a year or in "1984 kg"; "Dr. Smith" and "Elm Dr."), which early expansion would remove.
@@ -12,10 +12,6 @@ from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
 
-from models.errors import TextError
-
-MAX_TEXT_CHARS = 2000  # about two minutes of speech
-MARKUP_ALLOWANCE = 10  # factor: written characters, including markup and spaces, per spoken character
 MAX_PASSES = 8  # each pass removes one layer of nested marks ("**_word_**")
 MAX_MARKS = 30  # consecutive combining marks (UAX #15, stream-safe text): sorting them takes quadratic time
 MAX_SENTENCE_CHARS = 200  # about 13 s of speech; below a voice's limit of about 400 phonemes
@@ -50,7 +46,6 @@ _CHARACTERS = str.maketrans(
 )
 _SPOKEN_SYMBOLS = frozenset("°©")  # symbols of Unicode category So that are read aloud; the others are emoji
 _SILENT_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "So", "Sk", "Me"})
-_SPOKEN_SCRIPTS = ("LATIN", "MICRO", "FEMININE", "MASCULINE", "ANGSTROM", "OHM", "KELVIN", "MODIFIER LETTER")
 
 _UNPRINTABLE = frozenset({"Cc", "Cs"})
 _NONCHARACTERS = re.compile(
@@ -86,7 +81,7 @@ _REPEATED_MARKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], st
     (re.compile(r"([,;:])(?:\s*[,;:])+"), r"\1"),
     (re.compile(r"\s*-{2,}\s*"), " — "),
 )
-_SPACE_BEFORE_MARK = re.compile(r"\s+(?=[,.;:!?…](?:\s|$))")
+SPACE_BEFORE_MARK = re.compile(r"\s+(?=[,.;:!?…](?:\s|$))")
 
 
 def _words(listing: str) -> frozenset[str]:
@@ -144,40 +139,8 @@ def _normalise_once(text: str, english: bool) -> str:
     text = " ".join(text.split())
     for pattern, replacement in _REPEATED_MARKS:
         text = pattern.sub(replacement, text)
-    text = _SPACE_BEFORE_MARK.sub("", " ".join(text.split()))
+    text = SPACE_BEFORE_MARK.sub("", " ".join(text.split()))
     return _composed(text)
-
-
-def check_text(text: str, max_chars: int = MAX_TEXT_CHARS, language: str = "en") -> str:
-    """Return `text` normalised and, for English, without words in scripts that an English voice cannot read.
-
-    Such words are dropped from a text that is mostly readable (a Chinese name in an English sentence). For any other
-    `language`, and for "" if the voice is not known yet, all scripts are kept.
-
-    Raises TextError: the text is empty, longer than `max_chars`, has nothing to speak, or is mostly in another script.
-    """
-    if not text.strip():
-        raise TextError("The text is empty.", "Send at least one word.")
-    plain = normalise(text[: MARKUP_ALLOWANCE * max_chars + 1], language)  # bounds the time that a caller can use
-    length = len(text) if len(text) > MARKUP_ALLOWANCE * max_chars else len(plain)
-    if length > max_chars:
-        raise TextError(
-            f"The text has {length} characters; at most {max_chars} are allowed per request.",
-            "Send it in several requests to the same session: the video continues where it stopped.",
-        )
-    letters = [c for c in plain if c.isalpha()]
-    foreign = [c for c in letters if not _is_readable(c)] if language == "en" else []
-    readable = len(letters) - len(foreign) + sum(c.isnumeric() and not c.isalpha() for c in plain)
-    if foreign and len(foreign) >= readable:
-        script = unicodedata.name(foreign[0], "UNKNOWN").split()[0].capitalize()
-        script = {"Cjk": "Chinese"}.get(script, script)
-        raise TextError(f"The text is written in {script} script, which the voice cannot read.", "Send it in English.")
-    if not readable:
-        raise TextError("The text has no letter or digit, so there is nothing to speak.", "Send at least one word.")
-    if foreign:
-        plain = " ".join("".join(c if not c.isalpha() or _is_readable(c) else " " for c in plain).split())
-        plain = _SPACE_BEFORE_MARK.sub("", plain).lstrip(",;:.!?… ")
-    return plain
 
 
 def printable(text: str) -> str:
@@ -286,10 +249,6 @@ def _greek_name(letter: str) -> str:
     return words[words.index("LETTER") + 1].lower().replace("lamda", "lambda").replace("final", "sigma")
 
 
-def _is_readable(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith(_SPOKEN_SCRIPTS)
-
-
 def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
     """False if the mark belongs to an abbreviation, an initial or a hesitation and does not end a sentence."""
     after = _AFTER_END.match(text, mark.end())
@@ -312,6 +271,16 @@ def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
     if word.lower() in _MAY_BE_LAST:
         return not rest.isdigit()
     return not (_INITIALS.fullmatch(word) and word[0].isupper() and word != "I")  # "J. K. Rowling", "the U.S. Army"
+
+
+def sentence_may_continue(text: str) -> bool:
+    """Whether the mark at the end of `text` may not end a sentence: an abbreviation, an initial, "3." of "3.5"."""
+    bare = text.rstrip("\"'”’)]")
+    if bare.endswith(".") and bare[-2:-1].isdigit():
+        return True
+    # a letter and a digit in turn as the beginning of what may follow
+    continued = [(mark, f"{text} {c}") for c in "A1" for mark in _SENTENCE_END.finditer(f"{text} {c}", len(bare) - 1)]
+    return not all(_ends_sentence(whole, mark) for mark, whole in continued)
 
 
 def _cut_to_length(sentence: str, max_chars: int) -> list[str]:

@@ -17,6 +17,8 @@ class TTSEngine(Protocol):
     The class method `load(**options)` creates an engine from the options in the stage's config. One thread uses it.
 
     Optional attributes and methods:
+    `language = "en"`: ISO 639-1 code; what a voice of this language cannot read is left out of each text, with a
+    warning (models/speech/readable.py). Without it, all scripts are kept.
     `io_bound = True`: it waits for a server, so several threads may call it at once.
     `any_voice = True`: `speak` may also accept voices that `voices()` does not list.
     `missing_voices() -> dict[str, int]`: voices that would be downloaded at first use, with their size in bytes.

@@ -23,7 +23,8 @@ import numpy as np
 from models.errors import ConfigError, InputError, StageError, WeightsError
 from models.runtime.ids import check_id
 from models.speech.audio import decode_audio
-from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.speech.readable import check_text
+from models.speech.text import MAX_SENTENCE_CHARS, split_sentences
 from models.tts.base import ENGINE_MAX_CHARS, check_speed, check_voice
 from models.tts.streaming import speech_pieces
 from models.types import Float32, Speech
@@ -51,6 +52,7 @@ class CoquiTTS:
         self.sample_rate_hz = int(tts.synthesizer.output_sample_rate)
         self._tts = tts
         self._model = tts.synthesizer.tts_model
+        self.language = language.split("-")[0]
         self._language = language
         self._voices = voices
         self._is_xtts = hasattr(self._model, "inference_stream")
@@ -108,9 +110,7 @@ class CoquiTTS:
         if speed != 1.0 and not self._is_xtts and not hasattr(self._model, "length_scale"):
             raise InputError(f"This model cannot speak at speed {speed}.", "Use speed 1.")
         chosen = self._voices[voice if voice is not None else next(iter(self._voices))]
-        sentences = split_sentences(
-            check_text(text, ENGINE_MAX_CHARS, self._language.split("-")[0]), self._max_sentence_chars()
-        )
+        sentences = split_sentences(check_text(text, ENGINE_MAX_CHARS, self.language), self._max_sentence_chars())
         return self._speak(sentences, chosen, speed)
 
     def _speak(self, sentences: list[str], voice: VoiceSource, speed: float) -> Iterator[Speech]:

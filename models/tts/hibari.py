@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import ConfigError, TextError, WeightsError
-from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.speech.readable import check_text, group_skipped
+from models.speech.text import MAX_SENTENCE_CHARS, split_sentences
 from models.tts.base import ENGINE_MAX_CHARS, check_speed, check_voice
 from models.tts.streaming import FADE_S, LAST_PAUSE_S, LEAD_S, pause_after, sound_bounds
-from models.types import Float32, Phoneme, Speech, Word
+from models.types import Float32, Phoneme, SkippedText, Speech, Word
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -46,6 +47,7 @@ DIPHTHONGS = {
 LETTERS = {"T": "ɾ"}  # the voice's letter for the flap in "butter"
 DIPHTHONG_SPLIT = 0.55  # share of a diphthong's duration for its first vowel
 LONG_NUMBER = re.compile(r"\d(?:,?\d){24,}")  # the front end fails for numbers with more than 36 digits
+UNREADABLE = "cannot be read by the voice"  # predicate of a sentence, see SkippedText
 SILENT_GAP_S = 0.09  # a space or punctuation mark this long is a pause
 
 
@@ -57,6 +59,7 @@ class HibariTTS:
     """A `TTSEngine`. hibari downloads voices other than the built-in one at first use (7.9 MB each) and caches them."""
 
     sample_rate_hz = SAMPLE_RATE_HZ
+    language = "en"
 
     def __init__(self, voice: str, threads: int, max_chars: int, max_sentence_chars: int) -> None:
         self._threads = threads
@@ -127,28 +130,40 @@ class HibariTTS:
         check_speed(speed, *SPEEDS)
         model = self._voice(voice or self._default)
         sentences = split_sentences(check_text(text, self._max_chars), self._max_sentence_chars)
-        pieces = self._pieces(model, sentences)
+        skipped: list[SkippedText] = []
+        pieces = self._pieces(model, sentences, skipped)
         first = next(pieces, None)
         if first is None:
             raise TextError("The text contains nothing that the voice can speak.", "Send at least one word.")
-        return self._speak(model, first, pieces, speed)
+        return self._speak(model, first, pieces, speed, skipped)
 
     @staticmethod
-    def _pieces(model: _Voice, sentences: list[str]) -> Iterator[tuple[str, str]]:
-        """(text, phonemes) of each sentence with sound. One with too many phonemes is split at its middle space."""
+    def _pieces(model: _Voice, sentences: list[str], skipped: list[SkippedText]) -> Iterator[tuple[str, str]]:
+        """(text, phonemes) of each sentence with sound. One with too many phonemes is split at its middle space.
+
+        Sentences that the voice cannot read are added to `skipped`. Raises TextError if nothing can be read.
+        """
         waiting = sentences[::-1]
+        first = True
         while waiting:
             text = waiting.pop()
-            phonemes = model.phonemise(text)
+            try:
+                phonemes = model.phonemise(text)
+            except TextError:
+                if not waiting and first:
+                    raise
+                skipped.append(SkippedText.of(text, UNREADABLE))
+                continue
             if len(phonemes) > MAX_PHONEMES and " " in text:
                 middle = min((i for i, c in enumerate(text) if c == " "), key=lambda i: abs(i - len(text) // 2))
                 waiting += [text[middle + 1 :], text[:middle]]
             elif any(c.isalpha() for c in phonemes):
+                first = False
                 yield text, phonemes[:MAX_PHONEMES]
 
     @staticmethod
     def _speak(
-        model: _Voice, first: tuple[str, str], rest: Iterator[tuple[str, str]], speed: float
+        model: _Voice, first: tuple[str, str], rest: Iterator[tuple[str, str]], speed: float, skipped: list[SkippedText]
     ) -> Iterator[Speech]:
         piece: tuple[str, str] | None = first
         while piece is not None:
@@ -158,7 +173,9 @@ class HibariTTS:
             pause_s = LAST_PAUSE_S if piece is None else pause_after(text) / speed
             samples, times = trim(samples, times, pause_s if piece is None else max(pause_s - LEAD_S, 0.0))
             words = word_times(text, phonemes, times, model.phonemise)
-            yield Speech(samples, SAMPLE_RATE_HZ, text=text, last=piece is None, phonemes=times, words=words)
+            left_out = group_skipped(skipped)
+            skipped.clear()
+            yield Speech(samples, SAMPLE_RATE_HZ, text, piece is None, phonemes=times, words=words, skipped=left_out)
 
     def _voice(self, name: str) -> _Voice:
         with self._lock:

@@ -25,7 +25,8 @@ from models.openai_http import (
     status_error,
 )
 from models.speech.audio import decode_audio, resample
-from models.speech.text import MAX_SENTENCE_CHARS, check_text, split_sentences
+from models.speech.readable import check_text
+from models.speech.text import MAX_SENTENCE_CHARS, split_sentences
 from models.tts.base import ENGINE_MAX_CHARS, check_speed, check_voice
 from models.tts.streaming import speech_pieces
 from models.types import Float32, Speech

@@ -23,7 +23,8 @@ from deployments.chat.deployment import Chat
 from deployments.ingress.app import api
 from deployments.stitch.deployment import Stitch
 from deployments.tts import TTS
-from models.speech.text import check_text, split_sentences
+from models.speech.readable import check_text
+from models.speech.text import split_sentences
 from models.types import Speech
 from tests.support.ingress import PlainIngress
 from tests.support.stitch import RATE, Method, Response, Stages, Stream, grey_avatar

@@ -19,7 +19,8 @@ class Speech:
     """A spoken utterance. stages: per stage its calls, frames, and milliseconds of queue, transfer and compute.
 
     frames, duration_s: length in the session's video. start_s: where it begins there. interrupted: it was stopped; the
-    transcript says where. Speech interrupted before its first frame is not in the video.
+    transcript says where. Speech interrupted before its first frame is not in the video. warnings: parts of the text
+    that were not spoken, because the voice cannot read them.
     """
 
     session_id: str
@@ -32,6 +33,7 @@ class Speech:
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     start_s: float = 0.0
     interrupted: bool = False
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ class ChatJob:
     """State of a chat message. `reply` grows until it is `written`; `saying` and `frames` change while it is spoken.
 
     progress: share of the reply that was heard, or produced if nobody watches, 0 to 1; it never decreases. latency:
-    measured so far, also while it is spoken. interrupted: it was stopped, and its status is done.
+    measured so far, also while it is spoken. interrupted: it was stopped, and its status is done. error: why the answer
+    failed, also while the part before the error is still spoken. warnings: parts of the reply that were not spoken.
     """
 
     job_id: str
@@ -142,6 +145,7 @@ class ChatJob:
     frames: int = 0
     latency: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str] | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:

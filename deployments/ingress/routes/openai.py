@@ -2,6 +2,7 @@
 
 # no `from __future__ import annotations`: FastAPI must see the real types after Serve has bound the routes
 
+import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -31,7 +32,9 @@ class OpenAIRoutes:
         except BaseException:
             cancel_call(parts)
             raise
-        return StreamingResponse(sound_stream(first, parts), media_type=SOUND_TYPES[body.response_format])
+        headers = {"X-WarmTalk-Warnings": json.dumps(first.warnings)} if first.warnings else None  # escaped: ASCII
+        sound = sound_stream(first.data, parts)
+        return StreamingResponse(sound, media_type=SOUND_TYPES[body.response_format], headers=headers)
 
     @api.post(
         "/v1/audio/transcriptions",

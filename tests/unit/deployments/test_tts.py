@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from deployments.common.messages import SoundPart
 from deployments.tts import TTS
 from models.errors import AudioError, ConfigError, InputError, TextError
 from models.speech.audio import decode_audio
+from models.speech.readable import skip_warnings
 from models.types import Speech
 
 RATE = 24_000
@@ -232,11 +234,35 @@ async def test_a_text_over_the_limit_is_refused() -> None:
     assert len(Loud.loads) == 1
 
 
+class English(Loud):
+    """An engine whose voice reads English only."""
+
+    language = "en"
+
+
+async def test_a_part_that_the_voice_cannot_read_is_skipped_and_reported_with_the_first_sentence() -> None:
+    tts = await stage(engine=f"{__name__}:English")
+    text = "One.\n\n你好吗？今天天气很好。\n\nTwo."
+    speech = [stamped.value async for stamped in tts.speak(text)]
+    assert [s.text for s in speech] == ["One.", "Two."]
+    (warning,) = skip_warnings(speech[0].skipped)
+    assert warning.startswith('Skipped "你好吗?" and 1 more passage: each is written in Chinese script')
+    assert not speech[1].skipped
+    (first, *rest) = [part async for part in tts.encoded(text, None, None, "wav")]
+    assert first.warnings == (warning,) and not any(part.warnings for part in rest)
+    with pytest.raises(TextError, match="Chinese script"):
+        await anext(tts.speak("你好吗？"))
+
+
+async def test_a_voice_of_unknown_languages_reads_every_script() -> None:
+    assert len(await said(await stage(), "One. 你好吗？")) == 2
+
+
 # --- speech as a sound file
 
 
-async def file_of(parts: AsyncGenerator[bytes, None]) -> list[bytes]:
-    return [part async for part in parts]
+async def file_of(parts: AsyncGenerator[SoundPart, None]) -> list[bytes]:
+    return [part.data async for part in parts]
 
 
 async def test_a_sound_file_is_streamed_in_one_part_per_sentence() -> None:

@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError
 from deployments.common import text_stream as module
 from deployments.common.messages import SpeakRequest
 from deployments.common.text_stream import TextStreams, speak_text_stream
-from models.errors import BusyError, ClosedError, StageError, TextError
+from models.errors import BusyError, ClosedError, IdleError, StageError, TextError
 from tests.support.stitch import Method, StitchHandle, Watcher, assert_continuous, summary_of
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
@@ -85,6 +85,44 @@ async def test_parts_are_sent_outside_the_context_of_the_callers_request(make_st
         await summary_of(speak_text_stream(StitchHandle(stitch), REQUEST, writing("one.", "two.")))
     assert contexts == ["none"] * 6  # two parts and the end, twice
     assert [text for _, text in stages.spoken] == ["one.", "two."] * 2
+
+
+async def test_an_unreadable_part_is_skipped_with_a_warning_and_the_rest_is_spoken(make_stitch):
+    stitch, _, stages = await make_stitch()
+    parts = writing("one.", "bad one.", "```\ncode()\n```", "🎉 🎉", "bad two.", "two.")
+    summary = await summary_of(speak_text_stream(StitchHandle(stitch), REQUEST, parts))
+    assert summary["warnings"] == [
+        'Skipped "bad one." and 1 more passage: each cannot be spoken (It cannot be spoken).',
+        'Skipped "``` code() ```": it is a block of code, which is not spoken.',
+        'Skipped "🎉 🎉": it has no letter or digit, so there is nothing to speak.',
+    ]
+    (utterance,) = (await stitch.session("alice"))["utterances"]
+    assert [s["text"] for s in utterance["sentences"]] == ["one.", "two."]
+    readable = await summary_of(stitch.speak(replace(REQUEST, text="three.")))
+    assert readable["warnings"] == [] and summary["frames"] == 2 * readable["frames"] - 2 * 5
+    with pytest.raises(TextError, match="cannot be spoken"):
+        await summary_of(speak_text_stream(StitchHandle(stitch), REQUEST, writing("bad one.", "🎉", "bad two.")))
+
+
+async def test_an_error_of_a_silent_writer_comes_at_once_and_what_it_wrote_is_spoken(make_stitch):
+    """Also in a session that is watched, where the speech lasts for a while after the error."""
+    stitch, live, stages = await make_stitch()
+    watcher = Watcher(await live.view("alice"))
+    error = IdleError("Nothing was written.", "Write.")
+
+    async def silent():
+        yield "a long sentence with many words."
+        yield "and another one that is as long."
+        raise error
+
+    began_s, seen = time.monotonic(), []
+    async for event in speak_text_stream(StitchHandle(stitch), REQUEST, silent()):
+        if event.error is not None or event.summary is not None:
+            seen.append((time.monotonic() - began_s, event.error, event.summary))
+    watcher.seen()
+    (at_s, first, _), (ended_s, _, summary) = seen
+    assert at_s < 0.1 and first is error
+    assert ended_s > 6 and summary["frames"] > 6 * 25 and len(stages.spoken) == 2
 
 
 async def test_an_error_of_the_writer_is_raised_after_the_parts_before_it(make_stitch):
@@ -226,12 +264,19 @@ async def test_a_caller_that_is_cancelled_while_its_writer_ends_is_cancelled():
 # --- text streams by themselves
 
 
-async def test_a_text_ends_when_its_writer_sends_nothing_for_too_long():
+async def test_a_text_whose_writer_is_lost_ends():
     texts = TextStreams()
     texts.feed("a", ["One."], False)
     began_s = time.monotonic()
     assert [part async for part in texts.read("a")] == ["One."] and len(texts) == 0
-    assert time.monotonic() - began_s == pytest.approx(module.WRITER_TIMEOUT_S)
+    assert time.monotonic() - began_s == pytest.approx(module.LOST_WRITER_S)
+
+
+async def test_a_slow_writer_reports_that_it_is_there_so_its_text_does_not_end(make_stitch):
+    stitch, _, stages = await make_stitch()
+    parts = writing("one.", "two.", pause_s=10 * module.LOST_WRITER_S)
+    await summary_of(speak_text_stream(StitchHandle(stitch), REQUEST, parts))
+    assert [text for _, text in stages.spoken] == ["one.", "two."]
 
 
 async def test_a_reader_that_is_cancelled_when_a_part_arrives_is_cancelled():

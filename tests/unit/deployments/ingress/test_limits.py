@@ -101,6 +101,7 @@ async def post_offer(ingress: Any, connection: Any) -> int:
 
 async def watch_on_and_off(ingress: Any, times: int) -> None:
     """Switch watching on and off on a connection, faster than the stream can start."""
+    from deployments.common.text_stream import WriterLimits
     from deployments.ingress.websocket.connection import Connection
     from deployments.ingress.websocket.protocol import Watch
 
@@ -109,7 +110,8 @@ async def watch_on_and_off(ingress: Any, times: int) -> None:
 
     socket = SimpleNamespace(client=None, send_bytes=nothing, send_text=nothing)
     transcriptions = ingress._transcriptions
-    connection = Connection(socket, "alice", ingress._stitch, ingress._chat, ingress._hubs, transcriptions)  # type: ignore[arg-type]
+    limits = WriterLimits.from_config(ingress.config)
+    connection = Connection(socket, "alice", ingress._stitch, ingress._chat, ingress._hubs, transcriptions, limits)  # type: ignore[arg-type]
     for _ in range(times):
         await connection._watch(Watch(type="watch", on=True))
         await connection._watch(Watch(type="watch", on=False))

@@ -2,11 +2,24 @@
 
 import asyncio
 import random
+import time
 
 import pytest
 
-from models.llm.token_stream import FIRST_CLAUSE_CHARS, speakable_pieces, without_thoughts, without_unprintable
+from models.errors import IdleError
+from models.llm.token_stream import (
+    FIRST_CLAUSE_CHARS,
+    SENTENCE_PAUSE_S,
+    UNCERTAIN_PAUSES,
+    end_when_silent,
+    speakable_pieces,
+    without_thoughts,
+    without_unprintable,
+)
 from tests.support.linear_time import check_linear_time
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "virtual_time"]
 
 
 async def stream(tokens):
@@ -46,6 +59,87 @@ async def test_abbreviations_and_decimals_do_not_end_a_sentence(text):
     whole = await cut(text)
     assert len(whole) == 2
     assert await cut(*text) == whole  # a character at a time
+
+
+async def timed(*parts: str | float) -> list[tuple[float, str]]:
+    """When each piece comes, in virtual time. A number is a pause before the next token."""
+
+    async def tokens():
+        for part in parts:
+            if isinstance(part, str):
+                yield part
+            else:
+                await asyncio.sleep(part)
+
+    began_s = time.monotonic()
+    return [(round(time.monotonic() - began_s, 3), piece) async for piece in speakable_pieces(tokens())]
+
+
+async def test_a_sentence_is_complete_when_nothing_follows_its_full_stop_for_a_while():
+    assert await timed("It is ", "done.", 10.0, "Next one", "!", 10.0) == [
+        (SENTENCE_PAUSE_S, "It is done."),
+        (10.0 + SENTENCE_PAUSE_S, "Next one!"),
+    ]
+    assert await timed('He said "Go."', 10.0, " Now") == [(SENTENCE_PAUSE_S, 'He said "Go."'), (10.0, "Now")]
+
+
+async def test_white_space_after_a_full_stop_does_not_delay_it():
+    assert await timed("It is done.", *(0.2, " ") * 20) == [(SENTENCE_PAUSE_S, "It is done.")]
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"), [("I met Dr.", " Smith."), ("It costs 3.", "14 dollars."), ("The U.S.", " Army.")]
+)
+async def test_a_mark_that_may_not_end_a_sentence_needs_a_longer_pause(text, rest):
+    long_s = UNCERTAIN_PAUSES * SENTENCE_PAUSE_S
+    assert await timed(text, long_s - 0.1, rest) == [(long_s - 0.1, f"{text}{rest}")]
+    assert await timed(text, 10.0) == [(long_s, text)]
+
+
+async def test_text_without_a_full_stop_waits_however_long_the_pause():
+    assert await timed("It is", 100.0, " done.") == [(100.0, "It is done.")]
+
+
+async def test_an_error_of_the_tokens_comes_after_the_rest_of_the_text():
+    async def failing():
+        yield "It is done. And then"
+        raise RuntimeError("lost")
+
+    pieces = []
+    with pytest.raises(RuntimeError, match="lost"):
+        async for piece in speakable_pieces(failing()):
+            pieces.append(piece)
+    assert pieces == ["It is done.", "And then"]
+
+
+async def test_a_silent_writer_ends_with_the_error():
+    async def silent():
+        await asyncio.sleep(15.0)
+        for token in ("One", " "):
+            yield token
+            await asyncio.sleep(9.0)
+        await asyncio.sleep(100.0)
+
+    for from_start, tokens, lasted_s in ((True, [], 10.0), (False, ["One", " "], 15.0 + 9.0 + 10.0)):
+        began_s, seen = time.monotonic(), []
+        with pytest.raises(IdleError):
+            async for token in end_when_silent(silent(), 10.0, IdleError("Silent."), from_start):
+                seen.append(token)
+        assert seen == tokens and time.monotonic() - began_s == pytest.approx(lasted_s)
+
+
+async def test_a_block_of_code_is_one_piece():
+    text = "Look:\n```python\na = 1.\n\nb = 2! Or 3?\n```\nThat is it. Bye."
+    pieces = ["Look:", "```python\na = 1.\n\nb = 2! Or 3?\n```", "That is it.", "Bye."]
+    assert await cut(text) == pieces and await cut(*text) == pieces
+    assert await cut("```\na.") == ["```\na."]  # not closed
+    assert await timed("```\na = 1.", 10.0, "\n```\n") == [(10.0, "```\na = 1.\n```")]
+
+
+async def test_an_emoji_after_a_sentence_is_no_piece_and_a_line_of_emoji_is_one():
+    for text in ("It is done. 😀 🎉\n😀 🎉\nBye!😀",):
+        assert await cut(text) == await cut(*text) == ["It is done.", "😀 🎉", "Bye!😀"]
+    assert await timed("It is done.", 10.0, " 😀", 10.0) == [(SENTENCE_PAUSE_S, "It is done.")]
 
 
 async def test_a_line_break_ends_a_piece():
@@ -108,7 +202,9 @@ async def test_surrogate_pairs_are_joined_and_control_characters_dropped():
     assert "".join([t async for t in without_unprintable(stream(["a\ude00", "\ud83db\ud83d"]))]) == "ab"
 
 
-def test_many_spaces_take_linear_time():
+def test_many_spaces_take_linear_time(monkeypatch):
+    monkeypatch.undo()  # real time
+
     def work(size: int) -> None:
         tokens = ["Hello", *["    "] * (size // 5), "there. ", *["\t "] * (size // 5)]
         assert asyncio.run(cut(*tokens)) == ["Hello there."]

@@ -57,6 +57,24 @@ def test_a_front_end_failure_gives_a_text_error(voice: HibariTTS, monkeypatch: p
         next(voice.speak("Odd words"))
 
 
+def test_a_sentence_that_the_front_end_cannot_read_is_skipped(
+    voice: HibariTTS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = voice._voice("heart")
+    read = model.phonemise
+
+    def breaks(text: str) -> str:
+        if "Odd" in text:
+            raise TextError(f"The voice cannot read {text!r}.")
+        return read(text)
+
+    monkeypatch.setattr(model, "phonemise", breaks)
+    speech = list(voice.speak("Odd one. Fine. Odd two. Good. Odd three."))
+    assert [(s.text, s.last) for s in speech] == [("Fine.", False), ("Good.", True)]
+    skipped = [(entry.text, entry.count) for s in speech for entry in s.skipped]
+    assert skipped == [("Odd one.", 2), ("Odd three.", 1)]
+
+
 def test_the_first_sentence_is_yielded_before_the_second_is_synthesised(
     voice: HibariTTS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +222,7 @@ def test_unspeakable_text_is_refused_at_the_call(voice: HibariTTS, text: str) ->
 
 
 def test_sentences_without_sound_are_skipped_and_the_final_one_is_last(voice: HibariTTS) -> None:
-    pieces = voice._pieces(voice._voice("heart"), ["—", "Fine.", "!", "…"])
+    pieces = voice._pieces(voice._voice("heart"), ["—", "Fine.", "!", "…"], [])
     assert [text for text, _ in pieces] == ["Fine."]
     speech = list(voice.speak("Fine. () ! 😀"))
     assert speech[0].text == "Fine." and [s.last for s in speech] == [True]
