@@ -160,7 +160,7 @@ async def test_a_caller_that_is_cancelled_several_times_leaves_nothing_behind(ma
         await said
     assert stitch._live._speaking == set() and stitch._live.pace.speakers == 0
     assert len(stitch._session_lock) == len(stitch._interrupts) == 0
-    assert stitch._slots._value == stitch.config.max_utterances
+    assert {slots._value for slots in stitch._slots.values()} == {stitch.config.max_utterances}
     summary = await speaking(stitch, "Hello.")
     assert summary["frames"] > 0 and not summary["interrupted"]
 
