@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from typing import Any
 
 import httpx
 import psutil
@@ -126,3 +128,30 @@ def test_a_killed_process_beside_the_replicas(
     if process != "ProxyActor":  # which carries their requests
         assert (row.seen["failed_utterances"], row.seen["lost_frames"]) == (0, 0)
     speaks_again(row, audience, ids, time.monotonic(), AGAIN_S)
+
+
+@pytest.mark.soak
+@pytest.mark.promise("kill -9 of {stage} while a chat job runs", "the job ends as done; its status is readable again")
+@pytest.mark.parametrize("stage", ["Ingress", "Chat", *WORKERS])
+def test_a_chat_job_outlives_a_replica(graph: ChaosGraph, audience: Audience, row: Row, name: str, stage: str) -> None:
+    audience.open(name)
+    body = {"message": "Tell me a long story.", "session_id": name}
+    job = audience.api.post("/chat", json=body).raise_for_status().json()["job_id"]
+    wait_until(lambda: audience.api.get(f"/sessions/{name}").json()["frames"], "the answer is shown")
+    pid, killed_s = graph.kill(stage)
+    row.saw(recovery_s=graph.wait_until_replaced(stage, pid, killed_s))
+
+    def status() -> dict[str, Any] | None:
+        with contextlib.suppress(httpx.TransportError):
+            answer = audience.api.get(f"/status/{job}")
+            return dict(answer.json()) if answer.status_code == 200 else None
+        return None
+
+    def ended() -> dict[str, Any] | None:
+        facts = status()
+        return facts if facts is not None and facts["status"] in ("done", "failed") else None
+
+    facts = wait_until(ended, "the job ends", 120, every_s=0.2)
+    row.note(f"the job was {facts['status']}")
+    assert audience.file_frames(name) > 0
+    assert facts["status"] == "done", facts
