@@ -21,13 +21,18 @@ FLAGS = (
     "--use-fake-device-for-media-stream",  # a fake microphone that beeps
     "--disable-dev-shm-usage",
 )
-MOUTH = (222, 300, 68, 52)  # x, y, width, height in the presenter's 512 px frames
+DESKTOP = {
+    "viewport": {"width": 1280, "height": 800},
+    "reduced_motion": "reduce",
+}  # animations cost half of the GPU time
+MOUTH = (222 / 512, 300 / 512, 68 / 512, 52 / 512)  # x, y, width, height as shares of the presenter's frame
 LIVE = "document.querySelector('#screen').dataset.state === 'live' && document.querySelector('video').currentTime > 0.5"
 
 # samples the mouth's pixels and the audio power; motion is the difference of successive samples
 WATCH = """
 async ([seconds, [x, y, w, h]]) => {
-  const video = document.querySelector('video'), canvas = new OffscreenCanvas(w, h);
+  const video = document.querySelector('video'), { videoWidth: across, videoHeight: down } = video;
+  const [width, height] = [Math.round(w * across), Math.round(h * down)], canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext('2d', { willReadFrequently: true });
   const audio = new AudioContext(), analyser = audio.createAnalyser(), samples = new Float32Array(2048);
   analyser.fftSize = 2048;
@@ -37,8 +42,8 @@ async ([seconds, [x, y, w, h]]) => {
   let before = null;
   for (const end = performance.now() + 1000 * seconds; performance.now() < end; ) {
     await new Promise((resolve) => setTimeout(resolve, 80));
-    context.drawImage(video, x, y, w, h, 0, 0, w, h);
-    const now = context.getImageData(0, 0, w, h).data;
+    context.drawImage(video, x * across, y * down, width, height, 0, 0, width, height);
+    const now = context.getImageData(0, 0, width, height).data;
     if (before) differences.push(now.reduce((sum, value, k) => sum + Math.abs(value - before[k]), 0) / now.length);
     before = now;
     analyser.getFloatTimeDomainData(samples);
@@ -57,11 +62,12 @@ def find_chromium() -> str | None:
 
 
 class Shared:
-    """One Chromium shared by all tests of a process; each test uses its own isolated browser contexts."""
+    """One Chromium shared by all tests of a process."""
 
     def __init__(self) -> None:
         self._running = contextlib.ExitStack()
         self._browser: Any = None
+        self._context: Any = None
 
     def get(self) -> Any:
         """Skips the test if there is no Chromium or it does not play H.264."""
@@ -81,9 +87,34 @@ class Shared:
                 self._browser, self._running = browser, starting.pop_all()
         return self._browser
 
+    def context(self) -> Any:
+        """The context of all pages without options of their own.
+
+        An empty page of the tests' host stays open in it: the next page uses its renderer process, and loads with half
+        of the CPU time.
+        """
+        if self._context is None:
+            self._context = self.get().new_context(**DESKTOP)
+            page = self._context.new_page()
+            page.route("**/*", lambda route: route.fulfill(body="", content_type="text/html"))
+            page.goto("http://127.0.0.1/")
+        return self._context
+
+    def clear(self, tabs: list[Tab]) -> None:
+        """Close a test's pages and delete what they stored, so that the next test finds a context as new."""
+        for tab in tabs:
+            tab.page.close()
+        if self._context is not None and tabs:
+            storage = self._context.new_cdp_session(self._context.pages[0])
+            for origin in {"/".join(tab.url.split("/")[:3]) for tab in tabs}:
+                storage.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+            storage.detach()
+            self._context.clear_cookies()
+            self._context.set_offline(False)
+
     def stop(self) -> None:
         """Stop Playwright's event loop, so that asyncio tests can run in this thread."""
-        self._browser = None
+        self._browser = self._context = None
         self._running.close()
 
 
@@ -164,15 +195,19 @@ class Tab:
 
 @pytest.fixture
 def tab(chromium: Any) -> Iterator[Callable[..., Tab]]:
-    """tab(url, **context_options) opens a page in its own context; tab(url, context=other.page.context) shares one."""
-    contexts = []
+    """Opens pages: tab(url); tab(url, **options) in a context of its own; tab(url, context=other.page.context)."""
+    contexts, tabs = [], []
 
     def make(url: str, context: Any = None, **options: Any) -> Tab:
-        if context is None:
-            context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        if options:
+            context = chromium.new_context(**{**DESKTOP, **options})
             contexts.append(context)
-        return Tab(context.new_page(), url)
+        made = Tab((context or SHARED.context()).new_page(), url)
+        if made.page.context not in contexts:
+            tabs.append(made)
+        return made
 
     yield make
     for context in contexts:
         context.close()
+    SHARED.clear(tabs)

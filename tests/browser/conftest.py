@@ -23,7 +23,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.fixture(scope="session")
 def film() -> Film:
-    return Film()
+    return Film(side=256)
 
 
 @pytest.fixture
@@ -36,6 +36,12 @@ def served(film: Film) -> Iterator[tuple[str, State]]:
 @pytest.fixture
 def state(served: tuple[str, State]) -> State:
     return served[1]
+
+
+@pytest.fixture
+def modules(served: tuple[str, State], tab: Callable[..., Tab]) -> Tab:
+    """A plain page of the server, without video, in which the page's modules can be imported and called."""
+    return tab(served[0]).open("/web/app.js", live=False)
 
 
 @pytest.fixture

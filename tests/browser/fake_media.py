@@ -17,31 +17,32 @@ from tests.browser.fake_state import STAGES, FakeSession
 
 FPS, RATE, FRAGMENT_FRAMES = 25, 24_000, 4
 FRAME_SAMPLES = RATE // FPS
-IDLE_FRAMES = 150
-MOUTH = (slice(306, 346), slice(222, 290))  # of the presenter's 512 px frames: rows, columns
+IDLE_FRAMES = 60
+MOUTH = (256, 326)  # x, y of its centre in the presenter's 512 px frames
 
 
-def read_frames(path: Path, limit: int = 10_000) -> tuple[list[Any], Any]:
-    """RGB frames and mono audio at RATE of a video."""
+def read_frames(path: Path, side: int, limit: int = 10_000) -> tuple[list[Any], Any]:
+    """RGB frames of `side` px and mono audio at RATE of a square video."""
     frames, sound = [], []
     resampler = av.AudioResampler("flt", "mono", RATE)
     with av.open(str(path)) as container:
         for frame in container.decode(*container.streams):
             if isinstance(frame, av.VideoFrame):
                 if len(frames) < limit:
-                    frames.append(frame.to_ndarray(format="rgb24"))
+                    frames.append(frame.to_ndarray(format="rgb24", width=side, height=side))
             else:
                 sound += [part.to_ndarray()[0] for part in resampler.resample(frame)]
     return frames, np.concatenate(sound) if sound else np.zeros(0, np.float32)
 
 
 class Film:
-    """Frames and audio for idle and for speech."""
+    """Square frames of `side` px and audio for idle and for speech."""
 
-    def __init__(self, speech: Path | None = None) -> None:
+    def __init__(self, speech: Path | None = None, side: int = 512) -> None:
         source = builtin_avatars() / "presenter" / "frames.mp4"
-        self.idle, _ = read_frames(source, IDLE_FRAMES)
-        self.speech, self.sound = read_frames(speech) if speech else ([], np.zeros(0, np.float32))
+        self.side = side
+        self.idle, _ = read_frames(source, side, IDLE_FRAMES)
+        self.speech, self.sound = read_frames(speech, side) if speech else ([], np.zeros(0, np.float32))
 
     def frame(self, number: int, speaking: int | None) -> Any:
         """Frame `number` of a viewer. `speaking`: frames since the speech began."""
@@ -52,8 +53,8 @@ class Film:
         if self.speech:
             return self.speech[speaking % len(self.speech)]
         frame = frame.copy()
-        centre = ((MOUTH[1].start + MOUTH[1].stop) // 2, (MOUTH[0].start + MOUTH[0].stop) // 2)
-        cv2.ellipse(frame, centre, (24, 4 + 5 * (speaking // 2 % 4)), 0, 0, 360, (70, 20, 25), -1)
+        centre, axes = ([px * self.side // 512 for px in pair] for pair in (MOUTH, (24, 4 + 5 * (speaking // 2 % 4))))
+        cv2.ellipse(frame, centre, axes, 0, 0, 360, (70, 20, 25), -1)
         return frame
 
     def samples(self, number: int, speaking: int | None) -> Any:
@@ -97,9 +98,8 @@ class Viewer:
         self._sink = Sink()
         options = {"movflags": "empty_moov+default_base_moof", "frag_duration": "120000"}
         self._out = av.open(self._sink, "w", format="mp4", options=options)  # type: ignore[call-overload]
-        height, width = film.idle[0].shape[:2]
         self._video = self._out.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "tune": "zerolatency"})
-        self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
+        self._video.width, self._video.height, self._video.pix_fmt = film.side, film.side, "yuv420p"
         self._video.gop_size = 25
         self._caption: dict[str, Any] | None = None  # the current caption
         self._made: dict[str, Any] = {}  # the last `making` event

@@ -56,7 +56,7 @@ def serve_choices(app: FastAPI, state: State, film: Film) -> None:
 
     @app.get("/avatars/{avatar_id}/poster.jpg")
     async def poster(avatar_id: str) -> Response:
-        face = film.idle[0][60:440, 66:446, ::-1]
+        face = film.idle[0][film.side // 8 : -film.side // 8, film.side // 8 : -film.side // 8, ::-1]
         return Response(cv2.imencode(".jpg", cv2.resize(face, (288, 288)))[1].tobytes(), media_type="image/jpeg")
 
     @app.post("/avatars")

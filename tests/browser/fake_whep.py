@@ -24,9 +24,13 @@ class PieceViewer:
     """The source of a WebRTC viewer: a session of the fake server as fragments."""
 
     def __init__(self, film: Any, session: Any, state: Any) -> None:
-        height, width = film.idle[0].shape[:2]
         self._spec = MediaSpec(
-            width, height, FPS, preset="ultrafast", fragment_frames=LIVE_FRAMES, first_fragment_frames=LIVE_FRAMES
+            film.side,
+            film.side,
+            FPS,
+            preset="ultrafast",
+            fragment_frames=LIVE_FRAMES,
+            first_fragment_frames=LIVE_FRAMES,
         )
         self.timeline, self.ending = ViewerTimeline(self._spec), None
         self._film, self._session, self._state = film, session, state

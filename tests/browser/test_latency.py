@@ -42,6 +42,7 @@ def test_the_sparkline_shows_the_first_frame_times_of_recent_answers(served: tup
     chat: Tab = tab(served[0]).open()
     served[1].reply = "Yes."
     assert not chat.page.is_visible("#spark")
+    assert chat.page.inner_text(".figures").startswith("Send a message to see timings")
     for k in range(3):
         chat.send(f"Message {k}")
         chat.state("speaking")
@@ -49,6 +50,9 @@ def test_the_sparkline_shows_the_first_frame_times_of_recent_answers(served: tup
     points = chat.page.get_attribute("#spark-line", "points").split()
     assert len(points) == 3 and chat.page.is_visible("#spark")
     assert len({point.split(",")[1] for point in points}) == 1  # all answers took equally long
+    spark = chat.page.locator("#spark").bounding_box()
+    assert (spark["width"], spark["height"]) == (96, 24)
+    assert "to first frame" in chat.page.inner_text(".figures") and "Say" not in chat.page.inner_text(".figures")
     label = "Time to first frame: 571 ms; median of the last 3: 571 ms; slowest: 571 ms"
     assert chat.page.get_attribute("#spark", "aria-label") == label
     chat.page.check("[name=mode][value=say]", force=True)

@@ -46,13 +46,8 @@ LISTEN = """async () => {
 }"""
 
 
-@pytest.fixture
-def chat(served: tuple[str, State], tab: Any) -> Tab:
-    opened: Tab = tab(served[0], bypass_csp=True).open()  # the test injects its own audio script
-    return opened
-
-
-def test_each_caption_is_shown_while_its_sentence_is_heard(chat: Tab, served: tuple[str, State]) -> None:
+def test_each_caption_is_shown_while_its_sentence_is_heard(served: tuple[str, State], tab: Any) -> None:
+    chat: Tab = tab(served[0], bypass_csp=True).open()  # the test injects its own audio script
     served[1].reply = "One is short. Two is a little longer than that. Three."
     chat.page.evaluate(LISTEN)
     chat.page.evaluate(NOTE)
@@ -86,9 +81,9 @@ def test_a_caption_ends_at_an_interruption(chat: Tab, served: tuple[str, State])
     assert 0.5 < cue["endS"] - begun["videoS"] < 2.0
 
 
-def test_a_long_sentence_is_split_into_parts_of_two_lines(chat: Tab, served: tuple[str, State]) -> None:
+def test_a_long_sentence_is_split_into_parts_of_two_lines(modules: Tab) -> None:
     words = LONG.split()
-    parts = chat.page.evaluate(
+    parts = modules.page.evaluate(
         """async (words) => (await import('/web/stream-events.js')).parts({
           text: words.join(' '), start_s: 10, end_s: 14,
           words: words.map((text, k) => ({ text, start_s: 10 + k / 5 })) })""",
@@ -99,7 +94,7 @@ def test_a_long_sentence_is_split_into_parts_of_two_lines(chat: Tab, served: tup
     first = len(parts[0]["text"].split())
     assert (parts[0]["start"], parts[0]["end"]) == (10, pytest.approx(10 + first / 5))
     assert (parts[1]["start"], parts[1]["end"]) == (pytest.approx(10 + first / 5), 14)
-    guessed = chat.page.evaluate(
+    guessed = modules.page.evaluate(
         "async (text) => (await import('/web/stream-events.js')).parts({ text, start_s: 10, end_s: 14 })",
         " ".join(words),
     )
@@ -107,10 +102,10 @@ def test_a_long_sentence_is_split_into_parts_of_two_lines(chat: Tab, served: tup
     assert guessed[1]["start"] == pytest.approx(10 + 4 * share) and guessed[1]["end"] == 14
 
 
-def test_no_part_consists_of_a_single_leftover_word(chat: Tab) -> None:
+def test_no_part_consists_of_a_single_leftover_word(modules: Tab) -> None:
     words = [w for k in range(12) for w in ("so", "that", "nobody", "is", "misunderstood", "afterwards,", "a", "word")]
     texts = [" ".join(words[:count]) for count in range(1, len(words))]
-    found = chat.page.evaluate(
+    found = modules.page.evaluate(
         """async (texts) => {
           const { parts } = await import('/web/stream-events.js');
           return texts.map((text) => parts({ text, start_s: 0, end_s: 9 }).map((part) => part.text));
@@ -123,10 +118,10 @@ def test_no_part_consists_of_a_single_leftover_word(chat: Tab) -> None:
         assert max(sizes) <= 90 and min(sizes) >= max(sizes) - 2 * len("misunderstood"), parts
 
 
-def test_events_are_parsed_whatever_the_sizes_of_the_parts(chat: Tab) -> None:
+def test_events_are_parsed_whatever_the_sizes_of_the_parts(modules: Tab) -> None:
     caption = event_box("caption", {"text": "Größe 👋"}, 1, 0.5, 1.0)
     data = box(b"moof", b"emsg") + caption + box(b"mdat", bytes(16)) + event_box("ended", {"reason": "closed"}, 2, 1.5)
-    found = chat.page.evaluate(
+    found = modules.page.evaluate(
         """async (bytes) => {
           const { EventReader } = await import('/web/stream-events.js'), data = Uint8Array.from(bytes);
           return [1, 5, 64, data.length].map((size) => {

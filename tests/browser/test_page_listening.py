@@ -73,7 +73,7 @@ def record(chat: Tab, seconds: float) -> None:
 
 
 def test_a_recording_is_transcribed_shown_and_answered(chat: Tab, state: State) -> None:
-    state.think_s = 1.0
+    state.reply, state.think_s = "It is noon.", 1.0
     record(chat, 1.0)
     chat.shot("listening")
     chat.page.click("#send")
@@ -139,10 +139,10 @@ def test_without_recognition_a_recording_is_played_through_the_face(served: tupl
 # --- hands-free
 
 
-def test_a_turn_begins_with_speech_and_ends_after_a_pause(chat: Tab) -> None:
+def test_a_turn_begins_with_speech_and_ends_after_a_pause(modules: Tab) -> None:
     def found(*parts: tuple[float, float]) -> Any:
         """parts: level in dB, seconds."""
-        return chat.page.evaluate(TURNS, [db for db, seconds in parts for _ in range(round(100 * seconds))])
+        return modules.page.evaluate(TURNS, [db for db, seconds in parts for _ in range(round(100 * seconds))])
 
     quiet, loud = (-70.0, 1.0), (-25.0, 1.5)
     assert found(quiet, loud, quiet) == [

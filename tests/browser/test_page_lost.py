@@ -38,7 +38,7 @@ def test_the_last_frame_stays_until_a_new_one_arrives(served: tuple[str, State],
         pytest.importorskip("aiortc")
     url, state = served
     state.webrtc = way == "webrtc"
-    page: Tab = tab(url).open(f"?via={way}")
+    page: Tab = tab(url, reduced_motion="no-preference").open(f"?via={way}")  # with the fades
     page.until("document.querySelector('#figure-behind').textContent !== '–'")
     live = grey_levels(page)
     assert live.std() > 20  # the picture has content

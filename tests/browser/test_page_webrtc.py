@@ -104,6 +104,6 @@ def test_leaving_the_page_closes_the_connection(chat: Tab, state: State) -> None
         ),
     ],
 )
-def test_ice_servers_are_parsed_from_the_link_header(chat: Tab, header: str, servers: list[Any]) -> None:
-    read = chat.page.evaluate("async (header) => (await import('/web/whep.js')).iceServers(header)", header)
+def test_ice_servers_are_parsed_from_the_link_header(modules: Tab, header: str, servers: list[Any]) -> None:
+    read = modules.page.evaluate("async (header) => (await import('/web/whep.js')).iceServers(header)", header)
     assert read == servers

@@ -46,19 +46,6 @@ def test_the_hint_shows_keys_and_remaining_characters(served: tuple[str, State],
     chat.until("document.querySelector('#hint').textContent.startsWith('Enter to send, Shift')")
 
 
-def test_the_empty_latency_panel_shows_a_hint(served: tuple[str, State], tab: Any) -> None:
-    chat: Tab = tab(served[0]).open("?via=mp4")
-    assert chat.page.inner_text(".figures").startswith("Send a message to see timings")
-    served[1].reply = "Yes."
-    for text in ("One", "Two"):
-        chat.send(text)
-        chat.state("speaking")
-        chat.state("live")
-    assert "to first frame" in chat.page.inner_text(".figures") and "Say" not in chat.page.inner_text(".figures")
-    spark = chat.page.locator("#spark").bounding_box()
-    assert (spark["width"], spark["height"]) == (96, 24)
-
-
 def test_focus_moves_when_a_focused_button_disappears(served: tuple[str, State], tab: Any) -> None:
     url, state = served
     chat: Tab = tab(url).open("?via=mp4")

@@ -51,7 +51,7 @@ def pictures(film: Film) -> Any:
 @pytest.fixture(scope="module")
 def server(pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     with recorded_server(tmp_path_factory.mktemp("home")) as (url, root):
-        spec = MediaSpec(512, 512, 25, crf=26, preset="ultrafast")
+        spec = MediaSpec(256, 256, 25, crf=26, preset="ultrafast")
         SessionFile(root / "empty", spec).finish()
         session = SessionFile(root / "said", spec, sync="never")
         for said in SAID:
