@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from models.errors import BusyError, StageError, WarmTalkError
+from models.errors import BusyError, MovedError, StageError, WarmTalkError
 from models.runtime.disk_full import disk_full_error
 
 log = logging.getLogger("ray.serve")
@@ -44,6 +44,11 @@ def to_warmtalk_error(error: Exception) -> WarmTalkError:
     return StageError(
         "A stage failed while it processed the request.", "Send the request again; the server's log has the details."
     )
+
+
+def is_moved(error: BaseException) -> bool:
+    """Whether a call was refused because its session moves to another replica."""
+    return isinstance(getattr(error, "cause", error), MovedError)  # `cause`: of a RayTaskError
 
 
 def is_own_cancellation() -> bool:

@@ -11,9 +11,8 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.common.errors import cancel_call
+from deployments.common.errors import cancel_call, is_moved
 from deployments.common.messages import SpeakEvent, SpeakRequest
-from models.errors import MovedError
 
 MAX_MOVES = 30
 MAX_PAUSE_S = 0.5  # between two attempts; 30 of them take 13 s
@@ -50,8 +49,8 @@ class SpeechCall:
         while True:
             try:
                 event: SpeakEvent = await anext(self._response)
-            except MovedError:
-                if self._begun or self._request.moves >= MAX_MOVES:
+            except Exception as error:
+                if not is_moved(error) or self._begun or self._request.moves >= MAX_MOVES:
                     raise
                 await self._send_again()
                 continue

@@ -22,10 +22,10 @@ from cachetools import LRUCache
 from ray.serve.handle import DeploymentResponseGenerator
 
 from deployments.common.clocks import HostClocks, own_host
-from deployments.common.errors import cancel_call, is_own_cancellation, replica_lost_error
+from deployments.common.errors import cancel_call, is_moved, is_own_cancellation, replica_lost_error
 from deployments.common.messages import Ending, LiveEvent, LiveResume, LiveStart
-from deployments.ingress.backpressure import Client
-from models.errors import MovedError, StageError
+from deployments.ingress.tcp_tables import Client
+from models.errors import StageError
 from models.live.timeline import LIVE_FRAMES, IdleLoop, LiveClock, LiveFragment, ViewerTimeline
 from models.media.emsg import event_box
 
@@ -229,7 +229,8 @@ class Hub:
                 async for event in self._events:
                     if event.ended is not None:
                         return self._end(event.ended)
-                    moved = event.moved
+                    if moved := event.moved:
+                        break
                     self._take(event)
             except (Exception, asyncio.CancelledError) as error:  # a replica died or is being replaced: try again
                 if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
@@ -264,13 +265,10 @@ class Hub:
             self._events = self._subscribe(self.session_id, resume)
             try:
                 return await _first(self._events)
-            except MovedError:
+            except BaseException as error:
                 cancel_call(self._events)
-                if attempt == MAX_MOVES:
+                if not is_moved(error) or attempt == MAX_MOVES:
                     raise
-            except BaseException:
-                cancel_call(self._events)
-                raise
             await asyncio.sleep(MOVING_S)
             resume = resume and replace(resume, moves=attempt)
         raise AssertionError

@@ -18,9 +18,9 @@ from deployments.common.messages import LiveEvent
 from deployments.ingress.live import hub
 from deployments.ingress.live.hubs import STUCK_S, Hubs
 from deployments.ingress.webrtc.tracks import Feed
-from models.errors import BusyError, ClosedError, SessionNotFound, StageError
+from models.errors import BusyError, ClosedError, MovedError, SessionNotFound, StageError
 from models.live.cues import Cue, cues_between
-from models.live.timeline import encode_idle, split_fragment
+from models.live.timeline import LIVE_FRAMES, encode_idle, split_fragment
 from models.media.emsg import read_events
 from models.types import Word
 from tests.support.live import (
@@ -325,6 +325,41 @@ async def test_after_a_replica_dies_the_hub_subscribes_again_and_viewers_notice_
     assert len(stitch.subscriptions) == 3
     lost_at = 100 + FPS * (0.3 + 2 * hub.RETRY_S)
     assert stitch.subscriptions[-1][1].position == pytest.approx(lost_at, abs=8)
+
+
+async def test_when_a_session_moves_the_speech_that_has_arrived_is_shown_and_nothing_is_lost(live):
+    stitch, hubs = live
+    reading = asyncio.create_task(watch(await hubs.view("alice"), 3.0))
+    await asyncio.sleep(0.3)
+    at = next_position(stitch, hubs, 0.4)
+    (spoken,) = fragments(levels(LIVE_FRAMES), spec=SPEC)
+    for part in split_fragment(spoken, at, 7, True):
+        stitch.send(part)
+    stitch.put(LiveEvent(stitch.clock, moved=True))
+    await asyncio.sleep(0.1)
+    (session_id, resume), clock = stitch.subscriptions[-1], stitch.clock
+    assert len(stitch.subscriptions) == 2 and session_id == "alice"
+    due_s = resume.wall_s + resume.due_in_s
+    assert due_s == pytest.approx(clock.time_of(resume.position), abs=1e-3) and 0 <= resume.due_in_s <= 0.2
+    data, _ = await reading
+    times, seen = shown(data)
+    np.testing.assert_allclose(np.diff(times), 1 / FPS, atol=1e-4)
+    first = first_position(seen[:10])
+    assert seen[at - first : at - first + LIVE_FRAMES] == pytest.approx([20, 24, 28, 32], abs=2)
+
+
+async def test_a_subscription_that_is_refused_because_the_session_moves_is_tried_again(live, idle_path):
+    moved = MovedError("The session moves.", "Send the request again.")
+    stitch = FakeStitch(idle_path, position=100)
+    stitch.errors = [moved, RayTaskError("live", "", moved)]
+    hubs = Hubs(stitch.subscribe, lambda: 100)
+    viewer = await hubs.view("alice")
+    assert len(stitch.subscriptions) == 3
+    stitch.errors = [moved, moved]
+    stitch.put(LiveEvent(stitch.clock, moved=True))
+    await asyncio.sleep(0.5)
+    assert [resume.moves for _, resume in stitch.subscriptions[3:]] == [0, 1, 2] and viewer.ending is None
+    await hubs.stop()
 
 
 @pytest.mark.parametrize(("error", "ending"), [(NOT_FOUND, "removed"), (ClosedError("Closed.", "Open one."), "closed")])
