@@ -19,8 +19,9 @@ from ray.serve.handle import DeploymentResponseGenerator
 from deployments.common.errors import cancel_call, to_warmtalk_error
 from deployments.common.messages import SpeakEvent
 from deployments.common.speech_call import SpeechCall
-from deployments.ingress.backpressure import Client, paced_file
+from deployments.ingress.backpressure import paced_file
 from deployments.ingress.live.hub import Viewer
+from deployments.ingress.tcp_tables import Client
 from models.errors import WarmTalkError
 
 NO_CACHE = {"Cache-Control": "no-cache"}

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 
 from deployments.common.clocks import Ask, HostClocks
-from deployments.ingress.backpressure import Client, SendQueues
+from deployments.ingress.backpressure import QUEUES
 from deployments.ingress.live.hub import Hub, IdleLoops, Subscribe, Viewer
+from deployments.ingress.tcp_tables import Client
 from models.errors import BusyError
 
 CONGESTED_BYTES = 512 * 2**10  # unsent on a viewer's connection: three seconds of video
@@ -27,7 +28,7 @@ class Hubs:
         self._hubs: dict[str, asyncio.Task[Hub]] = {}
         self._loops = IdleLoops()
         self._clocks = HostClocks(ask)
-        self._queues = SendQueues()
+        self._queues = QUEUES
         self._joining = 0  # viewers whose hub is being started
         self._keeper: asyncio.Task[None] | None = None
 

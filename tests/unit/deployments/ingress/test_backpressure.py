@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from deployments.ingress import backpressure
-from deployments.ingress.backpressure import TCP_TABLES, SendQueues, _table_keys, paced_file
+from deployments.ingress.backpressure import SendQueues, paced_file
+from deployments.ingress.tcp_tables import TCP_TABLES, _table_keys
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
 __all__ = ["event_loop_policy", "virtual_time"]
