@@ -57,6 +57,8 @@ class Faces:
 
     @classmethod
     def load(cls, *paths: Any, **options: Any) -> Faces:
+        import torch  # noqa: F401 - for the errors of `strike`, which must not wait for it
+
         return cls()
 
     def generate(self, latents: Float16, windows: Float16) -> UInt8:
@@ -69,6 +71,8 @@ class Restorer:
 
     @classmethod
     def load(cls, **options: Any) -> Restorer:
+        import torch  # noqa: F401 - for the errors of `strike`, which must not wait for it
+
         return cls()
 
     def restore(self, faces: UInt8, strength: float = 1.0) -> UInt8:

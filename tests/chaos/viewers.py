@@ -150,7 +150,10 @@ def assert_playable(data: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """The answer of one /speak: its status (0: the connection broke), its JSON, and when it was sent and answered."""
+    """The answer of one /speak: its status (0: the connection broke), its JSON, and when it was sent and answered.
+
+    retry_after: the header of that name.
+    """
 
     session_id: str
     text: str
@@ -158,6 +161,7 @@ class Spoken:
     body: dict[str, Any]
     sent_s: float
     answered_s: float
+    retry_after: str = ""
 
     @property
     def frames(self) -> int:
@@ -196,14 +200,14 @@ class Audience:
         return self._pool.submit(self._post, session_id, text, body)
 
     def _post(self, session_id: str, text: str, body: dict[str, Any]) -> Spoken:
-        sent_s = time.monotonic()
+        sent_s, retry_after = time.monotonic(), ""
         try:
             answer = self.api.post("/speak", json=body)
-            status = answer.status_code
+            status, retry_after = answer.status_code, answer.headers.get("retry-after", "")
             content = answer.json() if "json" in answer.headers.get("content-type", "") else {"error": answer.text}
         except httpx.TransportError as error:
             status, content = 0, {"error": repr(error)}
-        return Spoken(session_id, text, status, content, sent_s, time.monotonic())
+        return Spoken(session_id, text, status, content, sent_s, time.monotonic(), retry_after)
 
     def file_frames(self, session_id: str) -> int:
         """The frames of a session's file, which must be playable, agree with its description, and have its pitch only.
