@@ -7,6 +7,7 @@ discontinuity every 30 s. The encoder is the class of transformers. A *step* is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from models.errors import AudioError
+from models.runtime.gpu_memory import compute_in_parts
 from models.runtime.tensors import as_tensor
 from models.speech.mel import HOP_SAMPLES, log_mel
 from models.types import WHISPER_HZ, WINDOW_STEPS
@@ -165,14 +167,18 @@ class WhisperFeatures:
         plan = plan_contexts(len(samples), context_steps, margin_steps)
         batch = CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH
         kept = []
+
+        def encoded(part: Sequence[Context]) -> torch.Tensor:
+            return self.encode(self.log_mel(self.context_samples(samples, part, context_steps)))
+
         for first in range(0, len(plan), batch):
             contexts = plan[first : first + batch]
-            states = self.encode(self.log_mel(self.context_samples(samples, contexts, context_steps)))
+            states = compute_in_parts(encoded, contexts)
             kept += [s[c.keep_from - c.start : c.keep_to - c.start] for s, c in zip(states, contexts, strict=True)]
         return cut_windows(torch.cat(kept), len(samples) / WHISPER_HZ, fps, ahead_s)
 
     @staticmethod
-    def context_samples(samples: torch.Tensor, contexts: list[Context], context_steps: int) -> torch.Tensor:
+    def context_samples(samples: torch.Tensor, contexts: Sequence[Context], context_steps: int) -> torch.Tensor:
         """The input of each context: speech `(n,)` → `(len(contexts), context_steps · 320)`, zeros after its end."""
         length = context_steps * STEP_SAMPLES
         rows = samples.new_zeros((len(contexts), length))

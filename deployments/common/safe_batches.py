@@ -7,13 +7,13 @@ the items that cause it are found by bisection and fail alone. A lost device is 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from models.errors import BusyError
 from models.runtime.device_errors import is_device_lost, is_out_of_memory
+from models.runtime.gpu_memory import empty_device_cache
 
 log = logging.getLogger("ray.serve")
 
@@ -77,10 +77,3 @@ class SafeBatches(Generic[Item, Result]):
         )
         self._on_limit(self._limit)
         empty_device_cache()
-
-
-def empty_device_cache() -> None:
-    """Return the memory that torch keeps for later to the device."""
-    torch = sys.modules.get("torch")  # do not import torch only to find that it is not used
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -26,6 +26,7 @@ from models.avatar.track import CropTrack, TrackOptions, landmarks_in_crop, shif
 from models.errors import ConfigError, CorruptError
 from models.geometry import crop_box_of, crop_padded
 from models.media.frames import FRAMES_CRF, GOP_BYTES, VideoFrames
+from models.runtime.gpu_memory import compute_in_parts
 from models.runtime.ids import check_id
 from models.types import CROP_PX, SUPPORTED_FPS, Float16, Int32, UInt8
 
@@ -147,7 +148,7 @@ def prepare_avatar(
     Two passes, each with a few frames in memory: find the face in every frame while storing them; then cut crops out of
     the *stored* frames and encode them. encode_reference: crops `(n, 256, 256, 3)` → latents `(n, 8, 32, 32)`. force:
     replace an existing avatar. detector, parser: loaded by the options if None. Raises IdError, ExistsError,
-    VideoError, NoFaceError, ConfigError, WeightsError.
+    QuotaError, DiskFullError, VideoError, NoFaceError, ConfigError, WeightsError.
     """
     started = time.perf_counter()
     options, progress = options or PrepareOptions(), progress or (lambda step, done, total: None)
@@ -158,13 +159,18 @@ def prepare_avatar(
     if options.geometry == "musetalk" and parser is None and options.parser_weights is not None:
         parser = FaceParser.load(options.parser_weights, options.device)
     with store.write(avatar_id, force) as draft:
+
+        def report(step: str, done: int, total: int) -> None:
+            draft.check_quota()
+            progress(step, done, total)
+
         survey = survey_video(
             video,
             detector,
             draft.folder / FRAMES,
             options.frames_crf,
             options.copy_video,
-            lambda done, total: progress(FINDING, done, total),
+            lambda done, total: report(FINDING, done, total),
         )
         size = (video.height, video.width)
         faces = survey.landmarks, survey.has_face, survey.boxes
@@ -173,7 +179,7 @@ def prepare_avatar(
         masks, mask_index = masks_of(landmarks_in_crop(track), options.fps, scenes=track.scenes)
         with (draft.folder / FRAMES).open("rb") as file:
             frames = VideoFrames(file, FRAMES, cache_bytes=GOP_BYTES)
-            encoding = _EncodingPass(frames, geometry, survey, masks, mask_index, options, progress)
+            encoding = _EncodingPass(frames, geometry, survey, masks, mask_index, options, report)
             encoding.run(draft, encode_reference, parser if geometry.boxes is not None else None)
         draft.write_geometry(track.transforms, track.landmarks, survey.has_face, masks, mask_index, geometry.boxes)
         facts = _facts(survey, track, video)
@@ -211,6 +217,10 @@ class _EncodingPass:
         latents = np.empty((n, 8, 32, 32), np.float16)
         shown, cells = set(contact_sheet.pick_frames(n, self.options.contact_frames)), []
         regions = RegionPacker()
+
+        def encoded(part: UInt8) -> Float16:
+            return _to_float16(encode_reference(part), len(part))
+
         for start in range(0, n, step):
             batch = range(start, min(n, start + step))
             crops = np.empty((len(batch), CROP_PX, CROP_PX, 3), np.uint8)
@@ -221,7 +231,7 @@ class _EncodingPass:
                     regions.add(region)
                 if k in shown:
                     cells.append(self.contact_cell(k, region))
-            latents[batch.start : batch.stop] = _to_float16(encode_reference(crops), len(batch))
+            latents[batch.start : batch.stop] = compute_in_parts(encoded, crops)
             self.progress(ENCODING, batch.stop, n)
         draft.write_latents(latents)
         if parser is not None:
