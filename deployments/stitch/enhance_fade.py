@@ -17,7 +17,7 @@ from models.types import Float32
 LOW, HIGH = 0.25, 0.6  # of the playing time that is made ahead: below, enhancement fades out if the reserve shrinks
 FADE_OUT_S, FADE_IN_S = 1.0, 3.0  # of playing time, for the whole way
 FIRST_RETRY_S, MAX_RETRY_S = 5.0, 80.0  # until it fades in again; doubled each time that it has to fade out soon after
-TREND_SMOOTHING = 0.3
+TREND_SMOOTHING, MIN_CHUNKS = 0.3, 4  # an utterance has little slack where it begins, but then it grows
 KEPT_SESSIONS = 1024
 
 
@@ -31,7 +31,8 @@ class EnhanceFade:
     _retry_s: float = FIRST_RETRY_S
     _changed_s: float = 0.0  # when it began to fade out or in
     _slack_s: float | None = None
-    _trend_s: float = 0.0
+    _trend_s: float = 0.0  # by which the slack grows per chunk
+    _chunks: int = 0  # of this utterance
 
     def made(self, slack_s: float) -> None:
         """A chunk has been made, slack_s seconds before it is due."""
@@ -39,7 +40,9 @@ class EnhanceFade:
             self._trend_s += TREND_SMOOTHING * (slack_s - self._slack_s - self._trend_s)
         self._slack_s = slack_s
         now_s = time.monotonic()
-        if not self._fading_out and slack_s < LOW * self.ahead_s and self._trend_s < 0:
+        self._chunks += 1
+        shrinks = self._trend_s < 0 and self._chunks >= MIN_CHUNKS
+        if not self._fading_out and slack_s < LOW * self.ahead_s and shrinks:
             soon = now_s - self._changed_s < 2 * self._retry_s + self.ahead_s
             self._retry_s = min(2 * self._retry_s, MAX_RETRY_S) if soon else FIRST_RETRY_S
             self._fading_out, self._changed_s = True, now_s
@@ -63,5 +66,5 @@ class EnhanceFades:
     def begin(self, session_id: str, ahead_s: float) -> EnhanceFade:
         """The fade of a new utterance, which goes on where the session's latest utterance ended."""
         before = self._by_session.get(session_id, EnhanceFade(ahead_s))
-        fade = self._by_session[session_id] = replace(before, ahead_s=ahead_s, _slack_s=None, _trend_s=0.0)
+        fade = self._by_session[session_id] = replace(before, ahead_s=ahead_s, _slack_s=None, _trend_s=0.0, _chunks=0)
         return fade

@@ -1,143 +1,19 @@
-"""Admission by measured capacity, simulated in virtual time: pipeline and batcher with a device of a given speed."""
+"""Admission by measured capacity, simulated in virtual time with devices of a given speed."""
 
 import asyncio
 import re
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from deployments.batching import FrameBatcher
-from deployments.common.stage import StageTiming, Stamped
 from deployments.stitch.admission import Admission, AdmissionLimits
-from deployments.stitch.chunks import PipelineRequest, PipelineSettings
-from deployments.stitch.pipeline import Pipeline
 from models.errors import BusyError
-from models.types import FaceCrops, Speech
+from tests.support.simulated_stitch import Server, Shown, crowd, simulated
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
-__all__ = ["event_loop_policy", "virtual_time"]
-
-FPS, RATE, AHEAD_S, LEAD_S = 25, 100, 4.0, 0.8
-
-
-@pytest.fixture(autouse=True)
-async def quick(monkeypatch, virtual_time):
-    """No sound is analysed, and the batcher's clock is virtual."""
-    monkeypatch.setattr("deployments.stitch.pipeline.ActivityDetector", lambda: lambda speech: None)
-    monkeypatch.setattr("deployments.batching.time.perf_counter", asyncio.get_running_loop().time)
-
-
-class Response:
-    def __init__(self, work) -> None:
-        self.task = asyncio.ensure_future(work)
-
-    def __await__(self):
-        return self.task.__await__()
-
-    def cancel(self) -> None:
-        self.task.cancel()
-
-
-class Method:
-    def __init__(self, function) -> None:
-        self.function = function
-
-    def remote(self, *given):
-        return Response(self.function(*given))
-
-
-class Server:
-    """A replica of Stitch whose stages make `frames_s` frames per second in all."""
-
-    def __init__(self, frames_s: float, **limits) -> None:
-        self.frames_s = frames_s
-        self.admission = Admission(AdmissionLimits(**limits))
-        self.batcher = FrameBatcher(self._compute, self._run, batch_size=8, wait_s=0.0)
-        self.windows, self.generate = Method(self._windows), Method(self._generate)
-        self._device = asyncio.Lock()
-
-    async def _run(self, function) -> None:
-        async with self._device:
-            self._batch = 0
-            function()
-            await asyncio.sleep(self._batch / self.frames_s)
-
-    def _compute(self, items: list[str]) -> list[str]:
-        self._batch = len(items)
-        return items
-
-    async def _windows(self, speech, fps, active):
-        now_s = time.time()
-        return Stamped(None, (StageTiming("AudioFeatures", 0, now_s, now_s, 0.0, 0.0, 0.0),))
-
-    async def _generate(self, features, start, count, avatar_id, position, first_frame, urgency, session_id, version):
-        now_s = time.time()
-        done = await self.batcher.submit([session_id] * count, urgency, session_id)
-        timing = StageTiming("LipSync", count, now_s, time.time(), 0.0, done.compute_s, done.busy_s)
-        return Stamped(FaceCrops(np.zeros((count, 1, 1, 3), np.uint8), first_frame, avatar_id), (timing,))
-
-    async def speak(self, session_id: str, seconds: float, live: bool = True) -> "Shown":
-        """One utterance. Viewers see its frames from LEAD_S on, at the pace of the clock, or later if they are late."""
-        with self.admission.admit(session_id, FPS if live else None) as making:
-            shown = Shown()
-
-            def slack_s(position: int) -> float:
-                return shown.start_s + position / FPS - time.monotonic()
-
-            speech = Speech(np.zeros(round(seconds * RATE), np.float32), RATE, last=True)
-            request = PipelineRequest(
-                "a", lambda first, frames: first, session_id, speech=(speech,), slack_s=slack_s if live else None
-            )
-            pipeline = Pipeline(self, self, self, None, PipelineSettings(FPS), making=making)
-            async for chunk in pipeline.run(request):
-                making.rendered(len(chunk.crops))
-                shown.add(len(chunk.crops))
-                ahead_s = shown.start_s + shown.frames / FPS - time.monotonic()
-                if live and ahead_s > AHEAD_S:
-                    await asyncio.sleep(ahead_s - AHEAD_S)
-            if live:
-                await asyncio.sleep(shown.start_s + shown.frames / FPS - time.monotonic())
-            return shown
-
-
-@dataclass
-class Shown:
-    """What a viewer saw: the start, which moves when frames are late, and by how much it moved in all."""
-
-    start_s: float = field(default_factory=lambda: time.monotonic() + LEAD_S)
-    frames: int = 0
-    late_s: float = 0.0
-
-    def add(self, frames: int) -> None:
-        late_s = max(0.0, time.monotonic() - (self.start_s + self.frames / FPS))
-        self.start_s, self.late_s, self.frames = self.start_s + late_s, self.late_s + late_s, self.frames + frames
-
-
-async def crowd(server: Server, clients: int, minutes: float, every_s: float, said_s: float = 20.0):
-    """Clients that speak for `said_s` whenever they may, and try again `every_s` after a refusal.
-
-    Returns what viewers saw, and the number of accepted sessions every half second.
-    """
-    shown, speaking, end_s = [], [], time.monotonic() + 60 * minutes
-
-    async def client(number: int) -> None:
-        await asyncio.sleep(number * 0.13)
-        while time.monotonic() < end_s:
-            try:
-                shown.append((time.monotonic(), await server.speak(f"s{number}", said_s)))
-            except BusyError:
-                await asyncio.sleep(every_s)
-
-    async def watch() -> None:
-        while time.monotonic() < end_s:
-            speaking.append(len(server.admission.live_sessions()))
-            await asyncio.sleep(0.5)
-
-    await asyncio.gather(watch(), *(client(number) for number in range(clients)))
-    return shown, speaking
+__all__ = ["event_loop_policy", "simulated", "virtual_time"]
 
 
 @pytest.mark.parametrize(("frames_s", "sessions"), [(40, 1), (60, 2), (130, 4), (260, 9)])
@@ -168,11 +44,11 @@ async def test_a_burst_of_clients_is_cut_where_the_capacity_ends():
 
 async def test_admission_follows_a_capacity_that_changes():
     server = Server(260)
-    run = asyncio.create_task(crowd(server, clients=20, minutes=4, every_s=2.0))
+    run = asyncio.create_task(crowd(server, clients=13, minutes=4, every_s=2.0))
     await asyncio.sleep(60)
-    server.frames_s = 130  # another program takes half of the device
+    server.lipsync.frames_s = 130  # another program takes half of the device
     await asyncio.sleep(90)
-    server.frames_s = 260
+    server.lipsync.frames_s = 260
     _, speaking = await run
     assert max(speaking[200:300]) <= 4  # from 40 s after the change on
     assert min(speaking[400:-10]) >= 8  # the larger capacity has been found 50 s after it came

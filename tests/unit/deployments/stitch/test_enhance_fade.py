@@ -1,0 +1,61 @@
+"""Enhancement of live speech that cannot keep up, simulated in virtual time with devices of a given speed."""
+
+import asyncio
+
+import numpy as np
+
+from tests.support.simulated_stitch import FPS, Server, simulated
+from tests.support.virtual_time import event_loop_policy, virtual_time
+
+__all__ = ["event_loop_policy", "simulated", "virtual_time"]
+
+
+async def test_enhancement_that_keeps_up_stays_complete():
+    shown = await Server(60, enhanced_s=40).speak("a", 60.0)
+    assert set(shown.shares) == {1.0} and shown.reduced_frames == 0 and shown.late_s == 0
+
+
+async def test_enhancement_that_cannot_keep_up_fades_out_before_speech_is_late():
+    """Enhance makes 18 of 25 frames per second. Without it there is time to spare."""
+    shown = await Server(60, enhanced_s=18).speak("a", 120.0)
+    shares = np.array(shown.shares)
+    assert shown.late_s < 1.2  # at the start only, before it is known
+    assert shown.reduced_frames == (shares < 0.999).sum() and len(shares) == 120 * FPS
+    assert 0.1 < (shares > 0.999).mean() < 0.7 and (shares == 0).mean() > 0.2
+
+
+async def test_the_strength_never_jumps_not_even_where_an_utterance_begins():
+    server = Server(60, enhanced_s=18)
+    shares = np.concatenate([(await server.speak("a", 15.0)).shares for _ in range(6)])
+    assert shares.min() == 0 and (shares > 0.999).any()
+    assert np.abs(np.diff(shares)).max() <= 1 / FPS + 1 / 255
+
+
+async def test_enhancement_returns_when_there_is_capacity_again():
+    server = Server(60, enhanced_s=15)
+    speaking = asyncio.create_task(server.speak("a", 150.0))
+    await asyncio.sleep(40)
+    server.enhance.frames_s = 50
+    shares = (await speaking).shares
+    assert min(shares[: 40 * FPS]) == 0 and set(shares[-50 * FPS :]) == {1.0}
+
+
+async def test_it_is_tried_less_often_the_longer_it_does_not_keep_up():
+    shares = np.array((await Server(60, enhanced_s=15).speak("a", 250.0)).shares)
+    starts = np.flatnonzero((shares[:-1] == 0) & (shares[1:] > 0))
+    gaps_s = np.diff(starts) / FPS
+    assert gaps_s[0] < 20 and gaps_s[-1] > 45 and (np.diff(gaps_s) >= 0).all()
+
+
+async def test_files_wait_for_full_enhancement():
+    server = Server(60, enhanced_s=15)
+    file = await server.speak("file", 20.0, live=False)
+    assert set(file.shares) == {1.0} and file.reduced_frames == 0
+
+
+async def test_beside_a_file_a_live_session_keeps_its_enhancement():
+    server = Server(100, enhanced_s=40)
+    file = asyncio.create_task(server.speak("file", 60.0, live=False))
+    shown = await server.speak("live", 30.0)
+    assert set(shown.shares) == {1.0} and shown.late_s == 0
+    assert set((await file).shares) == {1.0}
