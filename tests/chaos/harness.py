@@ -27,8 +27,8 @@ STAGES = (*WORKERS, "Stitch", "Ingress", "Avatars", "Chat", "Recognize")
 ENGINES: dict[str, dict[str, Any]] = {
     "TTS": {"engine": "tests.chaos.engines:Tone"},
     "AudioFeatures": {},
-    "LipSync": {"engine": "tests.chaos.engines:Faces", "batch_size": 8},
-    "Enhance": {"engine": "tests.chaos.engines:Restorer", "batch_size": 8},
+    "LipSync": {"engine": "tests.chaos.engines:Faces", "batch_size": 16},
+    "Enhance": {"engine": "tests.chaos.engines:Restorer", "batch_size": 16},
     "Stitch": {"avatar_id": NAME, "recorded_pause_ms": 0, "preset": "ultrafast", "rest_mouth": "generated"}
     | dict.fromkeys(("color_match", "sharpness_match", "jaw_follow", "steady_crops"), False)
     | {

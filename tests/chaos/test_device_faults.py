@@ -31,7 +31,7 @@ def watch_replacement(
     audience.open(*ids)
     before = replicas()[stage]
     graph.inject(stage, kind=kind)
-    asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
+    asked = {session_id: audience.speak(session_id, TEXT, enhance=stage == "Enhance") for session_id in ids}
     began_s = graph.wait_until_taken(stage)
     (pid,) = wait_until(lambda: before - replicas().get(stage, set()), f"a replica of {stage} ends", every_s=0.1)
     graph.wait_until_replaced(stage, pid, began_s, count)
@@ -78,7 +78,7 @@ def test_memory_that_does_not_suffice_for_a_batch(
     audience.open(*ids[2:], watched=False)
     before = replicas()
     began_s = graph.inject(stage, kind="oom", above=3)
-    answers = finished({session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids})
+    answers = finished({session_id: audience.speak(session_id, TEXT, enhance=stage == "Enhance") for session_id in ids})
     record(row, audience, answers, began_s, time.monotonic())
     assert (row.seen["failed_utterances"], row.seen["lost_frames"]) == (0, 0)
     assert row.seen["longest_pause_s"] <= 0.5, row.seen
@@ -92,7 +92,7 @@ def test_a_frozen_process(graph: ChaosGraph, audience: Audience, row: Row, name:
     ids = [f"{name}-{k}" for k in range(4)]
     with graph.scaled(**{stage: 2}):
         audience.open(*ids)
-        asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
+        asked = {session_id: audience.speak(session_id, TEXT, enhance=stage == "Enhance") for session_id in ids}
         time.sleep(2.0)
         pid, stopped_s = graph.kill(stage, how=signal.SIGSTOP)
         row.saw(recovery_s=graph.wait_until_replaced(stage, pid, stopped_s, 2))

@@ -29,7 +29,7 @@ def speak_and_kill(graph: ChaosGraph, audience: Audience, row: Row, name: str, s
     """Four watched sessions speak; one replica of the stage is killed. Returns the sessions whose utterance failed."""
     ids = [f"{name}-{k}" for k in range(4)]
     audience.open(*ids)
-    asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
+    asked = {session_id: audience.speak(session_id, TEXT, enhance=stage == "Enhance") for session_id in ids}
     time.sleep(2.0)
     pid, killed_s = graph.kill(stage)
     row.saw(recovery_s=graph.wait_until_replaced(stage, pid, killed_s, count))

@@ -90,7 +90,7 @@ def record_later(row: Row, audience: Audience, answers: dict[str, Spoken], from_
 def test_another_stage_is_scaled(graph: ChaosGraph, audience: Audience, row: Row, name: str, stage: str) -> None:
     ids = [f"{name}-{k}" for k in range(SESSIONS)]
     audience.open(*ids)
-    asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
+    asked = {session_id: audience.speak(session_id, TEXT, enhance=stage == "Enhance") for session_id in ids}
     time.sleep(1.0)
     began_s = time.monotonic()
     graph.scale(wait=False, **{stage: 2})
@@ -108,7 +108,7 @@ def test_another_stage_is_scaled(graph: ChaosGraph, audience: Audience, row: Row
 def test_a_rolling_update(graph: ChaosGraph, audience: Audience, row: Row, name: str, stage: str) -> None:
     ids = [f"{name}-{k}" for k in range(4)]
     audience.open(*ids)
-    asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
+    asked = {session_id: audience.speak(session_id, TEXT, enhance=stage == "Enhance") for session_id in ids}
     time.sleep(1.0)
     began_s, old = time.monotonic(), replicas()[stage]
     graph.roll(stage, wait=False)
