@@ -31,11 +31,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "Enhance": {"engine": "tests.chaos.engines:Restorer", "batch_size": 16},
     "Stitch": {"avatar_id": NAME, "recorded_pause_ms": 0, "preset": "ultrafast", "rest_mouth": "generated"}
     | dict.fromkeys(("color_match", "sharpness_match", "jaw_follow", "steady_crops"), False)
-    | {
-        "threads": 2,
-        "max_live_load": None,
-        "cached_sessions": 4,
-    },  # test_clients.py tests the limit; few files stay open
+    | {"threads": 2, "chunk_frames": 16, "cached_sessions": 4, "max_live_load": None},
     "Avatars": {"preparation": False},
     "Recognize": {"engine": "tests.chaos.engines:Recognizer"},
     "Chat": {"engine": "offline"},
