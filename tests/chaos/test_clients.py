@@ -27,6 +27,7 @@ REFUSED_S = 0.1
 PACE_S = 0.5  # longest pause in the speech of an accepted session
 
 
+@pytest.mark.soak
 @pytest.mark.promise(
     "50 watched sessions begin to speak within 5 s on a graph that can serve 5",
     "accepted ones keep their pace (pause ≤ 0.5 s); the others get 429 with Retry-After in < 100 ms",

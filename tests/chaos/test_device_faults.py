@@ -17,7 +17,7 @@ from tests.graph.requests import wait_until
 
 pytestmark = pytest.mark.ray
 
-TEXT = "This sentence is being spoken while something goes wrong. " * 3
+TEXT = "This sentence is being spoken while something goes wrong. " * 2
 REPLACED_S = 20.0
 TOLERATED_S = {1: REPLACED_S, 2: 8.0}  # of speech, by number of replicas
 SOAK = pytest.mark.soak

@@ -19,7 +19,7 @@ from tests.graph.requests import wait_until
 
 pytestmark = pytest.mark.ray
 
-TEXT = "This sentence is being spoken while a replica is killed. " * 3  # 14 s
+TEXT = "This sentence is being spoken while a replica is killed. " * 2  # 9 s
 TOLERATED_S = {1: 8.0, 2: 0.5}  # of stream, by number of replicas
 AGAIN_S = 5.0  # from the death of an owner until the session speaks again
 SOAK = pytest.mark.soak

@@ -17,7 +17,7 @@ from tests.graph.requests import wait_until
 pytestmark = pytest.mark.ray
 
 SESSIONS = 8
-TEXT = "This sentence is being spoken while the number of replicas changes. " * 4  # 22 s
+TEXT = "This sentence is being spoken while the number of replicas changes. " * 3  # 16 s
 HANDOVER_S = 1.0
 EXIT_S = 30.0  # of a drained replica, after its last utterance
 
