@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Protocol, TypeVar
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from models.errors import BusyError, MovedError, StageError, WarmTalkError
@@ -37,7 +37,9 @@ def to_warmtalk_error(error: Exception) -> WarmTalkError:
     if (full := disk_full_error(cause or error)) is not None:
         return full
     if isinstance(error, BackPressureError):
-        return BusyError("All replicas are busy and their queues are full.", "Try again in a few seconds.")
+        return BusyError(
+            "The server is overloaded: the queues of its replicas are full.", "Try again in a few seconds."
+        )
     if isinstance(error, DeploymentUnavailableError):
         return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
     log.error("Unexpected error from a stage", exc_info=error)
@@ -49,6 +51,37 @@ def to_warmtalk_error(error: Exception) -> WarmTalkError:
 def is_moved(error: BaseException) -> bool:
     """Whether a call was refused because its session moves to another replica."""
     return isinstance(getattr(error, "cause", error), MovedError)  # `cause`: of a RayTaskError
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error that was raised in a replica. It is nested where a stage awaited the result of another one."""
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error
+
+
+def is_replica_failure(error: BaseException) -> bool:
+    """Whether a call failed only because a replica, or an object that it needed, was lost: another try may succeed."""
+    if isinstance(error, BackPressureError | DeploymentUnavailableError | WarmTalkError):
+        return False
+    if isinstance(error, asyncio.CancelledError):
+        return not is_own_cancellation()
+    if not isinstance(error, RayTaskError) or isinstance(error, TaskCancelledError):
+        return True
+    cause = cause_of(error)
+    return isinstance(cause, ReplicaFailedError) or (
+        isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
+    )
+
+
+async def with_retry(call: Callable[[], Awaitable[Item]]) -> Item:
+    """The result of `call()`, a call of a stage that changes nothing. It is made again if its replica is lost."""
+    try:
+        return await call()
+    except (RayError, RayServeException, asyncio.CancelledError) as error:
+        if not is_replica_failure(error):
+            raise
+    return await call()
 
 
 def is_own_cancellation() -> bool:

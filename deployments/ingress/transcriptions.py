@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from ray.serve.handle import DeploymentHandle
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from deployments.common.errors import with_retry
 from deployments.ingress.uploads import Uploads, discard
 from models.errors import InputError, NotConfiguredError
 from models.recognition.base import RecognizedSegment, Transcript
@@ -61,8 +62,9 @@ class Transcriptions:
     async def transcribe(self, upload: Path, language: str | None = None) -> Transcript:
         """The transcript of a sound file among the uploads. Raises NotConfiguredError, and what the stage raises."""
         self.require()
-        assert self.recognize is not None
-        stamped = await self.recognize.transcribe.remote(str(upload), language, "transcribe")
+        recognize = self.recognize
+        assert recognize is not None
+        stamped = await with_retry(lambda: recognize.transcribe.remote(str(upload), language, "transcribe"))
         transcript: Transcript = stamped.value
         return transcript
 

@@ -9,12 +9,11 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.common.errors import ReplicaFailedError
+from deployments.common.errors import ReplicaFailedError, cause_of, is_replica_failure, to_warmtalk_error
 from deployments.common.worker import RecentDurations
-from models.errors import BusyError, StageError, WarmTalkError
+from models.errors import StageError, WarmTalkError
 
 RETRY_PAUSE_S = 0.1  # doubled per attempt: 0.1, 0.2, 0.4 … while Serve replaces a lost replica
 LONGEST_PAUSE_S = 2.0
@@ -63,15 +62,15 @@ class Attempts:
 
     async def pause_after(self, error: BaseException) -> None:
         """Wait before the next attempt, longer each time. Raises errors that another attempt does not fix."""
-        cause = _cause_of(error)
+        cause = cause_of(error)
         if isinstance(cause, WarmTalkError) and not isinstance(cause, ReplicaFailedError):
             raise cause from None
-        busy = isinstance(error, BackPressureError)
+        busy = isinstance(error, BackPressureError | DeploymentUnavailableError)
         if not busy or time.monotonic() - self._began_s > self.busy_limit_s:
             self.failed += 1
         if busy and self.failed >= self.tries:
-            raise BusyError("The server is overloaded: the queues of its stages are full.", "Try again in a minute.")
-        if self.failed >= self.tries or not _may_succeed(error, cause):
+            raise to_warmtalk_error(cause) from error
+        if self.failed >= self.tries or not (busy or is_replica_failure(error)):
             raise self._final_error(error, cause) from error
         await asyncio.sleep(min(RETRY_PAUSE_S * 2 ** max(self.failed - 1, 0), LONGEST_PAUSE_S))
 
@@ -82,19 +81,3 @@ class Attempts:
         times = f" in {self.failed} attempts" if self.failed > 1 else ""
         why = cause.message if isinstance(cause, WarmTalkError) else f"{type(cause).__name__}."
         return StageError(f"{self.stages} failed{times}: {why}", "Read the server's log.")
-
-
-def _cause_of(error: BaseException) -> BaseException:
-    """The error that was raised in the replica. It is nested where a stage awaited the result of another one."""
-    while isinstance(cause := getattr(error, "cause", None), BaseException):
-        error = cause
-    return error
-
-
-def _may_succeed(error: BaseException, cause: BaseException) -> bool:
-    """Whether another attempt may succeed: a replica, or an object that it needed, was lost, or it did not answer."""
-    if not isinstance(error, RayTaskError) or isinstance(error, TaskCancelledError):
-        return True
-    return isinstance(cause, ReplicaFailedError) or (
-        isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
-    )

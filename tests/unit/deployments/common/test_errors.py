@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.common.errors import cancel_call, stream_items, to_warmtalk_error
+from deployments.common.errors import ReplicaFailedError, cancel_call, stream_items, to_warmtalk_error, with_retry
 from models.errors import BusyError, StageError, TextError
 
 
@@ -75,3 +75,64 @@ async def test_a_cancelled_caller_stays_cancelled():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        RayActorError(),
+        RayTaskError("a", "…", ReplicaFailedError.of("the device is lost")),
+        RayTaskError("a", "…", RayTaskError("b", "…", RayActorError())),
+        asyncio.CancelledError(),  # by Ray, of a call whose replica was lost
+    ],
+)
+async def test_a_call_whose_replica_is_lost_is_made_again_once(lost):
+    outcomes = [lost, "text"]
+
+    async def call():
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    assert await with_retry(call) == "text"
+    outcomes += [lost, lost]
+    with pytest.raises(type(lost)):
+        await with_retry(call)
+    assert outcomes == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BackPressureError(num_queued_requests=1, max_queued_requests=1),
+        DeploymentUnavailableError(None),
+        RayTaskError("a", "…", TextError("Empty.")),
+        RayTaskError("a", "…", ValueError()),
+    ],
+)
+async def test_a_call_that_another_attempt_would_not_help_is_made_once(error):
+    calls = []
+
+    async def call():
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        await with_retry(call)
+    assert calls == [1]
+
+
+async def test_a_caller_that_is_cancelled_does_not_try_again():
+    calls = []
+
+    async def call():
+        calls.append(1)
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(with_retry(call))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert calls == [1]
