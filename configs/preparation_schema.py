@@ -108,6 +108,15 @@ class AvatarsConfig(PreparationOptions, Accelerated):
         "mask follows the landmarks.",
     )
     avatars_dir: str = Field(AVATARS_DIR, description=AVATARS_FOLDER)
+    max_avatars: int = Field(
+        1000,
+        ge=1,
+        description="Most avatars that users prepare, with those that are being prepared or wait for it. Built-in ones "
+        "do not count. New ones get status 507 above it.",
+    )
+    max_avatars_gb: float = Field(
+        50.0, gt=0, description="Most disk space of these avatars together, in GB. Above it none is prepared."
+    )
     vae_dir: str = Field(VAE_DIR, description="Folder of the VAE. It must be the one of LipSync.")
     unet_config: str = Field(UNET_CONFIG, description="JSON file with the configuration of the UNet.")
     unet_weights: str = Field(UNET_WEIGHTS, description="File with the weights of the UNet.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cachetools import LRUCache
 from configs.schema import AvatarsConfig
 from deployments.common.paths import builtin_avatars, input_path, output_path
 from deployments.common.stage import Stage
-from deployments.preparation import SMOOTHING_KEYS, load_model, prepare_command, prepare_options
+from deployments.preparation import SMOOTHING_KEYS, load_model, prepare_command, prepare_options, quota_of
 from models.avatar.poster import poster
 from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
 from models.avatar.store import AvatarStore, file_sha256
@@ -41,9 +42,11 @@ class Avatars(Stage[AvatarsConfig]):
     def apply(self, config: AvatarsConfig, changed: set[str] | None) -> None:
         if changed is None or changed & {"vae_dir", "unet_config", "unet_weights", "device", "dtype"}:
             self._model: Any = None  # loaded at the first preparation, since most replicas never need it
-        self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
+        roots = output_path(config.avatars_dir), builtin_avatars()
+        self._store = AvatarStore(*roots)
         self._store.clean()
-        self._prepare_configured(config)
+        self._prepare_configured(config)  # without a quota: at the limit, this replica must start
+        self._store = AvatarStore(*roots, quota=quota_of(config))
 
     async def prepare(
         self, source: str, avatar_id: str, force: bool = False, options: dict[str, Any] | None = None
@@ -52,11 +55,18 @@ class Avatars(Stage[AvatarsConfig]):
 
         Yields `{"step", "done", "total"}` as progress, and at the end `{"report": {...}}`. options: overrides of
         PreparationOptions. Closing the generator stops the preparation and leaves no files. Raises IdError,
-        ExistsError, VideoError, NoFaceError.
+        ExistsError, QuotaError, DiskFullError, VideoError, NoFaceError.
         """
         await self.ready()
-        check_id(avatar_id, "avatar id")
-        self._store.refuse_existing(avatar_id, force)
+        with ExitStack() as stack:  # from now on it counts in the quota, while it waits for the compute thread as well
+            await asyncio.to_thread(stack.enter_context, self._store.reserve(avatar_id, force))
+            async with aclosing(self._progress(source, avatar_id, force, options)) as events:
+                async for event in events:
+                    yield event
+
+    async def _progress(
+        self, source: str, avatar_id: str, force: bool, options: dict[str, Any] | None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         loop, events, closed = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]](), threading.Event()
 
         def progress(step: str, done: int, total: int) -> None:

@@ -14,6 +14,7 @@ from configs.strict import Accelerated
 from deployments.common.paths import cache_dir, input_path
 from deployments.common.stage import parse_config
 from models.avatar.prepare import PrepareOptions
+from models.avatar.quota import AvatarQuota
 from models.errors import ConfigError
 
 SMOOTHING_KEYS = (
@@ -23,8 +24,9 @@ SMOOTHING_KEYS = (
 OPTION_KEYS = tuple(PreparationOptions.model_fields)  # options that one preparation may override
 
 COMMAND_CONFIG = "demo"  # the config that `warmtalk prepare` reads by default
+LIMIT_KEYS = ("max_avatars", "max_avatars_gb")
 # which avatar is prepared and when, and limits of the stage; the other keys say how
-NOT_HOW_KEYS = ("avatar_id", "video_path", "preparation", *Accelerated.model_fields)
+NOT_HOW_KEYS = ("avatar_id", "video_path", "preparation", *LIMIT_KEYS, *Accelerated.model_fields)
 
 
 def load_model(config: AvatarsConfig) -> Any:
@@ -39,6 +41,11 @@ def load_model(config: AvatarsConfig) -> Any:
     from models.musetalk import MuseTalk
 
     return MuseTalk.load(*paths, device=config.device, dtype=getattr(torch, config.dtype))
+
+
+def quota_of(config: AvatarsConfig) -> AvatarQuota:
+    """The limits on the avatars that users prepare."""
+    return AvatarQuota(config.max_avatars, config.max_avatars_gb * 2**30)
 
 
 def prepare_options(config: AvatarsConfig, overrides: dict[str, Any]) -> PrepareOptions:

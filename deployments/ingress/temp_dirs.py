@@ -6,7 +6,6 @@ Several processes, also on several hosts that share a file system, may have one 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import threading
 import uuid
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from models.errors import LockedError
 from models.runtime.file_lock import hold_lock
+from models.runtime.held_file import HeldFile, is_abandoned
 
 ROOT_LOCK = ".lock"  # locked while folders are created and removed
 HELD = ".held"  # suffix of the file that a process keeps locked while it uses the folder of the same name
@@ -36,7 +36,7 @@ class TempDirs:
             return
         with contextlib.suppress(OSError, LockedError), _root_locked(self._root):
             for held in self._root.glob(f"*{HELD}"):
-                if _is_abandoned(held):
+                if is_abandoned(held):
                     shutil.rmtree(held.with_suffix(""), ignore_errors=True)
                     held.unlink(missing_ok=True)
 
@@ -47,9 +47,7 @@ class TempDirs:
                 self._root.mkdir(parents=True, exist_ok=True)
                 with _root_locked(self._root):  # another process must not remove it before it is locked
                     path = self._root / uuid.uuid4().hex
-                    self._held = path.with_suffix(HELD).open("wb")
-                    with contextlib.suppress(OSError):
-                        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._held = HeldFile(path.with_suffix(HELD))
                     path.mkdir()
                 self._path = path
             return self._path
@@ -61,13 +59,3 @@ def _root_locked(root: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # without flock(2)
             stack.enter_context(hold_lock(root / ROOT_LOCK))
         yield
-
-
-def _is_abandoned(held: Path) -> bool:
-    """Whether no process has the file locked; False if that cannot be found out."""
-    try:
-        with held.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except OSError:
-        return False

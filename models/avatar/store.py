@@ -11,19 +11,17 @@
         frames.mp4             H.264, short closed GOPs
         contact.png            contact sheet, for a person to check
 
-A new avatar is written to a draft folder beside (`.draft-…`), synced, and renamed. Replacing exchanges two folders
-atomically. A removed avatar is renamed (`.gone-…`) and then deleted.
+A new avatar is written to a draft folder beside (`.draft-…`), synced, and renamed. Beside it lies a file that its
+process holds (`.draft-….held`), from the request on. Replacing exchanges two folders atomically. A removed avatar is
+renamed (`.gone-…`) and then deleted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
-import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,13 +31,17 @@ from typing import Any, BinaryIO, cast
 import cv2
 import numpy as np
 import numpy.typing as npt
-import psutil
 import safetensors.numpy
 
+from models.avatar.drafts import PREFIX, abandoned_drafts, delete_draft, draft_ids, hold_draft
+from models.avatar.mask_atlas import atlas_of, tiles_of
 from models.avatar.packed_regions import PackedRegions
+from models.avatar.quota import AvatarQuota, size_of
 from models.avatar.swap import aside_of, exchange, restore_asides, sync_folder
 from models.errors import AvatarNotFound, CorruptError, ExistsError, InputError
 from models.media.frames import CACHE_BYTES, VideoFrames
+from models.runtime.disk_full import writing_to
+from models.runtime.file_lock import hold_lock
 from models.runtime.ids import ID_PATTERN, check_id, path_under
 from models.types import CROP_PX, Float16, Float32, Int32, PreparedAvatar, UInt8
 
@@ -53,9 +55,9 @@ META, GEOMETRY, LATENTS, MASKS, REGIONS, FRAMES, CONTACT = (
     "frames.mp4",
     "contact.png",
 )
-ATLAS_COLUMNS = 16
 REMOVED_PREFIX = ".gone-"  # prefix of a removed avatar's folder while it is deleted
-MAX_DRAFT_AGE_S = 24 * 3600.0  # an older draft is abandoned, also one of another machine
+LOCK = ".lock"  # locked while drafts are created and counted
+NO_QUOTA = AvatarQuota()
 PREPARE_AGAIN = "Prepare it again with `warmtalk prepare VIDEO --avatar-id {} --force`."
 
 
@@ -66,6 +68,12 @@ class Draft:
     avatar_id: str
     folder: Path
     meta: dict[str, Any] = field(default_factory=dict)
+    quota: AvatarQuota = NO_QUOTA
+    others_bytes: int = 0  # of the other avatars, when the draft was begun
+
+    def check_quota(self) -> None:
+        """Raises QuotaError if the draft has become too large for the quota. Cheap."""
+        self.quota.check_bytes(self.others_bytes + size_of(self.folder))
 
     def write_geometry(
         self,
@@ -95,7 +103,7 @@ class Draft:
             assert boxes.shape == (n, 4), boxes.shape
             tensors["boxes"] = np.ascontiguousarray(boxes, np.int32)
         (self.folder / GEOMETRY).write_bytes(safetensors.numpy.save(tensors))
-        write_png(self.folder / MASKS, _atlas(masks))
+        write_png(self.folder / MASKS, atlas_of(masks))
         self.meta["masks"] = len(masks)
 
     def write_latents(self, latents: Float16) -> None:
@@ -111,8 +119,11 @@ class Draft:
 class AvatarStore:
     """The avatars under `root` and under `builtin`, a second root that is read-only. `root` has precedence."""
 
-    def __init__(self, root: Path, builtin: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
-        self.root, self.builtin, self.cache_bytes = Path(root), builtin, cache_bytes
+    def __init__(
+        self, root: Path, builtin: Path | None = None, cache_bytes: int = CACHE_BYTES, quota: AvatarQuota = NO_QUOTA
+    ) -> None:
+        """quota: of the avatars under `root`."""
+        self.root, self.builtin, self.cache_bytes, self.quota = Path(root), builtin, cache_bytes, quota
 
     def ids(self) -> list[str]:
         """Return all ids, sorted. Folders without avatar.json are ignored."""
@@ -178,7 +189,7 @@ class AvatarStore:
     def _load(self, avatar_id: str, meta: dict[str, Any], latents: bool, frames: bool) -> PreparedAvatar:
         geometry = self._tensors(avatar_id, GEOMETRY, meta)
         with self._open(avatar_id, MASKS, meta) as file:
-            masks = _tiles(file.read(), int(meta["masks"]), geometry["mask_index"])
+            masks = tiles_of(file.read(), int(meta["masks"]), geometry["mask_index"])
         source, regions = None, None
         if frames:
             source = VideoFrames(self._open(avatar_id, FRAMES, meta), f"{FRAMES} of {avatar_id!r}", self.cache_bytes)
@@ -214,27 +225,46 @@ class AvatarStore:
         return avatar
 
     @contextmanager
+    def reserve(self, avatar_id: str, force: bool = False) -> Iterator[Draft]:
+        """Count an avatar that will be written, for all processes, while the block runs; its folder does not exist yet.
+
+        Raises IdError, ExistsError, QuotaError, DiskFullError.
+        """
+        path_under(self.root, avatar_id, "avatar id")
+        with writing_to(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with hold_lock(self.root / LOCK):
+                self.refuse_existing(avatar_id, force)
+                self._clean()
+                self.quota.check_count({*self._own_ids(), *draft_ids(self.root), avatar_id})
+                others = [path for path in self.root.iterdir() if path.is_dir() and path.name != avatar_id]
+                others_bytes = sum(map(size_of, others))
+                self.quota.check_bytes(others_bytes)
+                folder = self.root / f"{PREFIX}{avatar_id}.{secrets.token_hex(8)}"
+                held = hold_draft(folder)
+        try:
+            yield Draft(avatar_id, folder, quota=self.quota, others_bytes=others_bytes)
+        finally:
+            delete_draft(folder)
+            held.release()
+
+    @contextmanager
     def write(self, avatar_id: str, force: bool = False) -> Iterator[Draft]:
         """Yield a draft that becomes the avatar when the `with` block ends; after an error it is deleted.
 
         With `force`, an existing avatar is replaced atomically; a process that has the old one open can still read it.
         The block must set fps, width, height, frames, vae_fingerprint, source and settings in `draft.meta`.
-        Raises IdError, and ExistsError at the start (or at the end, if another writer was faster).
+        Raises IdError, ExistsError at the start (or at the end, if another writer was faster), QuotaError at the start
+        (or at the end, if the avatar has become too large), and DiskFullError.
         """
         final = path_under(self.root, avatar_id, "avatar id")
-        self.refuse_existing(avatar_id, force)
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.clean()
-        folder = self._draft_folder(avatar_id)
-        folder.mkdir()
-        draft = Draft(avatar_id, folder)
-        try:
+        with self.reserve(avatar_id, force) as draft, writing_to(self.root):
+            draft.folder.mkdir()
             yield draft
             _seal(draft)
-            sync_folder(folder)
-            self._commit(folder, final, force)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            draft.check_quota()
+            sync_folder(draft.folder)
+            self._commit(draft.folder, final, force)
 
     def refuse_existing(self, avatar_id: str, force: bool = False) -> None:
         """Raise ExistsError if the id exists and `force` is False. Raises IdError."""
@@ -292,15 +322,20 @@ class AvatarStore:
 
         Returns the names of all these folders.
         """
+        if not self.root.is_dir():
+            return []
+        with hold_lock(self.root / LOCK):
+            return self._clean()
+
+    def _clean(self) -> list[str]:
         restored = restore_asides(self.root)
-        abandoned = sorted(self.root.glob(f"{REMOVED_PREFIX}*"))
-        abandoned += [folder for folder in sorted(self.root.glob(".draft-*")) if _abandoned(folder)]
+        abandoned = [*sorted(self.root.glob(f"{REMOVED_PREFIX}*")), *abandoned_drafts(self.root)]
         for folder in abandoned:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_draft(folder)
         return restored + [folder.name for folder in abandoned]
 
-    def _draft_folder(self, avatar_id: str) -> Path:
-        return self.root / f".draft-{avatar_id}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
+    def _own_ids(self) -> set[str]:
+        return {path.parent.name for path in self.root.glob(f"*/{META}") if ID_PATTERN.fullmatch(path.parent.name)}
 
     def _find(self, avatar_id: str) -> Path | None:
         check_id(avatar_id, "avatar id")
@@ -328,11 +363,9 @@ class AvatarStore:
 def file_sha256(file: BinaryIO) -> str:
     """Return the SHA-256 of an open file; its position is then 0."""
     file.seek(0)
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
     file.seek(0)
-    return digest.hexdigest()
+    return digest
 
 
 def write_png(path: Path, image: UInt8) -> None:
@@ -360,41 +393,6 @@ def _version(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _atlas(masks: UInt8) -> UInt8:
-    """Masks `(u, 256, 256)` → one picture of 256 px tiles, at most 16 per row."""
-    columns = min(len(masks), ATLAS_COLUMNS)
-    rows = -(-len(masks) // columns)
-    tiles = np.zeros((rows * columns, CROP_PX, CROP_PX), np.uint8)
-    tiles[: len(masks)] = masks
-    grid = tiles.reshape(rows, columns, CROP_PX, CROP_PX).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(grid).reshape(rows * CROP_PX, columns * CROP_PX)
-
-
-def _tiles(png: bytes, count: int, index: Int32) -> UInt8:
-    """The masks of all frames, read-only `(n, 256, 256)`. A single mask is broadcast, without copies."""
-    atlas = cast(UInt8, cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE))
-    rows, columns = atlas.shape[0] // CROP_PX, atlas.shape[1] // CROP_PX
-    tiles = atlas.reshape(rows, CROP_PX, columns, CROP_PX).transpose(0, 2, 1, 3).reshape(-1, CROP_PX, CROP_PX)
-    if count == 1:
-        return np.broadcast_to(tiles[0], (len(index), CROP_PX, CROP_PX))
-    return cast(UInt8, _frozen(tiles[index]))
-
-
 def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     array.flags.writeable = False
     return array
-
-
-def _host() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-def _abandoned(folder: Path) -> bool:
-    """Whether a draft's writer no longer runs on this machine, or has not written for MAX_DRAFT_AGE_S."""
-    try:
-        _, host, pid, _ = folder.name.rsplit(".", 3)
-        if time.time() - folder.stat().st_mtime > MAX_DRAFT_AGE_S:
-            return True
-        return host == _host() and not psutil.pid_exists(int(pid))
-    except (ValueError, OSError):
-        return False

@@ -69,9 +69,9 @@ def decode_audio(data: bytes | Path, max_seconds: float = MAX_AUDIO_S) -> tuple[
         raise AudioError(f"There is no audio file {data.name!r}.", "Check the path.")
     with data.open("rb") if isinstance(data, Path) else io.BytesIO(data) as file:
         blocks = list(decoded_blocks(file, max_seconds))
-    samples = np.concatenate([block for block, _ in blocks])
-    peak = float(np.abs(samples).max())
-    return (samples / np.float32(peak) if peak > 1.0 else samples), blocks[0][1]
+    samples: Float32 = np.concatenate([block for block, _ in blocks])
+    peak = max(1.0, float(np.abs(samples).max()))
+    return (samples if peak == 1.0 else samples / np.float32(peak)), blocks[0][1]
 
 
 def decoded_blocks(file: BinaryIO, max_seconds: float) -> Iterator[tuple[Float32, int]]:

@@ -10,7 +10,7 @@ import yaml
 
 from configs.serve_file import ConfigFileError
 from deployments.common.paths import builtin_avatars, output_path
-from deployments.preparation import load_avatars_config, load_model, prepare_options
+from deployments.preparation import load_avatars_config, load_model, prepare_options, quota_of
 from models.avatar.prepare import Progress, prepare_avatar
 from models.avatar.store import AvatarStore
 from models.errors import ConfigError, InputError
@@ -52,7 +52,7 @@ def prepare_here(
     except (ConfigFileError, ConfigError) as error:
         message = error.message if isinstance(error, ConfigError) else str(error)
         raise ConfigError(message, "Correct the config file or the --set options.") from error
-    store = AvatarStore(output_path(stage.avatars_dir), builtin_avatars())
+    store = AvatarStore(output_path(stage.avatars_dir), builtin_avatars(), quota=quota_of(stage))
     store.refuse_existing(avatar_id, force)
     model, chosen = load_model(stage), prepare_options(stage, options)
     report = prepare_avatar(

@@ -23,6 +23,7 @@ from models.errors import (
     IdError,
     InputError,
     NoFaceError,
+    QuotaError,
     VideoError,
     WeightsError,
 )
@@ -248,7 +249,7 @@ async def test_closing_a_preparation_stops_it_and_leaves_no_files(encoder, clip,
     await stage.worker.run(lambda: None)  # wait until the compute thread is free
     assert encoder.calls <= 1
     assert "me" not in await names(stage)
-    assert list((tmp_path / "results" / "avatars").iterdir()) == []
+    assert list((tmp_path / "results" / "avatars").glob("[!.]*")) == []
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
@@ -323,7 +324,7 @@ async def test_a_removed_avatar_is_not_listed_and_has_no_poster(preparations, cl
     await stage.poster("me")
     await stage.remove("me", "presenter")
     assert await names(stage) == ["presenter"] and not stage._posters
-    assert list((tmp_path / "results" / "avatars").iterdir()) == []
+    assert list((tmp_path / "results" / "avatars").glob("[!.]*")) == []
     for call in (stage.poster("me"), stage.remove("me")):
         with pytest.raises(AvatarNotFound, match="no avatar 'me'"):
             await call
@@ -352,3 +353,40 @@ async def test_removing_an_own_presenter_restores_the_built_in_one(preparations,
     await stage.remove("presenter", "presenter")
     (built_in,) = await stage.list()
     assert not built_in["removable"] and built_in["frames"] > FRAMES
+
+
+# --- quota
+
+
+async def test_avatars_that_wait_for_the_compute_thread_count(encoder, clip, tmp_path):
+    stage = await started(max_avatars=2)
+    encoder.gate.clear()
+    first = asyncio.create_task(prepare(stage, clip, "first"))
+    while not encoder.calls:
+        await asyncio.sleep(0.01)
+    second = asyncio.create_task(prepare(stage, clip, "second"))  # waits for the thread
+    while len(list((tmp_path / "results" / "avatars").glob(".draft-second*"))) == 0:
+        await asyncio.sleep(0.01)
+    with pytest.raises(QuotaError, match="There are 2 avatars"):
+        await prepare(stage, clip, "third")
+    second.cancel()
+    await asyncio.wait({second})
+    assert list((tmp_path / "results" / "avatars").glob(".draft-second*")) == []
+    third = asyncio.create_task(prepare(stage, clip, "third"))
+    encoder.gate.set()
+    await asyncio.gather(first, third)
+    assert await names(stage) == ["first", "presenter", "third"]
+
+
+async def test_a_preparation_ends_as_soon_as_the_avatar_is_too_large(encoder, clip, tmp_path):
+    stage = await started(max_avatars_gb=1e-6)
+    with pytest.raises(QuotaError, match="the limit is 1e-06 GB"):
+        await prepare(stage, clip)
+    assert encoder.calls == 0, "it was encoded"
+    assert list((tmp_path / "results" / "avatars").glob("[!.]*")) == []
+
+
+async def test_the_configured_avatar_is_prepared_at_the_limit(encoder, clip, prepared, tmp_path):
+    copy_avatar(prepared, AvatarStore(tmp_path / "results" / "avatars"), "other")
+    stage = await started(max_avatars=1, video_path=str(clip), avatar_id="configured")
+    assert await names(stage) == ["configured", "other", "presenter"]

@@ -11,6 +11,7 @@ import pytest
 
 from models.avatar import store as store_module
 from models.avatar import swap
+from models.avatar.drafts import hold_draft
 from models.avatar.store import FRAMES, GEOMETRY, LATENTS, MASKS, META, AvatarStore
 from models.errors import AvatarNotFound, CorruptError, ExistsError, IdError, InputError
 from models.media.frames import write_frames
@@ -171,7 +172,7 @@ def test_an_error_while_writing_leaves_nothing(store: AvatarStore) -> None:
     with pytest.raises(RuntimeError), store.write("ada") as draft:
         (draft.folder / GEOMETRY).write_bytes(b"half")
         raise RuntimeError
-    assert list(store.root.iterdir()) == []
+    assert [path.name for path in store.root.iterdir()] == [".lock"]
 
 
 def test_an_error_while_replacing_keeps_the_old_avatar(store: AvatarStore) -> None:
@@ -180,7 +181,7 @@ def test_an_error_while_replacing_keeps_the_old_avatar(store: AvatarStore) -> No
         (draft.folder / GEOMETRY).write_bytes(b"half")
         raise RuntimeError
     assert np.array_equal(store.load("ada").transforms, arrays["transforms"])
-    assert [path.name for path in store.root.iterdir()] == ["ada"]
+    assert sorted(path.name for path in store.root.iterdir()) == [".lock", "ada"]
 
 
 def test_a_replaced_avatar_can_still_be_read_where_it_is_open(store: AvatarStore) -> None:
@@ -199,7 +200,7 @@ def test_replacing_leaves_one_folder(store: AvatarStore, swaps: bool, monkeypatc
     fill(store)
     arrays = fill(store, seed=2, force=True)
     assert np.array_equal(store.load("ada").latents, arrays["latents"])
-    assert [path.name for path in store.root.iterdir()] == ["ada"]
+    assert sorted(path.name for path in store.root.iterdir()) == [".lock", "ada"]
 
 
 def test_an_interrupted_replacement_is_undone(store: AvatarStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,16 +233,18 @@ def test_the_slower_of_two_writers_gets_an_error(store: AvatarStore) -> None:
 
 def test_drafts_of_dead_processes_are_deleted(store: AvatarStore) -> None:
     store.root.mkdir()
-    host = store_module._host()
-    dead = store.root / f".draft-ada.{host}.{2**22 + 1}.00"
-    living = store.root / f".draft-ada.{host}.{os.getpid()}.00"
-    elsewhere = store.root / ".draft-ada.ffffffff.1.00"
-    old = store.root / ".draft-ada.ffffffff.2.00"
-    for folder in (dead, living, elsewhere, old):
+    dead, living = store.root / ".draft-ada.1", store.root / ".draft-ada.2"
+    for folder in (dead, living):
         folder.mkdir()
-    os.utime(old, (0, 0))
-    assert sorted(store.clean()) == sorted([dead.name, old.name])
-    assert living.exists() and elsewhere.exists()
+        os.utime(folder, (0, 0))  # the age does not matter
+        folder.with_name(f"{folder.name}.held").touch()
+    (store.root / ".draft-bob.3").mkdir()  # a crash came before its deletion was complete
+    (store.root / ".draft-cy.4.held").touch()  # a crash came before it was begun
+    held = hold_draft(living)
+    assert store.clean() == [".draft-ada.1", ".draft-bob.3", ".draft-cy.4"]
+    assert sorted(path.name for path in store.root.iterdir()) == [".draft-ada.2", ".draft-ada.2.held", ".lock"]
+    held.release()
+    assert store.clean() == [".draft-ada.2"]
 
 
 def test_a_built_in_avatar_can_be_hidden_but_not_written(store: AvatarStore, tmp_path: Path) -> None:
@@ -267,7 +270,7 @@ def test_a_removed_avatar_is_deleted_and_its_id_is_free(store: AvatarStore) -> N
     fill(store)
     opened = store.load("ada")
     store.remove("ada")
-    assert list(store.root.iterdir()) == [] and store.ids() == []
+    assert [path.name for path in store.root.iterdir()] == [".lock"] and store.ids() == []
     assert opened.frames is not None and opened.frames[4].shape == (300, 300, 3)  # still readable where it is open
     with pytest.raises(AvatarNotFound):
         store.remove("ada")
@@ -284,7 +287,7 @@ def test_an_avatar_is_never_removed_in_part(store: AvatarStore, monkeypatch: pyt
     (left,) = seen
     assert left.parent == store.root and (left / META).is_file() and left.name.startswith(".gone-ada.")
     monkeypatch.undo()
-    assert store.clean() == [left.name] and list(store.root.iterdir()) == []
+    assert store.clean() == [left.name] and [path.name for path in store.root.iterdir()] == [".lock"]
 
 
 def test_a_removed_avatar_is_not_restored_from_an_interrupted_replacement(store: AvatarStore) -> None:
@@ -293,7 +296,7 @@ def test_a_removed_avatar_is_not_restored_from_an_interrupted_replacement(store:
     store.remove("ada")
     with pytest.raises(AvatarNotFound):
         store.folder("ada")
-    assert list(store.root.iterdir()) == []
+    assert [path.name for path in store.root.iterdir()] == [".lock"]
 
 
 def test_only_avatars_under_the_root_are_owned(store: AvatarStore, tmp_path: Path) -> None:
