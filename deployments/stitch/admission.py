@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from configs.schema import StitchConfig
 from models.errors import BusyError
@@ -39,6 +40,14 @@ class AdmissionLimits:
         return cls(config.max_live_load, config.min_live, config.assumed_live, *queues)
 
 
+class LoadMetrics(Protocol):
+    """See deployments/stitch/metrics.py."""
+
+    def record(self, live_sessions: int, capacity: float, reduced_frames: int) -> None: ...
+
+    def record_refusal(self) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class Making:
     """Measures how one utterance is made. `on_work` and `on_behind` belong to Admission."""
@@ -46,6 +55,7 @@ class Making:
     fps: int = 25
     live: bool = False
     slack_s: float = math.inf  # how long before its time the latest chunk was made
+    reduced_frames: int = 0  # made with less than the full enhancement, because that could not keep up
     rate: float = 0.0  # frames per second in the latest window
     on_work: Callable[[int, int, int], None] = lambda working, made, rendered: None
     on_behind: Callable[[], None] = lambda: None
@@ -109,7 +119,7 @@ class Admission:
 
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     capacity: float | None = None
-    on_refusal: Callable[[], None] = lambda: None
+    metrics: LoadMetrics | None = None
     _sessions: dict[str, list[Making]] = field(default_factory=dict)
     _working: int = 0  # utterances that are being made
     _changed_s: float = 0.0
@@ -131,12 +141,18 @@ class Admission:
                 self._check_load(live_fps)
         making = Making(live_fps or 0, live, on_work=self._on_work, on_behind=self._on_behind)
         self._sessions.setdefault(session_id, []).append(making)
+        self._report()
         try:
             yield making
         finally:
             self._sessions[session_id].remove(making)
             if not self._sessions[session_id]:
                 del self._sessions[session_id]
+            self._report(making.reduced_frames)
+
+    def _report(self, reduced_frames: int = 0) -> None:
+        if self.metrics is not None:
+            self.metrics.record(len(self.live_sessions()), self.capacity or 0.0, reduced_frames)
 
     def live_sessions(self) -> dict[str, int]:
         """Frames per second of the sessions with a live utterance."""
@@ -170,7 +186,8 @@ class Admission:
             raise self._refusal(f"{made}, and with this session {required} would be needed")
 
     def _refusal(self, reason: str) -> BusyError:
-        self.on_refusal()
+        if self.metrics is not None:
+            self.metrics.record_refusal()
         return BusyError(f"{reason}.", "Try again in a few seconds.")
 
     def _on_work(self, working: int, made: int, rendered: int) -> None:

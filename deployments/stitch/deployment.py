@@ -28,11 +28,12 @@ from deployments.common.worker import Worker, WorkerPool
 from deployments.stitch.admission import Admission, AdmissionLimits, Making
 from deployments.stitch.attempts import Answers
 from deployments.stitch.autoscaling import SPEAKING, WATCHED
-from deployments.stitch.avatar_cache import PASTE_KEYS, AvatarCache, LoadedAvatar, avatar_of, media_spec, mouth_of
+from deployments.stitch.avatar_cache import PASTE_KEYS, AvatarCache, LoadedAvatar, avatar_of, media_spec, mouth_of, spec_of
 from deployments.stitch.chunks import PipelineRequest, PipelineSettings
 from deployments.stitch.enhance_fade import EnhanceFades
 from deployments.stitch.interrupts import Interrupt, Interrupts
 from deployments.stitch.live.registry import LiveRegistry, Picture
+from deployments.stitch.metrics import LoadMeter
 from deployments.stitch.open_sessions import OpenSessions, refuse_closed, refuse_other_avatar
 from deployments.stitch.output import FileOutput, Output
 from deployments.stitch.ownership.owner import SessionOwner, serve_directory
@@ -75,7 +76,7 @@ class Stitch(Stage[StitchConfig]):
         self._interrupts = Interrupts()
         self._text_streams = TextStreams()
         self._live = LiveRegistry()
-        self._admission = Admission()
+        self._admission = Admission(metrics=LoadMeter())
         self._fades = EnhanceFades()
         self._avatars = AvatarCache()
         self._owner = SessionOwner(
@@ -182,7 +183,7 @@ class Stitch(Stage[StitchConfig]):
         refuse_closed(session, self.config.session_max_minutes)
         refuse_other_avatar(session, request.avatar_id)
         avatar = avatar_of(session, request.avatar_id, self.config.avatar_id, self._load_avatar)
-        spec = session.spec if session is not None and session.frames else media_spec(avatar.prepared, self.config)
+        spec = spec_of(session, avatar.prepared, self.config)
         mouth = mouth_of(avatar, self.config, spec.fps)
         return UtteranceWriter(request, self._sessions, avatar, spec, session.position if session else 0, mouth)
 
@@ -253,7 +254,9 @@ class Stitch(Stage[StitchConfig]):
             return {"session_id": session_id, "interrupted": count}
 
     async def live(self, session_id: str, resume: LiveResume | None = None) -> AsyncGenerator[LiveEvent, None]:
-        """The session's live events from now on. Raises SessionNotFound, IdError, AvatarNotFound, ClosedError.
+        """The session's live events from now on.
+
+        Raises SessionNotFound, IdError, AvatarNotFound, ClosedError, ResetNeededError.
 
         resume: where the caller's stream goes on. Raises MovedError if another replica owns the session.
         """
@@ -266,7 +269,7 @@ class Stitch(Stage[StitchConfig]):
                 refuse_closed(session)
                 self._retention.renew_leases([session_id])
                 avatar = avatar_of(session, None, "", self._load_avatar)
-                return Picture(avatar, session.spec, session.position)
+                return Picture(avatar, spec_of(session, avatar.prepared, self.config), session.position)
 
         await self._owner.take(check_id(session_id, "session id"))
         async with aclosing(self._live.watch(session_id, find, self.worker, root, resume)) as events:

@@ -57,7 +57,6 @@ class Pipeline:
     making: Making = field(default_factory=Making)
     answers: Answers = field(default_factory=Answers)  # of all utterances of this replica
     retries: int = 0
-    reduced_frames: int = 0  # made with less than the full enhancement, because that could not keep up
     engines: dict[str, str] = field(default_factory=dict)  # stage → engine, of the stages that have answered
     skipped: list[SkippedText] = field(default_factory=list)  # passages of the text that cannot be spoken
 
@@ -215,7 +214,8 @@ class Pipeline:
             if shares is not None and not shares.any():
                 stamped = await asyncio.to_thread(_without_enhancement, stamped)
         self.making.made(count)
-        self.reduced_frames += 0 if shares is None else int((shares < 1).sum())
+        if shares is not None:
+            self.making.reduced_frames += int((shares < 1).sum())
         if request.slack_s is not None:
             self.making.slack_s = request.slack_s(segment.position + start)
             if request.fade is not None:

@@ -94,6 +94,7 @@ class UtteranceRun:
         wall_s = time.perf_counter() - self.started_s
         summary = summary_of(self.renderer.writer, calls, self.pipeline.retries, ttff_ms, wall_s) | self.output.facts()
         summary["warnings"] = skip_warnings(self.pipeline.skipped)
+        summary["reduced_frames"] = self.pipeline.making.reduced_frames  # of the enhancement, which could not keep up
         self.renderer.meter.record_utterance(ttff_ms, summary["rtf"])
         return summary
 

@@ -128,7 +128,7 @@ class Server:
                     await asyncio.sleep(ahead_s - AHEAD_S)
             if live:
                 await asyncio.sleep(shown.start_s + shown.frames / FPS - time.monotonic())
-            shown.reduced_frames = pipeline.reduced_frames
+            shown.reduced_frames = making.reduced_frames
             return shown
 
 
