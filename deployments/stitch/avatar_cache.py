@@ -11,7 +11,7 @@ from cachetools import LRUCache
 
 from configs.schema import StitchConfig
 from models.avatar.store import AvatarStore
-from models.errors import AvatarNotFound, ClosedError
+from models.errors import AvatarNotFound, ClosedError, ResetNeededError
 from models.media.encode import MediaSpec
 from models.stitch.crop_filter import WHOLE_CROP, CropFilter, pasted_box
 from models.stitch.mouth import Mouth
@@ -153,3 +153,21 @@ def media_spec(prepared: PreparedAvatar, config: StitchConfig) -> MediaSpec:
         first_fragment_frames=config.first_chunk_frames,
         fragment_frames=config.chunk_frames,
     )
+
+
+def spec_of(session: SessionFile | None, prepared: PreparedAvatar, config: StitchConfig) -> MediaSpec:
+    """How the next utterance is encoded: as the session's video, or, without video, as a new session.
+
+    Raises ResetNeededError if the avatar was prepared again with another format than the video's.
+    """
+    new = media_spec(prepared, config)
+    if session is None or not session.frames:
+        return new
+    spec = session.spec
+    if (spec.width, spec.height, spec.fps) != (new.width, new.height, new.fps):
+        raise ResetNeededError(
+            f"The avatar {prepared.avatar_id!r} was prepared again with {new.width}×{new.height} px at {new.fps} fps; "
+            f"the video of the session {session.session_id!r} has {spec.width}×{spec.height} px at {spec.fps} fps.",
+            f"Use another session_id, or empty this session: GET /reset?session_id={session.session_id}.",
+        )
+    return spec

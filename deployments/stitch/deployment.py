@@ -28,7 +28,7 @@ from deployments.common.worker import Worker, WorkerPool
 from deployments.stitch.admission import Admission, AdmissionLimits, Making
 from deployments.stitch.attempts import Answers
 from deployments.stitch.autoscaling import SPEAKING, WATCHED
-from deployments.stitch.avatar_cache import PASTE_KEYS, AvatarCache, LoadedAvatar, avatar_of, media_spec, mouth_of, spec_of
+from deployments.stitch.avatar_cache import PASTE_KEYS, AvatarCache, LoadedAvatar, avatar_of, mouth_of, spec_of
 from deployments.stitch.chunks import PipelineRequest, PipelineSettings
 from deployments.stitch.enhance_fade import EnhanceFades
 from deployments.stitch.interrupts import Interrupt, Interrupts
@@ -290,7 +290,7 @@ class Stitch(Stage[StitchConfig]):
     def _create(self, session_id: str, avatar_id: str | None) -> dict[str, Any]:
         self._retention.check(new=not self._sessions.store.exists(session_id))
         prepared = self._load_avatar(avatar_id or self.config.avatar_id).prepared
-        spec = media_spec(prepared, self.config)
+        spec = spec_of(None, prepared, self.config)
         self._sessions.store.create(session_id, spec, prepared.avatar_id, prepared.version)
         self._retention.opened()
         return self._sessions.describe(session_id)
