@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ async def test_a_session_with_video_says_that_it_must_be_reset(make_stitch, monk
     await stitch.reset("alice")
     assert (await say(stitch))["frames"] > 0
     facts = await stitch.session("alice")
-    assert read_video(open(facts["video_path"], "rb").read())[0].size == facts["frames"]  # noqa: PTH123
+    assert len(read_video(Path(facts["video_path"]).read_bytes())[0]) == facts["frames"]
 
 
 async def test_the_same_format_goes_on_with_the_new_pictures(make_stitch, monkeypatch):
@@ -58,10 +59,7 @@ async def test_a_session_without_video_is_watched_and_speaks_in_the_new_format(m
     stitch, live, _ = await make_stitch()
     prepare_again(monkeypatch)
     viewer = await live.view("alice")
-    assert viewer.timeline.init == viewer.timeline.init and (viewer.timeline.spec.width, viewer.timeline.spec.fps) == (
-        96,
-        25,
-    )
+    assert viewer.timeline.spec.width == 96
     watcher = Watcher(viewer)
     assert (await say(stitch))["frames"] > 0
     times, _, mouths = watcher.seen()
