@@ -176,9 +176,8 @@ class Admission:
             return
         if self.capacity is None:
             if len(speaking) >= limits.assumed_live:
-                raise self._refusal(
-                    f"{len(speaking)} sessions speak live, and the server has not measured its speed yet"
-                )
+                most = f"at most {limits.assumed_live} live sessions speak until then"
+                raise self._refusal(f"The server has not measured its speed yet, and {most}")
             return
         required = fps + sum(speaking.values())
         if required > limits.max_load * self.capacity:

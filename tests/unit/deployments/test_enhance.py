@@ -1,11 +1,14 @@
 """The Enhance stage: engines that need landmarks get those of the avatar's frames, in pixels of the crop."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deployments.common.stage import Stamped
+from deployments.batching import BatchResult
+from deployments.common.stage import StageTiming, Stamped
+from deployments.common.urgency import NO_HURRY, Urgency
 from deployments.enhance import Enhance
 from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound
@@ -131,6 +134,72 @@ async def test_an_engine_without_landmarks_gets_none(stage: Enhance) -> None:
 async def test_an_unknown_avatar_is_reported(stage: Enhance) -> None:
     with pytest.raises(AvatarNotFound, match="nobody"):
         await restored(stage, crops([0], "nobody"), 1.0)
+
+
+class Half:
+    """An engine without landmarks: strength 0 gives grey 0, strength 1 gives grey 200. A face of value 13 breaks it."""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, float]] = []
+
+    def restore(self, faces, strength=1.0):
+        if (faces == 13).all((1, 2, 3)).any():
+            raise ValueError("a face that cannot be restored")
+        self.sizes.append((len(faces), strength))
+        return np.full((len(faces), 512, 512, 3), round(200 * strength), np.uint8)
+
+
+def plain(count: int, value: int = 0) -> FaceCrops:
+    return FaceCrops(np.full((count, 256, 256, 3), value, np.uint8), 0, "")
+
+
+async def test_faces_of_several_sessions_share_one_call_of_the_engine(stage: Enhance) -> None:
+    stage.engine = Half()
+    stage._batcher.configure(8, 0.05, new_engine=True)
+    one, two = await asyncio.gather(
+        stage.restore(Stamped(plain(3), ()), None, NO_HURRY, "alice"),
+        stage.restore(Stamped(plain(4), ()), None, NO_HURRY, "bob"),
+    )
+    assert stage.engine.sizes == [(7, 1.0)]
+    assert (len(one.value), len(two.value)) == (3, 4) and (await stage.stats())["shared_batches"] == 1
+    assert two.timings[-1].busy_s == pytest.approx(two.timings[-1].compute_s * 4 / 7)
+
+
+async def test_each_face_has_its_own_strength(stage: Enhance) -> None:
+    stage.engine = Half()
+    stage._batcher.configure(8, 0.05, new_engine=True)
+    shares = np.array([1.0, 0.5, 0.25, 0.0], np.float32)
+    faded, full = await asyncio.gather(
+        stage.restore(Stamped(plain(4), ()), 0.8, NO_HURRY, "alice", shares),
+        stage.restore(Stamped(plain(2), ()), 1.0, NO_HURRY, "bob"),
+    )
+    assert faded.value.images[:, 0, 0, 0].tolist() == [160, 80, 40, 0]
+    assert full.value.images[:, 0, 0, 0].tolist() == [200, 200]
+    assert stage.engine.sizes == [(6, 0.0), (5, 1.0)]  # all of them enlarged, and those that need it restored
+
+
+async def test_a_face_that_cannot_be_restored_fails_alone(stage: Enhance) -> None:
+    stage.engine = Half()
+    stage._batcher.configure(8, 0.05, new_engine=True)
+    good, bad = await asyncio.gather(
+        stage.restore(Stamped(plain(3), ()), None, NO_HURRY, "alice"),
+        stage.restore(Stamped(plain(1, 13), ()), None, NO_HURRY, "bob"),
+        return_exceptions=True,
+    )
+    assert len(good.value) == 3 and isinstance(bad, ValueError)
+
+
+async def test_the_time_that_lipsync_took_is_no_slack_any_more(stage: Enhance) -> None:
+    given = []
+
+    async def submit(faces, urgency, caller):
+        given.append(urgency)
+        return BatchResult([np.zeros((512, 512, 3), np.uint8)], 0.0, 0.0, 0.0)
+
+    stage._batcher.submit = submit
+    timing = StageTiming("LipSync", 1, 0.0, 0.0, queue_s=0.5, compute_s=0.25, busy_s=0.1)
+    await stage.restore(Stamped(plain(1), (timing,)), None, Urgency(2.0, 0.32, background=False))
+    assert given[0].slack_s == pytest.approx(1.25, abs=0.1) and not given[0].background
 
 
 async def test_the_stage_reports_whether_its_engine_needs_landmarks(stage: Enhance) -> None:

@@ -19,6 +19,7 @@ from tests.support.stitch import (
     Watcher,
     assert_continuous,
     summary_of,
+    wait_for_frames,
 )
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
@@ -163,3 +164,21 @@ async def test_sessions_made_on_several_threads_have_the_same_bytes_as_on_one(ma
         for name in [*texts, "alice"]:
             await stitch.remove(name)
     assert videos[1] == videos[3] and len(set(videos[1].values())) == 3
+
+
+async def test_a_watched_session_beyond_the_capacity_is_refused_at_once_and_a_file_waits(make_stitch):
+    stitch, live, _ = await make_stitch(assumed_live=1, max_utterances=1)
+    await stitch.create("bob")
+    watchers = [Watcher(await live.view(name)) for name in ("alice", "bob")]
+    running = asyncio.create_task(summary_of(stitch.speak(SpeakRequest("alice", "x" * 30, deliver=False))))
+    await wait_for_frames(stitch, "alice", 10)
+    asked_s = time.time()
+    with pytest.raises(BusyError, match="not measured its speed yet, and at most 1 live sessions speak"):
+        await summary_of(stitch.speak(SpeakRequest("bob", "five5", deliver=False)))
+    assert time.time() - asked_s < 0.1
+    file = await summary_of(stitch.speak(SpeakRequest("carl", "five5", deliver=False)))  # its places are others
+    again = await summary_of(stitch.speak(SpeakRequest("alice", "five5", deliver=False)))  # waits for the running one
+    assert (await running)["frames"] > again["frames"] == file["frames"] > 0
+    assert again["reduced_frames"] == 0
+    for watcher in watchers:
+        watcher.seen()
