@@ -21,7 +21,8 @@ from models.media.frames import rgb_array
 from models.types import UInt8
 
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 8192
-MAX_VIDEO_PIXELS = 8192 * 4320  # DCI 8K; a decoder with several threads holds a frame per thread
+MAX_VIDEO_PIXELS = 8192 * 4320  # DCI 8K: 24 frames with 16 reference frames take 1.8 GB to decode
+DECODER_THREADS = 4  # each holds a frame, so the number of cores must not set the memory
 MAX_JPEG_SCANS = 100  # progressive JPEGs of cameras and editors have about 10; each scan is a pass over the picture
 JPEG_SCAN = b"\xff\xda"  # within coded data, a byte of 255 is followed by 0
 # Allowed demuxers. Playlists and concat scripts are excluded, because they make FFmpeg open other files.
@@ -54,6 +55,7 @@ def video_stream(container: Any) -> Any:
         check_size(stream.width, stream.height)
         check_size(*_square_pixels(stream.width, stream.height, stream.sample_aspect_ratio))
     stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_PIXELS)}
+    stream.codec_context.thread_count = DECODER_THREADS
     return stream
 
 
