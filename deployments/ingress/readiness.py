@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+import ray
 from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.schema import DeploymentStatusOverview
@@ -45,7 +46,9 @@ class Readiness(BaseModel):
 
 
 def deployments_of_this_app() -> Deployments:
-    """What the controller reports. Blocks until it answers."""
+    """What the controller reports. Blocks until it answers. Raises ConnectionError outside of Ray."""
+    if not ray.is_initialized():  # serve.status() would start one
+        raise ConnectionError("This process is not connected to Ray.")
     app = serve.status().applications.get(serve.get_replica_context().app_name)
     return app.deployments if app is not None else {}
 

@@ -17,6 +17,7 @@ from models.errors import StageError, WarmTalkError
 
 RETRY_PAUSE_S = 0.1  # doubled per attempt: 0.1, 0.2, 0.4 … while Serve replaces a lost replica
 LONGEST_PAUSE_S = 2.0
+BUSY = (BackPressureError, DeploymentUnavailableError)
 
 
 class Answers:
@@ -65,12 +66,11 @@ class Attempts:
         cause = cause_of(error)
         if isinstance(cause, WarmTalkError) and not isinstance(cause, ReplicaFailedError):
             raise cause from None
-        busy = isinstance(error, BackPressureError | DeploymentUnavailableError)
-        if not busy or time.monotonic() - self._began_s > self.busy_limit_s:
+        if not isinstance(error, BUSY) or time.monotonic() - self._began_s > self.busy_limit_s:
             self.failed += 1
-        if busy and self.failed >= self.tries:
-            raise to_warmtalk_error(cause) from error
-        if self.failed >= self.tries or not (busy or is_replica_failure(error)):
+        if isinstance(error, BUSY) and self.failed >= self.tries:
+            raise to_warmtalk_error(error) from error
+        if self.failed >= self.tries or not (isinstance(error, BUSY) or is_replica_failure(error)):
             raise self._final_error(error, cause) from error
         await asyncio.sleep(min(RETRY_PAUSE_S * 2 ** max(self.failed - 1, 0), LONGEST_PAUSE_S))
 

@@ -123,7 +123,7 @@ def test_every_route_answers_random_input(client: TestClient) -> None:
     kinds = [{}, JSON, {"Content-Type": "multipart/form-data; boundary=x"}, {"Content-Type": b"\xe9"}]
     names = ("speed", "force", "tag", "size", "minutes")
     for path, methods in api.openapi()["paths"].items():
-        for method in methods:
+        for method in methods if path != "/readyz" else ():  # 503 without Serve's controller: test_readiness.py
             for headers in kinds:
                 query = {name: dice.randbytes(8).decode("latin-1") for name in names}
                 content = {} if method in ("get", "head") else {"content": dice.randbytes(300)}

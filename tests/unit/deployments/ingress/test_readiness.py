@@ -120,6 +120,9 @@ def test_the_state_is_that_of_this_application(monkeypatch):
     mine = graph()
     status = SimpleNamespace(applications={"talk": SimpleNamespace(deployments=mine), "other": None})
     monkeypatch.setattr(readiness.serve, "status", lambda: status)
+    with pytest.raises(ConnectionError):  # outside of Ray, and none is started
+        deployments_of_this_app()
+    monkeypatch.setattr(readiness.ray, "is_initialized", lambda: True)
     for name, found in (("talk", mine), ("gone", {})):
         monkeypatch.setattr(readiness.serve, "get_replica_context", lambda name=name: SimpleNamespace(app_name=name))
         assert deployments_of_this_app() == found
