@@ -52,10 +52,15 @@ def say(
         saying.check_options(audio, voice, speed)
         spoken = saying.read_text(text, file, audio)
         saying.check_output(output)
+        saying.check_server(server, port)
+        if server is None:
+            saying.check_before_start(config, avatar_id, audio)
         options = {"avatar_id": avatar_id, "enhance": enhance, "voice": voice, "speed": speed}
         with running_server(config, server, port) as url:
             summary = saying.say(url, spoken, audio, output, options)
         Console().print(summary_table(summary))
+        for warning in summary.get("warnings", []):
+            print_warning(warning)
         size = f"{summary['duration_s']:.1f} s, {output.stat().st_size / 1e6:.1f} MB"
         Console().print(f"[bold green]{escape(str(output))}[/] ({size})")
         Console().print(saying.next_steps(server), markup=False, highlight=False)

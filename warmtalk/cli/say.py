@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from models.errors import InputError, StageError
+from models.errors import ConfigError, InputError, StageError
 from models.stitch.sidecar import replace_with_sidecar
 from warmtalk.cli.packages import in_checkout
 from warmtalk.cli.terminal import console, progress_bar
@@ -18,6 +18,7 @@ from warmtalk.client.errors import NotFound, ServerError
 from warmtalk.client.sync_client import Client
 
 STDIN = "-"
+STAGES = ("Stitch", "Avatars")  # whose config decides what `say` accepts
 SUFFIX = ".mp4"
 
 
@@ -75,6 +76,39 @@ def check_output(output: Path) -> None:
         remedy = f"Use -o {output.with_suffix(SUFFIX)}; other programs can convert it afterwards."
         raise InputError(f"The video {output.name} is written as {SUFFIX}, {found}.", remedy)
     output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_server(server: str | None, port: int | None) -> None:
+    """Raises InputError for a port together with the URL of a server, which has its own."""
+    if server is not None and port is not None:
+        raise InputError(
+            "--server and --port exclude each other.", "Leave --port out: the URL of --server has its port."
+        )
+
+
+def check_before_start(config: str, avatar_id: str | None, audio: Path | None) -> None:
+    """Check the avatar and the recording here, before the graph starts, which takes a while.
+
+    Raises AvatarNotFound, IdError, AudioError, ConfigError, OSError.
+    """
+    from configs.serve_file import ConfigFileError, deployment_of, load_serve_config
+    from deployments.common.paths import builtin_avatars, output_path
+    from deployments.common.stage import parse_config
+    from models.avatar.store import AvatarStore
+    from models.speech.audio import decoded_blocks
+
+    try:
+        loaded = load_serve_config(config)
+    except ConfigFileError as error:
+        raise ConfigError(str(error), "Correct the file, or name another with --config.") from error
+    stitch, avatars = (parse_config(name, deployment_of(loaded, name).get("user_config") or {}) for name in STAGES)
+    made_at_start = avatars.avatar_id if avatars.video_path else None
+    if avatar_id is not None and avatar_id != made_at_start:
+        AvatarStore(output_path(stitch.avatars_dir), builtin_avatars()).folder(avatar_id)
+    if audio is not None:
+        with audio.open("rb") as file:
+            for _ in decoded_blocks(file, stitch.max_audio_s):
+                pass
 
 
 def say(url: str, text: str | None, audio: Path | None, output: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import threading
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,10 +12,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from models.errors import AvatarNotFound
 from tests.support.paths import ROOT
 from warmtalk.cli import app as cli
 from warmtalk.cli.ports import ServerRunningError
-from warmtalk.cli.say import next_steps
+from warmtalk.cli.say import check_before_start, next_steps
 from warmtalk.cli.tables import report_row
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -102,6 +104,40 @@ def test_a_missing_or_empty_recording_is_named(tmp_path):
     assert "empty.wav is empty: there is nothing to say." in refused("say", "--audio", "empty.wav")
 
 
+def test_an_unknown_avatar_or_a_bad_recording_is_refused_before_the_graph_starts(tmp_path):
+    said = refused("say", "Hello.", "--avatar-id", "nobody")
+    assert "There is no avatar 'nobody'; known avatars: presenter. → Prepare it with" in said
+    assert "bad_id" in refused("say", "Hello.", "--avatar-id", "../x")
+    (tmp_path / "noise.wav").write_bytes(b"no sound" * 100)
+    assert "The data is not audio in a known format" in refused("say", "--audio", "noise.wav")
+    write_wav_of(tmp_path / "long.wav", seconds=3)
+    (tmp_path / "short.yaml").write_text(
+        "applications: [{import_path: 'graph:build_app', deployments: [{name: Stitch, user_config: {max_audio_s: 1}}]}]"
+    )
+    assert "1 s" in refused("say", "--audio", "long.wav", "--config", "short.yaml")
+
+
+def test_an_avatar_that_is_prepared_at_the_start_may_be_missing_before(monkeypatch, tmp_path):
+    (tmp_path / "me.yaml").write_text(
+        "applications: [{import_path: 'graph:build_app', deployments: "
+        "[{name: Avatars, user_config: {avatar_id: me, video_path: me.mp4}}]}]"
+    )
+    check_before_start(str(tmp_path / "me.yaml"), "me", None)
+    with pytest.raises(AvatarNotFound):
+        check_before_start(str(tmp_path / "me.yaml"), "you", None)
+
+
+def write_wav_of(path, seconds: float) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(b"\x01\x10" * round(16_000 * seconds))
+
+
+def test_a_port_beside_the_url_of_a_server_is_refused():
+    said = refused("say", "Hello.", "--server", "http://127.0.0.1:8000", "--port", "8001")
+    assert "--server and --port exclude each other. → Leave --port out" in said
+
+
 @pytest.mark.parametrize(
     ("name", "found"), [("x.webm", "not .webm"), ("x", "and has no suffix"), ("x.mov", "not .mov")]
 )
@@ -181,6 +217,7 @@ class Server(BaseHTTPRequestHandler):
     """Answers /speak with `parts`, without an end if `breaks`; records the requests."""
 
     status, breaks, ended = 200, False, True
+    warnings: list[str] = []  # noqa: RUF012
     sidecar: dict = {"type": "video"}  # noqa: RUF012
     parts = (b"first", b"second")
     requests: list[tuple[str, bytes]] = []  # noqa: RUF012
@@ -217,6 +254,7 @@ class Server(BaseHTTPRequestHandler):
         if self.path.endswith("sidecar.jsonl"):
             return self.answer(200 if self.sidecar else 404, self.sidecar)
         summary = {"frames": 25, "duration_s": 1.0, "ttff_ms": 300.0, "rtf": 0.9, "stages": {}}
+        summary["warnings"] = self.warnings
         line = {"end_s": 1.0 if self.ended else None}
         self.answer(200, {"last": summary if self.ended else None, "utterances": [line]})
 
@@ -256,6 +294,12 @@ def test_say_writes_the_video_and_prints_a_summary(tmp_path):
     assert json.loads(requests[0][1]).keys() == {"text", "session_id", "stream"}
     assert "25 frames, TTFF 300 ms" in result.output and "[1] out.mp4" in result.output
     assert f"Try next: open {url} in a browser" in result.output  # no `make` where there is no Makefile
+
+
+def test_say_prints_what_was_not_spoken():
+    with serving(warnings=['Skipped "[1] 你好": it is unreadable.']) as (url, _):
+        result = run("say", "Hello.", "-o", "out.mp4", "--server", url)
+    assert result.exit_code == 0 and 'warning Skipped "[1] 你好": it is unreadable.' in result.output
 
 
 def test_say_sends_the_chosen_options():
