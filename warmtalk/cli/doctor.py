@@ -213,20 +213,22 @@ def _fault_of(state: weight_files.FileState) -> str:
 
 
 def check_gpu(config: str = "demo") -> Check:
-    """NVIDIA GPUs, and whether the installed torch can use them. A GPU is optional; a cluster's may be elsewhere."""
+    """NVIDIA GPUs, and whether the installed torch can use them. Required if the config needs one on this machine."""
     gpus, torch = nvidia_gpus(), version_of("torch") or ""
     try:
-        needed = bool(gpu_stages(load_serve_config(config)))
+        loaded = load_serve_config(config)
+        needed = bool(gpu_stages(loaded))
     except ConfigFileError:
-        needed = False  # check_exposure reports the config file
+        loaded, needed = {}, False  # check_exposure reports the config file
+    required = needed and loaded.get("proxy_location") != "EveryNode"  # the GPUs of a cluster may be on other nodes
     if needed and not gpus:
         remedy = "Use `--config demo` on this machine."
-        return Check("GPU", False, f"none, but the config {Path(config).stem} needs one", remedy, required=False)
+        return Check("GPU", False, f"none, but the config {Path(config).stem} needs one", remedy, required)
     if not gpus:
         return Check("GPU", True, "none; the embedded engines run on the CPU", required=False)
     if "+cpu" in torch:
         remedy = "Install torch's CUDA build (pytorch.org/get-started) and use `--config gpu`, or stay on the CPU."
-        return Check("GPU", False, f"{', '.join(gpus)}; torch {torch} cannot use it", remedy, required=False)
+        return Check("GPU", False, f"{', '.join(gpus)}; torch {torch} cannot use it", remedy, required)
     return Check("GPU", True, f"{', '.join(gpus)}; `--config gpu` uses it", required=False)
 
 

@@ -110,8 +110,23 @@ def test_a_gpu_that_torch_cannot_use_is_a_note(monkeypatch: pytest.MonkeyPatch) 
     assert doctor.check_gpu().ok
     monkeypatch.setattr(doctor, "nvidia_gpus", list)
     assert doctor.check_gpu().ok and "none" in doctor.check_gpu().found
-    check = doctor.check_gpu("gpu")
-    assert not check.ok and "the config gpu needs one" in check.found and "--config demo" in check.remedy
+
+
+@pytest.mark.parametrize(("config", "required"), [("gpu", True), ("cluster", False)])
+def test_a_gpu_that_the_config_needs_here_is_required(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str, required: bool
+) -> None:
+    """A cluster's GPUs may be on other nodes."""
+    monkeypatch.setattr(doctor, "nvidia_gpus", list)
+    check = doctor.check_gpu(config)
+    assert (check.ok, check.required) == (False, required)
+    assert f"the config {config} needs one" in check.found and "--config demo" in check.remedy
+    monkeypatch.setattr(doctor, "run_checks", lambda name: [doctor.check_gpu(name)])
+    assert doctor.main(config=config) == int(required)
+    assert f"none, but the config {config} needs one" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: ["NVIDIA H200, 143771 MiB"])
+    versions(monkeypatch, torch="2.13.0+cpu")
+    assert doctor.check_gpu(config).required is required
 
 
 @pytest.fixture
