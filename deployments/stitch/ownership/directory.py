@@ -24,7 +24,7 @@ SILENT_S = 5.0  # a replica that is off the list and has not reported for this l
 GATHER_S = 3.0  # how long a new directory waits for the first report of every replica
 UNREPORTED_S = 10.0  # an assignment counts as load for this long, unless the replica reports the session before
 MOVED_S = 10.0  # for this long after a session lost its owner, its viewers are expected at the new one
-IDLE_SHARE = 0.01  # cost of a watched session that does not speak, relative to a render thread
+IDLE_SHARE = 0.2  # weight of a watched session that does not speak, in utterances: it may speak soon
 DEFAULT_SHARE, MIN_SHARE = 0.5, 0.1  # of a render thread for one utterance, until it is measured; and at least
 
 
@@ -250,9 +250,9 @@ class SessionDirectory:
         known = self._replicas[replica]
         load, since_s = known.load, self._now() - UNREPORTED_S
         unreported = sum(at_s > since_s for at_s in known.unreported.values())
-        starting_share = self._utterance_share() * (load.starting + unreported) / load.threads
-        idle_share = IDLE_SHARE * load.watched / load.threads
-        return round(load.busy + load.backlog_s + starting_share + idle_share, 3), load.sessions + unreported
+        coming = load.starting + unreported + IDLE_SHARE * max(0, load.watched - load.utterances)
+        expected = self._utterance_share() * coming / load.threads
+        return round(load.busy + load.backlog_s + expected, 3), load.sessions + unreported
 
     def _utterance_share(self) -> float:
         """How much of a render thread one utterance takes on average now."""

@@ -67,7 +67,8 @@ def owner(directory, session: str) -> str:
         (Load(busy=0.9, utterances=2), Load(busy=0.4, utterances=4)),  # fewer utterances, but they cost more
         (Load(busy=0.9, utterances=2), Load(threads=4, busy=0.3, utterances=5)),
         (Load(busy=0.5, backlog_s=3.0, utterances=1), Load(busy=0.6, utterances=3)),
-        (Load(utterances=3, starting=3), Load(watched=40, sessions=40)),  # idle viewers cost little
+        (Load(utterances=3, starting=3), Load(watched=10, sessions=10)),  # who is silent counts less
+        (Load(watched=8, sessions=8), Load(busy=0.3, utterances=1, watched=1)),  # but it may speak soon
         (Load(watched=5, sessions=5), Load(watched=4, sessions=4)),
         (Load(sessions=5), Load(sessions=4)),
     ],
