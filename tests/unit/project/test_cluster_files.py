@@ -16,6 +16,7 @@ import yaml
 
 from configs.serve_file import load_serve_config
 from deployments.common.stage import StageMeter
+from deployments.stitch.metrics import LoadMeter
 from models.runtime.registry import find_engine
 from tests.support.paths import ROOT
 
@@ -274,6 +275,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     kinds = {name: type(name, (Metric,), {}) for name in ("Counter", "Histogram", "Gauge")}
     monkeypatch.setitem(sys.modules, "ray.serve.metrics", SimpleNamespace(**kinds))
     StageMeter("LipSync")
+    LoadMeter()
     return made
 
 
@@ -298,4 +300,4 @@ def test_no_two_panels_overlap() -> None:
         for y in range(p["y"], p["y"] + p["h"])
     ]
     assert len(cells) == len(set(cells)) and all(0 <= x < 24 for x, _ in cells)
-    assert len({panel["id"] for panel in panels}) == len(panels) == 11
+    assert len({panel["id"] for panel in panels}) == len(panels) == 14
