@@ -42,7 +42,7 @@ log = logging.getLogger("ray.serve")
 
 HEARTBEAT_S = 2.0  # interval of writing running jobs, and of looking for abandoned ones
 LEASE_S = 3 * HEARTBEAT_S  # a job that was not written for this long has lost its replica
-EXPIRY_S = 300.0  # interval of deleting old jobs and conversations
+EXPIRY_S = 60.0  # interval of deleting old jobs and conversations
 MAX_ATTEMPTS = 3  # limits jobs that crash their replica
 
 

@@ -1,4 +1,8 @@
-"""Stores chat jobs and conversations on disk: one small JSON file each, which is always replaced as a whole."""
+"""Stores chat jobs and conversations on disk: one small JSON file each, which is always replaced as a whole.
+
+No age depends on the wall clock: whether a job is abandoned is measured by watching its file, and files expire in time
+during which the server ran (models.runtime.service_clock).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from deployments.common.messages import SpeechOptions
 from models.errors import CorruptError, IdError, NotFoundError
 from models.runtime.atomic_file import replace_file
 from models.runtime.ids import check_id, path_under
+from models.runtime.service_clock import ServiceClock
 
 Status = Literal["queued", "thinking", "speaking", "done", "failed"]
 UNFINISHED = ("queued", "thinking", "speaking")
@@ -70,14 +75,16 @@ class ChatJob:
 
 
 class JobStore:
-    """Jobs in one folder, which replicas may share. A file's modification time is the heartbeat of its replica."""
+    """Jobs in one folder, which replicas may share. Writing a job's file is the heartbeat of its replica."""
 
     def __init__(self, root: Path, keep_s: float) -> None:
         """keep_s: after this time without a change, `expire` removes a job."""
         self.root = root
         self._keep_s = keep_s
         self._finished: set[str] = set()  # file names of finished jobs, which `abandoned` need not read again
+        self._seen: dict[str, tuple[int, float]] = {}  # unfinished: modification time, and since when it is unchanged
         root.mkdir(parents=True, exist_ok=True)
+        self._clock = ServiceClock(root)
 
     def new(self, session_id: str, message: str, **values: Any) -> ChatJob:
         """A job with a new id. It is not written yet."""
@@ -100,15 +107,18 @@ class JobStore:
             raise CorruptError(f"The file of the job {job_id!r} is damaged.", "Send the message again.") from error
 
     def abandoned(self, lease_s: float) -> Iterator[ChatJob]:
-        """Claim the unfinished jobs that were not written for lease_s. Of all replicas, one gets each attempt.
+        """Claim the unfinished jobs that were not written for lease_s while they were watched, from the first call on.
+
+        Of all replicas, one gets each attempt.
 
         Repeated calls read each finished job once, so a call costs a listing of the folder plus the new files.
         """
         names = {name for name in os.listdir(self.root) if name.endswith(".json")}  # noqa: PTH208 - only names
         self._finished &= names
+        self._seen = {name: seen for name, seen in self._seen.items() if name in names - self._finished}
         for name in names - self._finished:
             with contextlib.suppress(OSError, NotFoundError, CorruptError, IdError):
-                if time.time() - (self.root / name).stat().st_mtime < lease_s:
+                if self._unchanged_s(name) < lease_s:
                     continue
                 job = self.read(name.removesuffix(".json"))
                 if job.finished:
@@ -117,11 +127,8 @@ class JobStore:
                     yield job
 
     def expire(self) -> int:
-        """Remove jobs and claims that were last written more than keep_s ago; return how many."""
-        old = [path for path in self.root.iterdir() if self._age_s(path) > self._keep_s]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
+        """Remove jobs and claims that were last written more than keep_s ago; return how many. Call it every minute."""
+        return _expire(self.root, self._clock, self._keep_s)
 
     def _claim(self, job: ChatJob) -> bool:
         """Whether this caller gets the job's next attempt: only one process can create the claim file."""
@@ -132,11 +139,12 @@ class JobStore:
             return False
         return True
 
-    def _age_s(self, path: Path) -> float:
-        try:
-            return time.time() - path.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
+    def _unchanged_s(self, name: str) -> float:
+        """For how long this object has seen the file unchanged. Raises OSError."""
+        written_ns, now_s = (self.root / name).stat().st_mtime_ns, time.monotonic()
+        seen_ns, since_s = self._seen.get(name, (written_ns, now_s))
+        self._seen[name] = (written_ns, since_s if seen_ns == written_ns else now_s)
+        return now_s - self._seen[name][1]
 
     def _path(self, job_id: str) -> Path:
         return self.root / f"{check_id(job_id, 'job id')}.json"
@@ -152,6 +160,7 @@ class Conversations:
         self._max_chars = max_chars
         self._keep_s = keep_s
         root.mkdir(parents=True, exist_ok=True)
+        self._clock = ServiceClock(root)
 
     def read(self, session_id: str) -> list[dict[str, str]]:
         """The messages; none if there is no file, or if it is damaged. Raises IdError."""
@@ -176,11 +185,20 @@ class Conversations:
         self._path(session_id).unlink(missing_ok=True)
 
     def expire(self) -> None:
-        """Remove conversations that were last written more than keep_s ago."""
-        for path in self.root.glob("*.json"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > self._keep_s:
-                    path.unlink()
+        """Remove conversations that were last written more than keep_s ago. Call it every minute."""
+        _expire(self.root, self._clock, self._keep_s)
 
     def _path(self, session_id: str) -> Path:
         return path_under(self.root, session_id, "session id").with_suffix(".json")
+
+
+def _expire(root: Path, clock: ServiceClock, keep_s: float) -> int:
+    """Remove the files that were last written more than keep_s ago; return how many. Raises OSError."""
+    clock.tick()
+    count = 0
+    for path in root.glob("[!.]*"):
+        with contextlib.suppress(FileNotFoundError):
+            if clock.age_s(path.stat().st_mtime) > keep_s:
+                path.unlink()
+                count += 1
+    return count

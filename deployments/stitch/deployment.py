@@ -44,7 +44,7 @@ from deployments.stitch.retention import Limits, Retention
 from deployments.stitch.utterance import UtteranceWriter
 from deployments.stitch.utterance_run import UtteranceRun
 from models.avatar.store import AvatarStore
-from models.errors import InputError
+from models.errors import InputError, WarmTalkError
 from models.runtime.ids import check_id
 from models.speech.readable import check_text, has_word
 from models.speech.text import printable
@@ -391,7 +391,10 @@ class Stitch(Stage[StitchConfig]):
                     continue
                 await asyncio.to_thread(self._sessions.store.sweep)
                 for session_id in await asyncio.to_thread(self._retention.expired):
-                    if await asyncio.to_thread(self._retention.has_expired, session_id):
-                        await self.remove(session_id, "expired")
+                    try:
+                        if await asyncio.to_thread(self._retention.has_expired, session_id):
+                            await self.remove(session_id, "expired")
+                    except (WarmTalkError, OSError):
+                        log.exception("The expired session %s cannot be removed", session_id)
             except Exception:
                 log.exception("Housekeeping of sessions failed")

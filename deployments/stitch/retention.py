@@ -1,4 +1,7 @@
-"""Limits on the number, size and age of the sessions in one folder, shared by all replicas that use it."""
+"""Limits on the number, size and age of the sessions in one folder, shared by all replicas that use it.
+
+Ages are in time during which the server ran (models.runtime.service_clock).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from models.errors import QuotaError
-from models.stitch.disk import INDEX
+from models.errors import DiskFullError, QuotaError
+from models.runtime.disk_full import writing_to
+from models.runtime.service_clock import ServiceClock
+from models.stitch.disk import INDEX, META
 from models.stitch.store import SessionStore
 
 LEASE_FILE = "in-use"  # in a session's folder; any replica touches it while the session is watched or speaks
@@ -28,13 +33,17 @@ class Limits:
 
 @dataclass(slots=True)
 class Retention:
-    """Counts sessions and bytes in `survey`, and before the first check."""
+    """Counts sessions and bytes in `survey`, and before the first check. `survey` must run every 30 s or so."""
 
     store: SessionStore
     limits: Limits
     sessions: int = 0
     bytes: int = 0
     _surveyed_s: float = float("-inf")  # by time.monotonic
+    _clock: ServiceClock = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._clock = ServiceClock(self.store.root)
 
     def check(self, new: bool) -> None:
         """Raises QuotaError if there is no room for more video, or for one more session (`new`)."""
@@ -63,14 +72,16 @@ class Retention:
 
     def survey(self) -> None:
         """Count sessions and their bytes; takes a few microseconds per file."""
+        self._tick()
         sessions = size = 0
         before = self.sessions
         for folder in os.scandir(self.store.root):
             if folder.name.startswith(".") or not folder.is_dir():
                 continue
             try:
-                size += sum(file.stat().st_size for file in os.scandir(folder.path))
-                sessions += 1
+                files = {file.name: file.stat().st_size for file in os.scandir(folder.path)}
+                size += sum(files.values())
+                sessions += META in files  # without it, the creation has failed
             except FileNotFoundError:  # removed meanwhile
                 continue
         opened_meanwhile = self.sessions - before
@@ -80,13 +91,15 @@ class Retention:
     def renew_leases(self, session_ids: Iterable[str]) -> None:
         """Mark sessions as in use for LEASE_S, for all replicas."""
         for session_id in session_ids:
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            # removed meanwhile; or the disk is full, and the session can be watched as long as it exists
+            with contextlib.suppress(FileNotFoundError, DiskFullError), writing_to(self.store.root):
                 (self.store.root / session_id / LEASE_FILE).touch()
 
     def expired(self) -> list[str]:
         """Sessions without speech and viewers for longer than the limit; the longest idle first."""
         if not self.limits.max_idle_s:
             return []
+        self._tick()
         ages = [(self._idle_s(session_id), session_id) for session_id in self.store.list()]
         return [session_id for idle_s, session_id in sorted(ages, reverse=True) if idle_s > self._max_idle_s]
 
@@ -94,17 +107,18 @@ class Retention:
         """Whether the session is still expired: it may have been used since `expired` ran."""
         return bool(self.limits.max_idle_s) and self._idle_s(session_id) > self._max_idle_s
 
+    def _tick(self) -> None:
+        with contextlib.suppress(DiskFullError):  # the clock stands still, and nothing expires
+            self._clock.tick()
+
     @property
     def _max_idle_s(self) -> float:
         return max(self.limits.max_idle_s, LEASE_S)
 
     def _idle_s(self, session_id: str) -> float:
         """Time since the latest speech or lease; 0 if the session does not exist."""
-        folder, leased_s = self.store.root / session_id, 0.0
-        try:
-            spoken_s = (folder / INDEX).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
-        with contextlib.suppress(FileNotFoundError):
-            leased_s = (folder / LEASE_FILE).stat().st_mtime
-        return time.time() - max(spoken_s, leased_s)
+        ages = []
+        for name in (META, INDEX, LEASE_FILE):
+            with contextlib.suppress(FileNotFoundError):
+                ages.append(self._clock.age_s((self.store.root / session_id / name).stat().st_mtime))
+        return min(ages, default=0.0)

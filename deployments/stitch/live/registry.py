@@ -192,6 +192,6 @@ def _encode_idle(picture: Picture, path: Path) -> None:
     assert frames is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, encode_idle(frames, picture.spec), sync=False)
-    files = sorted(path.parent.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
-    for old in files[:-MAX_IDLE_FILES]:
+    others = sorted(set(path.parent.glob("*.mp4")) - {path}, key=lambda file: file.stat().st_mtime)
+    for old in others[: -(MAX_IDLE_FILES - 1)]:  # whatever the clock says, not the new one
         old.unlink(missing_ok=True)

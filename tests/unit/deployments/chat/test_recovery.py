@@ -24,13 +24,17 @@ home, llm = chat_material.home, chat_material.llm  # fixtures
 
 
 async def kill(chat: Chat) -> None:
-    """Stop a replica as a kill would: cancel its tasks, keep its files, let their heartbeat expire."""
+    """Stop a replica as a kill would: cancel its tasks, keep its files."""
     assert chat._maintenance is not None
     for task in [chat._maintenance, *(running.task for running in chat._running.values())]:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    for path in chat._jobs.root.glob("*.json"):
-        os.utime(path, (time.time() - 2 * module.LEASE_S,) * 2)
+
+
+@pytest.fixture(autouse=True)
+def _short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(module, "LEASE_S", 0.6)
 
 
 async def test_a_finished_job_can_be_read_after_a_restart() -> None:
@@ -45,23 +49,30 @@ def test_the_search_for_abandoned_jobs_reads_finished_jobs_once(
 ) -> None:
     """A replica searches every two seconds, and jobs are kept for a day."""
     store, read, count = JobStore(tmp_path, 3600.0), JobStore.read, 0
+    now_s = [100.0]
+    monkeypatch.setattr("deployments.chat.store.time.monotonic", lambda: now_s[0])
 
     def reading(self: JobStore, job_id: str) -> Any:
         nonlocal count
         count += 1
         return read(self, job_id)
 
-    def left(job: Any) -> None:
-        store.write(job)
-        os.utime(tmp_path / f"{job.job_id}.json", (time.time() - 60,) * 2)
-
     monkeypatch.setattr(JobStore, "read", reading)
     done = [store.new("alice", "Hello.", status="done") for _ in range(50)]
     for job in done:
-        left(job)
+        store.write(job)
+    assert (list(store.abandoned(6.0)), count) == ([], 0), "they have not been watched for long"
+    now_s[0] += 6.0
     assert (list(store.abandoned(6.0)), count) == ([], 50)
     assert (list(store.abandoned(6.0)), count) == ([], 50)
-    left(other := store.new("alice", "Still there?", status="thinking"))
+    store.write(other := store.new("alice", "Still there?", status="thinking"))
+    for _ in range(3):
+        assert list(store.abandoned(6.0)) == []
+        now_s[0] += 5.9
+        store.write(other)  # its replica lives
+    now_s[0] += 6.0
+    assert list(store.abandoned(6.0)) == []
+    now_s[0] += 6.0
     assert [job.job_id for job in store.abandoned(6.0)] == [other.job_id] and count == 51
     (tmp_path / f"{done[0].job_id}.json").unlink()
     list(store.abandoned(6.0))
@@ -126,8 +137,9 @@ def test_only_one_of_two_replicas_claims_a_job(tmp_path: Path) -> None:
     stores = [JobStore(tmp_path, 3600) for _ in range(2)]
     job = stores[0].new("alice", "Hi")
     stores[0].write(job)
-    os.utime(tmp_path / f"{job.job_id}.json", (0, 0))
-    taken = [list(store.abandoned(1.0)) for store in stores]
+    os.utime(tmp_path / f"{job.job_id}.json", (0, 0))  # by a wall clock that was wrong
+    assert [list(store.abandoned(1.0)) for store in stores] == [[], []]
+    taken = [list(store.abandoned(0.0)) for store in stores]
     assert [len(jobs) for jobs in taken] == [1, 0] and taken[0][0].attempt == 1
 
 
@@ -135,7 +147,6 @@ async def test_a_job_that_crashes_its_replica_fails_after_some_attempts(home: Pa
     store = JobStore(home / "results/chat/jobs", 3600)
     job = store.new("alice", "Hi", attempt=module.MAX_ATTEMPTS - 1)
     store.write(job)
-    os.utime(home / f"results/chat/jobs/{job.job_id}.json", (time.time() - 60,) * 2)
     assert (await finished(await stage(), job.job_id))["status"] == "failed"
 
 
@@ -146,6 +157,8 @@ def test_old_jobs_expire_and_damaged_ones_are_reported(tmp_path: Path) -> None:
         store.write(job)
     os.utime(tmp_path / f"{old.job_id}.json", (time.time() - 61,) * 2)
     (tmp_path / f"{torn.job_id}.json").write_text("{")
+    assert store.expire() == 0, "the server has not run for so long"
+    (tmp_path / ".clock").write_text(f"[[{time.time() - 100}, {time.time()}, 0]]")
     assert store.expire() == 1
     assert store.read(young.job_id) == young
     with pytest.raises(NotFoundError):

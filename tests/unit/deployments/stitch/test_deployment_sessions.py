@@ -115,7 +115,9 @@ async def test_idle_sessions_are_removed_and_watched_ones_kept(make_stitch, monk
         await stitch.create(name)
     viewer = await live.view("watched")
     for name in ("old", "watched"):
-        os.utime(tmp_path / "results" / "sessions" / name / "index.jsonl", (time.time() - 3700,) * 2)
+        for file in ("index.jsonl", "session.json"):
+            os.utime(tmp_path / "results" / "sessions" / name / file, (time.time() - 3700,) * 2)
+    (tmp_path / "results" / "sessions" / ".clock").write_text(f"[[{time.time() - 7200}, {time.time()}, 0]]")
     await asyncio.sleep(0.5)
     assert await stitch.sessions() == ["alice", "watched"]
     viewer.close()

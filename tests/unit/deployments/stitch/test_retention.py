@@ -13,7 +13,7 @@ from deployments.stitch import deployment as module
 from deployments.stitch.deployment import Stitch
 from deployments.stitch.retention import LEASE_FILE, Limits, Retention
 from models.errors import QuotaError
-from models.stitch.disk import INDEX
+from models.stitch.disk import INDEX, META
 from models.stitch.store import SessionStore
 from tests.support.live import SPEC
 from tests.support.stitch import Stages
@@ -30,12 +30,20 @@ def store(tmp_path: Path) -> SessionStore:
     for name in ("old", "older", "young"):
         made.create(name, SPEC)
     for name, hours in (("old", 2), ("older", 3), ("young", 0.5)):
-        set_age(tmp_path / name / INDEX, hours)
+        set_age(tmp_path / name, hours)
+    served_for(tmp_path, hours=10)
     return made
 
 
-def set_age(path: Path, hours: float) -> None:
-    os.utime(path, (time.time() - hours * HOUR_S,) * 2)
+def set_age(session: Path, hours: float, names: tuple[str, ...] = (INDEX, META)) -> None:
+    for name in names:
+        os.utime(session / name, (time.time() - hours * HOUR_S,) * 2)
+
+
+def served_for(root: Path, hours: float) -> None:
+    """As if a server had run on this folder for so long."""
+    now_s = time.time()
+    (root / ".clock").write_text(f"[[{now_s - hours * HOUR_S}, {now_s}, 0]]")
 
 
 def replica(store: SessionStore, max_idle_s: float = HOUR_S) -> Retention:
@@ -53,14 +61,14 @@ def test_a_session_in_use_on_another_replica_has_not_expired(store: SessionStore
     one.renew_leases(["older", "gone"])
     assert "older" in expired and not two.has_expired("older") and two.expired() == ["old"]
     assert not (tmp_path / "gone").exists() and not two.has_expired("gone")
-    set_age(tmp_path / "older" / LEASE_FILE, 1.5)  # its viewer has left since
+    set_age(tmp_path / "older", 1.5, (LEASE_FILE,))  # its viewer has left since
     assert two.expired() == ["old", "older"]
 
 
 def test_a_limit_shorter_than_the_lease_does_not_remove_watched_sessions(store: SessionStore) -> None:
     retention = replica(store, max_idle_s=1)
     retention.renew_leases(["old"])
-    set_age(store.root / "old" / LEASE_FILE, 60 / HOUR_S)
+    set_age(store.root / "old", 60 / HOUR_S, (LEASE_FILE,))
     assert retention.expired() == ["older", "young"]
 
 
@@ -71,7 +79,8 @@ async def test_a_session_watched_on_one_replica_is_not_removed_by_another(make_s
     await one.create("unwatched")
     viewer = await live.view("alice")
     for name in ("alice", "unwatched"):
-        set_age(tmp_path / "results" / "sessions" / name / INDEX, 2)
+        set_age(tmp_path / "results" / "sessions" / name, 2)
+    served_for(tmp_path / "results" / "sessions", hours=10)
     two = Stitch(*[Stages()] * 3)
     await two.reconfigure(one.config.model_dump())
     one._housekeeping.cancel()  # only the other replica removes sessions
@@ -79,6 +88,25 @@ async def test_a_session_watched_on_one_replica_is_not_removed_by_another(make_s
     assert await two.sessions() == ["alice"]
     viewer.close()
     two._housekeeping.cancel()
+
+
+@pytest.mark.parametrize("days", [1, -1, 400])
+def test_a_jump_of_the_clock_expires_nothing(store: SessionStore, tmp_path: Path, days: float) -> None:
+    retention = replica(store, 5 * HOUR_S)
+    jump_s = days * 86_400
+    now_s = time.time() - jump_s  # the time before the jump, which is now
+    (tmp_path / ".clock").write_text(f"[[{now_s - 10 * HOUR_S}, {now_s}, 0]]")
+    for name, hours in (("old", 2), ("older", 6), ("young", 0.5)):
+        set_age(tmp_path / name, hours + days * 24)
+    assert retention.expired() == ["older"] and not retention.has_expired("young")
+
+
+def test_a_session_whose_creation_failed_does_not_count(store: SessionStore, tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "lock").touch()
+    retention = replica(store)
+    retention.survey()
+    assert retention.sessions == 3
 
 
 def test_a_full_store_is_counted_again_after_a_second_and_not_at_each_refusal(
