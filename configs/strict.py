@@ -25,7 +25,8 @@ SENTENCE_PAUSE = (
 AVATARS_FOLDER = "Folder of the prepared avatars. All stages must name the same one."
 HUNG_AFTER = (
     "Seconds after which a call of the compute thread counts as hung, so that the replica is replaced. The limit is "
-    "higher where calls take long: four times the 99th percentile of recent calls, and at least 60 s for a first call."
+    "higher where calls take long: four times the 99th percentile of recent calls, or for a first call four times what "
+    "it took to load the engine."
 )
 
 

@@ -144,8 +144,8 @@ class Stage(Generic[C]):
         self._half_applied = True
         load_limit_s = self._apply_limits(config)
         with self._supervision.loading(load_limit_s):
-            await self.worker.run_long(load_limit_s, self._load, config, None if in_full else changed)
-        self._apply_limits(config)  # `apply` may have made new workers
+            loaded = await self.worker.run_long(load_limit_s, self._load, config, None if in_full else changed)
+        self._apply_limits(config, loaded.compute_s)  # again: `apply` may have made new workers
         self.config, self._configured, self._half_applied = config, True, False
         self.meter.engine = str(getattr(config, "engine", getattr(config, "weights", "")))
 
@@ -179,12 +179,13 @@ class Stage(Generic[C]):
         """The compute threads without which this replica cannot serve."""
         return (self.worker,)
 
-    def _apply_limits(self, config: C) -> float:
-        """Set the limits of calls and of GPU memory; return the most seconds that `apply` may take."""
+    def _apply_limits(self, config: C, loading_s: float = 0.0) -> float:
+        """Set the limits of calls; return the most seconds that `apply` may take. loading_s: what it has taken."""
         if not isinstance(config, Supervised):
             return LOAD_LIMIT_S
         for worker in self.workers():
             worker.set_limits(config.hung_after_s, config.load_limit_s)
+            worker.loading_s = max(worker.loading_s, loading_s)
         return config.load_limit_s
 
     async def stats(self) -> dict[str, Any]:

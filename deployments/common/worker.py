@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 HUNG_AFTER_S, LOAD_LIMIT_S = 8.0, 600.0  # until a config sets them
-FIRST_CALL_S = 60.0  # least limit of the first call of a function, which may compile or load something
+FIRST_CALL_S = 10.0  # least limit of the first call of a function, which may load something
 HUNG_FACTOR = 4.0
 KEPT_DURATIONS = 100
 END_S = 5.0  # in which a replica whose device is lost ends itself
@@ -131,6 +131,7 @@ class Worker:
         self._durations: defaultdict[str, RecentDurations] = defaultdict(RecentDurations)
         self._device_error = ""
         self.hung_after_s = HUNG_AFTER_S  # least limit of a call
+        self.loading_s = 0.0  # how long the engine took to load and warm up
 
     def set_limits(self, hung_after_s: float, load_limit_s: float) -> None:
         """How long calls may take. Calls of a server end by the engine's own timeouts, so they get the longer one."""
@@ -213,7 +214,9 @@ class Worker:
         if job.limit_s is not None:
             return job.limit_s
         recent = self._durations.get(job.name)
-        return recent.limit_s(self.hung_after_s) if recent else max(self.hung_after_s, FIRST_CALL_S)
+        if recent is not None:
+            return recent.limit_s(self.hung_after_s)
+        return max(self.hung_after_s, FIRST_CALL_S, HUNG_FACTOR * self.loading_s)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -17,37 +17,56 @@ from models.errors import StageError, WarmTalkError
 
 RETRY_PAUSE_S = 0.1  # doubled per attempt: 0.1, 0.2, 0.4 … while Serve replaces a lost replica
 LONGEST_PAUSE_S = 2.0
+LONGEST_WAIT = 3  # times the timeout, while others are answered
 BUSY = (BackPressureError, DeploymentUnavailableError)
+
+
+@dataclass(slots=True, eq=False)
+class _Wait:
+    """A call that waits for its answer."""
+
+    timeout: asyncio.Timeout
+    least_s: float
+    end_s: float  # by the clock of the event loop: it is given up then, whatever others get
 
 
 class Answers:
     """When the stages last answered any utterance of this replica, so that waiting in a queue is not taken for a hang.
 
     A call of a stage that answers others waits for its turn. A replica that hangs ends itself (common/supervision.py);
-    this timeout is for one that cannot even do that. Not thread-safe: use it from one event loop.
+    this timeout is for one that cannot even do that, and for an answer that is lost. Not thread-safe: use it from one
+    event loop.
     """
 
     def __init__(self) -> None:
-        self._waiting: defaultdict[str, dict[asyncio.Timeout, float]] = defaultdict(dict)  # → the least limit
-        self._computed: defaultdict[str, RecentDurations] = defaultdict(RecentDurations)
+        self._waits: defaultdict[str, set[_Wait]] = defaultdict(set)
+        self._computed: defaultdict[str, RecentDurations] = defaultdict(RecentDurations)  # by kind
+        self._waited: defaultdict[tuple[str, bool], RecentDurations] = defaultdict(RecentDurations)  # by kind and haste
 
     @asynccontextmanager
-    async def waiting(self, kind: str, timeout_s: float) -> AsyncGenerator[None, None]:
-        """Raises TimeoutError when no call of this kind is answered for timeout_s, or longer where they take long."""
+    async def waiting(self, kind: str, timeout_s: float, urgent: bool = True) -> AsyncGenerator[None, None]:
+        """Raises TimeoutError when no call of this kind is answered for timeout_s, or longer where they take long.
+
+        Or when this call waits for LONGEST_WAIT times as long, and longer than others that are as urgent.
+        """
+        start_s = asyncio.get_running_loop().time()
+        end_s = start_s + self._waited[kind, urgent].limit_s(LONGEST_WAIT * timeout_s)
         async with asyncio.timeout(self._computed[kind].limit_s(timeout_s)) as timeout:
-            self._waiting[kind][timeout] = timeout_s
+            wait = _Wait(timeout, timeout_s, end_s)
+            self._waits[kind].add(wait)
             try:
                 yield
             finally:
-                del self._waiting[kind][timeout]
+                self._waits[kind].discard(wait)
+        self._waited[kind, urgent].add(asyncio.get_running_loop().time() - start_s)
 
     def answered(self, kind: str, compute_s: float) -> None:
-        """Count an answer, and let all waiting calls of its kind wait on. compute_s: what it took, without queues."""
+        """Count an answer, and let the calls of its kind wait on. compute_s: what it took, without queues."""
         self._computed[kind].add(compute_s)
         now_s = asyncio.get_running_loop().time()
-        for timeout, least_s in self._waiting[kind].items():
-            if not timeout.expired():
-                timeout.reschedule(now_s + self._computed[kind].limit_s(least_s))
+        for wait in self._waits[kind]:
+            if not wait.timeout.expired():
+                wait.timeout.reschedule(min(now_s + self._computed[kind].limit_s(wait.least_s), wait.end_s))
 
 
 @dataclass(slots=True)

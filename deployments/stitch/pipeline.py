@@ -62,6 +62,7 @@ class Pipeline:
 
     async def run(self, request: PipelineRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of an utterance in order. Closing it cancels all calls. Raises WarmTalkError."""
+        self.making.start()
         queue: asyncio.Queue[PendingChunk | None] = asyncio.Queue(self.settings.window_chunks)
         feeder = asyncio.create_task(self._feed(request, queue))
         pending: PendingChunk | None = None
@@ -92,6 +93,8 @@ class Pipeline:
                     first = segment.after_gap and not start
                     size = self.settings.first_chunk_frames if first else self.settings.chunk_frames
                     count = min(size, segment.frames - start)
+                    if request.slack_s is None and segment.first_frame + start > 0:
+                        await self.making.give_way()
                     task = asyncio.create_task(self._measured_chunk(request, segment, start, count, schedule))
                     task.add_done_callback(_mark_retrieved)
                     pending = PendingChunk(segment, start, task)
@@ -257,7 +260,7 @@ class Pipeline:
                 if request.enhance and self.enhance is not None and (shares is None or shares.any()):
                     given = (request.strength, urgency, request.session_id, shares)
                     response = self.enhance.restore.remote(response, *given)
-                async with self.answers.waiting(CHUNKS, settings.chunk_timeout_s):
+                async with self.answers.waiting(CHUNKS, settings.chunk_timeout_s, request.slack_s is not None):
                     stamped: Stamped[FaceCrops] = await response
                 arrived_s = time.time()
                 self.answers.answered(CHUNKS, sum(timing.compute_s for timing in stamped.timings))

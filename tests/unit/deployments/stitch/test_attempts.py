@@ -84,20 +84,53 @@ async def test_a_refusal_of_a_stage_is_raised_as_it_is():
 # --- waiting is not failing
 
 
+async def answer(answers: Answers, times: int, every_s: float) -> None:
+    """Other utterances get answers."""
+    for _ in range(times):
+        await asyncio.sleep(every_s)
+        answers.answered("chunks", 0.1)
+
+
 async def test_a_call_waits_for_its_turn_as_long_as_the_stages_answer_others():
     answers, start_s = Answers(), time.monotonic()
-
-    async def others() -> None:
-        for _ in range(30):
-            await asyncio.sleep(3.0)
-            answers.answered("chunks", 0.1)
-
-    busy = asyncio.create_task(others())
+    busy = asyncio.create_task(answer(answers, times=4, every_s=3.0))
     with pytest.raises(TimeoutError):
-        async with answers.waiting("chunks", 5.0):
+        async with answers.waiting("chunks", 10.0):
             await asyncio.sleep(1e6)
     assert busy.done()
-    assert time.monotonic() - start_s == pytest.approx(90 + 5)
+    assert time.monotonic() - start_s == pytest.approx(4 * 3 + 10)
+
+
+@pytest.mark.parametrize(("others_wait_s", "limit_s"), [(1.0, 30), (5.0, 30), (20.0, 80)])
+async def test_a_call_whose_answer_is_lost_is_given_up_although_others_are_answered(others_wait_s, limit_s):
+    answers = Answers()
+    for _ in range(3):
+        async with answers.waiting("chunks", 10.0):
+            await asyncio.sleep(min(others_wait_s, 9.0))
+            answers.answered("chunks", 0.1)
+            await asyncio.sleep(others_wait_s - min(others_wait_s, 9.0) - 2 * (others_wait_s > 9))
+            answers.answered("chunks", 0.1)
+            await asyncio.sleep(2 * (others_wait_s > 9))
+    start_s = time.monotonic()
+    busy = asyncio.create_task(answer(answers, times=1000, every_s=1.0))
+    with pytest.raises(TimeoutError):
+        async with answers.waiting("chunks", 10.0):
+            await asyncio.sleep(1e6)
+    busy.cancel()
+    assert time.monotonic() - start_s == pytest.approx(limit_s)
+
+
+async def test_calls_that_are_less_urgent_may_wait_as_long_as_their_like():
+    answers = Answers()
+    busy = asyncio.create_task(answer(answers, times=1000, every_s=1.0))
+    async with answers.waiting("chunks", 20.0, urgent=False):
+        await asyncio.sleep(50.0)
+    start_s = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with answers.waiting("chunks", 10.0, urgent=False):
+            await asyncio.sleep(1e6)
+    assert time.monotonic() - start_s == pytest.approx(4 * 50)
+    busy.cancel()
 
 
 async def test_answers_of_another_kind_do_not_extend_the_wait():
@@ -120,9 +153,9 @@ async def test_a_stage_that_computes_for_long_gets_longer():
 
 
 async def test_utterances_of_one_replica_share_what_they_know_of_the_stages():
-    """One chunk waits 15 s in the queue of a stage that makes those of another utterance meanwhile."""
+    """One chunk waits 14 s in the queue of a stage that makes those of another utterance meanwhile."""
     slow, quick, answers = Stages([0.16]), Stages([20.0]), Answers()
-    slow.call_s, quick.call_s = 15.0, 1.0
+    slow.call_s, quick.call_s = 14.0, 1.0
     waiting, making = pipeline(slow, chunk_timeout_s=5.0), pipeline(quick, chunk_timeout_s=5.0, window_chunks=1)
     waiting.answers = making.answers = answers
     chunks, others = await asyncio.gather(collect(waiting, request()), collect(making, request()))
