@@ -68,8 +68,10 @@ sessions, chat and clients](live-and-chat.md).
   control](access-control.md).
 
 `POST /speak` returns `{session_id, avatar_id, video_path, video_url, frames, start_s, duration_s, made_s, ttff_ms,
-rtf, interrupted, stages, …}`: `frames` and `duration_s` are what the session's video gained; `stages` holds, per
-stage, calls, frames and the milliseconds of queue, transfer and compute.
+rtf, interrupted, warnings, stages, …}`: `frames` and `duration_s` are what the session's video gained; `warnings` has
+a sentence for each part of the text that was not spoken ([Live sessions, chat and
+clients](live-and-chat.md#what-is-not-spoken)); `stages` holds, per stage, calls, frames and the milliseconds of queue,
+transfer and compute.
 """
 
 CONFIG_INTRO = """# Configuration reference

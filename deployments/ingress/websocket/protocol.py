@@ -7,7 +7,8 @@ those of POST /speak: avatar_id, enhance, strength, voice, speed.
     {"type": "text", "text": "Hel", "last"?: false, …options}
                                                       speak a text that is still being written, part by part. Another
                                                       `id` starts another text. A text that was interrupted, or failed,
-                                                      ignores its remaining parts, up to its `last` or another `id`
+                                                      ignores its remaining parts, up to its `last` or another `id`. One
+                                                      that failed with `idle` has ended: further parts are another text
     {"type": "audio", "last"?: true, "mode"?, "pcm_hz"?, "language"?, …options}
                                                       announces a binary message: a recording or a part of one, as WAV,
                                                       FLAC, MP3 or OGG (Opus), or with `pcm_hz` as raw 16-bit PCM. After
@@ -158,7 +159,10 @@ class Event(BaseModel):
     text: str | None = Field(None, description="heard: the recognized text; empty if nothing was recognized.")
     language: str | None = Field(None, description="heard: the language of the recording.")
     job: dict[str, Any] | None = Field(None, description="status, done: as in the response of GET /status/{job_id}.")
-    error: dict[str, str] | None = Field(None, description="failed: code, message and remedy.")
+    error: dict[str, str] | None = Field(
+        None,
+        description="failed: code, message and remedy. With the code `idle`, what was sent before is still spoken.",
+    )
     caption: Caption | None = None
     making: Making | None = None
     reason: Ending | None = Field(None, description="ended: the reason. The connection is closed after this event.")
