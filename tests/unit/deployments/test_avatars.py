@@ -264,6 +264,18 @@ async def test_avatars_can_be_listed_during_a_preparation(encoder, clip):
     assert (await work)[-1]["report"]["frames"] == FRAMES
 
 
+async def test_a_preparation_without_progress_is_a_fault_of_the_replica(encoder, clip):
+    stage = await started(hung_after_s=0.05)
+    encoder.gate.clear()
+    work = asyncio.create_task(prepare(stage, clip))
+    while not (encoder.calls and stage.fault()):
+        await asyncio.sleep(0.01)
+    assert "Avatars._prepare has run for" in stage.fault() and "the limit is 0.1 s" in stage.fault()
+    encoder.gate.set()
+    await work
+    assert stage.fault() == ""
+
+
 async def test_only_a_change_of_the_model_loads_it_again(preparations, encoder, clip):
     stage = await started()
     await prepare(stage, clip)
