@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from models.errors import WarmTalkError
@@ -44,7 +44,7 @@ class SpeakRequest(SpeechOptions):
     text: str = ""
     audio_path: str = ""
     deliver: bool = True  # False: return only the summary, without the fragments
-    sent_s: float = 0.0  # when the caller sent it first, by its wall clock
+    sent_s: float = field(default=0.0, compare=False)  # when the caller sent it first, by its wall clock
     moves: int = 0  # how often it was sent again because its session moved to another replica
     text_stream_key: str = ""
     progress: bool = False  # also return progress events while the utterance is made

@@ -21,6 +21,7 @@ from deployments.common.stage import FOOTPRINT_KEYS, footprint, parse_config
 from deployments.common.supervision import Supervision
 from deployments.ingress.app import api
 from deployments.ingress.downloads import FOLDER, Downloads
+from deployments.ingress.draining import Draining, listed_replicas, own_id
 from deployments.ingress.limits import ConcurrencyLimit
 from deployments.ingress.live.hubs import Hubs
 from deployments.ingress.readiness import Readiness, ReadinessProbe
@@ -64,7 +65,10 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
             lambda: self.config.max_sockets, "The maximum number of WebSockets is open already."
         )
         self._background: set[asyncio.Task[None]] = set()  # speech that goes on after the response
-        self._hubs = Hubs(self._subscribe, lambda: self.config.max_viewers, self._stitch_time)
+        self._draining = Draining(listed_replicas, own_id)
+        self._hubs = Hubs(
+            self._subscribe, lambda: self.config.max_viewers, self._stitch_time, draining=self._draining.begun
+        )
         self._whep = Whep(self._hubs, lambda: self.config, end_on_other_replica)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -89,6 +93,7 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
     async def check_health(self) -> None:
         """Called by Serve, before the first request as well. It fails when the event loop hangs."""
         self._supervision.start()
+        self._draining.start()
 
     @api.get("/healthz", summary="Whether the ingress runs and Stitch answers")
     async def healthz(self) -> dict[str, str]:
@@ -119,6 +124,10 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
     async def stats(self) -> dict[str, int]:
         """This replica's hubs, viewers, fragments that slow viewers missed, WebRTC connections, and tasks."""
         return {**self._hubs.stats(), "webrtc": len(self._whep.peers), "tasks": len(asyncio.all_tasks())}
+
+    async def identify(self) -> str:
+        """Called by ingress replicas to learn which of them get requests: this replica's id."""
+        return own_id()
 
     async def end_peer(self, peer_id: str) -> bool:
         """Called by another ingress replica: end this WebRTC connection, if this replica has it."""

@@ -35,6 +35,7 @@ JOIN_FRAGMENTS = 2  # a new viewer gets these at once, as its buffer: 320 ms at 
 RECENT_FRAGMENTS = 4  # kept behind the live edge; one in two begins with a keyframe
 VIEWER_FRAGMENTS = 8  # 1.3 s: a viewer that lags further jumps to the live edge
 GRACE_S = 0.25  # how late speech may come without emptying the viewers' buffers of JOIN_FRAGMENTS
+SILENT_S = 1.0  # a session that has not spoken for this long is silent
 LINGER_S = 10.0  # a hub ends this long after its last viewer left
 RETRY_S = 1.0  # between two attempts to subscribe again after the stream from Stitch was lost
 MOVING_S, MAX_MOVES = 0.05, 200  # between two attempts while the session moves to another replica: ten seconds
@@ -54,6 +55,7 @@ class Viewer:
         self.dropped = 0  # fragments that were left out because the viewer is slow
         self.congested_since_s: float | None = None
         self.joined_s, self.started = time.monotonic(), False  # started: something was read
+        self.is_busy: Callable[[], bool] = lambda: False  # whether its connection has more to do than to show
         self.ending: Ending | None = None  # why the stream ended; None: it has not, or the viewer has left
         self._queue: deque[LiveFragment] = deque()
         self._changed = asyncio.Event()
@@ -153,7 +155,7 @@ class Hub:
         self._recent: deque[LiveFragment] = deque(maxlen=RECENT_FRAGMENTS)
         self._arrived = asyncio.Event()
         self._position = 0
-        self._speaking = False
+        self._speaking, self._spoken_s = False, float("-inf")
         self._expected: set[int] = set()  # positions where speech will begin
         self._events: Any = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -198,6 +200,13 @@ class Hub:
     def is_unused(self) -> bool:
         """Whether nobody has watched for LINGER_S."""
         return not self.viewers and time.monotonic() - self._left_s > LINGER_S
+
+    def end_idle_viewers(self) -> None:
+        """End the viewers' streams, unless somebody speaks, has just spoken, or is about to."""
+        if not self._speech and not self._expected and time.monotonic() - self._spoken_s > SILENT_S:
+            for viewer in self.viewers:
+                if not viewer.is_busy():
+                    viewer.end("stopped")
 
     async def stop(self) -> None:
         self._end("stopped")
@@ -318,6 +327,9 @@ class Hub:
             await asyncio.sleep(max(0.0, wait_s))
             fragment = await self._next()
             self._speaking = fragment.utterance != 0
+            if self._speaking:
+                self._spoken_s = time.monotonic()
+                self._expected.discard(fragment.position)
             self._recent.append(fragment)
             for viewer in self.viewers:
                 viewer.push(fragment)

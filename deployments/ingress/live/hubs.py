@@ -22,8 +22,18 @@ CHECK_S = 0.5
 class Hubs:
     """Starts a hub for the first viewer of a session, and stops it after the last one."""
 
-    def __init__(self, subscribe: Subscribe, max_viewers: Callable[[], int], ask: Ask | None = None) -> None:
-        """ask: measures the clock of a session's host; None: the clocks of all hosts agree."""
+    def __init__(
+        self,
+        subscribe: Subscribe,
+        max_viewers: Callable[[], int],
+        ask: Ask | None = None,
+        draining: asyncio.Event | None = None,
+    ) -> None:
+        """ask: measures the clock of a session's host; None: the clocks of all hosts agree.
+
+        draining: set while this replica is being stopped. Viewers then leave when their session is silent.
+        """
+        self.draining = draining or asyncio.Event()
         self._subscribe, self._max_viewers = subscribe, max_viewers
         self._hubs: dict[str, asyncio.Task[Hub]] = {}
         self._loops = IdleLoops()
@@ -88,6 +98,8 @@ class Hubs:
             await self._disconnect_stuck_viewers()
             for hub in self._running():
                 self._clocks.refresh(hub.host, hub.session_id)
+                if self.draining.is_set():
+                    hub.end_idle_viewers()
                 if hub.ended or hub.is_unused():
                     if hub in self._running():  # otherwise a new hub has taken its place
                         del self._hubs[hub.session_id]

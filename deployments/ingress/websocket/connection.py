@@ -55,6 +55,7 @@ MAX_COMMANDS = 16  # running at a time on one connection
 MAX_REASON_BYTES = 120  # of a close frame, RFC 6455 allows 123
 CHAT_POLL_S = 0.25
 STOP_TIMEOUT_S = 5.0  # for the tasks of a closed connection to end
+STOPPING_CHECK_S = 0.5  # while this replica is being stopped: how often a connection checks that it is idle
 
 
 @dataclass(slots=True)
@@ -111,6 +112,7 @@ class Connection:
     async def run(self, limit: ConcurrencyLimit, idle_timeout_s: float) -> None:
         """idle_timeout_s: time without messages, running commands or live stream until it is closed; 0: never."""
         await self._socket.accept()
+        leaving = asyncio.create_task(self._leave_when_stopping())
         try:
             with limit.acquire():
                 check_id(self._session_id, "session id")
@@ -126,6 +128,7 @@ class Connection:
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the client has left
                 await self._socket.close(4000 + known.status, close_reason(known.message))
         finally:
+            leaving.cancel()
             await self._stop()
 
     async def _receive(self, idle_timeout_s: float) -> Any:
@@ -140,6 +143,14 @@ class Connection:
             return receiving.result()
         finally:
             receiving.cancel()
+
+    async def _leave_when_stopping(self) -> None:
+        """Close the connection when this replica is being stopped, once no command runs and nothing is watched."""
+        await self._hubs.draining.wait()
+        while self._tasks or (self._watching is not None and not self._watching.done()):
+            await asyncio.sleep(STOPPING_CHECK_S)
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the client has left
+            await self._socket.close(*CLOSE_CODES["stopped"])
 
     async def _stop(self) -> None:
         self._audio.clear()
@@ -326,6 +337,7 @@ class Connection:
         if command.on:
             client = (self._socket.client.host, self._socket.client.port) if self._socket.client else None
             viewer = await self._hubs.view(self._session_id, client)
+            viewer.is_busy = lambda: bool(self._tasks)
             self._sent = self._played = 0
             self._watching = asyncio.create_task(self._send_live(viewer))
             self._watching.add_done_callback(lambda task: viewer.close())  # also if the task never started

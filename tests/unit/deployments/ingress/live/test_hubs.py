@@ -384,6 +384,31 @@ async def test_viewers_get_the_reason_for_the_end_of_a_session(live, ending):
     assert again.hub is not one.hub and len(stitch.subscriptions) == 2
 
 
+async def test_a_replica_that_is_being_stopped_ends_a_stream_when_its_session_is_silent(live):
+    stitch, hubs = live
+    viewers = [await hubs.view("alice") for _ in range(2)]
+    viewers[1].is_busy = lambda: busy
+    busy = True
+    reading = [asyncio.create_task(read_all(viewer)) for viewer in viewers]
+    await asyncio.sleep(0.3)
+    at = next_position(stitch, hubs, 0.4)
+    (spoken,) = fragments(np.full_like(levels(8), 250), spec=replace(SPEC, first_fragment_frames=8))
+    stitch.put(LiveEvent(stitch.clock, expect=at))
+    await asyncio.sleep(0.3)
+    for part in split_fragment(spoken, at, 7, True):
+        stitch.send(part)
+    hubs.draining.set()
+    end_s = stitch.clock.time_of(at + 8)
+    await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+    assert hub.SILENT_S - LIVE_S <= time.time() - end_s < hub.SILENT_S + 1.0 and viewers[0].ending == "stopped"
+    assert sum(grey > 240 for grey in shown(reading[0].result())[1]) == 8  # the speech was shown to its end
+    await asyncio.sleep(5.0)
+    assert not reading[1].done()
+    busy = False
+    await asyncio.sleep(1.0)
+    assert reading[1].done()
+
+
 async def test_a_viewer_that_leaves_gets_no_reason(live):
     viewer = await live[1].view("alice")
     viewer.close()

@@ -96,6 +96,20 @@ async def test_a_websocket_that_watches_is_not_idle(connect, monkeypatch):
     assert ended_s < await socket.closed_after_s(20 * IDLE_S) <= ended_s + 2 * IDLE_S
 
 
+async def test_a_websocket_of_a_replica_that_is_being_stopped_is_closed_after_its_commands(connect):
+    socket = connect(EndlessStitch())
+    socket.send(type="text", text="A text that is still being ")
+    await asyncio.sleep(1.0)
+    socket.replica._hubs.draining.set()
+    await asyncio.sleep(5.0)
+    assert socket.events[-1][1] == "started"
+    socket.send(type="text", text="written.", last=True)
+    await asyncio.sleep(5.0)
+    closed_s, kind = socket.events[-1]
+    assert kind == "websocket.close" and socket.sent[-1]["code"] == 1001 and 6.0 < closed_s < 10.0
+    await socket.leave()
+
+
 async def test_an_interrupted_text_ignores_its_rest_and_the_next_text_is_spoken(connect):
     summaries = Answers([[SpeakEvent(summary={"interrupted": True})], [SpeakEvent(summary=SUMMARY)]])
     stitch = Handle(session={}, speak=summaries, feed=None)
