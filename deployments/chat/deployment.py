@@ -51,6 +51,7 @@ class _Running:
     job: ChatJob
     task: asyncio.Task[None]
     written: asyncio.Event  # the job is on disk, or has failed
+    refused: WarmTalkError | None = None  # it could not be written: it was never begun
 
 
 class Chat(Stage[ChatConfig]):
@@ -63,6 +64,7 @@ class Chat(Stage[ChatConfig]):
         self._session_lock = KeyedLock()
         self._write_lock = asyncio.Lock()
         self._running: dict[str, _Running] = {}
+        self._unsaved: dict[str, ChatJob] = {}  # jobs whose latest state is not on disk, because that is full
         self._maintenance: asyncio.Task[None] | None = None
 
     def apply(self, config: ChatConfig, changed: set[str] | None) -> None:
@@ -84,7 +86,7 @@ class Chat(Stage[ChatConfig]):
     async def start(self, request: ChatRequest) -> dict[str, str]:
         """Start a job and return its id without waiting for the answer.
 
-        Raises IdError, TextError, BusyError, OSError.
+        Raises IdError, TextError, BusyError, DiskFullError.
         """
         await self.ready()
         check_id(request.session_id, "session id")
@@ -94,7 +96,10 @@ class Chat(Stage[ChatConfig]):
             whose = "this session" if mine >= self.config.max_waiting else "the server"
             raise BusyError(f"Too many messages of {whose} wait for an answer.", "Try again in a few seconds.")
         job = self._jobs.new(request.session_id, message, options=SpeechOptions(**request.speech_options()))
-        await self._start_job(job).written.wait()
+        running = self._start_job(job)
+        await running.written.wait()
+        if running.refused is not None:
+            raise running.refused
         return {"job_id": job.job_id, "session_id": job.session_id}
 
     async def status(self, job_id: str) -> dict[str, Any]:
@@ -105,6 +110,8 @@ class Chat(Stage[ChatConfig]):
             if running.job.finished:  # report the end only after it is on disk, where another replica would read it
                 await asyncio.wait({running.task})
             return running.job.public()
+        if unsaved := self._unsaved.get(job_id):
+            return unsaved.public()
         return (await asyncio.to_thread(self._jobs.read, job_id)).public()
 
     async def messages(self, session_id: str) -> list[dict[str, str]]:
@@ -157,7 +164,7 @@ class Chat(Stage[ChatConfig]):
     async def _run(self, job: ChatJob, written: asyncio.Event) -> None:
         """Run a job to its end, and write the result, whatever it is."""
         try:
-            await self._save(job)
+            await self._save(job, must=True)
             written.set()
             async with self._session_lock.hold(job.session_id), asyncio.timeout(self.config.job_timeout_s):
                 await self._answer(job)
@@ -171,7 +178,11 @@ class Chat(Stage[ChatConfig]):
             limit = self.config.job_timeout_s
             _fail(job, StageError(f"The answer took longer than {limit:g} s.", "Ask for a shorter answer."))
         except (WarmTalkError, RayError, RayServeException) as error:
-            _fail(job, to_warmtalk_error(error))
+            failure = to_warmtalk_error(error)
+            if not written.is_set():
+                self._running.pop(job.job_id).refused = failure
+                return
+            _fail(job, failure)
         except Exception:
             log.exception("Chat job %s failed", job.job_id)
             _fail(job, StageError("The answer could not be generated.", "The server's log has the details."))
@@ -209,7 +220,10 @@ class Chat(Stage[ChatConfig]):
             if job.reply:
                 seen_s = time.perf_counter() - began_s - job.latency.get("first_frame_ms", 0.0) / 1e3
                 heard = heard_text(job, seen_s) if job.interrupted else job.reply
-                await asyncio.to_thread(self._conversations.add, job.session_id, job.message, heard.strip())
+                try:
+                    await asyncio.to_thread(self._conversations.add, job.session_id, job.message, heard.strip())
+                except OSError:  # a full disk must not fail an answer that was heard
+                    log.exception("The conversation of session %s cannot be written", job.session_id)
 
     async def _speak(self, job: ChatJob, reply: ReplyReader, began_s: float) -> Exception | None:
         """Speak the reply as one utterance. An error is returned, so that the caller can read the rest of the reply."""
@@ -261,12 +275,19 @@ class Chat(Stage[ChatConfig]):
             log.warning("The facts of session %s could not be read: %s", session_id, error)
             return {}
 
-    async def _save(self, job: ChatJob) -> None:
-        """Write the job's current state. A full disk is only logged: it must not end an answer that can be heard."""
+    async def _save(self, job: ChatJob, must: bool = False) -> None:
+        """Write the job's current state. A full disk is only logged: it must not end an answer that can be heard.
+
+        must: raise the error instead, because the answer has not begun. Raises DiskFullError.
+        """
         async with self._write_lock:  # keeps the states in order
             try:
                 await asyncio.to_thread(self._jobs.write, copy.deepcopy(job))
+                self._unsaved.pop(job.job_id, None)
             except OSError:
+                if must:
+                    raise
+                self._unsaved[job.job_id] = job
                 log.exception("Chat job %s cannot be written", job.job_id)
 
     # --- jobs across replicas
@@ -276,8 +297,9 @@ class Chat(Stage[ChatConfig]):
         expired_s = float("-inf")
         while True:
             try:
-                for running in list(self._running.values()):
-                    await self._save(running.job)
+                begun = {one.job.job_id: one.job for one in self._running.values() if one.written.is_set()}
+                for job in (self._unsaved | begun).values():
+                    await self._save(job)
                 for job in await asyncio.to_thread(lambda: list(self._jobs.abandoned(LEASE_S))):
                     await self._resume(job)
                 if time.monotonic() - expired_s > EXPIRY_S:
@@ -290,7 +312,7 @@ class Chat(Stage[ChatConfig]):
 
     async def _resume(self, job: ChatJob) -> None:
         """Restart a job that has not been spoken yet. Fail a job that was stopped while it was spoken."""
-        if job.job_id in self._running:
+        if job.job_id in self._running or job.job_id in self._unsaved:
             return
         if job.status == "speaking" or job.attempt >= MAX_ATTEMPTS:
             kept = " The part that was spoken is in the video." if job.frames else ""

@@ -15,7 +15,7 @@ from deployments.chat import deployment as module
 from deployments.chat.deployment import Chat
 from deployments.chat.store import JobStore
 from deployments.common.messages import ChatRequest, SpeechOptions
-from models.errors import NotFoundError
+from models.errors import DiskFullError, NotFoundError
 from tests.support import chat as chat_material
 from tests.support.chat import Stitch, answered, finished, stage
 from tests.support.llm_server import LLMServer, streamed
@@ -172,13 +172,38 @@ async def test_a_full_disk_does_not_stop_an_answer(llm: LLMServer, monkeypatch: 
     stitch = Stitch()
     chat = await stage(llm, stitch)
 
-    def full(job: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def full(*given: Any) -> None:
+        raise DiskFullError("The disk is full.", "Free space.")
 
-    monkeypatch.setattr(chat._jobs, "write", full)
     job_id = (await chat.start(ChatRequest("Hi")))["job_id"]
+    monkeypatch.setattr(chat._jobs, "write", full)
+    monkeypatch.setattr(chat._conversations, "add", full)
     for _ in range(100):
         if stitch.texts():
             break
         await asyncio.sleep(0.01)
-    assert stitch.texts() == ["Yes."] and job_id
+    job = await finished(chat, job_id)
+    assert (stitch.texts(), job["status"], job["error"]) == (["Yes."], "done", None)
+    monkeypatch.undo()  # there is room again
+    while chat._unsaved:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.8)  # longer than the lease
+    assert JobStore(chat._jobs.root, 60.0).read(job_id).status == "done" and stitch.texts() == ["Yes."], "not repeated"
+
+
+async def test_a_job_that_cannot_be_stored_is_refused_and_not_begun(
+    llm: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stitch = Stitch()
+    chat = await stage(llm, stitch)
+
+    def full(path: Path, *given: Any, **options: Any) -> None:
+        raise DiskFullError(f"The disk is full: {path} cannot be written.", "Free space.")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("deployments.chat.store.replace_file", full)
+        with pytest.raises(DiskFullError, match=r"jobs/\w+\.json cannot be written"):
+            await chat.start(ChatRequest("Hi"))
+    assert chat._running == chat._unsaved == {} and stitch.calls == [] and list(chat._jobs.root.glob("*.json")) == []
+    llm.answers[:] = [streamed("Yes.")]
+    assert (await answered(chat))["status"] == "done", "there is room again"
