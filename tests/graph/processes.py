@@ -103,12 +103,25 @@ def user_config(stage: str, **values: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-class Server:
-    """`warmtalk serve` as a process, in a folder outside the repository whose name has a space."""
+def set_traps(folder: Path) -> None:
+    """A graph.py and a models/ which no process may import."""
+    (folder / "models").mkdir()
+    for trap in (folder / "graph.py", folder / "models" / "__init__.py"):
+        trap.write_text("raise RuntimeError('of the working folder')")
 
-    def __init__(self, folder: Path, config: str = "demo") -> None:
-        self.folder, self.port, self.config = folder / "my folder", free_port(), config
+
+class Server:
+    """`warmtalk serve` as a process, in a folder outside the repository whose name has a space.
+
+    program: the `warmtalk` of an environment with the installed wheel, which must not import the modules of that name
+    in its working folder; else the checkout's code runs.
+    """
+
+    def __init__(self, folder: Path, config: str = "demo", program: Path | None = None) -> None:
+        self.folder, self.port, self.config, self.program = folder / "my folder", free_port(), config, program
         self.folder.mkdir()
+        if program is not None:
+            set_traps(self.folder)
         self.log = self.folder / "log"
         self.start()
 
@@ -118,8 +131,13 @@ class Server:
 
     def start(self) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WARMTALK_", "RAY_"))}
-        environment |= {"PYTHONPATH": str(CODE), "WARMTALK_CACHE": str(CODE / ".cache")}
-        command = [sys.executable, "-m", "warmtalk.cli.app", "serve", "--port", str(self.port), "--config", self.config]
+        environment["WARMTALK_CACHE"] = str(CODE / ".cache")  # compiled models
+        environment.pop("PYTHONPATH", None)
+        command = [str(self.program)]
+        if self.program is None:
+            environment["PYTHONPATH"] = str(CODE)
+            command = [sys.executable, "-m", "warmtalk.cli.app"]
+        command += ["serve", "--port", str(self.port), "--config", self.config]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
 

@@ -16,7 +16,7 @@ from tests.graph.requests import speak, wait_until
 
 pytestmark = pytest.mark.ray
 
-FRAMES = 8  # of a video that is prepared
+FRAMES = 4  # of a video that is prepared
 LONG = " ".join(f"Sentence number {word} goes on for a while." for word in ("one", "two", "three", "four"))
 WORKERS = ("TTS", "AudioFeatures", "LipSync", "Enhance")
 
@@ -50,6 +50,7 @@ def speak_and_kill(client: httpx.Client, session_id: str, at_fragment: dict[int,
     return received, killed
 
 
+@pytest.mark.full  # tests/chaos kills them with fast engines
 def test_killed_worker_stages_lose_no_frame(client):
     """One utterance during which each of the four stages is killed once."""
     whole = speak(client, LONG, session_id="whole")["frames"]
@@ -61,7 +62,7 @@ def test_killed_worker_stages_lose_no_frame(client):
     assert all(pid not in replicas()[stage] for stage, pid in killed.items())
 
 
-@pytest.mark.parametrize("stage", ["Stitch", "Ingress"])
+@pytest.mark.parametrize("stage", ["Stitch", pytest.param("Ingress", marks=pytest.mark.full)])
 def test_a_killed_owner_leaves_a_playable_file_and_the_session_goes_on(client, graph, stage):
     session_id = f"kill-{stage.lower()}"
     data, killed = speak_and_kill(client, session_id, {4: stage})
@@ -76,7 +77,10 @@ def test_a_killed_owner_leaves_a_playable_file_and_the_session_goes_on(client, g
     assert_without_gaps(video)
 
 
-@pytest.mark.parametrize(("step", "done"), [(FINDING, 3), (ENCODING, FRAMES)])  # in the middle; while it is written
+@pytest.mark.parametrize(
+    ("step", "done"),
+    [pytest.param(FINDING, 3, marks=pytest.mark.full), (ENCODING, FRAMES)],  # in the middle; while it is written
+)
 def test_a_killed_preparation_leaves_an_avatar_complete_or_absent(client, graph, step, done):
     avatar_id, source = f"killed-at-{done}", clip(FRAMES)
     killed, lines = 0, []

@@ -95,6 +95,7 @@ def test_an_interruption_stops_the_voice_and_the_job(chat: Tab, client: Client) 
     assert client.session(session_of(chat)).frames == frames  # nothing more is made
 
 
+@pytest.mark.full  # tests/browser tests it with a fake server
 def test_two_tabs_have_sessions_of_their_own(chat: Tab, tab: Any, client: Client) -> None:
     other = tab(chat.url, context=chat.page.context).open()
     assert session_of(other) != session_of(chat)
@@ -105,6 +106,7 @@ def test_two_tabs_have_sessions_of_their_own(chat: Tab, tab: Any, client: Client
     assert client.messages(session_of(other)) == []
 
 
+@pytest.mark.full  # tests/browser tests the page, tests/chaos the graph
 def test_a_killed_ingress_interrupts_the_picture_and_not_the_job(chat: Tab, client: Client) -> None:
     session = session_of(chat)
     job = client.chat("Hello!", session_id=session)

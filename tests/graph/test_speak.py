@@ -151,14 +151,14 @@ def test_a_recording_drives_the_face(client):
     assert np.argmax(spectrum) * 24_000 / 24_000 == pytest.approx(TONE_HZ, abs=2)
 
 
-@pytest.mark.parametrize("sound_format", ["mp3", "opus", "flac"])
-def test_a_recording_may_be_mp3_ogg_or_flac(client, sound_format):
-    data = tone(1.2, sound_format)
+def test_a_recording_may_be_compressed(client):
+    """models/speech/audio.py decodes it, whose unit tests have the other formats."""
+    data = tone(1.2, "opus")
     decoded_s = len(decode_audio(data)[0]) / decode_audio(data)[1]
-    answer = client.post("/speak/audio", params={"session_id": f"rec-{sound_format}"}, content=data)
+    answer = client.post("/speak/audio", params={"session_id": "rec-opus"}, content=data)
     assert answer.status_code == 200, answer.text
     assert 0 <= answer.json()["frames"] / 25 - decoded_s <= 0.04 and decoded_s == pytest.approx(1.2, abs=0.1)
-    heard = video_of(client, f"rec-{sound_format}").sound[2400 : 2400 + RATE_HZ // 2]
+    heard = video_of(client, "rec-opus").sound[2400 : 2400 + RATE_HZ // 2]
     assert np.argmax(np.abs(np.fft.rfft(heard))) * 2 == pytest.approx(TONE_HZ, abs=4)  # bins of 2 Hz
 
 
@@ -226,20 +226,20 @@ def test_avatars_are_listed(client):
 
 
 def test_an_uploaded_video_becomes_an_avatar_that_speaks(client):
-    answer = client.post("/avatars", params={"avatar_id": "uploaded"}, content=clip(12))
+    answer = client.post("/avatars", params={"avatar_id": "uploaded"}, content=clip(6))
     events = [json.loads(line) for line in answer.text.splitlines()]
-    assert events[-1]["report"]["frames"] == 12
-    assert {event["step"] for event in events[:-1]} and events[0]["total"] == 12
+    assert events[-1]["report"]["frames"] == 6
+    assert {event["step"] for event in events[:-1]} and events[0]["total"] == 6
     said = speak(client, "Hello.", session_id="with-upload", avatar_id="uploaded")
     assert (said["avatar_id"], len(video_of(client, "with-upload").frames)) == ("uploaded", said["frames"])
-    again = client.post("/avatars", params={"avatar_id": "uploaded"}, content=clip(12))
+    again = client.post("/avatars", params={"avatar_id": "uploaded"}, content=clip(6))
     assert (again.status_code, error_of(again)["code"]) == (409, "exists")
     other = client.post("/speak", json={"text": "Hi.", "session_id": "with-upload", "avatar_id": "presenter"})
     assert (other.status_code, error_of(other)["code"]) == (422, "bad_input")
 
 
 def test_a_removed_avatar_closes_its_sessions_and_keeps_their_recordings(client):
-    client.post("/avatars", params={"avatar_id": "leaving"}, content=clip(8))
+    client.post("/avatars", params={"avatar_id": "leaving"}, content=clip(4))
     said = speak(client, "Hello.", session_id="with-leaving", avatar_id="leaving")
     with client.stream("GET", "/sessions/with-leaving/live.mp4") as live:
         parts = live.iter_bytes()
@@ -260,13 +260,13 @@ def test_a_removed_avatar_closes_its_sessions_and_keeps_their_recordings(client)
 
 
 def test_an_avatar_prepared_at_30_fps_speaks_at_30_fps(client):
-    answer = client.post("/avatars", params={"avatar_id": "thirty", "fps": 30}, content=clip(10))
-    assert json.loads(answer.text.splitlines()[-1])["report"]["frames"] == 12  # 0.4 s
-    said = speak(client, session_id="at-30", avatar_id="thirty")
+    answer = client.post("/avatars", params={"avatar_id": "thirty", "fps": 30}, content=clip(5))
+    assert json.loads(answer.text.splitlines()[-1])["report"]["frames"] == 6  # 0.2 s
+    said = speak(client, "Hello there.", session_id="at-30", avatar_id="thirty")
     video = video_of(client, "at-30")
     assert len(video.frames) == said["frames"] == said["stages"]["LipSync"]["frames"]
     assert_without_gaps(video, fps=30)
-    spoken_s = sum(speech.duration_s for speech in HibariTTS.load().speak(TEXT))
+    spoken_s = sum(speech.duration_s for speech in HibariTTS.load().speak("Hello there."))
     assert 0 <= said["duration_s"] - spoken_s <= 1 / 30 + 1e-3
     assert len(video.sound) / video.rate == pytest.approx(said["frames"] / 30, abs=0.045)
 

@@ -15,9 +15,11 @@ import yaml
 
 from configs.serve_file import FOLDER, deployment_of
 from models.errors import StageError
-from tests.graph.media import assert_without_gaps, video_of
-from tests.graph.processes import STOP_S, Server, command_lines, free_port
+from tests.graph.media import assert_without_gaps, decode, video_of
+from tests.graph.processes import STOP_S, Server, command_lines, free_port, set_traps
 from tests.graph.requests import speak, wait_until
+from tests.support.wheel import Environment, build_wheel
+from warmtalk.cli import CODE
 from warmtalk.cli.local_graph import LocalGraph
 
 pytestmark = pytest.mark.ray
@@ -43,6 +45,10 @@ def test_a_stage_that_cannot_start_is_reported_and_leaves_no_process(tmp_path: P
     before = command_lines().keys()
 
     def without_its_avatar(config: dict[str, Any]) -> None:
+        for deployment in config["applications"][0]["deployments"]:  # the other stages need no process here
+            if deployment["name"] != "Avatars":
+                deployment.pop("num_replicas", None)
+                deployment["autoscaling_config"] = {"min_replicas": 0, "max_replicas": 1}
         deployment_of(config, "Avatars")["user_config"] = {
             "video_path": "me.mp4",
             "avatar_id": "me",
@@ -59,18 +65,26 @@ def test_a_stage_that_cannot_start_is_reported_and_leaves_no_process(tmp_path: P
     wait_until(lambda: not command_lines().keys() - before, "all processes have ended", STOP_S)
 
 
-# --- one server for the rest, which ends with a power cut, starts again, and is stopped
+# --- one server of the installed wheel for the rest, which ends with a power cut, starts again, and is stopped
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    folder = tmp_path_factory.mktemp("wheel")
+    made = Environment(folder / "venv", build_wheel(folder))
+    made.borrow()
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """demo.yaml, with Enhance left out by `args` alone, and without recorded pauses."""
     folder = tmp_path_factory.mktemp("server")
     config = yaml.safe_load((FOLDER / "demo.yaml").read_text())
     config["applications"][0]["args"]["enhance"] = False
     deployment_of(config, "Stitch")["user_config"]["recorded_pause_ms"] = 0
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    server = Server(folder, str(folder / "config.yaml"))
+    server = Server(folder, str(folder / "config.yaml"), environment.folder / "bin" / "warmtalk")
     server.wait(server.answers, "the server answers")
     yield server
     if server.process.poll() is None:
@@ -89,9 +103,38 @@ def test_without_the_enhance_stage_a_request_for_enhancement_is_served_plain(cli
     assert len(video_of(client, "plain").frames) == answer["frames"]
 
 
+def test_say_of_the_installed_wheel_writes_a_video_from_any_folder(server: Server, environment: Environment) -> None:
+    arguments = ["say", "Hello.", "-o", "x.mp4", "--server", server.url]
+    done = environment.result(arguments, cwd=server.folder, program="warmtalk")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_video_of_the_presenter(server.folder / "x.mp4")
+
+
+@pytest.mark.full  # starts another graph
+def test_say_of_the_installed_wheel_starts_and_stops_a_graph_of_its_own(
+    environment: Environment, tmp_path: Path
+) -> None:
+    set_traps(tmp_path)
+    done = environment.result(
+        ["say", "Hello.", "-o", "x.mp4", "--port", str(free_port())],
+        cwd=tmp_path,
+        program="warmtalk",
+        WARMTALK_CACHE=str(CODE / ".cache"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Try next: warmtalk serve" in done.stdout
+    assert_video_of_the_presenter(tmp_path / "x.mp4")
+
+
+def assert_video_of_the_presenter(path: Path) -> None:
+    video = decode(path.read_bytes())
+    assert len(video.frames) >= 10 and video.frames[0].shape == (512, 512, 3)
+    assert abs(video.duration_s - len(video.sound) / video.rate) < 0.1
+
+
 def test_everything_said_survives_a_power_cut_and_the_session_goes_on(server: Server, client: httpx.Client) -> None:
     said = speak(client, "This was said before.", session_id="lasting")
-    job = client.post("/chat", json={"message": "Who are you?", "session_id": "chatting"}).json()["job_id"]
+    job = client.post("/chat", json={"message": "Thanks!", "session_id": "chatting"}).json()["job_id"]
     wait_until(lambda: client.get(f"/status/{job}").json()["status"] in ("done", "failed"), "the chat answers")
     done = client.get(f"/status/{job}").json()
     assert done["status"] == "done"
