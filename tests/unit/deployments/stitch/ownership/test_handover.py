@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import numpy as np
+import pytest
 
 from deployments.common.messages import SpeakRequest
 from deployments.common.text_stream import speak_text_stream
@@ -38,9 +39,10 @@ async def test_a_watched_session_that_is_silent_moves_at_once_and_its_viewers_no
     push = viewer.push
     viewer.push = lambda fragment: (arrivals.append(time.monotonic()), push(fragment))
     await asyncio.sleep(1.0)
+    zero_s = viewer.hub._clock.zero_s
     cluster.list("r1")
     await asyncio.sleep(HANDED_OVER_S)
-    assert cluster.owner("alice") == "r1"
+    assert cluster.owner("alice") == "r1" and viewer.hub._clock.zero_s == pytest.approx(zero_s, abs=2e-3)
     assert (old._live.watched(), new._live.watched()) == ([], ["alice"])
     await asyncio.sleep(1.0)
     times, edges, _ = watcher.seen()
