@@ -170,7 +170,8 @@ class Pipeline:
 
     async def _synthesise(self, request: PipelineRequest, text: str) -> AsyncGenerator[Speech, None]:
         """Sentences from TTS. After the loss of its replica, call it again and skip the sentences already received."""
-        received, attempts = 0, Attempts("TTS", self.settings.tries, self.settings.speech_timeout_s)
+        received, tries, timeout_s = 0, self.settings.tries, self.settings.speech_timeout_s
+        attempts = Attempts("TTS", tries, timeout_s, busy_limit_s=tries * timeout_s if self.calls else 0.0)
         while True:
             stream = self.tts.speak.remote(text, request.voice, request.speed)
             sentences = _with_arrival_times(stream)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
@@ -195,6 +196,32 @@ async def test_a_voice_that_always_hangs_is_a_clear_error_in_bounded_time():
         await collect(pipeline(stages, speech_timeout_s=1.0), request())
     assert time.monotonic() - start_s == pytest.approx(4 + 0.7, abs=0.2)
     assert len(stages.speak.made) == 4
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_busy_voice_delays_only_an_utterance_that_has_begun(begun):
+    """Of a text that is still being written, the second part finds the queue of TTS full for 5 s."""
+    stages, full = Stages([0.4]), [FULL] * 6
+    speak = stages.speak.function
+
+    async def busy(text, voice, speed):
+        if text == "Two." and full:
+            raise full.pop()
+        async for stamped in speak(text, voice, speed):
+            yield stamped
+
+    async def parts():
+        if begun:
+            yield "One."
+        yield "Two."
+
+    stages.speak = Method(busy, Stream)
+    written = replace(request(""), parts=parts())
+    if begun:
+        assert total_frames(await collect(pipeline(stages), written)) == 20
+    else:
+        with pytest.raises(BusyError, match="overloaded"):
+            await collect(pipeline(stages), written)
 
 
 async def test_a_reader_that_takes_its_time_is_not_a_voice_that_hangs():
