@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.ingress.settings import GetSettings
 
 UPLOAD_PATHS = ("/speak/audio", "/avatars", "/v1/audio/transcriptions")  # uploads.py limits the size of these bodies
-TEXT_STREAM_PATH = "/say"  # its body is a text that is still being written: text_stream.py limits its size and pauses
+TEXT_STREAM_PATH = "/say"  # its body is a text that is still being written: text_stream.py limits its pauses
 IDLE_TIMEOUT_S = 60.0  # between two parts of a body
 MIN_RATE_BYTES_S = 8 * 2**10  # of the whole body, after the first IDLE_TIMEOUT_S
 
@@ -31,7 +31,7 @@ class BodyLimit:
         size, more = 0, True
         max_bytes = self._settings().max_json_bytes
         written = scope["path"].endswith(TEXT_STREAM_PATH)
-        limit = float("inf") if written or scope["path"].endswith(UPLOAD_PATHS) else max_bytes
+        limit = float("inf") if scope["path"].endswith(UPLOAD_PATHS) else max_bytes
         part_s = time.monotonic()  # when the latest part arrived
         due_s = part_s + IDLE_TIMEOUT_S
 

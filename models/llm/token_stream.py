@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 from models.errors import WarmTalkError
 from models.runtime.silences import with_silences
-from models.speech.readable import closes_fence, fence_of
+from models.speech.readable import closes_fence, fence_of, has_symbol
 from models.speech.text import MAX_SENTENCE_CHARS, printable, sentence_may_continue, split_sentences
 
 FIRST_CLAUSE_CHARS = 48  # minimum length of a first piece that ends at a clause: about 3 s of speech
@@ -121,11 +121,12 @@ class _Splitter:
 def _spoken(pieces: list[str], begun: bool) -> list[str]:
     """The pieces of a line without those that have no word, such as an emoji after a sentence.
 
-    begun: an earlier piece of the line had a word. A line without any word is one piece: the voice reports that it
-    cannot be spoken.
+    begun: an earlier piece of the line had a word. A line of symbols is one piece: the voice reports that it cannot be
+    spoken.
     """
     worded = [piece for piece in pieces if any(c.isalnum() for c in piece)]
-    return worded if worded or begun else [" ".join(pieces)] if pieces else []
+    line = " ".join(pieces)
+    return worded if worded or begun or not has_symbol(line) else [line]
 
 
 def _first_clause(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,6 +20,8 @@ _REMEDIES = {CODE: "Send at least one word outside of it.", NO_WORD: "Send at le
 MAX_REASONS = 10  # of one text; passages with a further reason are not reported
 
 _SPOKEN_SCRIPTS = ("LATIN", "MICRO", "FEMININE", "MASCULINE", "ANGSTROM", "OHM", "KELVIN", "MODIFIER LETTER")
+_RULE = re.compile(r"\s*(?:[-*_=]\s*){3,}")  # a horizontal rule of Markdown
+_EMPTY_BRACKETS = re.compile(r"\(\s*\)|\[\s*\]")
 
 
 def check_text(text: str, max_chars: int = MAX_TEXT_CHARS, language: str = "en") -> str:
@@ -62,6 +65,13 @@ def has_word(text: str) -> bool:
     return any(c.isalnum() for c in normalise(_without_wordless(text)[0]))
 
 
+def has_symbol(text: str) -> bool:
+    """Whether the text has emoji, arrows, stars or the like, which are no punctuation and not Markdown's layout."""
+    return any(
+        unicodedata.category(c) in ("So", "Sc") or (unicodedata.category(c) == "Sm" and not c.isascii()) for c in text
+    )
+
+
 def fence_of(line: str) -> str:
     """The mark of a line that opens a block of code in Markdown: ``` or ~~~ (CommonMark 0.31, 4.5); "" for others."""
     line = line.strip()
@@ -87,7 +97,9 @@ def _without_wordless(text: str) -> tuple[str, list[SkippedText]]:
             mark = "" if closes_fence(line, mark) else mark
         elif mark := fence_of(line):
             block = [line]
-        elif not any(c.isalnum() for c in line) and any(_is_symbol(c) for c in line):
+        elif _RULE.fullmatch(line):
+            kept.append("")
+        elif not any(c.isalnum() for c in line) and has_symbol(line):
             skipped.append(SkippedText.of(line, NO_WORD))
             kept.append("")
         else:
@@ -118,7 +130,7 @@ def _without_foreign(plain: str) -> tuple[str, list[SkippedText]]:
         skipped.append(SkippedText.of(" ".join(words), reason))
         if len(foreign) < readable:
             rest = " ".join("".join(c if not c.isalpha() or _is_readable(c) else " " for c in sentence).split())
-            kept.append(SPACE_BEFORE_MARK.sub("", rest).lstrip(",;:.!?… "))
+            kept.append(SPACE_BEFORE_MARK.sub("", _EMPTY_BRACKETS.sub("", rest)).lstrip(",;:.!?… "))
     return " ".join(kept), skipped
 
 
@@ -128,11 +140,6 @@ def _is_readable(letter: str) -> bool:
 
 def _is_plain(word: str) -> bool:
     return all(_is_readable(c) for c in word if c.isalpha())
-
-
-def _is_symbol(c: str) -> bool:
-    """Emoji, arrows, stars and the like, but no mark that Markdown uses for rules and tables."""
-    return unicodedata.category(c) in ("So", "Sc") or (unicodedata.category(c) == "Sm" and not c.isascii())
 
 
 def _script_of(letter: str) -> str:

@@ -208,6 +208,11 @@ async def send_partly(
     return sent[0]["status"] if sent else 0, b"".join(message.get("body", b"") for message in sent)
 
 
+async def finish_background(replica: Any) -> None:
+    """Wait until everything is spoken that goes on after its response."""
+    await asyncio.gather(*replica._background)
+
+
 class VirtualSocket:
     """A client of /sessions/alice/ws on the loop of the test, also in virtual time.
 

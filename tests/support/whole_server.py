@@ -45,9 +45,10 @@ class DirectHandle:
 
 
 class Tone:
-    """A voice: 20 ms of a tone per character, with the text checks of every engine."""
+    """An English voice: 20 ms of a tone per character, with the text checks of every engine."""
 
     sample_rate_hz = RATE
+    language = "en"
 
     @classmethod
     def load(cls) -> Tone:

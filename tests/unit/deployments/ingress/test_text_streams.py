@@ -6,7 +6,7 @@ import json
 import pytest
 
 from deployments.common.messages import SoundPart, SpeakEvent
-from tests.support.ingress import SUMMARY, Handle, VirtualSocket, make_replica, send_partly
+from tests.support.ingress import SUMMARY, Handle, VirtualSocket, finish_background, make_replica, send_partly
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
 __all__ = ["event_loop_policy", "virtual_time"]
@@ -91,7 +91,7 @@ async def test_a_silent_writer_gets_an_error_at_once_and_what_is_held_is_spoken(
     error = json.loads(body)["error"]
     assert (status, error["code"]) == (408, "idle")
     assert error["message"] == f"No further text arrived for {timeout_s:g} s, so the text ended there."
-    await asyncio.gather(*replica._background)
+    await finish_background(replica)
     assert stitch.heard == [(0.0, "This is one."), (timeout_s, "And this is not")]
     assert stitch.summaries == 1 and not replica._background
 

@@ -94,7 +94,12 @@ def test_symbols_become_words_only_in_english() -> None:
         ("Hi.\n\n★ ★ ★\n\n🎉\n\nBye.", "Hi. Bye.", [f'Skipped "★ ★ ★" and 1 more passage: each {NO_WORD}.']),
         ("Hi 😀! 🎉 Bye.", "Hi! Bye.", []),
         ("Use `foo()` and\n```bar()``` here.", None, []),
-        ("Hi.\n***\n| a |\n|---|\nBye.", None, []),
+        (
+            "Hi.\n***\n---\n_ _ _\nBye. (Это я) …",
+            "Hi. Bye.",
+            [f'Skipped "(Это я)…": it {CHINESE}.'.replace("Chinese", "Cyrillic")],
+        ),
+        ("Hi.\n| a |\n|---|\nBye.", None, []),
     ],
 )
 def test_what_cannot_be_spoken_is_left_out_with_a_warning(text: str, spoken: str | None, warnings: list[str]) -> None:
