@@ -16,6 +16,7 @@ import pytest
 from tests.browser import chromium as browser
 from tests.browser.chromium import chromium, tab
 from tests.graph.processes import free_port
+from warmtalk.cli import CODE
 from warmtalk.cli.local_graph import LocalGraph
 
 __all__ = ["chromium", "tab"]
@@ -35,6 +36,7 @@ SHARED_GRAPH = (
 KEY = "0123456789abcdef-graph"
 ENVIRONMENT = {  # of all replicas
     "GRAPH_KEYS": KEY,  # no config names it, until a test does
+    "WARMTALK_CACHE": str(CODE / ".cache"),  # compiled models, which are otherwise in `home`
     "MALLOC_ARENA_MAX": "2",  # else glibc keeps up to 16 heaps a process, which look like leaks
 }
 RESOURCES = {"num_cpus": 32, "num_gpus": 1}  # declared to Ray, not real: for configs/cluster.yaml

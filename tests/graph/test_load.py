@@ -26,9 +26,7 @@ STUCK = 4  # clients of each kind that never read
 PAUSE_S = 8.0  # of a client that stops reading: above the 3 s after which its connection counts as congested
 VISITS, AT_ONCE = 3, 3  # show what is left of tasks, files and threads; memory needs the 100 of `full`
 SPARE_MB = {VISITS: 30, 100: 80}  # a session takes up to 6 MB (encoder, frames in flight, viewer's queue)
-LONG = (
-    "This sentence is a rather long one, which goes on and on, and which somebody interrupts before it has ended. " * 2
-)
+LONG = "Somebody interrupts this. " * 12
 
 
 def footprints(client: httpx.Client) -> dict[str, dict[str, Any]]:
