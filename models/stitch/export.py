@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import av
 
 from models.errors import InputError, NotFoundError
+from models.runtime.disk_full import writing_to
 from models.stitch.session import SessionFile
 
 
@@ -18,7 +19,7 @@ def export_faststart(session: SessionFile, path_out: Path, size: int | None = No
 
     size: use only the first `size` bytes of the video.
 
-    Raises: NotFoundError if the session is empty; InputError if no fragment ends at `size`.
+    Raises: NotFoundError if the session is empty; InputError if no fragment ends at `size`; DiskFullError.
     """
     session.refresh()
     if not session.frames:
@@ -37,6 +38,7 @@ def remux_faststart(fragmented: Any, path_out: Path) -> None:
     part = path_out.with_name(f".{path_out.name}.{uuid.uuid4().hex}")
     try:
         with (
+            writing_to(path_out),
             av.open(fragmented) as source,
             av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as target,
         ):

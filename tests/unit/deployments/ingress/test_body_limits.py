@@ -3,8 +3,12 @@
 import pytest
 
 from deployments.common.messages import SpeakEvent
+from models.recognition.base import Transcript
 from tests.support.ingress import SUMMARY, Handle, error_of
+from tests.support.small_disk import MountedDisk, mounted_disk
 from tests.support.uploads import left_uploads
+
+__all__ = ["mounted_disk"]
 
 
 @pytest.mark.parametrize("field", ["session_id", "avatar_id"])
@@ -77,3 +81,24 @@ def test_an_upload_may_be_larger_than_json(serve):
     stitch = Handle(speak=[SpeakEvent(summary=SUMMARY)])
     answer = serve(stitch, config={"max_json_kb": 4}).post("/speak/audio", content=b"x" * 10_000)
     assert answer.status_code == 200 and len(stitch.calls) == 1
+
+
+class Heard:
+    value = Transcript("Hello.", "en", 1.0)
+
+
+@pytest.mark.parametrize("path", ["/speak/audio", "/avatars?avatar_id=me", "/v1/audio/transcriptions"])
+def test_an_upload_that_does_not_fit_is_507_and_leaves_nothing(serve, monkeypatch, mounted_disk: MountedDisk, path):
+    monkeypatch.setenv("WARMTALK_HOME", str(mounted_disk.root))
+    stage = Handle(speak=[SpeakEvent(summary=SUMMARY)], prepare=[{"report": {}}], transcribe=Heard())
+    client = serve(stitch=stage, avatars=stage, recognize=stage)
+
+    def send(size: int):
+        data = bytes(size)
+        body = {"files": {"file": ("a.wav", data)}} if "transcriptions" in path else {"content": data}
+        return client.post(path, **body)
+
+    answer = send(6 * 2**20)
+    assert (answer.status_code, error_of(answer)["code"]) == (507, "disk_full")
+    assert "The disk is full" in error_of(answer)["message"] and stage.calls == [] and left_uploads() == []
+    assert send(2**20).status_code == 200 and left_uploads() == []
