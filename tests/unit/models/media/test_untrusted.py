@@ -89,6 +89,36 @@ def test_a_picture_of_900_megapixels_is_refused_without_decoding(
     assert time.process_time() - begin_s < 0.05
 
 
+def huge(suffix: str) -> bytes:
+    """A small file whose header states 3.6 gigapixels (WebP: the most that it can)."""
+    if suffix == ".gif":
+        frame = b"," + struct.pack("<4HB", 0, 0, 60_000, 60_000, 0)
+        return (
+            b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0x80, 0, 0) + bytes(6) + frame + b"\x02\x02\x4c\x01\x00;"
+        )
+    _, coded = cv2.imencode(suffix, np.zeros((96, 96, 3), np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 50])
+    data = bytearray(coded.tobytes())
+    at, size = {
+        ".jpg": (data.find(b"\xff\xc0") + 5, struct.pack(">HH", 60_000, 60_000)),
+        ".bmp": (18, struct.pack("<ii", 60_000, -60_000)),
+        ".webp": (data.find(b"VP8 ") + 14, struct.pack("<HH", 16_383, 16_383)),
+    }[suffix]
+    data[at : at + len(size)] = size
+    return bytes(data)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".webp", ".gif"])
+def test_huge_pictures_of_every_kind_are_refused_without_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = stored(tmp_path, huge(suffix))
+    monkeypatch.setattr(cv2, "imdecode", None)
+    begin_s = time.process_time()
+    with pytest.raises(VideoError, match="No frame" if suffix == ".gif" else "more than 179 megapixels"):
+        open_source(path, 25, 60)
+    assert time.process_time() - begin_s < 0.05
+
+
 @pytest.mark.parametrize("size", [(8192, 6146), (8194, 64), (8192, 8192)])
 def test_a_picture_just_above_the_limits_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     with pytest.raises(VideoError, match=f"{size[0]} × {size[1]} px"):
