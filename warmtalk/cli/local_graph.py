@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -138,9 +140,12 @@ class LocalGraph:
             "object_store_memory": OBJECT_STORE_BYTES,
             "_system_config": {"prestart_worker_first_driver": False},  # an idle worker costs 100 MB and one second
         }
+        on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
         for attempt in range(RAY_START_ATTEMPTS):
             try:
                 ray.init(**{**arguments, **self.resources})
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler prints a C++ stack
                 return
             except Exception as error:
                 ray.shutdown()

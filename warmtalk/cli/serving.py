@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ def started_graph(
     already listens on the port.
     """
     graph = LocalGraph(config, port)
+    _exit_on_sigterm()
     begin_s = time.monotonic()
     try:
         with progress_bar() as bar:
@@ -42,6 +45,13 @@ def started_graph(
     finally:
         with console.status("stopping the graph"):
             graph.stop()
+
+
+def _exit_on_sigterm() -> None:
+    """Let SIGTERM raise SystemExit, so that the graph is stopped, unless the command handles the signal itself."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @contextmanager
