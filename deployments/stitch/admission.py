@@ -7,6 +7,7 @@ otherwise it is refused at once. Speech that nobody watches is never refused her
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,9 @@ from models.errors import BusyError
 
 WINDOW_S = 2.0  # of one measurement; of the capacity, also MIN_WINDOW_S with MIN_FRAMES
 MIN_WINDOW_S, MIN_FRAMES = 0.5, 200
-BEHIND_SHARE, BEHIND_SLACK_S = 0.95, 1.0  # an utterance is behind that is made without a pause, and has no reserve
+BEHIND_SHARE, LITTLE_SLACK_S = 0.95, 1.0  # an utterance is behind that is made without a pause, and has no reserve
+STARTING_S = 3.0  # the longest time in which others wait for the first frame of an utterance
+MAX_GIVEN_S, GIVEN_STEP_S = 1.0, 0.05  # how long a file waits with each chunk while others are urgent
 SMOOTHING = 0.3  # weight of a measurement that is larger than the capacity so far
 
 
@@ -59,11 +62,30 @@ class Making:
     rate: float = 0.0  # frames per second in the latest window
     on_work: Callable[[int, int, int], None] = lambda working, made, rendered: None
     on_behind: Callable[[], None] = lambda: None
+    hurried: Callable[[], bool] = lambda: False  # whether other utterances need the machine more than a file does
+    _started_s: float = math.inf
     _working: int = 0  # calls
     _changed_s: float = 0.0
     _busy_s: float = 0.0  # in this window
     _frames: int = 0  # in this window
     _began_s: float | None = None  # the window
+
+    def start(self) -> None:
+        """Its turn has come."""
+        self._started_s = time.monotonic()
+
+    @property
+    def urgent(self) -> bool:
+        """Whether its first frame is being made, or it is live and will soon have nothing to show."""
+        if self._began_s is None:
+            return 0 <= time.monotonic() - self._started_s < STARTING_S
+        return self.live and self._working > 0 and self.slack_s < LITTLE_SLACK_S
+
+    async def give_way(self) -> None:
+        """Wait with the next chunk of a file while others are urgent, for at most MAX_GIVEN_S."""
+        end_s = time.monotonic() + MAX_GIVEN_S
+        while self.hurried() and time.monotonic() < end_s:
+            await asyncio.sleep(GIVEN_STEP_S)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -102,7 +124,7 @@ class Making:
         elif (took_s := self._changed_s - self._began_s) >= WINDOW_S:
             self.rate, share = self._frames / took_s, self._busy_s / took_s
             self._begin_window()
-            if self.live and share > BEHIND_SHARE and self.rate < self.fps and self.slack_s < BEHIND_SLACK_S:
+            if self.live and share > BEHIND_SHARE and self.rate < self.fps and self.slack_s < LITTLE_SLACK_S:
                 self.on_behind()
 
     def _begin_window(self) -> None:
@@ -140,6 +162,7 @@ class Admission:
             if live_fps is not None and session_id not in self.live_sessions():
                 self._check_load(live_fps)
         making = Making(live_fps or 0, live, on_work=self._on_work, on_behind=self._on_behind)
+        making.hurried = lambda: any(other.urgent for other in self._all() if other is not making)
         self._sessions.setdefault(session_id, []).append(making)
         self._report()
         try:
@@ -158,8 +181,11 @@ class Admission:
         """Frames per second of the sessions with a live utterance."""
         return {name: making.fps for name, makings in self._sessions.items() for making in makings if making.live}
 
+    def _all(self) -> list[Making]:
+        return [making for makings in self._sessions.values() for making in makings]
+
     def _makings(self, live: bool) -> list[Making]:
-        return [making for makings in self._sessions.values() for making in makings if making.live == live]
+        return [making for making in self._all() if making.live == live]
 
     def _check_queue(self, session_id: str, live: bool) -> None:
         limits = self.limits

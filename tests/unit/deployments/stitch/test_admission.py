@@ -79,6 +79,37 @@ async def test_files_wait_for_live_sessions_and_are_never_refused():
     assert time.monotonic() - began_s < 180  # 6000 frames beside at most 100 per second of live speech
 
 
+async def test_a_file_gives_way_to_first_frames_and_to_live_speech_in_a_hurry_but_advances():
+    admission = Admission()
+    with admission.admit("file", None) as file, admission.admit("new", None) as new, admission.admit("on", 25) as live:
+        file.start()
+        file.rendered(4)
+
+        async def waited_s() -> float:
+            begin_s = time.monotonic()
+            await file.give_way()
+            return round(time.monotonic() - begin_s, 2)
+
+        assert await waited_s() == 0.0  # nobody else has begun
+        new.start()
+        assert await waited_s() == 1.0  # at most so long per chunk
+        asyncio.get_running_loop().call_later(0.3, new.rendered, 4)
+        assert await waited_s() == pytest.approx(0.3, abs=0.06)
+        live.start()
+        live.rendered(4)
+        with live.working():
+            assert await waited_s() == 0.0
+            live.slack_s = 0.5
+            assert await waited_s() == 1.0
+        assert await waited_s() == 0.0  # it waits for viewers, or for its text
+    with admission.admit("file", None) as file, admission.admit("silent", None) as silent:
+        silent.start()  # an utterance whose text does not come
+        await asyncio.sleep(4)
+        begin_s = time.monotonic()
+        await file.give_way()
+        assert time.monotonic() == begin_s
+
+
 async def test_utterances_wait_within_the_bounds_of_the_queues():
     admission = Admission(AdmissionLimits(max_utterances=1, max_waiting=1, max_waiting_session=2))
     with admission.admit("a", None), admission.admit("b", None):
