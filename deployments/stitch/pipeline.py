@@ -63,7 +63,6 @@ class Pipeline:
     async def run(self, request: PipelineRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of an utterance in order. Closing it cancels all calls. Raises WarmTalkError."""
         self.making.start()
-        self.making.start()
         queue: asyncio.Queue[PendingChunk | None] = asyncio.Queue(self.settings.window_chunks)
         feeder = asyncio.create_task(self._feed(request, queue))
         pending: PendingChunk | None = None
@@ -94,8 +93,6 @@ class Pipeline:
                     first = segment.after_gap and not start
                     size = self.settings.first_chunk_frames if first else self.settings.chunk_frames
                     count = min(size, segment.frames - start)
-                    if request.slack_s is None and segment.first_frame + start > 0:
-                        await self.making.give_way()
                     if request.slack_s is None and segment.first_frame + start > 0:
                         await self.making.give_way()
                     task = asyncio.create_task(self._measured_chunk(request, segment, start, count, schedule))
