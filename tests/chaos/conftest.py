@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Iterator
 
 import pytest
@@ -68,7 +68,7 @@ def audience(graph: ChaosGraph) -> Iterator[Audience]:
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
     """A prefix for the session ids of this case."""
-    return re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40]
+    return f"case-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:8]}"
 
 
 @pytest.fixture
