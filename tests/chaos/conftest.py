@@ -55,7 +55,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosGraph]:
     graph = SHARED.get(tmp_path_factory)
     yield graph
-    graph.repair()
+    try:
+        graph.repair()
+    except BaseException:
+        SHARED.stop()  # the next case gets a new one
+        raise
 
 
 @pytest.fixture

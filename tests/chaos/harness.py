@@ -7,7 +7,7 @@ import copy
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,23 @@ def with_fake_engines(config: dict[str, Any]) -> None:
 class ChaosGraph:
     """The graph with fake engines on a Ray of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, start_cluster: Callable[[], dict[str, Any]] = lambda: {"num_cpus": 32}) -> None:
+        """start_cluster: returns arguments of ray.init; called when the environment of Ray's processes is set."""
         self.faults = home / "faults"
         self.faults.mkdir(parents=True)
         make_avatar(home / "results" / "avatars")
         self._patch = pytest.MonkeyPatch()
         self._patch.setenv(faults.VARIABLE, str(self.faults))
         self._patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent / "site")]))
+        self._patch.setenv("WARMTALK_HOME", str(home))
         self._patch.setenv("MALLOC_ARENA_MAX", "2")  # else glibc keeps up to 16 heaps a process, which look like leaks
-        self.running = LocalGraph("demo", free_port(), home, with_fake_engines, {"num_cpus": 32}).start()
+        self.running = LocalGraph("demo", free_port(), home, with_fake_engines, start_cluster()).start()
+
+        try:
+            self.wait_until_it_speaks()
+        except BaseException:
+            self.stop()
+            raise
 
     @property
     def home(self) -> Path:
@@ -155,13 +163,24 @@ class ChaosGraph:
                     os.kill(pid, signal.SIGCONT)
         self.scale(**dict.fromkeys(STAGES, 1))
 
-        def answers() -> bool:
+        self.wait_until_it_speaks()
+
+    def wait_until_it_speaks(self) -> None:
+        answer = "none"
+
+        def speaks() -> bool:
+            nonlocal answer
             with contextlib.suppress(httpx.TransportError):
                 body = {"text": "Ready.", "session_id": "ready", "enhance": True}
-                return httpx.post(f"{self.url}/speak", json=body, timeout=30).status_code == 200
+                response = httpx.post(f"{self.url}/speak", json=body, timeout=30)
+                answer = f"{response.status_code} {response.text}"
+                return response.status_code == 200
             return False
 
-        wait_until(answers, "the graph speaks again", timeout_s=90, every_s=0.2)
+        try:
+            wait_until(speaks, "the graph speaks", timeout_s=60, every_s=0.2)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its last answer: {answer}") from error
 
 
 def _set_replicas(config: dict[str, Any], counts: dict[str, int]) -> None:
