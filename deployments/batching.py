@@ -202,9 +202,19 @@ class FrameBatcher(Generic[Item, Result]):
         return taken
 
     def _in_order(self, now_s: float) -> list[_Request[Item]]:
-        """The requests that wait, the most urgent first; of equally urgent ones, the oldest."""
+        """The requests that wait, the most urgent first; of equally urgent ones, the oldest.
+
+        A caller needs its results in order, so a request is as urgent as any later one of its caller.
+        """
         waiting = [request for request in self._requests if not request.future.done()]  # else cancelled or failed
-        waiting.sort(key=lambda r: (r.urgency.background, r.urgency.left_s(now_s - r.submitted_s)))
+        most: dict[str, tuple[bool, float]] = {}
+        keys: dict[int, tuple[bool, float]] = {}
+        for request in reversed(waiting):
+            key = request.urgency.background, request.urgency.left_s(now_s - request.submitted_s)
+            if request.caller:
+                key = most[request.caller] = min(key, most.get(request.caller, key))
+            keys[id(request)] = key
+        waiting.sort(key=lambda request: keys[id(request)])
         self._begun += bool(waiting)
         if waiting and self._begun % FAIR_EVERY == 0:
             longest = min(waiting, key=lambda request: request.served_s)

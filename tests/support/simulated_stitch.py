@@ -141,8 +141,11 @@ class Shown:
     late_s: float = 0.0
     shares: list[float] = field(default_factory=list)  # of the enhancement, per frame
     reduced_frames: int = 0
+    asked_s: float = field(default_factory=lambda: time.monotonic())
+    first_s: float = 0.0  # from the request to the first frames
 
     def add(self, frames: int) -> None:
+        self.first_s = self.first_s or time.monotonic() - self.asked_s
         late_s = max(0.0, time.monotonic() - (self.start_s + self.frames / FPS))
         self.start_s, self.late_s, self.frames = self.start_s + late_s, self.late_s + late_s, self.frames + frames
 

@@ -114,6 +114,16 @@ async def test_a_late_watched_job_does_not_delay_one_in_time(device):
     assert order[0] == "late" and order[-1] == "early"
 
 
+async def test_a_session_gets_its_chunks_in_order_also_after_it_was_late(device):
+    """The first one misses its time while it waits; then the second has less slack left."""
+    batcher = FrameBatcher(device.compute, device.run, batch_size=1, wait_s=0.0)
+    running = asyncio.create_task(batcher.submit(["running"], NO_HURRY))
+    await asyncio.sleep(0.1)
+    chunks = [batcher.submit([f"chunk {k}"], Urgency(0.32 * k, 0.32, False), "alice") for k in range(1, 4)]
+    await asyncio.gather(running, *chunks)
+    assert [batch[0] for batch in device.batches] == ["running", "chunk 1", "chunk 2", "chunk 3"]
+
+
 async def test_slack_that_passes_in_the_queue_counts(device):
     """Of two calls with the same slack left, the older came with more."""
     batcher = FrameBatcher(device.compute, device.run, batch_size=1, wait_s=0.0)
