@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -52,11 +53,8 @@ class Draining:
 
 
 def own_id() -> str:
-    """The id of this replica; "" outside of Serve."""
-    try:
-        return str(serve.get_replica_context().replica_id.unique_id)
-    except RayServeException:
-        return ""
+    """The id of this replica; "" without Ray, as in local testing mode."""
+    return str(serve.get_replica_context().replica_id.unique_id) if ray.is_initialized() else ""
 
 
 async def listed_replicas() -> set[str]:

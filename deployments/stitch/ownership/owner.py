@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
+import ray
 from cachetools import TTLCache
 from ray import serve
-from ray.serve.exceptions import RayServeException
 
 from deployments.common.keyed_lock import KeyedLock
 from deployments.stitch.interrupts import Interrupt, Interrupts
@@ -45,11 +45,10 @@ class Directory(Protocol):
 
 
 def serve_directory() -> tuple[str, Directory | None]:
-    """This replica's id and its application's directory; no directory outside of a Serve replica."""
-    try:
-        context = serve.get_replica_context()
-    except RayServeException:
+    """This replica's id and its application's directory; no directory without Ray, as in local testing mode."""
+    if not ray.is_initialized():
         return "", None
+    context = serve.get_replica_context()
     return context.replica_id.unique_id, DirectoryClient(context.app_name)
 
 
