@@ -65,16 +65,21 @@ def test_a_full_disk(graph: ChaosGraph, audience: Audience, row: Row, name: str,
     speaks_again(row, audience, ids, time.monotonic(), 5.0)
 
 
-@pytest.mark.promise("each write takes {ms_per_write} ms longer", "no frame lost; picture and speech stop ≤ 0.5 s")
-@pytest.mark.parametrize("ms_per_write", [20, 100])
-def test_a_slow_disk(graph: ChaosGraph, audience: Audience, row: Row, name: str, ms_per_write: int) -> None:
+@pytest.mark.promise(
+    "each write to the disk takes {ms_per_write} ms longer",
+    "no frame lost; the picture stops ≤ 0.5 s, speech ≤ 0.5 s at 20 ms and 5 s at 100 ms",
+)
+@pytest.mark.parametrize(("ms_per_write", "pause_s"), [(20, 0.5), (100, 5.0)])
+def test_a_slow_disk(
+    graph: ChaosGraph, audience: Audience, row: Row, name: str, ms_per_write: int, pause_s: float
+) -> None:
     ids = [f"{name}-{k}" for k in range(2)]
     audience.open(*ids)
     began_s = graph.inject("disk", ms_per_write=ms_per_write)
     answers = finished({session_id: audience.speak(session_id, TEXT) for session_id in ids})
     record(row, audience, answers, began_s, time.monotonic())
     assert (row.seen["failed_utterances"], row.seen["lost_frames"]) == (0, 0)
-    assert max(row.seen["longest_gap_s"], row.seen["longest_pause_s"]) <= PACE_S, row.seen
+    assert row.seen["longest_gap_s"] <= PACE_S and row.seen["longest_pause_s"] <= pause_s, row.seen
 
 
 @pytest.mark.promise(
