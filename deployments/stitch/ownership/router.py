@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from deployments.stitch.ownership.actor import DirectoryClient, DirectoryError
@@ -25,7 +25,7 @@ from deployments.stitch.ownership.directory import GATHER_S, Route
 
 log = logging.getLogger("ray.serve")
 
-KNOWN_S, MAX_KNOWN = 60.0, 10_000  # sessions whose owner is remembered
+KNOWN_S, MAX_KNOWN = 60.0, 10_000  # how long, and of how many sessions, an owner is known without asking
 MAX_DEPARTED = 64  # replicas that are off Serve's list and may still own sessions
 ROUTING_TASKS = 256  # requests for which a replica is sought at a time; each may wait for the directory
 ROUTE_TIMEOUT_S = GATHER_S + 1.0
@@ -40,7 +40,7 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
         self._directory = DirectoryClient(self.app_name)
         self._directory_id = ""
         self._down_until_s, self._warned = 0.0, False
-        self._known: TTLCache[str, str] = TTLCache(MAX_KNOWN, KNOWN_S, timer=time.monotonic)
+        self._known: LRUCache[str, tuple[str, float]] = LRUCache(MAX_KNOWN)  # owner, and when the directory named it
         self._listed: dict[str, RunningReplica] = {}
         self._departed: LRUCache[str, RunningReplica] = LRUCache(MAX_DEPARTED)
         self._dead: LRUCache[str, None] = LRUCache(MAX_DEPARTED)
@@ -98,14 +98,21 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # otherwise Serve retries without a pause
         session = pending_request.metadata.session_id
-        replica = None if _was_moved(pending_request) else self._known.get(session)
-        if replica is None or replica not in self._listed or replica in self._dead:
-            replica = await self._ask_once(session)
-        if replica is None:  # no directory
-            running = self._by_hash(session, candidate_replicas)
+        known, known_s = (None, 0.0) if _was_moved(pending_request) else self._known.get(session, (None, 0.0))
+        if known in self._listed and known not in self._dead and time.monotonic() - known_s < KNOWN_S:
+            return [[self._listed[known]]]
+        owner = await self._ask_once(session)
+        if owner is None:  # the directory does not answer: the owner until now, if possible
+            running = self._running(known) or self._by_hash(session, candidate_replicas)
         else:
-            running = self._listed.get(replica) or self._departed.get(replica)
+            running = self._running(owner)
         return [[running]] if running is not None else []
+
+    def _running(self, replica: str | None) -> RunningReplica | None:
+        """A replica that may be listed or draining; None if its process has ended or it is not known here."""
+        if replica is None or replica in self._dead:
+            return None
+        return self._listed.get(replica) or self._departed.get(replica)
 
     async def _ask_once(self, session: str) -> str | None:
         """The owner's id; None if the directory does not answer. Requests of one session share a call."""
@@ -133,7 +140,7 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
         if route.replica and route.replica not in self._listed and route.replica not in self._departed:
             self._reach(route)
         if route.replica:
-            self._known[session] = route.replica
+            self._known[session] = (route.replica, time.monotonic())
         return route.replica
 
     def _reach(self, route: Route) -> None:

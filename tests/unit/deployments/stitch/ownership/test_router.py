@@ -162,15 +162,20 @@ async def test_a_refused_request_asks_again(directory):
 
 async def test_without_a_directory_all_routers_choose_the_same_replica_and_say_so_once(directory, caplog):
     routers = [make_router(directory, R0, R1, R2), make_router(directory, R2, R1, R0)]
-    known = await route(routers[0], "known")
+    for other in ("a", "b"):
+        await route(routers[0], other)
+    known = await route(routers[0], "carol")
+    assert known == "r2"
     directory.down = True
-    assert await route(routers[0], "known") == known
+    assert await route(routers[0], "carol") == known
     sessions = [f"s{number}" for number in range(30)]
     placed = [[await route(router, session) for session in sessions] for router in routers]
     assert placed[0] == placed[1] and set(placed[0]) == {"r0", "r1", "r2"}
+    await asyncio.sleep(module.KNOWN_S)
+    assert [await route(router, "carol") for router in routers] == [known, "r0"]  # the second one has never asked
     await asyncio.sleep(module.DOWN_S)
     await route(routers[0], "another")
-    assert [record.message for record in caplog.records if "by hash" in record.message].__len__() == 2  # one per router
+    assert sum("by hash" in record.message for record in caplog.records) == 2  # one per router
     directory.down = False
     await asyncio.sleep(module.DOWN_S)
     directory.directory.report(Report("r1", Load(), {"s0": SessionUse(speaking=True)}))
@@ -190,7 +195,7 @@ async def test_a_directory_that_is_new_is_told_the_list_again(directory):
 async def test_many_requests_wait_for_the_directory_at_a_time(directory):
     """A session whose owner is known does not wait for others."""
     router = make_router(directory, R0)
-    await route(router, "known")
+    await route(router, "carol")
     answer = asyncio.Event()
     call = directory.call
 
@@ -202,7 +207,7 @@ async def test_many_requests_wait_for_the_directory_at_a_time(directory):
     waiting = [asyncio.create_task(route(router, f"s{number}")) for number in range(50)]
     await asyncio.sleep(0.1)
     async with asyncio.timeout(0.1):
-        assert await route(router, "known") == "r0"
+        assert await route(router, "carol") == "r0"
     answer.set()
     assert set(await asyncio.gather(*waiting)) == {"r0"}
 
