@@ -100,7 +100,11 @@ class Client:
         yield from self._bytes(calls.stream(text, sound, session_id=session_id, **options))
 
     def say(self, parts: Iterable[str], session_id: str, **options: Unpack[ChatOptions]) -> Speech:
-        """Speak a text while it is being written, such as a language model's tokens. options: those of `chat`."""
+        """Speak a text while it is being written, such as a language model's tokens. options: those of `chat`.
+
+        Raises Refused with the code `idle` after `parts` has paused for longer than the server's writer_timeout_s, when
+        it ends; what came before the pause is spoken. An empty line among the parts keeps the text open.
+        """
         return self._do(calls.say((part.encode() for part in parts), session_id, **options))
 
     def transcribe(self, audio: bytes | str | Path, language: str | None = None) -> Transcript:

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("waits")
 Answer = httpx.Response | Exception
 SPOKEN = {"session_id": "a", "avatar_id": "p", "video_url": "/v", "frames": 25, "duration_s": 1.0}
 SPOKEN |= {"ttff_ms": 500.0, "rtf": 0.5, "stages": {"TTS": {"calls": 1.0}}, "a_new_field": 1}
-SPOKEN |= {"start_s": 3.2, "interrupted": True}
+SPOKEN |= {"start_s": 3.2, "interrupted": True, "warnings": ["Skipped a block of code."]}
 
 
 class Server:
@@ -155,6 +155,7 @@ def test_speak_returns_a_speech_and_ignores_unknown_fields(call: Any, server: Se
     speech = call(ok(SPOKEN), "speak", "Hello.", session_id="a", enhance=True, voice=None)
     assert (speech.session_id, speech.frames, speech.ttff_ms, speech.stages) == ("a", 25, 500.0, {"TTS": {"calls": 1}})
     assert (speech.start_s, speech.interrupted) == (3.2, True)
+    assert speech.warnings == ["Skipped a block of code."]
     assert str(server.requests[0].url) == "http://x/base/speak"
     assert json.loads(server.requests[0].content) == {"text": "Hello.", "session_id": "a", "enhance": True}
 
