@@ -6,10 +6,11 @@ TORCH_INDEX ?=
 SETUP_LOG := .venv/setup.log
 TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by five small models, each in its own process.
 TEST_WORKERS ?= 2
+HOURS ?= 0.05
 export PYTHONUNBUFFERED = 1
 export NO_MKDOCS_2_WARNING = 1 # a banner of mkdocs-material that hides its errors
 
-.PHONY: help setup demo serve test test-full check format docs bench bench-embedded bench-quality bench-live profile doctor clean
+.PHONY: help setup demo serve test test-full soak check format docs bench bench-embedded bench-quality bench-live profile doctor clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' $(MAKEFILE_LIST) | sed -E 's/:.*# /\t/' | expand -t 18
@@ -50,15 +51,21 @@ serve: setup # serve on http://127.0.0.1:8000 until Ctrl-C
 # cores. Tests marked `full` are left out (addopts in pyproject.toml).
 test: setup # all tests but those at full size: unit tests and the page, then the graph on a real Ray
 	@failed=0; \
-	echo "1 of 2: unit tests, and the page in Chromium"; \
+	echo "1 of 3: unit tests, and the page in Chromium"; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/browser tests/gpu tests/unit \
 		-n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder || failed=1; \
-	echo "2 of 2: the graph on a real Ray"; \
+	echo "2 of 3: the graph on a real Ray"; \
 	$(PY) -m pytest tests/graph || failed=1; \
+	echo "3 of 3: faults of the graph, the short form of make soak"; \
+	$(PY) -m pytest tests/chaos || failed=1; \
 	exit $$failed
 
 test-full: setup # the tests at full size, for a release, after `make test`; needs 10 GB of free memory
 	$(PY) -m pytest -m full
+
+soak: export WARMTALK_SOAK_HOURS = $(HOURS)
+soak: setup # every fault of tests/chaos, then HOURS of sessions; for a release, before `cp out/chaos.json docs/reliability.json`
+	$(PY) -m pytest -v tests/chaos -m "soak or not soak"
 
 check: .venv/ready # format, lint, types, import contracts
 	.venv/bin/ruff format --check .

@@ -98,4 +98,4 @@ def test_clients_that_vanish(graph: ChaosGraph, audience: Audience, row: Row, na
     for k in range(10):
         assert audience.api.get(f"/sessions/{name}-gone-{k}").json()["frames"] < expected_frames(long)
     assert_no_leak(audience.api, before, spare_mb=40)
-    assert row.seen["longest_gap_s"] <= PACE_S, row.seen
+    assert row.seen["longest_gap_s"] <= PACE_S and row.seen["longest_pause_s"] <= PACE_S, row.seen
