@@ -70,6 +70,11 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
         self._dead[replica] = None
         self._departed.pop(replica, None)
 
+    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_unavailable(replica_id)
+        if replica_id.unique_id in self._departed:  # Serve probes listed replicas only; this one has probably ended
+            self.on_replica_actor_died(replica_id)
+
     def _infos(self) -> dict[str, Any]:
         return {replica: running._replica_info for replica, running in self._listed.items()}
 

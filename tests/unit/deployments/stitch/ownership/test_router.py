@@ -136,11 +136,20 @@ async def test_the_session_of_a_dead_replica_goes_to_another(directory):
     assert await route(other, "alice") == "r0"
 
 
-async def test_a_departed_replica_whose_process_ended_gets_no_request(directory):
+@pytest.mark.parametrize("notice", ["on_replica_actor_died", "on_replica_actor_unavailable"])
+async def test_a_departed_replica_whose_process_ended_gets_no_request(directory, notice):
     router = make_router(directory, R1)
     await route(router, "alice")
     router.update_replicas([R0])
-    router.on_replica_actor_died(R1.replica_id)
+    assert await route(router, "alice") == "r1"
+    getattr(router, notice)(R1.replica_id)
+    assert await route(router, "alice") == "r0"
+
+
+async def test_a_listed_replica_that_cannot_be_reached_for_a_moment_keeps_its_sessions(directory):
+    router = make_router(directory, R0, R1)
+    assert await route(router, "alice") == "r0"
+    router.on_replica_actor_unavailable(R0.replica_id)
     assert await route(router, "alice") == "r0"
 
 
