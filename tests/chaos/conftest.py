@@ -14,7 +14,6 @@ from tests.chaos.harness import ChaosGraph
 from tests.chaos.results import Row, save
 from tests.chaos.viewers import Audience
 
-
 ABOVE_LIMIT = "AssertionError: {"  # of `assert figures within limits, row.seen`
 
 
