@@ -22,7 +22,7 @@ from configs.schema import IngressConfig
 from deployments.common.errors import cancel_call, stream_items, to_warmtalk_error
 from deployments.common.messages import SpeakEvent, SpeakRequest
 from deployments.common.speech_call import SpeechCall
-from models.errors import BusyError, IdleError, TextError, WarmTalkError
+from models.errors import BusyError, IdleError, StageError, TextError, WarmTalkError
 from models.llm.token_stream import end_when_silent, speakable_pieces
 from models.runtime.silences import with_silences
 from models.speech.text import printable
@@ -201,15 +201,18 @@ async def speak_text_stream(
                 raise
 
     feeder = context.run(asyncio.create_task, feed())
-    reported = False
+    reported = interrupted = False
     try:
         async with aclosing(stream_items(events)) as items, aclosing(_with_error(items, failed)) as all_events:
             async for event in all_events:
                 reported = reported or event.error is not None
+                interrupted = bool(event.summary and event.summary.get("interrupted"))
                 yield event
         done, _ = await asyncio.wait({feeder}, timeout=WRITER_ERROR_WAIT_S)  # interrupted speech ends before its writer
         if done and not reported:
             feeder.result()
+        if not done and not interrupted:
+            raise StageError("The speech ended before its text.", "Send the rest as another text.")
     finally:
         cancel_call(events)
         feeder.cancel()

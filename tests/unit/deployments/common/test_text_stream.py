@@ -88,7 +88,7 @@ async def test_parts_are_sent_outside_the_context_of_the_callers_request(make_st
 
 
 async def test_an_unreadable_part_is_skipped_with_a_warning_and_the_rest_is_spoken(make_stitch):
-    stitch, _, stages = await make_stitch()
+    stitch, _, _ = await make_stitch()
     parts = writing("one.", "bad one.", "```\ncode()\n```", "🎉 🎉", "bad two.", "two.")
     summary = await summary_of(speak_text_stream(StitchHandle(stitch), REQUEST, parts))
     assert summary["warnings"] == [
@@ -270,6 +270,17 @@ async def test_a_text_whose_writer_is_lost_ends():
     began_s = time.monotonic()
     assert [part async for part in texts.read("a")] == ["One."] and len(texts) == 0
     assert time.monotonic() - began_s == pytest.approx(module.LOST_WRITER_S)
+
+
+async def test_speech_that_loses_its_writer_ends_with_an_error_for_a_writer_that_goes_on(make_stitch, monkeypatch):
+    monkeypatch.setattr(module, "LOST_WRITER_S", 0.5 * module.FEED_INTERVAL_S)
+    stitch, _, stages = await make_stitch()
+    with pytest.raises(StageError, match="ended before its text"):
+        [
+            event
+            async for event in speak_text_stream(StitchHandle(stitch), REQUEST, writing("one.", "two.", pause_s=60.0))
+        ]
+    assert [text for _, text in stages.spoken] == ["one."]
 
 
 async def test_a_slow_writer_reports_that_it_is_there_so_its_text_does_not_end(make_stitch):

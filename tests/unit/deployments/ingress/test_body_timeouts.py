@@ -67,12 +67,6 @@ async def test_a_body_at_the_minimum_rate_is_accepted_however_long_it_takes(serv
     assert (await send_partly("/speak/audio", part, repeat_s=1.0, repeats=200))[0] == 200
 
 
-async def test_a_text_that_is_being_written_may_arrive_at_any_rate(serve):
-    serve(Handle(speak=[SpeakEvent(summary=SUMMARY)], feed=None))
-    status, _ = await send_partly("/sessions/alice/say", b"a ", repeat_s=IDLE_TIMEOUT_S - 1, repeats=12)
-    assert status == 200
-
-
 async def test_only_a_limited_number_of_uploads_is_received_at_a_time(serve):
     serve(Handle(), config={"max_uploads": 2})
     for _ in range(2):  # refused uploads give their slots back

@@ -96,6 +96,12 @@ async def test_a_silent_writer_gets_an_error_at_once_and_what_is_held_is_spoken(
     assert stitch.summaries == 1 and not replica._background
 
 
+async def test_a_text_may_arrive_at_any_rate(serve):
+    serve(Stitch())
+    status, _ = await send_partly("/sessions/alice/say", b"a ", repeat_s=WRITER_TIMEOUT_S - 1, repeats=12)
+    assert status == 200
+
+
 async def test_a_writer_that_sends_nothing_at_all_gets_the_same_error(serve):
     stitch = Stitch()
     serve(stitch)
