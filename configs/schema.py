@@ -186,7 +186,7 @@ class StitchConfig(Supervised):
         24000, description="Sample rate of the sound of new sessions, in Hz."
     )
     crf: int = Field(20, ge=0, le=40, description="Quality of the H.264 video: lower is better and larger.")
-    preset: str = Field("veryfast", description="Speed preset of x264, such as `ultrafast`, `veryfast` or `medium`.")
+    preset: str = Field("superfast", description="Speed preset of x264, such as `ultrafast`, `superfast` or `medium`.")
     threads: int = Field(
         1,
         ge=1,
@@ -294,7 +294,9 @@ class RecognizeConfig(Accelerated):
         description="ISO 639-1 code of the language for requests that name none. Null lets the engine detect it.",
     )
     max_audio_s: float = Field(120.0, gt=0, description="Longest recording, in seconds.")
-    hung_after_s: float = Field(60.0, gt=0, description=HUNG_AFTER)
+    hung_after_s: float = Field(
+        10.0, gt=0, description=HUNG_AFTER + " Both are per second of a recording, and at least for 10 s of it."
+    )
 
 
 class ChatConfig(Strict):

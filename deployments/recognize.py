@@ -13,9 +13,10 @@ from models.recognition import ENGINES
 from models.recognition.base import Recognizer, Task, Transcript
 from models.runtime.registry import find_engine
 from models.speech.audio import decode_audio, resample
-from models.types import WHISPER_HZ
+from models.types import WHISPER_HZ, Float32
 
 DEFAULT_WEIGHTS = "weights/whisper-tiny.en"
+LEAST_SIZE_S = 10.0  # shorter recordings do not take less time in proportion
 IO_THREADS = 16  # for engines that wait for a server; more than max_ongoing_requests
 
 
@@ -59,9 +60,15 @@ class Recognize(Stage[RecognizeConfig]):
         received_s = time.time()
         await self.ready()
         worker = self._io_worker if getattr(self.engine, "io_bound", False) else self.worker
-        done = await worker.run(self._transcribe, self.config, audio_path, language, task)
-        return Stamped(done.value, (self.meter.record_call(0, received_s, done.queue_s, done.compute_s),))
+        read = await worker.run(_samples, audio_path, self.config.max_audio_s)
+        size = max(len(read.value) / WHISPER_HZ, LEAST_SIZE_S)
+        language = language or self.config.language
+        done = await worker.run_sized(size, self.engine.transcribe, read.value, language, task)
+        times_s = (read.queue_s + done.queue_s, read.compute_s + done.compute_s)
+        return Stamped(done.value, (self.meter.record_call(0, received_s, *times_s),))
 
-    def _transcribe(self, config: RecognizeConfig, audio_path: str, language: str | None, task: Task) -> Transcript:
-        samples, rate_hz = decode_audio(uploaded_file(audio_path), config.max_audio_s)
-        return self.engine.transcribe(resample(samples, rate_hz, WHISPER_HZ), language or config.language, task)
+
+def _samples(audio_path: str, max_seconds: float) -> Float32:
+    """An uploaded sound file at WHISPER_HZ. Raises InputError, AudioError."""
+    samples, rate_hz = decode_audio(uploaded_file(audio_path), max_seconds)
+    return resample(samples, rate_hz, WHISPER_HZ)

@@ -16,6 +16,9 @@ from models.runtime.disk_full import disk_full_error
 
 log = logging.getLogger("ray.serve")
 
+TRIES = 3  # of a call whose replica is lost
+RETRY_PAUSE_S = 0.1  # doubled per attempt: 0.1, 0.2, 0.4 … while Serve replaces a lost replica
+
 Item = TypeVar("Item")
 
 
@@ -75,13 +78,18 @@ def is_replica_failure(error: BaseException) -> bool:
 
 
 async def with_retry(call: Callable[[], Awaitable[Item]]) -> Item:
-    """The result of `call()`, a call of a stage that changes nothing. It is made again if its replica is lost."""
-    try:
-        return await call()
-    except (RayError, RayServeException, asyncio.CancelledError) as error:
-        if not is_replica_failure(error):
-            raise
-    return await call()
+    """The result of `call()`, a call of a stage that changes nothing. It is made again if its replica is lost.
+
+    A replica that has failed may take the next call, too, before it ends; hence TRIES.
+    """
+    for attempt in range(TRIES):
+        try:
+            return await call()
+        except (RayError, RayServeException, asyncio.CancelledError) as error:
+            if attempt == TRIES - 1 or not is_replica_failure(error):
+                raise
+        await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 def is_own_cancellation() -> bool:

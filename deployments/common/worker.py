@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 HUNG_AFTER_S, LOAD_LIMIT_S = 8.0, 600.0  # until a config sets them
 FIRST_CALL_S = 10.0  # least limit of the first call of a function, which may load something
+FIRST_UNIT_S = 2.0  # for a first call of `run_sized`
 HUNG_FACTOR = 4.0
 KEPT_DURATIONS = 100
 END_S = 5.0  # in which a replica whose device is lost ends itself
@@ -104,10 +105,13 @@ class RecentDurations:
     def add(self, duration_s: float) -> None:
         self._recent_s.append(duration_s)
 
-    def limit_s(self, least_s: float) -> float:
-        """A call that takes longer hangs: HUNG_FACTOR times the 99th percentile, and at least least_s."""
+    def limit_s(self, least_s: float, size: float = 1.0) -> float:
+        """A call that takes longer hangs: HUNG_FACTOR times the 99th percentile, and at least least_s.
+
+        size: of the call, where the durations are per unit.
+        """
         ordered_s = sorted(self._recent_s)
-        return max(least_s, HUNG_FACTOR * ordered_s[int(0.99 * (len(ordered_s) - 1))]) if ordered_s else least_s
+        return max(least_s, HUNG_FACTOR * size * ordered_s[int(0.99 * (len(ordered_s) - 1))]) if ordered_s else least_s
 
 
 @dataclass(slots=True)
@@ -117,6 +121,7 @@ class _Job:
     name: str
     progress_s: float  # by `time.monotonic`: when it started, or last reported progress
     limit_s: float | None  # from then on; None: as usual for this function
+    size: float  # the usual limit is per unit of it
 
 
 class Worker:
@@ -142,29 +147,37 @@ class Worker:
 
         Raises what the function raises, and ReplicaFailedError where that means that the device is lost.
         """
-        return await self._submit(None, functools.partial(function, *args, **kwargs))
+        return await self._submit(functools.partial(function, *args, **kwargs))
+
+    async def run_sized(
+        self, size: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> WorkResult[T]:
+        """As `run`, for a function whose calls take as long as they are large, in any unit."""
+        return await self._submit(functools.partial(function, *args, **kwargs), size=size)
 
     async def run_long(
         self, limit_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> WorkResult[T]:
         """As `run`, for a function that may take `limit_s` from its start, or from its last call of `progressed`."""
-        return await self._submit(limit_s, functools.partial(function, *args, **kwargs))
+        return await self._submit(functools.partial(function, *args, **kwargs), limit_s)
 
-    async def _submit(self, limit_s: float | None, work: functools.partial[T]) -> WorkResult[T]:
+    async def _submit(
+        self, work: functools.partial[T], limit_s: float | None = None, size: float = 1.0
+    ) -> WorkResult[T]:
         submitted_s = time.perf_counter()
         if self._device_error:  # the replica is about to end, and its callers then try another one
             await asyncio.sleep(END_S)
             raise ReplicaFailedError.of(self._device_error)
 
         def timed() -> WorkResult[T]:
-            job = self._running[threading.get_ident()] = _Job(_name_of(work), time.monotonic(), limit_s)
+            job = self._running[threading.get_ident()] = _Job(_name_of(work), time.monotonic(), limit_s, size)
             started_s = time.perf_counter()
             try:
                 value = self.guard(work)()
             finally:
                 del self._running[threading.get_ident()]
             ended_s = time.perf_counter()
-            self._durations[job.name].add(ended_s - started_s)
+            self._durations[job.name].add((ended_s - started_s) / size)
             return WorkResult(value, submitted_s, started_s, ended_s)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
@@ -215,8 +228,8 @@ class Worker:
             return job.limit_s
         recent = self._durations.get(job.name)
         if recent is not None:
-            return recent.limit_s(self.hung_after_s)
-        return max(self.hung_after_s, FIRST_CALL_S, HUNG_FACTOR * self.loading_s)
+            return recent.limit_s(self.hung_after_s, job.size)
+        return max(self.hung_after_s, FIRST_CALL_S, HUNG_FACTOR * self.loading_s, FIRST_UNIT_S * job.size)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

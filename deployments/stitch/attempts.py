@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.common.errors import ReplicaFailedError, cause_of, is_replica_failure, to_warmtalk_error
+from deployments.common.errors import (
+    RETRY_PAUSE_S,
+    ReplicaFailedError,
+    cause_of,
+    is_replica_failure,
+    to_warmtalk_error,
+)
 from deployments.common.worker import RecentDurations
 from models.errors import StageError, WarmTalkError
 
-RETRY_PAUSE_S = 0.1  # doubled per attempt: 0.1, 0.2, 0.4 … while Serve replaces a lost replica
 LONGEST_PAUSE_S = 2.0
 LONGEST_WAIT = 3  # times the timeout, while others are answered
 BUSY = (BackPressureError, DeploymentUnavailableError)

@@ -97,6 +97,24 @@ async def test_a_later_call_has_the_limit_of_the_config(clock, hang):
     await task
 
 
+async def test_the_limit_of_a_large_call_follows_from_its_size(clock, hang):
+    worker = Worker("test")
+    task = asyncio.create_task(worker.run_sized(30.0, hang))
+    await asyncio.to_thread(hang.started.wait, 30)
+    assert fault_after(worker, clock, 61).endswith("the limit is 60.0 s")  # nothing is known: 2 s per unit
+    hang.release()
+    await task
+    worker._durations["Hang"] = RecentDurations()
+    worker._durations["Hang"].add(1.0)
+    hang._gate.clear()
+    hang.started.clear()
+    task = asyncio.create_task(worker.run_sized(30.0, hang))
+    await asyncio.to_thread(hang.started.wait, 30)
+    assert fault_after(worker, clock, 121).endswith("the limit is 120.0 s")  # 4 · 1 s per unit
+    hang.release()
+    await task
+
+
 async def test_a_function_with_a_limit_of_its_own_may_report_progress(clock, hang):
     worker, reported = Worker("test"), threading.Event()
 
