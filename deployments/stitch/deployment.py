@@ -132,19 +132,17 @@ class Stitch(Stage[StitchConfig]):
         requested_s = time.perf_counter()
         session_id = check_id(request.session_id, "session id")
         text_stream = self._text_streams.reserve(request.text_stream_key)
-        with (
-            text_stream,
-            self._interrupts.register(session_id) as interrupt,
-            self._admission.admit(session_id, self._live.watched_fps(session_id), force=request.moves > 0) as making,
-        ):
-            await interrupt.run(self._owner.arrive(session_id, request.sent_s))
-            async with (
-                self._session_lock.hold(session_id),
-                self._owner.turn(session_id, interrupt, self._slots[making.live]),
-                aclosing(self._start(request, interrupt, making, requested_s)) as events,
-            ):
-                async for event in events:
-                    yield event
+        with text_stream, self._interrupts.register(session_id) as interrupt:
+            await interrupt.run(self._owner.arrive(session_id, request.sent_s))  # first: then it is known who watches
+            live_fps, moved = self._live.watched_fps(session_id), request.moves > 0
+            with self._admission.admit(session_id, live_fps, force=moved) as making:
+                async with (
+                    self._session_lock.hold(session_id),
+                    self._owner.turn(session_id, interrupt, self._slots[making.live]),
+                    aclosing(self._start(request, interrupt, making, requested_s)) as events,
+                ):
+                    async for event in events:
+                        yield event
 
     async def _start(
         self, request: SpeakRequest, interrupt: Interrupt, making: Making, requested_s: float

@@ -120,12 +120,18 @@ class SessionOwner:
         return claim
 
     async def arrive(self, session_id: str, sent_s: float) -> None:
-        """`take` for an utterance. After a move, those that waited at the old owner go first, in the order sent."""
+        """`take` for an utterance. After a move, those that waited at the old owner go first, in the order sent.
+
+        They also wait until the viewers' hubs have subscribed here, so that none is spoken unseen.
+        """
         await self.take(session_id)
         if (arrivals := self._arrivals.get(session_id)) is not None:
             turn = asyncio.get_running_loop().create_future()
             arrivals.append((sent_s, turn))
             await turn
+        if session_id in self._expected:
+            await self._live.wait_for_viewers(session_id, VIEWERS_S)
+            self._expected.discard(session_id)
 
     def _settle(self, session_id: str) -> None:
         for _, turn in sorted(self._arrivals.pop(session_id, []), key=lambda arrival: arrival[0]):
@@ -139,9 +145,6 @@ class SessionOwner:
             if self.draining:
                 raise moved_error(session_id)
             self._waiting[session_id] = interrupt
-            if session_id in self._expected:
-                self._expected.discard(session_id)
-                await interrupt.run(self._live.wait_for_viewers(session_id, VIEWERS_S))
             async with interrupt.acquire(slots):
                 interrupt.check()
                 del self._waiting[session_id]

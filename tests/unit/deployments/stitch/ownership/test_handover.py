@@ -186,7 +186,7 @@ async def test_a_text_that_waits_at_the_old_owner_is_spoken_in_full_at_the_new_o
 
 async def test_the_viewers_of_a_dead_owner_are_waited_for(cluster):
     """The next utterance may arrive before the hub has subscribed again; it must not be spoken unseen."""
-    old, _new = await two_replicas(cluster, "alice")
+    old, new = await two_replicas(cluster, "alice")
     watcher = Watcher(await cluster.hubs[0].view("alice"))
     await asyncio.sleep(1.0)
     cluster.dead.add("r0")
@@ -197,6 +197,8 @@ async def test_the_viewers_of_a_dead_owner_are_waited_for(cluster):
     await asyncio.sleep(0.5)
     for listener in broadcast._listeners:
         listener.put_nowait(None)  # the stream of the hub breaks off
+    await asyncio.sleep(1.0)
+    assert new._admission.live_sessions() == {"alice": 25}
     summary = await said
     assert summary["live"]["shown_frames"] == 28 and cluster.routed[-2:] == [("speak", "r1"), ("live", "r1")]
     await asyncio.sleep(0.5)
