@@ -3,3 +3,7 @@
 stitch/ runs the pipeline of an utterance and owns the sessions; ingress/ is the HTTP server; chat/ answers messages;
 common/ has what all of them share. Stages never import one another: graph.py connects them through handles.
 """
+
+from deployments.common.loopback import bind_replicas
+
+bind_replicas()

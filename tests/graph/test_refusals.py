@@ -4,9 +4,11 @@ import json
 import socket
 import time
 
+import psutil
 import pytest
 
 from tests.graph.media import silence, wav
+from tests.graph.processes import command_lines
 from tests.graph.requests import error_of, speak, wait_until
 
 pytestmark = pytest.mark.ray
@@ -97,3 +99,15 @@ def test_an_unknown_session_and_an_unknown_path_are_404(client):
     answer = client.get("/sessions/nobody/video.mp4")
     assert (answer.status_code, error_of(answer)["code"]) == (404, "session_not_found")
     assert error_of(client.get("/nowhere"))["code"] == "http_404"
+
+
+def test_no_port_is_open_to_other_machines(client):
+    """Whoever reaches a port of Ray or of a replica can run any code."""
+    processes = {psutil.Process().pid: "this process", **command_lines()}
+    addresses = {
+        (c.laddr.ip, processes[c.pid])
+        for c in psutil.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and c.pid in processes
+    }
+    open_ones = {(ip, name) for ip, name in addresses if not ip.removeprefix("::ffff:").startswith("127.")}
+    assert len(addresses) > 10 and open_ones == set()

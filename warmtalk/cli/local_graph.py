@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from configs.exposure import api_keys_env, exposure_warning
 from configs.serve_file import ConfigFileError, gpu_stages, load_serve_config
+from deployments.common import loopback
 from models.errors import ConfigError, StageError
 from warmtalk.cli import CODE
 from warmtalk.cli.ports import require_free_port, server_url
@@ -121,8 +122,12 @@ class LocalGraph:
 
     def _start_ray(self) -> None:
         import ray
-        from ray._private import auto_init_hook
+        from ray._private import auto_init_hook, ray_constants
 
+        if "address" not in self.resources:
+            # Ray's ports listen on 127.0.0.1 only, as by default on macOS: who reaches them can run any code.
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            os.environ[loopback.VARIABLE] = "1"
         auto_init_hook.enable_auto_connect = False  # a handle used after stop() must not start another Ray
         os.environ["WARMTALK_HOME"] = str(self.home.resolve())
         paths = [str(CODE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
