@@ -12,10 +12,12 @@ from deployments.common.speech_call import SpeechCall
 from deployments.ingress.live import hub
 from deployments.ingress.live.hubs import Hubs
 from deployments.stitch.deployment import Stitch
+from deployments.stitch.ownership import directory
 from deployments.stitch.ownership.actor import DirectoryError
 from deployments.stitch.ownership.directory import SessionDirectory
 from tests.support.stitch import Method, Stages, Stream, grey_avatar
 
+CONFIRM_S = 0.5
 CONFIG = {"crf": 8, "steady_crops": False, "rest_mouth": "generated", "recorded_pause_ms": 0}
 
 
@@ -121,6 +123,7 @@ async def cluster(monkeypatch, tmp_path):
     """Without a replica yet."""
     monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
     monkeypatch.setattr(hub, "GRACE_S", 2.0)  # Stitch, hub and viewers share one busy event loop here
+    monkeypatch.setattr(directory, "CONFIRM_S", CONFIRM_S)  # shorter speech is enough for a test, which renders it
     avatar = grey_avatar()
     monkeypatch.setattr(Stitch, "_load_avatar", lambda self, avatar_id: avatar)
     monkeypatch.setattr("deployments.stitch.deployment.AvatarStore.exists", lambda self, avatar_id: True)

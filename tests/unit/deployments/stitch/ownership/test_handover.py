@@ -8,15 +8,15 @@ import pytest
 
 from deployments.common.messages import SpeakRequest
 from deployments.common.text_stream import speak_text_stream
-from deployments.stitch.ownership.directory import CONFIRM_S, SILENT_S, SessionDirectory
-from tests.support.cluster import cluster
+from deployments.stitch.ownership.directory import SILENT_S, SessionDirectory
+from tests.support.cluster import CONFIRM_S, cluster
 from tests.support.stitch import Watcher, assert_continuous, summary_of
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
 __all__ = ["cluster", "event_loop_policy", "virtual_time"]
 
-LONG = "x" * 60  # six seconds
-HANDED_OVER_S = CONFIRM_S + 1.5  # after the list has changed, until an idle session has moved
+LONG = "x" * 40  # four seconds
+HANDED_OVER_S = CONFIRM_S + 1.2  # after the list has changed, until an idle session has moved
 
 
 async def two_replicas(cluster, *sessions: str, **config):
@@ -61,7 +61,7 @@ async def test_viewers_of_a_session_that_speaks_move_when_it_is_silent(cluster):
     await asyncio.sleep(HANDED_OVER_S)
     assert old._live.watched() == ["alice"] and not said.done()
     summary = await said
-    assert summary["live"]["shown_frames"] == 153 and not summary["interrupted"]
+    assert summary["live"]["shown_frames"] == 103 and not summary["interrupted"]
     await asyncio.sleep(0.3)
     assert (old._live.watched(), new._live.watched()) == ([], ["alice"])
     summary = await cluster.speak("alice", "xx")
@@ -69,7 +69,7 @@ async def test_viewers_of_a_session_that_speaks_move_when_it_is_silent(cluster):
     await asyncio.sleep(0.5)
     _, edges, mouths = watcher.seen()
     assert_continuous(edges, summary)
-    assert (mouths > 240).sum() == 153 + summary["live"]["shown_frames"]  # every frame of both replicas was seen
+    assert (mouths > 240).sum() == 103 + summary["live"]["shown_frames"]  # every frame of both replicas was seen
 
 
 async def test_the_viewers_of_two_ingress_replicas_move(cluster):
@@ -116,7 +116,7 @@ async def test_utterances_that_wait_at_the_old_owner_speak_at_the_new_one_after_
     ended_s = time.monotonic()
     second, third = await asyncio.gather(*said[1:])
     assert (
-        first["live"]["shown_frames"] == 153 and second["live"]["shown_frames"] == third["live"]["shown_frames"] == 15
+        first["live"]["shown_frames"] == 103 and second["live"]["shown_frames"] == third["live"]["shown_frames"] == 15
     )
     assert [line["text"] for line in (await new.session("alice"))["utterances"]] == [LONG, "b" * 5, "c" * 5]
     assert not old._interrupts.sessions() and not old._live.watched()
@@ -127,7 +127,7 @@ async def test_utterances_that_wait_for_a_slot_of_the_old_owner_move_before_it_i
     _old, _new = await two_replicas(cluster, "alice", "ben", max_utterances=1)
     for session_id in ("alice", "ben"):
         Watcher(await cluster.hubs[0].view(session_id))
-    long = asyncio.create_task(cluster.speak("alice", "x" * 100))
+    long = asyncio.create_task(cluster.speak("alice", "x" * 50))
     await asyncio.sleep(0.5)
     waiting = asyncio.create_task(cluster.speak("ben", "x" * 10))
     cluster.list("r1")
