@@ -1,6 +1,7 @@
 """Measures the milliseconds per frame of pasting, encoding and appending, on one core.
 
     python -m benchmarks.stitch
+    python -m benchmarks.stitch --presets    # x264's presets on the presenter's idle clip: time, size, SSIM
 
 Pasting and encoding are measured in CPU time, so that other load does not matter; appending in wall time. The frames
 are a photograph with a moving face; the session is written to a temporary folder. Each frame is also rendered by
@@ -10,19 +11,23 @@ converting the whole picture to RGB and back (`whole_ms`): `saved_ms` is what th
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 from skimage import data
+from skimage.metrics import structural_similarity
 
 from benchmarks.common import argument_parser
 from models.geometry import apply, invert
-from models.media.encode import MediaSpec, UtteranceEncoder
+from models.media.encode import MediaSpec, UtteranceEncoder, init_segment
+from models.media.frames import planes
 from models.media.yuv import AnyFrame, Picture, picture_of
 from models.stitch.blends import BLENDS
 from models.stitch.canvas import Canvas
@@ -30,7 +35,8 @@ from models.stitch.paste import PasteMemory, Paster
 from models.stitch.session import SessionFile
 from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
 
-AVATAR_FRAMES = 50
+AVATAR_FRAMES, CLIP_FRAMES = 50, 75
+PRESENTER = Path(__file__).resolve().parents[1] / "models/embedded/presenter/presenter.mp4"
 CHUNK = 8  # frames per push
 
 
@@ -110,9 +116,35 @@ def encode_ms(frames: list[AnyFrame], spec: MediaSpec, speech: Float32, folder: 
     return 1e3 * encoding / len(frames), 1e3 * appending / len(frames), session.size * 8 / session.duration_s / 1e3
 
 
+def compare_presets(names: tuple[str, ...] = ("medium", "faster", "veryfast", "superfast", "ultrafast")) -> None:
+    """Print a row per preset, as fragments of a session are encoded: CPU time (best of three), bit rate, mean SSIM."""
+    with av.open(str(PRESENTER)) as container:
+        frames = [picture_of(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)][:CLIP_FRAMES]
+    height, width = frames[0].shape
+    for name in names:
+        spec = MediaSpec(width, height, 25, preset=name)
+        silence = np.zeros(len(frames) * spec.samples_at(spec.frame_ticks), np.float32)
+        times = []
+        for _ in range(3):
+            encoder, begun = UtteranceEncoder(spec), time.process_time()
+            fragments = encoder.push(frames, silence, True)
+            times.append(time.process_time() - begun)
+        data = b"".join([init_segment(spec), *(fragment.data for fragment in fragments)])
+        with av.open(io.BytesIO(data)) as coded:
+            shown = [planes(frame).luma for frame in coded.decode(video=0)]
+        pairs = list(zip(frames, shown, strict=True))[::6]
+        ssim = statistics.mean(structural_similarity(one.luma, other[:height, :width]) for one, other in pairs)
+        rate = 8e-3 * len(data) / (len(frames) / 25)
+        print(f"{name:10} {1e3 * min(times) / len(frames):5.2f} ms  {rate:5.0f} kbit/s  SSIM {ssim:.4f}")
+
+
 def main() -> None:
-    argument_parser(__doc__).parse_args()
+    parser = argument_parser(__doc__)
+    parser.add_argument("--presets", action="store_true", help="compare x264's presets instead")
     cv2.setNumThreads(1)
+    if parser.parse_args().presets:
+        compare_presets()
+        return
     rows: list[dict[str, float | str]] = []
     for width, height, face_px, side in (
         (512, 512, 256, 256),
