@@ -8,9 +8,10 @@ otherwise it is refused at once. Speech that nobody watches is never refused her
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -22,7 +23,7 @@ WINDOW_S = 2.0  # of one measurement; of the capacity, also MIN_WINDOW_S with MI
 MIN_WINDOW_S, MIN_FRAMES = 0.5, 200
 BEHIND_SHARE, LITTLE_SLACK_S = 0.95, 1.0  # an utterance is behind that is made without a pause, and has no reserve
 STARTING_S = 3.0  # the longest time in which others wait for the first frame of an utterance
-MAX_GIVEN_S, GIVEN_STEP_S = 1.0, 0.05  # how long a file waits with each chunk while others are urgent
+MAX_GIVEN_S = 1.0  # how long a file waits with each chunk while others are urgent
 SMOOTHING = 0.3  # weight of a measurement that is larger than the capacity so far
 
 
@@ -63,6 +64,7 @@ class Making:
     on_work: Callable[[int, int, int], None] = lambda working, made, rendered: None
     on_behind: Callable[[], None] = lambda: None
     hurried: Callable[[], bool] = lambda: False  # whether other utterances need the machine more than a file does
+    changed: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)  # waits until another utterance has advanced
     _started_s: float = math.inf
     _working: int = 0  # calls
     _changed_s: float = 0.0
@@ -83,9 +85,10 @@ class Making:
 
     async def give_way(self) -> None:
         """Wait with the next chunk of a file while others are urgent, for at most MAX_GIVEN_S."""
-        end_s = time.monotonic() + MAX_GIVEN_S
-        while self.hurried() and time.monotonic() < end_s:
-            await asyncio.sleep(GIVEN_STEP_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MAX_GIVEN_S):
+                while self.hurried():
+                    await self.changed()
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -143,6 +146,7 @@ class Admission:
     capacity: float | None = None
     metrics: LoadMetrics | None = None
     _sessions: dict[str, list[Making]] = field(default_factory=dict)
+    _change: asyncio.Event = field(default_factory=asyncio.Event)
     _working: int = 0  # utterances that are being made
     _changed_s: float = 0.0
     _busy_s: float = 0.0
@@ -163,6 +167,7 @@ class Admission:
                 self._check_load(live_fps)
         making = Making(live_fps or 0, live, on_work=self._on_work, on_behind=self._on_behind)
         making.hurried = lambda: any(other.urgent for other in self._all() if other is not making)
+        making.changed = lambda: self._change.wait()
         self._sessions.setdefault(session_id, []).append(making)
         self._report()
         try:
@@ -171,7 +176,13 @@ class Admission:
             self._sessions[session_id].remove(making)
             if not self._sessions[session_id]:
                 del self._sessions[session_id]
+            self._notify()
             self._report(making.reduced_frames)
+
+    def _notify(self) -> None:
+        """Let files that give way look again."""
+        self._change.set()
+        self._change = asyncio.Event()
 
     def _report(self, reduced_frames: int = 0) -> None:
         if self.metrics is not None:
@@ -216,6 +227,7 @@ class Admission:
         return BusyError(f"{reason}.", "Try again in a few seconds.")
 
     def _on_work(self, working: int, made: int, rendered: int) -> None:
+        self._notify()
         now_s = time.monotonic()
         self._busy_s += (now_s - self._changed_s) * (self._working > 0)
         self._changed_s = now_s
