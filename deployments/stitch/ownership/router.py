@@ -99,9 +99,11 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        if pending_request is None or not pending_request.metadata.session_id:
+        if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # otherwise Serve retries without a pause
+        if not pending_request.metadata.session_id:
+            return [candidate_replicas]
         session = pending_request.metadata.session_id
         known, known_s = (None, 0.0) if _was_moved(pending_request) else self._known.get(session, (None, 0.0))
         if known in self._listed and known not in self._dead and time.monotonic() - known_s < KNOWN_S:

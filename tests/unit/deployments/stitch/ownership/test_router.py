@@ -96,6 +96,22 @@ async def test_a_request_without_a_session_goes_to_any_listed_replica(directory)
     assert await route(router, "") in ("r0", "r1") and asked(directory) == 0
 
 
+@pytest.mark.parametrize("session_id", ["", "alice"])
+async def test_while_a_replica_is_full_it_is_not_asked_without_a_pause(directory, session_id):
+    full = Replica("r0")
+    full.max_ongoing_requests, probes = 0, []
+
+    async def get_queue_len(*, deadline_s: float) -> int:
+        probes.append(time.monotonic())
+        return 0
+
+    full.get_queue_len = get_queue_len
+    routing = asyncio.create_task(route(make_router(directory, full), session_id))
+    await asyncio.sleep(10.0)
+    assert 15 < len(probes) < 40  # with up to half a second in between
+    routing.cancel()
+
+
 async def test_requests_reach_a_draining_owner_until_it_releases_the_session(directory):
     router = make_router(directory, R1)
     assert await route(router, "alice") == "r1"
