@@ -198,6 +198,8 @@ conversation.addEventListener("sent", () => {
   if (!page.chose) unmute(); // sending counts as a user gesture, so sound may be turned on
 });
 
+conversation.addEventListener("warnings", ({ detail }) => notice("Part of the text was not spoken.", detail.join(" ")));
+
 // --- sound
 
 /** Needs a user gesture: browsers start pages muted. */

@@ -25,8 +25,8 @@ const typing = (words) => {
 
 /**
  * Events: "job" {status, key, chat, latency, of, done} whenever a job changes, "sent" when a message is sent, "fresh" when the
- * user asks for a new chat. `status`, `key` and `chat` (whether a language model answers) describe the most advanced job;
- * `latency` and `done` describe the job of bubble `of`.
+ * user asks for a new chat, "warnings" with sentences about what was not spoken. `status`, `key` and `chat` (whether a
+ * language model answers) describe the most advanced job; `latency` and `done` describe the job of bubble `of`.
  */
 export class Conversation extends EventTarget {
   #log = $("log");
@@ -112,11 +112,16 @@ export class Conversation extends EventTarget {
       const summary = await send(session);
       this.#changed(bubble, { status: "done", latency: { ...summary, first_frame_ms: summary.ttff_ms } });
       bubble.remove();
+      if (session === this.#session) this.#warn(summary.warnings);
     } catch (failure) {
       this.#fail(bubble, failure, () => this.#speak(words, symbol, send));
     } finally {
       this.#end(bubble);
     }
+  }
+
+  #warn(warnings) {
+    if (warnings?.length) this.dispatchEvent(new CustomEvent("warnings", { detail: warnings }));
   }
 
   #begin(text, symbol) {
@@ -157,7 +162,7 @@ export class Conversation extends EventTarget {
       }
       this.#changed(bubble, job);
       if (job.status === "failed") throw new Failure(job.error.message, job.error.remedy, job.error.code, 200);
-      if (job.status === "done") return;
+      if (job.status === "done") return this.#warn(job.warnings);
     }
   }
 

@@ -34,7 +34,7 @@ async def answer(state: State, job: dict[str, Any], session: FakeSession) -> Non
         job["frames"] += round(length_s * FPS)
         job["progress"] = min(0.95, len(job["reply"]) / len(state.reply))
         job["latency"] = latency(length_s)
-    job |= {"status": "done", "progress": 1.0, "saying": None}
+    job |= {"status": "done", "progress": 1.0, "saying": None, "warnings": state.warnings}
     job["video_url"] = f"/sessions/{job['session_id']}/video.mp4"
     session.messages += [
         {"role": "user", "content": job["message"]},
@@ -93,7 +93,7 @@ def serve_speech(app: FastAPI, state: State) -> None:
             return failed
         length_s = state.session(body["session_id"]).say(body["text"])
         await asyncio.sleep(length_s)
-        return JSONResponse(spoken(body["session_id"], length_s))
+        return JSONResponse({**spoken(body["session_id"], length_s), "warnings": state.warnings})
 
     @app.post("/speak/audio")
     async def speak_audio(http: Request, session_id: str) -> Response:

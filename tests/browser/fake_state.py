@@ -63,6 +63,7 @@ class State:
     ended: list[str] = field(default_factory=list)  # WebRTC connections closed by the page
     settings: IngressSettings = field(default_factory=lambda: IngressSettings.of(IngressConfig()))
     down: bool = False  # live streams end and new ones are refused
+    warnings: list[str] = field(default_factory=list)  # parts of a text that are not spoken
     why: str = ""  # reason in the `ended` event
 
     def session(self, session_id: str) -> FakeSession:

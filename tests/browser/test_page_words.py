@@ -78,3 +78,21 @@ def test_focus_moves_when_a_focused_button_disappears(served: tuple[str, State],
     press("#retry")
     chat.until("document.querySelector('#status-text').textContent.startsWith('Reconnecting')")
     assert chat.page.evaluate(stands) == "retry"
+
+
+def test_what_was_not_spoken_is_shown(served: tuple[str, State], tab: Any) -> None:
+    address, state = served
+    chat: Tab = tab(address).open("?via=mp4")
+    state.reply, state.warnings = "Hello.", ['Skipped "你好": it is unreadable.', "Skipped a block of code."]
+    for mode in ("chat", "say"):
+        chat.page.check(f"[name=mode][value={mode}]", force=True)
+        chat.send("Hello. 你好")
+        chat.page.wait_for_selector("#notice:not([hidden])")
+        assert chat.page.inner_text("#notice-title") == "Part of the text was not spoken."
+        assert chat.page.inner_text("#notice-text") == " ".join(state.warnings)
+        chat.page.click("#notice-close")
+    state.warnings = []
+    chat.send("Hello.")
+    chat.state("speaking")
+    chat.state("live")
+    assert not chat.page.is_visible("#notice")
