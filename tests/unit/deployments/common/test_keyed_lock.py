@@ -72,3 +72,13 @@ async def test_an_error_releases_the_lock():
         async with lock.hold("a"):
             raise ValueError("broken")
     assert len(lock) == 0
+
+
+async def test_its_keys_are_those_held_or_waited_for():
+    lock, release = KeyedLock(), asyncio.Event()
+    calls = [asyncio.create_task(take(lock, key, key, [], release)) for key in ("a", "a", "b")]
+    await asyncio.sleep(0)
+    assert sorted(lock.keys()) == ["a", "b"]
+    release.set()
+    await asyncio.gather(*calls)
+    assert lock.keys() == []

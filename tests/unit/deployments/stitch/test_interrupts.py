@@ -7,7 +7,7 @@ import time
 import pytest
 
 from deployments.stitch.interrupts import Interrupt, Interrupts
-from models.errors import InterruptedSpeech
+from models.errors import InterruptedSpeech, MovedError
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
 __all__ = ["event_loop_policy", "virtual_time"]
@@ -141,3 +141,11 @@ async def test_a_semaphore_acquired_while_the_caller_leaves_is_released(steps):
     await asyncio.wait({task})
     async with asyncio.timeout(1):
         await semaphore.acquire()
+
+
+async def test_an_interrupt_may_have_another_error_and_keeps_the_first():
+    interrupt = Interrupt()
+    interrupt.set(MovedError("The session moves.", "Send the request again."))
+    interrupt.set()
+    with pytest.raises(MovedError):
+        await interrupt.run(asyncio.sleep(60))

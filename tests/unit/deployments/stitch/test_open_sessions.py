@@ -126,6 +126,18 @@ def test_a_claim_holds_until_another_replica_claims_the_session(replicas):
     assert [line["text"] for line in one.describe("alice")["utterances"]] == ["Rival.", "Mine."]
 
 
+def test_a_session_that_is_handed_over_is_closed_and_can_be_taken_back(replicas):
+    one, two = replicas
+    append(begin(one, "alice", SPEC, avatar(), "One."))
+    before = open_files()
+    one.close("alice")
+    assert open_files() == before - 3  # video, index, sidecar
+    append(begin(two, "alice", SPEC, avatar(), "Two."))
+    two.close("alice")
+    append(begin(one, "alice", SPEC, avatar(), "Three."))
+    assert one.describe("alice")["frames"] == 24
+
+
 def test_a_session_with_video_keeps_its_avatar(replicas):
     one, _ = replicas
     append(begin(one, "alice", SPEC, avatar("ann"), "Hello."))
