@@ -26,6 +26,7 @@ from deployments.stitch.ownership.directory import GATHER_S, Route
 log = logging.getLogger("ray.serve")
 
 KNOWN_S, MAX_KNOWN = 60.0, 10_000  # how long, and of how many sessions, an owner is known without asking
+REFRESH_S = 5.0  # the directory is asked again after this time, but no request waits for the answer
 MAX_DEPARTED = 64  # replicas that are off Serve's list and may still own sessions
 ROUTING_TASKS = 256  # requests for which a replica is sought at a time; each may wait for the directory
 ROUTE_TIMEOUT_S = GATHER_S + 1.0
@@ -106,9 +107,12 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
             return [candidate_replicas]
         session = pending_request.metadata.session_id
         known, known_s = (None, 0.0) if _was_moved(pending_request) else self._known.get(session, (None, 0.0))
-        if known in self._listed and known not in self._dead and time.monotonic() - known_s < KNOWN_S:
+        age_s = time.monotonic() - known_s
+        if known in self._listed and known not in self._dead and age_s < KNOWN_S:
+            if age_s > REFRESH_S:
+                self._ask_once(session)
             return [[self._listed[known]]]
-        owner = await self._ask_once(session)
+        owner = await asyncio.shield(self._ask_once(session))
         if owner is None:  # the directory does not answer: the owner until now, if possible
             running = self._running(known) or self._by_hash(session, candidate_replicas)
         else:
@@ -121,12 +125,12 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
             return None
         return self._listed.get(replica) or self._departed.get(replica)
 
-    async def _ask_once(self, session: str) -> str | None:
+    def _ask_once(self, session: str) -> asyncio.Task[str | None]:
         """The owner's id; None if the directory does not answer. Requests of one session share a call."""
         if session not in self._asking:
             task = self._asking[session] = self._event_loop.create_task(self._ask(session))
             task.add_done_callback(lambda task: self._asking.pop(session, None))
-        return await asyncio.shield(self._asking[session])
+        return self._asking[session]
 
     async def _ask(self, session: str) -> str | None:
         if time.monotonic() < self._down_until_s:

@@ -74,6 +74,24 @@ async def test_a_known_session_costs_no_call(directory):
     assert asked(directory) == 1
 
 
+async def test_an_owner_is_checked_from_time_to_time_and_no_request_waits_for_that(directory):
+    router = make_router(directory, R0, R1)
+    assert await route(router, "alice") == "r0"
+    directory.directory._entries["alice"].owner = "r1"
+    await asyncio.sleep(module.REFRESH_S + 1)
+    call, answer = directory.call, asyncio.Event()
+
+    async def slow(method, *arguments, timeout_s=1.0):
+        await answer.wait()
+        return await call(method, *arguments)
+
+    directory.call = slow
+    assert [await route(router, "alice") for _ in range(3)] == ["r0"] * 3
+    answer.set()
+    await asyncio.sleep(0.1)
+    assert await route(router, "alice") == "r1" and asked(directory) == 2
+
+
 async def test_requests_of_a_new_session_share_one_call(directory):
     router = make_router(directory, R0, R1)
     replicas = await asyncio.gather(*(route(router, "alice") for _ in range(20)))  # they have the same request id
