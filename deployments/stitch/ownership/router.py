@@ -147,6 +147,7 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
             return None
         self._warned = False
         if route.directory != self._directory_id:  # a new one, which does not know who has left the list
+            self._directory_id = route.directory
             self._send_list()
         if route.replica and route.replica not in self._listed and route.replica not in self._departed:
             self._reach(route)
