@@ -109,9 +109,9 @@ async def watch_on_and_off(ingress: Any, times: int) -> None:
         await asyncio.sleep(0)
 
     socket = SimpleNamespace(client=None, send_bytes=nothing, send_text=nothing)
-    transcriptions = ingress._transcriptions
     limits = WriterLimits.from_config(ingress.config)
-    connection = Connection(socket, "alice", ingress._stitch, ingress._chat, ingress._hubs, transcriptions, limits)  # type: ignore[arg-type]
+    parts = (ingress._stitch, ingress._chat, ingress._hubs, ingress._transcriptions, ingress._uploads, limits)
+    connection = Connection(socket, "alice", *parts)  # type: ignore[arg-type]
     for _ in range(times):
         await connection._watch(Watch(type="watch", on=True))
         await connection._watch(Watch(type="watch", on=False))
