@@ -183,7 +183,7 @@ export class Conversation extends EventTarget {
     if (!bubble.isConnected) return; // the page shows another session now
     if (bubble.querySelector(".typing")) bubble.remove();
     const failed = this.#bubble("failed", "");
-    const over = failure.code === "session_closed"; // retrying cannot help
+    const over = ["session_closed", "reset_needed"].includes(failure.code); // retrying cannot help
     const retry = Object.assign(element("button", "small", over ? "New chat" : "Try again"), { type: "button" });
     retry.addEventListener("click", () => {
       if (over) return this.dispatchEvent(new Event("fresh"));

@@ -89,7 +89,7 @@ export class LivePlayer extends EventTarget {
         if (error instanceof Failure) failure = error;
       }
       if (run !== this.#run) return;
-      if (failure.code === "session_closed") return this.#setState("ended", { failure }); // the session will send nothing more
+      if (["session_closed", "reset_needed"].includes(failure.code)) return this.#setState("ended", { failure }); // for good
       const retryMs = backoff.take();
       this.#setState("lost", { failure, retryMs });
       await Promise.race([pause(retryMs), new Promise((resolve) => (this.#wake = resolve))]);
