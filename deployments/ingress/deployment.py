@@ -21,7 +21,7 @@ from deployments.common.stage import FOOTPRINT_KEYS, footprint, parse_config
 from deployments.common.supervision import Supervision
 from deployments.ingress.app import api
 from deployments.ingress.downloads import FOLDER, Downloads
-from deployments.ingress.draining import Draining, listed_replicas, own_id
+from deployments.ingress.draining import Draining, ListedReplicas, own_id
 from deployments.ingress.limits import ConcurrencyLimit
 from deployments.ingress.live.hubs import Hubs
 from deployments.ingress.readiness import Readiness, ReadinessProbe
@@ -65,7 +65,7 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
             lambda: self.config.max_sockets, "The maximum number of WebSockets is open already."
         )
         self._background: set[asyncio.Task[None]] = set()  # speech that goes on after the response
-        self._draining = Draining(listed_replicas, own_id)
+        self._draining = Draining(ListedReplicas(), own_id)
         self._hubs = Hubs(
             self._subscribe, lambda: self.config.max_viewers, self._stitch_time, draining=self._draining.begun
         )

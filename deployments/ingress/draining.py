@@ -57,16 +57,22 @@ def own_id() -> str:
     return str(serve.get_replica_context().replica_id.unique_id) if ray.is_initialized() else ""
 
 
-async def listed_replicas() -> set[str]:
-    """The ids of the replicas of this deployment that get requests and answer. Runs in a replica."""
-    context = serve.get_replica_context()
-    handle = serve.get_deployment_handle(context.deployment, context.app_name)
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            call: Any = handle.broadcast("identify")
-            answers = await call.results_async(return_exceptions=True)
-    except (TimeoutError, RayError, RayServeException, asyncio.CancelledError) as error:
-        if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
-            raise
-        return set()
-    return {answer for answer in answers if isinstance(answer, str)}
+class ListedReplicas:
+    """Call it for the ids of the replicas of this deployment that get requests and answer. Runs in a replica."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None  # of this deployment
+
+    async def __call__(self) -> set[str]:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                if self._handle is None:  # on a thread: it waits for Serve's controller
+                    context = serve.get_replica_context()
+                    names = (context.deployment, context.app_name)
+                    self._handle = await asyncio.to_thread(serve.get_deployment_handle, *names)
+                answers = await self._handle.broadcast("identify").results_async(return_exceptions=True)
+        except (TimeoutError, RayError, RayServeException, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
+                raise
+            return set()
+        return {answer for answer in answers if isinstance(answer, str)}
