@@ -26,8 +26,10 @@ DECODER_THREADS = 4  # each holds a frame, so the number of cores must not set t
 MAX_JPEG_SCANS = 100  # progressive JPEGs of cameras and editors have about 10; each scan is a pass over the picture
 JPEG_SCAN = b"\xff\xda"  # within coded data, a byte of 255 is followed by 0
 # Allowed demuxers. Playlists and concat scripts are excluded, because they make FFmpeg open other files.
+# Those of sound are in the list so that the error is "sound but no picture".
 VIDEO_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,ivf,flv,asf,ogg,gif,dv,mxf,nut"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,ivf,flv,asf,ogg,gif,dv,mxf,nut,"
+    "wav,w64,aiff,au,flac,mp3,aac,caf,amr"
 )
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SCALE = "Scale it down first."
