@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from tests.chaos.harness import ChaosGraph
 from tests.chaos.results import Row, save
 from tests.chaos.viewers import Audience
 
+BUSY = 2.5  # load per core before a case, above which its times say little
 ABOVE_LIMIT = "AssertionError: {"  # of `assert figures within limits, row.seen`
 
 
@@ -84,6 +86,9 @@ def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     case, promised = marker.args
     values = getattr(request.node, "callspec", None)
     row = Row(case.format(**(values.params if values else {})), promised)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > BUSY * cores:
+        row.note(f"the machine was busy with other work: load {load:.0f} on {cores} cores")
     yield row
     report = getattr(request.node, "report_call", None)
     if report is not None:

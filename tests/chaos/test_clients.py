@@ -91,6 +91,7 @@ def test_clients_that_vanish(graph: ChaosGraph, audience: Audience, row: Row, na
         vanish(graph, f"GET /sessions/{name}-watched/live.mp4 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), read=2000)
         vanish(graph, post("/speak/audio?session_id=upload", b"RIFF" + bytes(10_000), length=10**7), read=0)
         vanish(graph, post(f"/sessions/{name}-gone-{k}/say", b"Half a sen", length=10**5), read=0)
+        time.sleep(EVERY_S)
     answers = finished({f"{name}-stays": stays})
     record(row, audience, {f"{name}-stays": answers[f"{name}-stays"]}, began_s, time.monotonic())
     assert answers[f"{name}-stays"].frames == expected_frames(TEXT)
