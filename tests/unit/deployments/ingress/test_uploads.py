@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -144,13 +145,12 @@ async def test_uploads_of_a_dead_process_are_deleted_by_the_next_one(replica_of,
 
 async def test_a_cancelled_write_ends_before_the_upload_is_deleted(replica_of, monkeypatch):
     """Otherwise the thread would create the file again."""
-    uploads, events = Uploads(IngressConfig()), []
+    uploads, events, go_on = Uploads(IngressConfig()), [], threading.Event()
     path = await uploads.create()
 
     def slow(path, data):
         events.append("begins")
-        for _ in range(10**5):
-            pass
+        go_on.wait(10)
         events.append("ends")
 
     monkeypatch.setattr("deployments.ingress.uploads._append", slow)
@@ -158,5 +158,9 @@ async def test_a_cancelled_write_ends_before_the_upload_is_deleted(replica_of, m
     while not events:
         await asyncio.sleep(0)
     writing.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not writing.done()
+    go_on.set()
     await asyncio.wait({writing})
     assert events == ["begins", "ends"] and writing.cancelled()
