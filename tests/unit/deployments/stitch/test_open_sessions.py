@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deployments.stitch.open_sessions import OpenSessions, refuse_other_avatar, utterance_json
-from models.errors import FencedError, InputError, SessionNotFound
+from models.errors import CorruptError, FencedError, InputError, SessionNotFound
 from models.media.encode import MediaSpec, UtteranceEncoder
 from models.stitch.index import Sentence, UtteranceRecord
 from models.stitch.session import SessionFile
@@ -227,3 +227,29 @@ def test_a_removed_session_leaves_no_files_and_fences_its_writer(replicas, tmp_p
         append(session)
     assert list(tmp_path.iterdir()) == []
     assert (one.find("alice"), two.remove("alice"), one.store.list()) == (None, False, [])
+
+
+def test_a_damaged_index_is_repaired_when_the_session_is_opened(replicas, tmp_path: Path) -> None:
+    one, two = replicas
+    session = begin(one, "alice", SPEC, avatar(), "One.")
+    append(session)
+    session.end_utterance()
+    index = tmp_path / "alice" / "index.jsonl"
+    lines = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join([*lines[:2], b"\0\0\n", *lines[3:]]))
+    facts = two.describe("alice")
+    assert (facts["frames"], facts["size"]) == (8, session.size) and facts["utterances"][0]["end_s"] == 0.32
+    with pytest.raises(FencedError):
+        append(session)
+
+
+def test_a_session_that_cannot_be_repaired_does_not_affect_others(replicas, tmp_path: Path) -> None:
+    one, two = replicas
+    for name in ("alice", "bob"):
+        append(begin(one, name, SPEC, avatar(), "One."))
+    for path in (tmp_path / "alice").iterdir():
+        path.write_bytes(b"garbage")
+    with pytest.raises(CorruptError, match=r"session\.json is damaged"):
+        two.describe("alice")
+    assert two.store.list() == ["alice", "bob"] and two.describe("bob")["frames"] == 8
+    assert two.remove("alice") and two.store.list() == ["bob"]
