@@ -45,6 +45,8 @@ def to_warmtalk_error(error: Exception) -> WarmTalkError:
         )
     if isinstance(error, DeploymentUnavailableError):
         return BusyError("A stage has no running replica at the moment.", "Try again in a few seconds.")
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        return replica_lost_error()
     log.error("Unexpected error from a stage", exc_info=error)
     return StageError(
         "A stage failed while it processed the request.", "Send the request again; the server's log has the details."

@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.common.errors import ReplicaFailedError, cancel_call, stream_items, to_warmtalk_error, with_retry
@@ -30,6 +30,12 @@ def test_an_error_is_translated(error, kind):
 def test_an_unexpected_error_is_logged_and_not_shown(caplog):
     assert "secret" not in str(to_warmtalk_error(RuntimeError("secret")))
     assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize("error", [RayActorError(), TaskCancelledError()])
+def test_a_replica_that_was_killed_is_named_as_the_cause_and_is_no_bug(error, caplog):
+    assert to_warmtalk_error(error).message == "A stage lost its replica while it processed the request."
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("error", [BackPressureError(num_queued_requests=1, max_queued_requests=1), RayActorError()])
