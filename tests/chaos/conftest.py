@@ -59,6 +59,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosGraph]:
     graph = SHARED.get(tmp_path_factory)
     yield graph
+    if SHARED.running is not graph:  # the run was interrupted, and has stopped it
+        return
     try:
         graph.repair()
     except BaseException:
