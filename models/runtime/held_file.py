@@ -29,7 +29,7 @@ class HeldFile:
 def is_abandoned(path: Path) -> bool:
     """Whether no process holds the file; False if that cannot be found out."""
     try:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # for writing, which NFS requires of an exclusive lock; see flock(2)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except FileNotFoundError:
