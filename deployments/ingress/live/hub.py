@@ -343,10 +343,11 @@ class Hub:
                 async with asyncio.timeout(GRACE_S):
                     await self._arrived.wait()
         while self._speech and self._speech[0][1].position <= self._position:
-            self._clock, fragment = self._speech.popleft()
+            clock, fragment = self._speech.popleft()
             late = fragment.position < self._position
             self.late += late
-            if fragment.utterance or not late:  # otherwise a late way back to idle motion, which plays already
+            if fragment.utterance or not late:  # otherwise a late rest or hold: idle motion plays already, undelayed
+                self._clock = clock
                 return fragment
         return self._loop.fragment_at(self._loop.grid.floor(self._position))
 

@@ -128,6 +128,29 @@ async def test_expected_speech_is_waited_for_up_to_the_grace_time(live, late_s, 
     assert seen.count(250) == 4
 
 
+@pytest.mark.parametrize("holds", [2, 4, 5, 6, 12])
+async def test_holds_that_arrive_late_do_not_freeze_the_picture(live, holds):
+    """Stitch is overloaded: speech is announced, and the holds before it arrive after the hub went on without them."""
+    stitch, hubs = live
+    reading = asyncio.create_task(watch(await hubs.view("alice"), 5.0))
+    await asyncio.sleep(0.3)
+    at, clock = next_position(stitch, hubs, 0.4), stitch.clock
+    stitch.put(LiveEvent(clock, expect=at))
+    await asyncio.sleep(clock.time_of(at) - time.time() + 0.35)
+    (video,) = fragments(levels(LIVE_FRAMES))
+    (hold,) = split_fragment(video, at, 0, True)
+    for _ in range(holds):
+        clock = clock.delayed(LIVE_FRAMES)
+        stitch.put(LiveEvent(clock, piece=replace(hold, next_position=at)))
+    await asyncio.sleep(clock.time_of(at) - time.time() - 0.08)
+    spoken = fragments(np.full_like(levels(8), 250), spec=replace(SPEC, first_fragment_frames=8))
+    for part in split_fragment(spoken[0], at, 7, True):
+        stitch.put(LiveEvent(clock, piece=part))
+    data, times_s = await reading
+    assert np.diff(times_s).max() < hub.GRACE_S + 2 * LIVE_S
+    assert sum(grey > 240 for grey in shown(data)[1]) == 8
+
+
 async def test_a_viewer_that_does_not_read_holds_few_fragments_and_continues_at_the_live_edge(live):
     _, hubs = live
     viewer = await hubs.view("alice")
