@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import queue
 import threading
 import time
@@ -111,7 +112,9 @@ class RecentDurations:
         size: of the call, where the durations are per unit.
         """
         ordered_s = sorted(self._recent_s)
-        return max(least_s, HUNG_FACTOR * size * ordered_s[int(0.99 * (len(ordered_s) - 1))]) if ordered_s else least_s
+        if not ordered_s:
+            return least_s
+        return max(least_s, HUNG_FACTOR * size * ordered_s[math.ceil(0.99 * len(ordered_s)) - 1])
 
 
 @dataclass(slots=True)

@@ -19,11 +19,10 @@ from deployments.common.errors import (
     to_warmtalk_error,
 )
 from deployments.common.worker import RecentDurations
-from models.errors import StageError, WarmTalkError
+from models.errors import BusyError, StageError, WarmTalkError
 
 LONGEST_PAUSE_S = 2.0
 LONGEST_WAIT = 3  # times the timeout, while others are answered
-BUSY = (BackPressureError, DeploymentUnavailableError)
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +32,11 @@ class _Wait:
     timeout: asyncio.Timeout
     least_s: float
     end_s: float  # by the clock of the event loop: it is given up then, whatever others get
+    overtaken: bool = False  # it will be given up at end_s, because others are answered
+
+
+class OvertakenError(TimeoutError):
+    """A call has waited for long while the stages answered others: they are overloaded, or its answer is lost."""
 
 
 class Answers:
@@ -52,17 +56,22 @@ class Answers:
     async def waiting(self, kind: str, timeout_s: float, urgent: bool = True) -> AsyncGenerator[None, None]:
         """Raises TimeoutError when no call of this kind is answered for timeout_s, or longer where they take long.
 
-        Or when this call waits for LONGEST_WAIT times as long, and longer than others that are as urgent.
+        Raises OvertakenError when this call waits for LONGEST_WAIT times as long, and longer than its like.
         """
         start_s = asyncio.get_running_loop().time()
         end_s = start_s + self._waited[kind, urgent].limit_s(LONGEST_WAIT * timeout_s)
-        async with asyncio.timeout(self._computed[kind].limit_s(timeout_s)) as timeout:
-            wait = _Wait(timeout, timeout_s, end_s)
-            self._waits[kind].add(wait)
-            try:
+        timeout = asyncio.timeout(self._computed[kind].limit_s(timeout_s))
+        wait = _Wait(timeout, timeout_s, end_s)
+        self._waits[kind].add(wait)
+        try:
+            async with timeout:
                 yield
-            finally:
-                self._waits[kind].discard(wait)
+        except TimeoutError as error:
+            if timeout.expired() and wait.overtaken:
+                raise OvertakenError from error
+            raise
+        finally:
+            self._waits[kind].discard(wait)
         self._waited[kind, urgent].add(asyncio.get_running_loop().time() - start_s)
 
     def answered(self, kind: str, compute_s: float) -> None:
@@ -71,7 +80,12 @@ class Answers:
         now_s = asyncio.get_running_loop().time()
         for wait in self._waits[kind]:
             if not wait.timeout.expired():
-                wait.timeout.reschedule(min(now_s + self._computed[kind].limit_s(wait.least_s), wait.end_s))
+                until_s = now_s + self._computed[kind].limit_s(wait.least_s)
+                wait.overtaken = until_s >= wait.end_s
+                wait.timeout.reschedule(min(until_s, wait.end_s))
+
+
+BUSY = (BackPressureError, DeploymentUnavailableError, OvertakenError)  # no failures, unless they last
 
 
 @dataclass(slots=True)
@@ -92,6 +106,8 @@ class Attempts:
             raise cause from None
         if not isinstance(error, BUSY) or time.monotonic() - self._began_s > self.busy_limit_s:
             self.failed += 1
+        if isinstance(error, OvertakenError) and self.failed >= self.tries:
+            raise BusyError(f"The server is overloaded: {self.stages} answer others first.", "Try again in a minute.")
         if isinstance(error, BUSY) and self.failed >= self.tries:
             raise to_warmtalk_error(error) from error
         if self.failed >= self.tries or not (isinstance(error, BUSY) or is_replica_failure(error)):

@@ -244,6 +244,7 @@ class Pipeline:
         attempts = Attempts(CHUNK_STAGES, settings.tries, settings.chunk_timeout_s, busy_limit_s)
         while True:
             response, features = None, self._features_of(segment)
+            features_done = segment.features_done  # another chunk may request new features meanwhile
             try:
                 sent_s = time.time()
                 urgency = schedule.urgency(segment.first_frame + start, segment.position + start, count)
@@ -265,8 +266,8 @@ class Pipeline:
                     stamped: Stamped[FaceCrops] = await response
                 arrived_s = time.time()
                 self.answers.answered(CHUNKS, sum(timing.compute_s for timing in stamped.timings))
-                if segment.features_done is not None:
-                    sent_s = max(sent_s, await segment.features_done)
+                if features_done is not None:
+                    sent_s = max(sent_s, await features_done)
                 self._record_chain(stamped.timings, sent_s, arrived_s)
                 return stamped
             except (TimeoutError, RayError, RayServeException, asyncio.CancelledError) as error:

@@ -26,11 +26,13 @@ _DEVICE_ERROR = re.compile(
     r"|(CUFFT_EXEC_FAILED|CUFFT_INTERNAL_ERROR)|\[GPU\] CL_OUT_OF_RESOURCES|CL_DEVICE_NOT_AVAILABLE"
     r"|CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST|ERROR_DEVICE_LOST"
 )
-# Errors of one call that leave the context intact (cudaError 1, 9, 98, 209, 400, 801, 900 to 908).
+# Errors of one call that leave the context intact, and a device that was never there (cudaError 1, 9, 98, 100, 101,
+# 209, 400, 801, 900 to 908).
 _NOT_STICKY = re.compile(
     r"error: (invalid (argument|configuration argument|device function|resource handle)|no kernel image is available"
+    r"|invalid device ordinal|no CUDA-capable device"
     r"|operation not supported|operation (not permitted|failed) .*capturing|.*stream is capturing)"
-    r"|CUDA failure (1|9|98|209|400|801|90[0-8])\b"
+    r"|CUDA failure (1|9|98|100|101|209|400|801|90[0-8])\b"
 )
 
 

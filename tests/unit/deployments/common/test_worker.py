@@ -163,6 +163,7 @@ async def test_threads_that_wait_for_a_server_hang_only_together(clock, hang):
         ([], 8),
         ([0.1] * 100, 8),
         ([3.0], 12),
+        ([0.1, 8.0], 32),
         ([3.0] * 100, 12),
         ([0.1] * 99 + [60.0], 8),
         ([0.1] * 98 + [60.0] * 2, 240),

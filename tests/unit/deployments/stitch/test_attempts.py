@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from deployments.common.errors import ReplicaFailedError
-from deployments.stitch.attempts import Answers, Attempts
+from deployments.stitch.attempts import Answers, Attempts, OvertakenError
 from models.errors import BusyError, StageError, TextError
 from tests.support.virtual_time import event_loop_policy, virtual_time
 from tests.unit.deployments.stitch.test_pipeline import Method, Stages, Stream, collect, pipeline, request
@@ -114,11 +114,23 @@ async def test_a_call_whose_answer_is_lost_is_given_up_although_others_are_answe
             await asyncio.sleep(2 * (others_wait_s > 9))
     start_s = time.monotonic()
     busy = asyncio.create_task(answer(answers, times=1000, every_s=1.0))
-    with pytest.raises(TimeoutError):
+    with pytest.raises(OvertakenError):
         async with answers.waiting("chunks", 10.0):
             await asyncio.sleep(1e6)
     busy.cancel()
     assert time.monotonic() - start_s == pytest.approx(limit_s)
+
+
+async def test_calls_that_are_overtaken_are_no_failures_and_at_last_an_overload():
+    attempts, start_s = Attempts("LipSync", 2, 10.0, busy_limit_s=100.0), time.monotonic()
+    for _ in range(3):
+        await attempts.pause_after(OvertakenError())
+    assert attempts.failed == 0
+    await asyncio.sleep(100)
+    await attempts.pause_after(OvertakenError())
+    with pytest.raises(BusyError, match="overloaded: LipSync answer others first"):
+        await attempts.pause_after(OvertakenError())
+    assert time.monotonic() - start_s > 100
 
 
 async def test_calls_that_are_less_urgent_may_wait_as_long_as_their_like():

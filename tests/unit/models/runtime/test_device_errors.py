@@ -59,6 +59,9 @@ OTHER = [
     Fail("[ONNXRuntimeError] : 1 : FAIL : Load model from a.onnx failed: Protobuf parsing failed."),
     Fail("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 1: invalid argument ; GPU=0"),
     InputError("CUDA error: device-side assert triggered", "CUDA out of memory"),  # quotes what the caller sent
+    torch.AcceleratorError("CUDA error: invalid device ordinal" + CUDA_HINT),
+    RuntimeError("CUDA error: no CUDA-capable device is detected"),
+    Fail("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 101: invalid device ordinal ; GPU=-1"),
     TimeoutError(),
 ]
 
