@@ -23,7 +23,7 @@ class RenderLoad:
     threads: int = 1
     frame_s: float = FIRST_FRAME_S
     _busy_s: float = 0.0  # since `_since_s`
-    _since_s: float = field(default_factory=time.monotonic)
+    _since_s: float = field(default_factory=lambda: time.monotonic())
     _busy: float = 0.0
     _by_id: dict[int, Renderer] = field(default_factory=dict)
 
