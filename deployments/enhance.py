@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,7 @@ class Enhance(Stage[EnhanceConfig]):
 
     async def _avatar_faces(self, avatar_id: str) -> AvatarFaces:
         """Landmarks and surroundings of the avatar's faces. Raises AvatarNotFound."""
-        key = (avatar_id, self._store.version(avatar_id))
+        key = (avatar_id, await asyncio.to_thread(self._store.version, avatar_id))
         faces = self._faces.get(key)
         if faces is None:
             load = self._store.load

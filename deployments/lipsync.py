@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -129,14 +130,17 @@ class LipSync(Stage[LipSyncConfig]):
         return list(self.model.generate(latents, windows))  # n × (256, 256, 3)
 
     async def _avatar_latents(self, avatar_id: str, version: str) -> Float16:
-        cached = self._latents
-        if not self._store.exists(avatar_id):  # never generate from, or keep, latents of a removed avatar
+        cached, store = self._latents, self._store
+        # the store on a thread: a shared folder that stalls must not stop the event loop
+        if not await asyncio.to_thread(
+            store.exists, avatar_id
+        ):  # never generate from, or keep, latents of a removed avatar
             for stale in [key for key in cached if key[0] == avatar_id]:
                 del cached[stale]
-        key = (avatar_id, version or self._store.version(avatar_id))
+        key = (avatar_id, version or await asyncio.to_thread(store.version, avatar_id))
         latents = cached.get(key)
         if latents is None:
-            if self._store.version(avatar_id) != key[1]:
+            if await asyncio.to_thread(store.version, avatar_id) != key[1]:
                 raise FencedError(f"The avatar {avatar_id!r} has been prepared again.", "Send the request again.")
             latents = cached[key] = (await self.worker.run(self._load_latents, avatar_id)).value
         return latents
