@@ -67,16 +67,16 @@ def cause_of(error: BaseException) -> BaseException:
 
 def is_replica_failure(error: BaseException) -> bool:
     """Whether a call failed only because a replica, or an object that it needed, was lost: another try may succeed."""
+    cause = cause_of(error)
+    if isinstance(cause, ReplicaFailedError):  # before the next test: Ray's error of a task is one of its cause's class
+        return True
     if isinstance(error, BackPressureError | DeploymentUnavailableError | WarmTalkError):
         return False
     if isinstance(error, asyncio.CancelledError):
         return not is_own_cancellation()
     if not isinstance(error, RayTaskError) or isinstance(error, TaskCancelledError):
         return True
-    cause = cause_of(error)
-    return isinstance(cause, ReplicaFailedError) or (
-        isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
-    )
+    return isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
 
 
 async def with_retry(call: Callable[[], Awaitable[Item]]) -> Item:

@@ -7,7 +7,14 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.common.errors import ReplicaFailedError, cancel_call, stream_items, to_warmtalk_error, with_retry
+from deployments.common.errors import (
+    ReplicaFailedError,
+    cancel_call,
+    is_replica_failure,
+    stream_items,
+    to_warmtalk_error,
+    with_retry,
+)
 from models.errors import BusyError, StageError, TextError
 
 
@@ -30,6 +37,14 @@ def test_an_error_is_translated(error, kind):
 def test_an_unexpected_error_is_logged_and_not_shown(caplog):
     assert "secret" not in str(to_warmtalk_error(RuntimeError("secret")))
     assert "secret" in caplog.text
+
+
+def test_a_poisoned_replica_is_retried_and_a_wrong_text_is_not():
+    """As Ray raises them: the error of a task is also an instance of its cause's class."""
+    poisoned = RayTaskError("generate", "…", ReplicaFailedError.of("the device is lost")).as_instanceof_cause()
+    assert isinstance(poisoned, StageError) and is_replica_failure(poisoned)
+    assert is_replica_failure(RayTaskError("restore", "…", poisoned))  # of the stage that awaited it
+    assert not is_replica_failure(RayTaskError("speak", "…", TextError("Empty.", "Send text.")).as_instanceof_cause())
 
 
 @pytest.mark.parametrize("error", [RayActorError(), TaskCancelledError()])
