@@ -153,7 +153,8 @@ class SessionDirectory:
         for replica in dead:
             self._replicas.setdefault(replica, _Replica()).dead = True
         for replica, info in listed.items():
-            self._replicas.setdefault(replica, _Replica()).info = info
+            known = self._replicas.setdefault(replica, _Replica())
+            known.info, known.listed = info, True
         entry = self._entries.get(session)
         if entry is None or self._gone(entry.owner):
             usable = [replica for replica in listed if not self._leaving(replica)]
@@ -192,8 +193,8 @@ class SessionDirectory:
             entry = _Entry(replica)
         elif entry.owner != replica:
             released = not entry.owner and self._now() - entry.moved_s < MOVED_S  # this report is older than that
-            other_speaks = use.speaking <= entry.use.speaking
-            if released or (not self._gone(entry.owner) and other_speaks):
+            stays = self._leaving(replica) or use.speaking <= entry.use.speaking
+            if released or (stays and not self._gone(entry.owner)):
                 return False
             entry.owner = replica
         entry.use = use
@@ -204,7 +205,8 @@ class SessionDirectory:
         """A replica wants to speak or show a session that it does not hold yet."""
         entry = self._entries.get(session) or _Entry(replica)
         if entry.owner != replica:
-            if not self._gone(entry.owner):
+            routed = any(known.listed for known in self._replicas.values())  # else Stitch has another request router
+            if routed and not self._gone(entry.owner):
                 return Claim(entry.owner)
             entry.owner, entry.moved_s = replica, self._now() if entry.owner else entry.moved_s
         self._entries[session] = entry
@@ -243,7 +245,9 @@ class SessionDirectory:
         known = self._replicas.get(replica)
         if known is None or known.dead:
             return True
-        return known.absent_s is not None and self._now() - max(known.absent_s, known.reported_s) >= SILENT_S
+        if known.listed and known.absent_s is None:
+            return False
+        return self._now() - max(known.absent_s or 0.0, known.reported_s) >= SILENT_S
 
     def _load_of(self, replica: str) -> tuple[float, int]:
         """The load that decides where a new session goes, in render threads' time; then the number of sessions."""

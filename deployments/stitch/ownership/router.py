@@ -61,6 +61,8 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
                 self._departed[replica] = running
         for replica in now:
             self._departed.pop(replica, None)
+        for session in [session for session, (owner, _) in self._known.items() if owner not in now]:
+            del self._known[session]  # a replica may come back without its sessions
         self._listed = now
         super().update_replicas(replicas)
         self._send_list()
@@ -157,9 +159,11 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
 
     def _reach(self, route: Route) -> None:
         """Prepare to call an owner that left the list before this router existed."""
+        if route.info is None:
+            return  # no router has described it to this directory yet
         try:
             self._departed[route.replica] = self.create_replica_wrapper(route.info)
-        except (ValueError, AttributeError):  # its process has ended; or no router has described it
+        except ValueError:  # its process has ended
             self._dead[route.replica] = None
 
     def _by_hash(self, session: str, candidates: list[RunningReplica]) -> RunningReplica | None:

@@ -207,6 +207,32 @@ def test_of_two_owners_the_one_that_speaks_keeps_the_session(directory):
     assert report(directory, "r0", a=SPEAKING).lost == ("a",) and owner(directory, "a") == "r1"
 
 
+def test_a_late_report_of_a_draining_owner_takes_no_session_back(directory, clock):
+    """It still has utterances of that session which wait there, while the new owner has not reported any yet."""
+    directory.update(listed(2))
+    directory.route("a", {"r1": None})
+    directory.update(listed(1))
+    clock.now_s += module.CONFIRM_S
+    report(directory, "r1", a=SPEAKING)
+    directory.release("r1", "a", watched=True)
+    assert directory.route("a", listed(1)).replica == "r0" and directory.claim("a", "r0").watched
+    assert report(directory, "r1", a=SPEAKING).lost == ("a",)
+    assert report(directory, "r0", a=WATCHED).lost == () and directory.route("a", listed(1)).replica == "r0"
+
+
+def test_an_owner_that_no_router_has_listed_is_gone_when_it_is_silent(directory, clock):
+    report(directory, "r1", a=SPEAKING)
+    assert directory.route("a", listed(1)).replica == "r1"
+    clock.now_s += module.SILENT_S
+    assert directory.route("a", listed(1)).replica == "r0"
+
+
+def test_with_another_request_router_every_claim_is_granted(directory):
+    """Nobody asks the directory where a session is, so it must not refuse one."""
+    report(directory, "r0", a=WATCHED)
+    assert directory.claim("a", "r1").owner == "r1"
+
+
 # --- bounds
 
 

@@ -10,7 +10,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 from deployments.common.messages import SpeakRequest
 from deployments.stitch.ownership import router as module
-from deployments.stitch.ownership.directory import CONFIRM_S, Load, Report, SessionUse
+from deployments.stitch.ownership.directory import CONFIRM_S, SILENT_S, Load, Report, SessionUse
 from deployments.stitch.ownership.router import SessionRouter
 from tests.support.cluster import LocalDirectory
 from tests.support.virtual_time import event_loop_policy, virtual_time
@@ -187,11 +187,35 @@ async def test_a_listed_replica_that_cannot_be_reached_for_a_moment_keeps_its_se
     assert await route(router, "alice") == "r0"
 
 
-async def test_an_owner_that_cannot_be_reached_is_taken_as_dead(directory):
-    directory.directory.report(Report("r9", Load(), {"alice": SessionUse()}))
-    router = make_router(directory, R0)
+async def test_an_owner_that_no_router_has_described_is_waited_for_until_it_is_gone(directory):
+    directory.directory.report(Report("r9", Load(), {"alice": SessionUse(speaking=True)}))
+    router, begin_s = make_router(directory, R0), time.monotonic()
+    assert await route(router, "alice") == "r0"
+    assert SILENT_S <= time.monotonic() - begin_s < SILENT_S + 1.0 and not router._dead
+
+
+async def test_an_owner_whose_process_has_ended_is_taken_as_dead(directory):
+    older, router = make_router(directory, R1), make_router(directory, R0)
+    assert await route(older, "alice") == "r1"
+    older.update_replicas([R0])
+
+    def ended(info) -> None:
+        raise ValueError("no such actor")
+
+    router.create_replica_wrapper = ended
     async with asyncio.timeout(1.0):
-        assert await route(router, "alice") == "r0"  # no router has said how to call r9
+        assert await route(router, "alice") == "r0"
+
+
+async def test_a_replica_that_returns_to_the_list_is_not_taken_for_the_owner(directory):
+    """It has handed its sessions over while it applied a new user_config."""
+    router = make_router(directory, R0, R1)
+    assert await route(router, "alice") == "r0"
+    router.update_replicas([R1])
+    await directory.call("release", "r0", "alice", True)
+    directory.directory.route("alice", {"r1": None})
+    router.update_replicas([R0, R1])
+    assert await route(router, "alice") == "r1"
 
 
 async def test_a_refused_request_asks_again(directory):
