@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from deployments.ingress.draining import CHECK_S, CONFIRMATIONS, Draining
+from deployments.ingress.draining import CHECK_S, CONFIRMATIONS, LAST_CONFIRMATIONS, Draining
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
 __all__ = ["event_loop_policy", "virtual_time"]
@@ -74,6 +74,24 @@ async def test_the_last_replica_serves_its_viewers_until_another_one_runs(start)
     replicas.listed = {"new"}
     await asyncio.sleep(NOTICED_S + 0.1)
     assert draining.begun.is_set()
+
+
+async def test_when_the_application_is_deleted_the_last_replica_does_not_wait_for_ever(start):
+    replicas = Replicas("me")
+    draining = start(replicas)
+    await asyncio.sleep(2 * CHECK_S)
+    replicas.listed = set()
+    await asyncio.sleep(CHECK_S * (LAST_CONFIRMATIONS + 1))
+    assert draining.begun.is_set()
+
+
+async def test_an_unanswered_question_says_nothing(start):
+    replicas = Replicas("me")
+    draining = start(replicas)
+    await asyncio.sleep(2 * CHECK_S)
+    replicas.listed = None
+    await asyncio.sleep(100 * CHECK_S)
+    assert not draining.begun.is_set()
 
 
 async def test_outside_of_serve_nothing_is_asked(start):
