@@ -45,11 +45,12 @@ class Uploads:
         InputError, DiskFullError, HTTPException 413.
         """
         async with self.receiving(http) as parts:
-            path = await self.create()
+            path, size = await self.create(), 0
             try:
                 async for part in parts:
+                    size += len(part)
                     await self.append(path, part)
-                if not path.stat().st_size:
+                if not size:
                     raise InputError("The request has no body.", remedy)
             except BaseException:
                 discard(path)
