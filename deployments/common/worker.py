@@ -203,7 +203,7 @@ class Worker:
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                if not is_device_lost(error):
+                if isinstance(error, ReplicaFailedError) or not is_device_lost(error):  # guarded twice
                     raise
                 self._device_error = f"the device is lost: {str(error).splitlines()[0]}"
                 raise ReplicaFailedError.of(self._device_error) from error

@@ -212,6 +212,18 @@ async def test_a_guarded_function_reports_a_lost_device_that_its_caller_hides():
     assert "illegal memory access" in worker.fault()
 
 
+async def test_a_function_that_is_guarded_twice_says_it_once():
+    worker = Worker("test")
+
+    @worker.guard
+    def compute() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(ReplicaFailedError) as failed:
+        await worker.run(compute)
+    assert str(failed.value).count("the device is lost") == 1 == worker.fault().count("the device is lost")
+
+
 @pytest.mark.parametrize(
     "error", [TextError("Nothing to say."), ValueError(), torch.OutOfMemoryError("CUDA out of memory.")]
 )
