@@ -16,7 +16,7 @@ from tests.chaos.results import Row, save
 from tests.chaos.viewers import Audience
 
 BUSY = 2.5  # load per core before a case, above which its times say little
-ABOVE_LIMIT = "AssertionError: {"  # of `assert figures within limits, row.seen`
+ABOVE_LIMIT = ("AssertionError: {", "assert ")  # of `assert figures within limits, row.seen`
 
 
 class SharedGraph:
