@@ -17,7 +17,7 @@ from tests.graph.requests import wait_until
 pytestmark = pytest.mark.ray
 
 SESSIONS, ENHANCED = 8, 2  # two cores enhance no more in real time
-TEXT = "This sentence is being spoken while the number of replicas changes. " * 3  # 16 s
+TEXT = "This sentence is being spoken while the number of replicas changes. " * 2  # 11 s
 HANDOVER_S = 1.0
 START_S = 8.0  # of a replica, in which a stage with one replica makes nothing
 EXIT_S = 30.0  # of a drained replica, after its last utterance
