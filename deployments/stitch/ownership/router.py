@@ -59,10 +59,9 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
         for replica, running in self._listed.items():
             if replica not in now and replica not in self._dead:
                 self._departed[replica] = running
-        for replica in now:
-            self._departed.pop(replica, None)
-        for session in [session for session, (owner, _) in self._known.items() if owner not in now]:
-            del self._known[session]  # a replica may come back without its sessions
+        returned = {replica for replica in now if self._departed.pop(replica, None) is not None}
+        for session in [session for session, (owner, _) in self._known.items() if owner in returned]:
+            del self._known[session]  # it may have handed its sessions over
         self._listed = now
         super().update_replicas(replicas)
         self._send_list()

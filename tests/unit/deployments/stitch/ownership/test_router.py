@@ -249,6 +249,14 @@ async def test_without_a_directory_all_routers_choose_the_same_replica_and_say_s
     assert [await route(router, "s0") for router in routers] == ["r1", "r1"]  # what the replica says counts
 
 
+async def test_without_a_directory_a_draining_owner_keeps_the_sessions_that_are_known(directory):
+    router = make_router(directory, R1)
+    assert await route(router, "alice") == "r1"
+    router.update_replicas([R0])
+    directory.down = True
+    assert await route(router, "alice") == "r1"
+
+
 async def test_a_directory_that_is_new_is_told_the_list_again(directory):
     router = make_router(directory, R0, R1)
     await route(router, "alice")
