@@ -77,9 +77,18 @@ class Making:
         self._started_s = time.monotonic()
 
     @property
+    def started(self) -> bool:
+        return self._started_s < math.inf
+
+    @property
+    def begun(self) -> bool:
+        """Whether a frame has been rendered."""
+        return self._began_s is not None
+
+    @property
     def urgent(self) -> bool:
         """Whether its first frame is being made, or it is live and will soon have nothing to show."""
-        if self._began_s is None:
+        if not self.begun:
             return 0 <= time.monotonic() - self._started_s < STARTING_S
         return self.live and self._working > 0 and self.slack_s < LITTLE_SLACK_S
 
@@ -207,7 +216,8 @@ class Admission:
 
     def _check_load(self, fps: int) -> None:
         for making in self._makings(live=True):
-            making.measure()
+            if making.begun:
+                making.measure()
         limits, speaking = self.limits, self.live_sessions()
         if limits.max_load is None or len(speaking) < limits.min_live:
             return
@@ -247,7 +257,9 @@ class Admission:
             self.capacity += SMOOTHING * max(0.0, measured - self.capacity)
 
     def _on_behind(self) -> None:
-        self.capacity, self._behind_s = sum(making.rate for making in self._makings(live=True)), time.monotonic()
+        speaking = [making for making in self._makings(live=True) if making.started]  # without the waiting ones
+        self.capacity = sum(making.rate or making.fps for making in speaking)  # no rate: it has just begun
+        self._behind_s = time.monotonic()
         self._begin_window()
 
     def _begin_window(self) -> None:

@@ -110,6 +110,40 @@ async def test_a_file_gives_way_to_first_frames_and_to_live_speech_in_a_hurry_bu
         assert time.monotonic() == begin_s
 
 
+async def test_questions_of_other_sessions_do_not_disturb_the_measurement_of_one_that_begins():
+    """Its first window begins with its first frame, and until then it is urgent, however many are refused meanwhile."""
+    admission = Admission(AdmissionLimits(assumed_live=1))
+    with admission.admit("a", 25) as making:
+        making.start()
+        making.slack_s = 0.2
+        with making.working():
+            for _ in range(10):
+                await asyncio.sleep(0.2)
+                with pytest.raises(BusyError), admission.admit("b", 25):
+                    pass
+            assert making.urgent and admission.capacity is None
+            for _ in range(6):  # 40 frames per second from now on
+                making.made(20)
+                making.rendered(20)
+                await asyncio.sleep(0.5)
+        assert making.rate >= 40 and admission._behind_s < 0  # it was never behind
+
+
+async def test_one_late_session_does_not_hide_those_that_have_just_begun():
+    admission = Admission()
+    with ExitStack() as stack:
+        late, *new = (stack.enter_context(admission.admit(name, 25, force=True)) for name in "abcd")
+        stack.enter_context(admission.admit("a", 25))  # waits for its turn
+        for making in (late, *new):
+            making.start()
+        late.slack_s = 0.0
+        with late.working():
+            late.rendered(4)
+            await asyncio.sleep(2.0)
+            late.rendered(20)
+        assert admission.capacity == pytest.approx(10 + 3 * 25)
+
+
 async def test_utterances_wait_within_the_bounds_of_the_queues():
     admission = Admission(AdmissionLimits(max_utterances=1, max_waiting=1, max_waiting_session=2))
     with admission.admit("a", None), admission.admit("b", None):
