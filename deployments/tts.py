@@ -29,7 +29,7 @@ DEFAULT_VOICE_NAMES = frozenset(
         *("fable", "marin", "nova", "onyx", "sage", "shimmer", "verse"),
     )
 )
-IO_THREADS = 32  # for engines that wait for a server; more than max_ongoing_requests
+IO_THREADS = 64  # for engines that wait for a server; more than max_ongoing_requests
 
 
 class TTS(Stage[TTSConfig]):
