@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+FILE_LATE_S = 2.0  # a call of the background is renewed when it is later than this: nearly all players buffer less
+
 
 @dataclass(frozen=True, slots=True)
 class Urgency:
@@ -11,7 +13,8 @@ class Urgency:
 
     slack_s: until the result is due. renew_s: the slack of a call that has missed its time, the playing time of its
     frames. So a job that is always late asks for no more than its frames take, and cannot delay those that are in time.
-    background: nobody watches it, so calls that somebody watches come first.
+    background: nobody watches it, so calls that somebody watches come first. It is renewed only when it is FILE_LATE_S
+    late: a client may play it while it is made, and the one whose player is nearly empty comes first.
     """
 
     slack_s: float = 0.0
@@ -25,7 +28,7 @@ class Urgency:
     def left_s(self, elapsed_s: float) -> float:
         """The slack `elapsed_s` after the call arrived; renewed if it has been missed."""
         left_s = self.slack_s - elapsed_s
-        return left_s if left_s > 0 else self.renew_s
+        return left_s if left_s > (-FILE_LATE_S if self.background else 0) else self.renew_s
 
 
 NO_HURRY = Urgency()  # of a call that says nothing else

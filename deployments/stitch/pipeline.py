@@ -82,7 +82,7 @@ class Pipeline:
     async def _feed(self, request: PipelineRequest, queue: asyncio.Queue[Any]) -> None:
         """Start a task per chunk; the size of the queue limits how many run at a time."""
         schedule = Schedule(self.settings.fps, request.slack_s)
-        previous_end = -1  # on the timeline
+        previous_end, size = -1, self.settings.chunk_frames  # on the timeline; of the latest chunk
         async with aclosing(self._segments(request)) as segments:
             async for segment in segments:
                 segment.position = request.place(segment.first_frame, segment.frames)
@@ -91,7 +91,9 @@ class Pipeline:
                 start = 0
                 while start < segment.frames:
                     first = segment.after_gap and not start
-                    size = self.settings.first_chunk_frames if first else self.settings.chunk_frames
+                    least, most = self.settings.first_chunk_frames, self.settings.chunk_frames
+                    # it grows slowly: where others begin as well, a player with few frames cannot wait for large chunks
+                    size = least if first else min(size + least, most)
                     count = min(size, segment.frames - start)
                     if request.slack_s is None and segment.first_frame + start > 0:
                         await self.making.give_way()
@@ -218,6 +220,8 @@ class Pipeline:
             if shares is not None and not shares.any():
                 stamped = await asyncio.to_thread(_without_enhancement, stamped)
         self.making.made(count)
+        if segment.first_frame + start == 0:
+            schedule.begin()
         if shares is not None:
             self.making.reduced_frames += int((shares < 1).sum())
         if request.slack_s is not None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from deployments.common.urgency import Urgency
+from deployments.common.urgency import FILE_LATE_S, Urgency
 
 
 @dataclass(slots=True)
@@ -14,13 +14,17 @@ class Schedule:
     """The urgency of each chunk, at the moment at which it is sent.
 
     slack_s(position): seconds until a frame must be made, where viewers wait for it; None where nobody watches. Then
-    frames are due as if the video was played from the start of the utterance on, and an utterance that is made more
-    slowly than that starts over: its next frames are due when they would be played if the latest were shown now.
+    frames are due as if the video was played from its first chunk on. An utterance that is more than FILE_LATE_S late
+    starts over: its next frames are due when they would be played if the latest were shown now.
     """
 
     fps: int
     slack_s: Callable[[int], float] | None = None
     _started_s: float = field(default_factory=lambda: time.monotonic())
+
+    def begin(self) -> None:
+        """The first chunk has been made: now the video can be played."""
+        self._started_s = time.monotonic()
 
     def urgency(self, first_frame: int, position: int, frames: int) -> Urgency:
         """Of a chunk that starts at `first_frame` of the utterance and `position` of the timeline.
@@ -33,8 +37,9 @@ class Schedule:
         else:
             played_s = time.monotonic() - self._started_s
             slack_s = first_frame / self.fps - played_s
-            if slack_s < 0:
+            if slack_s < -FILE_LATE_S:
                 self._started_s -= slack_s
         if first_frame == 0:
-            return Urgency(min(slack_s, length_s), length_s, background=False)
+            slack_s = min(slack_s, length_s) if self.slack_s is not None else length_s
+            return Urgency(slack_s, length_s, background=False)
         return Urgency(slack_s, length_s, background=self.slack_s is None)

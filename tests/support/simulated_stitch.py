@@ -51,9 +51,9 @@ class Method:
 class Device:
     """A compute thread with its batcher."""
 
-    def __init__(self, frames_s: float) -> None:
+    def __init__(self, frames_s: float, batch_size: int = 8) -> None:
         self.frames_s, self._batch, self._free = frames_s, 0, asyncio.Lock()
-        self.batcher = FrameBatcher(self._compute, self._run, batch_size=8, wait_s=0.0)
+        self.batcher = FrameBatcher(self._compute, self._run, batch_size, wait_s=0.0)
 
     async def _run(self, function) -> None:
         async with self._free:
@@ -80,6 +80,7 @@ class Server:
         self.admission, self.fades = Admission(AdmissionLimits(**limits)), EnhanceFades()
         self.windows, self.generate = Method(self._windows), Method(self._generate)
         self.restore = Method(self._restore)
+        self.settings = PipelineSettings(FPS)
 
     async def _windows(self, speech, fps, active):
         now_s = time.time()
@@ -118,7 +119,7 @@ class Server:
                 fade=self.fades.begin(session_id, AHEAD_S) if live else None,
             )
             enhance = None if self.enhance is None else self
-            pipeline = Pipeline(self, self, self, enhance, PipelineSettings(FPS), making=making)
+            pipeline = Pipeline(self, self, self, enhance, self.settings, making=making)
             async for chunk in pipeline.run(request):
                 making.rendered(len(chunk.crops))
                 shown.add(len(chunk.crops))
@@ -143,9 +144,11 @@ class Shown:
     reduced_frames: int = 0
     asked_s: float = field(default_factory=lambda: time.monotonic())
     first_s: float = 0.0  # from the request to the first frames
+    stall_s: float = 0.0  # the longest of a player that starts with the first frames
 
     def add(self, frames: int) -> None:
         self.first_s = self.first_s or time.monotonic() - self.asked_s
+        self.stall_s = max(self.stall_s, time.monotonic() - (self.asked_s + self.first_s + self.frames / FPS))
         late_s = max(0.0, time.monotonic() - (self.start_s + self.frames / FPS))
         self.start_s, self.late_s, self.frames = self.start_s + late_s, self.late_s + late_s, self.frames + frames
 

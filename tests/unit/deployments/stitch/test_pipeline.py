@@ -225,7 +225,7 @@ async def test_each_chunk_is_due_when_its_first_frame_is_played():
     assert [frame for frame, _, _ in others] == [4, 12, 20, 25, 33]
     assert all(urgency.background for _, _, urgency in others)
     due_s = [sent_s + urgency.slack_s - start_s for _, sent_s, urgency in others]
-    assert due_s == pytest.approx([frame / 25 for frame, _, _ in others])
+    assert due_s == pytest.approx([frame / 25 for frame, _, _ in others], abs=0.02)  # played from the first chunk on
     assert [urgency.renew_s for _, _, urgency in others] == [8 / 25, 8 / 25, 5 / 25, 8 / 25, 2 / 25]
 
 
@@ -236,7 +236,7 @@ async def test_an_utterance_that_is_late_starts_its_schedule_over():
     await collect(pipeline(stages, window_chunks=1), request())
     slacks_s = [urgency.slack_s for _, _, urgency in stages.urgencies[1:]]
     assert stages.urgencies[-1][1] - stages.urgencies[0][1] > 8.0  # slower than real time
-    assert -2.0 < min(slacks_s) < 0
+    assert -4.0 < min(slacks_s) < 0
 
 
 async def test_the_chunks_of_a_watched_utterance_are_due_when_viewers_need_them():
