@@ -87,7 +87,7 @@ async def with_retry(call: Callable[[], Awaitable[Item]]) -> Item:
     for attempt in range(TRIES):
         try:
             return await call()
-        except (RayError, RayServeException, asyncio.CancelledError) as error:
+        except (RayError, RayServeException, ReplicaFailedError, asyncio.CancelledError) as error:
             if attempt == TRIES - 1 or not is_replica_failure(error):
                 raise
         await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)

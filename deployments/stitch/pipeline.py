@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.common.errors import cancel_call, is_own_cancellation
+from deployments.common.errors import ReplicaFailedError, cancel_call, is_own_cancellation
 from deployments.common.stage import StageTiming, Stamped
 from deployments.common.text_stream import MAX_CHARS
 from deployments.stitch.admission import Making
@@ -192,7 +192,7 @@ class Pipeline:
                 if not ended:
                     raise StageError("TTS ended before its last sentence.", "Read the log of TTS.")
                 return
-            except (TimeoutError, RayError, RayServeException) as error:
+            except (TimeoutError, RayError, RayServeException, ReplicaFailedError) as error:
                 cancel_call(stream)
                 await attempts.pause_after(error)
                 self.retries += 1
@@ -274,7 +274,7 @@ class Pipeline:
                     sent_s = max(sent_s, await features_done)
                 self._record_chain(stamped.timings, sent_s, arrived_s)
                 return stamped
-            except (TimeoutError, RayError, RayServeException, asyncio.CancelledError) as error:
+            except (TimeoutError, RayError, RayServeException, ReplicaFailedError, asyncio.CancelledError) as error:
                 if response is not None:
                     cancel_call(response)
                 if isinstance(error, asyncio.CancelledError) and is_own_cancellation():

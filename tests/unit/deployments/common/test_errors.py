@@ -105,6 +105,7 @@ async def test_a_cancelled_caller_stays_cancelled():
         RayTaskError("a", "…", ReplicaFailedError.of("the device is lost")),
         RayTaskError("a", "…", RayTaskError("b", "…", RayActorError())),
         asyncio.CancelledError(),  # by Ray, of a call whose replica was lost
+        ReplicaFailedError.of("the device is lost"),  # Serve raises it as it is from a call by value
     ],
 )
 async def test_a_call_whose_replica_is_lost_is_made_again(monkeypatch, lost):

@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
+from deployments.common.errors import ReplicaFailedError
 from deployments.common.stage import StageTiming, Stamped
 from deployments.common.urgency import Urgency
 from deployments.stitch.chunks import PendingChunk, PipelineRequest, PipelineSettings, SpeechSegment
@@ -317,7 +318,7 @@ async def test_an_invalid_request_is_not_retried():
 
 
 # Ray cancels what waits for a replica that is lost: an error like others, not the caller's own cancellation
-@pytest.mark.parametrize("loss", [RayActorError(), asyncio.CancelledError()])
+@pytest.mark.parametrize("loss", [RayActorError(), asyncio.CancelledError(), ReplicaFailedError.of("no device")])
 async def test_after_the_loss_of_tts_received_sentences_are_skipped(loss):
     stages = Stages([0.4, loss, 0.8])
     chunks = await collect(pipeline(stages), request())
