@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.chaos.results import Row
 from tests.chaos.viewers import Audience
 from tests.graph.processes import changed, user_config
 from tests.graph.requests import wait_until
-from tests.graph.test_load import assert_no_leak, footprints, live_counts
+from tests.graph.test_load import footprints, live_counts
 
 pytestmark = pytest.mark.ray
 
@@ -55,6 +56,13 @@ def test_clients_over_capacity(graph: ChaosGraph, audience: Audience, row: Row, 
     assert row.seen["refused_after_s"] < REFUSED_S, row.seen
     assert all(int(answer.retry_after) >= 1 for answer in refused)
     assert row.seen["lost_frames"] == 0 and row.seen["longest_pause_s"] <= PACE_S, row.seen
+
+
+def kept(audience: Audience, before: dict[str, dict[str, Any]]) -> list[str]:
+    """What stages hold more of than before. Each kind of client vanished ten times, and Ray opens a few files itself."""
+    now = footprints(audience.api)
+    limits = {"tasks": 3, "open_files": 8, "rss_mb": 40.0}
+    return [f"{s}: {k}" for s, then in before.items() for k, spare in limits.items() if now[s][k] > then[k] + spare]
 
 
 def vanish(graph: ChaosGraph, request: bytes, read: int = 1) -> None:
@@ -98,5 +106,5 @@ def test_clients_that_vanish(graph: ChaosGraph, audience: Audience, row: Row, na
     wait_until(lambda: live_counts(audience.api)["viewers"] == 1, "those that watched have left", 30)
     for k in range(10):
         assert audience.api.get(f"/sessions/{name}-gone-{k}").json()["frames"] < expected_frames(long)
-    assert_no_leak(audience.api, before, spare_mb=40)
+    wait_until(lambda: not kept(audience, before), "no task and no file of those clients is kept", 30, every_s=0.2)
     assert row.seen["longest_gap_s"] <= PACE_S and row.seen["longest_pause_s"] <= PACE_S, row.seen
