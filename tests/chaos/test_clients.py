@@ -59,7 +59,7 @@ def test_clients_over_capacity(graph: ChaosGraph, audience: Audience, row: Row, 
 
 
 def kept(audience: Audience, before: dict[str, dict[str, Any]]) -> list[str]:
-    """What stages hold more of than before. Each kind of client vanished ten times, and Ray opens a few files itself."""
+    """What stages hold more of than before. Ten clients of each kind vanished; Ray opens a few files itself."""
     now = footprints(audience.api)
     limits = {"tasks": 3, "open_files": 8, "rss_mb": 40.0}
     return [f"{s}: {k}" for s, then in before.items() for k, spare in limits.items() if now[s][k] > then[k] + spare]
