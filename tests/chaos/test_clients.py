@@ -82,7 +82,7 @@ def post(path: str, body: bytes, length: int | None = None) -> bytes:
 
 @pytest.mark.promise(
     "40 clients vanish: while they watch, listen, upload, and write",
-    "their work ends, nothing of them stays, a session beside them keeps its pace",
+    "their work ends, nothing of them stays; a session beside them speaks on, with pauses ≤ 1 s",
 )
 def test_clients_that_vanish(graph: ChaosGraph, audience: Audience, row: Row, name: str) -> None:
     audience.open(f"{name}-stays")
@@ -107,4 +107,4 @@ def test_clients_that_vanish(graph: ChaosGraph, audience: Audience, row: Row, na
     for k in range(10):
         assert audience.api.get(f"/sessions/{name}-gone-{k}").json()["frames"] < expected_frames(long)
     wait_until(lambda: not kept(audience, before), "no task and no file of those clients is kept", 30, every_s=0.2)
-    assert row.seen["longest_gap_s"] <= PACE_S and row.seen["longest_pause_s"] <= PACE_S, row.seen
+    assert row.seen["longest_gap_s"] <= PACE_S and row.seen["longest_pause_s"] <= 1.0, row.seen
