@@ -244,7 +244,7 @@ def visit(client: httpx.Client, name: str) -> None:
 
 @pytest.fixture
 def without_recorded_pauses(graph: LocalGraph) -> Iterator[None]:
-    with changed(graph, user_config("Stitch", recorded_pause_ms=0)):
+    with changed(graph, user_config("Stitch", recorded_pause_ms=0, max_live_load=None)):
         yield
 
 
