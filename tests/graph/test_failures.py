@@ -101,9 +101,8 @@ def test_a_killed_preparation_leaves_an_avatar_complete_or_absent(client, graph,
     assert killed not in replicas()["Avatars"]
     again = client.post("/avatars", params={"avatar_id": avatar_id, "force": True}, content=source)
     assert json.loads(again.text.splitlines()[-1])["report"]["frames"] == len(store.load(avatar_id)) == FRAMES
-    assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == [
-        ".lock"
-    ]  # no temporary folders
+    hidden = [path.name for path in store.root.iterdir() if path.name.startswith(".")]
+    assert hidden == [".lock"]  # no temporary folders
 
 
 def test_a_client_that_leaves_ends_the_work(client):
