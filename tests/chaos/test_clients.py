@@ -80,6 +80,7 @@ def post(path: str, body: bytes, length: int | None = None) -> bytes:
     return f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body
 
 
+@pytest.mark.soak
 @pytest.mark.promise(
     "40 clients vanish: while they watch, listen, upload, and write",
     "their work ends, nothing of them stays; a session beside them speaks on, with pauses ≤ 1 s",
