@@ -75,10 +75,11 @@ def test_a_hang_or_a_poisoned_device(
     assert row.seen["longest_pause_s"] <= TOLERATED_S[count], row.seen
 
 
+@SOAK  # tests of SafeBatches cover it without a graph
 @pytest.mark.promise(
     "out of memory in {stage} above 3 items", "no utterance fails, no frame is lost, no replica is replaced"
 )
-@pytest.mark.parametrize("stage", ["LipSync", pytest.param("Enhance", marks=SOAK)])
+@pytest.mark.parametrize("stage", ["LipSync", "Enhance"])
 def test_memory_that_does_not_suffice_for_a_batch(
     graph: ChaosGraph, audience: Audience, row: Row, name: str, stage: str
 ) -> None:
