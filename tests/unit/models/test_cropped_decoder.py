@@ -76,7 +76,7 @@ def test_each_frame_has_statistics_of_its_own(kl: AutoencoderKL) -> None:
     latents = latents_of(kl, 3)
     statistics = decoder_statistics(kl, latents)
     assert statistics.shape == (3, len(group_norms(kl.decoder)), 2, 4) and statistics.dtype == torch.float32
-    torch.testing.assert_close(statistics[1:2], decoder_statistics(kl, latents[1:2]))
+    torch.testing.assert_close(statistics[1:2], decoder_statistics(kl, latents[1:2]), atol=1e-3, rtol=1e-4)
     decoder, window = CroppedDecoder(kl, CropWindow((100, 200))), CropWindow((100, 200))
     torch.testing.assert_close(
         decoder(latents, statistics)[2:], decoder(latents[2:], statistics[2:]), atol=1e-2, rtol=0
