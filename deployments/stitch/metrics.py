@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.common.stage import StageTiming
 from deployments.stitch.utterance import UtteranceWriter
+from models.runtime.silences import with_silences
 
 if TYPE_CHECKING:  # the outputs record calls, so they import this module
     from deployments.stitch.output import Output
@@ -145,27 +146,16 @@ class Progress:
 
 async def with_ticks(source: AsyncGenerator[T, None], every_s: float = TICK_S) -> AsyncGenerator[T | None, None]:
     """The items of a source as they arrive, and None every `every_s` seconds."""
-    coming: asyncio.Future[T] | None = None
     due_s = time.monotonic() + every_s
-    try:
-        while True:
-            coming = coming or asyncio.ensure_future(anext(source))
-            await asyncio.wait({coming}, timeout=max(0.0, due_s - time.monotonic()))
+    async with aclosing(with_silences(source, lambda: max(0.0, due_s - time.monotonic()))) as items:
+        async for item in items:
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + every_s
                 yield None
-            if coming.done():
-                done, coming = coming, None
-                try:
-                    item = done.result()
-                except StopAsyncIteration:
-                    return
+            if item is not None:
                 yield item
-    finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.wait({coming})
-        await source.aclose()
+    if time.monotonic() >= due_s:
+        yield None
 
 
 # --- summary
