@@ -1,7 +1,7 @@
 """Keeps the replicas of `warmtalk serve` off the network.
 
 Ray's own ports listen on the node's address, which LocalGraph sets to 127.0.0.1. But each replica of Serve 2.60 also
-has a gRPC server for calls of other replicas. It listens on all addresses, and unpickles whatever it gets: whoever
+has a gRPC server for calls of other replicas. It listens on all addresses and unpickles every message, so a client that
 reaches it can run any code. Serve has no setting for its address. On a cluster, token authentication protects it.
 """
 

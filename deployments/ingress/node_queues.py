@@ -33,7 +33,7 @@ class NodeTables:
 
 
 class NodeQueues:
-    """Asks the other nodes of the cluster. Without Ray, and on one node, it knows nothing."""
+    """Asks the other nodes of the cluster. Without Ray, or on one node, it returns no queues."""
 
     def __init__(self) -> None:
         self._actors: dict[str, asyncio.Task[Any]] = {}  # by node; each returns the handle

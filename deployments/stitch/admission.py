@@ -1,6 +1,6 @@
 """Admission of live speech by measured capacity. No Ray imports.
 
-While utterances are made, the frames that this replica and the stages behind it make per second are measured. A session
+While utterances are made, the replica measures the frames per second of itself and the stages behind it. A session
 that somebody watches may begin to speak while the frames that all of them need stay below a share of that capacity;
 otherwise it is refused at once. Speech that nobody watches is never refused here: it waits for free capacity.
 """

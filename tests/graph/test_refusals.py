@@ -102,7 +102,7 @@ def test_an_unknown_session_and_an_unknown_path_are_404(client):
 
 
 def test_no_port_is_open_to_other_machines(client):
-    """Whoever reaches a port of Ray or of a replica can run any code."""
+    """A client that reaches a port of Ray or of a replica can run any code."""
     processes = {psutil.Process().pid: "this process", **command_lines()}
     addresses = {
         (c.laddr.ip, processes[c.pid])

@@ -31,7 +31,7 @@ log = logging.getLogger("ray.serve")
 
 REPORT_S, MIN_REPORT_S = 1.0, 0.1  # between two reports: without and with a change
 HELD_S = 300.0  # a session that is neither watched nor used for this long is claimed again with its next use
-REPORTS_PER_FULL = 30  # every so many reports list all held sessions, so that the directory does not forget them
+REPORTS_PER_FULL = 30  # one in this number of reports lists all held sessions, so that the directory keeps them
 RELEASE_TRIES = 3
 SETTLE_S = 0.2  # after a move, the time in which utterances that waited at the old owner arrive here
 VIEWERS_S = 5.0  # how long the first utterance after a move waits for the viewers' hubs

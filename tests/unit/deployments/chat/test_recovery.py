@@ -157,7 +157,7 @@ def test_old_jobs_expire_and_damaged_ones_are_reported(tmp_path: Path) -> None:
         store.write(job)
     os.utime(tmp_path / f"{old.job_id}.json", (time.time() - 61,) * 2)
     (tmp_path / f"{torn.job_id}.json").write_text("{")
-    assert store.expire() == 0, "the server has not run for so long"
+    assert store.expire() == 0, "the server has not run for keep_s"
     (tmp_path / ".clock").write_text(f"[[{time.time() - 100}, {time.time()}, 0]]")
     assert store.expire() == 1
     assert store.read(young.job_id) == young

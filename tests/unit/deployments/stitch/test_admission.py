@@ -92,7 +92,7 @@ async def test_a_file_gives_way_to_first_frames_and_to_live_speech_in_a_hurry_bu
 
         assert await waited_s() == 0.0  # nobody else has begun
         new.start()
-        assert await waited_s() == 1.0  # at most so long per chunk
+        assert await waited_s() == 1.0  # the limit per chunk
         asyncio.get_running_loop().call_later(0.3, new.rendered, 4)
         assert await waited_s() == 0.3
         live.start()

@@ -41,7 +41,7 @@ def set_age(session: Path, hours: float, names: tuple[str, ...] = (INDEX, META))
 
 
 def served_for(root: Path, hours: float) -> None:
-    """As if a server had run on this folder for so long."""
+    """Write the clock of a server that has run on this folder for `hours`."""
     now_s = time.time()
     (root / ".clock").write_text(f"[[{now_s - hours * HOUR_S}, {now_s}, 0]]")
 
