@@ -19,6 +19,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from models.errors import ConfigError, InputError
+from models.musetalk import to_faces
+from models.reference_encoder import convolutions
 from models.types import CROP_PX, LATENT_PX, UInt8
 
 MARGIN_PX = 4  # read around the mask when a face is resampled
@@ -154,7 +156,7 @@ class CroppedDecoder(nn.Module):  # type: ignore[misc]
     def forward(self, latents: torch.Tensor, statistics: torch.Tensor | None = None) -> torch.Tensor:
         scaled = latents / self.scaling_factor
         image = self._decode_tiny(scaled) if isinstance(self.vae, AutoencoderTiny) else self._decode(scaled, statistics)
-        return ((image.float() / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
+        return to_faces(image)
 
     # --- a KL VAE
 
@@ -206,8 +208,7 @@ class CroppedDecoder(nn.Module):  # type: ignore[misc]
                 parts.insert(0, (layers, window))
                 layers, window = [], window.before_upsampling()
             layers.insert(0, layer)
-            convolutions = [m for m in layer.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-            window = window.grown(len(convolutions))
+            window = window.grown(len(convolutions(layer)))
         return [(layers, window), *parts]
 
 

@@ -65,8 +65,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
         self.scaling_factor = float(vae.config.scaling_factor)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        image = self.vae.decode(latents / self.scaling_factor, return_dict=False)[0].float()  # (n, 3, 256, 256)
-        return ((image / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
+        return to_faces(self.vae.decode(latents / self.scaling_factor, return_dict=False)[0])
 
 
 class FaceGenerator(nn.Module):  # type: ignore[misc]
@@ -213,13 +212,23 @@ def encode_reference(vae: nn.Module, faces_rgb: Array) -> torch.Tensor:
 
 def _encode_chunk(vae: nn.Module, faces: torch.Tensor) -> torch.Tensor:
     weight = next(vae.parameters())
-    image = faces.to(weight.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (n, 3, 256, 256) in [-1, 1]
+    image = to_images(faces.to(weight.device))  # (n, 3, 256, 256)
     masked = image.clone()
     masked[:, :, CROP_PX // 2 :] = -1
     both = torch.cat([masked, image]).to(weight.dtype, memory_format=torch.channels_last)  # (2n, 3, 256, 256)
     encoded = vae.encode(both)
     latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()  # (2n, 4, 32, 32)
     return torch.cat((latents * vae.config.scaling_factor).chunk(2), dim=1).contiguous()  # (n, 8, 32, 32)
+
+
+def to_images(faces: torch.Tensor) -> torch.Tensor:
+    """Face crops, RGB uint8 `(n, h, w, 3)`, as the VAE's images, float `(n, 3, h, w)` in [-1, 1]."""
+    return faces.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_faces(images: torch.Tensor) -> torch.Tensor:
+    """The VAE's images `(n, 3, h, w)` as face crops, RGB in [0, 255], float `(n, h, w, 3)`, unrounded."""
+    return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
 
 
 def load_unet(config_path: Path, weights: Path, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:

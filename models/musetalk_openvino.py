@@ -137,7 +137,7 @@ class OpenVINOMuseTalk:
 
             return ReferenceEncoder(load_vae(self.paths[2]))
 
-        vae = fingerprint(*vae_files(self.paths[2]), _SOURCE.with_name("reference_encoder.py"))
+        vae = fingerprint(*vae_files(self.paths[2]), _SOURCE, _SOURCE.with_name("reference_encoder.py"))
         example = np.zeros((2, CROP_PX, CROP_PX, 3), np.uint8)
         return compile_cached(  # one face at a time: more would not fit the processor's cache
             "musetalk-reference", build, [example], vae, self._cache_dir, self._threads, (1,), progress=self._progress

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import nn
 
+from models.musetalk import to_images
 from models.types import CROP_PX
 
 MASK_TOP = CROP_PX // 2  # the first row of the mask
@@ -54,8 +55,7 @@ class ReferenceEncoder(nn.Module):  # type: ignore[misc]
         self.top = top
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
-        image = faces.permute(0, 3, 1, 2).float() / 127.5 - 1  # (n, 3, 256, 256) in [-1, 1]
-        whole = masked = image.add(1).div(2)  # as EncoderTiny.forward does
+        whole = masked = to_images(faces).add(1).div(2)  # (n, 3, 256, 256), as EncoderTiny.forward does
         for number, (layer, rows) in enumerate(zip(self.layers, self.rows, strict=True)):
             read = self._join(whole[:, :, rows.start : rows.top], masked if number else None, f"black_{number}")
             masked = layer(read)[:, :, rows.skipped : rows.skipped + rows.kept]
@@ -70,9 +70,14 @@ class ReferenceEncoder(nn.Module):  # type: ignore[misc]
         return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
+def convolutions(layer: nn.Module) -> list[nn.Conv2d]:
+    """The 3×3 convolutions of a tiny VAE's layer. Each reads one row and column beyond its own."""
+    return [part for part in layer.modules() if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3)]
+
+
 def _rows_of(layer: nn.Module, top: int, bottom: int, height: int) -> tuple[_Rows, int, int]:
     """The rows that a layer reads, given those at its input; and `top` and `bottom` at its output."""
-    convs = [m for m in layer.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    convs = convolutions(layer)
     reach, stride = len(convs), convs[0].stride[0]
     assert stride == 1 or (stride == 2 and reach == 1), layer
     if stride == 1:

@@ -29,7 +29,7 @@ from models.avatar.store import AvatarStore
 from models.cropped_decoder import CroppedDecoder, CropWindow, decoder_statistics
 from models.features import WhisperFeatures
 from models.geometry import warp
-from models.musetalk import Decoder, MuseTalk
+from models.musetalk import Decoder, MuseTalk, to_images
 from models.speech.audio import resample
 from models.types import PreparedAvatar, UInt8
 from training.loop import Fit
@@ -104,7 +104,7 @@ def train(faces: list[Faces], device: Device, widths: tuple[int, ...], steps: in
     images = torch.cat([part for face in faces for part in (face.own, face.mouths[0])])
 
     def loss_of(step: int) -> Tensor:
-        picked = signed(images[device.pick(len(images), batch)])
+        picked = to_images(images[device.pick(len(images), batch)])
         light = 1 + 0.3 * (torch.rand(batch, 3, 1, 1, device=device.name) - 0.5)
         picked = (picked * light).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
         picked = picked.flip(3) if step % 2 else picked
@@ -116,7 +116,7 @@ def train(faces: list[Faces], device: Device, widths: tuple[int, ...], steps: in
 
     trained = Fit("kl", net, steps, 4e-4, out / "kl.pt", averaging=0.995).run(loss_of, float("inf"))
     with torch.no_grad():
-        latents = torch.cat([trained.encode(signed(face.own[:64])).latent_dist.mode() for face in faces])
+        latents = torch.cat([trained.encode(to_images(face.own[:64])).latent_dist.mode() for face in faces])
     trained.register_to_config(scaling_factor=1 / latents.std().item())
     return trained.to(memory_format=torch.channels_last)
 
@@ -153,14 +153,9 @@ def measure(vae: AutoencoderKL, faces: Faces, batch: int) -> dict[str, Any]:
     return report
 
 
-def signed(faces: Tensor) -> Tensor:
-    """Faces, uint8 `(n, 256, 256, 3)`, as the VAE's images, float `(n, 3, 256, 256)` in [-1, 1]."""
-    return faces.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def encode(vae: AutoencoderKL, faces: Tensor) -> Tensor:
     """Scaled latents of faces, uint8 `(n, 256, 256, 3)`."""
-    latents: Tensor = vae.encode(signed(faces)).latent_dist.mode() * vae.config.scaling_factor
+    latents: Tensor = vae.encode(to_images(faces)).latent_dist.mode() * vae.config.scaling_factor
     return latents
 
 
