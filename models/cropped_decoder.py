@@ -9,60 +9,18 @@ another mouth has slightly other statistics. A tiny VAE has no norms: its crop i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
-from models.errors import ConfigError, InputError
+from models.errors import ConfigError
 from models.musetalk import to_faces
 from models.reference_encoder import convolutions
-from models.types import CROP_PX, LATENT_PX, UInt8
+from models.types import CROP_PX, LATENT_PX, CropWindow, Span
 
-MARGIN_PX = 4  # read around the mask when a face is resampled
 RESNET_REACH = 2  # rows that a resnet reads beyond its own: one per 3×3 convolution
-
-
-Span = tuple[int, int]  # rows or columns, from the first to one after the last
-
-
-@dataclass(frozen=True, slots=True)
-class CropWindow:
-    """Rows and columns of the face crop (CROP_PX) that are decoded. Raises InputError."""
-
-    rows: Span = (0, CROP_PX)
-    columns: Span = (0, CROP_PX)
-
-    def __post_init__(self) -> None:
-        for start, stop in (self.rows, self.columns):
-            if not 0 <= start < stop <= CROP_PX:
-                raise InputError(
-                    f"The window is rows {self.rows}, columns {self.columns}.", f"Choose spans in 0 to {CROP_PX}."
-                )
-
-    @classmethod
-    def around(cls, masks: UInt8) -> CropWindow:
-        """The smallest window with every pixel that masks `(n, 256, 256)` paste, and MARGIN_PX around it."""
-        used: npt.NDArray[np.bool_] = np.any(masks, axis=0)
-        if not used.any():
-            return cls()
-        rows, columns = np.flatnonzero(used.any(axis=1)), np.flatnonzero(used.any(axis=0))
-        spans = (
-            (max(0, int(used[0]) - MARGIN_PX), min(CROP_PX, int(used[-1]) + 1 + MARGIN_PX)) for used in (rows, columns)
-        )
-        return cls(*spans)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
-
-    def cut(self, faces: Any) -> Any:
-        """The window of face crops `(n, 256, 256, …)`."""
-        return faces[:, slice(*self.rows), slice(*self.columns)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,19 @@ process are read-only views of shared memory: copy them before writing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from models.errors import InputError
 
 Float32 = npt.NDArray[np.float32]
 Float16 = npt.NDArray[np.float16]
 UInt8 = npt.NDArray[np.uint8]
 Int32 = npt.NDArray[np.int32]
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in frame px; x2 and y2 are exclusive
+Span = tuple[int, int]  # rows or columns, from the first to one after the last
 
 WHISPER_HZ = 16_000  # the sample rate of Whisper's log-mel spectrogram
 CROP_PX = 256  # side of a face crop, which is the VAE's input and output
@@ -27,6 +30,8 @@ WHISPER_STATES = 5  # hidden states of whisper-tiny: the embedding output and fo
 WINDOW_TOKENS = WINDOW_STEPS * WHISPER_STATES  # 50
 WHISPER_WIDTH = 384  # d_model of whisper-tiny
 SUPPORTED_FPS = (24, 25, 30)
+READ_AROUND_PX = 4  # around the mask, when a face is resampled
+JAW_PX = 24  # an opening jaw moves the mask's lower edge down by at most this (DROPS in models/stitch/jaw.py)
 MAX_QUOTED_CHARS = 60  # of a text that a warning repeats
 
 
@@ -177,6 +182,57 @@ class RegionSource(Protocol):
     def __getitem__(self, index: int) -> UInt8: ...
 
 
+@dataclass(frozen=True, slots=True)
+class CropWindow:
+    """Rows and columns of the face crop (CROP_PX) that are decoded. Raises InputError."""
+
+    rows: Span = (0, CROP_PX)
+    columns: Span = (0, CROP_PX)
+
+    def __post_init__(self) -> None:
+        for start, stop in (self.rows, self.columns):
+            if not 0 <= start < stop <= CROP_PX:
+                raise InputError(
+                    f"The window is rows {self.rows}, columns {self.columns}.", f"Choose spans in 0 to {CROP_PX}."
+                )
+
+    @classmethod
+    def around(cls, masks: UInt8) -> CropWindow:
+        """The smallest window with every pixel that masks `(n, 256, 256)` paste or that is read around them."""
+        used: npt.NDArray[np.bool_] = np.any(masks, axis=0)
+        if not used.any():
+            return cls()
+        lines = (np.flatnonzero(used.any(axis=axis)) for axis in (1, 0))
+        (top, bottom), (left, right) = ((int(line[0]), int(line[-1]) + 1) for line in lines)
+        return cls(
+            (max(0, top - READ_AROUND_PX), min(CROP_PX, bottom + JAW_PX + READ_AROUND_PX)),
+            (max(0, left - READ_AROUND_PX), min(CROP_PX, right + READ_AROUND_PX)),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+
+    def cut(self, faces: Any) -> Any:
+        """The window of face crops `(n, 256, 256, …)`."""
+        return faces[:, slice(*self.rows), slice(*self.columns)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CroppedDecoding:
+    """What a KL VAE needs to decode only a window of an avatar's faces, and how exact that is.
+
+    statistics: float32 `(n, norms, 2, groups)`, of each frame's own face, see models/cropped_decoder.py. mean_error,
+    p999_error: difference from the full decoder on generated mouths, in grey levels: the mean, and what 99.9 % of the
+    pixels that the mask pastes do not exceed in any channel.
+    """
+
+    window: CropWindow
+    statistics: Float32
+    mean_error: float
+    p999_error: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedAvatar:
     """Everything that preparation computes for an avatar. Index k of every array belongs to frame k of n.
@@ -187,7 +243,8 @@ class PreparedAvatar:
     crop space. has_face: bool `(n,)`; if False, the other arrays are interpolated at k and the frame is shown
     unchanged. latents: float16 `(n, 8, 32, 32)`, 4 channels of the masked face, then 4 of the reference; None if they
     were not loaded. frames: None if they were not loaded. vae_fingerprint: of the VAE that encoded the latents; another
-    VAE cannot decode them. cuts: indices of the frames that begin a new scene of the source.
+    VAE cannot decode them. cuts: indices of the frames that begin a new scene of the source. decoding: loaded with the
+    latents; None for a tiny VAE, which needs none, and in avatars that were prepared by an older version.
 
     Only for geometry `musetalk`: boxes: int32 `(n, 4)`, x1, y1, x2, y2 in frame px; the crop is the box resized to
     256 px, and `transforms` describe the same mapping. regions: output of the face parser; None: paste with `masks`.
@@ -208,6 +265,7 @@ class PreparedAvatar:
     boxes: Int32 | None = None
     regions: RegionSource | None = None
     cuts: tuple[int, ...] = ()
+    decoding: CroppedDecoding | None = None
 
     def __len__(self) -> int:
         return len(self.transforms)

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
-from models.cropped_decoder import CroppedDecoder, CropWindow, decoder_statistics
+from models.cropped_decoder import CroppedDecoder, decoder_statistics
 from models.features import WhisperFeatures
 from models.geometry import warp
 from models.musetalk import Decoder, MuseTalk, to_images
 from models.speech.audio import resample
-from models.types import PreparedAvatar, UInt8
+from models.types import CropWindow, PreparedAvatar, UInt8
 from training.loop import Fit
 from training.stages import Device
 

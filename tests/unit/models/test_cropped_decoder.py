@@ -11,9 +11,11 @@ import torch._dynamo
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
-from models.cropped_decoder import CroppedDecoder, CropWindow, decoder_statistics, group_norms
+from models.cropped_decoder import CroppedDecoder, decoder_statistics, group_norms
 from models.errors import ConfigError, InputError
 from models.musetalk import Decoder
+from models.stitch.jaw import DROPS
+from models.types import CropWindow
 from tests.support.random_weights import make_kl, make_taesd, make_tiny
 
 WINDOWS = [
@@ -120,10 +122,11 @@ def test_the_compiler_sees_one_graph(make: Callable[[], nn.Module]) -> None:
     assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
 
 
-def test_the_window_of_an_avatar_holds_its_masks_and_a_margin() -> None:
+def test_the_window_of_an_avatar_holds_its_masks_and_what_a_paste_reads_around_them() -> None:
     masks = np.zeros((3, 256, 256), np.uint8)
     masks[0, 130, 60], masks[2, 200, 180] = 1, 255
-    assert CropWindow.around(masks) == CropWindow((126, 205), (56, 185))
+    assert CropWindow.around(masks) == CropWindow((126, 229), (56, 185))  # below, an open jaw
+    assert DROPS.max() == 24
     masks[1, 255, 0] = 9
     assert CropWindow.around(masks) == CropWindow((126, 256), (0, 185))
     assert CropWindow.around(np.zeros((1, 256, 256), np.uint8)) == CropWindow()
