@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.chaos.harness import ChaosGraph
 from tests.chaos.results import Row, save
 from tests.chaos.viewers import Audience
 
-BUSY = 2.5  # load per core before a case, above which its times say little
+BUSY = 0.5  # share of the cores' time before a case, above which its times say little
 ABOVE_LIMIT = ("AssertionError: {", "assert ")  # of `assert figures within limits, row.seen`
 
 
@@ -81,6 +81,12 @@ def name(request: pytest.FixtureRequest) -> str:
     return f"case-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:8]}"
 
 
+def busy_share() -> float:
+    """The share of the cores' time that processes take which are not niced: those wait for the graph."""
+    times = psutil.cpu_times_percent(0.5)
+    return float(100 - times.idle - times.iowait - times.nice) / 100
+
+
 @pytest.fixture
 def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     """The row of this case: `case` and `promised` come from its marker `promise`."""
@@ -88,9 +94,8 @@ def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     case, promised = marker.args
     values = getattr(request.node, "callspec", None)
     row = Row(case.format(**(values.params if values else {})), promised)
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > BUSY * cores:
-        row.note(f"the machine was busy with other work: load {load:.0f} on {cores} cores")
+    if (busy := busy_share()) > BUSY:
+        row.note(f"the machine was busy with other work: {busy:.0%} of its cores")
     yield row
     report = getattr(request.node, "report_call", None)
     if report is not None:

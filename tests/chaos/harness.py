@@ -65,6 +65,7 @@ class ChaosGraph:
         self._patch.setenv(faults.VARIABLE, str(self.faults))
         self._patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent / "site")]))
         self._patch.setenv("WARMTALK_HOME", str(home))
+        self._patch.setenv("RAY_worker_niceness", "0")  # by default 15: other work on the machine comes first
         self._patch.setenv("MALLOC_ARENA_MAX", "2")  # else glibc keeps up to 16 heaps a process, which look like leaks
         self.running = LocalGraph("demo", free_port(), home, with_fake_engines, start_cluster()).start()
 

@@ -49,7 +49,8 @@ def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.promise(
     "kill -9 of the GCS for 15 s under 4 watched, speaking sessions, with Redis",
-    "no frame lost, picture gap ≤ 1 s; a session opened meanwhile speaks, too; afterwards a killed replica is replaced",
+    "no frame lost, picture and speech stop ≤ 1 s, also of a session opened meanwhile; "
+    "afterwards a killed replica is replaced",
 )
 def test_speech_goes_on_without_the_gcs(redis: None, tmp_path: Path, row: Row, name: str) -> None:
     nodes: list[Nodes] = []
@@ -63,7 +64,7 @@ def test_speech_goes_on_without_the_gcs(redis: None, tmp_path: Path, row: Row, n
     try:
         ids = [f"{name}-{k}" for k in range(4)]
         audience.open(*ids)
-        asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
+        asked = {session_id: audience.speak(session_id, TEXT, enhance=session_id == ids[0]) for session_id in ids}
         time.sleep(2.0)
         killed_s = time.monotonic()
         nodes[0].kill_gcs()
@@ -77,7 +78,7 @@ def test_speech_goes_on_without_the_gcs(redis: None, tmp_path: Path, row: Row, n
         record(row, audience, answers, killed_s, time.monotonic())
         row.saw(new_session_s=answers[late].answered_s - answers[late].sent_s)
         assert (row.seen["lost_frames"], row.seen["failed_utterances"]) == (0, 0), row.notes
-        assert row.seen["longest_gap_s"] <= GAP_S, row.seen
+        assert max(row.seen["longest_gap_s"], row.seen["longest_pause_s"]) <= GAP_S, row.seen
         pid, lost_s = graph.kill("LipSync")
         row.saw(recovery_s=graph.wait_until_replaced("LipSync", pid, lost_s))
         speaks_again(row, audience, [*ids, late], time.monotonic(), 5.0)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.chaos.checks import AGAIN, finished, record, speaks_again
-from tests.chaos.cluster import Nodes, nodes_of_replicas, wait_for_replicas
+from tests.chaos.cluster import Nodes, replicas_outside, wait_for_replicas
 from tests.chaos.harness import STAGES, ChaosGraph
 from tests.chaos.results import Row
 from tests.chaos.viewers import Audience
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 SESSIONS = 6
 TEXT = "This sentence is being spoken while one of the two nodes is lost for good. " * 4  # 24 s
-GAP_S, AGAIN_S = 8.0, 30.0  # Ray takes up to 25 s to notice that a node does not answer
+GAP_S, PAUSE_S, AGAIN_S = 8.0, 8.0, 30.0
 MOVABLE = [stage for stage in STAGES if stage not in ("Avatars", "Chat", "Recognize")]
 
 
@@ -66,31 +66,36 @@ def audience(two: ChaosGraph) -> Iterator[Audience]:
 
 @pytest.mark.promise(
     "kill -9 of one of two nodes under 6 watched, speaking sessions",
-    "utterances of the other node lose no frame, gap ≤ 8 s; the lost node's sessions speak again elsewhere ≤ 30 s",
+    "no replica of the other node ends; what it alone speaks loses no frame, gap and pause ≤ 8 s; "
+    "the lost node's sessions speak again elsewhere ≤ 30 s",
 )
 def test_a_node_is_lost(nodes: list[Nodes], audience: Audience, row: Row, name: str) -> None:
     ids, idle = [f"{name}-{k}" for k in range(SESSIONS)], [f"{name}-idle-{k}" for k in range(SESSIONS)]
     audience.open(*ids)
     audience.open(*idle, watched=False)
     finished({session_id: audience.speak(session_id, AGAIN) for session_id in idle})
-    asked = {session_id: audience.speak(session_id, TEXT, enhance=True) for session_id in ids}
+    asked = {session_id: audience.speak(session_id, TEXT, enhance=session_id == ids[0]) for session_id in ids}
     time.sleep(3.0)
     lost = nodes[0].workers[0]
+    others = replicas_outside(lost)
     killed_s = time.monotonic()
     nodes[0].lose(lost)
     speaks_again(row, audience, idle, killed_s, AGAIN_S)
     answers = finished(asked)
     record(row, audience, answers, killed_s - 0.5, time.monotonic())
-    failed = [session_id for session_id, answer in answers.items() if answer.status != 200]
-    assert len(failed) < SESSIONS and row.seen["lost_frames"] == 0, row.notes
-    assert lost.node_id not in {node for found in nodes_of_replicas().values() for node in found}
+    statuses = [answer.status for answer in answers.values() if answer.status != 200]
+    # 500 is Serve's own answer, where the lost node had the Ingress; 502 is ours, where it had the owner: of one half
+    assert set(statuses) <= {500, 502} and statuses.count(502) <= SESSIONS // 2, row.notes
+    assert row.seen["lost_frames"] == 0, row.seen
+    ended = {stage for pid, stage in others.items() if not psutil.pid_exists(pid)}
+    assert not ended, f"replicas of the other node have ended: {ended}"
 
     nodes[0].add()  # the sessions move to it when the other node is lost, too
     wait_for_replicas(dict.fromkeys(MOVABLE, 2))
     second_s = time.monotonic()
     nodes[0].lose(nodes[0].workers[0])
     speaks_again(row, audience, [*ids, *idle], second_s, AGAIN_S)
-    assert row.seen["longest_gap_s"] <= GAP_S, row.seen
+    assert row.seen["longest_gap_s"] <= GAP_S and row.seen.get("longest_pause_s", 0.0) <= PAUSE_S, row.seen
 
 
 # --- a client that never reads

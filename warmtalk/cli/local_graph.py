@@ -135,6 +135,7 @@ class LocalGraph:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")  # a frozen one does not finish its calls
+        os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")  # a dead proxy is replaced after three
         arguments: dict[str, Any] = {
             "address": "local",  # never join a Ray that runs already
             "job_config": _job_config(),
