@@ -154,7 +154,10 @@ class IdleError(WarmTalkError):
 
 
 class BusyError(WarmTalkError):
+    """retry_after_s: when another try may succeed; it is sent as Retry-After."""
+
     code, status = "busy", 429
+    retry_after_s = 2.0
 
 
 class NotConfiguredError(WarmTalkError):

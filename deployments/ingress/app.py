@@ -8,6 +8,7 @@ that belongs to the app must be added before that.
 
 import asyncio
 import difflib
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from deployments.ingress.security.auth import Access, serve_login
 from deployments.ingress.security.origins import CrossOrigin
 from deployments.ingress.settings import replica_settings
 from deployments.ingress.static_page import serve_page
-from models.errors import InputError, WarmTalkError
+from models.errors import BusyError, InputError, WarmTalkError
 from models.runtime.disk_full import disk_full_error
 from models.runtime.ids import MAX_QUOTED_CHARS
 
@@ -111,7 +112,7 @@ serve_login(api, replica_settings)
 
 
 def error_response(error: WarmTalkError) -> JSONResponse:
-    headers = {"Retry-After": "2"} if error.status == 429 else None
+    headers = {"Retry-After": f"{math.ceil(error.retry_after_s)}"} if isinstance(error, BusyError) else None
     return JSONResponse({"error": error.to_dict()}, error.status, headers)
 
 

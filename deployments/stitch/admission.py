@@ -3,6 +3,8 @@
 While utterances are made, the replica measures the frames per second of itself and the stages behind it. A session
 that somebody watches may begin to speak while the frames that all of them need stay below a share of that capacity;
 otherwise it is refused at once. Speech that nobody watches is never refused here: it waits for free capacity.
+
+A refusal says when to try again: callers come back in turn, as the utterances that run are expected to end.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +28,8 @@ MIN_WINDOW_S, MIN_FRAMES = 0.5, 200
 BEHIND_SHARE, LITTLE_SLACK_S = 0.95, 1.0  # an utterance is behind that is made without a pause, and has no reserve
 STARTING_S = 3.0  # the longest time in which others wait for the first frame of an utterance
 MAX_GIVEN_S = 1.0  # how long a file waits with each chunk while others are urgent
+RETRY_S = (1.0, 60.0)  # least and most time after which a refused caller is told to try again
+KEPT_DURATIONS = 20  # of the latest utterances
 SMOOTHING = 0.3  # weight of a measurement that is larger than the capacity so far
 
 
@@ -65,12 +71,18 @@ class Making:
     on_behind: Callable[[], None] = lambda: None
     hurried: Callable[[], bool] = lambda: False  # whether other utterances need the machine more than a file does
     changed: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)  # waits until another utterance has advanced
+    _admitted_s: float = field(default_factory=lambda: time.monotonic())
     _started_s: float = math.inf
     _working: int = 0  # calls
     _changed_s: float = 0.0
     _busy_s: float = 0.0  # in this window
     _frames: int = 0  # in this window
     _began_s: float | None = None  # the window
+
+    @property
+    def age_s(self) -> float:
+        """How long ago it was admitted."""
+        return time.monotonic() - self._admitted_s
 
     def start(self) -> None:
         """Its turn has come."""
@@ -162,6 +174,8 @@ class Admission:
     _made: int = 0
     _rendered: int = 0
     _behind_s: float = -math.inf  # when an utterance was last behind
+    _took_s: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_DURATIONS))
+    _turned_away: int = 0  # callers that were refused and for whom no utterance has ended since
 
     @contextmanager
     def admit(self, session_id: str, live_fps: int | None, force: bool = False) -> Iterator[Making]:
@@ -183,6 +197,8 @@ class Admission:
             yield making
         finally:
             self._sessions[session_id].remove(making)
+            self._took_s.append(making.age_s)
+            self._turned_away = max(0, self._turned_away - 1)
             if not self._sessions[session_id]:
                 del self._sessions[session_id]
             self._notify()
@@ -234,7 +250,22 @@ class Admission:
     def _refusal(self, reason: str) -> BusyError:
         if self.metrics is not None:
             self.metrics.record_refusal()
-        return BusyError(f"{reason}.", "Try again in a few seconds.")
+        wait_s = self._next_turn_s()
+        error = BusyError(f"{reason}.", f"Try again in {wait_s:.0f} s.")
+        error.retry_after_s = wait_s
+        self._turned_away += 1
+        return error
+
+    def _next_turn_s(self) -> float:
+        """When one more utterance than callers were turned away has probably ended.
+
+        An utterance is expected to take as long as the latest ones did, from its admission on.
+        """
+        usual_s = statistics.median(self._took_s) if self._took_s else BusyError.retry_after_s
+        left_s = sorted(max(0.0, usual_s - making.age_s) for making in self._all())
+        rounds, place = divmod(self._turned_away, len(left_s)) if left_s else (0, 0)
+        expected_s = rounds * usual_s + (left_s[place] if left_s else usual_s)
+        return min(max(expected_s, RETRY_S[0]), RETRY_S[1])
 
     def _on_work(self, working: int, made: int, rendered: int) -> None:
         self._notify()

@@ -158,6 +158,13 @@ def test_every_exception_becomes_an_error_with_code_message_and_remedy(serve, ra
     assert answer.headers.get("retry-after") == ("2" if status == 429 else None)
 
 
+def test_retry_after_is_the_time_that_the_stage_expects(serve):
+    busy = BusyError("The server is overloaded.", "Try again in 8 s.")
+    busy.retry_after_s = 7.3
+    answer = serve(Handle(session=RayTaskError("speak", "…", busy))).get("/sessions/alice")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "8")
+
+
 def test_the_cause_of_a_ray_error_is_the_error():
     cause = TextError("No words.", "Send some.")
     assert to_warmtalk_error(RayTaskError("speak", "…", cause)) is cause
@@ -197,7 +204,7 @@ def test_the_footprint_lists_processes_and_viewers(serve):
     assert found["stages"]["Stitch"] == {key: facts[key] for key in ("pid", "rss_mb", "open_files", "threads", "tasks")}
     here = found["stages"]["Ingress"]
     assert here["pid"] == os.getpid() and here["open_files"] > 2 and here["threads"] >= 1 and here["tasks"] >= 1
-    assert here["rss_mb"] > 10 and found["live"] == {"hubs": 0, "viewers": 0, "dropped": 0}
+    assert here["rss_mb"] > 10 and found["live"] == {"hubs": 0, "viewers": 0, "dropped": 0, "late": 0}
 
 
 @pytest.mark.parametrize("stream", [False, True])
