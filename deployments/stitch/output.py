@@ -85,7 +85,7 @@ class FileOutput:
 
     def place(self, first_frame: int, frames: int) -> int:
         """Segments follow one another without a gap from the session's position on."""
-        self._renderer.placed_frames += frames
+        self._renderer.speech_arrived(frames)
         return self._writer.position + first_frame
 
     def slack_s(self, position: int) -> float:

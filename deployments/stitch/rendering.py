@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from deployments.stitch.chunks import Chunk
 from deployments.stitch.metrics import StageCall
 from deployments.stitch.ownership.load import RenderLoad
 from deployments.stitch.utterance import UtteranceWriter
+from models.errors import WarmTalkError
 from models.types import Fragment
 
 P = ParamSpec("P")
@@ -33,11 +36,22 @@ class Renderer:
     load: RenderLoad = field(default_factory=RenderLoad)
     calls: list[StageCall] = field(default_factory=list)  # one per chunk
     placed_frames: int = 0  # frames of the speech that has arrived
+    _claim: asyncio.Task[None] | None = None
 
     @property
     def pending_frames(self) -> int:
         """Frames of the speech that has arrived that are not rendered yet."""
         return self.placed_frames - self.writer.frames
+
+    def speech_arrived(self, frames: int) -> None:
+        """Count the frames of a segment. With the first one, claim the session while its faces are generated."""
+        self.placed_frames += frames
+        if self._claim is None:
+            self._claim = asyncio.create_task(self._claim_session())
+
+    async def _claim_session(self) -> None:
+        with contextlib.suppress(WarmTalkError, OSError):  # the first frame raises it again
+            await self.run(self.writer.claim)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function on the compute thread, after all that was started before."""

@@ -1,7 +1,8 @@
 """Writes one utterance into its session: pastes crops into frames, encodes fragments, appends them to the file.
 
-The file is not touched before the utterance's first fragment is written. In a live session that is when it has been
-shown, so speech that is refused, fails, or is interrupted before its first frame is not recorded.
+Nothing of an utterance is in the file before its first fragment is written. In a live session that is when it has been
+shown, so speech that is refused, fails, or is interrupted before its first frame is not recorded. Only the session
+itself is created or claimed earlier, when the first speech has arrived, because that waits for the disk.
 """
 
 from __future__ import annotations
@@ -87,6 +88,13 @@ class UtteranceWriter:
     _canvas: Canvas | None = None
 
     # --- make
+
+    def claim(self) -> None:
+        """Become the session's writer ahead of the first frame: a new session waits several times for the disk.
+
+        Raises what `encode` would raise for its first chunk.
+        """
+        self.sessions.claim(self.request.session_id, self.spec, self.avatar.prepared)
 
     def add(self, chunk: Chunk) -> list[Fragment]:
         """Encode a chunk and write the fragments that it completes. Raises FencedError, OSError."""

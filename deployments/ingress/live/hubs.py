@@ -65,9 +65,11 @@ class Hubs:
         return sum(len(hub.viewers) for hub in self._running())
 
     def stats(self) -> dict[str, int]:
-        """The numbers of hubs, of viewers, and of fragments that slow viewers missed."""
-        viewers = [viewer for hub in self._running() for viewer in hub.viewers]
-        return {"hubs": len(self._hubs), "viewers": len(viewers), "dropped": sum(v.dropped for v in viewers)}
+        """The numbers of hubs, of viewers, of fragments that slow viewers missed, and of those that came late."""
+        hubs = self._running()
+        viewers = [viewer for hub in hubs for viewer in hub.viewers]
+        dropped, late = sum(viewer.dropped for viewer in viewers), sum(hub.late for hub in hubs)
+        return {"hubs": len(self._hubs), "viewers": len(viewers), "dropped": dropped, "late": late}
 
     async def stop(self) -> None:
         if self._keeper is not None:

@@ -54,7 +54,7 @@ class LiveOutput(Output):
         return self.playout.released_frames
 
     def place(self, first_frame: int, frames: int) -> int:
-        self._renderer.placed_frames += frames
+        self._renderer.speech_arrived(frames)
         return self.playout.place(first_frame, frames)
 
     def slack_s(self, position: int) -> float:

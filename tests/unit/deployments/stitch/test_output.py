@@ -111,6 +111,15 @@ async def test_all_frames_are_delivered_and_written_once(utterance):
     assert [call.frames for call in made.renderer.calls] == [4, 8, 8, 8]
 
 
+async def test_the_session_is_claimed_when_speech_arrives_and_not_with_the_first_frame(utterance):
+    made = utterance.make()
+    made.output.place(0, FRAMES)
+    await asyncio.sleep(0)  # the claim begins
+    await made.renderer.run(lambda: None)  # it ends: the thread works in order
+    session = made.sessions.find("alice")
+    assert session.epoch == 1 and session.frames == 0 and session.transcript() == []
+
+
 async def test_an_utterance_without_a_chunk_writes_nothing(utterance, tmp_path):
     made = utterance.make()
     assert await made.run(stream([])) == [] and not (tmp_path / "alice").exists()

@@ -242,7 +242,7 @@ async def test_viewers_who_leave_before_their_session_is_refused_leave_nothing(i
         with pytest.raises(asyncio.CancelledError):
             await viewing
     await asyncio.sleep(0.01)
-    assert hubs.stats() == {"hubs": 0, "viewers": 0, "dropped": 0}
+    assert hubs.stats() == {"hubs": 0, "viewers": 0, "dropped": 0, "late": 0}
     assert len(stitch.streams) == 20 and all(stream.cancelled for stream in stitch.streams)
     await asyncio.wait_for(hubs._keeper, 2)  # it ends with the last hub
 
