@@ -14,7 +14,14 @@ from cachetools import LRUCache
 from configs.schema import AvatarsConfig
 from deployments.common.paths import builtin_avatars, input_path, output_path
 from deployments.common.stage import Stage
-from deployments.preparation import SMOOTHING_KEYS, load_model, prepare_command, prepare_options, quota_of
+from deployments.preparation import (
+    SMOOTHING_KEYS,
+    decoding_measure,
+    load_model,
+    prepare_command,
+    prepare_options,
+    quota_of,
+)
 from models.avatar.poster import poster
 from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
 from models.avatar.store import AvatarStore, file_sha256
@@ -197,4 +204,5 @@ class Avatars(Stage[AvatarsConfig]):
             options,
             force=force,
             progress=progress,
+            measure_decoding=decoding_measure(config, model),
         )

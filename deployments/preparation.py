@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import partial
 from typing import Any
 
 import yaml
@@ -13,9 +14,12 @@ from configs.serve_file import ConfigFileError, deployment_of, load_serve_config
 from configs.strict import Accelerated
 from deployments.common.paths import cache_dir, input_path
 from deployments.common.stage import parse_config
+from models.avatar.decoding import MeasureDecoding, measure_decoding
 from models.avatar.prepare import PrepareOptions
 from models.avatar.quota import AvatarQuota
 from models.errors import ConfigError
+from models.weights.loading import read_json
+from models.weights.vae_files import vae_files
 
 SMOOTHING_KEYS = (
     *("smoothing", "smooth_s", "min_cutoff", "beta", "d_cutoff"),
@@ -41,6 +45,12 @@ def load_model(config: AvatarsConfig) -> Any:
     from models.musetalk import MuseTalk
 
     return MuseTalk.load(*paths, device=config.device, dtype=getattr(torch, config.dtype))
+
+
+def decoding_measure(config: AvatarsConfig, model: Any) -> MeasureDecoding | None:
+    """What measures the cropped decoder of the model's VAE; None for a tiny VAE, whose crop is exact."""
+    settings = read_json(vae_files(input_path(config.vae_dir))[0])
+    return None if settings.get("_class_name") == "AutoencoderTiny" else partial(measure_decoding, model)
 
 
 def quota_of(config: AvatarsConfig) -> AvatarQuota:

@@ -113,7 +113,7 @@ class OpenVINOMuseTalk:
             return self._encode(faces)
         from models.musetalk import encode_reference
 
-        latents: Float32 = encode_reference(self._torch_vae, faces).numpy()
+        latents: Float32 = encode_reference(self.vae, faces).numpy()
         return latents
 
     def _pair(self, latents: Array, windows: Array) -> tuple[Float32, Float32]:
@@ -124,7 +124,8 @@ class OpenVINOMuseTalk:
         return latents, windows
 
     @cached_property
-    def _torch_vae(self) -> Any:
+    def vae(self) -> Any:
+        """The VAE in torch, which encodes and measures where OpenVINO does not."""
         from models.musetalk import load_vae
 
         return load_vae(self.paths[2])

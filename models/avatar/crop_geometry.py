@@ -42,11 +42,16 @@ class CropGeometry:
 
     def crop(self, frame: UInt8, k: int) -> UInt8:
         """Cut the crop of frame `k`, RGB uint8 `(256, 256, 3)`, out of `frame`."""
-        if self.boxes is None:
-            return warp(frame, self.track.transforms[k])
-        x1, y1, x2, y2 = self.box(k)
-        crop = cv2.resize(frame[y1:y2, x1:x2], (CROP_PX, CROP_PX), interpolation=cv2.INTER_LANCZOS4)
-        return cast(UInt8, crop)
+        return face_crop(frame, self.track.transforms[k], None if self.boxes is None else self.box(k))
+
+
+def face_crop(frame: UInt8, transform: Float32, box: Box | None) -> UInt8:
+    """The crop, RGB uint8 `(256, 256, 3)`, along a transform `(2, 3)`, or of a box of geometry `musetalk`."""
+    if box is None:
+        return warp(frame, transform)
+    x1, y1, x2, y2 = box
+    crop = cv2.resize(frame[y1:y2, x1:x2], (CROP_PX, CROP_PX), interpolation=cv2.INTER_LANCZOS4)
+    return cast(UInt8, crop)
 
 
 def crop_geometry(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from models.avatar import contact_sheet
 from models.avatar.crop_geometry import GEOMETRIES, CropGeometry, crop_geometry
+from models.avatar.decoding import MeasureDecoding, choose_decoder
 from models.avatar.detect import DETECTORS, open_detector
 from models.avatar.face import FaceDetector
 from models.avatar.packed_regions import RegionPacker
@@ -34,7 +35,7 @@ Progress = Callable[[str, int, int], None]  # step, done, total (0: unknown)
 EncodeReference = Callable[[UInt8], Any]  # crops (n, 256, 256, 3) → latents (n, 8, 32, 32), array or tensor
 
 SMALL_FACE_PX = 96  # below it, a mouth is less than about 30 px wide: too coarse
-FINDING, ENCODING = "finding faces", "encoding faces"
+FINDING, ENCODING, MEASURING = "finding faces", "encoding faces", "measuring the decoder"
 LOCATIONS = ("detector_weights", "parser_weights", "device")  # options that do not change the result
 
 
@@ -123,6 +124,7 @@ class PrepareReport:
     cuts: list[int]
     tracked: float
     video_copied: bool
+    decoder: str
     seconds: float
     contact_sheet: str
     warnings: list[str] = field(default_factory=list)
@@ -142,13 +144,15 @@ def prepare_avatar(
     progress: Progress | None = None,
     detector: FaceDetector | None = None,
     parser: Parser | None = None,
+    measure_decoding: MeasureDecoding | None = None,
 ) -> PrepareReport:
     """Prepare `source` as avatar `avatar_id` of `store`, completely or not at all. The same video gives the same bytes.
 
     Two passes, each with a few frames in memory: find the face in every frame while storing them; then cut crops out of
     the *stored* frames and encode them. encode_reference: crops `(n, 256, 256, 3)` → latents `(n, 8, 32, 32)`. force:
-    replace an existing avatar. detector, parser: loaded by the options if None. Raises IdError, ExistsError,
-    QuotaError, DiskFullError, VideoError, NoFaceError, ConfigError, WeightsError.
+    replace an existing avatar. detector, parser: loaded by the options if None. measure_decoding: None for a tiny VAE,
+    which needs no statistics to be cropped. Raises IdError, ExistsError, QuotaError, DiskFullError, VideoError,
+    NoFaceError, ConfigError, WeightsError.
     """
     started = time.perf_counter()
     options, progress = options or PrepareOptions(), progress or (lambda step, done, total: None)
@@ -180,7 +184,10 @@ def prepare_avatar(
         with (draft.folder / FRAMES).open("rb") as file:
             frames = VideoFrames(file, FRAMES, cache_bytes=GOP_BYTES)
             encoding = _EncodingPass(frames, geometry, survey, masks, mask_index, options, report)
-            encoding.run(draft, encode_reference, parser if geometry.boxes is not None else None)
+            latents = encoding.run(draft, encode_reference, parser if geometry.boxes is not None else None)
+        if measure_decoding is not None and geometry.boxes is None:
+            known = latents, masks, mask_index, survey.has_face, options.fps
+            draft.write_decoding(measure_decoding(*known, lambda done, total: report(MEASURING, done, total)))
         draft.write_geometry(track.transforms, track.landmarks, survey.has_face, masks, mask_index, geometry.boxes)
         facts = _facts(survey, track, video)
         if geometry.boxes is not None and parser is None:
@@ -188,10 +195,11 @@ def prepare_avatar(
                 "There is no face parser (parser_weights): the mask follows the landmarks, not MuseTalk's region."
             )
         draft.meta |= _meta(video, options, facts) | {"vae_fingerprint": vae_fingerprint}
-    folder = store.folder(avatar_id)
+    avatar, folder = store.load(avatar_id, frames=False), store.folder(avatar_id)
     return PrepareReport(
         avatar_id=avatar_id,
-        version=store.version(avatar_id),
+        version=avatar.version,
+        decoder=choose_decoder("auto", avatar, tiny=measure_decoding is None)[1],
         seconds=round(time.perf_counter() - started, 2),
         contact_sheet=str(folder / CONTACT),
         **facts,
@@ -210,7 +218,7 @@ class _EncodingPass:
     options: PrepareOptions
     progress: Progress
 
-    def run(self, draft: Draft, encode_reference: EncodeReference, parser: Parser | None) -> None:
+    def run(self, draft: Draft, encode_reference: EncodeReference, parser: Parser | None) -> Float16:
         n, step = len(self.mask_index), self.options.batch_size
         if len(self.frames) != n:
             raise CorruptError(f"Only {len(self.frames)} of {n} frames were stored.", "Prepare the avatar again.")
@@ -237,6 +245,7 @@ class _EncodingPass:
         if parser is not None:
             draft.write_regions(regions.packed())
         write_png(draft.folder / CONTACT, contact_sheet.sheet(cells))
+        return latents
 
     def contact_cell(self, k: int, region: UInt8 | None) -> UInt8:
         """Draw frame `k` for the contact sheet, with its paste mask."""

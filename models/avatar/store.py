@@ -6,6 +6,7 @@
                                mask_index (n,) int32: index into masks.png of each frame's mask
                                boxes (n, 4) int32, only with geometry `musetalk`
         latents.safetensors    latents (n, 8, 32, 32) float16
+        decoder.safetensors    statistics (n, norms, 2, groups) float32, only with a KL VAE
         masks.png              the different masks, 256 px tiles, 16 per row
         regions.safetensors    the face parser's regions, packed; only with geometry `musetalk` and a parser
         frames.mp4             H.264, short closed GOPs
@@ -24,7 +25,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -43,13 +44,14 @@ from models.media.frames import CACHE_BYTES, VideoFrames
 from models.runtime.disk_full import writing_to
 from models.runtime.file_lock import hold_lock
 from models.runtime.ids import ID_PATTERN, check_id, path_under
-from models.types import CROP_PX, Float16, Float32, Int32, PreparedAvatar, UInt8
+from models.types import CROP_PX, CroppedDecoding, CropWindow, Float16, Float32, Int32, PreparedAvatar, UInt8
 
 FORMAT = 1
-META, GEOMETRY, LATENTS, MASKS, REGIONS, FRAMES, CONTACT = (
+META, GEOMETRY, LATENTS, DECODER, MASKS, REGIONS, FRAMES, CONTACT = (
     "avatar.json",
     "geometry.safetensors",
     "latents.safetensors",
+    "decoder.safetensors",
     "masks.png",
     "regions.safetensors",
     "frames.mp4",
@@ -110,6 +112,16 @@ class Draft:
         """Write latents.safetensors: float16 `(n, 8, 32, 32)`, masked face first, then reference."""
         assert latents.dtype == np.float16 and latents.shape[1:] == (8, 32, 32), (latents.dtype, latents.shape)
         (self.folder / LATENTS).write_bytes(safetensors.numpy.save({"latents": np.ascontiguousarray(latents)}))
+
+    def write_decoding(self, decoding: CroppedDecoding) -> None:
+        """Write decoder.safetensors and what avatar.json says about it."""
+        tensors = {"statistics": np.ascontiguousarray(decoding.statistics, np.float32)}
+        (self.folder / DECODER).write_bytes(safetensors.numpy.save(tensors))
+        self.meta["decoding"] = {
+            **asdict(decoding.window),
+            "mean_error": decoding.mean_error,
+            "p999_error": decoding.p999_error,
+        }
 
     def write_regions(self, regions: PackedRegions) -> None:
         """Write regions.safetensors: the regions of all frames."""
@@ -211,9 +223,11 @@ class AvatarStore:
             boxes=_frozen(geometry["boxes"]) if "boxes" in geometry else None,
             regions=regions,
             cuts=tuple(meta.get("facts", {}).get("cuts", ())),
+            decoding=self._decoding(avatar_id, meta) if latents else None,
         )
         lengths = {"frames": len(avatar), "masks": len(masks), "has_face": len(avatar.has_face)}
         lengths |= {"latents": len(avatar.latents)} if avatar.latents is not None else {}
+        lengths |= {DECODER: len(avatar.decoding.statistics)} if avatar.decoding is not None else {}
         lengths |= {FRAMES: len(source)} if source is not None else {}
         lengths |= {"regions": len(regions)} if regions is not None else {}
         if set(lengths.values()) != {meta["frames"]}:
@@ -223,6 +237,13 @@ class AvatarStore:
                 PREPARE_AGAIN.format(avatar_id),
             )
         return avatar
+
+    def _decoding(self, avatar_id: str, meta: dict[str, Any]) -> CroppedDecoding | None:
+        if DECODER not in meta["sha256"]:
+            return None
+        facts, statistics = meta["decoding"], _frozen(self._tensors(avatar_id, DECODER, meta)["statistics"])
+        window = CropWindow(tuple(facts["rows"]), tuple(facts["columns"]))
+        return CroppedDecoding(window, statistics, facts["mean_error"], facts["p999_error"])
 
     @contextmanager
     def reserve(self, avatar_id: str, force: bool = False) -> Iterator[Draft]:

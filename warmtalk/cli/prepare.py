@@ -10,7 +10,7 @@ import yaml
 
 from configs.serve_file import ConfigFileError
 from deployments.common.paths import builtin_avatars, output_path
-from deployments.preparation import load_avatars_config, load_model, prepare_options, quota_of
+from deployments.preparation import decoding_measure, load_avatars_config, load_model, prepare_options, quota_of
 from models.avatar.prepare import Progress, prepare_avatar
 from models.avatar.store import AvatarStore
 from models.errors import ConfigError, InputError
@@ -56,7 +56,15 @@ def prepare_here(
     store.refuse_existing(avatar_id, force)
     model, chosen = load_model(stage), prepare_options(stage, options)
     report = prepare_avatar(
-        video, avatar_id, store, model.encode_reference, model.vae_fingerprint, chosen, force=force, progress=progress
+        video,
+        avatar_id,
+        store,
+        model.encode_reference,
+        model.vae_fingerprint,
+        chosen,
+        force=force,
+        progress=progress,
+        measure_decoding=decoding_measure(stage, model),
     )
     return report.to_dict()
 

@@ -77,7 +77,9 @@ def preparations(encoder, prepared, monkeypatch) -> list[tuple]:
     """Replaces preparation by a copy of `prepared`; records source, avatar id, options and `force` of each call."""
     calls: list[tuple] = []
 
-    def prepare(source, avatar_id, store, encode, fingerprint, options, *, force=False, progress=None):
+    def prepare(
+        source, avatar_id, store, encode, fingerprint, options, *, force=False, progress=None, measure_decoding
+    ):
         calls.append((source, avatar_id, options, force))
         with source.open("rb") as file:
             facts = {"source": {"sha256": file_sha256(file)}, "settings": options.settings}
