@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cachetools import LRUCache
@@ -19,13 +20,16 @@ from models.avatar.store import AvatarStore
 from models.restore import ENGINES
 from models.restore.align import check_strength
 from models.restore.avatar_faces import AvatarFaces
-from models.restore.base import needs_landmarks, restore_each
+from models.restore.base import needs_landmarks, start_each
 from models.runtime.registry import find_engine
 from models.types import CROP_PX, FaceCrops, Float32, UInt8
 
+if TYPE_CHECKING:
+    from models.restore.heads import Heads  # imports torch
+
 FILE_OPTIONS = ("path", "weights")  # engine options that are resolved by input_path
 GFPGAN_WEIGHTS = "weights/GFPGANv1.4.pth"
-CACHED_AVATARS = 4  # avatars whose landmarks and heads stay in memory
+CACHED_AVATARS = 16  # avatars whose landmarks and last decoded frames stay in memory
 FRAME_CACHE_BYTES = 64 << 20  # decoded frames per avatar; small, because each frame is read once, in order
 
 
@@ -60,6 +64,7 @@ class Face:
 class Enhance(Stage[EnhanceConfig]):
     stage = "Enhance"
     engine: Any  # FaceRestorer or LandmarkRestorer
+    heads: Heads | None = None  # where the engine needs landmarks
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,8 +76,13 @@ class Enhance(Stage[EnhanceConfig]):
     def apply(self, config: EnhanceConfig, changed: set[str] | None) -> None:
         new_engine = changed is None or bool(changed & {"engine", "options"})
         if new_engine:
-            self.engine = load_engine(config.engine, config.options)
-            self.engine.restore(np.zeros((config.batch_size, CROP_PX, CROP_PX, 3), np.uint8))  # warm up
+            self.engine, self.heads = load_engine(config.engine, config.options), None
+            if needs_landmarks(self.engine):
+                from models.restore.heads import Heads
+
+                self.heads = Heads(self.engine.device if hasattr(self.engine, "start") else "cpu")
+            for size in getattr(self.engine, "batch_sizes", (config.batch_size,)):  # warm up
+                self.engine.restore(np.zeros((size, CROP_PX, CROP_PX, 3), np.uint8))
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars(), FRAME_CACHE_BYTES)
         self._batcher.configure(config.batch_size, config.batch_wait_ms / 1e3, new_engine)
 
@@ -129,28 +139,41 @@ class Enhance(Stage[EnhanceConfig]):
         faces = self._faces.get(key)
         if faces is None:
             load = self._store.load
-            faces = (await self.worker.run(lambda: AvatarFaces(load(avatar_id, latents=False)))).value
+            faces = (await self.worker.run(lambda: AvatarFaces(load(avatar_id, latents=False), key))).value
             self._faces[key] = faces
         return faces
 
     def _restore(self, faces: list[Face]) -> list[UInt8]:
-        """On the compute thread: each `(s, s, 3)` → `(512, 512, 3)`. One call of the engine per kind of faces."""
+        return self._start(faces)()
+
+    def _start(self, faces: list[Face]) -> Callable[[], list[UInt8]]:
+        """On the compute thread: begin to restore crops `(s, s, 3)`; the function returned waits for `(512, 512, 3)`.
+
+        One call of the engine per kind of faces.
+        """
         kinds: dict[tuple[int, bool], list[int]] = {}
         for k, face in enumerate(faces):
             kinds.setdefault((len(face.crop), face.points is None), []).append(k)
-        results: dict[int, UInt8] = {}
+        started = []
         for members in kinds.values():
             same = [faces[k] for k in members]
-            crops = np.stack([face.crop for face in same])  # (m, s, s, 3)
-            restored = restore_each(self.engine, crops, [face.strength for face in same], **_extra(same))
-            results.update(zip(members, restored, strict=True))
-        return [results[k] for k in range(len(faces))]
+            given = [face.crop for face in same], [face.strength for face in same]
+            started.append((members, start_each(self.engine, *given, **self._extra(same))))
 
+        def wait() -> list[UInt8]:
+            results: dict[int, UInt8] = {}
+            for members, restored in started:
+                results.update(zip(members, restored(), strict=True))
+            return [results[k] for k in range(len(faces))]
 
-def _extra(faces: list[Face]) -> dict[str, Any]:
-    """What a LandmarkRestorer also gets for these faces."""
-    if faces[0].points is None:
-        return {}
-    heads = [face.avatar.heads(np.array([face.frame]))[0] for face in faces if face.avatar is not None]
-    points = [face.points for face in faces if face.points is not None]
-    return {"landmarks": np.stack(points), "around": np.stack(heads)}
+        return wait
+
+    def _extra(self, faces: list[Face]) -> dict[str, Any]:
+        """What a LandmarkRestorer also gets for these faces."""
+        if faces[0].points is None:
+            return {}
+        assert self.heads is not None
+        around: Any = self.heads.rows([(face.avatar, face.frame) for face in faces if face.avatar is not None])
+        if not hasattr(self.engine, "start"):  # which takes it on its device
+            around = around.numpy()
+        return {"landmarks": np.stack([face.points for face in faces if face.points is not None]), "around": around}

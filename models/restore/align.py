@@ -63,10 +63,10 @@ def to_template(points: npt.NDArray[Any], side: int = RESTORED_PX) -> Float64:
 
 
 def upsampled(transform: npt.NDArray[Any], factor: float) -> Float64:
-    """Return `transform` (2, 3), px → template px, for a picture `factor` times as large."""
-    result = np.asarray(transform, np.float64).copy()
-    result[:, :2] /= factor
-    result[:, 2] -= result[:, :2] @ np.full(2, (factor - 1) / 2)
+    """Return `transform` (…, 2, 3), px → template px, for a picture `factor` times as large."""
+    result = np.array(transform, np.float64)
+    result[..., :2] /= factor
+    result[..., 2] -= result[..., :2].sum(-1) * (factor - 1) / 2
     return result
 
 
@@ -125,7 +125,7 @@ def soft_square(side: int = RESTORED_PX, edge: float = EDGE_PX) -> Float32:
 
 def restore_aligned(
     faces: UInt8,
-    strength: float,
+    strength: Any,
     landmarks: npt.NDArray[Any] | None,
     run: Callable[[UInt8], UInt8],
     batch: int,
@@ -135,26 +135,28 @@ def restore_aligned(
 
     faces: RGB uint8 `(n, s, s, 3)`, s = 256 or 512. landmarks: `(n, 5, 2)` in px of `faces`; None: the faces fill the
     template already. around: `(n, 512, 512, 3)`, see `align`. run: RGB uint8 `(m, 512, 512, 3)` → the same shape, with
-    m at most `batch`. Strength 0 is bicubic upsampling. Raises InputError for another shape, type or strength.
+    m at most `batch`. strength: a number, or one per face; 0 is bicubic upsampling. Raises InputError for another
+    shape, type or strength.
     """
-    check_faces(faces := np.asarray(faces), strength, landmarks)
+    check_faces((faces := np.asarray(faces)).shape, faces.dtype, strength, landmarks)
+    strengths = np.broadcast_to(strength, len(faces))
     factor = RESTORED_PX / faces.shape[1]
     out = np.empty((len(faces), RESTORED_PX, RESTORED_PX, 3), np.uint8)
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]
         large = np.stack([enlarged(face) for face in part])  # (m, 512, 512, 3)
-        if strength == 0:
+        if not strengths[start : start + batch].any():
             out[start : start + batch] = large
             continue
         transforms = None if landmarks is None else to_template(landmarks[start : start + batch])  # (m, 2, 3)
         beyond = None if around is None else around[start:]
         aligned = large if transforms is None else _aligned(part, transforms, beyond)
         restored = run(aligned)
-        for k in range(len(part)):
+        for k, share in enumerate(strengths[start : start + batch].tolist()):
             out[start + k] = (
-                cv2.addWeighted(restored[k], strength, large[k], 1 - strength, 0)
+                cv2.addWeighted(restored[k], share, large[k], 1 - share, 0)
                 if transforms is None
-                else paste_aligned(large[k], restored[k], upsampled(transforms[k], factor), strength)
+                else paste_aligned(large[k], restored[k], upsampled(transforms[k], factor), share)
             )
     return out
 
@@ -172,25 +174,25 @@ def enlarged(face: UInt8) -> UInt8:
     return cast(UInt8, cv2.resize(face, (RESTORED_PX, RESTORED_PX), interpolation=cv2.INTER_CUBIC))
 
 
-def check_faces(faces: UInt8, strength: float, landmarks: npt.NDArray[Any] | None) -> None:
-    """Raise InputError unless `restore_aligned` can take these arguments."""
-    square = faces.ndim == 4 and faces.shape[1] == faces.shape[2] and faces.shape[3] == 3
-    if not square or faces.shape[1] not in (CROP_PX, RESTORED_PX) or faces.dtype != np.uint8:
+def check_faces(shape: tuple[int, ...], dtype: Any, strength: Any, landmarks: npt.NDArray[Any] | None) -> None:
+    """Raise InputError unless `restore_aligned` can take faces of this shape and type, and the other arguments."""
+    square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
+    if not square or shape[1] not in (CROP_PX, RESTORED_PX) or dtype != np.uint8:
         raise InputError(
-            f"Faces of shape {faces.shape} and type {faces.dtype} cannot be restored.",
+            f"Faces of shape {shape} and type {dtype} cannot be restored.",
             f"Pass RGB uint8 (n, {CROP_PX}, {CROP_PX}, 3) or (n, {RESTORED_PX}, {RESTORED_PX}, 3).",
         )
     check_strength(strength)
-    if landmarks is not None and np.shape(landmarks) != (len(faces), 5, 2):
+    if landmarks is not None and np.shape(landmarks) != (shape[0], 5, 2):
         raise InputError(
-            f"The landmarks have shape {np.shape(landmarks)} for {len(faces)} faces.",
+            f"The landmarks have shape {np.shape(landmarks)} for {shape[0]} faces.",
             "Pass five points per face: eye centres, nose tip, mouth corners.",
         )
 
 
-def check_strength(strength: float) -> None:
-    """Raise InputError unless `strength` is between 0 and 1."""
-    if not 0 <= strength <= 1:
+def check_strength(strength: Any) -> None:
+    """Raise InputError unless `strength`, a number or several, is between 0 and 1."""
+    if not np.all((np.asarray(strength) >= 0) & (np.asarray(strength) <= 1)):
         raise InputError(
             f"The strength {strength} is not between 0 and 1.", "Use 0 for plain upsampling, 1 for the full model."
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import cv2
+import numpy as np
 
 from models.types import Float32, UInt8
 
@@ -46,12 +48,21 @@ def needs_landmarks(engine: Any) -> bool:
     return bool(getattr(engine, "needs_landmarks", False))
 
 
-def restore_each(engine: Any, faces: UInt8, strengths: list[float], **extra: Any) -> list[UInt8]:
-    """Restore faces `(n, s, s, 3)`, each with its own strength; returns n faces `(512, 512, 3)`.
+def start_each(engine: Any, faces: Sequence[UInt8], strengths: list[float], **extra: Any) -> Callable[[], list[UInt8]]:
+    """Begin to restore faces `(s, s, 3)`, each with its own strength; the function returned waits for `(512, 512, 3)`.
 
-    An engine takes one strength per call. Faces that differ are restored in full and mixed with the enlarged ones.
-    extra: `landmarks` and `around` of a LandmarkRestorer. Raises InputError.
+    An engine with a method `start` takes a strength per face, and computes while its caller goes on. The others take
+    one strength per call: faces that differ are restored in full and mixed with the enlarged ones. extra: `landmarks`
+    and `around` of a LandmarkRestorer. Raises InputError.
     """
+    if hasattr(engine, "start"):
+        wait = engine.start(faces, strengths, **extra)
+        return lambda: list(wait())
+    restored = _restored(engine, np.stack(faces), strengths, **extra)
+    return lambda: restored
+
+
+def _restored(engine: Any, faces: UInt8, strengths: list[float], **extra: Any) -> list[UInt8]:
     if len(set(strengths)) == 1:
         return list(engine.restore(faces, strengths[0], **extra))
     plain, restored = engine.restore(faces, 0.0, **extra), {}

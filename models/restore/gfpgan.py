@@ -6,7 +6,7 @@ face gives the same picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 
 from models.errors import ConfigError, InputError
 from models.restore.align import restore_aligned
-from models.restore.align_device import aligned_pass, enlarges, restore_on_device
+from models.restore.align_device import aligned_pass, enlarges, start_on_device
+from models.restore.gfpgan_fused import FusedGFPGAN
 from models.restore.gfpgan_net import GFPGANNet, channels_last
-from models.runtime.cuda_graphs import GraphedFunction, check_compile
+from models.runtime.cuda_graphs import GraphedFunction, check_compile, graph_batch_sizes
 from models.runtime.tensors import as_tensor
+from models.runtime.transfers import Transfers
 from models.types import RESTORED_PX, UInt8
 from models.weights.loading import build_module, load_state_dict
 
@@ -31,11 +33,18 @@ class GFPGAN:
 
     needs_landmarks = True
 
-    def __init__(self, module: GFPGANNet, max_faces: int = MAX_FACES, compile: str = "off") -> None:
-        self.module, self.max_faces = module, max_faces
-        run = aligned_pass(module_pass(module), self.device)
-        off = check_compile(compile, self.device) == "off"
-        self._pass = run if off else GraphedFunction(run, (max_faces,), compile, self.device)
+    def __init__(
+        self, module: GFPGANNet, max_faces: int = MAX_FACES, compile: str = "off", dtype: torch.dtype | None = None
+    ) -> None:
+        """dtype: of the network's operations; None is that of the module, which is converted to it."""
+        weight = module.final_linear.weight
+        dtype, mode = dtype or weight.dtype, check_compile(compile, weight.device)
+        net = FusedGFPGAN(module, dtype) if mode == "inductor" else None  # from the weights before their conversion
+        self.module, self.max_faces = channels_last(module.to(dtype)), max_faces
+        self.batch_sizes = (max_faces,) if mode == "off" else graph_batch_sizes(mode, max_faces)
+        self._transfers = Transfers(self.device)
+        run = aligned_pass(net or module_pass(self.module), self.device)
+        self._pass = run if mode == "off" else GraphedFunction(run, self.batch_sizes, mode, self.device)
 
     @classmethod
     def load(
@@ -58,8 +67,8 @@ class GFPGAN:
         name = str(dtype).removeprefix("torch.")
         if name not in DTYPES:
             raise ConfigError(f"There is no dtype {name!r} for GFPGAN.", f"Use one of {', '.join(DTYPES)}.")
-        module = build_module(GFPGANNet, load_state_dict(path), path, device, getattr(torch, name))
-        return cls(channels_last(module), max_faces, compile)
+        module = build_module(GFPGANNet, load_state_dict(path), path, device, torch.float32)
+        return cls(module, max_faces, compile, getattr(torch, name))
 
     @property
     def device(self) -> torch.device:
@@ -78,18 +87,31 @@ class GFPGAN:
             image: torch.Tensor = self.module(x.to(weight.device, weight.dtype, memory_format=torch.channels_last))
         return image.contiguous()
 
-    def restore(self, faces: UInt8, strength: float = 1.0, landmarks: Any = None, around: Any = None) -> UInt8:
+    def restore(self, faces: UInt8, strength: Any = 1.0, landmarks: Any = None, around: Any = None) -> UInt8:
         """Restore faces: RGB uint8 `(n, 512, 512, 3)` or `(n, 256, 256, 3)` → `(n, 512, 512, 3)`.
 
         landmarks: `(n, 5, 2)`, eye centres, nose tip and mouth corners in px of `faces`. Each face is warped onto the
         FFHQ template, and back over itself with a soft edge. None: the faces are aligned already. around:
-        `(n, 512, 512, 3)` on the template, what surrounds the face; None is grey. strength: 0 is bicubic upsampling,
-        1 the full model. Raises InputError.
+        `(n, 512, 512, 3)` on the template, what surrounds the face; None is grey. strength: a number, or one per face;
+        0 is bicubic upsampling, 1 the full model. Raises InputError.
         """
-        if self.device.type == "cpu" or strength == 0 or not enlarges(landmarks):
-            return restore_aligned(faces, strength, landmarks, self._run, self.max_faces, around=around)
-        with torch.inference_mode():
-            return restore_on_device(self._pass, self.device, faces, strength, landmarks, around, self.max_faces)
+        return self.start(faces, strength, landmarks, around)()
+
+    def start(
+        self, faces: Sequence[UInt8] | UInt8, strength: Any = 1.0, landmarks: Any = None, around: Any = None
+    ) -> Callable[[], UInt8]:
+        """Begin `restore`, and return a function that waits for it. On a GPU, several calls overlap.
+
+        faces: n of `(s, s, 3)`. around: may be a tensor on `device`.
+        """
+        if self.device.type == "cuda" and np.any(strength) and enlarges(landmarks):
+            with torch.inference_mode():
+                given = faces, strength, landmarks, around
+                return start_on_device(self._pass, self._transfers, *given, self.max_faces)
+        if isinstance(around, torch.Tensor):
+            around = around.cpu().numpy()
+        out = restore_aligned(np.asarray(faces), strength, landmarks, self._run, self.max_faces, around=around)
+        return lambda: out
 
     def _run(self, faces: UInt8) -> UInt8:
         with torch.inference_mode():

@@ -14,7 +14,6 @@ from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound
 from models.geometry import apply, warp
 from models.restore.align import align, five_points, smoothed_points, to_template
-from models.restore.avatar_faces import AvatarFaces
 from models.types import FaceCrops
 from tests.support.paths import ROOT
 
@@ -101,16 +100,6 @@ async def test_the_surroundings_are_the_avatars_own_head(stage: Enhance, present
     assert np.abs(around[0, 20:60, 200:320].astype(int) - [135, 133, 132]).mean() > 20  # hair, and not grey
     whole = align(crop, to_template(landmarks[0]), around[0])
     assert np.abs(whole.astype(int) - around[0]).mean() < 1.0
-
-
-def test_the_least_recently_used_heads_leave_the_cache() -> None:
-    avatar = AvatarStore(BUILTIN).load("presenter", latents=False)
-    faces = AvatarFaces(avatar, cache_bytes=3 * 512 * 512 * 3)
-    first = faces.heads(np.array([0, 1, 2, 1]))
-    assert first.shape == (4, 512, 512, 3) and np.array_equal(first[1], first[3])
-    faces.heads(np.array([3]))
-    assert sorted(faces._heads) == [1, 2, 3]
-    assert np.array_equal(faces.heads(np.array([0]))[0], first[0])
 
 
 async def test_crops_of_512_px_get_scaled_landmarks(stage: Enhance) -> None:

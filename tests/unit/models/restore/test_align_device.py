@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from models.restore.align import FFHQ_512, restore_aligned
-from models.restore.align_device import aligned_pass, enlarges, restore_on_device
+from models.restore.align_device import aligned_pass, enlarges, start_on_device
+from models.runtime.transfers import Transfers
 
 BOUND = 4  # grey levels, for 99.5 % of the pixels: OpenCV rounds positions to 1/32 px, which matters at hard edges
 
@@ -44,22 +48,18 @@ def points(n: int, side: int) -> np.ndarray:
     return np.array(out, np.float32)
 
 
-def both(n: int, side: int, strength: float, landmarks: np.ndarray | None, around: np.ndarray | None):
-    faces = pictures(n, side)
-    run = aligned_pass(brighten, "cpu")
-    return (
-        restore_on_device(run, "cpu", faces, strength, landmarks, around, batch=2).astype(int),
-        restore_aligned(faces, strength, landmarks, on_cpu, batch=2, around=around).astype(int),
-    )
+def on_device(run: Callable[..., torch.Tensor], *given: Any) -> np.ndarray:
+    return start_on_device(run, Transfers("cpu"), *given, batch=2)().astype(int)
 
 
 @pytest.mark.parametrize("side", [256, 512])
-@pytest.mark.parametrize("strength", [0.4, 1.0])
 @pytest.mark.parametrize("laid", ["filling", "over grey", "over the head"])
-def test_both_ways_give_the_same_picture(side: int, strength: float, laid: str) -> None:
+def test_both_ways_give_the_same_picture(side: int, laid: str) -> None:
     landmarks = None if laid == "filling" else points(3, side)
     around = pictures(3, 512, seed=5) if laid == "over the head" else None
-    got, wanted = both(3, side, strength, landmarks, around)
+    given = pictures(3, side), np.array([1.0, 0.4, 0.0]), landmarks
+    got = on_device(aligned_pass(brighten, "cpu"), *given, around)
+    wanted = restore_aligned(*given, on_cpu, batch=2, around=around).astype(int)
     assert got.shape == (3, 512, 512, 3)
     error = np.abs(got - wanted)
     assert error.mean() < 0.25 and np.percentile(error, 99.5) <= BOUND
@@ -68,12 +68,13 @@ def test_both_ways_give_the_same_picture(side: int, strength: float, laid: str) 
 def test_a_shift_by_half_a_pixel_exceeds_the_bound() -> None:
     landmarks, faces, run = points(3, 256), pictures(3, 256), aligned_pass(brighten, "cpu")
 
-    def askew(faces: torch.Tensor, into: torch.Tensor, back: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        return run(faces, into, back + torch.tensor([0, 0, 0.5]), *rest)
+    def askew(faces: torch.Tensor, placements: torch.Tensor, around: torch.Tensor) -> torch.Tensor:
+        placements[:, 8] += 0.5  # the matrix of the paste: x and y
+        placements[:, 11] += 0.5
+        return run(faces, placements, around)
 
     wanted = restore_aligned(faces, 1.0, landmarks, on_cpu, batch=2).astype(int)
-    moved = restore_on_device(askew, "cpu", faces, 1.0, landmarks).astype(int)
-    assert np.percentile(np.abs(moved - wanted), 99.5) > 2 * BOUND
+    assert np.percentile(np.abs(on_device(askew, faces, 1.0, landmarks) - wanted), 99.5) > 2 * BOUND
 
 
 def test_a_face_that_would_shrink_is_not_sent_to_the_device_pass() -> None:
