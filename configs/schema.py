@@ -192,7 +192,7 @@ class StitchConfig(Supervised):
         24000, description="Sample rate of the sound of new sessions, in Hz."
     )
     crf: int = Field(20, ge=0, le=40, description="Quality of the H.264 video: lower is better and larger.")
-    preset: str = Field("veryfast", description="Speed preset of x264, such as `ultrafast`, `veryfast` or `medium`.")
+    preset: str = Field("superfast", description="Speed preset of x264, such as `superfast`, `veryfast` or `medium`.")
     threads: int = Field(
         1,
         ge=1,

@@ -39,6 +39,12 @@ AAC_FRAME = 1024  # samples per AAC frame
 AAC_RATES_HZ = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 SILENCE = 10 ** (-50 / 20)  # samples with a smaller absolute value are silence: −50 dBFS
 GLOBAL_HEADER = 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER: parameter sets go into the init segment, not into the frames
+COLOUR = "colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off"
+# aq-mode=0: adaptive quantisation gives bits to flat walls and takes them from the face. Without it, at the same size,
+# the face has 1.3 dB more PSNR and 13 % less flicker (python -m benchmarks.stitch --presets).
+X264 = f"keyint=infinite:scenecut=0:bframes=0:aq-mode=0:{COLOUR}"
+# What the preset spends time on and a talking head does not need: 85 % of the time for 7 % more bits.
+FASTER = {"superfast": ":cabac=0:8x8dct=0:weightp=0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class MediaSpec:
     fps: int
     sample_rate_hz: int = 24_000
     crf: int = 20
-    preset: str = "veryfast"  # 2 % more bits than `faster` at two thirds of its encoding time
+    preset: str = "superfast"  # with FASTER: about half the time of `veryfast` for 8 % more bits
     fragment_frames: int = 12
     first_fragment_frames: int = 6
     threads: int = 1
@@ -249,13 +255,12 @@ class _VideoTrack:
         self._codec.time_base = Fraction(1, spec.fps)
         self._codec.thread_count = spec.threads
         self._codec.flags |= GLOBAL_HEADER
-        colour = "colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off"
         self._codec.options = {
             "preset": spec.preset,
             "tune": "zerolatency",
             "crf": str(spec.crf),
             "forced-idr": "1",
-            "x264-params": f"keyint=infinite:scenecut=0:bframes=0:{colour}",
+            "x264-params": X264 + FASTER.get(spec.preset, ""),
         }
         try:
             self._codec.open()

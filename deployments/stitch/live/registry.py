@@ -28,7 +28,7 @@ from models.runtime.atomic_file import replace_file
 IDLE_FOLDER = ".idle"  # in the sessions' folder, where all replicas and ingresses find it
 MAX_WAY_S = 5.0  # limits the effect of wall clocks that differ between hosts
 MAX_IDLE_FILES = 32  # that stay on disk
-IDLE_VERSION = 2  # increase it when the same frames and spec encode differently: idle motion must look like speech
+IDLE_VERSION = 3  # increase it when the same frames and spec encode differently: idle motion must look like speech
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ def test_the_codec_string_names_profile_and_level() -> None:
     with av.open(io.BytesIO(init_segment(MediaSpec(512, 512, 25)))) as file:
         sps = file.streams.video[0].codec_context.extradata
     assert codecs(init_segment(MediaSpec(512, 512, 25))) == f"avc1.{sps[1:4].hex()}, mp4a.40.2"
-    assert sps[1] == 100 and sps[3] == 30  # High profile; level 3.0 is the lowest for 512 px at 25 fps
+    assert sps[1] == 66 and sps[3] == 30  # Constrained Baseline; level 3.0 is the lowest for 512 px at 25 fps
 
 
 def test_equal_input_gives_equal_bytes() -> None:
