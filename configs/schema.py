@@ -60,6 +60,7 @@ class TTSConfig(Accelerated):
 class AudioFeaturesConfig(Accelerated):
     """Whisper encoder: speech to feature windows."""
 
+    hung_after_s: float = Field(5.0, gt=0, description=HUNG_AFTER)  # speech of live sessions waits for it
     weights: str = Field(
         f"{EMBEDDED}/whisper",
         description="Folder of the Whisper model: config.json and model.safetensors or pytorch_model.bin.",
@@ -98,6 +99,7 @@ class AudioFeaturesConfig(Accelerated):
 class LipSyncConfig(Accelerated):
     """UNet and VAE: feature windows and avatar latents to face crops."""
 
+    hung_after_s: float = Field(5.0, gt=0, description=HUNG_AFTER)  # speech of live sessions waits for it
     engine: str = Field(
         "openvino",
         description="The lip-sync engine: `openvino` (CPU), `torch` (CPU or CUDA), or `module:Class` for your own.",
@@ -144,6 +146,7 @@ class LipSyncConfig(Accelerated):
 class EnhanceConfig(Accelerated):
     """Face restoration: 256 px crops to 512 px crops."""
 
+    hung_after_s: float = Field(5.0, gt=0, description=HUNG_AFTER)  # speech of live sessions waits for it
     engine: str = Field(
         "small", description="The restoration engine: `small`, `gfpgan`, `spandrel`, or `module:Class` for your own."
     )

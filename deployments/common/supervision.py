@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 log = logging.getLogger("ray.serve")
 
-CHECK_S = 1.0  # interval of looking for a fault
+CHECK_S = 0.5  # interval of looking for a fault
 STDERR = 2  # a file descriptor: Ray replaces sys.stderr
 STALL_LIMIT_S = 10.0  # an event loop that does not run for this long hangs: a library blocks it, or holds the GIL
 

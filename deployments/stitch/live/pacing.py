@@ -11,6 +11,7 @@ from dataclasses import dataclass
 SAFETY_FACTOR = 1.25  # frames may take this much longer than recent ones
 OVERDUE_FACTOR = 1.3  # slow-down assumed for an overdue burst
 SMOOTHING = 0.4  # weight of the latest burst in the estimate
+STALL_FACTOR = 4.0  # a burst that takes longer than expected by more than this was stopped, as by a lost replica
 RELEASE_LEAD_S = 0.08  # a live fragment leaves Stitch this long before it is due, for the way to the ingress
 RESERVE_S = 0.4  # a burst may be this much later than the others where the machine has little capacity to spare
 # The share of real time that making frames takes: below the first value no reserve is needed, from the second one on
@@ -32,8 +33,8 @@ class SupplyEstimate:
     shared: bool = False  # other utterances are made at the same time
 
     def add_burst(self, frames: int, now_s: float, learn: bool = True) -> float:
-        """Count a burst; return the time it took. learn: nothing but making frames took that time."""
-        took_s = max(0.0, now_s - self.burst_end_s)
+        """Count a burst; return the time that making it took. learn: nothing but making frames took that time."""
+        took_s = min(max(0.0, now_s - self.burst_end_s), STALL_FACTOR * frames * self.frame_s)
         if learn:  # a short burst takes longer per frame and weighs less
             self.frame_s += SMOOTHING * min(1.0, frames / self.burst_frames) * (took_s / frames - self.frame_s)
             self.burst_frames = frames if 2 * frames > self.burst_frames else self.burst_frames

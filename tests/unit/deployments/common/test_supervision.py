@@ -59,15 +59,15 @@ async def test_a_fault_ends_the_process_within_a_second_and_says_why(process, ca
 
 async def test_the_timer_is_restarted_while_the_event_loop_runs(process):
     Supervision("TTS").start()
-    await asyncio.sleep(3.5)
+    await asyncio.sleep(3.5 * CHECK_S)
     assert process.timers_s == [STALL_LIMIT_S] * 4
 
 
 async def test_while_an_engine_is_loaded_the_event_loop_may_be_blocked_for_longer(process):
     supervision = Supervision("TTS")
     with supervision.loading(600.0):
-        await asyncio.sleep(1.5)
-    await asyncio.sleep(2.0)
+        await asyncio.sleep(1.5 * CHECK_S)
+    await asyncio.sleep(2 * CHECK_S)
     assert process.timers_s == [600.0] * 3 + [STALL_LIMIT_S] * 2
 
 
@@ -132,4 +132,4 @@ async def test_the_limits_of_the_config_hold_for_the_compute_thread():
     await stage.reconfigure({"hung_after_s": 3.0})
     assert stage.worker.hung_after_s == 3.0 and stage.worker.loading_s > 0
     await stage.reconfigure({})
-    assert stage.worker.hung_after_s == 8.0
+    assert stage.worker.hung_after_s == stage.config.hung_after_s > 3.0

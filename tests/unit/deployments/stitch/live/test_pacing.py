@@ -49,6 +49,17 @@ def test_an_overdue_burst_means_that_making_has_become_slower():
     assert late_s == pytest.approx(36 * 0.1 * OVERDUE_FACTOR - 1.2 - 36 / 25)  # 12 frames in 1.2 s: 100 ms per frame
 
 
+def test_a_stall_does_not_delay_the_speech_after_it_as_a_slow_machine_does():
+    """A lost replica stops a burst for seconds; those after it are made as fast as before."""
+    stalled, slow = SupplyEstimate(FPS, 0.01, 0.0), SupplyEstimate(FPS, 0.01, 0.0)
+    for at_s in (0.12, 6.0, 6.12):
+        stalled.add_burst(12, at_s)
+    assert stalled.required_delay_s(24, END, END, now_s=6.12) < 0.3
+    for at_s in np.arange(1, 10) * 1.2:  # 100 ms per frame
+        slow.add_burst(12, at_s)
+    assert slow.frame_s == pytest.approx(0.1, rel=0.1)
+
+
 def test_the_time_before_a_segments_first_burst_is_no_measure_for_frames():
     """It goes into speech synthesis and features."""
     supply = SupplyEstimate(FPS, 0.02, burst_end_s=0.0)
