@@ -1,13 +1,15 @@
 # Every target sets up what it needs: its own .venv, pinned by requirements.lock. `make help` lists them.
 PYTHON ?= python3
 PY := .venv/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check
+PIP := $(PY) -m pip install --disable-pip-version-check --no-compile
 TORCH_INDEX ?=
+COMPILE := { $(PY) -m compileall -qq -j 0 .venv/lib || true; } # on all cores, unlike pip's; templates are no Python
 SETUP_LOG := .venv/setup.log
 TEXT ?= Hello! I am a talking head. My voice, my lips and this video are made by five small models, each in its own process.
 TEST_WORKERS ?= 2
 HOURS ?= 0.05
 export PYTHONUNBUFFERED = 1
+unexport PYTHONDONTWRITEBYTECODE # else each of a graph's and a test run's processes compiles all sources again
 export NO_MKDOCS_2_WARNING = 1 # a banner of mkdocs-material that hides its errors
 
 .PHONY: help setup demo serve test test-full soak check format docs bench bench-embedded bench-quality bench-live profile doctor clean
@@ -30,7 +32,7 @@ endef
 	@mkdir -p .venv && : >$(SETUP_LOG)
 	$(call step,1/4 Creating the environment,$(PYTHON) -m venv .venv)
 	$(call step,2/4 Installing torch,$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.lock)")
-	$(call step,3/4 Installing the other packages,$(PIP) -r requirements.lock)
+	$(call step,3/4 Installing the other packages,$(PIP) -r requirements.lock && $(COMPILE))
 	$(call step,4/4 Installing warmtalk,$(PIP) --no-deps --no-build-isolation -e .)
 	@touch .venv/ready
 
@@ -47,13 +49,16 @@ demo: setup # speak TEXT="..." into out/demo.mp4
 serve: setup # serve on http://127.0.0.1:8000 until Ctrl-C
 	@exec .venv/bin/warmtalk serve
 
-# Unit and page tests run in TEST_WORKERS processes of one thread each. The graph tests follow, since a Ray needs both
-# cores. Tests marked `full` are left out (addopts in pyproject.toml).
+# The page's tests mostly wait for video to play, so unit tests run beside them, at a lower priority. All these processes
+# have one thread each. The graph tests follow, since a Ray needs both cores. Tests marked `full` are left out (addopts
+# in pyproject.toml).
 test: setup # all tests but those at full size: unit tests and the page, then the graph on a real Ray
-	@failed=0; \
-	echo "1 of 3: unit tests, and the page in Chromium"; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/browser tests/gpu tests/unit \
-		-n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder || failed=1; \
+	@failed=0; mkdir -p out; \
+	echo "1 of 3: unit tests, and the page in Chromium, whose results follow at the end"; \
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/browser -n 2 --dist loadfile >out/page.log 2>&1 & page=$$!; \
+	trap 'kill $$page 2>/dev/null; exit 130' INT TERM; \
+	OMP_NUM_THREADS=1 nice $(PY) -m pytest tests/gpu tests/unit -n $(TEST_WORKERS) --dist loadfile || failed=1; \
+	wait $$page || failed=1; trap - INT TERM; cat out/page.log; \
 	echo "2 of 3: the graph on a real Ray"; \
 	$(PY) -m pytest tests/graph || failed=1; \
 	echo "3 of 3: faults of the graph, the short form of make soak"; \
