@@ -40,8 +40,8 @@ def stillness(
     levels: see CHANGE_LEVELS. grow: pixels next to a change count as changed, so that the corners of a closing mouth
     leave no trace.
     """
-    difference = cv2.absdiff(a, b)
-    change = np.maximum(np.maximum(difference[..., 0], difference[..., 1]), difference[..., 2]) / np.float32(levels)
+    red, green, blue = cv2.split(cv2.absdiff(a, b))
+    change = cv2.max(cv2.max(red, green), blue) / np.float32(levels)
     change = cv2.dilate(change, NEIGHBOURS) if grow else change  # (h, w)
     same = np.exp(-change * change)
     return cast(Float32, cv2.resize(same, size, interpolation=cv2.INTER_LINEAR))

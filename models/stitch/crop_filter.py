@@ -24,8 +24,9 @@ def pasted_box(avatar: PreparedAvatar) -> Box:
     if avatar.boxes is not None or not avatar.masks.any():
         return WHOLE_CROP
     x, y, width, height = cv2.boundingRect(avatar.masks.max(0))
-    left, top = max(x - MARGIN_PX, 0), max(y - MARGIN_PX, 0)
-    return left, top, min(x + width + MARGIN_PX, CROP_PX), min(y + height + MARGIN_PX, CROP_PX)
+    left, top = (max(edge - MARGIN_PX, 0) // FINE * FINE for edge in (x, y))  # whole steps of FINE: reducing is faster
+    right, bottom = (-(-min(edge + MARGIN_PX, CROP_PX) // FINE) * FINE for edge in (x + width, y + height))
+    return left, top, right, bottom
 
 
 class CropFilter:

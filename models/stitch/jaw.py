@@ -152,13 +152,19 @@ class JawLine:
         across = left - 0.5 + (np.arange(coarse[0]) + 0.5) * size[0] / coarse[0]
         down = top - 0.5 + (np.arange(coarse[1]) + 0.5) * size[1] / coarse[1]
         shift = cv2.resize(self._shift(transform, across, down[:, None], drop), size, interpolation=cv2.INTER_LINEAR)
+        moves = cv2.compare(shift, LEAST_SHIFT_PX, cv2.CMP_GT)
+        x, y, width, height = cv2.boundingRect(moves)
+        shift, moves = shift[y : y + height, x : x + width], moves[y : y + height, x : x + width]
+        if not width:
+            return
         # 3. resample from a copy that includes a margin
+        left, top, right, bottom = left + x, top + y, left + x + width, top + y + height
         low_x, low_y = max(left - MARGIN_PX, 0), max(top - MARGIN_PX, 0)
         source = frame[low_y : bottom + MARGIN_PX, low_x : right + MARGIN_PX].copy()
         from_x = np.arange(left - low_x, right - low_x, dtype=np.float32) - np.float32(back[0, 1]) * shift
         from_y = np.arange(top - low_y, bottom - low_y, dtype=np.float32)[:, None] - np.float32(back[1, 1]) * shift
         moved = cv2.remap(source, from_x, from_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        cv2.copyTo(moved, cv2.compare(shift, LEAST_SHIFT_PX, cv2.CMP_GT), frame[top:bottom, left:right])
+        cv2.copyTo(moved, moves, frame[top:bottom, left:right])
 
     def _shift(self, transform: npt.NDArray[Any], x: npt.NDArray[Any], y: npt.NDArray[Any], drop: float) -> Float32:
         """The downward motion, in crop px, at frame px `x` (w,), `y` (h, 1)."""

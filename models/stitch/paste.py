@@ -7,6 +7,7 @@ Only pixels under the paste mask change.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -208,12 +209,13 @@ class Paster:
 def warp_alpha(transform: Float32, mask: UInt8, frame_size: tuple[int, int]) -> Alpha:
     """The paste mask `(256, 256)` warped into a frame of (height, width), cut to its non-zero part; may be empty."""
     assert mask.shape == (CROP_PX, CROP_PX) and mask.dtype == np.uint8, (mask.shape, mask.dtype)
-    # 1. the part of the frame under the crop, with one more pixel for interpolation, clipped to the frame
-    corners = np.array([[-1, -1, 1], [CROP_PX, -1, 1], [-1, CROP_PX, 1], [CROP_PX, CROP_PX, 1]], np.float64)
-    places = corners @ cv2.invertAffineTransform(transform.astype(np.float64)).T  # (4, 2): x, y
+    # 1. the part of the frame under the mask, with one more pixel for interpolation, clipped to the frame
+    column, row, across, down = cv2.boundingRect(mask)
+    edges = itertools.product((column - 1, column + across), (row - 1, row + down), (1,))
+    places = np.array([*edges], np.float64) @ cv2.invertAffineTransform(transform.astype(np.float64)).T  # (4, 2): x, y
     left, top = np.clip(np.floor(places.min(0)), 0, frame_size[::-1]).astype(int)
     right, bottom = np.clip(np.ceil(places.max(0)) + 1, 0, frame_size[::-1]).astype(int)
-    if right <= left or bottom <= top:
+    if not across or right <= left or bottom <= top:
         return Alpha(0, 0, np.zeros((0, 0), np.uint8))
     # 2. the warped mask, cropped to its non-zero part
     kernel = cv2.INTER_LINEAR  # a sharper kernel would overshoot at the mask's edge

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from models.types import Float32, UInt8
 
 Float64 = npt.NDArray[np.float64]
+Image = TypeVar("Image", Float32, UInt8)
 
 RING = (8, 247)  # paste weights between which face and frame are compared
 GRID = (48, 32)  # columns and rows at which colour is measured: coarse, so that noise averages out
@@ -77,7 +78,7 @@ class Tone:
         amount = self.sharp or 0.0
         if abs(amount) < STILL_SHARP:
             return over
-        return cast(UInt8, cv2.addWeighted(over, 1 + amount, cv2.GaussianBlur(over, (0, 0), sigma), -amount, 0))
+        return cast(UInt8, cv2.addWeighted(over, 1 + amount, _blurred(over, sigma), -amount, 0))
 
 
 def color_gain(own: UInt8, over: UInt8, weights: UInt8) -> Float64 | None:
@@ -110,10 +111,9 @@ def gain_field(gain: Float64, shape: tuple[int, ...]) -> Float32:
     x = ((2 * np.arange(width) + 1) / width - 1).astype(np.float32)
     y = ((2 * np.arange(height) + 1) / height - 1).astype(np.float32)
     middle, across, down = gain.astype(np.float32).T  # (3,) each
-    # full rows of interleaved channels: broadcasting over three channels costs four times as much
-    rows = np.tile(1 + middle + y[:, None] * down, (1, width))  # (height, 3 width)
-    rows += (x[:, None] * across).ravel()
-    return cast(Float32, rows.reshape(height, width, 3))
+    # one product of (height, 2) and (2, 3 width): broadcasting over three channels costs eight times as much
+    rows = np.stack([(1 + middle + x[:, None] * across).ravel(), np.tile(down, width)])
+    return cast(Float32, (np.stack([np.ones_like(y), y], 1) @ rows).reshape(height, width, 3))
 
 
 def detail_sigma(crop_px_per_frame_px: float) -> float:
@@ -148,7 +148,13 @@ def detail_amount(
 
 
 def _fine(grey: Float32, sigma: float) -> Float32:
-    return cast(Float32, grey - cv2.GaussianBlur(grey, (0, 0), sigma))
+    return cast(Float32, grey - _blurred(grey, sigma))
+
+
+def _blurred(image: Image, sigma: float) -> Image:
+    """A Gaussian blur. OpenCV 5's GaussianBlur takes three times as long on 8-bit images and gives the same levels."""
+    kernel = cv2.getGaussianKernel(round(6 * sigma + 1) | 1, sigma, cv2.CV_32F)
+    return cast(Image, cv2.sepFilter2D(image, -1, kernel, kernel))
 
 
 def _level(fine: Float32, ring: UInt8) -> float:
