@@ -93,7 +93,8 @@ def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     marker = request.node.get_closest_marker("promise")
     case, promised = marker.args
     values = getattr(request.node, "callspec", None)
-    row = Row(case.format(**(values.params if values else {})), promised)
+    given = values.params if values else {}
+    row = Row(case.format(**given), promised.format(**given))
     if (busy := busy_share()) > BUSY:
         row.note(f"the machine was busy with other work: {busy:.0%} of its cores")
     yield row
