@@ -14,6 +14,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from deployments.common.safe_batches import SafeBatches
 from deployments.common.urgency import Urgency
 
@@ -246,3 +249,19 @@ class FrameBatcher(Generic[Item, Result]):
                 if len(request.results) == len(request.items):
                     request.future.set_result(request.results)
             position += count
+
+
+def stacked(rows: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """np.stack, without a copy where the rows follow one another in one array, as those of one batch do."""
+    base, size, start = rows[0].base, rows[0].nbytes, _address(rows[0])
+    if isinstance(base, np.ndarray) and base.flags.c_contiguous and base.dtype == rows[0].dtype:
+        parts = [(row.base is base, row.flags.c_contiguous, row.shape, _address(row)) for row in rows]
+        if parts == [(True, True, rows[0].shape, start + k * size) for k in range(len(rows))]:
+            first = (start - _address(base)) // base.itemsize
+            return base.reshape(-1)[first : first + len(rows) * rows[0].size].reshape(len(rows), *rows[0].shape)
+    return np.stack(rows)
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

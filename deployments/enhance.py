@@ -12,7 +12,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from configs.schema import EnhanceConfig
-from deployments.batching import FrameBatcher
+from deployments.batching import FrameBatcher, stacked
 from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
 from deployments.common.stage import Stage, Stamped
 from deployments.common.urgency import NO_HURRY, Urgency
@@ -108,7 +108,7 @@ class Enhance(Stage[EnhanceConfig]):
         spent_s = loading_s + sum(timing.queue_s + timing.compute_s for timing in crops.timings)
         done = await self._batcher.submit(faces, urgency.after(spent_s), session_id)
         restored = FaceCrops(
-            np.stack(done.results), crops.value.first_frame, crops.value.avatar_id, crops.value.avatar_frames
+            stacked(done.results), crops.value.first_frame, crops.value.avatar_id, crops.value.avatar_frames
         )
         queue_s = loading_s + done.queue_s
         timing = self.meter.record_call(len(restored), received_s, queue_s, done.compute_s, done.busy_s)

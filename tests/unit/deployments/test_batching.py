@@ -5,9 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from deployments.batching import FrameBatcher
+from deployments.batching import FrameBatcher, stacked
 from deployments.common.urgency import NO_HURRY, Urgency
 from deployments.common.worker import Worker
 
@@ -205,3 +206,12 @@ async def test_queue_and_compute_time_add_up_to_the_duration():
     done = await batcher.submit([1, 2, 3, 4], NO_HURRY)
     assert done.compute_s >= 2 * 0.005
     assert 0 <= done.queue_s <= time.perf_counter() - begin_s - done.compute_s
+
+
+def test_rows_of_one_batch_are_stacked_without_a_copy() -> None:
+    batch = np.arange(80, dtype=np.uint8).reshape(5, 4, 4)
+    rows, other = list(batch), np.zeros((4, 4), np.uint8)
+    assert np.shares_memory(stacked(rows[1:4]), batch) and np.array_equal(stacked(rows[1:4]), batch[1:4])
+    mixtures = [[rows[0], rows[2]], [rows[2], rows[1]], [rows[0], rows[0]], [rows[0], other], [other], [rows[3].T]]
+    for mixed in mixtures:
+        assert np.array_equal(stacked(mixed), np.stack(mixed)) and not np.shares_memory(stacked(mixed), batch)
