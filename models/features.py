@@ -1,7 +1,7 @@
 """Speech → Whisper encoder states → one feature window per video frame.
 
 The windows follow MuseTalk (Zhang et al. 2024, `audio_processor.py`), but also for fractional seconds and without its
-discontinuity every 30 s. The encoder is the class of transformers. A *step* is one encoder position: 20 ms.
+discontinuity every 30 s. A *step* is one encoder position: 20 ms.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from models.errors import AudioError
+from models.errors import AudioError, WeightsError
 from models.runtime.gpu_memory import compute_in_parts
 from models.runtime.tensors import as_tensor
 from models.speech.mel import HOP_SAMPLES, log_mel
 from models.types import WHISPER_HZ, WINDOW_STEPS
 from models.weights.loading import build_module, find_weights, load_state_dict, read_json
+from models.whisper_encoder import WhisperEncoder
 
 STEP_SAMPLES = (
     2 * HOP_SAMPLES
@@ -101,9 +100,8 @@ class WhisperFeatures:
 
     def __init__(self, encoder: WhisperEncoder) -> None:
         self.encoder = encoder
-        self.mel_bins: int = encoder.config.num_mel_bins
-        self.full_context_steps: int = encoder.config.max_source_positions  # 1500: 30 s
-        self._encoders: dict[int, WhisperEncoder] = {self.full_context_steps: encoder}
+        self.mel_bins: int = encoder.conv1.in_channels
+        self.full_context_steps: int = encoder.embed_positions.num_embeddings  # 1500: 30 s
 
     @classmethod
     def load(cls, dir: Path | str, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> WhisperFeatures:
@@ -114,11 +112,15 @@ class WhisperFeatures:
         Raises WeightsError: a file is missing or damaged, or keys or shapes do not match.
         """
         folder = Path(dir)
-        config = WhisperConfig.from_dict(read_json(folder / "config.json"))
-        config._attn_implementation = "sdpa"
+        config = read_json(folder / "config.json")
         path = find_weights(folder, WEIGHT_FILES)
         state = _encoder_keys(load_state_dict(path, wrappers=()))
-        return cls(build_module(lambda: WhisperEncoder(config), state, path, device, dtype))
+        try:
+            return cls(build_module(lambda: WhisperEncoder(config), state, path, device, dtype))
+        except KeyError as error:
+            raise WeightsError(
+                f"{folder / 'config.json'} has no {error}.", "Use the config file of a Whisper."
+            ) from error
 
     @property
     def device(self) -> torch.device:
@@ -199,23 +201,9 @@ class WhisperFeatures:
         """
         mel = as_tensor(mel).to(self.device, self.dtype)
         assert mel.ndim == 3 and mel.shape[1] == self.mel_bins and mel.shape[2] % 2 == 0, mel.shape
-        encoder = self.encoder_for(mel.shape[2] // 2)
         with torch.no_grad():
-            return torch.stack(encoder(mel, output_hidden_states=True).hidden_states, dim=2)
-
-    def encoder_for(self, context_steps: int) -> WhisperEncoder:
-        """The encoder for contexts of `context_steps`: it shares the weights and has a shorter position table."""
-        if context_steps not in self._encoders:
-            assert 0 < context_steps <= self.full_context_steps, (context_steps, self.full_context_steps)
-            config = WhisperConfig.from_dict({**self.encoder.config.to_dict(), "max_source_positions": context_steps})
-            config._attn_implementation = "sdpa"
-            state = self.encoder.state_dict()
-            state["embed_positions.weight"] = state["embed_positions.weight"][:context_steps]
-            with torch.device("meta"):
-                encoder = WhisperEncoder(config)
-            encoder.load_state_dict(state, assign=True)
-            self._encoders[context_steps] = encoder.eval().requires_grad_(False)
-        return self._encoders[context_steps]
+            states: torch.Tensor = self.encoder(mel)
+        return states
 
 
 def _encoder_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

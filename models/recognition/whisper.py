@@ -1,6 +1,6 @@
 """Speech recognition with Whisper from a Hugging Face folder, on a CPU or CUDA.
 
-Encoder and decoder are classes of transformers; windows, the decoding loop and the checks are ours. Whisper
+The decoder is a class of transformers; windows, the decoding loop and the checks are ours. Whisper
 hallucinates words in silence, so only windows with speech are decoded. Other hallucinations are detected by Whisper's
 own probabilities (Radford et al. 2022, section 4.5), by repetition, and by words at times without speech.
 """
@@ -18,7 +18,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperModel
 
 from models.errors import ConfigError, InputError, WeightsError
-from models.features import STEP_SAMPLES, STEPS_PER_S, WEIGHT_FILES, WhisperFeatures, check_samples
+from models.features import STEP_SAMPLES, STEPS_PER_S, WEIGHT_FILES, check_samples
 from models.recognition.base import RecognizedSegment, Task, Transcript
 from models.recognition.decoding import Decoded, Rules, TokenSpan, compression_ratio, decode, token_spans
 from models.recognition.vocabulary import Vocabulary, read_vocabulary
@@ -26,6 +26,7 @@ from models.speech.activity import ActivityDetector, Spans
 from models.speech.mel import log_mel
 from models.types import WHISPER_HZ, Float32
 from models.weights.loading import build_module, find_weights, load_state_dict, read_json
+from models.whisper_encoder import WhisperEncoder
 
 FOLDER = "weights/whisper-tiny.en"
 # On a CPU, a short recording is encoded with a context of at least 12 s: the same word error rate as with 30 s in a
@@ -61,7 +62,9 @@ class WhisperRecognizer:
         self.model, self.vocabulary, self.rules, self.multilingual = model, vocabulary, rules, multilingual
         self.temperatures = tuple(temperatures)
         self.min_context_s = context_s
-        self._encoders = WhisperFeatures(model.encoder)
+        with torch.device("meta"):
+            self._encoder = WhisperEncoder(model.config.to_dict())  # unlike transformers', for contexts of any length
+        self._encoder.load_state_dict(model.encoder.state_dict(), assign=True)  # shares the weights
         self.context_samples: int = model.config.max_source_positions * STEP_SAMPLES  # 30 s
         self.max_tokens: int = model.config.max_target_positions // 2  # tokens of one window
 
@@ -160,8 +163,8 @@ class WhisperRecognizer:
         window[0, : len(part)] = part
         weight = self.model.encoder.conv1.weight
         mel = log_mel(window.to(weight.device), self.model.config.num_mel_bins).to(weight.dtype)
-        states: torch.Tensor = self._encoders.encoder_for(steps)(mel).last_hidden_state
-        return states
+        states: torch.Tensor = self._encoder(mel)
+        return states[:, :, -1]
 
     def _context_steps(self, left_s: float) -> int:
         """Length of the encoder's input in steps, for `left_s` of audio: 30 s, or less for a short recording."""

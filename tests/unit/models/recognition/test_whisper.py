@@ -99,7 +99,7 @@ def test_a_short_recording_uses_a_short_context_with_shared_weights(recognizer):
         recognizer.min_context_s = 12.0
         short = recognizer._encode(samples, 0.0)[0, :10]
     assert long.shape == short.shape and not torch.equal(long, short)  # with less silence after the audio
-    encoder = recognizer._encoders.encoder_for(700)
+    encoder = recognizer._encoder
     assert encoder.conv1.weight.data_ptr() == recognizer.model.encoder.conv1.weight.data_ptr()
 
 
