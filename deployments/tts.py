@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -32,12 +34,51 @@ DEFAULT_VOICE_NAMES = frozenset(
 IO_THREADS = 64  # for engines that wait for a server; more than max_ongoing_requests
 
 
+class Turns:
+    """Lets one caller at a time use the compute thread: of those that wait, the one that is least ahead.
+
+    So the first sentence of a new text does not wait behind the later sentences of long ones. Not thread-safe: use it
+    from one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._taken, self._numbers = False, itertools.count()
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    @asynccontextmanager
+    async def turn(self, ahead_s: float) -> AsyncIterator[None]:
+        """ahead_s: how much speech the caller has that is not played yet."""
+        if self._taken:
+            mine = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (ahead_s, next(self._numbers), mine))
+            try:
+                await mine
+            except asyncio.CancelledError:
+                if mine.done() and not mine.cancelled():  # the turn came at the same moment
+                    self._pass_on()
+                raise
+        self._taken = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            _, _, waiting = heapq.heappop(self._waiting)
+            if not waiting.done():  # else its caller has left
+                waiting.set_result(None)
+                return
+        self._taken = False
+
+
 class TTS(Stage[TTSConfig]):
     stage = "TTS"
     engine: TTSEngine
 
     def __init__(self) -> None:
         super().__init__()
+        self._turns = Turns()
         self._io_worker = Worker("TTS-io", IO_THREADS)
         self._fetch_lock = asyncio.Lock()
 
@@ -68,19 +109,25 @@ class TTS(Stage[TTSConfig]):
         )
         text = readable if skipped else text  # each engine normalises a text in its own way
         await self._fetch(engine, voice)
-        worker = self._io_worker if getattr(engine, "io_bound", False) else self.worker
-        received_s = time.time()
-        begun = await worker.run(engine.speak, text, voice, speed)  # may load a voice
-        speech, queue_s, compute_s = iter(begun.value), begun.queue_s, begun.compute_s
+        io_bound = getattr(engine, "io_bound", False)
+        worker = self._io_worker if io_bound else self.worker
+        received_s, began_s, given_s, speech = time.time(), time.perf_counter(), 0.0, None
         while True:
-            done = await worker.run(next, speech, None)
+            asked_s = time.perf_counter()
+            async with nullcontext() if io_bound else self._turns.turn(given_s - (asked_s - began_s)):
+                started_s, compute_s = time.perf_counter(), 0.0
+                if speech is None:
+                    begun = await worker.run(engine.speak, text, voice, speed)  # may load a voice
+                    speech, compute_s = iter(begun.value), begun.compute_s
+                done = await worker.run(next, speech, None)
             if done.value is None:
                 return
-            queue_s, compute_s = queue_s + done.queue_s, compute_s + done.compute_s
+            queue_s, compute_s = started_s - asked_s + done.queue_s, compute_s + done.compute_s
+            given_s += done.value.duration_s
             spoken = replace(done.value, skipped=group_skipped((*skipped, *done.value.skipped)))
             skipped = ()
             yield Stamped(spoken, (self.meter.record_call(0, received_s, queue_s, compute_s),))
-            received_s, queue_s, compute_s = time.time(), 0.0, 0.0
+            received_s = time.time()
 
     async def _fetch(self, engine: Any, voice: str | None) -> None:
         """Download a voice that is missing, once, while other calls go on. Raises WeightsError."""

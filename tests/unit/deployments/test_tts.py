@@ -53,6 +53,23 @@ class Loud:
             yield Speech(samples, RATE, word, last=index == len(words) - 1)
 
 
+class Noted(Loud):
+    """Notes the order of its sentences. The fourth one waits for `gate`."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__(level)
+        self.order: list[str] = []
+        self.reached, self.gate = threading.Event(), threading.Event()
+
+    def speak(self, text: str, voice: str | None = None, speed: float = 1.0) -> Iterator[Speech]:
+        for speech in super().speak(text, voice, speed):
+            self.order.append(speech.text)
+            if len(self.order) == 4:
+                self.reached.set()
+                self.gate.wait(30)
+            yield speech
+
+
 class Other(Loud):
     """Another engine."""
 
@@ -329,3 +346,17 @@ async def test_an_unknown_voice_or_format_is_refused_before_the_first_byte() -> 
         await anext(tts.encoded("one", "nobody", None, "wav"))
     with pytest.raises(AudioError, match="no audio format 'midi'"):
         await anext(tts.encoded("one", None, None, "midi"))
+
+
+async def test_the_first_sentence_of_a_text_does_not_wait_for_later_ones_of_other_texts() -> None:
+    tts = await stage(engine=f"{__name__}:Noted")
+    long = [asyncio.create_task(said(tts, text)) for text in ("a1 a2 a3", "b1 b2 b3", "c1 c2 c3")]
+    await asyncio.to_thread(tts.engine.reached.wait, 30)  # a second sentence is computed; two wait
+    late = asyncio.create_task(said(tts, "d1"))
+    left = asyncio.create_task(said(tts, "e1"))
+    await asyncio.sleep(0.05)
+    left.cancel()
+    tts.engine.gate.set()
+    await asyncio.gather(*long, late)
+    order = tts.engine.order
+    assert sorted(order[:3]) == ["a1", "b1", "c1"] and order[4] == "d1" and len(order) == 10 and "e1" not in order
