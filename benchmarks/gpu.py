@@ -18,31 +18,42 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import av
+import cv2
+import numpy as np
 
 from benchmarks.common import argument_parser
 from benchmarks.weights import make_weights
 from configs.serve_file import deployment_of
 from deployments.stitch.metrics import CALL_PARTS
+from models.avatar.decoding import measure_decoding
 from models.avatar.face import Face
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
 from models.musetalk import MuseTalk
 from models.runtime.cuda_graphs import COMPILE_MODES
-from models.types import UInt8
+from models.types import Float32, UInt8
 from warmtalk.cli.local_graph import LocalGraph
 from warmtalk.cli.profiling import Profile, profile_graph, profile_tables, run
 
 BATCH = 4  # frames and faces per call
+GFPGAN_BATCH = 16  # faces per call of GFPGAN, where LipSync's batch is that of configs/gpu.yaml
 CODE = Path(__file__).resolve().parents[1]
 EMBEDDED = CODE / "models" / "embedded"
 
 
-class Replay:
-    """A detector that returns the embedded presenter's landmarks, so that preparation needs no detector weights."""
+WIDE = 1280, 720  # px of the avatar `wide`
 
-    def __init__(self, landmarks: Any) -> None:
+
+class Replay:
+    """A detector that returns known landmarks `(n, 68, 2)`, so that preparation needs no detector weights."""
+
+    def __init__(self, landmarks: Float32) -> None:
         self._landmarks, self._frame = landmarks, 0
 
     def detect(self, frame: UInt8, near: Face | None = None) -> list[Face]:
@@ -52,8 +63,26 @@ class Replay:
         return [Face((float(x1), float(y1), float(x2), float(y2)), 1.0, 1.0, points, points)]
 
 
+def widen(source: Path, target: Path) -> tuple[float, float]:
+    """Write a video enlarged to the height of WIDE, with mirrored sides. Returns the scale and the margin in px."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        width, height = WIDE
+        scale = height / read.streams.video[0].height
+        side = (width - round(read.streams.video[0].width * scale)) // 2
+        stream = written.add_stream("libx264", rate=25, options={"crf": "16", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in read.decode(video=0):
+            image = cv2.resize(
+                frame.to_ndarray(format="rgb24"), (width - 2 * side, height), interpolation=cv2.INTER_CUBIC
+            )
+            image = cv2.copyMakeBorder(image, 0, 0, side, side, cv2.BORDER_REFLECT_101)
+            written.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        written.mux(stream.encode())
+    return scale, float(side)
+
+
 def prepare(weights: Path, avatars: Path, device: str) -> float:
-    """Prepare the presenter with the random VAE. Returns the seconds it took."""
+    """Prepare the avatars `presenter` (512² px) and `wide` (WIDE) with the random VAE. Returns the first's seconds."""
     import torch
 
     known = AvatarStore(EMBEDDED, EMBEDDED / "avatars").load("presenter", latents=False, frames=False)
@@ -68,24 +97,34 @@ def prepare(weights: Path, avatars: Path, device: str) -> float:
     def encode(faces: UInt8) -> Any:
         return model.encode_reference(faces).cpu()
 
-    begin_s = time.perf_counter()
-    prepare_avatar(
-        EMBEDDED / "presenter" / "presenter.mp4",
-        "presenter",
-        AvatarStore(avatars),
-        encode,
-        model.vae_fingerprint,
-        PrepareOptions(batch_size=4),
-        force=True,
-        detector=Replay(known.landmarks),
-    )
-    return time.perf_counter() - begin_s
+    def run(source: Path, avatar_id: str, landmarks: Float32) -> float:
+        begin_s = time.perf_counter()
+        prepare_avatar(
+            source,
+            avatar_id,
+            AvatarStore(avatars),
+            encode,
+            model.vae_fingerprint,
+            PrepareOptions(batch_size=4),
+            force=True,
+            detector=Replay(landmarks),
+            measure_decoding=partial(measure_decoding, model),
+        )
+        return time.perf_counter() - begin_s
+
+    source, wide = EMBEDDED / "presenter" / "presenter.mp4", weights / "wide.mp4"
+    scale, left = widen(source, wide)
+    seconds = run(source, "presenter", known.landmarks)
+    run(wide, "wide", (known.landmarks * scale + [left, 0]).astype(np.float32))
+    return seconds
 
 
-def adapt(weights: Path, device: str, enhance: str | None, compiled: str) -> Any:
-    """A function that puts the random weights and batch_size 4 into configs/gpu.yaml, and moves it to the CPU if asked.
+def adapt(
+    weights: Path, device: str, enhance: str | None, compiled: str, batch: int | None = BATCH
+) -> Callable[[dict[str, Any]], None]:
+    """A function that puts the random weights into configs/gpu.yaml, and moves it to the CPU if asked.
 
-    enhance: the engine of Enhance; None removes the stage.
+    enhance: the engine of Enhance; None removes the stage. batch: faces per call; None: as in configs/gpu.yaml.
     """
     musetalk = {
         "unet_config": str(weights / "musetalkV15/musetalk.json"),
@@ -93,14 +132,18 @@ def adapt(weights: Path, device: str, enhance: str | None, compiled: str) -> Any
         "vae_dir": str(weights / "sd-vae"),
     }
     path = str(weights / "GFPGANv1.4.pth")
-    restorer = {"path": path, "device": "cuda", "dtype": "float16", "max_faces": BATCH, "compile": compiled}
+    faces = batch or GFPGAN_BATCH
+    restorer = {"path": path, "device": "cuda", "dtype": "float16", "max_faces": faces, "compile": compiled}
     changes: dict[str, dict[str, Any]] = {
         "AudioFeatures": {"weights": str(weights / "whisper"), "context_s": 8.0},
-        "LipSync": {**musetalk, "batch_size": BATCH, "compile": compiled},
-        "Enhance": {"engine": enhance, "options": restorer if enhance == "gfpgan" else {}, "batch_size": BATCH},
-        "Stitch": {"chunk_frames": 8, "first_chunk_frames": 4},
+        "LipSync": {**musetalk, "decoder_dir": str(weights / "taesd"), "compile": compiled},
+        "Enhance": {"engine": enhance, "options": restorer if enhance == "gfpgan" else {}, "batch_size": faces},
+        "Stitch": {},
         "Avatars": musetalk,
     }
+    if batch is not None:
+        changes["LipSync"]["batch_size"] = batch
+        changes["Stitch"] = {"chunk_frames": 2 * batch, "first_chunk_frames": 4}
 
     def change(config: dict[str, Any]) -> None:
         config["http_options"]["host"] = "127.0.0.1"

@@ -30,9 +30,9 @@ class Recording:
     data: bytes = b""
     came_s: list[float] = field(default_factory=list)  # wall clock, per video frame
 
-    def take(self, part: bytes) -> None:
-        """Add complete boxes."""
-        self.data += part
+    def take(self, part: bytes, data: bool = True) -> None:
+        """Add complete boxes. data: keep their bytes, and not only the times."""
+        self.data += part if data else b""
         self.came_s += [time.time()] * frames_in(part)
 
     def frames(self) -> Any:
@@ -77,6 +77,11 @@ def frames_in(data: bytes) -> int:
     return count
 
 
+def lateness_s(came_s: list[float], fps: int = FPS) -> Any:
+    """How late each frame came for a player that starts with the first and never waits, s `(n,)`; negative: early."""
+    return np.array(came_s) - came_s[0] - np.arange(len(came_s)) / fps
+
+
 def behind_s(came_s: list[float], fps: int = FPS) -> Any:
     """How long after its arrival a player shows each frame, s `(n,)`. The player starts at once and waits on underruns.
 
@@ -88,10 +93,10 @@ def behind_s(came_s: list[float], fps: int = FPS) -> Any:
 
 
 class Viewer:
-    """Receives a session's live.mp4 until it is stopped. keep: record the data."""
+    """Receives a session's live.mp4 until it is stopped. keep: record when frames came, and with `data` the data."""
 
-    def __init__(self, client: httpx.AsyncClient, session_id: str, keep: bool = True) -> None:
-        self.recording, self._keep = Recording(), keep
+    def __init__(self, client: httpx.AsyncClient, session_id: str, keep: bool = True, data: bool = True) -> None:
+        self.recording, self._keep, self._data = Recording(), keep, data
         self._client, self._url = client, f"/sessions/{session_id}/live.mp4"
         self.started = asyncio.Event()
         self.task = asyncio.create_task(self._watch())
@@ -109,7 +114,7 @@ class Viewer:
         """Record the complete boxes of `data`; return the rest."""
         end = max((end for _, end in complete_boxes(data)), default=0)
         if end:
-            self.recording.take(data[:end])
+            self.recording.take(data[:end], self._data)
         return data[end:]
 
     @property

@@ -1,4 +1,4 @@
-"""Random weights in the formats and sizes of MuseTalk v1.5, sd-vae, whisper-tiny and GFPGAN, for benchmarks."""
+"""Random weights in the formats and sizes of MuseTalk v1.5, sd-vae, TAESD, whisper-tiny and GFPGAN, for benchmarks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import WhisperConfig, WhisperModel
 
 from models.restore.gfpgan_net import GFPGANNet
@@ -39,17 +39,19 @@ def make_weights(folder: Path, device: str, small: bool) -> None:
         return
     torch.manual_seed(0)
     unet, vae = UNET | (SMALL_UNET if small else {}), VAE | (SMALL_VAE if small else {})
-    for name in ("musetalkV15", "sd-vae", "whisper"):
+    for name in ("musetalkV15", "sd-vae", "taesd", "whisper"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with torch.device(device):  # initialisation is faster on a GPU
         networks = {
             "musetalkV15/unet.pth": UNet2DConditionModel.from_config(unet),
             "sd-vae/diffusion_pytorch_model.bin": AutoencoderKL.from_config(vae),
+            "taesd/diffusion_pytorch_model.bin": AutoencoderTiny(),
             "whisper/pytorch_model.bin": WhisperModel(WhisperConfig(**WHISPER, vocab_size=51865, decoder_layers=1)),
         }
         gfpgan = GFPGANNet()
     (folder / "musetalkV15/musetalk.json").write_text(json.dumps(unet))
     (folder / "sd-vae/config.json").write_text(json.dumps({**vae, "_class_name": "AutoencoderKL"}))
+    (folder / "taesd/config.json").write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
     (folder / "whisper/config.json").write_text(networks["whisper/pytorch_model.bin"].config.to_json_string())
     for name, network in networks.items():
         torch.save({key: value.half().cpu() for key, value in network.state_dict().items()}, folder / name)

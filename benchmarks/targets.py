@@ -1,0 +1,389 @@
+"""Measures the project's speed targets on one GPU, beside MuseTalk's own way of working at the same shapes.
+
+    python -m benchmarks.targets                                # all rows; about half an hour on one H200
+    python -m benchmarks.targets --only ttff ttff-20 --repeats 10
+    python -m benchmarks.targets --only sessions-cropped --seconds 30 --sessions 16 24
+    python -m benchmarks.targets --small --device cpu --seconds 3 --sessions 1    # tiny networks: tests this script
+
+Networks of the real sizes with random weights, and configs/gpu.yaml with the replicas below. Prints per row: target,
+measured, their ratio, and MuseTalk's figure (benchmarks/musetalk_loop.py). A row that this machine cannot measure says
+why. Exit status 1 if a measured row misses its target.
+
+The rows of the stages call LipSync and Enhance in the running graph, from CALLERS sessions at a time. A number of
+sessions is the largest of --sessions, or the middle after the first failure, of which each keeps up
+(benchmarks/concurrency.py) while it is watched and speaks for --seconds. TTFF is measured over HTTP, from the request
+to the first fragment, each time in a new session.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import serve
+
+from benchmarks.common import argument_parser
+from benchmarks.concurrency import (
+    Setup,
+    add_setup_arguments,
+    http_client,
+    most_watched,
+    run_sessions,
+    setup_of,
+    speak,
+    watch,
+)
+from configs.serve_file import deployment_of
+from deployments.common.messages import SpeakRequest
+from deployments.common.stage import Stamped
+from deployments.stitch.metrics import CALL_PARTS
+from models.types import FaceCrops, FeatureWindows
+from warmtalk.cli.local_graph import LocalGraph
+from warmtalk.cli.profiling import APP
+
+WIDE = "wide"  # the avatar of 1280 × 720 px
+CALLERS, CHUNK = 32, 16  # calls at a time, frames per call
+CROPPED = {"decoder": "vae", "decode": "cropped"}
+FULL = {"decoder": "vae", "decode": "full"}
+TINY = {"decoder": "tiny", "decode": "cropped"}
+REPLICAS = (("TTS", 4), ("Stitch", 8))  # for 16 cores
+SENTENCE = "Good morning, and welcome to the programme."
+CROWD = 20  # sessions whose TTFF is measured at once
+GPU = "there is no CUDA device"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One target. at_least: a larger value is better. lipsync: what its user_config must be."""
+
+    key: str
+    what: str
+    target: float
+    unit: str
+    at_least: bool = True
+    lipsync: dict[str, str] = field(default_factory=lambda: CROPPED)
+
+    def line(self, value: float | None, manual: float | None, note: str) -> str:
+        sign = "≥" if self.at_least else "≤"
+        target = f"{sign} {self.target:g} {self.unit}"
+        if value is None:
+            return f"| {self.what} | {target} | {note} | | |"
+        met = value >= self.target if self.at_least else value <= self.target
+        ratio = f"{value / self.target:.2f} {'ok' if met else 'MISSED'}"
+        return f"| {self.what} | {target} | {value:.4g}{f' ({note})' if note else ''} | {ratio} | {_number(manual)} |"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+ROWS = (
+    Row("lipsync-cropped", "LipSync stage, cropped sd-vae decoder", 750, "frames/s"),
+    Row("enhance", "Enhance (GFPGAN)", 600, "faces/s"),
+    Row("ttff", "TTFF of a streamed /speak, one session, p50", 120, "ms", False),
+    Row("ttff-p95", "the same, p95", 250, "ms", False),
+    Row("ttff-20", f"TTFF at {CROWD} sessions, p95", 500, "ms", False),
+    Row("sessions-cropped", "watched sessions, 1280 × 720 px, cropped decoder", 24, "sessions"),
+    Row("sessions-gfpgan", "the same with GFPGAN", 10, "sessions"),
+    Row("lipsync-full", "LipSync stage, full sd-vae decoder", 520, "frames/s", True, FULL),
+    Row("lipsync-tiny", "LipSync stage, tiny decoder, cropped", 1650, "frames/s", True, TINY),
+    Row("sessions-tiny", "watched sessions, 1280 × 720 px, tiny decoder", 40, "sessions", True, TINY),
+    Row("two-gpus", "sessions of two GPUs, as a multiple of one", 1.8, "×"),
+)
+
+
+@dataclass(slots=True)
+class Results:
+    """Measured values by row, notes, and all details for the JSON file."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    manual: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def attempt(self, *keys: str) -> Iterator[None]:
+        """An error is the note of these rows, and the other rows go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - reported in the table
+            traceback.print_exc()
+            for key in keys:
+                self.notes.setdefault(
+                    key, f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+                )
+
+
+@dataclass(slots=True)
+class Bench:
+    """The rows that are measured, how, and on which graph."""
+
+    setup: Setup
+    rows: tuple[Row, ...]
+    seconds: float
+    sessions: list[int]
+    repeats: int
+    stage_s: float
+    results: Results = field(default_factory=Results)
+
+    def wanted(self, *keys: str) -> bool:
+        return any(row.key in keys for row in self.rows)
+
+    def run(self) -> Results:
+        self.setup.make()
+        with self.results.attempt():
+            self.results.manual = manual_figures(self.setup)
+        single = [row for row in self.rows if row.key != "two-gpus"]
+        if single:
+            with self.results.attempt(*(row.key for row in single)):
+                self._one_gpu(single)
+        if self.wanted("two-gpus"):
+            with self.results.attempt("two-gpus"):
+                self._two_gpus()
+        return self.results
+
+    # --- one GPU
+
+    def _one_gpu(self, rows: list[Row]) -> None:
+        """One graph; LipSync gets another decoder between the rows."""
+        settings = [setting for setting in (CROPPED, FULL, TINY) if any(row.lipsync == setting for row in rows)]
+        enhance = self.wanted("enhance", "sessions-gfpgan")
+        setup = replace(self.setup, enhance=enhance, lipsync={**self.setup.lipsync, **settings[0]})
+        begin_s = time.perf_counter()
+        with setup.graph() as graph:
+            self.results.details["ready_s"] = time.perf_counter() - begin_s
+            print(f"ready after {self.results.details['ready_s']:.0f} s", flush=True)
+            for setting in settings:
+                keys = {row.key for row in rows if row.lipsync == setting}
+                with self.results.attempt(*keys):
+                    if setting is not settings[0]:
+                        change_lipsync(graph, setting)
+                    asyncio.run(run_sessions(graph.url, 2, False, WIDE))  # loads the avatar
+                    asyncio.run(self._measure(graph, keys))
+
+    async def _measure(self, graph: LocalGraph, keys: set[str]) -> None:
+        steps: list[tuple[str, Callable[[], Awaitable[float]]]] = [
+            *((key, self._drive_lipsync) for key in ("lipsync-cropped", "lipsync-full", "lipsync-tiny")),
+            ("enhance", self._drive_enhance),
+            ("ttff", lambda: self._ttff(graph.url)),
+            ("ttff-20", lambda: self._crowd(graph.url)),
+            ("sessions-cropped", lambda: self._sessions("sessions-cropped", graph.url, False)),
+            ("sessions-tiny", lambda: self._sessions("sessions-tiny", graph.url, False)),
+            ("sessions-gfpgan", lambda: self._sessions("sessions-gfpgan", graph.url, True)),
+        ]
+        for key, step in steps:
+            wanted = key in keys or (key == "ttff" and "ttff-p95" in keys)
+            if wanted:
+                with self.results.attempt(key):
+                    self.results.values[key] = await step()
+                    print(f"{key}: {self.results.values[key]:.4g}", flush=True)
+
+    async def _drive_lipsync(self) -> float:
+        windows = FeatureWindows(np.random.default_rng(0).normal(size=(CHUNK, 50, 384)).astype(np.float16), 25)
+        handle = serve.get_deployment_handle("LipSync", APP)
+
+        async def call(caller: int, number: int) -> None:
+            position = 40 * caller + CHUNK * number
+            await handle.generate.remote(Stamped(windows, ()), 0, CHUNK, WIDE, position, 0, session_id=f"c{caller}")
+
+        return await per_second(call, self.stage_s)
+
+    async def _drive_enhance(self) -> float:
+        faces = np.random.default_rng(0).integers(0, 256, (CHUNK, 256, 256, 3), dtype=np.uint8)
+        handle = serve.get_deployment_handle("Enhance", APP)
+
+        async def call(caller: int, number: int) -> None:
+            crops = FaceCrops(faces, 0, WIDE, np.arange(CHUNK) + caller)
+            await handle.restore.remote(Stamped(crops, ()), session_id=f"c{caller}")
+
+        return await per_second(call, self.stage_s)
+
+    async def _ttff(self, url: str) -> float:
+        """The median over new sessions, one at a time; also sets the 95th percentile and where the time goes."""
+        name, times_ms = f"one-{time.time_ns()}", []
+        async with http_client(url, 4) as client:
+            for number in range(self.repeats + 2):
+                times_ms.append((await speak(client, f"{name}-{number}", False, text=SENTENCE)).ttff_ms)
+        times_ms = times_ms[2:]  # without those that warm up
+        self.results.details["ttff_ms"] = times_ms
+        self.results.values["ttff-p95"] = float(np.quantile(times_ms, 0.95))
+        parts = self.results.details["ttff_parts_ms"] = await first_fragment_parts(self.repeats)
+        parts = {"HTTP and ingress": statistics.median(times_ms) - parts.pop("total"), **parts}
+        for part, spent_ms in parts.items():
+            print(f"  {part}: {spent_ms:.1f} ms", flush=True)
+        return statistics.median(times_ms)
+
+    async def _crowd(self, url: str) -> float:
+        results = [await run_sessions(url, CROWD, False) for _ in range(3)]
+        times_ms = [ms for result in results for ms in result["all_ttff_ms"]]
+        self.results.details["ttff-20"] = results
+        return float(np.quantile(times_ms, 0.95))
+
+    async def _sessions(self, key: str, url: str, enhance: bool) -> float:
+        most, trials = await most_watched(url, self.sessions, self.seconds, enhance, WIDE)
+        self.results.details[key] = trials
+        self.results.notes[key] = f"{self.seconds:g} s, tried {', '.join(str(trial['sessions']) for trial in trials)}"
+        return most
+
+    # --- two GPUs
+
+    def _two_gpus(self) -> None:
+        """The largest numbers of sessions with one and with two replicas of LipSync, each on a GPU of its own."""
+        import torch
+
+        if torch.cuda.device_count() < 2:
+            self.results.notes["two-gpus"] = f"this machine has {torch.cuda.device_count()} GPUs"
+            return
+        most = []
+        for gpus in (1, 2):
+            counts = [gpus * count for count in self.sessions]
+            stitch = tuple((stage, gpus * count) for stage, count in self.setup.replicas)
+            lipsync = (("LipSync", gpus),)
+            setup = replace(self.setup, gpus=gpus, replicas=(*stitch, *lipsync), lipsync=dict(CROPPED))
+            with setup.graph() as graph:
+                asyncio.run(watch(graph.url, 2 * gpus, 2.0, False, WIDE))
+                held, trials = asyncio.run(most_watched(graph.url, counts, self.seconds, False, WIDE))
+            most.append(held)
+            self.results.details[f"sessions on {gpus} GPUs"] = trials
+        self.results.values["two-gpus"] = most[1] / max(1, most[0])
+        self.results.notes["two-gpus"] = f"{most[0]} and {most[1]} sessions"
+
+
+async def per_second(call: Callable[[int, int], Awaitable[None]], seconds: float) -> float:
+    """Frames per second of calls with CHUNK frames, from CALLERS callers. The first second is left out."""
+    done, until_s = list[float](), time.perf_counter() + 1.0 + seconds
+
+    async def caller(index: int) -> None:
+        number = 0
+        while time.perf_counter() < until_s:
+            await call(index, number)
+            done.append(time.perf_counter())
+            number += 1
+
+    await asyncio.gather(*(caller(index) for index in range(CALLERS)))
+    counted = sum(until_s - seconds <= at_s <= until_s for at_s in done)
+    return counted * CHUNK / seconds
+
+
+async def first_fragment_parts(repeats: int) -> dict[str, float]:
+    """Median milliseconds of each stage's first call, with its parts, and of what is left inside Stitch."""
+    found: dict[str, list[float]] = {}
+    for number in range(repeats):
+        session_id = f"parts-{time.time_ns()}-{number}"
+        handle = serve.get_deployment_handle("Stitch", APP).options(stream=True, session_id=session_id)
+        request = SpeakRequest(session_id, SENTENCE, enhance=False, calls=True)
+        summary = None
+        async for event in handle.speak.remote(request):
+            summary = event.summary or summary
+        assert summary is not None
+        first: dict[str, Any] = {}
+        for call in summary["calls"]:
+            first.setdefault(call["stage"], call)
+        rest_ms = summary["ttff_ms"] - sum(call["wall_ms"] for call in first.values())
+        for stage, call in first.items():
+            found.setdefault(stage, []).append(call["wall_ms"])
+            for part in CALL_PARTS[:3]:
+                found.setdefault(f"{stage}: {part.removesuffix('_ms')}", []).append(call[part])
+        found.setdefault("rest of Stitch", []).append(rest_ms)
+        found.setdefault("total", []).append(summary["ttff_ms"])
+    return {part: statistics.median(values) for part, values in found.items()}
+
+
+def change_lipsync(graph: LocalGraph, setting: dict[str, str]) -> None:
+    """Give LipSync another decoder; return when it has it."""
+    deployment_of(graph.config, "LipSync")["user_config"] |= setting
+    graph.deploy(graph.config)
+    handle, until_s = serve.get_deployment_handle("LipSync", APP), time.perf_counter() + 300
+    while time.perf_counter() < until_s:
+        with contextlib.suppress(Exception):  # it is being changed
+            used = handle.stats.remote().result(timeout_s=5)["config"]
+            if all(used[name] == value for name, value in setting.items()):
+                return
+        time.sleep(0.5)
+    raise TimeoutError(f"LipSync did not change to {setting} within 300 s")
+
+
+def manual_figures(setup: Setup) -> dict[str, float]:
+    """MuseTalk's way by row, measured in a process of its own before the graph runs.
+
+    One program speaks one utterance after another, so its number of sessions is its speed over 25 frames per second,
+    and the last of CROWD sessions waits for all others.
+    """
+    command = [sys.executable, "-m", "benchmarks.musetalk_loop", "--out", str(setup.out), "--device", setup.device]
+    command += ["--text", SENTENCE] if setup.small else []
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(f"MuseTalk's way: {json.dumps({key: round(value, 3) for key, value in figures.items()})}", flush=True)
+    first_ms, all_ms = 1e3 * figures["first_frame_s"], 1e3 * figures["last_frame_s"]
+    rows = {
+        **dict.fromkeys(("lipsync-cropped", "lipsync-full"), figures["lipsync"]),
+        **dict.fromkeys(("ttff", "ttff-p95"), first_ms),
+        "ttff-20": (0.95 * CROWD - 1) * all_ms + first_ms,
+        "sessions-cropped": int(figures["blended"] / 25),
+    }
+    if "gfpgan" in figures:
+        rows |= {"enhance": figures["gfpgan"], "sessions-gfpgan": int(figures["enhanced"] / 25)}
+    return rows
+
+
+def table(rows: tuple[Row, ...], results: Results) -> str:
+    """Markdown: what, target, measured, ratio, MuseTalk's way."""
+    lines = ["| what | target | measured | of the target | MuseTalk's way |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        found = results.values.get(row.key), results.manual.get(row.key)
+        lines.append(row.line(*found, results.notes.get(row.key, "")))
+    return "\n".join(lines)
+
+
+def missed(rows: tuple[Row, ...], results: Results) -> list[str]:
+    """The keys of the measured rows that miss their targets."""
+    found = [(row, results.values[row.key]) for row in rows if row.key in results.values]
+    return [row.key for row, value in found if (value < row.target if row.at_least else value > row.target)]
+
+
+def main() -> int:
+    parser = argument_parser(__doc__)
+    add_setup_arguments(parser)
+    parser.set_defaults(out=Path("out/targets"), compile="inductor", replicas=list(REPLICAS))
+    keys = [row.key for row in ROWS]
+    parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="ROW", help=", ".join(keys))
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long watched sessions speak")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[8, 16, 24, 32, 40, 48], help="numbers to try")
+    parser.add_argument("--repeats", type=int, default=40, help="utterances whose TTFF is measured")
+    parser.add_argument("--stage-seconds", type=float, default=5.0, help="how long a stage is driven")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    arguments = parser.parse_args()
+    rows = tuple(row for row in ROWS if row.key in arguments.only)
+    results = measure(arguments, rows)
+    print(table(rows, results))
+    if arguments.json:
+        facts = {"values": results.values, "notes": results.notes, "manual": results.manual}
+        arguments.json.write_text(json.dumps(facts | {"details": results.details}, indent=1))
+    return 1 if missed(rows, results) else 0
+
+
+def measure(arguments: argparse.Namespace, rows: tuple[Row, ...]) -> Results:
+    import torch
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        return Results(notes={row.key: GPU for row in rows})
+    setup = setup_of(arguments)
+    setup.out.mkdir(parents=True, exist_ok=True)
+    times = arguments.seconds, arguments.sessions, arguments.repeats, arguments.stage_seconds
+    return Bench(setup, rows, *times).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
