@@ -21,7 +21,7 @@ from models.restore.gfpgan_net import GFPGANNet, channels_last
 from models.runtime.cuda_graphs import GraphedFunction, check_compile, graph_batch_sizes
 from models.runtime.tensors import as_tensor
 from models.runtime.transfers import Transfers
-from models.types import RESTORED_PX, UInt8
+from models.types import CROP_PX, RESTORED_PX, UInt8
 from models.weights.loading import build_module, load_state_dict
 
 MAX_FACES = 4  # per pass: working memory is 0.7 GB for one face and 0.43 GB per further face, in fp32 on a CPU
@@ -43,8 +43,10 @@ class GFPGAN:
         self.module, self.max_faces = channels_last(module.to(dtype)), max_faces
         self.batch_sizes = (max_faces,) if mode == "off" else graph_batch_sizes(mode, max_faces)
         self._transfers = Transfers(self.device)
-        run = aligned_pass(net or module_pass(self.module), self.device)
-        self._pass = run if mode == "off" else GraphedFunction(run, self.batch_sizes, mode, self.device)
+        self._plain = self._crops = aligned_pass(module_pass(self.module), self.device)
+        if mode != "off":
+            run = self._plain if net is None else aligned_pass(net, self.device)
+            self._crops = GraphedFunction(run, self.batch_sizes, mode, self.device)
 
     @classmethod
     def load(
@@ -104,10 +106,11 @@ class GFPGAN:
 
         faces: n of `(s, s, 3)`. around: may be a tensor on `device`.
         """
-        if self.device.type == "cuda" and np.any(strength) and enlarges(landmarks):
+        if self.device.type == "cuda" and len(faces) and np.any(strength) and enlarges(landmarks):
             with torch.inference_mode():
-                given = faces, strength, landmarks, around
-                return start_on_device(self._pass, self._transfers, *given, self.max_faces)
+                # faces of 512 px come from videos only: recording them would take a minute in the middle of work
+                run = self._crops if len(faces[0]) == CROP_PX else self._plain
+                return start_on_device(run, self._transfers, faces, strength, landmarks, around, self.max_faces)
         if isinstance(around, torch.Tensor):
             around = around.cpu().numpy()
         out = restore_aligned(np.asarray(faces), strength, landmarks, self._run, self.max_faces, around=around)
