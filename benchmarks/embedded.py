@@ -109,7 +109,7 @@ class Product:
     def __init__(self, avatars: Path) -> None:
         self.features = WhisperFeatures.load(EMBEDDED / "whisper")
         files = (EMBEDDED / "musetalk/musetalk.json", EMBEDDED / "musetalk/unet.safetensors", EMBEDDED / "vae")
-        self.engine = OpenVINOMuseTalk.load(*files, threads=2)
+        self.engine = OpenVINOMuseTalk.load(*files, threads=2, precision="auto")
         self.avatar: PreparedAvatar = AvatarStore(avatars).load("presenter")
         assert self.avatar.vae_fingerprint == self.engine.vae_fingerprint, "run make_avatar to prepare the avatar again"
         assert self.avatar.latents is not None and self.avatar.frames is not None

@@ -36,7 +36,7 @@ class Speaker:
     def __init__(self, folder: Path) -> None:
         self.voice, self.features = HibariTTS.load(), WhisperFeatures.load(EMBEDDED / "whisper")
         files = (EMBEDDED / "musetalk/musetalk.json", EMBEDDED / "musetalk/unet.safetensors", EMBEDDED / "vae")
-        self.engine = OpenVINOMuseTalk.load(*files, threads=2)
+        self.engine = OpenVINOMuseTalk.load(*files, threads=2, precision="auto")
         self.config = AudioFeaturesConfig()
         self.rest = resting_window(self.features, self.config)
         self.sessions = OpenSessions(folder, 8)

@@ -121,6 +121,11 @@ class LipSyncConfig(Accelerated):
     )
     device: str = Field("cpu", description=DEVICE + " Used by the torch engine.")
     dtype: DType = Field("float32", description=DTYPE + " Used by the torch engine.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Number format in which the openvino engine computes. `auto` is bfloat16 where the processor "
+        "multiplies such numbers (avx512_bf16 or amx_bf16), which takes less than half of the time; otherwise float32.",
+    )
     threads: int = Field(2, ge=1, le=64, description="CPU threads of the engine.")
     compile: Literal["off", "graphs", "inductor"] = Field(
         "off",
@@ -196,6 +201,12 @@ class StitchConfig(Supervised):
     )
     crf: int = Field(20, ge=0, le=40, description="Quality of the H.264 video: lower is better and larger.")
     preset: str = Field("superfast", description="Speed preset of x264, such as `superfast`, `veryfast` or `medium`.")
+    encoder: Literal["auto", "libx264", "h264_nvenc", "h264_vaapi"] = Field(
+        "auto",
+        description="H.264 encoder of new sessions. `auto` takes that of a graphics card if it encodes a few frames when "
+        "Stitch starts, else x264. A card is visible to Stitch only if `num_gpus` in its ray_actor_options is above 0. "
+        "Where the encoder of a session is missing later, x264 continues it.",
+    )
     threads: int = Field(
         1,
         ge=1,

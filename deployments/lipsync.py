@@ -30,7 +30,18 @@ ENGINES = {
 }
 
 MODEL_KEYS = frozenset(  # a change of one of these loads the engine again
-    ["engine", "unet_config", "unet_weights", "vae_dir", "decoder", "decoder_dir", "device", "dtype", "threads"]
+    [
+        "engine",
+        "unet_config",
+        "unet_weights",
+        "vae_dir",
+        "decoder",
+        "decoder_dir",
+        "device",
+        "dtype",
+        "precision",
+        "threads",
+    ]
 )
 
 Frame = tuple[Float16, Float16, Float16 | None]  # latents (8, 32, 32), window (50, 384), resting window (50, 384)
@@ -44,7 +55,7 @@ def load_engine(config: LipSyncConfig) -> Any:
         raise ConfigError(message, "Use engine: torch on a GPU, or compile: off.")
     paths = [input_path(config.unet_config), input_path(config.unet_weights), input_path(config.vae_dir)]
     # passed only when needed, since an engine of module:Class may not support other decoders
-    decoder = {"decoder_dir": input_path(config.decoder_dir)} if config.decoder == "tiny" else {}
+    decoder: dict[str, Any] = {"decoder_dir": input_path(config.decoder_dir)} if config.decoder == "tiny" else {}
     if config.engine == "torch":
         import torch
 
@@ -54,6 +65,8 @@ def load_engine(config: LipSyncConfig) -> Any:
         model = engine.load(*paths, device=config.device, dtype=getattr(torch, config.dtype), **decoder)
         model.record(config.compile, config.batch_size)
         return model
+    if config.engine == "openvino":
+        decoder["precision"] = config.precision
     return engine.load(*paths, cache_dir=cache_dir(), threads=config.threads, **decoder)
 
 

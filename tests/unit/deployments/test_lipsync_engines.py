@@ -39,10 +39,10 @@ def loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(engine, "load", Loaded)
 
 
-def test_openvino_gets_its_files_its_cache_and_its_threads(tmp_path: Path) -> None:
-    engine = load_engine(LipSyncConfig(engine="openvino", threads=3))
+def test_openvino_gets_its_files_its_cache_its_threads_and_its_number_format(tmp_path: Path) -> None:
+    engine = load_engine(LipSyncConfig(engine="openvino", threads=3, precision="bfloat16"))
     assert engine.paths == PATHS
-    assert engine.options == {"cache_dir": tmp_path / "cache", "threads": 3}
+    assert engine.options == {"cache_dir": tmp_path / "cache", "threads": 3, "precision": "bfloat16"}
 
 
 def test_torch_gets_its_device_its_number_format_and_what_to_compile() -> None:

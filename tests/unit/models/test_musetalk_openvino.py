@@ -16,6 +16,7 @@ from models.errors import InputError, WeightsError
 from models.musetalk import MuseTalk, encode_reference
 from models.musetalk_openvino import OpenVINOMuseTalk
 from models.reference_encoder import ReferenceEncoder
+from models.runtime.openvino_cache import has_fast_bfloat16
 from tests.support.paths import ROOT
 from tests.support.random_weights import WIDTH, make_kl, make_tiny, make_unet, write_state, write_vae
 
@@ -71,6 +72,17 @@ def assert_same_faces(got: np.ndarray, wanted: np.ndarray) -> None:
 @pytest.mark.parametrize("count", [1, 6])
 def test_faces_are_within_one_grey_level_of_torchs(engine: OpenVINOMuseTalk, twin: MuseTalk, count: int) -> None:
     assert_same_faces(engine.generate(*inputs(count)), twin.generate(*inputs(count)))
+
+
+def test_bfloat16_faces_are_near_float32s(engine: OpenVINOMuseTalk, folder: Path) -> None:
+    fast = OpenVINOMuseTalk.load(
+        *paths(folder, "kl"), cache_dir=folder / "cache", threads=1, warm=False, precision="bfloat16"
+    )
+    wanted = engine.generate(*inputs(4)).astype(float)
+    error = np.sqrt(((fast.generate(*inputs(4)) - wanted) ** 2).mean())
+    assert error < 0.05 * wanted.std() and (error > 0) >= has_fast_bfloat16()
+    faces = random_faces(2)
+    assert np.array_equal(fast.encode_reference(faces), engine.encode_reference(faces))
 
 
 def test_a_tiny_decoder_gives_torchs_faces_too(folder: Path) -> None:

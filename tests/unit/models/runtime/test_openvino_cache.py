@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models.errors import ConfigError
-from models.runtime.openvino_cache import CompiledNet, compile_cached
+from models.runtime.openvino_cache import CompiledNet, compile_cached, has_fast_bfloat16
 
 
 class Net(nn.Module):
@@ -65,7 +65,15 @@ def test_batches_are_split_into_the_compiled_sizes(cache: Path) -> None:
     net = compiled(cache, never, batch_sizes=(1, 4, 8))
     assert net._pieces(15) == [(0, 8), (8, 12), (12, 13), (13, 14), (14, 15)]
     net(images(5), EXAMPLES[1])
-    assert sorted(net._requests) == [1, 4]  # 8 was not used, so it was not compiled
+    assert sorted(net._queues) == [1, 4]  # 8 was not used, so it was not compiled
+
+
+def test_every_stream_has_a_piece(cache: Path) -> None:
+    net = compiled(cache, never, batch_sizes=(1, 2, 4), threads=2)
+    assert net._pieces(8) == [(0, 4), (4, 8)]
+    assert net._pieces(5) == [(0, 2), (2, 4), (4, 5)]
+    assert net._pieces(2) == [(0, 1), (1, 2)]
+    np.testing.assert_allclose(net(images(5), EXAMPLES[1]), torch_result(images(5), 1.0), atol=1e-5)
 
 
 def test_the_second_process_does_not_build(tmp_path: Path) -> None:
@@ -127,9 +135,9 @@ def test_nothing_is_stored_without_a_folder(tmp_path: Path, monkeypatch: pytest.
 
 def test_warming_compiles_every_size_and_reports(cache: Path) -> None:
     steps: list[tuple[int, int]] = []
-    net = compiled(cache, never, batch_sizes=(1, 4))
+    net = compiled(cache, never, batch_sizes=(1, 4), threads=2)
     net.warm(lambda _what, done, total: steps.append((done, total)))
-    assert sorted(net._requests) == [1, 4]
+    assert sorted(net._queues) == [1, 4]
     assert steps == [(0, 2), (1, 2), (2, 2)]
 
 
@@ -162,6 +170,27 @@ def test_threads_may_share_a_network(cache: Path) -> None:
         worker.join()
     for count, result in results.items():
         np.testing.assert_allclose(result, torch_result(images(count), 1.0), atol=1e-5)
+
+
+def test_bfloat16_is_computed_where_the_processor_can(cache: Path) -> None:
+    got = compiled(cache, never, precision="bfloat16")(images(4), EXAMPLES[1])
+    error = np.abs(got - torch_result(images(4), 1.0)).max()
+    assert error < 0.02 and (error > 1e-4) >= has_fast_bfloat16()  # a bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize(
+    ("text", "fast"),
+    [
+        ("flags\t\t: fpu avx512_bf16 sse\n", True),
+        ("flags : amx_bf16\n", True),
+        ("flags : avx512f\n", False),
+        ("", False),
+    ],
+)
+def test_fast_bfloat16_is_read_from_the_processors_flags(tmp_path: Path, text: str, fast: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert has_fast_bfloat16(tmp_path / "cpuinfo") is fast
+    assert not has_fast_bfloat16(tmp_path / "missing")
 
 
 def test_sizes_without_1_are_refused(cache: Path) -> None:
