@@ -21,6 +21,7 @@ import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -77,17 +78,14 @@ def crops(n: int, seed: int) -> UInt8:
     return np.stack([cv2.resize(one, (CROP_PX, CROP_PX), interpolation=cv2.INTER_CUBIC) for one in coarse])
 
 
-async def stage_figures(weights: Path, device: str, compiled: str, batch: int, calls: int) -> dict[str, float]:
-    """Send `calls` chunks per session to the stage. Returns the figures."""
+async def stage_figures(config: dict[str, Any], calls: int) -> dict[str, float]:
+    """Send `calls` chunks per session to the stage, with this user_config. Returns the figures."""
     from deployments.common.stage import Stamped
     from deployments.common.urgency import NO_HURRY
     from deployments.enhance import Enhance
 
-    stage = Enhance()
-    dtype = "float16" if device == "cuda" else "float32"
-    options = {"path": str(weights), "device": device, "dtype": dtype, "max_faces": batch, "compile": compiled}
-    began_s = time.perf_counter()
-    await stage.reconfigure({"engine": "gfpgan", "options": options, "batch_size": batch})
+    stage, began_s = Enhance(), time.perf_counter()
+    await stage.reconfigure(config)
     ready_s = time.perf_counter() - began_s
 
     async def session(number: int, calls: int) -> None:
@@ -127,8 +125,10 @@ def random_weights(path: Path) -> Path:
 def measure_stage(device: str, compiled: str, batch: int, calls: int) -> int:
     """Print the figures of the stage. Returns the exit status."""
     with tempfile.TemporaryDirectory() as folder:
-        weights = random_weights(Path(folder) / "GFPGANv1.4.pth")
-        figures = asyncio.run(stage_figures(weights, device, compiled, batch, calls))
+        options: dict[str, Any] = {"path": str(random_weights(Path(folder) / "GFPGANv1.4.pth")), "device": device}
+        options |= {"dtype": "float16" if device == "cuda" else "float32", "max_faces": batch, "compile": compiled}
+        config = {"engine": "gfpgan", "options": options, "batch_size": batch}
+        figures = asyncio.run(stage_figures(config, calls))
     lines, good = bar_table(BARS, figures.get)
     print(*(f"{name}: {value:.1f}" for name, value in figures.items()), *lines, sep="\n")
     return 0 if good else 1
