@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.common import argument_parser
 from benchmarks.weights import make_weights
-from models.musetalk import MuseTalk
+from models.musetalk_cuda import CudaMuseTalk
 from models.restore.align import FFHQ_512
 from models.restore.gfpgan import GFPGAN
 from models.runtime.cuda_graphs import COMPILE_MODES
@@ -41,7 +41,7 @@ def speed(generate: Callable[[], UInt8]) -> float:
 def lipsync(weights: Path, mode: str) -> None:
     """Print the speed of `MuseTalk.generate` at each size."""
     files = (weights / "musetalkV15/musetalk.json", weights / "musetalkV15/unet.pth", weights / "sd-vae")
-    model = MuseTalk.load(*files, device="cuda", dtype=torch.float16)
+    model = CudaMuseTalk.load(*files, device="cuda", dtype=torch.float16)
     for size in LIPSYNC_SIZES:
         latents, windows = np.zeros((size, 8, 32, 32), np.float16), np.zeros((size, 50, 384), np.float16)
         begin_s = time.perf_counter()

@@ -26,7 +26,7 @@ log = logging.getLogger("ray.serve")
 
 ENGINES = {
     "openvino": "models.musetalk_openvino:OpenVINOMuseTalk",
-    "torch": "models.musetalk:MuseTalk",
+    "torch": "models.musetalk_cuda:CudaMuseTalk",
 }
 
 MODEL_KEYS = frozenset(  # a change of one of these loads the engine again

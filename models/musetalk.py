@@ -1,7 +1,7 @@
 """MuseTalk's UNet and VAE, in diffusers' own classes: avatar latents and feature windows → face crops.
 
 One pass of the UNet inpaints the masked lower half of a face in latent space (Zhang et al. 2024), without diffusion.
-`models/musetalk_openvino.py` is the fast twin for CPUs.
+`models/musetalk_openvino.py` is the fast twin for CPUs, `models/musetalk_cuda.py` for CUDA.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 
 from models.errors import InputError, WeightsError
-from models.runtime.cuda_graphs import GraphedFunction, check_compile, graph_batch_sizes
 from models.runtime.tensors import as_tensor
 from models.types import CROP_PX, LATENT_PX, WINDOW_TOKENS, UInt8
 from models.weights.loading import build_module, load_state_dict, read_json
@@ -94,7 +93,6 @@ class MuseTalk:
     ) -> None:
         self.unet, self.vae, self.vae_fingerprint = unet, vae, vae_fingerprint
         self._generator, self._decoder = Generator(unet).eval(), Decoder(vae if decoder is None else decoder).eval()
-        self._recorded: GraphedFunction | None = None
 
     @classmethod
     def load(
@@ -118,19 +116,10 @@ class MuseTalk:
         vae.decoder = decoder.encoder = None  # never run: 50 M parameters of a Stable Diffusion VAE
         return cls(unet, vae, vae_fingerprint(vae_dir), decoder)
 
-    def record(self, mode: str, batch_size: int) -> None:
-        """Make `generate` quick to call with up to `batch_size` faces, on CUDA: see models/runtime/cuda_graphs.py.
-
-        mode: `graphs` or `inductor`; `off` undoes it. All its sizes are recorded now. Raises ConfigError.
-        """
-        self._recorded = None
-        if check_compile(mode, self.device) == "off":
-            return
-        self._recorded = GraphedFunction(self._faces, graph_batch_sizes(mode, batch_size), mode, self.device)
-        width = int(self.unet.config.cross_attention_dim)
-        for size in reversed(self._recorded.sizes):  # the largest first: the others fit into its memory
-            latents = np.zeros((size, UNET_CHANNELS, LATENT_PX, LATENT_PX), np.float16)
-            self.generate(latents, np.zeros((size, WINDOW_TOKENS, width), np.float16))
+    @property
+    def decoder(self) -> nn.Module:
+        """The autoencoder that decodes."""
+        return self._decoder.vae
 
     @property
     def device(self) -> torch.device:
@@ -180,16 +169,7 @@ class MuseTalk:
 
     def generate(self, latents: Array, windows: Array) -> UInt8:
         """Return `decode(predict(latents, windows))`: face crops, RGB uint8 `(n, 256, 256, 3)`."""
-        if self._recorded is None:
-            return self.decode(self.predict(latents, windows))
-        latents, windows = self._pair(latents, windows)
-        return np.ascontiguousarray(self._recorded(latents.to(self.dtype), windows.float()).cpu().numpy())
-
-    def _faces(self, latents: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-        """`generate` for tensors on the device: uint8 `(n, 256, 256, 3)`."""
-        z = self._generator(latents.to(memory_format=torch.channels_last), windows)
-        faces: torch.Tensor = self._decoder(z).round().to(torch.uint8)
-        return faces
+        return self.decode(self.predict(latents, windows))
 
     def _pair(self, latents: Array, windows: Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Both as tensors of equal length. Raises InputError."""

@@ -2,12 +2,13 @@
 
 At a few faces per call, the GPU waits while Python launches about a thousand kernels. A CUDA graph records them once
 for a fixed batch size and replays them with one launch. `inductor` first fuses them (torch.compile): this takes about
-a minute per batch size, or seconds if inductor's cache on disk has the network.
+a minute per network, or seconds if inductor's cache on disk has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from models.errors import ConfigError
 COMPILE_MODES = ("off", "graphs", "inductor")
 WARM_CALLS = 3  # calls before recording, in which cuDNN and cuBLAS choose algorithms and workspaces
 SMALL_BATCH = 4  # the smaller batch size for inductor: that of a first chunk
+TIMED_REPLAYS = 5
 
 Function = Callable[..., torch.Tensor]
 Signature = tuple[tuple[torch.Size, torch.dtype], ...]
@@ -45,15 +47,19 @@ class GraphedFunction:
     n rows run in the smallest size ≥ n, whose other rows are unused; more rows than the largest size run in several
     replays. Each size and input shape is recorded at its first call. Inputs are numpy arrays or tensors on any device;
     outputs are new tensors on the device. Not thread-safe: all sizes share one memory pool.
+
+    dynamic: inductor compiles once for all sizes of at least 2. pool: of another one, whose memory is then shared.
     """
 
-    def __init__(self, function: Function, sizes: Sequence[int], mode: str, device: Any) -> None:
+    def __init__(
+        self, function: Function, sizes: Sequence[int], mode: str, device: Any, dynamic: bool = False, pool: Any = None
+    ) -> None:
         self.sizes = tuple(sorted(sizes))
         self._device = torch.device(device)
-        self._function = function
-        self._fuse = mode == "inductor"
-        self._replays: dict[Signature, _Replay] = {}
-        self._pool: Any = None
+        self._function = torch.compile(function, dynamic=None if dynamic else False) if mode == "inductor" else function
+        self._dynamic = dynamic
+        self._recordings: dict[Signature, Recording] = {}
+        self._pool = pool
 
     def __call__(self, *inputs: Any) -> torch.Tensor:
         rows = [torch.as_tensor(value) for value in inputs]
@@ -65,42 +71,65 @@ class GraphedFunction:
     def _run(self, rows: list[torch.Tensor]) -> torch.Tensor:
         n = len(rows[0])
         size = next(size for size in self.sizes if size >= n)
-        signature = tuple((torch.Size((size, *value.shape[1:])), value.dtype) for value in rows)
-        if signature not in self._replays:
-            self._replays[signature] = self._record(signature)
-        return self._replays[signature](rows)
-
-    def _record(self, signature: Signature) -> _Replay:
-        inputs = [torch.zeros(shape, dtype=dtype, device=self._device) for shape, dtype in signature]
-        function = torch.compile(self._function, dynamic=False) if self._fuse else self._function
+        recording = self.recording(size, *((tuple(value.shape[1:]), value.dtype) for value in rows))
         with torch.inference_mode():
-            return self._capture(function, inputs)
+            for place, value in zip(recording.inputs, rows, strict=True):
+                place[:n].copy_(value)
+            recording.replay()
+            return recording.output[:n].clone()
 
-    def _capture(self, function: Function, inputs: list[torch.Tensor]) -> _Replay:
+    def recording(self, size: int, *rows: tuple[tuple[int, ...], torch.dtype]) -> Recording:
+        """The recording for `size` rows, each input's given by its shape without the batch and its dtype."""
+        signature = tuple((torch.Size((size, *shape)), dtype) for shape, dtype in rows)
+        if signature not in self._recordings:
+            with torch.inference_mode():
+                self._recordings[signature] = self._record(signature)
+        return self._recordings[signature]
+
+    def _record(self, signature: Signature) -> Recording:
+        inputs = [torch.zeros(shape, dtype=dtype, device=self._device) for shape, dtype in signature]
+        if self._dynamic:
+            for value in inputs:
+                torch._dynamo.mark_dynamic(value, 0)
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for _ in range(WARM_CALLS):
-                function(*inputs)
+                self._function(*inputs)
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads of the process may use the device during the capture
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = function(*inputs)
+            output = self._function(*inputs)
         self._pool = self._pool or graph.pool()
-        return _Replay(inputs, graph.replay, output)
+        return Recording(inputs, graph.replay, output)
 
 
-class _Replay:
+@dataclass(frozen=True, slots=True)
+class Recording:
     """A recorded call: its input buffers, the replay function, and its output buffer, which the next call reuses."""
 
-    def __init__(self, inputs: list[torch.Tensor], replay: Callable[[], None], output: torch.Tensor) -> None:
-        self._inputs, self._replay, self._output = inputs, replay, output
+    inputs: list[torch.Tensor]
+    replay: Callable[[], None]
+    output: torch.Tensor
 
-    def __call__(self, rows: list[torch.Tensor]) -> torch.Tensor:
-        n = len(rows[0])
-        with torch.inference_mode():
-            for place, value in zip(self._inputs, rows, strict=True):
-                place[:n].copy_(value)
-            self._replay()
-            return self._output[:n].clone()
+    def seconds(self) -> float:
+        """The time of one replay on the device."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self.replay()
+        start.record()
+        for _ in range(TIMED_REPLAYS):
+            self.replay()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / TIMED_REPLAYS
+
+
+def fastest_split(n: int, seconds: Mapping[int, float]) -> tuple[int, ...]:
+    """The batch sizes that together hold n rows in the least time, the largest first. seconds: of each size."""
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for rows in range(1, n + 1):
+        options = ((seconds[size] + best[max(0, rows - size)][0], size) for size in seconds)
+        took_s, size = min(options)
+        best.append((took_s, (size, *best[max(0, rows - size)][1])))
+    return tuple(sorted(best[n][1], reverse=True))

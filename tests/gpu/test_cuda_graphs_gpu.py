@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.musetalk import MuseTalk
+from models.musetalk_cuda import CudaMuseTalk
 from models.restore.align import FFHQ_512
 from models.restore.gfpgan import GFPGAN
 from models.restore.gfpgan_net import GFPGANNet
@@ -26,7 +26,7 @@ PAIR = (EMBEDDED / "musetalk" / "musetalk.json", EMBEDDED / "musetalk" / "unet.s
 
 @pytest.mark.parametrize("mode", ["graphs", "inductor"])
 def test_recorded_faces_equal_plain_ones_for_every_number_of_frames(mode: str) -> None:
-    model = MuseTalk.load(*PAIR, device="cuda", dtype=torch.float16)
+    model = CudaMuseTalk.load(*PAIR, device="cuda", dtype=torch.float16)
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((11, 8, 32, 32)).astype(np.float16)
     windows = rng.standard_normal((11, 50, 384)).astype(np.float16)
@@ -82,7 +82,7 @@ def test_recorded_gfpgan_equals_the_plain_one(checkpoint: Path, mode: str) -> No
 
 def test_a_recorded_pass_is_faster_than_launching_each_kernel() -> None:
     """Recording exists for speed: at four frames it must beat the plain pass."""
-    model = MuseTalk.load(*PAIR, device="cuda", dtype=torch.float16)
+    model = CudaMuseTalk.load(*PAIR, device="cuda", dtype=torch.float16)
     latents, windows = np.zeros((4, 8, 32, 32), np.float16), np.zeros((4, 50, 384), np.float16)
 
     def milliseconds() -> float:

@@ -1,0 +1,315 @@
+"""MuseTalk on CUDA: the fast twin of `models/musetalk.py`. Frames of held avatars in, face crops in host memory out.
+
+The UNet and the decoders are recorded as CUDA graphs for several batch sizes, and timed, so that every number of frames
+runs in the sizes that take the least time on this device. What avatars need stays on the device; a batch uploads
+feature windows and copies back what the decoder made. `start` returns while the device computes, so the next batch can
+be uploaded meanwhile.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from models.cropped_decoder import WHOLE_FACE, CroppedDecoder, rounded
+from models.musetalk import LATENT_CHANNELS, UNET_CHANNELS, Generator, MuseTalk
+from models.runtime.cuda_graphs import GraphedFunction, Recording, check_compile, fastest_split, graph_batch_sizes
+from models.runtime.fused_pass import interleave, upsampling_kernel
+from models.runtime.transfers import Transfers
+from models.types import LATENT_PX, WINDOW_TOKENS, CropWindow, Float16, Float32, UInt8
+
+LARGEST_DECODE = 32  # frames per call of a decoder: more are not faster, and each takes 40 MB or more
+LATENTS = ((LATENT_CHANNELS, LATENT_PX, LATENT_PX), torch.float16)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldAvatar:
+    """What an avatar's frames need. latents: `(n, 8, 32, 32)`, on the device. window: what is decoded of a face.
+
+    statistics: of a cropped KL decoder, on the device. own: the avatar's own faces, uint8 `(n, 256, 256, 3)`, into
+    which the window is put; None where the whole face is decoded.
+    """
+
+    latents: torch.Tensor
+    window: CropWindow = WHOLE_FACE
+    statistics: torch.Tensor | None = None
+    own: UInt8 | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """On the device and in host memory."""
+        parts = (self.latents, self.statistics, self.own)
+        return sum(int(part.nbytes) for part in parts if part is not None)
+
+
+Frame = tuple[HeldAvatar, int, Float16]  # the avatar, the number of its frame, and the feature window (50, 384)
+
+
+class CudaFaces:
+    """Generates faces with recorded networks. Not thread-safe: one thread calls all methods."""
+
+    def __init__(self, unet: nn.Module, decoder: nn.Module, mode: str, batch_size: int) -> None:
+        """decoder: the VAE that decodes. mode: `graphs` or `inductor`, see models/runtime/cuda_graphs.py."""
+        weight = unet.conv_in.weight
+        self.device, self.dtype, self.batch_size = weight.device, weight.dtype, batch_size
+        self._transfers, self._pool = Transfers(self.device), torch.cuda.graph_pool_handle()
+        generator = Generator(folded_unet(unet)).eval()
+
+        def predict(latents: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+            z: torch.Tensor = generator(latents.to(memory_format=torch.channels_last), windows)
+            return z
+
+        sizes = [size for size in graph_batch_sizes("graphs", max(2, batch_size)) if size > 1]  # see GraphedFunction
+        rows = (
+            ((UNET_CHANNELS, LATENT_PX, LATENT_PX), self.dtype),
+            (
+                (WINDOW_TOKENS, int(unet.config.cross_attention_dim)),
+                torch.float16,
+            ),
+        )
+        self._unet = _Sizes(GraphedFunction(predict, sizes, mode, self.device, True, self._pool), *rows)
+        self._decoder = CroppedDecoder(decoder).eval()
+        self._decoders = {WHOLE_FACE: self._recorded(WHOLE_FACE)}
+
+    def hold(
+        self,
+        latents: Float16 | torch.Tensor,
+        window: CropWindow | None = None,
+        statistics: Float32 | None = None,
+        own: UInt8 | None = None,
+    ) -> HeldAvatar:
+        """Put an avatar on the device. window: None decodes whole faces. A new window is recorded, within a second."""
+        window = WHOLE_FACE if window is None or own is None else rounded(window)
+        if window not in self._decoders:
+            self._decoders[window] = self._recorded(window)
+        whole = window == WHOLE_FACE
+        kept = None if whole or statistics is None else torch.as_tensor(statistics).to(self.device)
+        return HeldAvatar(torch.as_tensor(latents).to(self.device, self.dtype), window, kept, None if whole else own)
+
+    def start(self, frames: Sequence[Frame]) -> PendingFaces:
+        """Begin to generate the frames' faces."""
+        # 1. frames of one window, and of one avatar, next to each other
+        groups = {id(avatar): number for number, (avatar, _, _) in enumerate(frames)}
+        windows = {frames[k][0].window: k for k in range(len(frames))}
+        order = sorted(range(len(frames)), key=lambda k: (windows[frames[k][0].window], groups[id(frames[k][0])]))
+        ordered = [frames[k] for k in order]
+        with torch.inference_mode():
+            # 2. upload
+            speech = self._transfers.up([window for _, _, window in ordered])
+            numbers = self._transfers.up(np.array([number for _, number, _ in ordered]))
+            held = _Frames([avatar for avatar, _, _ in ordered], numbers)
+            # 3. the UNet
+            z = torch.empty((len(frames), *LATENTS[0]), dtype=self.dtype, device=self.device)
+            for start, stop, recording in self._unet.parts(0, len(frames)):
+                held.select("latents", start, stop, recording.inputs[0])
+                recording.inputs[1][: stop - start] = speech[start:stop]
+                recording.replay()
+                z[start:stop] = recording.output[: stop - start]
+            # 4. the decoder of each window
+            pending = PendingFaces(ordered, order)
+            for window, start, stop in held.windows():
+                for first, last, recording in self._decoders[window].parts(start, stop):
+                    if last == len(frames):
+                        pending.last_part.record()
+                    recording.inputs[0][: last - first] = z[first:last]
+                    if len(recording.inputs) > 1:
+                        held.select("statistics", first, last, recording.inputs[1])
+                    recording.replay()
+                    made = recording.output[: last - first].clone()  # the next call overwrites it
+                    pending.made.append((first, self._transfers.down(made)))
+        return pending
+
+    def generate(self, latents: Any, windows: Any) -> UInt8:
+        """Whole faces of frames that belong to no avatar, `(n, 256, 256, 3)`."""
+        held, faces = self.hold(latents), list[UInt8]()
+        windows = np.asarray(windows, np.float16)
+        for start in range(0, len(windows), self.batch_size):
+            stop = min(len(windows), start + self.batch_size)
+            faces += self.start([(held, k, windows[k]) for k in range(start, stop)])()
+        return np.stack(faces)
+
+    def report(self) -> dict[str, Any]:
+        """Milliseconds per call of each size, and the sizes in which a full batch runs."""
+        sizes = {"unet": self._unet, **{f"decoder {_name(window)}": made for window, made in self._decoders.items()}}
+        return {
+            name: {
+                "ms": {size: round(1e3 * took_s, 2) for size, took_s in made.seconds.items()},
+                "full_batch": list(made.split(self.batch_size)),
+            }
+            for name, made in sizes.items()
+        }
+
+    def _recorded(self, window: CropWindow) -> _Sizes:
+        decoder = self._decoder.at(window)
+        rows: list[tuple[tuple[int, ...], torch.dtype]] = [(LATENTS[0], self.dtype)]
+        if window != WHOLE_FACE and (shape := decoder.statistics_shape):
+            rows.append((shape, torch.float32))
+
+        def decode(latents: torch.Tensor, *statistics: torch.Tensor) -> torch.Tensor:
+            faces = decoder(latents.to(memory_format=torch.channels_last), *statistics)
+            return faces.round().to(torch.uint8)
+
+        sizes = graph_batch_sizes("graphs", min(LARGEST_DECODE, self.batch_size))
+        return _Sizes(GraphedFunction(decode, sizes, "graphs", self.device, pool=self._pool), *rows)
+
+
+class CudaMuseTalk(MuseTalk):
+    """MuseTalk whose networks can be recorded."""
+
+    recorded: CudaFaces | None = None
+
+    def record(self, mode: str, batch_size: int) -> None:
+        """Make `recorded`, which generates up to `batch_size` faces quickly on CUDA; `generate` uses it.
+
+        mode: `graphs` or `inductor`, see models/runtime/cuda_graphs.py; `off` undoes it. All sizes are recorded now.
+        Raises ConfigError.
+        """
+        self.recorded = None
+        if check_compile(mode, self.device) != "off":
+            self.recorded = CudaFaces(self.unet, self.decoder, mode, batch_size)
+
+    def generate(self, latents: Any, windows: Any) -> UInt8:
+        if self.recorded is None:
+            return super().generate(latents, windows)
+        return self.recorded.generate(*self._pair(latents, windows))
+
+
+class _Sizes:
+    """A recorded function with the seconds that each of its batch sizes takes."""
+
+    def __init__(self, function: GraphedFunction, *rows: tuple[tuple[int, ...], torch.dtype]) -> None:
+        # the largest first: the others fit into its memory
+        self._recordings = {size: function.recording(size, *rows) for size in reversed(function.sizes)}
+        self.seconds = {size: recording.seconds() for size, recording in self._recordings.items()}
+        self._splits: dict[int, tuple[int, ...]] = {}
+
+    def split(self, n: int) -> tuple[int, ...]:
+        """The sizes in which n frames take the least time."""
+        if n not in self._splits:
+            self._splits[n] = fastest_split(n, self.seconds)
+        return self._splits[n]
+
+    def parts(self, start: int, stop: int) -> list[tuple[int, int, Recording]]:
+        """Which recording computes which of the frames `start` to `stop`."""
+        parts = list[tuple[int, int, Recording]]()
+        for size in self.split(stop - start):
+            parts.append((start, min(stop, start + size), self._recordings[size]))
+            start += size
+        return parts
+
+
+class _Frames:
+    """The frames of a batch: their avatars, and on the device the numbers of the avatars' frames."""
+
+    def __init__(self, avatars: list[HeldAvatar], numbers: torch.Tensor) -> None:
+        self._avatars, self._numbers = avatars, numbers
+
+    def windows(self) -> list[tuple[CropWindow, int, int]]:
+        """Each window with the frames that have it, from the first to one after the last."""
+        return [(avatar.window, start, stop) for avatar, start, stop in self._runs(lambda avatar: avatar.window)]
+
+    def select(self, name: str, start: int, stop: int, to: torch.Tensor) -> None:
+        """Copy what the avatars hold for the frames `start` to `stop` to the first rows of `to`."""
+        for avatar, first, last in self._runs(id, start, stop):
+            held = getattr(avatar, name)
+            to[first - start : last - start] = held.index_select(0, self._numbers[first:last])
+
+    def _runs(self, key: Any, start: int = 0, stop: int | None = None) -> list[tuple[HeldAvatar, int, int]]:
+        runs = list[tuple[HeldAvatar, int, int]]()
+        for _, members in groupby(self._avatars[start:stop], key):
+            same = list(members)
+            runs.append((same[0], start, start + len(same)))
+            start += len(same)
+        return runs
+
+
+class PendingFaces:
+    """Faces that the device is making."""
+
+    def __init__(self, frames: list[Frame], order: list[int]) -> None:
+        """order: the places of these frames in the batch."""
+        self._frames, self._order = frames, order
+        self.made: list[tuple[int, Callable[[], UInt8]]] = []  # first frame, and its and the next ones' pixels
+        self.last_part = torch.cuda.Event(blocking=True)
+
+    def wait_for_last_part(self) -> None:
+        """Until the device has begun the last call of a decoder: the next batch should be started now."""
+        self.last_part.synchronize()
+
+    def __call__(self) -> list[UInt8]:
+        """Wait for the faces, each `(256, 256, 3)`, in the order of the batch."""
+        faces: list[Any] = [None] * len(self._frames)
+        for first, wait in self.made:
+            for k, pixels in enumerate(wait(), first):
+                faces[self._order[k]] = _complete(self._frames[k], pixels)
+        return faces
+
+
+def _complete(frame: Frame, made: UInt8) -> UInt8:
+    """A whole face: the window that was decoded, in the avatar's own face."""
+    avatar, number, _ = frame
+    if avatar.own is None:
+        return made
+    face: UInt8 = avatar.own[number].copy()
+    face[slice(*avatar.window.rows), slice(*avatar.window.columns)] = made
+    return face
+
+
+def _name(window: CropWindow) -> str:
+    (top, bottom), (left, right) = window.rows, window.columns
+    return "full" if window == WHOLE_FACE else f"rows {top}-{bottom} columns {left}-{right}"
+
+
+def folded_unet(unet: nn.Module) -> nn.Module:
+    """The UNet for time step 0, with the same weights in memory and fewer operations.
+
+    The time embedding, and what each resnet makes of it, is a constant. Upsampling is folded into the convolution after
+    it. The results are the same but for rounding.
+    """
+    tensors = [*unet.parameters(), *unet.buffers()]
+    folded: nn.Module = copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors})
+    with torch.inference_mode():
+        time = unet.time_proj(torch.zeros(1, dtype=torch.long, device=unet.conv_in.weight.device))
+        time = unet.time_embedding(time.to(unet.conv_in.weight.dtype))  # (1, 1280)
+    folded.time_embedding = _Constant(time)
+    for block in folded.modules():
+        if isinstance(block, ResnetBlock2D) and block.time_emb_proj is not None:
+            with torch.inference_mode():
+                block.time_emb_proj = _Constant(block.time_emb_proj(block.nonlinearity(time)))
+        for number, upsampler in enumerate(getattr(block, "upsamplers", None) or ()):
+            if isinstance(upsampler, Upsample2D):
+                block.upsamplers[number] = _FoldedUpsampling(upsampler)
+    return folded
+
+
+class _Constant(nn.Module):  # type: ignore[misc]
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value.clone())
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        value: torch.Tensor = self.value
+        return value
+
+
+class _FoldedUpsampling(nn.Module):  # type: ignore[misc]
+    """Diffusers' Upsample2D: nearest-neighbour upsampling by two, and a convolution."""
+
+    def __init__(self, upsampler: Upsample2D) -> None:
+        super().__init__()
+        self.register_buffer("kernel", upsampling_kernel(upsampler.conv.weight.detach()))
+        self.register_buffer("bias", upsampler.conv.bias.detach()[:, None, None])
+
+    def forward(self, x: torch.Tensor, size: Any = None) -> torch.Tensor:
+        assert size is None, size  # diffusers passes one only for sides that 8 does not divide
+        return interleave(F.conv2d(x, self.kernel, padding=1)) + self.bias
