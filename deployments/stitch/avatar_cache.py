@@ -13,6 +13,7 @@ from configs.schema import StitchConfig
 from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound, ClosedError, ResetNeededError
 from models.media.encode import MediaSpec
+from models.media.h264 import choose_encoder, with_encoder
 from models.stitch.crop_filter import WHOLE_CROP, CropFilter, pasted_box
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
@@ -143,7 +144,7 @@ def mouth_of(avatar: LoadedAvatar, config: StitchConfig, fps: int) -> Mouth:
 
 def media_spec(prepared: PreparedAvatar, config: StitchConfig) -> MediaSpec:
     """How a new session of the avatar is encoded. Raises ConfigError."""
-    return MediaSpec.for_source(
+    spec = MediaSpec.for_source(
         prepared.width,
         prepared.height,
         prepared.fps,
@@ -153,6 +154,7 @@ def media_spec(prepared: PreparedAvatar, config: StitchConfig) -> MediaSpec:
         first_fragment_frames=config.first_chunk_frames,
         fragment_frames=config.chunk_frames,
     )
+    return with_encoder(spec, choose_encoder(config.encoder)[0])
 
 
 def spec_of(session: SessionFile | None, prepared: PreparedAvatar, config: StitchConfig) -> MediaSpec:

@@ -45,6 +45,7 @@ from deployments.stitch.utterance import UtteranceWriter
 from deployments.stitch.utterance_run import UtteranceRun
 from models.avatar.store import AvatarStore
 from models.errors import InputError, WarmTalkError
+from models.media.h264 import choose_encoder
 from models.runtime.ids import check_id
 from models.speech.readable import check_text, has_word
 from models.speech.text import printable
@@ -92,6 +93,8 @@ class Stitch(Stage[StitchConfig]):
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
         self._new_config = config  # for this thread: `self.config` is the previous one until all of this is applied
+        if changed is None or "encoder" in changed:
+            log.info("New sessions are encoded by %s: %s.", *choose_encoder(config.encoder))
         self._store = AvatarStore(
             output_path(config.avatars_dir), builtin_avatars(), cache_bytes=config.frame_cache_mb * 2**20
         )
@@ -371,6 +374,11 @@ class Stitch(Stage[StitchConfig]):
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Metrics for the autoscaling policy (autoscaling.py); Serve's controller calls this."""
         return {SPEAKING: float(len(self._interrupts)), WATCHED: float(len(self._live.watched()))}
+
+    async def stats(self) -> dict[str, Any]:
+        """As of every stage, and the H.264 encoder of new sessions with the reason for it."""
+        encoder, reason = choose_encoder(self.config.encoder)
+        return {**await super().stats(), "encoder": encoder, "encoder_reason": reason}
 
     async def clock(self) -> tuple[str, float]:
         """This host and its monotonic clock."""

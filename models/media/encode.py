@@ -26,11 +26,10 @@ from functools import lru_cache
 
 import av
 import numpy as np
-from av.video.frame import PictureType
 
 from models.errors import ConfigError
 from models.media import mp4 as boxes
-from models.media.frames import planes
+from models.media.h264 import GLOBAL_HEADER, X264, H264Encoder, parameter_sets
 from models.media.yuv import AnyFrame
 from models.types import SUPPORTED_FPS, Float32, Fragment, UInt8
 
@@ -38,13 +37,6 @@ VIDEO_TIMESCALE = 90_000  # ticks per second: divisible by 24, 25 and 30 fps
 AAC_FRAME = 1024  # samples per AAC frame
 AAC_RATES_HZ = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 SILENCE = 10 ** (-50 / 20)  # samples with a smaller absolute value are silence: −50 dBFS
-GLOBAL_HEADER = 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER: parameter sets go into the init segment, not into the frames
-COLOUR = "colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off"
-# aq-mode=0: adaptive quantisation gives bits to flat walls and takes them from the face. Without it, at the same size,
-# the face has 1.3 dB more PSNR and 13 % less flicker (python -m benchmarks.stitch --presets).
-X264 = f"keyint=infinite:scenecut=0:bframes=0:aq-mode=0:{COLOUR}"
-# What the preset spends time on and a talking head does not need: 85 % of the time for 7 % more bits.
-FASTER = {"superfast": ":cabac=0:8x8dct=0:weightp=0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +62,13 @@ class MediaSpec:
     fps: int
     sample_rate_hz: int = 24_000
     crf: int = 20
-    preset: str = "superfast"  # with FASTER: about half the time of `veryfast` for 8 % more bits
+    preset: str = "superfast"  # about half the time of `veryfast` for 8 % more bits, see models.media.h264
     fragment_frames: int = 12
     first_fragment_frames: int = 6
     threads: int = 1
     audio_bit_rate: int = 96_000
+    encoder: str = X264
+    parameter_sets: str = ""  # of a graphics card's encoder: SPS and PPS in Annex B form, hexadecimal
 
     def __post_init__(self) -> None:
         if self.width % 2 or self.height % 2 or not (16 <= self.width <= 8192 and 16 <= self.height <= 8192):
@@ -111,13 +105,15 @@ class MediaSpec:
 @lru_cache(maxsize=64)
 def init_segment(spec: MediaSpec) -> bytes:
     """The ftyp + moov of every session with this spec. Raises ConfigError."""
-    return _make_init(spec, _VideoTrack(spec).extradata, _AudioTrack(spec, Clock()).extradata)
+    video = boxes.VideoTrack(spec.width, spec.height, VIDEO_TIMESCALE, parameter_sets(spec))
+    audio = boxes.AudioTrack(spec.sample_rate_hz, spec.audio_bit_rate, _AudioTrack(spec, Clock()).extradata)
+    return boxes.init_segment(video, audio)
 
 
 @lru_cache(maxsize=64)
 def codec_headers(spec: MediaSpec) -> tuple[bytes, bytes]:
     """What decoders need before the first frame: SPS and PPS (Annex B), and the AudioSpecificConfig."""
-    return _VideoTrack(spec).extradata, _AudioTrack(spec, Clock()).extradata
+    return parameter_sets(spec), _AudioTrack(spec, Clock()).extradata
 
 
 @lru_cache(maxsize=64)
@@ -160,9 +156,9 @@ class UtteranceEncoder:
     def __init__(self, spec: MediaSpec, start: Clock = Clock()) -> None:
         self.spec = spec
         self.clock = start  # end of the fragments returned so far
-        self._video = _VideoTrack(spec)
+        self._video = H264Encoder(spec)
         self._audio = _AudioTrack(spec, start)
-        self.init_segment = _make_init(spec, self._video.extradata, self._audio.extradata)
+        self.init_segment = init_segment(spec)
         self._pending: deque[bytes] = deque()  # encoded frames that are not in a fragment yet
         self._coded = 0  # number of encoded frames
         self._next_key = 0  # index of the first frame of the next fragment
@@ -245,42 +241,6 @@ class UtteranceEncoder:
         )
 
 
-class _VideoTrack:
-    """Encodes frames as H.264 samples in MP4 form. No B-frames and no lookahead: each frame is returned at once."""
-
-    def __init__(self, spec: MediaSpec) -> None:
-        self._codec = av.CodecContext.create("libx264", "w")
-        self._codec.width, self._codec.height, self._codec.pix_fmt = spec.width, spec.height, "yuv420p"
-        self._codec.framerate = Fraction(spec.fps)
-        self._codec.time_base = Fraction(1, spec.fps)
-        self._codec.thread_count = spec.threads
-        self._codec.flags |= GLOBAL_HEADER
-        self._codec.options = {
-            "preset": spec.preset,
-            "tune": "zerolatency",
-            "crf": str(spec.crf),
-            "forced-idr": "1",
-            "x264-params": X264 + FASTER.get(spec.preset, ""),
-        }
-        try:
-            self._codec.open()
-        except av.FFmpegError as error:
-            raise ConfigError(f"x264 rejects its settings: {error}.", "Check preset, crf and size.") from error
-        self.extradata = bytes(self._codec.extradata)
-        self._frame = av.VideoFrame(spec.width, spec.height, "yuv420p")  # reused for all frames: x264 copies it
-        self._picture = planes(self._frame)
-        self._count = 0
-
-    def encode(self, frame: AnyFrame, key: bool) -> list[bytes]:
-        self._picture.copy_from(frame)
-        self._frame.pts, self._count = self._count, self._count + 1
-        self._frame.pict_type = PictureType.I if key else PictureType.NONE
-        return [boxes.length_prefixed(bytes(packet)) for packet in self._codec.encode(self._frame)]
-
-    def finish(self) -> list[bytes]:
-        return [boxes.length_prefixed(bytes(packet)) for packet in self._codec.encode(None)]
-
-
 class _AudioTrack:
     """Encodes speech as AAC frames on the grid of the session. Positions are samples from the session's start."""
 
@@ -359,8 +319,3 @@ class _AudioTrack:
         while self._packets and self.coded_until > end:
             self._packets.pop()
             self.coded_until -= AAC_FRAME
-
-
-def _make_init(spec: MediaSpec, video_extradata: bytes, audio_extradata: bytes) -> bytes:
-    video = boxes.VideoTrack(spec.width, spec.height, VIDEO_TIMESCALE, video_extradata)
-    return boxes.init_segment(video, boxes.AudioTrack(spec.sample_rate_hz, spec.audio_bit_rate, audio_extradata))

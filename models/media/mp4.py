@@ -23,7 +23,7 @@ SPS, PPS, ACCESS_UNIT_DELIMITER = 7, 8, 9  # nal_unit_type
 
 @dataclass(frozen=True, slots=True)
 class VideoTrack:
-    """width, height: px. extradata: the H.264 encoder's SPS and PPS in Annex B form."""
+    """width, height: px. extradata: SPS and PPS of the H.264 encoder, or of several, in Annex B form."""
 
     width: int
     height: int
@@ -192,9 +192,10 @@ def _video_trak(video: VideoTrack) -> bytes:
     units = nal_units(video.extradata)
     sps = [unit for unit in units if unit[0] & 31 == SPS]
     pps = [unit for unit in units if unit[0] & 31 == PPS]
-    assert len(sps) == len(pps) == 1, (len(sps), len(pps))
-    config = b"\x01" + sps[0][1:4] + b"\xff\xe1"  # version, profile, constraints, level; 4-byte lengths; one SPS
-    config += struct.pack(">H", len(sps[0])) + sps[0] + b"\x01" + struct.pack(">H", len(pps[0])) + pps[0]
+    assert 1 <= len(sps) == len(pps) < 32, (len(sps), len(pps))
+    config = b"\x01" + sps[0][1:4] + b"\xff"  # version, profile, constraints, level; 4-byte lengths
+    config += bytes([0xE0 | len(sps)]) + b"".join(struct.pack(">H", len(unit)) + unit for unit in sps)
+    config += bytes([len(pps)]) + b"".join(struct.pack(">H", len(unit)) + unit for unit in pps)
     if sps[0][1] >= 100:  # High profile: 4:2:0, 8 bit luma and chroma, no SPS extension
         config += b"\xfd\xf8\xf8\x00"
     entry = struct.pack(">6xH16xHHIIIH32xHh", 1, video.width, video.height, 0x480000, 0x480000, 0, 1, 24, -1)

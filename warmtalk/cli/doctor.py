@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from configs.exposure import api_keys_env, exposure_warning
-from configs.serve_file import ConfigFileError, gpu_stages, load_serve_config
+from configs.serve_file import ConfigFileError, deployment_of, gpu_stages, load_serve_config
 from deployments.common.paths import home
 from models.errors import ConfigError, CorruptError
 from models.weights import checksums
@@ -63,6 +63,7 @@ def run_checks(config: str = "demo", folder: Path | None = None) -> list[Check]:
         check_torchvision,
         check_opencv,
         check_codecs,
+        lambda: check_encoder(config),
         check_voice,
         check_other_packages,
         check_weights,
@@ -159,6 +160,21 @@ def check_codecs() -> Check:
         remedy = "Install PyAV's own wheel: `python -m pip install --force-reinstall --only-binary av av`."
         return Check("PyAV codecs", False, f"av {version_of('av')} has no {', '.join(missing)}", remedy)
     return Check("PyAV codecs", True, f"libx264 and aac in av {version_of('av')}")
+
+
+def check_encoder(config: str = "demo") -> Check:
+    """The H.264 encoder that Stitch would use on this machine, and why."""
+    from models.media.h264 import choose_encoder
+
+    try:
+        setting = (deployment_of(load_serve_config(config), "Stitch").get("user_config") or {}).get("encoder", "auto")
+    except ConfigFileError:
+        setting = "auto"  # check_exposure reports the config file
+    try:
+        encoder, reason = choose_encoder(setting)
+    except ConfigError as error:
+        return Check("H.264 encoder", False, error.message, error.remedy)
+    return Check("H.264 encoder", True, f"{encoder} ({reason})")
 
 
 def check_voice() -> Check:

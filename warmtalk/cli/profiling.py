@@ -97,7 +97,10 @@ def profile_tables(profile: Profile) -> tuple[Table, Table]:
         parts = [f"{row[part]['p50']:.0f}/{row[part]['p95']:.0f}" for part in CALL_PARTS[:4]]
         times.add_row(stage, str(row["calls"]), str(row["frames"]), *parts)
         speeds = [f"{row['frames_per_s'][str(size)]:.0f}" if row["frames_per_s"] else "–" for size in BATCH_SIZES]
-        sizes.add_row(stage, *speeds, f"{row['memory']['rss_mb']:.0f}", f"{row['memory']['gpu_mb']:.0f}")
+        memory, name = row["memory"], stage
+        if encoder := memory.get("encoder"):
+            name = f"{stage} ({encoder})"
+        sizes.add_row(name, *speeds, f"{memory['rss_mb']:.0f}", f"{memory['gpu_mb']:.0f}")
     return times, sizes
 
 

@@ -28,7 +28,7 @@ def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
 def test_every_check_has_a_finding_and_every_failed_one_a_remedy(tmp_path: Path) -> None:
     checks = doctor.run_checks(folder=tmp_path)
     names = [check.name for check in checks]
-    assert len(names) == len(set(names)) == 20 + len(weights.SETS)
+    assert len(names) == len(set(names)) == 21 + len(weights.SETS)
     assert all(check.found for check in checks)
     assert all(bool(check.remedy) != check.ok for check in checks)
 
