@@ -59,6 +59,7 @@ class Face:
     points: Float32 | None = None  # (5, 2), px of the crop
     avatar: AvatarFaces | None = None  # has the head around the face, of avatar frame `frame`
     frame: int = 0
+    head: UInt8 | None = None  # that head, where the device did not have it
 
 
 class Enhance(Stage[EnhanceConfig]):
@@ -130,8 +131,14 @@ class Enhance(Stage[EnhanceConfig]):
             return [Face(*pair) for pair in zip(crops.images, strengths, strict=True)]
         avatar = await self._avatar_faces(crops.avatar_id)
         points = avatar.points(crops.avatar_frames, crops.images.shape[1])  # (n, 5, 2)
-        rows = zip(crops.images, strengths, points, crops.avatar_frames.tolist(), strict=True)
-        return [Face(crop, weight, five, avatar, frame) for crop, weight, five, frame in rows]
+        frames: list[int] = crops.avatar_frames.tolist()
+        assert self.heads is not None
+        # on other threads: it takes as long as restoring several faces
+        missing = self.heads.missing(avatar, frames)
+        drawn = await asyncio.gather(*(asyncio.to_thread(avatar.head, frame) for frame in missing))
+        heads = dict(zip(missing, drawn, strict=True))
+        rows = zip(crops.images, strengths, points, frames, strict=True)
+        return [Face(crop, weight, five, avatar, frame, heads.get(frame)) for crop, weight, five, frame in rows]
 
     async def _avatar_faces(self, avatar_id: str) -> AvatarFaces:
         """Landmarks and surroundings of the avatar's faces. Raises AvatarNotFound."""
@@ -173,7 +180,7 @@ class Enhance(Stage[EnhanceConfig]):
         if faces[0].points is None:
             return {}
         assert self.heads is not None
-        around: Any = self.heads.rows([(face.avatar, face.frame) for face in faces if face.avatar is not None])
+        around: Any = self.heads.rows([(face.avatar, face.frame, face.head) for face in faces if face.avatar])
         if not hasattr(self.engine, "start"):  # which takes it on its device
             around = around.numpy()
         return {"landmarks": np.stack([face.points for face in faces if face.points is not None]), "around": around}

@@ -9,13 +9,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from models.geometry import warp
-from models.restore.align import composed, smoothed_points, to_template
-from models.types import CROP_PX, RESTORED_PX, Float32, PreparedAvatar, UInt8
+from models.restore.align import composed, smoothed_points, to_template, warped
+from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
 
 
 class AvatarFaces:
-    """avatar: loaded with its frames. key: its id and version. Not thread-safe."""
+    """avatar: loaded with its frames. key: its id and version. Thread-safe."""
 
     def __init__(self, avatar: PreparedAvatar, key: tuple[str, str]) -> None:
         self.key, self._avatar = key, avatar
@@ -30,4 +29,4 @@ class AvatarFaces:
         """Return the avatar's own head on the template, RGB `(512, 512, 3)`: what surrounds the face."""
         assert self._avatar.frames is not None
         transform = composed(self._avatar.transforms[frame], to_template(self._points[frame]))
-        return warp(self._avatar.frames[frame], transform, RESTORED_PX)
+        return warped(self._avatar.frames[frame], transform)

@@ -103,5 +103,5 @@ def test_heads_on_the_device_are_those_that_were_drawn() -> None:
 
     heads = Heads("cuda", cache_bytes=0)
     for wanted in ([3, 4, 3], list(range(100)), [99, 3, 200]):
-        rows = heads.rows([(Avatar(), frame) for frame in wanted])
+        rows = heads.rows([(Avatar(), frame, None) for frame in wanted])
         assert rows.is_cuda and rows[:, 9, 9, 0].tolist() == wanted

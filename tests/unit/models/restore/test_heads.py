@@ -23,7 +23,7 @@ class Drawn:
 
 
 def levels(cache: Heads, wanted: list) -> list[int]:
-    rows = cache.rows(wanted)
+    rows = cache.rows([(*one, None) for one in wanted])
     assert rows.shape == (len(wanted), 512, 512, 3)
     return rows[:, 300, 200, 1].tolist()
 
@@ -43,5 +43,13 @@ def test_a_frame_that_cannot_be_drawn_is_not_kept(monkeypatch: pytest.MonkeyPatc
     cache = Heads("cpu", cache_bytes=0)
     for _ in range(2):
         with pytest.raises(OSError, match="damaged"):
-            cache.rows([(avatar, 3), (avatar, 99)])
+            levels(cache, [(avatar, 3), (avatar, 99)])
     assert levels(cache, [(avatar, 3)]) == [3]
+
+
+def test_a_head_that_is_drawn_already_is_used_where_it_is_missing() -> None:
+    avatar, cache = Drawn("one"), Heads("cpu", cache_bytes=0)
+    assert cache.missing(avatar, [5, 6, 5]) == [5, 6]
+    drawn = np.full((512, 512, 3), 77, np.uint8)
+    assert cache.rows([(avatar, 5, drawn), (avatar, 6, None)])[:, 0, 0, 0].tolist() == [77, 6] and avatar.frames == [6]
+    assert cache.missing(avatar, [5, 6, 7]) == [7]
