@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 from models.avatar import store as store_module
 from models.avatar import swap
 from models.avatar.drafts import hold_draft
-from models.avatar.store import FRAMES, GEOMETRY, LATENTS, MASKS, META, AvatarStore
+from models.avatar.store import FRAMES, GEOMETRY, LATENTS, MASKS, META, AvatarStore, Draft
 from models.errors import AvatarNotFound, CorruptError, ExistsError, IdError, InputError
 from models.media.frames import write_frames
+from models.types import CroppedDecoding, CropWindow
 from tests.support.avatar import astronaut
 
 N = 5
@@ -311,12 +313,40 @@ def test_only_avatars_under_the_root_are_owned(store: AvatarStore, tmp_path: Pat
     ]
 
 
-def test_different_numbers_of_frames_are_corrupt(store: AvatarStore) -> None:
-    arrays = fill(store, "short")
+def decoding_of(frames: int) -> CroppedDecoding:
+    statistics = np.random.default_rng(3).random((frames, 30, 2, 32)).astype(np.float32)
+    return CroppedDecoding(CropWindow((118, 256), (20, 236)), statistics, 0.25, 2.0)
+
+
+def rewritten(store: AvatarStore, write: Callable[[Draft], None]) -> None:
+    """Write the avatar `odd`: `ada`, with one file written otherwise."""
+    fill(store)
     with store.write("odd") as draft:
-        for path in store.folder("short").iterdir():
+        for path in store.folder("ada").iterdir():
             shutil.copy(path, draft.folder) if path.name != META else None
-        draft.write_latents(arrays["latents"][:-1])
-        draft.meta |= store.describe("short") | {"id": "odd"}
+        draft.meta |= store.describe("ada")
+        write(draft)
+        draft.meta |= {"id": "odd"}
+
+
+def test_the_statistics_of_the_cropped_decoder_are_loaded_with_the_latents(store: AvatarStore) -> None:
+    written = decoding_of(N)
+    rewritten(store, lambda draft: draft.write_decoding(written))
+    found = store.load("odd", frames=False).decoding
+    assert found is not None and np.array_equal(found.statistics, written.statistics)
+    assert (found.window, found.mean_error, found.p999_error) == (written.window, 0.25, 2.0)
+    assert store.load("odd", latents=False).decoding is None and store.load("ada").decoding is None
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda draft: draft.write_latents(np.zeros((N - 1, 8, 32, 32), np.float16)),
+        lambda draft: draft.write_decoding(decoding_of(N - 1)),
+    ],
+    ids=["latents", "decoding"],
+)
+def test_different_numbers_of_frames_are_corrupt(store: AvatarStore, write: Callable[[Draft], None]) -> None:
+    rewritten(store, write)
     with pytest.raises(CorruptError, match="different numbers of frames"):
         store.load("odd")
