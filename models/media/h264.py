@@ -12,7 +12,7 @@ import logging
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import av.logging
@@ -22,14 +22,11 @@ from av.video.frame import PictureType
 from models.errors import ConfigError
 from models.media.frames import BT709, LIMITED, planes
 from models.media.mp4 import length_prefixed, nal_units
+from models.media.spec import X264, MediaSpec
 from models.media.yuv import AnyFrame
-
-if TYPE_CHECKING:
-    from models.media.encode import MediaSpec
 
 log = logging.getLogger(__name__)
 
-X264 = "libx264"
 HARDWARE = ("h264_nvenc", "h264_vaapi")  # in the order in which `auto` tries them
 GLOBAL_HEADER = 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER: parameter sets go into the init segment, not into the frames
 COLOUR = "colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off"
@@ -113,8 +110,6 @@ def choose_encoder(setting: str) -> tuple[str, str]:
 @lru_cache(maxsize=8)
 def probe(name: str) -> str:
     """Encode a few frames with a graphics card's encoder. Returns why it cannot be used, or ""."""
-    from models.media.encode import MediaSpec
-
     try:
         codec = _open_hardware(MediaSpec(PROBE_PX, PROBE_PX, 25), name)
         frame, packets = av.VideoFrame(PROBE_PX, PROBE_PX, "yuv420p"), []
