@@ -136,6 +136,7 @@ class Bench:
     sessions: list[int]
     repeats: int
     stage_s: float
+    manual: bool
     results: Results = field(default_factory=Results)
 
     def wanted(self, *keys: str) -> bool:
@@ -143,8 +144,9 @@ class Bench:
 
     def run(self) -> Results:
         self.setup.make()
-        with self.results.attempt():
-            self.results.manual = manual_figures(self.setup)
+        if self.manual:
+            with self.results.attempt():
+                self.results.manual = manual_figures(self.setup)
         single = [row for row in self.rows if row.key != "two-gpus"]
         if single:
             with self.results.attempt(*(row.key for row in single)):
@@ -170,7 +172,7 @@ class Bench:
                 with self.results.attempt(*keys):
                     if setting is not settings[0]:
                         change_lipsync(graph, setting)
-                    asyncio.run(run_sessions(graph.url, 2, False, WIDE))  # loads the avatar
+                    asyncio.run(warm_up(graph.url))
                     asyncio.run(self._measure(graph, keys))
 
     async def _measure(self, graph: LocalGraph, keys: set[str]) -> None:
@@ -259,6 +261,13 @@ class Bench:
             self.results.details[f"sessions on {gpus} GPUs"] = trials
         self.results.values["two-gpus"] = most[1] / max(1, most[0])
         self.results.notes["two-gpus"] = f"{most[0]} and {most[1]} sessions"
+
+
+async def warm_up(url: str) -> None:
+    """Speak in both avatars, so that every stage has loaded them."""
+    async with http_client(url, 2) as client:
+        for avatar_id in (None, WIDE):
+            await speak(client, f"warm-{time.time_ns()}", False, avatar_id, SENTENCE)
 
 
 async def per_second(call: Callable[[int, int], Awaitable[None]], seconds: float) -> float:
@@ -363,6 +372,7 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, nargs="+", default=[8, 16, 24, 32, 40, 48], help="numbers to try")
     parser.add_argument("--repeats", type=int, default=40, help="utterances whose TTFF is measured")
     parser.add_argument("--stage-seconds", type=float, default=5.0, help="how long a stage is driven")
+    parser.add_argument("--no-manual", action="store_true", help="leave out MuseTalk's way")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()
     rows = tuple(row for row in ROWS if row.key in arguments.only)
@@ -382,7 +392,7 @@ def measure(arguments: argparse.Namespace, rows: tuple[Row, ...]) -> Results:
     setup = setup_of(arguments)
     setup.out.mkdir(parents=True, exist_ok=True)
     times = arguments.seconds, arguments.sessions, arguments.repeats, arguments.stage_seconds
-    return Bench(setup, rows, *times).run()
+    return Bench(setup, rows, *times, manual=not arguments.no_manual).run()
 
 
 if __name__ == "__main__":

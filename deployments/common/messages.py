@@ -53,7 +53,7 @@ class SpeakRequest(SpeechOptions):
 
 @dataclass(frozen=True, slots=True)
 class SpeakEvent:
-    """One item of Stitch's answer: video bytes, progress, or the summary, which is the last item.
+    """One item of Stitch's answer: video bytes, the first with the init segment; progress; or the summary.
 
     error: why a text that is still being written ended early; what arrived before it is spoken (text_stream.py).
     making: the fields of websocket.protocol.Making, and `spoken` (the sentences whose sound has begun) and `watched`.

@@ -87,10 +87,9 @@ def file_range(
 # --- streams. A stage's stream is cancelled when the client leaves
 
 
-async def video_stream(first: list[SpeakEvent], events: SpeechCall) -> AsyncIterator[bytes]:
+async def video_stream(first: SpeakEvent, events: SpeechCall) -> AsyncIterator[bytes]:
     try:
-        for event in first:
-            yield event.data
+        yield first.data
         async for event in events:
             if event.data:
                 yield event.data

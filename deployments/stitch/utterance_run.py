@@ -65,9 +65,8 @@ class UtteranceRun:
                 if (first or fragment is None) and (facts := progress.report()) and request.progress:
                     yield SpeakEvent(making=facts | progress.spoken())
                 if fragment is not None and request.deliver:
-                    if first:
-                        yield SpeakEvent(fragment.init)
-                    yield SpeakEvent(writer.live(fragment), fragment.frames)
+                    init = fragment.init if first else b""
+                    yield SpeakEvent(init + writer.live(fragment), fragment.frames)
         progress.report()
 
     async def _abort(self, chunks: AsyncGenerator[Chunk, None], error: BaseException) -> None:

@@ -101,7 +101,7 @@ class SpeechRoutes:
             finally:
                 cancel_call(events)
         try:
-            first = [await anext(events), await anext(events)]  # wait for the first fragment: an error sets the status
+            first = await anext(events)  # wait for the first fragment: an error sets the status
         except BaseException:
             cancel_call(events)
             raise
