@@ -51,11 +51,7 @@ TEXT_S = 12.0  # less than the time in which TEXT is spoken
 FPS = 25
 BUFFER_S = 0.3  # playback buffer of a live viewer
 START_S = 4.0  # watched sessions begin to speak one after another within this time
-RESOURCES = {
-    "num_cpus": 64,  # logical CPUs for scheduling, so that no replica waits for one
-    "object_store_memory": 4
-    * 2**30,  # forty sessions with four chunks of 16 faces each in flight: 0.5 GB, and 2 GB enhanced
-}
+CPUS = {"num_cpus": 64}  # logical CPUs for scheduling, so that no replica waits for one
 REPLICA = re.compile(r"ServeReplica:\w+:(\w+)|(ProxyActor|haproxy|raylet|gcs_server)")
 
 
@@ -91,7 +87,7 @@ class Setup:
     def graph(self, port: int = 8024) -> LocalGraph:
         """The graph, not started yet."""
         self.make()
-        return LocalGraph("gpu" if self.gpu else "demo", port, self.out, self.change, RESOURCES)
+        return LocalGraph("gpu" if self.gpu else "demo", port, self.out, self.change, CPUS)
 
     def change(self, config: dict[str, Any]) -> None:
         if self.gpu:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -28,7 +29,8 @@ from warmtalk.cli.ports import require_free_port, server_url
 
 RAY_START_ATTEMPTS = 2  # a node sometimes fails to start while another Ray on the machine shuts down
 START_TIMEOUT_S = 600.0  # the first start may compile models
-OBJECT_STORE_BYTES = 600 * 2**20  # one second of 512 px frames is 20 MB: enough for several sessions
+OBJECT_STORE_BYTES = 600 * 2**20  # one second of 512 px faces is 20 MB: enough for several sessions
+GPU_OBJECT_STORE_BYTES = 4 * 2**30  # forty sessions with four chunks of 16 faces in flight: 0.5 GB, enhanced 2 GB
 
 Progress = Callable[[int, int, str], None]  # healthy stages, all stages, names of the stages that are not healthy yet
 
@@ -143,7 +145,7 @@ class LocalGraph:
             "include_dashboard": False,
             "log_to_driver": False,
             "logging_level": "error",
-            "object_store_memory": OBJECT_STORE_BYTES,
+            "object_store_memory": self._object_store_bytes(),
             "_system_config": {"prestart_worker_first_driver": False},  # an idle worker costs 100 MB and one second
         }
         on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
@@ -157,6 +159,14 @@ class LocalGraph:
                 ray.shutdown()
                 if attempt == RAY_START_ATTEMPTS - 1 or "timed out during startup" not in str(error):
                     raise
+
+    def _object_store_bytes(self) -> int:
+        """More where a GPU serves more sessions, but at most half of the free shared memory.."""
+        if not gpu_stages(self.config):
+            return OBJECT_STORE_BYTES
+        shared = Path("/dev/shm")
+        free = shutil.disk_usage(shared).free // 2 if shared.is_dir() else 0
+        return max(OBJECT_STORE_BYTES, min(GPU_OBJECT_STORE_BYTES, free))
 
     def _require_gpu(self) -> None:
         """Raises ConfigError for a config that needs a GPU where Ray has none: its stages would wait for ever."""

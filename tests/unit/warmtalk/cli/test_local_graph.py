@@ -169,6 +169,15 @@ def test_a_node_that_times_out_is_started_again_once(monkeypatch, failures, star
     assert tried == ["local"] * starts
 
 
+@pytest.mark.parametrize(
+    ("name", "free_gb", "store_mb"), [("demo", 64, 600), ("gpu", 64, 4096), ("gpu", 3, 1536), ("gpu", 0.1, 600)]
+)
+def test_a_gpu_gets_a_larger_object_store_where_shared_memory_has_room(monkeypatch, name, free_gb, store_mb):
+    free = SimpleNamespace(free=int(free_gb * 2**30))
+    monkeypatch.setattr(local_graph.shutil, "disk_usage", lambda path: free)
+    assert LocalGraph(name)._object_store_bytes() == store_mb * 2**20
+
+
 def test_other_failures_of_ray_are_not_retried(monkeypatch):
     import ray
 
