@@ -161,7 +161,7 @@ class LocalGraph:
                     raise
 
     def _object_store_bytes(self) -> int:
-        """More where a GPU serves more sessions, but at most half of the free shared memory.."""
+        """More where a GPU serves more sessions, but at most half of the free shared memory."""
         if not gpu_stages(self.config):
             return OBJECT_STORE_BYTES
         shared = Path("/dev/shm")
