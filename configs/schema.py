@@ -145,7 +145,12 @@ class LipSyncConfig(Accelerated):
         2.0, ge=0, le=200, description="Milliseconds that a batch with free places waits for more frames."
     )
     avatars_dir: str = Field(AVATARS_DIR, description=AVATARS_FOLDER)
-    cached_avatars: int = Field(8, ge=1, description="Number of avatars whose latents stay in memory.")
+    avatar_memory_mb: int = Field(
+        2048,
+        ge=16,
+        description="Memory for what is kept of avatars in use, in MB: 0.02 MB per frame, and on CUDA with a cropped "
+        "decoder 0.22 MB. The least recently used ones are loaded again.",
+    )
 
 
 class EnhanceConfig(Accelerated):

@@ -2,7 +2,8 @@
 
 The contents of a batch are chosen at the last moment: on the compute thread, when it becomes free. So urgent frames
 never wait behind a batch that was planned earlier, cancelled requests are left out, and the device does not idle while
-the event loop hands out the results of the previous batch.
+the event loop hands out the results of the previous batch. Where `compute` returns before the device is done, the next
+batch is started first, shortly before the device needs it, and the results are waited for then.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from deployments.common.safe_batches import SafeBatches
+from deployments.common.safe_batches import Computed, SafeBatches, StartedBatch
 from deployments.common.urgency import Urgency
 
 Item = TypeVar("Item")
@@ -50,9 +51,12 @@ class _Batch(Generic[Item, Result]):
     """One call of `compute`: what went into it, its results or its error, and its duration."""
 
     parts: list[tuple[_Request[Item], int]] = field(default_factory=list)  # requests with their number of items
+    started: StartedBatch[Item, Result] | None = None  # until its results are there
+    started_s: float = 0.0
     results: list[Result | Exception] = field(default_factory=list)  # an exception: the error of that item
     error: Exception | None = None  # of all items
-    compute_s: float = 0.0
+    compute_s: float = 0.0  # without the time in which the device computed the previous batch
+    handed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +79,12 @@ class FrameBatcher(Generic[Item, Result]):
     batch begins with what has waited longest, so that everything advances. `run` runs a function on the compute thread.
     When the thread is free, a batch with free places waits up to `wait_s` for more items. A request whose caller is
     cancelled is dropped before its next batch. An item that makes `compute` fail is an error of its request alone; see
-    SafeBatches. name: of the stage, for messages; on_limit: see SafeBatches.
+    SafeBatches, also for a `compute` that returns a function. name: of the stage, for messages; on_limit: see there.
     """
 
     def __init__(
         self,
-        compute: Callable[[list[Item]], list[Result]],
+        compute: Callable[[list[Item]], Computed[Result]],
         run: Run,
         batch_size: int,
         wait_s: float,
@@ -94,7 +98,10 @@ class FrameBatcher(Generic[Item, Result]):
         self._lock = threading.Lock()  # for the requests and their `taken` counts, which the compute thread changes
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._queued: set[asyncio.Task[None]] = set()
+        self._queued: set[asyncio.Task[None]] = set()  # of batches that have not been started
+        self._running: set[asyncio.Task[None]] = set()  # of batches that have
+        self._unfinished: _Batch[Item, Result] | None = None  # the latest batch that runs; for the compute thread
+        self._ended_s = 0.0  # when the latest results were there; for the compute thread
         self._begun = 0  # batches, counted on the compute thread
         self.batches = self.batched_items = self.shared_batches = 0  # shared: with items of more than one caller
 
@@ -118,7 +125,7 @@ class FrameBatcher(Generic[Item, Result]):
             return BatchResult([], 0.0, 0.0, 0.0)
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done():
-            self._task = loop.create_task(self._submit_batches())
+            self._task, self._loop = loop.create_task(self._submit_batches()), loop
         now_s = time.perf_counter()
         request: _Request[Item] = _Request(list(items), urgency, caller, now_s, loop.create_future(), now_s)
         with self._lock:
@@ -159,10 +166,18 @@ class FrameBatcher(Generic[Item, Result]):
                 return
 
     async def _run_batch(self) -> None:
-        """One batch, from its turn on the compute thread to the results of its callers."""
+        """Start one batch when it is its turn on the compute thread."""
         batch: _Batch[Item, Result] = _Batch()
+        await self._on_thread(batch, self._fill_and_start)
+        if batch.started is not None:
+            task = asyncio.create_task(self._on_thread(batch, self._finish))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _on_thread(self, batch: _Batch[Item, Result], function: Callable[[_Batch[Item, Result]], None]) -> None:
+        """Run the function on the compute thread; an error is that of the batch."""
         try:
-            await self._run_on_thread(lambda: self._fill_and_compute(batch))
+            await self._run_on_thread(lambda: function(batch))
         except asyncio.CancelledError:  # the event loop or the thread is being closed: no caller may wait forever
             if not batch.parts:
                 self._take(batch)
@@ -172,19 +187,35 @@ class FrameBatcher(Generic[Item, Result]):
         except Exception as error:  # noqa: BLE001 - the device is lost, or the thread accepts no more work
             if not batch.parts:
                 self._take(batch)
-            batch.error = error
-        self._hand_out(batch)
+            batch.error, batch.started = error, None
+            self._hand_out(batch)
 
-    def _fill_and_compute(self, batch: _Batch[Item, Result]) -> None:
-        """On the compute thread: take the most urgent items and compute them."""
+    def _fill_and_start(self, batch: _Batch[Item, Result]) -> None:
+        """On the compute thread: take the most urgent items and start them, then finish the batch before."""
         items = self._take(batch)
-        if not items:  # the previous batch took them, or they were cancelled
+        if items:  # else the previous batch took them, or they were cancelled
+            batch.started_s = time.perf_counter()
+            batch.started = self._safe.start(items)
+        previous, self._unfinished = self._unfinished, None
+        if previous is not None:
+            self._finish(previous)
+        if batch.started is None:
             return
-        started_s = time.perf_counter()
-        try:
-            batch.results = self._safe.compute(items)  # an error of all items is raised in `_run_batch`
-        finally:
-            batch.compute_s = time.perf_counter() - started_s
+        if batch.started.runs:
+            self._unfinished = batch
+            batch.started.wait_for_last_part()  # so that the next batch is filled as late as possible
+        else:
+            self._finish(batch)
+
+    def _finish(self, batch: _Batch[Item, Result]) -> None:
+        """On the compute thread: wait for the results, once, and have them handed out. Raises if the device is lost."""
+        if batch.started is None:
+            return
+        batch.results = batch.started.results()
+        batch.started = None
+        ended_s = time.perf_counter()
+        batch.compute_s, self._ended_s = ended_s - max(batch.started_s, self._ended_s), ended_s
+        self._loop.call_soon_threadsafe(self._hand_out, batch)
 
     def _take(self, batch: _Batch[Item, Result]) -> list[Item]:
         """Move items of the most urgent requests into the batch, and return them.
@@ -228,8 +259,9 @@ class FrameBatcher(Generic[Item, Result]):
 
     def _hand_out(self, batch: _Batch[Item, Result]) -> None:
         """Give the callers their results or the error, and count the batch."""
-        if not batch.parts:
+        if not batch.parts or batch.handed_out:
             return
+        batch.handed_out = True
         total = sum(count for _, count in batch.parts)
         self.batches += 1
         self.batched_items += total

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from cachetools import LRUCache
 
 from configs.schema import LipSyncConfig
-from deployments.batching import FrameBatcher
+from deployments.batching import FrameBatcher, stacked
 from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
+from deployments.common.safe_batches import Computed
 from deployments.common.stage import Stage, Stamped
 from deployments.common.urgency import NO_HURRY, Urgency
+from models.avatar.decoding import choose_decoder, own_faces
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.errors import ConfigError, FencedError
 from models.mouth_gain import MouthGain
 from models.runtime.registry import find_engine
-from models.types import FaceCrops, FeatureWindows, Float16, UInt8
+from models.types import CROP_PX, CropWindow, FaceCrops, FeatureWindows, Float16, PreparedAvatar, UInt8
+
+if TYPE_CHECKING:
+    from models.musetalk_cuda import CudaFaces, HeldAvatar
 
 log = logging.getLogger("ray.serve")
 
@@ -44,7 +52,58 @@ MODEL_KEYS = frozenset(  # a change of one of these loads the engine again
     ]
 )
 
-Frame = tuple[Float16, Float16, Float16 | None]  # latents (8, 32, 32), window (50, 384), resting window (50, 384)
+
+class OwnFaces:
+    """The avatar's own faces, into which a decoded window is put. Each is read from the video when it is first used."""
+
+    def __init__(self, avatar: PreparedAvatar) -> None:
+        """avatar: with its frames."""
+        self._avatar, self._lock = avatar, threading.Lock()
+        self._faces = np.empty((len(avatar), CROP_PX, CROP_PX, 3), np.uint8)  # takes memory when it is written
+        self._read = np.zeros(len(avatar), np.bool_)
+
+    def read(self, indices: npt.NDArray[np.int64]) -> None:
+        """Read the faces of these frames, unless they have been."""
+        with self._lock:
+            missing = np.unique(indices[~self._read[indices]])
+            if len(missing):
+                self._faces[missing] = own_faces(self._avatar, missing.tolist())
+                self._read[missing] = True
+
+    def around(self, windows: UInt8, indices: npt.NDArray[np.int64], window: CropWindow) -> UInt8:
+        """Whole faces `(n, 256, 256, 3)` of frames that have been read, with these windows `(n, rows, columns, 3)`."""
+        faces = self._faces[indices]
+        window.cut(faces)[:] = windows
+        return faces
+
+    @property
+    def nbytes(self) -> int:
+        return self._faces.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedAvatar:
+    """What LipSync keeps of an avatar.
+
+    latents: `(n, 8, 32, 32)`. held: the same on the device, where the engine's networks are recorded. own: where only
+    `held.window` is decoded. decoding: how the faces are decoded, and why.
+    """
+
+    latents: Float16
+    decoding: str
+    held: HeldAvatar | None = None
+    own: OwnFaces | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.latents, self.held, self.own) if part is not None)
+
+    def decoded(self, face: UInt8) -> UInt8:
+        """Of a whole face, what this avatar's frames need."""
+        return face if self.own is None or self.held is None else self.held.window.cut(face[None])[0]
+
+
+Frame = tuple[LoadedAvatar, int, Float16, Float16 | None]  # avatar, its frame, window and resting window (50, 384)
 
 
 def load_engine(config: LipSyncConfig) -> Any:
@@ -75,7 +134,7 @@ class LipSync(Stage[LipSyncConfig]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._latents: LRUCache[tuple[str, str], Float16] = LRUCache(1)  # by avatar id and version
+        self._avatars: LRUCache[tuple[str, str], LoadedAvatar] = LRUCache(1)  # by avatar id and version
         self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(
             self.worker.guard(self._generate), self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
         )
@@ -87,11 +146,15 @@ class LipSync(Stage[LipSyncConfig]):
             self.model.generate(latents, np.zeros((config.batch_size, 50, 384), np.float16))  # warm up
         elif changed & {"compile", "batch_size"} and config.engine == "torch":
             self.model.record(config.compile, config.batch_size)
-        if changed is None or changed & (MODEL_KEYS | {"cached_avatars"}):
-            self._latents = LRUCache(config.cached_avatars)  # not cleared: the event loop may be using the old object
-        if changed is None or changed & (MODEL_KEYS | {"mouth_amplitude"}):
+        if changed is None or changed & (MODEL_KEYS | {"compile", "batch_size", "mouth_amplitude"}):
             gain = config.mouth_amplitude
             self._mouth_gain = None if gain == 1 else MouthGain(self.model, gain)
+            self._faces: CudaFaces | None = None if gain != 1 else getattr(self.model, "recorded", None)
+        if changed is None or changed - {"batch_wait_ms"}:
+            self._decode = config.decode
+            limit = config.avatar_memory_mb << 20
+            # a new object: the event loop may be using the old one. An avatar that is too large is alone
+            self._avatars = LRUCache(limit, lambda avatar: min(avatar.nbytes, limit))
         if self._mouth_gain is not None and config.compile != "off":
             log.warning("LipSync: mouth_amplitude %g disables compile: %s", config.mouth_amplitude, config.compile)
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
@@ -119,31 +182,51 @@ class LipSync(Stage[LipSyncConfig]):
         """
         received_s, began_s = time.time(), time.perf_counter()
         await self.ready()
-        latents = await self._avatar_latents(avatar_id, avatar_version)
-        indices = ping_pong(position, count, len(latents))
+        avatar = await self._avatar(avatar_id, avatar_version)
+        indices = ping_pong(position, count, len(avatar.latents))
         windows = features.value.windows[start : start + count]
         rest = features.value.rest
-        frames = [(latents[index], window, rest) for index, window in zip(indices, windows, strict=True)]
+        frames = [(avatar, index, window, rest) for index, window in zip(indices.tolist(), windows, strict=True)]
         loading_s = time.perf_counter() - began_s  # of an avatar that was not in memory; counted as queue time
-        done = await self._batcher.submit(frames, urgency.after(loading_s), session_id)
-        crops = FaceCrops(np.stack(done.results), first_frame, avatar_id, indices)
+        generating = self._batcher.submit(frames, urgency.after(loading_s), session_id)
+        if avatar.own is None:
+            done = await generating
+            faces = stacked(done.results)
+        else:
+            assert avatar.held is not None
+            done, _ = await asyncio.gather(generating, asyncio.to_thread(avatar.own.read, indices))
+            faces = avatar.own.around(stacked(done.results), indices, avatar.held.window)
+        crops = FaceCrops(faces, first_frame, avatar_id, indices)
         timing = self.meter.record_call(count, received_s, loading_s + done.queue_s, done.compute_s, done.busy_s)
         return Stamped(crops, (timing,))
 
     async def stats(self) -> dict[str, Any]:
-        """As for every stage, and counts of UNet calls, their frames, and the calls that several sessions share."""
-        return {**await super().stats(), **self._batcher.counts()}
+        """As for every stage, and counts of UNet calls, their frames, and the calls that several sessions share.
 
-    def _generate(self, frames: list[Frame]) -> list[UInt8]:
-        latents = np.stack([frame[0] for frame in frames])  # (n, 8, 32, 32)
-        windows = np.stack([frame[1] for frame in frames])  # (n, 50, 384)
-        rest = frames[0][2]  # the same in all requests
-        if self._mouth_gain is not None and rest is not None:
-            return list(self._mouth_gain.generate(latents, windows, rest))
-        return list(self.model.generate(latents, windows))  # n × (256, 256, 3)
+        avatars: which decoder makes their faces, and why. networks: how long recorded ones take, see CudaFaces.
+        """
+        avatars = {avatar_id: avatar.decoding for (avatar_id, _), avatar in list(self._avatars.items())}
+        networks = {} if not self._configured or self._faces is None else self._faces.report()
+        return {**await super().stats(), **self._batcher.counts(), "avatars": avatars, "networks": networks}
 
-    async def _avatar_latents(self, avatar_id: str, version: str) -> Float16:
-        cached, store = self._latents, self._store
+    def _generate(self, frames: list[Frame]) -> Computed[UInt8]:
+        """On the compute thread: faces `(256, 256, 3)`, or a function that waits for them."""
+        if (faces := self._faces) is not None:
+            # an avatar that was loaded before the networks were recorded has whole faces
+            return faces.start(
+                [(avatar.held or faces.hold(avatar.latents), index, window) for avatar, index, window, _ in frames]
+            )
+        latents = np.stack([avatar.latents[index] for avatar, index, _, _ in frames])  # (n, 8, 32, 32)
+        windows = np.stack([window for _, _, window, _ in frames])  # (n, 50, 384)
+        resting = frames[0][3]  # the same in all requests
+        if self._mouth_gain is not None and resting is not None:
+            made = self._mouth_gain.generate(latents, windows, resting)
+        else:
+            made = self.model.generate(latents, windows)  # (n, 256, 256, 3)
+        return [avatar.decoded(face) for (avatar, *_), face in zip(frames, made, strict=True)]
+
+    async def _avatar(self, avatar_id: str, version: str) -> LoadedAvatar:
+        cached, store = self._avatars, self._store
         # the store on a thread: a shared folder that stalls must not stop the event loop
         if not await asyncio.to_thread(
             store.exists, avatar_id
@@ -151,15 +234,18 @@ class LipSync(Stage[LipSyncConfig]):
             for stale in [key for key in cached if key[0] == avatar_id]:
                 del cached[stale]
         key = (avatar_id, version or await asyncio.to_thread(store.version, avatar_id))
-        latents = cached.get(key)
-        if latents is None:
+        avatar = cached.get(key)
+        if avatar is None:
             if await asyncio.to_thread(store.version, avatar_id) != key[1]:
                 raise FencedError(f"The avatar {avatar_id!r} has been prepared again.", "Send the request again.")
-            latents = cached[key] = (await self.worker.run(self._load_latents, avatar_id)).value
-        return latents
+            avatar = cached[key] = (await self.worker.run(self._load_avatar, avatar_id)).value
+            log.info("LipSync: avatar %r: the decoder is %s", avatar_id, avatar.decoding)
+        return avatar
 
-    def _load_latents(self, avatar_id: str) -> Float16:
-        avatar = self._store.load(avatar_id, frames=False)
+    def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
+        """On the compute thread."""
+        faces = self._faces
+        avatar = self._store.load(avatar_id, frames=faces is not None)
         if avatar.vae_fingerprint != self.model.vae_fingerprint:
             raise ConfigError(
                 f"The avatar {avatar_id!r} was prepared with another VAE ({avatar.vae_fingerprint}) than LipSync uses "
@@ -167,4 +253,11 @@ class LipSync(Stage[LipSyncConfig]):
                 f"Prepare it again: warmtalk prepare VIDEO --avatar-id {avatar_id} --force.",
             )
         assert avatar.latents is not None
-        return avatar.latents
+        if faces is None:
+            return LoadedAvatar(avatar.latents, "full: only recorded networks crop, see `compile`")
+        window, why = choose_decoder(self._decode, avatar, faces.exact_crops)
+        if window is None:
+            return LoadedAvatar(avatar.latents, why, faces.hold(avatar.latents))
+        statistics = None if avatar.decoding is None else avatar.decoding.statistics
+        held = faces.hold(avatar.latents, window, statistics)
+        return LoadedAvatar(avatar.latents, why, held, OwnFaces(avatar))

@@ -119,7 +119,7 @@ class CroppedDecoder(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(self, vae: nn.Module, window: CropWindow = WHOLE_FACE, tail: int = TAIL_FRAMES) -> None:
-        """tail: frames that pass the last block of a KL decoder together. Raises ConfigError for another kind of VAE."""
+        """tail: frames that pass a KL decoder's last block together. Raises ConfigError for another kind of VAE."""
         super().__init__()
         if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
             raise ConfigError(
@@ -342,7 +342,7 @@ def _conv(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 
 def _padded(layer: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """The kernel of the layer that gives RGB, with eight channels, which tensor cores need; and its bias `(3, 1, 1)`."""
+    """The kernel of the layer that gives RGB, with the eight channels that tensor cores need; its bias `(3, 1, 1)`."""
     weight = layer.weight.detach()
     padded = torch.cat([weight, weight.new_zeros(8 - RGB, *weight.shape[1:])])
     return padded.contiguous(memory_format=torch.channels_last), layer.bias.detach()[:, None, None]

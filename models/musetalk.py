@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class MuseTalk:
         device: Any = "cpu",
         dtype: torch.dtype = torch.float32,
         decoder_dir: Path | str | None = None,
-    ) -> MuseTalk:
+    ) -> Self:
         """Load a MuseTalk-format UNet (`musetalk.json`, `unet.pth` or safetensors) and a diffusers VAE folder.
 
         decoder_dir: a VAE folder that decodes in place of `vae_dir`, for example TAESD for Stable Diffusion 1's VAE.

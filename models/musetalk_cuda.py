@@ -1,4 +1,4 @@
-"""MuseTalk on CUDA: the fast twin of `models/musetalk.py`. Frames of held avatars in, face crops in host memory out.
+"""MuseTalk on CUDA: the fast twin of `models/musetalk.py`. Frames of held avatars in, pixels in host memory out.
 
 The UNet and the decoders are recorded as CUDA graphs for several batch sizes, and timed, so that every number of frames
 runs in the sizes that take the least time on this device. What avatars need stays on the device; a batch uploads
@@ -34,22 +34,18 @@ LATENTS = ((LATENT_CHANNELS, LATENT_PX, LATENT_PX), torch.float16)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldAvatar:
-    """What an avatar's frames need. latents: `(n, 8, 32, 32)`, on the device. window: what is decoded of a face.
+    """What an avatar's frames need, on the device. latents: `(n, 8, 32, 32)`. window: what is decoded of a face.
 
-    statistics: of a cropped KL decoder, on the device. own: the avatar's own faces, uint8 `(n, 256, 256, 3)`, into
-    which the window is put; None where the whole face is decoded.
+    statistics: of a cropped KL decoder, `(n, norms, 2, groups)`.
     """
 
     latents: torch.Tensor
     window: CropWindow = WHOLE_FACE
     statistics: torch.Tensor | None = None
-    own: UInt8 | None = None
 
     @property
     def nbytes(self) -> int:
-        """On the device and in host memory."""
-        parts = (self.latents, self.statistics, self.own)
-        return sum(int(part.nbytes) for part in parts if part is not None)
+        return int(self.latents.nbytes + (0 if self.statistics is None else self.statistics.nbytes))
 
 
 Frame = tuple[HeldAvatar, int, Float16]  # the avatar, the number of its frame, and the feature window (50, 384)
@@ -79,25 +75,26 @@ class CudaFaces:
         )
         self._unet = _Sizes(GraphedFunction(predict, sizes, mode, self.device, True, self._pool), *rows)
         self._decoder = CroppedDecoder(decoder).eval()
-        self._decoders = {WHOLE_FACE: self._recorded(WHOLE_FACE)}
+        self._decoders = dict[CropWindow, _Sizes]()
+        self._decoder_of(WHOLE_FACE)
+
+    @property
+    def exact_crops(self) -> bool:
+        """Whether a cropped decoder gives exactly the window of the whole face, without statistics."""
+        return self._decoder.statistics_shape is None
 
     def hold(
-        self,
-        latents: Float16 | torch.Tensor,
-        window: CropWindow | None = None,
-        statistics: Float32 | None = None,
-        own: UInt8 | None = None,
+        self, latents: Float16 | torch.Tensor, window: CropWindow = WHOLE_FACE, statistics: Float32 | None = None
     ) -> HeldAvatar:
-        """Put an avatar on the device. window: None decodes whole faces. A new window is recorded, within a second."""
-        window = WHOLE_FACE if window is None or own is None else rounded(window)
-        if window not in self._decoders:
-            self._decoders[window] = self._recorded(window)
-        whole = window == WHOLE_FACE
-        kept = None if whole or statistics is None else torch.as_tensor(statistics).to(self.device)
-        return HeldAvatar(torch.as_tensor(latents).to(self.device, self.dtype), window, kept, None if whole else own)
+        """Put an avatar on the device. A new window is recorded, which takes about a second."""
+        window = rounded(window)
+        self._decoder_of(window)
+        needed = window != WHOLE_FACE and not self.exact_crops
+        kept = torch.as_tensor(statistics).to(self.device) if needed else None
+        return HeldAvatar(torch.as_tensor(latents).to(self.device, self.dtype), window, kept)
 
     def start(self, frames: Sequence[Frame]) -> PendingFaces:
-        """Begin to generate the frames' faces."""
+        """Begin to generate the frames' faces, or the windows of them that are decoded."""
         # 1. frames of one window, and of one avatar, next to each other
         groups = {id(avatar): number for number, (avatar, _, _) in enumerate(frames)}
         windows = {frames[k][0].window: k for k in range(len(frames))}
@@ -116,9 +113,9 @@ class CudaFaces:
                 recording.replay()
                 z[start:stop] = recording.output[: stop - start]
             # 4. the decoder of each window
-            pending = PendingFaces(ordered, order)
+            pending = PendingFaces(order)
             for window, start, stop in held.windows():
-                for first, last, recording in self._decoders[window].parts(start, stop):
+                for first, last, recording in self._decoder_of(window).parts(start, stop):
                     if last == len(frames):
                         pending.last_part.record()
                     recording.inputs[0][: last - first] = z[first:last]
@@ -149,7 +146,10 @@ class CudaFaces:
             for name, made in sizes.items()
         }
 
-    def _recorded(self, window: CropWindow) -> _Sizes:
+    def _decoder_of(self, window: CropWindow) -> _Sizes:
+        """Recorded when it is first needed."""
+        if window in self._decoders:
+            return self._decoders[window]
         decoder = self._decoder.at(window)
         rows: list[tuple[tuple[int, ...], torch.dtype]] = [(LATENTS[0], self.dtype)]
         if window != WHOLE_FACE and (shape := decoder.statistics_shape):
@@ -160,7 +160,9 @@ class CudaFaces:
             return faces.round().to(torch.uint8)
 
         sizes = graph_batch_sizes("graphs", min(LARGEST_DECODE, self.batch_size))
-        return _Sizes(GraphedFunction(decode, sizes, "graphs", self.device, pool=self._pool), *rows)
+        made = _Sizes(GraphedFunction(decode, sizes, "graphs", self.device, pool=self._pool), *rows)
+        self._decoders[window] = made
+        return made
 
 
 class CudaMuseTalk(MuseTalk):
@@ -234,35 +236,25 @@ class _Frames:
 
 
 class PendingFaces:
-    """Faces that the device is making."""
+    """Pixels that the device is making."""
 
-    def __init__(self, frames: list[Frame], order: list[int]) -> None:
-        """order: the places of these frames in the batch."""
-        self._frames, self._order = frames, order
+    def __init__(self, order: list[int]) -> None:
+        """order: the places in the batch of the frames as they are computed."""
+        self._order = order
         self.made: list[tuple[int, Callable[[], UInt8]]] = []  # first frame, and its and the next ones' pixels
-        self.last_part = torch.cuda.Event(blocking=True)
+        self.last_part = torch.cuda.Event(blocking=True)  # does not keep a core busy
 
     def wait_for_last_part(self) -> None:
         """Until the device has begun the last call of a decoder: the next batch should be started now."""
         self.last_part.synchronize()
 
     def __call__(self) -> list[UInt8]:
-        """Wait for the faces, each `(256, 256, 3)`, in the order of the batch."""
-        faces: list[Any] = [None] * len(self._frames)
+        """Wait for the pixels of each frame's window, `(rows, columns, 3)`, in the order of the batch."""
+        faces: list[Any] = [None] * len(self._order)
         for first, wait in self.made:
             for k, pixels in enumerate(wait(), first):
-                faces[self._order[k]] = _complete(self._frames[k], pixels)
+                faces[self._order[k]] = pixels
         return faces
-
-
-def _complete(frame: Frame, made: UInt8) -> UInt8:
-    """A whole face: the window that was decoded, in the avatar's own face."""
-    avatar, number, _ = frame
-    if avatar.own is None:
-        return made
-    face: UInt8 = avatar.own[number].copy()
-    face[slice(*avatar.window.rows), slice(*avatar.window.columns)] = made
-    return face
 
 
 def _name(window: CropWindow) -> str:

@@ -1,5 +1,6 @@
 """Computes batches so that one failure costs little. No Ray imports.
 
+A computation may be begun, and its results waited for later, so that a device has its next batch before it is done.
 Out of memory: the batch is halved and computed again, and later batches stay that small for a while. Any other error:
 the items that cause it are found by bisection and fail alone. A lost device is not bisected, since nothing works on it.
 """
@@ -23,13 +24,17 @@ Result = TypeVar("Result")
 LIMIT_S = 600.0  # then a batch of twice the size is tried again: another process may have taken the memory
 
 
+Computed = list[Result] | Callable[[], list[Result]]  # results, or a function that waits for them
+
+
 class SafeBatches(Generic[Item, Result]):
     """`compute(items)` → a result per item, or the error of that item.
 
-    name: of the stage, for messages. on_limit(items): called on the compute thread when memory limits the batches.
+    compute: may return a function that waits for the results. name: of the stage, for messages. on_limit(items): called
+    on the compute thread when memory limits the batches.
     """
 
-    def __init__(self, name: str, compute: Callable[[list[Item]], list[Result]], on_limit: Callable[[int], None]):
+    def __init__(self, name: str, compute: Callable[[list[Item]], Computed[Result]], on_limit: Callable[[int], None]):
         self._name, self._compute, self._on_limit = name, compute, on_limit
         self._limit: int | None = None
         self._limited_s = 0.0  # when the limit was set, by time.monotonic
@@ -47,10 +52,26 @@ class SafeBatches(Generic[Item, Result]):
         self._limit = None
 
     def compute(self, items: list[Item]) -> list[Result | Exception]:
-        """The results in the order of the items. Raises the error of a lost device, and RuntimeError for an engine that
-        returns another number of results."""
+        """The results in the order of the items. Raises the error of a lost device."""
+        return self.start(items).results()
+
+    def start(self, items: list[Item]) -> StartedBatch[Item, Result]:
+        """Begin to compute. Errors are those of `results()`."""
         try:
-            results = self._compute(items)
+            begun = self._compute(items)
+        except Exception as error:
+            failed = error.with_traceback(None)  # it holds the tensors of the failed call
+
+            def fail() -> list[Result]:
+                raise failed
+
+            return StartedBatch(self, items, fail, runs=False)
+        return StartedBatch(self, items, begun, runs=callable(begun))
+
+    def finish(self, items: list[Item], begun: Computed[Result]) -> list[Result | Exception]:
+        """What `compute` does with what the engine returned."""
+        try:
+            results = begun() if callable(begun) else begun
         except Exception as error:
             if is_device_lost(error):
                 raise
@@ -59,7 +80,8 @@ class SafeBatches(Generic[Item, Result]):
                 return [error]
         else:
             if len(results) != len(items):
-                raise RuntimeError(f"a batch of {len(items)} items gave {len(results)} results")
+                count = RuntimeError(f"a batch of {len(items)} items gave {len(results)} results")
+                return [count for _ in items]
             return list(results)
         # outside `except`: the traceback of the error held the tensors of the failed batch
         if no_memory:
@@ -77,3 +99,20 @@ class SafeBatches(Generic[Item, Result]):
         )
         self._on_limit(self._limit)
         empty_device_cache()
+
+
+class StartedBatch(Generic[Item, Result]):
+    """A batch whose computation has begun. runs: its results may have to be waited for."""
+
+    def __init__(
+        self, batches: SafeBatches[Item, Result], items: list[Item], begun: Computed[Result], runs: bool
+    ) -> None:
+        self._batches, self._items, self._begun, self.runs = batches, items, begun, runs
+
+    def wait_for_last_part(self) -> None:
+        """Until it is time to start the next batch, where the engine tells: its function has this method, too."""
+        getattr(self._begun, "wait_for_last_part", bool)()
+
+    def results(self) -> list[Result | Exception]:
+        """The results in the order of the items. Raises the error of a lost device."""
+        return self._batches.finish(self._items, self._begun)

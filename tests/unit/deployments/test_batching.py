@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deployments.batching import FrameBatcher, stacked
+from deployments.common.errors import ReplicaFailedError
 from deployments.common.urgency import NO_HURRY, Urgency
 from deployments.common.worker import Worker
 
@@ -215,3 +216,96 @@ def test_rows_of_one_batch_are_stacked_without_a_copy() -> None:
     mixtures = [[rows[0], rows[2]], [rows[2], rows[1]], [rows[0], rows[0]], [rows[0], other], [other], [rows[3].T]]
     for mixed in mixtures:
         assert np.array_equal(stacked(mixed), np.stack(mixed)) and not np.shares_memory(stacked(mixed), batch)
+
+
+class Device:
+    """Computes batches one after another, each when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun: list[list[int]] = []
+        self.last_part: list[threading.Event] = []
+        self.done: list[threading.Event] = []
+        self.failing: set[int] = set()
+
+    def __call__(self, items: list[int]) -> Callable[[], list[int]]:
+        last_part, done = threading.Event(), threading.Event()
+
+        def results() -> list[int]:
+            assert done.wait(10)
+            if self.failing & set(items):
+                raise ValueError("a bad frame")
+            return [2 * item for item in items]
+
+        results.wait_for_last_part = lambda: last_part.wait(10)
+        self.last_part.append(last_part)
+        self.done.append(done)
+        self.begun.append(items)
+        return results
+
+
+async def test_the_next_batch_is_begun_shortly_before_the_device_needs_it_and_results_come_when_they_are_there():
+    device = Device()
+    batcher = batcher_of(device, batch_size=2, wait_s=0.0)
+    first = asyncio.create_task(batcher.submit([0, 0], NO_HURRY))
+    await until(lambda: device.begun)
+    late = asyncio.create_task(batcher.submit([9, 9], Urgency(9.0)))
+    await until(lambda: len(batcher._queued) == 2)
+    soon = asyncio.create_task(batcher.submit([1, 1], Urgency(1.0)))
+    await until(lambda: batcher.waiting() == 4)
+    assert device.begun == [[0, 0]]  # the device is not near the end of it
+    device.last_part[0].set()
+    await until(lambda: len(device.begun) == 2)
+    assert device.begun[1] == [1, 1] and not first.done()
+    device.done[0].set()
+    assert (await first).results == [0, 0]  # while the second batch runs
+    device.last_part[1].set()
+    await until(lambda: len(device.begun) == 3)
+    for done in device.done:
+        done.set()
+    device.last_part[2].set()
+    assert (await soon).results == [2, 2] and (await late).results == [18, 18]
+
+
+async def test_a_last_batch_is_finished_although_none_follows():
+    device = Device()
+    batcher = batcher_of(device, batch_size=2, wait_s=0.0)
+    waits = asyncio.create_task(batcher.submit([3], NO_HURRY))
+    await until(lambda: device.begun)
+    device.last_part[0].set()
+    device.done[0].set()
+    assert (await waits).results == [6]
+
+
+async def test_a_frame_that_fails_on_the_device_fails_alone():
+    device = Device()
+    device.failing = {4}
+    batcher = batcher_of(device, batch_size=3, wait_s=0.05)
+    waits = [asyncio.create_task(batcher.submit(items, NO_HURRY, str(items))) for items in ([3], [4], [5])]
+    while not all(task.done() for task in waits):
+        for event in device.last_part + device.done:
+            event.set()
+        await asyncio.sleep(0.001)
+    good, bad, other = await asyncio.gather(*waits, return_exceptions=True)
+    assert (good.results, other.results) == ([6], [10]) and isinstance(bad, ValueError)
+
+
+async def test_a_device_that_is_lost_while_a_batch_runs_fails_all_that_wait_for_it(monkeypatch):
+    monkeypatch.setattr("deployments.common.worker.END_S", 0.0)
+    worker, events = Worker("compute"), []
+
+    def compute(items: list[int]) -> Callable[[], list[int]]:
+        events.append(threading.Event())
+
+        def results(event: threading.Event = events[-1]) -> list[int]:
+            event.wait(10)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        return results
+
+    batcher = FrameBatcher(compute, worker.run, 1, 0.0)
+    waits = [asyncio.create_task(batcher.submit([k], NO_HURRY, str(k))) for k in range(2)]
+    await until(lambda: len(events) == 2)
+    for event in events:
+        event.set()
+    errors = await asyncio.gather(*waits, return_exceptions=True)
+    assert [type(error) for error in errors] == [ReplicaFailedError] * 2 and "the device is lost" in worker.fault()

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import pytest
 from deployments.common.paths import builtin_avatars
 from deployments.common.stage import Stamped
 from deployments.common.urgency import Urgency
-from deployments.lipsync import LipSync
+from deployments.lipsync import LipSync, LoadedAvatar, OwnFaces
+from models.avatar.decoding import own_faces
 from models.avatar.store import AvatarStore
+from models.cropped_decoder import WHOLE_FACE
 from models.errors import AvatarNotFound, ConfigError, FencedError
-from models.types import FeatureWindows
+from models.types import CropWindow, FeatureWindows
 from tests.support.stored_avatar import copy_avatar
 
 COMPUTE_S = 0.01  # per batch
@@ -55,10 +58,11 @@ def stage(monkeypatch, tmp_path) -> LipSync:
     def load(avatar_id: str):
         AvatarStore(tmp_path / "results" / "avatars", builtin_avatars()).load(avatar_id, frames=False)
         time.sleep(LOADING_S)
-        return np.zeros((5, 8, 32, 32), np.float16) + 10 * np.arange(5, dtype=np.float16)[:, None, None, None]
+        latents = np.zeros((5, 8, 32, 32), np.float16) + 10 * np.arange(5, dtype=np.float16)[:, None, None, None]
+        return LoadedAvatar(latents, "full")
 
-    stage.checked_load = stage._load_latents
-    stage._load_latents = load
+    stage.checked_load = stage._load_avatar
+    stage._load_avatar = load
     return stage
 
 
@@ -120,7 +124,7 @@ async def test_queue_and_compute_time_add_up_to_the_duration_also_for_a_new_avat
 async def test_only_a_change_of_the_model_loads_the_engine_again(stage):
     await stage.reconfigure(config())
     engine = stage.model
-    await stage.reconfigure(config(batch_size=2, cached_avatars=1))
+    await stage.reconfigure(config(batch_size=2, avatar_memory_mb=16))
     done = await stage.generate(features(5), 0, 5, "presenter", 0, 0)
     assert stage.model is engine and engine.batches[1:] == [2, 2, 1] and len(greys(done)) == 5
     await stage.reconfigure(config(batch_size=2, vae_dir="models/embedded/vae/"))
@@ -178,16 +182,16 @@ async def test_latents_of_a_removed_avatar_are_not_used_any_more(stage, tmp_path
     copy_avatar(builtin_avatars() / "presenter", store, "me")
     version = store.version("me")
     await stage.generate(features(1), 0, 1, "me", 0, 0, avatar_version=version)
-    assert [key[0] for key in stage._latents] == ["me"]
+    assert [key[0] for key in stage._avatars] == ["me"]
     store.remove("me")
     with pytest.raises(AvatarNotFound, match="no avatar 'me'"):  # although its latents were in memory
         await stage.generate(features(1), 0, 1, "me", 0, 0, avatar_version=version)
-    assert not stage._latents
+    assert not stage._avatars
 
 
 async def test_an_avatar_of_another_vae_is_refused_with_the_command_to_run(stage, monkeypatch):
     await stage.reconfigure(config())
-    stage._load_latents = stage.checked_load
+    stage._load_avatar = stage.checked_load
     monkeypatch.setattr(stage.model, "vae_fingerprint", "another", raising=False)
     with pytest.raises(ConfigError, match="prepared with another VAE") as caught:
         await stage.generate(features(1), 0, 1, "presenter", 0, 0)
@@ -195,12 +199,65 @@ async def test_an_avatar_of_another_vae_is_refused_with_the_command_to_run(stage
 
 
 async def test_the_least_recently_used_avatars_leave_memory(stage, tmp_path):
-    await stage.reconfigure(config(cached_avatars=2))
-    store = AvatarStore(tmp_path / "results" / "avatars")
-    for name in ("a", "b", "c"):
+    sizes_mb = {"a": 9, "b": 6, "c": 6, "large": 40}
+    stage._load_avatar = lambda avatar_id: LoadedAvatar(np.zeros((64 * sizes_mb[avatar_id], 8, 32, 32), np.float16), "")
+    await stage.reconfigure(config(avatar_memory_mb=16))
+    store, kept = AvatarStore(tmp_path / "results" / "avatars"), []
+    for name in sizes_mb:
         copy_avatar(builtin_avatars() / "presenter", store, name)
         await stage.generate(features(1), 0, 1, name, 0, 0)
-    assert [avatar_id for avatar_id, _ in stage._latents] == ["b", "c"]
+        kept.append([avatar_id for avatar_id, _ in stage._avatars])
+    assert kept == [["a"], ["a", "b"], ["b", "c"], ["large"]]
+
+
+class RecordedEngine(Engine):
+    """An engine with recorded networks: the grey level of a window is the number of the avatar's frame."""
+
+    exact_crops = True
+    windows: ClassVar[list[CropWindow]] = []
+
+    @property
+    def recorded(self):
+        return self
+
+    def hold(self, latents, window=WHOLE_FACE, statistics=None):
+        self.windows.append(window)
+        return SimpleNamespace(window=window, nbytes=0)
+
+    def start(self, frames):
+        return lambda: [np.full((*held.window.shape, 3), index, np.uint8) for held, index, _ in frames]
+
+    def report(self):
+        return {"unet": {"full_batch": [4]}}
+
+
+async def test_a_window_that_is_decoded_is_put_into_the_avatars_own_face(stage, monkeypatch):
+    monkeypatch.setattr(RecordedEngine, "windows", [])
+    stage._load_avatar = stage.checked_load
+    recorded = config(engine=f"{__name__}:RecordedEngine")
+    await stage.reconfigure({**recorded, "decode": "full"})
+    whole = (await stage.generate(features(3), 0, 3, "presenter", 30, 0)).value
+    assert [len(np.unique(face)) for face in whole.images] == [1, 1, 1]
+    await stage.reconfigure(recorded)
+    done = (await stage.generate(features(3), 0, 3, "presenter", 30, 0)).value
+    avatar = stage._store.load("presenter")
+    window = CropWindow.around(avatar.masks)
+    assert RecordedEngine.windows == [CropWindow(), window]
+    wanted = own_faces(avatar, done.avatar_frames.tolist())
+    window.cut(wanted)[:] = done.avatar_frames[:, None, None, None]
+    assert np.array_equal(done.images, wanted)
+    stats = await stage.stats()
+    assert stats["avatars"] == {"presenter": "cropped: exact with a tiny VAE"}
+    assert stats["networks"] == {"unet": {"full_batch": [4]}}
+
+
+async def test_own_faces_are_read_from_the_video_once(monkeypatch):
+    avatar, read = AvatarStore(builtin_avatars()).load("presenter"), []
+    faces = OwnFaces(avatar)
+    monkeypatch.setattr("deployments.lipsync.own_faces", lambda avatar, k: read.extend(k) or own_faces(avatar, k))
+    for indices in ([3, 4, 4, 3], [4, 5], [3, 5]):
+        faces.read(np.array(indices))
+    assert read == [3, 4, 5]
 
 
 async def test_another_version_of_the_avatar_is_refused(stage):
