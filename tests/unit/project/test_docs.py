@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,13 +37,18 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return [(page.name, code) for page in PAGES for code in fence.findall(page.read_text())]
 
 
-@pytest.fixture(autouse=True)
-def _mypy_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MYPYPATH", str(ROOT))
+@pytest.fixture(scope="module")
+def type_check(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[str, str, int]]]:
+    """type_check(*files): output, errors and status of a strict type check, as in a user's own program."""
+    options = ["--strict", "--config-file", "", "--python-version", "3.11", "--follow-imports=silent"]
+    options += ["--cache-dir", str(tmp_path_factory.mktemp("mypy"))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MYPYPATH", str(ROOT))
+        yield lambda *files: mypy.run([*options, *map(str, files)])
 
 
-def test_python_passes_a_strict_type_checker_as_it_stands(tmp_path: Path) -> None:
-    """As in a user's own program. A snippet with a top-level `await` is checked as the body of a function."""
+def test_python_passes_a_strict_type_checker_as_it_stands(type_check: Callable[..., Any], tmp_path: Path) -> None:
+    """A snippet with a top-level `await` is checked as the body of a function."""
     files = []
     for number, (page, code) in enumerate(blocks("python")):
         if any(line.startswith(AWAIT) for line in code.splitlines()):
@@ -49,22 +56,11 @@ def test_python_passes_a_strict_type_checker_as_it_stands(tmp_path: Path) -> Non
         files.append(tmp_path / f"{page.split('.')[0].lower()}_{number}.py")
         files[-1].write_text(code)
     assert len(files) >= 4
-    cache = str(tmp_path / "cache")
-    options = [
-        "--strict",
-        "--config-file",
-        "",
-        "--cache-dir",
-        cache,
-        "--python-version",
-        "3.11",
-        "--follow-imports=silent",
-    ]
-    output, errors, status = mypy.run([*options, *map(str, files)])
+    output, errors, status = type_check(*files)
     assert status == 0, output + errors
 
 
-def test_the_type_check_rejects_wrong_calls(tmp_path: Path) -> None:
+def test_the_type_check_rejects_wrong_calls(type_check: Callable[..., Any], tmp_path: Path) -> None:
     """Shows that the test above can fail."""
     file = tmp_path / "wrong.py"
     file.write_text(
@@ -75,8 +71,7 @@ def test_the_type_check_rejects_wrong_calls(tmp_path: Path) -> None:
         'client.prepare("a.mp4", "me", fps=26)\n'
         'client.stream("Hi").close()\n'
     )
-    options = ["--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache"), "--follow-imports=silent"]
-    output, _, status = mypy.run([*options, str(file)])
+    output, _, status = type_check(file)
     assert status == 1 and re.findall(r"wrong\.py:(\d): error", output) == ["4", "5", "6"], output
 
 
