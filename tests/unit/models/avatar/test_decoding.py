@@ -1,5 +1,6 @@
 """models.avatar.decoding: which part of a face is decoded, and how exact the cropped decoder is on generated mouths."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.preparation import decoding_measure, load_avatars_config
+from deployments.preparation import decoding_measure, load_avatars_config, load_model
 from models.avatar.decoding import SAMPLES, choose_decoder, error_of, measure_decoding, own_faces
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import DECODER, META, AvatarStore
 from models.cropped_decoder import decoder_statistics
 from models.errors import ConfigError
-from models.musetalk import MuseTalk
 from models.types import CroppedDecoding, CropWindow, PreparedAvatar
 from models.weights.checksums import EMBEDDED
 from tests.support.avatar import astronaut, fake_encoder, moved, swaying, write_clip
-from tests.support.random_weights import make_kl, make_unet, write_vae
+from tests.support.random_weights import make_kl, make_unet, write_state, write_vae
 
 WINDOW = CropWindow((118, 256), (20, 236))
 N = 4
@@ -138,10 +138,17 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "a.mp4", frames)
 
 
-def test_preparing_with_a_kl_vae_stores_its_statistics_and_says_what_is_decoded(clip: Path, tmp_path: Path) -> None:
-    folder = write_vae(tmp_path / "vae", make_kl())
-    config = load_avatars_config("demo", {"vae_dir": str(folder)})
-    model, store = MuseTalk(make_unet(384), make_kl()), AvatarStore(tmp_path / "avatars")
+def test_preparing_with_a_kl_vae_stores_its_statistics_and_says_what_is_decoded(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARMTALK_HOME", str(tmp_path))
+    unet, paths = make_unet(384), (tmp_path / "unet.json", tmp_path / "unet.safetensors")
+    paths[0].write_text(json.dumps(dict(unet.config)))
+    write_state(paths[1], unet.state_dict())
+    given = (*paths, write_vae(tmp_path / "vae", make_kl()))
+    settings = dict(zip(("unet_config", "unet_weights", "vae_dir"), map(str, given), strict=True))
+    config = load_avatars_config("demo", settings)
+    model, store = load_model(config), AvatarStore(tmp_path / "avatars")
     steps: list[str] = []
     report = prepare_avatar(
         clip,
