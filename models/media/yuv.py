@@ -75,12 +75,16 @@ class Picture:
             for top in range(0, height, BAND_PX):  # bands fit into the CPU cache, and need less memory
                 write_part(self, frame[top : min(top + BAND_PX, height), :width], 0, top)
             return
-        source = frame.under if isinstance(frame, PatchedPicture) else frame
+        source = frame if isinstance(frame, Picture) else frame.under
         for own, plane in zip(self.planes, source.planes, strict=True):
             own[...] = plane[: own.shape[0], : own.shape[1]]
         if isinstance(frame, PatchedPicture):
             rows, columns = height - frame.top, width - frame.left
             write_part(self, frame.rgb[:rows, :columns], frame.left, frame.top, frame.changed[:rows, :columns])
+        if isinstance(frame, ReplacedPicture):
+            for own, plane, step in zip(self.planes, frame.part.planes, (1, 2, 2), strict=True):
+                region = own[frame.top // step :, frame.left // step :][: plane.shape[0], : plane.shape[1]]
+                region[...] = plane[: region.shape[0], : region.shape[1]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +105,21 @@ class PatchedPicture:
         return self.under.shape
 
 
-AnyFrame = UInt8 | Picture | PatchedPicture  # an array is RGB `(h, w, 3)`
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplacedPicture:
+    """A picture with one part replaced by another picture, at the even position (left, top)."""
+
+    under: Picture
+    part: Picture
+    left: int
+    top: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.under.shape
+
+
+AnyFrame = UInt8 | Picture | PatchedPicture | ReplacedPicture  # an array is RGB `(h, w, 3)`
 
 
 @runtime_checkable

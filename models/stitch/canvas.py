@@ -11,6 +11,7 @@ import numpy as np
 
 from models.media.yuv import AnyFrame, PatchedPicture, picture_at, rgb_part
 from models.stitch.paste import PasteMemory, Paster
+from models.stitch.planar import paste_planes
 from models.types import Box, PreparedAvatar, UInt8
 
 BESIDE_PX = 2  # margin around the changed pixels: chroma is averaged over neighbours
@@ -35,6 +36,12 @@ class Canvas:
         x1, y1, x2, y2 = part = _even(paster.affected_box(index), under.shape)
         if x2 <= x1 or y2 <= y1:
             return under
+        if paster.planar:
+            if not paster.knows(index):
+                self._rgb[y1:y2, x1:x2] = rgb_part(under, part)
+                paster.learn(self._rgb, index)
+            fit = paster.fit(self._rgb, face, index, memory)
+            return paste_planes(paster, under, face, fit, weight, memory) or under
         # 1. convert the part that the paste reads
         own, window = rgb_part(under, part), self._rgb[y1:y2, x1:x2]
         window[...] = own

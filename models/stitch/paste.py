@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from models.avatar.parse import region_mask
-from models.geometry import apply, crop_box_of, invert
-from models.stitch.blends import Alpha, Blend, Level, find_blend, poisson
+from models.geometry import apply, crop_box_of, invert, warp
+from models.stitch.blends import Alpha, Blend, Level, feather, find_blend, poisson
 from models.stitch.jaw import JawDrop, JawLine
 from models.stitch.musetalk_paste import (
     alpha_of,
@@ -28,11 +28,12 @@ from models.stitch.musetalk_paste import (
     soft_alpha,
 )
 from models.stitch.resample import warp_face, warp_part
-from models.stitch.tone import Tone, detail_sigma
+from models.stitch.tone import GRID, Tone, detail_sigma
 from models.types import CROP_PX, Box, Float32, PreparedAvatar, UInt8
 
 __all__ = ["Alpha", "PasteMemory", "Paster", "find_blend", "musetalk_blend", "musetalk_material", "paste", "warp_alpha"]
 
+CROP_MARGIN_PX = 8  # around the mask, in px of a 256 px crop: for the kernels that resample it
 CACHE_BYTES = 64 << 20  # warped masks of about 1000 frames with a face of 256 px
 
 
@@ -71,6 +72,16 @@ class PasteMemory:
             self.tone, self.jaw, self.level, self.scene = Tone(), JawDrop(), Level(), scene
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """How a face fits into frame `index`: the paste mask in the frame and in the crop, lowered by `drop` crop px."""
+
+    index: int
+    alpha: Alpha
+    mask: UInt8
+    drop: float
+
+
 class Paster:
     """Pastes faces into the frames of one avatar and caches the warped masks.
 
@@ -88,7 +99,7 @@ class Paster:
         jaw_follow: bool = True,
     ) -> None:
         """color_match, sharpness_match, jaw_follow: corrections that are applied if `paste_into` gets a memory."""
-        self._avatar = avatar
+        self.avatar = self._avatar = avatar
         self._blend = find_blend(mode)
         self._clone = partial(Paster, avatar, mode, cache_bytes, color_match, sharpness_match, jaw_follow)
         limit = max(cache_bytes, 1)
@@ -97,9 +108,10 @@ class Paster:
             limit, getsizeof=lambda alpha: min(alpha.weights.nbytes, limit)
         )
         self._boxes: dict[int, Box] = {}
-        self._color, self._sharp = color_match, sharpness_match
+        self.matches_color, self.matches_sharpness = color_match, sharpness_match
         line = JawLine(avatar) if jaw_follow and avatar.boxes is None else None
-        self._jaw = line if line is not None and line.usable else None
+        self.jaw = line if line is not None and line.usable else None
+        self._own_crops: dict[int, UInt8] = {}  # the frame's own pixels under the mask, `GRID`
 
     def clone(self) -> Paster:
         """Another paster with the same settings and its own cache, for use in another thread."""
@@ -115,9 +127,9 @@ class Paster:
         alpha, avatar = self._alpha(index), self._avatar
         height, width = alpha.weights.shape
         box = alpha.left, alpha.top, alpha.left + width, alpha.top + height
-        if self._jaw is None or not alpha.weights.size:
+        if self.jaw is None or not alpha.weights.size:
             return box
-        jaw = self._jaw.affected_box(avatar.transforms[index], (avatar.height, avatar.width))
+        jaw = self.jaw.affected_box(avatar.transforms[index], (avatar.height, avatar.width))
         return min(box[0], jaw[0]), min(box[1], jaw[1]), max(box[2], jaw[2]), max(box[3], jaw[3])
 
     def paste_into(
@@ -152,35 +164,63 @@ class Paster:
             return self._blend
         return partial(poisson, level=memory.level, fps=float(self._avatar.fps))
 
+    @property
+    def planar(self) -> bool:
+        """Whether `models.stitch.planar` pastes the same, in less time."""
+        return self._blend is feather and self._avatar.boxes is None
+
+    def knows(self, index: int) -> bool:
+        """Whether `fit` and `own_crop` need no frame any more."""
+        return index in self._own_crops
+
+    def learn(self, frame: UInt8, index: int) -> None:
+        """Remember what is needed of frame `index`. Read is only `affected_box`."""
+        crop = warp(frame, self._avatar.transforms[index], fine=False)
+        box = visible_box(self._avatar.masks[index], lowered=self.jaw is not None)
+        self._own_crops[index] = cv2.resize(crop[box[1] : box[3], box[0] : box[2]], GRID, interpolation=cv2.INTER_AREA)
+        if self.jaw is not None:
+            self.jaw.learn(index, crop)
+
+    def own_crop(self, index: int) -> UInt8:
+        """What frame `index` shows in the `visible_box` of its mask, reduced to `GRID`."""
+        return self._own_crops[index]
+
+    def fit(self, frame: UInt8, face: UInt8, index: int, memory: PasteMemory | None) -> Fit:
+        """The mask of a frame, moved down where the jaw of `face` drops. Reads `frame` only if it does not know it."""
+        assert face.ndim == 3 and face.shape[0] == face.shape[1] and face.dtype == np.uint8, (face.shape, face.dtype)
+        transform, mask, alpha = self._avatar.transforms[index], self._avatar.masks[index], self._alpha(index)
+        if memory is None or not alpha.weights.size:
+            return Fit(index, alpha, mask, 0.0)
+        memory.enter(bisect.bisect_right(self._avatar.cuts, index))
+        if self.jaw is None:
+            return Fit(index, alpha, mask, 0.0)
+        drop = memory.jaw(self.jaw.drop(frame, face, transform, index), float(self._avatar.fps))
+        if drop > 0:
+            mask = self.jaw.lower_mask(mask, drop)
+            alpha = warp_alpha(transform, mask, (self._avatar.height, self._avatar.width))
+        return Fit(index, alpha, mask, drop)
+
     def _fitted(
         self, frame: UInt8, face: UInt8, index: int, weight: float, memory: PasteMemory | None
     ) -> tuple[Alpha, UInt8]:
         """The mask of a frame and the corrected face on its region. Also moves the chin of `frame`."""
-        transform, fps = self._avatar.transforms[index], float(self._avatar.fps)
-        assert face.ndim == 3 and face.shape[0] == face.shape[1] and face.dtype == np.uint8, (face.shape, face.dtype)
-        alpha, drop = self._alpha(index), 0.0
-        if memory is None or not alpha.weights.size:
-            return alpha, _face_on(face, transform, alpha)
-        memory.enter(bisect.bisect_right(self._avatar.cuts, index))
-        if self._jaw is not None:
-            drop = memory.jaw(self._jaw.drop(frame, face, transform, index), fps)
-        if self._jaw is not None and drop > 0:
-            lowered = self._jaw.lower_mask(self._avatar.masks[index], drop)
-            alpha = warp_alpha(transform, lowered, (self._avatar.height, self._avatar.width))
-        over = self._toned(frame[alpha.region], _face_on(face, transform, alpha), index, alpha, memory.tone)
-        if self._jaw is not None and drop > 0:
-            self._jaw.stretch_chin(frame, transform, drop * weight)
-        return alpha, over
+        transform, fit = self._avatar.transforms[index], self.fit(frame, face, index, memory)
+        over = _face_on(face, transform, fit.alpha)
+        if memory is not None and fit.alpha.weights.size:
+            over = self._toned(frame[fit.alpha.region], over, index, fit.alpha, memory.tone)
+        if self.jaw is not None and fit.drop > 0:
+            self.jaw.stretch_chin(frame, transform, fit.drop * weight)
+        return fit.alpha, over
 
     def _toned(self, own: UInt8, over: UInt8, index: int, alpha: Alpha, tone: Tone) -> UInt8:
         """The face `over` with the colour and sharpness of the frame's own region."""
         transform, mask = self._avatar.transforms[index], self._avatar.masks[index]
         fps, due = float(self._avatar.fps), tone.due()
-        if self._color:
+        if self.matches_color:
             if due:
                 tone.measure_color(own, over, alpha.weights, fps)
             over = tone.match_color(over)
-        if self._sharp:
+        if self.matches_sharpness:
             sigma = detail_sigma(math.sqrt(abs(float(np.linalg.det(transform[:, :2].astype(np.float64))))))
             if due:
                 hidden = rows_outside(transform, mask, alpha, self._avatar.height)
@@ -224,6 +264,14 @@ def warp_alpha(transform: Float32, mask: UInt8, frame_size: tuple[int, int]) -> 
     x, y, width, height = cv2.boundingRect(weights)
     weights = np.ascontiguousarray(weights[y : y + height, x : x + width])
     return Alpha(int(top) + y, int(left) + x, weights)
+
+
+def visible_box(mask: UInt8, lowered: bool) -> Box:
+    """The part of a 256 px crop that a paste may read, with even edges. lowered: the mask may also move down."""
+    x, y, width, height = cv2.boundingRect(mask)
+    left, top = (max(edge - CROP_MARGIN_PX, 0) // 2 * 2 for edge in (x, y))
+    right, bottom = (-(-min(edge + CROP_MARGIN_PX, CROP_PX) // 2) * 2 for edge in (x + width, y + height))
+    return left, top, right, CROP_PX if lowered else bottom
 
 
 def rows_outside(transform: Float32, mask: UInt8, alpha: Alpha, height: int) -> tuple[int, int]:

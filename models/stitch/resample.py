@@ -32,14 +32,20 @@ def warp_face(face: UInt8, transform: npt.NDArray[np.floating], left: int, top: 
 
     transform: `(2, 3)`, frame px → 256 px crop. Outside the crop, its border is repeated.
     """
-    matrix = scaled(np.asarray(transform, np.float64), face.shape[0] / CROP_PX)
+    return warp_image(
+        face, scaled(np.asarray(transform, np.float64), face.shape[0] / CROP_PX), left, top, width, height
+    )
+
+
+def warp_image(image: UInt8, matrix: Float64, left: int, top: int, width: int, height: int) -> UInt8:
+    """As `warp_face`, for an image `(h, w)` or `(h, w, c)` of any size. matrix: `(2, 3)`, frame px → image px."""
     scale = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))  # face px per frame px
     if scale > CUTOFF:
         kernel = low_pass(round(min(scale, MOST_MINIFIED), 2))
-        face, matrix = _filtered(face, matrix, kernel, (left, top, width, height))
+        image, matrix = _filtered(image, matrix, kernel, (left, top, width, height))
     x, y = positions(matrix, left, top, width, height)
     kernel_of = cv2.INTER_LANCZOS4 if scale > CUTOFF else cv2.INTER_CUBIC
-    return cast(UInt8, cv2.remap(face, x, y, kernel_of, borderMode=cv2.BORDER_REPLICATE))
+    return cast(UInt8, cv2.remap(image, x, y, kernel_of, borderMode=cv2.BORDER_REPLICATE))
 
 
 def positions(matrix: Float64, left: int, top: int, width: int, height: int) -> tuple[Float32, Float32]:
@@ -86,19 +92,19 @@ def low_pass(scale: float) -> Float32:
     return cast(Float32, (taps / taps.sum()).astype(np.float32))
 
 
-def _filtered(face: UInt8, matrix: Float64, kernel: Float32, part: tuple[int, int, int, int]) -> tuple[UInt8, Float64]:
-    """The filtered part of `face` that is needed, and the matrix relative to it."""
+def _filtered(image: UInt8, matrix: Float64, kernel: Float32, part: tuple[int, int, int, int]) -> tuple[UInt8, Float64]:
+    """The filtered part of `image` that is needed, and the matrix relative to it."""
     left, top, width, height = part
     corners = np.array(
         [[left, top, 1], [left + width, top, 1], [left, top + height, 1], [left + width, top + height, 1]]
     )
     places = corners @ matrix.T
-    side = face.shape[0]
-    x1, y1 = np.clip(np.floor(places.min(0)).astype(int) - MARGIN_PX, 0, side - 1).tolist()
-    x2, y2 = np.clip(np.ceil(places.max(0)).astype(int) + MARGIN_PX, 1, side).tolist()
+    size = np.array(image.shape[1::-1])
+    x1, y1 = np.clip(np.floor(places.min(0)).astype(int) - MARGIN_PX, 0, size - 1).tolist()
+    x2, y2 = np.clip(np.ceil(places.max(0)).astype(int) + MARGIN_PX, 1, size).tolist()
     if x2 <= x1 or y2 <= y1:
-        return face, matrix
+        return image, matrix
     moved = matrix.copy()
     moved[:, 2] -= (x1, y1)
-    view = face[y1:y2, x1:x2]  # sepFilter2D also reads the pixels around a view, as intended
+    view = image[y1:y2, x1:x2]  # sepFilter2D also reads the pixels around a view, as intended
     return cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE), moved

@@ -47,6 +47,7 @@ class Tone:
     gain: Float64 | None = None
     sharp: float | None = None
     frames: int = 0
+    _field: Float32 | None = None  # of the gain, for the size used last
 
     def due(self) -> bool:
         """Count a frame. Whether it is to be measured: every SEE_EVERY-th frame, starting with the first."""
@@ -58,6 +59,7 @@ class Tone:
         found = color_gain(own, over, weights)
         if found is not None:
             self.gain = found if self.gain is None else self.gain + _share(COLOR_S, fps) * (found - self.gain)
+            self._field = None
 
     def measure_detail(
         self, own: UInt8, over: UInt8, weights: UInt8, sigma: float, fps: float, hidden: tuple[int, int] = (0, 0)
@@ -71,7 +73,9 @@ class Tone:
         """The face with the colour of the frame."""
         if self.gain is None or np.abs(self.gain).sum(1).max() < STILL_GAIN:
             return over
-        return cast(UInt8, cv2.multiply(over, gain_field(self.gain, over.shape[:2]), dtype=cv2.CV_8U))
+        if self._field is None or self._field.shape != over.shape:
+            self._field = gain_field(self.gain, over.shape[:2])
+        return cast(UInt8, cv2.multiply(over, self._field, dtype=cv2.CV_8U))
 
     def match_sharpness(self, over: UInt8, sigma: float) -> UInt8:
         """The face with the sharpness of the frame: its own fine detail is amplified or attenuated."""
@@ -126,6 +130,8 @@ def detail_amount(
 ) -> float | None:
     """The share of its own fine detail that `over` lacks to be as sharp as `own`; None if they cannot be compared.
 
+    own, over: RGB `(h, w, 3)`, or luma `(h, w)`.
+
     Compared is the skin that both show: above the lips all of it, beside them the ring. Below, the face moves with
     speech. hidden: number of mask rows above and below the frame.
 
@@ -142,7 +148,8 @@ def detail_amount(
         ring[:upper] = cv2.inRange(weights[:upper], RING[0], 255)
     if cv2.countNonZero(ring) < LEAST_RING:
         return None
-    fine_own, fine = (_fine(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), sigma) for image in (own, over))
+    greys = (image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (own, over))
+    fine_own, fine = (_fine(grey.astype(np.float32), sigma) for grey in greys)
     wanted, has, gains = (_level(image, ring) for image in (fine_own, fine, _fine(fine, sigma)))
     return float(np.clip((wanted - has) / (gains + DETAIL_FLOOR), *SHARPEN))
 
