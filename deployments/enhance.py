@@ -71,7 +71,7 @@ class Enhance(Stage[EnhanceConfig]):
         super().__init__()
         self._faces: LRUCache[tuple[str, str], AvatarFaces] = LRUCache(CACHED_AVATARS)  # by avatar id and version
         self._batcher: FrameBatcher[Face, UInt8] = FrameBatcher(
-            self.worker.guard(self._restore), self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
+            self.worker.guard(self._start), self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
         )
 
     def apply(self, config: EnhanceConfig, changed: set[str] | None) -> None:
@@ -149,9 +149,6 @@ class Enhance(Stage[EnhanceConfig]):
             faces = (await self.worker.run(lambda: AvatarFaces(load(avatar_id, latents=False), key))).value
             self._faces[key] = faces
         return faces
-
-    def _restore(self, faces: list[Face]) -> list[UInt8]:
-        return self._start(faces)()
 
     def _start(self, faces: list[Face]) -> Callable[[], list[UInt8]]:
         """On the compute thread: begin to restore crops `(s, s, 3)`; the function returned waits for `(512, 512, 3)`.

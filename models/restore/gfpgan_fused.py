@@ -225,8 +225,9 @@ class FusedGFPGAN(nn.Module):  # type: ignore[misc]
                 for layer in colours
             )  # (3, channels)
             self.colour_biases = nn.Parameter(torch.stack([layer.bias for layer in colours]), requires_grad=False)
-        for buffer in self.buffers():
-            buffer.data = buffer.data.to(dtype)  # the parameters stay in fp32: sums and roots
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):  # the parameters stay in fp32: sums and roots
+                setattr(module, name, buffer.to(dtype, copy=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """RGB `(n, 3, 512, 512)` in [-1, 1], any float type → the restored RGB in fp32."""
