@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from models.geometry import crop_box_of, crop_padded
 from models.media.frames import FRAMES_CRF, GOP_BYTES, VideoFrames
 from models.runtime.gpu_memory import compute_in_parts
 from models.runtime.ids import check_id
+from models.runtime.prefetch import prefetched
 from models.types import CROP_PX, SUPPORTED_FPS, Float16, Int32, UInt8
 
 Progress = Callable[[str, int, int], None]  # step, done, total (0: unknown)
@@ -229,18 +231,23 @@ class _EncodingPass:
         def encoded(part: UInt8) -> Float16:
             return _to_float16(encode_reference(part), len(part))
 
-        for start in range(0, n, step):
-            batch = range(start, min(n, start + step))
-            crops = np.empty((len(batch), CROP_PX, CROP_PX, 3), np.uint8)
-            for k in batch:
-                crops[k - start] = self.geometry.crop(self.frames[k], k)
-                region = self.region(k, parser) if parser is not None else None
-                if region is not None:
-                    regions.add(region)
-                if k in shown:
-                    cells.append(self.contact_cell(k, region))
-            latents[batch.start : batch.stop] = compute_in_parts(encoded, crops)
-            self.progress(ENCODING, batch.stop, n)
+        def cut() -> Iterator[tuple[range, UInt8]]:
+            for start in range(0, n, step):
+                batch = range(start, min(n, start + step))
+                crops = np.empty((len(batch), CROP_PX, CROP_PX, 3), np.uint8)
+                for k in batch:
+                    crops[k - start] = self.geometry.crop(self.frames[k], k)
+                    region = self.region(k, parser) if parser is not None else None
+                    if region is not None:
+                        regions.add(region)
+                    if k in shown:
+                        cells.append(self.contact_cell(k, region))
+                yield batch, crops
+
+        with closing(prefetched(cut(), 1)) as batches:  # a thread cuts the next batch while this one is encoded
+            for batch, crops in batches:
+                latents[batch.start : batch.stop] = compute_in_parts(encoded, crops)
+                self.progress(ENCODING, batch.stop, n)
         draft.write_latents(latents)
         if parser is not None:
             draft.write_regions(regions.packed())

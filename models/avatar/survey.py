@@ -1,11 +1,12 @@
 """The first pass over a video: stores every frame, and finds the face, its motion and the cuts.
 
-Keeps at most two frames in memory.
+Keeps at most two frames in memory, and FRAMES_AHEAD that were read in advance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from models.avatar.face import Face, FaceDetector
 from models.avatar.flow import FaceFlow, Motion
 from models.avatar.source import AvatarSource
 from models.media.frames import FrameWriter
+from models.runtime.prefetch import prefetched
 from models.types import UInt8
 
 COUNT_EVERY = 25  # frames between two searches for all faces; between them, only one face is tracked
+FRAMES_AHEAD = 2
 MAX_STEP = 0.1  # face sizes per frame: a tracked face that moves farther may be read off-centre and is searched again
 LOST_TIMEOUT_S = 3.0  # within a shot, time to wait for a hidden face before another one is tracked instead
 
@@ -56,16 +59,22 @@ def survey_video(
     not copied. Raises VideoError.
     """
     copied = copy_video and source.copy_stream(target)
-    writer = None if copied else FrameWriter(target, source.width, source.height, source.target_fps, crf)
     tracker = FaceTracker(detector, round(LOST_TIMEOUT_S * source.target_fps))
-    for k, frame in enumerate(source.frames()):
-        if writer is not None:
-            writer.write(frame)
-        tracker.take(frame)
-        progress(k + 1, max(source.expected, k + 1))
-    if writer is not None:
-        writer.close()
+    read = source.frames() if copied else _stored(source, target, crf)
+    with closing(prefetched(read, FRAMES_AHEAD)) as frames:  # one thread reads and stores, this one finds faces
+        for k, frame in enumerate(frames):
+            tracker.take(frame)
+            progress(k + 1, max(source.expected, k + 1))
     return tracker.survey(copied)
+
+
+def _stored(source: AvatarSource, target: Path, crf: float) -> Iterator[UInt8]:
+    """The frames of `source`, each after it was written to `target`."""
+    writer = FrameWriter(target, source.width, source.height, source.target_fps, crf)
+    for frame in source.frames():
+        writer.write(frame)
+        yield frame
+    writer.close()
 
 
 class FaceTracker:
