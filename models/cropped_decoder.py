@@ -24,7 +24,6 @@ from models.types import CROP_PX, LATENT_PX, CropWindow, Span
 
 RESNET_REACH = 2  # rows that a resnet reads beyond its own: one per 3×3 convolution
 RGB = 3
-TAIL_FRAMES = 4  # of a KL decoder's last block at a time
 STEP_PX = 4  # the sides of a window that is compiled are multiples of it, so that avatars share windows
 
 WHOLE_FACE = CropWindow()
@@ -118,8 +117,8 @@ class CroppedDecoder(nn.Module):  # type: ignore[misc]
     are folded when it is constructed.
     """
 
-    def __init__(self, vae: nn.Module, window: CropWindow = WHOLE_FACE, tail: int = TAIL_FRAMES) -> None:
-        """tail: frames that pass a KL decoder's last block together. Raises ConfigError for another kind of VAE."""
+    def __init__(self, vae: nn.Module, window: CropWindow = WHOLE_FACE) -> None:
+        """Raises ConfigError for another kind of VAE."""
         super().__init__()
         if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
             raise ConfigError(
@@ -128,7 +127,6 @@ class CroppedDecoder(nn.Module):  # type: ignore[misc]
             )
         self.scaling_factor = float(vae.config.scaling_factor)
         self.parts = _KLParts(vae) if isinstance(vae, AutoencoderKL) else _TinyParts(vae)
-        self._tail = tail
         self._crop_to(window)
 
     def at(self, window: CropWindow) -> CroppedDecoder:
@@ -145,11 +143,8 @@ class CroppedDecoder(nn.Module):  # type: ignore[misc]
     def _crop_to(self, window: CropWindow) -> None:
         self.window = window
         target = _Window(window.rows, window.columns, CROP_PX)
-        self._pass = (
-            _KLPass(self.parts, target, self._tail)
-            if isinstance(self.parts, _KLParts)
-            else _TinyPass(self.parts, target)
-        )
+        make = _KLPass if isinstance(self.parts, _KLParts) else _TinyPass
+        self._pass = make(self.parts, target)
 
     def forward(self, latents: torch.Tensor, statistics: torch.Tensor | None = None) -> torch.Tensor:
         """statistics: of `decoder_statistics`, `(n, norms, 2, groups)`, for a KL VAE. Without them its norms measure
@@ -169,10 +164,6 @@ class _Raw:
     bias: torch.Tensor | None = None
     residual: tuple[torch.Tensor, _Window] | None = None
     shuffled: bool = False  # the result of `upsampling_kernel`
-
-    def frames(self, part: slice) -> _Raw:
-        residual = None if self.residual is None else (self.residual[0][part], self.residual[1])
-        return _Raw(self.y[part], self.has, self.bias, residual, self.shuffled)
 
     def combined(
         self, want: _Window, affine: Affine | None = None, silu: bool = True, keep: bool = True
@@ -232,12 +223,6 @@ class _Norms:
     def __init__(self, norms: list[nn.GroupNorm], affine: Affine | None) -> None:
         self._norms, self._affine, self._used, self._channels = norms, affine, 0, 0
 
-    def frames(self, part: slice) -> _Norms:
-        """The norms that are left, for some of the frames."""
-        other = copy.copy(self)
-        other._affine = None if self._affine is None else (self._affine[0][part], self._affine[1][part])
-        return other
-
     def apply(
         self, raw: _Raw, want: _Window, silu: bool = True, keep: bool = True
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -260,8 +245,8 @@ class _Norms:
 class _KLPass:
     """Decodes a window: `(n, 4, 32, 32)` → images `(n, 3, rows, columns)`."""
 
-    def __init__(self, parts: _KLParts, target: _Window, tail: int) -> None:
-        self.parts, self._target, self._tail = parts, target, tail
+    def __init__(self, parts: _KLParts, target: _Window) -> None:
+        self.parts, self._target = parts, target
         decoder, window = parts.vae.decoder, target.grown(1)  # conv_out
         # the resnets of each block with the windows of their results, worked back from the target
         self._blocks = list[list[tuple[nn.Module, _Window]]]()
@@ -282,14 +267,15 @@ class _KLPass:
         y = _conv(decoder.conv_in, parts.vae.post_quant_conv(latents))
         raw = _resnet(first, _Raw(y, WHOLE_LATENTS, decoder.conv_in.bias), WHOLE_LATENTS, norms)
         raw = _resnet(second, self._attention(raw, norms), self._middle, norms)
-        # 2. the blocks that upsample
-        for number, resnets in enumerate(self._blocks[:-1]):
+        # 2. the blocks that upsample, and the last one
+        for number, resnets in enumerate(self._blocks):
             raw = self._upsampled(number - 1, raw) if number else raw
-            raw = _resnets(resnets, raw, norms)
-        # 3. the last block, a few frames at a time: less memory, and much of it is still in the device's cache
-        spans = [slice(start, start + self._tail) for start in range(0, len(latents), self._tail)]
-        images = [self._finish(raw.frames(span), norms.frames(span)) for span in spans]
-        return images[0] if len(images) == 1 else torch.cat(images)
+            for resnet, window in resnets:
+                raw = _resnet(resnet, raw, window, norms)
+        window = self._target.grown(1)
+        _, activated = norms.apply(raw, window, keep=False)
+        image = self._target.cut_from(F.conv2d(activated, parts.last, padding=1), window)
+        return image[:, :RGB] + parts.last_bias
 
     def _attention(self, raw: _Raw, norms: _Norms) -> _Raw:
         block = self.parts.vae.decoder.mid_block.attentions[0]
@@ -309,19 +295,6 @@ class _KLPass:
         y = F.conv2d(raw.value(window), self.parts.upsampling[number], padding=1)
         bias = self.parts.vae.decoder.up_blocks[number].upsamplers[0].conv.bias
         return _Raw(y, window.upsampled(), bias, shuffled=True)
-
-    def _finish(self, raw: _Raw, norms: _Norms) -> torch.Tensor:
-        raw = _resnets(self._blocks[-1], self._upsampled(-2, raw), norms)
-        window = self._target.grown(1)
-        _, activated = norms.apply(raw, window, keep=False)
-        image = self._target.cut_from(F.conv2d(activated, self.parts.last, padding=1), window)
-        return image[:, :RGB] + self.parts.last_bias
-
-
-def _resnets(resnets: list[tuple[nn.Module, _Window]], raw: _Raw, norms: _Norms) -> _Raw:
-    for resnet, window in resnets:
-        raw = _resnet(resnet, raw, window, norms)
-    return raw
 
 
 def _resnet(block: nn.Module, raw: _Raw, out: _Window, norms: _Norms) -> _Raw:

@@ -50,9 +50,10 @@ def cache_dir() -> Path:
 def set_inductor_cache() -> None:
     """Let torch store its compiled kernels under cache_dir(), so that the next start reuses them.
 
-    A TORCHINDUCTOR_CACHE_DIR that is already set is kept.
+    A TORCHINDUCTOR_CACHE_DIR or TRITON_CACHE_DIR that is already set is kept.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
 
 
 def builtin_avatars() -> Path:
