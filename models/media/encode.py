@@ -18,6 +18,7 @@ speech that starts without silence fades in over the first 1024 samples. Synthes
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ __all__ = [
 ]
 
 AAC_FRAME = 1024  # samples per AAC frame
+# FFmpeg's default takes twice the time: as much as a third of the picture's. At 96 kbit/s, speech has 51 dB of segmental
+# signal-to-noise ratio with these, 40 dB with the default.
+AAC_OPTIONS = {"aac_coder": "fast", "aac_tns": "0", "aac_pns": "0"}
 SILENCE = 10 ** (-50 / 20)  # samples with a smaller absolute value are silence: −50 dBFS
 
 
@@ -174,7 +178,7 @@ class UtteranceEncoder:
             count = min(self._sizes[0], len(self._pending)) if self._done else self._sizes[0]
             end = self.clock.video_ticks + count * self.spec.frame_ticks
             end_samples = self.spec.samples_at(end)
-            if len(self._pending) < count or not (self._done or self._audio.coded_until >= end_samples):
+            if len(self._pending) < count or not (self._done or self._audio.encode_until(end_samples)):
                 break
             self._sizes.popleft()
             fragments.append(self._fragment([self._pending.popleft() for _ in range(count)], end_samples))
@@ -200,13 +204,18 @@ class UtteranceEncoder:
 
 
 class _AudioTrack:
-    """Encodes speech as AAC frames on the grid of the session. Positions are samples from the session's start."""
+    """Encodes speech as AAC frames on the grid of the session. Positions are samples from the session's start.
+
+    It encodes what the next fragment needs: a second of speech takes about 20 ms, and the first fragment cannot wait
+    for a long sentence.
+    """
 
     def __init__(self, spec: MediaSpec, start: Clock) -> None:
         self._spec = spec
         self._codec = av.CodecContext.create("aac", "w")
         self._codec.sample_rate, self._codec.layout, self._codec.format = spec.sample_rate_hz, "mono", "fltp"
         self._codec.bit_rate = spec.audio_bit_rate
+        self._codec.options = AAC_OPTIONS
         self._codec.thread_count = 1
         self._codec.flags |= GLOBAL_HEADER
         self._codec.open()
@@ -232,12 +241,17 @@ class _AudioTrack:
                 self.delay, self._taken = self._taken, 0
         if len(loud):
             self._loud_until = self._fed + len(self._pending) + int(loud[-1]) + 1
-        # 2. encode whole AAC frames, keep the rest
+        # 2. keep the samples until a fragment needs them
         self._pending = np.concatenate([self._pending, np.clip(samples, -1, 1, dtype=np.float32)])
-        whole = len(self._pending) // AAC_FRAME * AAC_FRAME
-        for at in range(0, whole, AAC_FRAME):
-            self._encode(self._pending[at : at + AAC_FRAME])
-        self._pending = self._pending[whole:].copy()
+
+    def encode_until(self, end: float) -> bool:
+        """Encode whole AAC frames until all that start before `end` are coded; False: that needs more speech."""
+        used = 0
+        while self.coded_until < end and used + AAC_FRAME <= len(self._pending):
+            self._encode(self._pending[used : used + AAC_FRAME])
+            used += AAC_FRAME
+        self._pending = self._pending[used:]
+        return self.coded_until >= end
 
     def finish(self, video_end: int) -> None:
         """End the grid where the video ends. The AAC frame across that end is kept only if it contains sound."""
@@ -249,6 +263,7 @@ class _AudioTrack:
         missing = end - self._fed - len(self._pending)
         self._taken = 0
         self.feed(np.zeros(max(0, missing), np.float32))
+        self.encode_until(math.inf)
         if len(self._pending):
             self._encode(np.concatenate([self._pending, np.zeros(AAC_FRAME - len(self._pending), np.float32)]))
         self._store(self._codec.encode(None))

@@ -16,6 +16,7 @@ from models.media.encode import (
     Clock,
     MediaSpec,
     UtteranceEncoder,
+    _AudioTrack,
     codecs,
     init_segment,
     live_zero,
@@ -293,3 +294,16 @@ def test_an_invalid_spec_names_the_valid_values(wrong: dict, names: str) -> None
 def test_frames_of_another_size_are_refused() -> None:
     with pytest.raises(ConfigError, match="32×32"):
         UtteranceEncoder(spec_of()).push(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(0, np.float32))
+
+
+def test_the_first_fragment_waits_only_for_its_own_sound_of_a_long_sentence(monkeypatch):
+    coded = []
+    encode_frame = _AudioTrack._encode
+    monkeypatch.setattr(_AudioTrack, "_encode", lambda track, samples: (coded.append(1), encode_frame(track, samples)))
+    spec = spec_of(first_fragment_frames=4, fragment_frames=16)
+    encoder = UtteranceEncoder(spec)
+    speech = 0.3 * np.sin(np.arange(10 * 24_000) / 10, dtype=np.float32)  # 235 AAC frames
+    (first,) = encoder.push(grey(4), speech)
+    assert first.frames == 4 and len(coded) == 6  # 160 ms are 3.75 AAC frames, and AAC looks ahead by two
+    fragments = [first, *encoder.push(grey(246), np.zeros(0, np.float32), last=True)]
+    assert sum(f.audio_duration for f in fragments) == 235 * AAC_FRAME and len(coded) == 235
