@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +62,7 @@ class ActivityDetector:
 
     def from_sound(self, samples: Float32, sample_rate_hz: int) -> Spans:
         """The spans of speech in float32 mono `(n,)`. Silence, noise below −60 dB and breaths are not speech."""
-        voice, sound = levels_db(samples, sample_rate_hz, VOICE_HZ), levels_db(samples, sample_rate_hz, SOUND_HZ)
+        voice, sound = band_levels_db(samples, sample_rate_hz, VOICE_HZ, SOUND_HZ)
         if not len(voice):
             return np.zeros((0, 2))
         if not self._voice.has_speech and is_background(samples, sample_rate_hz, voice, sound):
@@ -140,17 +139,25 @@ def _overlaps(span: npt.NDArray[np.float64], spans: Spans) -> bool:
     return bool(np.any((spans[:, 0] < span[1]) & (span[0] < spans[:, 1])))
 
 
-def levels_db(samples: Float32, sample_rate_hz: int, band_hz: tuple[float, float]) -> Levels:
-    """RMS level of a band in FRAME_S around the middle of each hop, dB re full scale, ≥ −120: `(ceil(n / hop),)`."""
+def band_levels_db(samples: Float32, sample_rate_hz: int, *bands_hz: tuple[float, float]) -> list[Levels]:
+    """RMS level of each band in FRAME_S around the middle of each hop, dB re full scale, ≥ −120: `(ceil(n / hop),)`."""
     hop, size = round(HOP_S * sample_rate_hz), round(FRAME_S * sample_rate_hz)
     count = -(-len(samples) // hop)
     around = np.pad(samples, ((size - hop) // 2, size + hop))
     frames = np.lib.stride_tricks.sliding_window_view(around, size)[: count * hop : hop]
     window = np.hanning(size).astype(np.float32)
     power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2  # (count, size // 2 + 1)
-    first, last = (round(hz * size / sample_rate_hz) for hz in band_hz)
-    mean = 2 * power[:, first : last + 1].sum(1) / (size * np.sum(window**2))  # Parseval
-    return cast(Levels, 10 * np.log10(np.maximum(mean, 1e-12)))
+    levels = list[Levels]()
+    for band_hz in bands_hz:
+        first, last = (round(hz * size / sample_rate_hz) for hz in band_hz)
+        mean = 2 * power[:, first : last + 1].sum(1) / (size * np.sum(window**2))  # Parseval
+        levels.append(10 * np.log10(np.maximum(mean, 1e-12)))
+    return levels
+
+
+def levels_db(samples: Float32, sample_rate_hz: int, band_hz: tuple[float, float]) -> Levels:
+    """`band_levels_db` of one band."""
+    return band_levels_db(samples, sample_rate_hz, band_hz)[0]
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> Runs:
