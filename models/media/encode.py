@@ -83,6 +83,7 @@ def silent_packet(spec: MediaSpec) -> bytes:
     """A steady-state AAC packet of silence. It is valid at any place in a session of this spec."""
     track = _AudioTrack(spec, Clock())
     track.feed(np.zeros(8 * AAC_FRAME, np.float32))
+    track.encode_until(math.inf)
     return track.take(8 * AAC_FRAME)[4]
 
 
