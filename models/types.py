@@ -222,9 +222,9 @@ class CropWindow:
 class CroppedDecoding:
     """What a KL VAE needs to decode only a window of an avatar's faces, and how exact that is.
 
-    statistics: float32 `(n, norms, 2, groups)`, of each frame's own face, see models/cropped_decoder.py. mean_error,
-    p999_error: difference from the full decoder on generated mouths, in grey levels: the mean, and what 99.9 % of the
-    pixels that the mask pastes do not exceed in any channel.
+    statistics: float32 `(n, norms, 2, groups)`, of mouths generated for each frame, see models/avatar/decoding.py and
+    models/cropped_decoder.py. mean_error, p999_error: difference from the full decoder on other mouths, in grey levels:
+    the mean, and what 99.9 % of the pixels that the mask pastes do not exceed in any channel.
     """
 
     window: CropWindow

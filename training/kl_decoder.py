@@ -7,7 +7,8 @@
 The net has the structure of Stable Diffusion's VAE at half its width. It learns the face crops of the default avatar,
 and of the clips, with their own mouths and with those generated for the first of TEXTS. Then the mouths generated for
 the second are decoded twice: in full, and as the crop that is pasted, with given group statistics
-(models/cropped_decoder.py). Printed and written to OUT/report.json: the difference inside the mask, in grey levels.
+(models/cropped_decoder.py): those of the avatar's own face, or the mean over some of REFERENCES mouths of the first
+text. Printed and written to OUT/report.json: the difference inside the mask, in grey levels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from models.avatar.decoding import error_of, own_faces, speech_windows
+from models.avatar.decoding import error_of, own_faces, speech_windows, spread
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import AvatarStore
 from models.cropped_decoder import CroppedDecoder, decoder_statistics
@@ -38,6 +39,7 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "models" / "embedded"
 WIDTHS = (64, 128, 256, 256)  # half of Stable Diffusion's
 TINY_WIDTHS = (32, 32, 32, 32)
 KL_WEIGHT, EDGE_WEIGHT = 1e-6, 0.5
+REFERENCES, AVERAGED = 4, (1, 2, 4)  # mouths generated for every frame, and how many are averaged
 PACE_STEPS = 20, 30  # steps before the pace is measured, and in its measurement
 TEXTS = (
     "Good morning, and welcome to the programme. Today we speak about boats, bread and butter.",
@@ -49,12 +51,13 @@ TEXTS = (
 class Faces:
     """One avatar: its crops and generated mouths, uint8 `(n, 256, 256, 3)`, frame for frame, and its paste masks.
 
-    mouths: per text of TEXTS.
+    mouths: per text of TEXTS. references: each for one window of the first text, the same in all frames.
     """
 
     name: str
     own: Tensor
     mouths: tuple[Tensor, ...]
+    references: tuple[Tensor, ...]
     masks: Tensor  # bool (n, 256, 256)
     window: CropWindow
 
@@ -62,15 +65,18 @@ class Faces:
 def faces_of(avatar: PreparedAvatar, model: MuseTalk, windows: list[Tensor], n: int, device: str) -> Faces:
     """The first n frames of an avatar. Generated mouths are pasted into its own faces."""
     assert avatar.latents is not None
+    latents = avatar.latents[:n]
     own = torch.from_numpy(own_faces(avatar, range(n))).to(device)
     masks = torch.from_numpy(np.ascontiguousarray(avatar.masks[:n])).to(device)
     weight = masks[..., None] / 255
-    mouths = []
-    for spoken in windows:
-        repeated = spoken[torch.arange(n, device=spoken.device) % len(spoken)]
-        made = torch.from_numpy(model.generate(avatar.latents[:n], repeated)).to(device)
-        mouths.append((own + weight * (made.float() - own)).round().to(torch.uint8))
-    return Faces(avatar.avatar_id, own, tuple(mouths), masks > 0, CropWindow.around(avatar.masks))
+
+    def generated(spoken: Tensor) -> Tensor:
+        made = torch.from_numpy(model.generate(latents, spoken)).to(device)
+        return (own + weight * (made.float() - own)).round().to(torch.uint8)
+
+    mouths = tuple(generated(spoken[torch.arange(n) % len(spoken)]) for spoken in windows)
+    references = tuple(generated(windows[0][[k] * n]) for k in spread(len(windows[0]), REFERENCES))
+    return Faces(avatar.avatar_id, own, mouths, references, masks > 0, CropWindow.around(avatar.masks))
 
 
 def train(
@@ -132,13 +138,10 @@ def measure(vae: AutoencoderKL, faces: Faces, batch: int) -> dict[str, Any]:
         latents = encode(vae, faces.mouths[1][k])
         wanted = whole(latents).round()
         rebuilt.append((wanted - faces.mouths[1][k]).abs()[faces.masks[k]])
-        own, other = (decoder_statistics(vae, encode(vae, part[k])) for part in (faces.own, faces.mouths[0]))
-        before = decoder_statistics(vae, encode(vae, faces.mouths[1][(k - 5) % n]))
-        sources = {
-            "own frame": own,
-            "another generated mouth": other,
-            "mean of both": (own + other) / 2,
-            "five frames before": before,
+        given = [decoder_statistics(vae, encode(vae, part[k])) for part in (faces.own, *faces.references)]
+        sources = {"own frame": given[0]}
+        sources |= {
+            f"mouths: {m}": torch.stack([given[1 + j] for j in spread(REFERENCES, m)]).mean(0) for m in AVERAGED
         }
         for name, statistics in sources.items():
             made = (cropped(latents, statistics).round() - faces.window.cut(wanted)).abs()

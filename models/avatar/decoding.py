@@ -1,7 +1,9 @@
 """Which part of an avatar's faces is decoded: all of it, or the window that is pasted (models/cropped_decoder.py).
 
-The cropped decoder of a KL VAE uses the group statistics of the avatar's own frames. Another mouth has slightly other
-ones, so preparation measures the difference from the full decoder on mouths that the UNet generates.
+The cropped decoder of a KL VAE uses group statistics of the same frame, averaged over MOUTHS that the UNet generates
+for it. Another mouth has slightly other ones, so preparation measures the difference from the full decoder. Statistics
+of the avatar's own face would be worse where generated skin differs from the video's: training/kl_decoder.py compares
+them.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ MeasureDecoding = Callable[
 
 MAX_MEAN_ERROR, MAX_P999_ERROR = 0.5, 4.0  # grey levels: more is not used unasked
 TEXT = "Good morning, and welcome to the programme. Five purple elephants moved past the farm while we watched."
-SAMPLES = 32  # generated mouths that are compared, spread over the avatar's frames and over TEXT
+MOUTHS = 2  # generated mouths, of the first half of TEXT, whose statistics are averaged
+SAMPLES = 32  # generated mouths, of the second half, that are compared; spread over the avatar's frames
 BATCH = 8  # faces in one call of the decoder
 
 
@@ -93,15 +96,16 @@ def speech_windows(text: str, fps: int = 25, device: str = "cpu") -> torch.Tenso
 
 
 @cache
-def _sampled_windows(fps: int) -> Float16:
-    """SAMPLES windows `(n, 50, 384)`, spread over TEXT."""
+def _mouths(fps: int) -> tuple[Float16, Float16]:
+    """The windows of MOUTHS and of SAMPLES mouths, `(m, 50, 384)` each."""
     windows: Float16 = speech_windows(TEXT, fps).numpy().astype(np.float16)
-    return windows[_spread(len(windows))]
+    half = len(windows) // 2
+    return windows[spread(half, MOUTHS)], windows[half:][spread(len(windows) - half, SAMPLES)]
 
 
-def _spread(count: int) -> npt.NDArray[np.int64]:
-    """SAMPLES indices from 0 to count − 1."""
-    return np.linspace(0, count - 1, SAMPLES).round().astype(np.int64)
+def spread(count: int, number: int) -> npt.NDArray[np.int64]:
+    """The middles of `number` equal parts of `count` items, as indices."""
+    return ((np.arange(number) + 0.5) * count / number).astype(np.int64)
 
 
 def measure_decoding(
@@ -113,7 +117,7 @@ def measure_decoding(
     fps: int,
     progress: Callable[[int, int], None],
 ) -> CroppedDecoding:
-    """The statistics of n frames, and the error of the cropped decoder on SAMPLES mouths generated for them.
+    """The statistics of n frames, and the error of the cropped decoder on SAMPLES mouths of the same avatar.
 
     model: a MuseTalk engine: its `vae`, an AutoencoderKL, and `predict`. The other arguments: see MeasureDecoding.
     """
@@ -124,28 +128,32 @@ def measure_decoding(
 
     vae, window, n = model.vae, CropWindow.around(masks), len(latents)
     weight = next(vae.parameters())
+    references, spoken = _mouths(fps)
 
-    def own_statistics(part: Float16) -> Float32:
-        own = torch.from_numpy(part[:, 4:]).to(weight.device, weight.dtype)  # the latents of the whole face
-        statistics: Float32 = decoder_statistics(vae, own).cpu().numpy()
+    def generated(part: Float16, windows: Float16) -> torch.Tensor:
+        return torch.as_tensor(model.predict(part, windows)).to(weight.device, weight.dtype)
+
+    def mean_statistics(part: Float16) -> Float32:
+        each = [decoder_statistics(vae, generated(part, np.stack([window] * len(part)))) for window in references]
+        statistics: Float32 = torch.stack(each).mean(0).cpu().numpy()
         return statistics
 
-    # 1. the statistics of each frame's own face
+    # 1. the statistics of each frame
     found = list[Float32]()
     for start in range(0, n, BATCH):
-        found += compute_in_parts(own_statistics, latents[start : start + BATCH])
+        found += compute_in_parts(mean_statistics, latents[start : start + BATCH])
         progress(len(found), n + SAMPLES)
     statistics = np.stack(found)
 
-    # 2. both decoders on mouths generated for frames with a face
-    shown, windows = np.flatnonzero(has_face), _sampled_windows(fps)
-    frames = shown[_spread(len(shown))]
+    # 2. both decoders on other mouths, for frames with a face
+    shown = np.flatnonzero(has_face)
+    frames = shown[spread(len(shown), SAMPLES)]
     whole, cropped = Decoder(vae), CroppedDecoder(vae, window)
 
     def differences(part: npt.NDArray[np.int64]) -> UInt8:
         k = frames[part]
         with torch.inference_mode():
-            z = torch.as_tensor(model.predict(latents[k], windows[part])).to(weight.device, weight.dtype)
+            z = generated(latents[k], spoken[part])
             made = cropped(z, torch.from_numpy(statistics[k]).to(weight.device)).round()
             levels: UInt8 = (made - window.cut(whole(z).round())).abs().to(torch.uint8).cpu().numpy()
         return levels  # (n, rows, columns, 3)
