@@ -238,7 +238,9 @@ class LipSync(Stage[LipSyncConfig]):
         if avatar is None:
             if await asyncio.to_thread(store.version, avatar_id) != key[1]:
                 raise FencedError(f"The avatar {avatar_id!r} has been prepared again.", "Send the request again.")
-            avatar = cached[key] = (await self.worker.run(self._load_avatar, avatar_id)).value
+            # it may record a new window
+            loading = self.worker.run_long(self.config.load_limit_s, self._load_avatar, avatar_id)
+            avatar = cached[key] = (await loading).value
             log.info("LipSync: avatar %r: the decoder is %s", avatar_id, avatar.decoding)
         return avatar
 

@@ -29,6 +29,7 @@ from models.runtime.transfers import Transfers
 from models.types import LATENT_PX, WINDOW_TOKENS, CropWindow, Float16, Float32, UInt8
 
 LARGEST_DECODE = 16  # frames per call of a decoder. On an H200, 32 were a fifth slower: 2 GB and more per feature map
+SMALL_WINDOW = CropWindow((128, 132), (128, 132))
 LATENTS = ((LATENT_CHANNELS, LATENT_PX, LATENT_PX), torch.float16)
 
 
@@ -75,6 +76,7 @@ class CudaFaces:
         )
         self._unet = _Sizes(GraphedFunction(predict, sizes, mode, self.device, True, self._pool), *rows)
         self._decoder = CroppedDecoder(decoder).eval()
+        self._compile_kernels()
         self._decoders = dict[CropWindow, _Sizes]()
         self._decoder_of(WHOLE_FACE)
 
@@ -145,6 +147,14 @@ class CudaFaces:
             }
             for name, made in sizes.items()
         }
+
+    def _compile_kernels(self) -> None:
+        """Those of cropped decoders, so that a window of a new avatar is recorded quickly."""
+        shape = self._decoder.statistics_shape
+        latents = torch.zeros((1, *LATENTS[0]), dtype=self.dtype, device=self.device)
+        statistics = None if shape is None else torch.zeros((1, *shape), device=self.device)
+        with torch.inference_mode():
+            self._decoder.at(SMALL_WINDOW)(latents.to(memory_format=torch.channels_last), statistics)
 
     def _decoder_of(self, window: CropWindow) -> _Sizes:
         """Recorded when it is first needed."""
