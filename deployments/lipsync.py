@@ -15,6 +15,7 @@ from cachetools import LRUCache
 
 from configs.schema import LipSyncConfig
 from deployments.batching import FrameBatcher, stacked
+from deployments.common.keyed_lock import KeyedLock
 from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
 from deployments.common.safe_batches import Computed
 from deployments.common.stage import Stage, Stamped
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from models.musetalk_cuda import CudaFaces, HeldAvatar
 
 log = logging.getLogger("ray.serve")
+
+FRAME_CACHE_BYTES = 64 << 20  # decoded frames per avatar; small, because each frame is read once, in order
+READ_FRAMES = 16  # own faces that are read while a caller may have to wait
 
 ENGINES = {
     "openvino": "models.musetalk_openvino:OpenVINOMuseTalk",
@@ -69,6 +73,11 @@ class OwnFaces:
             if len(missing):
                 self._faces[missing] = own_faces(self._avatar, missing.tolist())
                 self._read[missing] = True
+
+    def read_all(self) -> None:
+        """Read the others too, a few at a time, so that no later session waits for them."""
+        for start in range(0, len(self._read), READ_FRAMES):
+            self.read(np.arange(start, min(start + READ_FRAMES, len(self._read))))
 
     def around(self, windows: UInt8, indices: npt.NDArray[np.int64], window: CropWindow) -> UInt8:
         """Whole faces `(n, 256, 256, 3)` of frames that have been read, with these windows `(n, rows, columns, 3)`."""
@@ -135,6 +144,7 @@ class LipSync(Stage[LipSyncConfig]):
     def __init__(self) -> None:
         super().__init__()
         self._avatars: LRUCache[tuple[str, str], LoadedAvatar] = LRUCache(1)  # by avatar id and version
+        self._loading = KeyedLock()  # by avatar id
         self._batcher: FrameBatcher[Frame, UInt8] = FrameBatcher(
             self.worker.guard(self._generate), self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
         )
@@ -157,7 +167,7 @@ class LipSync(Stage[LipSyncConfig]):
             self._avatars = LRUCache(limit, lambda avatar: min(avatar.nbytes, limit))
         if self._mouth_gain is not None and config.compile != "off":
             log.warning("LipSync: mouth_amplitude %g disables compile: %s", config.mouth_amplitude, config.compile)
-        self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars())
+        self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars(), FRAME_CACHE_BYTES)
         new_engine = changed is None or bool(changed & (MODEL_KEYS | {"compile", "mouth_amplitude"}))
         self._batcher.configure(config.batch_size, config.batch_wait_ms / 1e3, new_engine)
 
@@ -234,14 +244,19 @@ class LipSync(Stage[LipSyncConfig]):
             for stale in [key for key in cached if key[0] == avatar_id]:
                 del cached[stale]
         key = (avatar_id, version or await asyncio.to_thread(store.version, avatar_id))
-        avatar = cached.get(key)
-        if avatar is None:
+        if (avatar := cached.get(key)) is not None:
+            return avatar
+        async with self._loading.hold(avatar_id):  # sessions that begin at once load it once
+            if (avatar := cached.get(key)) is not None:
+                return avatar
             if await asyncio.to_thread(store.version, avatar_id) != key[1]:
                 raise FencedError(f"The avatar {avatar_id!r} has been prepared again.", "Send the request again.")
             # it may record a new window
             loading = self.worker.run_long(self.config.load_limit_s, self._load_avatar, avatar_id)
             avatar = cached[key] = (await loading).value
-            log.info("LipSync: avatar %r: the decoder is %s", avatar_id, avatar.decoding)
+        log.info("LipSync: avatar %r: the decoder is %s", avatar_id, avatar.decoding)
+        if avatar.own is not None:
+            asyncio.get_running_loop().run_in_executor(None, avatar.own.read_all)
         return avatar
 
     def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
