@@ -198,7 +198,8 @@ class JawLine:
         if right - left < 2 or bottom - top < 2:
             return None
         # the motion is smooth, so it is computed on every fourth pixel
-        coarse = drop * share * _eased(np.minimum(np.maximum(below / np.maximum(room - np.float32(drop), 1), 0), 1))
+        low = np.float32(drop)  # keeps the field float32 whatever the type of `drop` is
+        coarse = low * share * _eased(np.minimum(np.maximum(below / np.maximum(room - low, 1), 0), 1))
         shift = cv2.resize(coarse, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
         x1, y1, width, height = cv2.boundingRect(cv2.compare(shift, LEAST_SHIFT_PX, cv2.CMP_GT))
         if not width:
