@@ -104,7 +104,10 @@ class PaceEstimate:
         """To make a frame beside the other speakers."""
         return self.frame_s * max(self.speakers, 1)
 
-    def lead_s(self, frames: int, fps: int) -> float:
-        """How far ahead to place a segment so that it arrives in time and its playing does not overtake its making."""
-        behind_s = max(0.0, self.shared_frame_s - 1 / fps) * frames
+    def lead_s(self, frames: int, fps: int, frame_s: float) -> float:
+        """How far ahead to place a segment so that it arrives in time and its playing does not overtake its making.
+
+        frame_s: to make a frame of this utterance now.
+        """
+        behind_s = max(0.0, frame_s - 1 / fps) * frames
         return self.first_s + 2 * self.deviation_s + RELEASE_LEAD_S + min(behind_s, MAX_DELAY_S)

@@ -98,7 +98,8 @@ class Playout:
         if not self._placed:
             self.supply.burst_end_s = now_s
         pending = sum(segment.frames for segment in self._placed) - self.supply.made  # of earlier segments
-        lead_s = self.pace.lead_s(frames, broadcast.clock.fps) + pending * self.pace.shared_frame_s
+        frame_s = self.supply.frame_s if self.supply.made else self.pace.shared_frame_s  # as measured in this utterance
+        lead_s = self.pace.lead_s(frames, broadcast.clock.fps, frame_s) + pending * frame_s
         earliest = broadcast.clock.position(now_s + lead_s) + 1
         end = self._placed[-1].end if self._placed else -1
         resting = self._cursor is None and self._started == len(self._placed)

@@ -112,6 +112,17 @@ def test_segments_follow_one_another_if_they_can_be_there_in_time():
     assert live.playout.continues_at(50) and not live.playout.continues_at(80)
 
 
+async def test_a_segment_is_placed_by_how_fast_this_utterance_is_made_and_not_by_a_guess():
+    """Nothing is known of eight speakers that begin at once, which turn out to be made in time."""
+    live = Live(0, PaceEstimate(speakers=8))
+    first = live.playout.place(0, 136)
+    await asyncio.sleep(0.2)
+    for _ in range(6):
+        await asyncio.sleep(12 * 0.03)
+        await live.playout.push(live.made(12))
+    assert live.playout.place(136, 100) == first + 136
+
+
 # --- release
 
 
