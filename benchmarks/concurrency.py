@@ -95,6 +95,7 @@ class Setup:
             compiled = self.compiled if self.device == "cuda" else "off"
             adapt(self.out.resolve() / "weights", self.device, engine, compiled, self.batch)(config)
             deployment_of(config, "LipSync")["user_config"] |= self.lipsync
+            deployment_of(config, "Stitch")["user_config"]["max_live_load"] = None  # refuse none: find the limit
         for stage, count in self.replicas:
             deployment = deployment_of(config, stage)
             if "num_replicas" in deployment:

@@ -60,6 +60,7 @@ FULL = {"decoder": "vae", "decode": "full"}
 TINY = {"decoder": "tiny", "decode": "cropped"}
 REPLICAS = (("TTS", 4), ("Stitch", 8))  # for 16 cores
 SENTENCE, SHORT = "Good morning, and welcome to the programme.", "Hello."  # the second for tiny networks on a CPU
+STEPS = (1.0, 4 / 3, 5 / 3, 2.0)  # numbers of sessions that are tried, as multiples of the target
 CROWD = 20  # sessions whose TTFF is measured at once
 GPU = "there is no CUDA device"
 
@@ -103,6 +104,8 @@ ROWS = (
     Row("two-gpus", "sessions of two GPUs, as a multiple of one", 1.8, "×"),
 )
 
+BY_KEY = {row.key: row for row in ROWS}
+
 
 @dataclass(slots=True)
 class Results:
@@ -133,11 +136,11 @@ class Bench:
     setup: Setup
     rows: tuple[Row, ...]
     seconds: float
-    sessions: list[int]
+    sessions: list[int] | None
     repeats: int
     stage_s: float
     manual: bool
-    results: Results = field(default_factory=Results)
+    results: Results
 
     @property
     def sentence(self) -> str:
@@ -146,7 +149,7 @@ class Bench:
     def wanted(self, *keys: str) -> bool:
         return any(row.key in keys for row in self.rows)
 
-    def run(self) -> Results:
+    def run(self) -> None:
         self.setup.make()
         if self.manual:
             with self.results.attempt():
@@ -158,13 +161,12 @@ class Bench:
         if self.wanted("two-gpus"):
             with self.results.attempt("two-gpus"):
                 self._two_gpus()
-        return self.results
 
     # --- one GPU
 
     def _one_gpu(self, rows: list[Row]) -> None:
         """One graph; LipSync gets another decoder between the rows."""
-        settings = [setting for setting in (CROPPED, FULL, TINY) if any(row.lipsync == setting for row in rows)]
+        settings = [setting for setting in (CROPPED, TINY, FULL) if any(row.lipsync == setting for row in rows)]
         enhance = self.wanted("enhance", "sessions-gfpgan")
         setup = replace(self.setup, enhance=enhance, lipsync={**self.setup.lipsync, **settings[0]})
         begin_s = time.perf_counter()
@@ -238,7 +240,8 @@ class Bench:
         return float(np.quantile(times_ms, 0.95))
 
     async def _sessions(self, key: str, url: str, enhance: bool) -> float:
-        most, trials = await most_watched(url, self.sessions, self.seconds, enhance, WIDE)
+        counts = self.sessions or [round(step * BY_KEY[key].target) for step in STEPS]
+        most, trials = await most_watched(url, counts, self.seconds, enhance, WIDE)
         self.results.details[key] = trials
         self.results.notes[key] = f"{self.seconds:g} s, tried {', '.join(str(trial['sessions']) for trial in trials)}"
         return most
@@ -254,7 +257,8 @@ class Bench:
             return
         most = []
         for gpus in (1, 2):
-            counts = [gpus * count for count in self.sessions]
+            one = self.sessions or [round(step * BY_KEY["sessions-cropped"].target) for step in STEPS]
+            counts = [gpus * count for count in one]
             stitch = tuple((stage, gpus * count) for stage, count in self.setup.replicas)
             lipsync = (("LipSync", gpus),)
             setup = replace(self.setup, gpus=gpus, replicas=(*stitch, *lipsync), lipsync=dict(CROPPED))
@@ -373,14 +377,16 @@ def main() -> int:
     keys = [row.key for row in ROWS]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="ROW", help=", ".join(keys))
     parser.add_argument("--seconds", type=float, default=120.0, help="how long watched sessions speak")
-    parser.add_argument("--sessions", type=int, nargs="+", default=[8, 16, 24, 32, 40, 48], help="numbers to try")
+    parser.add_argument("--sessions", type=int, nargs="+", help="numbers to try; default: STEPS times the target")
     parser.add_argument("--repeats", type=int, default=40, help="utterances whose TTFF is measured")
     parser.add_argument("--stage-seconds", type=float, default=5.0, help="how long a stage is driven")
     parser.add_argument("--no-manual", action="store_true", help="leave out MuseTalk's way")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()
     rows = tuple(row for row in ROWS if row.key in arguments.only)
-    results = measure(arguments, rows)
+    results = Results()
+    with contextlib.suppress(KeyboardInterrupt):  # the table shows what was measured until then
+        measure(arguments, rows, results)
     print(table(rows, results))
     if arguments.json:
         facts = {"values": results.values, "notes": results.notes, "manual": results.manual}
@@ -388,15 +394,17 @@ def main() -> int:
     return 1 if missed(rows, results) else 0
 
 
-def measure(arguments: argparse.Namespace, rows: tuple[Row, ...]) -> Results:
+def measure(arguments: argparse.Namespace, rows: tuple[Row, ...], results: Results) -> None:
+    """Fill in the results of the rows."""
     import torch
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        return Results(notes={row.key: GPU for row in rows})
+        results.notes |= {row.key: GPU for row in rows}
+        return
     setup = setup_of(arguments)
     setup.out.mkdir(parents=True, exist_ok=True)
     times = arguments.seconds, arguments.sessions, arguments.repeats, arguments.stage_seconds
-    return Bench(setup, rows, *times, manual=not arguments.no_manual).run()
+    Bench(setup, rows, *times, not arguments.no_manual, results).run()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ import pytest
 
 from benchmarks import concurrency
 from benchmarks.concurrency import Setup, most_watched
-from benchmarks.targets import ROWS, Results, missed, table
+from benchmarks.targets import BY_KEY, Results, missed, table
 from benchmarks.viewers import lateness_s
 from configs.serve_file import deployment_of, load_serve_config
-
-BY_KEY = {row.key: row for row in ROWS}
 
 
 def test_the_table_compares_each_figure_with_its_target_and_says_why_one_is_missing() -> None:
