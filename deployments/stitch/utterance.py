@@ -73,6 +73,7 @@ class UtteranceWriter:
     # state
     pasting: PasteMemory = field(default_factory=PasteMemory)
     encoder: UtteranceEncoder | None = None
+    _opened: UtteranceEncoder | None = None  # by `claim`, for the session's end at that time
     pauses: dict[int, list[PausePart]] = field(default_factory=dict)  # by the tick of the fragment that follows
     _ended: bool = False
     _start: Clock | None = None  # position of its first frame in the file
@@ -90,11 +91,12 @@ class UtteranceWriter:
     # --- make
 
     def claim(self) -> None:
-        """Become the session's writer ahead of the first frame: a new session waits several times for the disk.
+        """Become the session's writer and open the encoder, ahead of the first frame: a new session waits for the disk.
 
         Raises what `encode` would raise for its first chunk.
         """
-        self.sessions.claim(self.request.session_id, self.spec, self.avatar.prepared)
+        session = self.sessions.claim(self.request.session_id, self.spec, self.avatar.prepared)
+        self._opened = UtteranceEncoder(session.spec, session.clock)
 
     def add(self, chunk: Chunk) -> list[Fragment]:
         """Encode a chunk and write the fragments that it completes. Raises FencedError, OSError."""
@@ -145,7 +147,7 @@ class UtteranceWriter:
 
     def release(self) -> None:
         """Drop the encoder with its threads, and the frame: the utterance itself may be referenced for longer."""
-        self.encoder = self._canvas = None
+        self.encoder = self._opened = self._canvas = None
         self.pauses.clear()
         self._sidecar_lines.clear()
 
@@ -322,7 +324,10 @@ class UtteranceWriter:
                 self.pause = replace(self.pause, rested={**self.pause.rested, **self._missing_rests()})
                 self._keep_pause(self._next_position, position, first_frame)
             assert self._clock is not None
-            self.encoder = UtteranceEncoder(self.session.spec, self._clock)
+            opened, self._opened = self._opened, None
+            if opened is None or (opened.spec, opened.clock) != (self.session.spec, self._clock):  # after a pause
+                opened = UtteranceEncoder(self.session.spec, self._clock)
+            self.encoder = opened
         return self.encoder
 
     def _paste(self, position: int, crops: FaceCrops, weights: Float32) -> Iterator[AnyFrame]:
