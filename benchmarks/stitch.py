@@ -1,11 +1,11 @@
-"""Measures the milliseconds per frame of pasting, encoding and appending, on one core.
+"""Measures the milliseconds per frame of filtering, pasting, encoding and appending, on one core.
 
     python -m benchmarks.stitch
-    python -m benchmarks.stitch --presets    # x264's presets on the presenter's idle clip: time, size, SSIM
+    python -m benchmarks.stitch --presets    # x264's settings on frames of an utterance: time, size, quality
 
-Pasting and encoding are measured in CPU time, so that other load does not matter; appending in wall time. The frames
-are a photograph with a moving face; the session is written to a temporary folder. Each frame is also rendered by
-converting the whole picture to RGB and back (`whole_ms`): `saved_ms` is what the canvas saves.
+The presenter speaks: her own crops with a jaw that opens and closes, pasted as the pipeline does. All but appending is
+CPU time, so that other load matters less; appending is wall time. `whole_ms` pastes into the whole frame as RGB and
+converts it back. `frames_per_s` is what one core makes in all.
 """
 
 from __future__ import annotations
@@ -16,156 +16,215 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
-from skimage import data
 from skimage.metrics import structural_similarity
 
-from benchmarks.common import argument_parser
-from models.geometry import apply, invert
-from models.media.encode import MediaSpec, UtteranceEncoder, init_segment
+from benchmarks.common import argument_parser, rms
+from models.avatar.detect import BlazeMesh
+from models.avatar.store import AvatarStore
+from models.geometry import warp
+from models.media import h264
+from models.media.encode import MediaSpec, UtteranceEncoder
 from models.media.frames import planes
-from models.media.yuv import AnyFrame, Picture, picture_of
+from models.media.yuv import AnyFrame, Picture, picture_of, rgb_part
 from models.stitch.blends import BLENDS
 from models.stitch.canvas import Canvas
+from models.stitch.crop_filter import CropFilter, pasted_box
+from models.stitch.jaw import JawLine
 from models.stitch.paste import PasteMemory, Paster
 from models.stitch.session import SessionFile
-from models.types import CROP_PX, Float32, PreparedAvatar, UInt8
+from models.types import Float32, PreparedAvatar, UInt8
 
-AVATAR_FRAMES, CLIP_FRAMES = 50, 75
-PRESENTER = Path(__file__).resolve().parents[1] / "models/embedded/presenter/presenter.mp4"
+AVATARS = Path(__file__).resolve().parents[1] / "models/embedded/avatars"
+FRAMES = 48
+JAW_PX, SYLLABLE_FRAMES = 10.0, 7.0  # how far the jaw opens, crop px, and how often
 CHUNK = 8  # frames per push
+SIZES = ((512, 512, 256), (512, 512, 512), (1280, 720, 256), (1280, 720, 512), (1920, 1080, 512))
+TARGETS = {(512, 512, 256): 300, (1280, 720, 256): 120}  # frames per second and core
+FACE = (slice(160, 400), slice(140, 372))  # of the presenter's frame
+WITH_AQ = h264.X264_PARAMS.replace(":aq-mode=0", "")
+SETTINGS = (  # preset, x264's parameters, crf
+    ("veryfast", WITH_AQ, 20),
+    ("veryfast", h264.X264_PARAMS, 20),
+    ("superfast", WITH_AQ, 20),
+    ("superfast", h264.X264_PARAMS, 20),
+    ("superfast", h264.X264_PARAMS, 21),
+    ("ultrafast", h264.X264_PARAMS, 20),
+)
 
 
-def avatar(width: int, height: int, face_px: int) -> PreparedAvatar:
-    """A face of `face_px` that sways across the middle of the frame."""
-    transforms = np.zeros((AVATAR_FRAMES, 2, 3), np.float32)
-    scale = CROP_PX / face_px
-    for k in range(AVATAR_FRAMES):
-        turn = cv2.getRotationMatrix2D((width / 2 + 5 * np.sin(k / 8), height / 2), 3 * np.sin(k / 9), scale)
-        turn[:, 2] += (CROP_PX - 1) / 2 - np.array([width / 2, height / 2])
-        transforms[k] = turn
-    mask = np.zeros((CROP_PX, CROP_PX), np.uint8)
-    cv2.ellipse(mask, (128, 140), (88, 96), 0, 0, 360, 255, -1)
-    masks = np.repeat(cv2.GaussianBlur(mask, (31, 31), 0)[None], AVATAR_FRAMES, 0)
-    landmarks = np.zeros((AVATAR_FRAMES, 68, 2), np.float32)
-    angles = np.linspace(np.pi, 0, 17)  # a jaw line in the crop, ear to ear
-    jaw = np.stack([128 + 90 * np.cos(angles), 150 + 90 * np.sin(angles)], 1)
-    landmarks[:, :17] = np.stack([apply(invert(transform), jaw) for transform in transforms])
-    has_face = np.ones(AVATAR_FRAMES, bool)
-    return PreparedAvatar("bench", "0", 25, width, height, transforms, landmarks, masks, has_face)
+class Pictures:
+    """Frames of an avatar in memory, as a video file provides them."""
 
-
-class Still:
-    """One picture for all frames, provided as a video file provides them."""
-
-    def __init__(self, frame: UInt8) -> None:
-        self._rgb, self._picture = frame, picture_of(frame)
+    def __init__(self, pictures: list[Picture]) -> None:
+        self._pictures = pictures
 
     def __len__(self) -> int:
-        return AVATAR_FRAMES
+        return len(self._pictures)
 
     def __getitem__(self, index: int) -> UInt8:
-        return self._rgb
+        height, width = self._pictures[index].shape
+        return rgb_part(self._pictures[index], (0, 0, width, height))
 
     def picture(self, index: int) -> Picture:
-        return self._picture
+        return self._pictures[index]
+
+
+def presenter(width: int, height: int) -> PreparedAvatar:
+    """The presenter's first frames, enlarged to `height` and centred in `width`, whose sides repeat the border."""
+    own = AvatarStore(AVATARS).load("presenter", latents=False)
+    assert own.frames is not None
+    factor, side = height / own.height, (width - height) // 2
+    pictures = []
+    for k in range(FRAMES):
+        large = cv2.resize(own.frames[k], (height, height), interpolation=cv2.INTER_CUBIC)
+        pictures.append(picture_of(cv2.copyMakeBorder(large, 0, 0, side, side, cv2.BORDER_REPLICATE)))
+    back = np.array([[1 / factor, 0, (0.5 - side) / factor - 0.5], [0, 1 / factor, 0.5 / factor - 0.5], [0, 0, 1]])
+    whole = np.concatenate([own.transforms, np.tile(np.float32([[[0, 0, 1]]]), (len(own), 1, 1))], 1)
+    landmarks = (own.landmarks + 0.5) * factor - 0.5 + np.float32([side, 0])
+    parts = {"masks": own.masks, "has_face": own.has_face, "landmarks": landmarks.astype(np.float32)}
+    parts["transforms"] = (whole @ back)[:, :2].astype(np.float32)
+    cut = {name: part[:FRAMES] for name, part in parts.items()}
+    return dataclasses.replace(own, width=width, height=height, frames=Pictures(pictures), **cut)
+
+
+def speaking(avatar: PreparedAvatar, side: int) -> list[UInt8]:
+    """The avatar's own crops, `side` px, with a jaw that opens and closes."""
+    line, faces = JawLine(avatar), []
+    assert avatar.frames is not None
+    for k in range(FRAMES):
+        frame = np.array(avatar.frames[k])
+        line.stretch_chin(frame, avatar.transforms[k], JAW_PX * abs(np.sin(k * np.pi / SYLLABLE_FRAMES)))
+        crop = warp(frame, avatar.transforms[k])
+        faces.append(crop if side == len(crop) else cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC))
+    return faces
 
 
 def paste_ms(
-    given: PreparedAvatar, face: UInt8, memory: PasteMemory | None = None, mode: str = "feather", whole: bool = False
-) -> tuple[float, list[AnyFrame]]:
-    """Median ms per frame, with warm caches, from the avatar's frame to the encoder's input; and the frames.
-
-    memory: paste as the pipeline does. whole: convert the whole of each frame to RGB.
-    """
-    assert given.frames is not None
-    paster, canvas, times, pasted = Paster(given, mode), Canvas(given), [], []
-    drawn = Picture.empty(given.height, given.width)
-    for lap in range(2):  # the first lap warms the cache of masks
-        for k in range(AVATAR_FRAMES):
-            moved = np.roll(face, k, axis=1)
-            begun = time.process_time()
+    avatar: PreparedAvatar, faces: Sequence[UInt8], mode: str = "feather", whole: bool = False
+) -> tuple[float, float, list[Picture]]:
+    """Median ms per frame of the filter and of the paste, up to the encoder's input, with warm caches; the frames."""
+    assert avatar.frames is not None
+    paster, canvas, times, pasted = Paster(avatar, mode), Canvas(avatar), [], []
+    for lap in range(3):  # the first lap fills the caches
+        memory, steady = PasteMemory(), CropFilter(pasted_box(avatar))
+        for k, face in enumerate(faces):
+            drawn, begun = Picture.empty(avatar.height, avatar.width), time.thread_time()
+            crop = steady(face)
+            filtered = time.thread_time()
             if whole:
-                made: AnyFrame = given.frames[k].copy()
-                paster.paste_into(made, moved, k, memory=memory)  # type: ignore[arg-type]
+                made: AnyFrame = np.array(avatar.frames[k])
+                paster.paste_into(made, crop, k, memory=memory)  # type: ignore[arg-type]
             else:
-                made = canvas.frame(paster, moved, k, memory=memory)
+                made = canvas.frame(paster, crop, k, memory=memory)
             drawn.copy_from(made)
-            times += [time.process_time() - begun] if lap else []
-            pasted += [made] if lap else []
-    return 1e3 * statistics.median(times), pasted
+            times += [(filtered - begun, time.thread_time() - filtered)] if lap else []
+            pasted += [drawn] if lap == 1 else []
+    filter_ms, ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+    return filter_ms, ms, pasted
 
 
-def encode_ms(frames: list[AnyFrame], spec: MediaSpec, speech: Float32, folder: Path) -> tuple[float, float, float]:
+def encode_ms(frames: Sequence[Picture], spec: MediaSpec, folder: Path) -> tuple[float, float, float]:
     """Encode an utterance and append it: ms per frame of each, and the bit rate in kbit/s."""
-    session, encoder = SessionFile(folder, spec), UtteranceEncoder(spec)
-    encoding = appending = 0.0
-    for k in range(0, len(frames), CHUNK):
-        part, last = frames[k : k + CHUNK], k + CHUNK >= len(frames)
-        begun = time.process_time()
-        fragments = encoder.push(part, speech if k == 0 else speech[:0], last)
-        encoding += time.process_time() - begun
-        begun = time.perf_counter()
-        for fragment in fragments:
-            session.append(fragment)
-        appending += time.perf_counter() - begun
-    return 1e3 * encoding / len(frames), 1e3 * appending / len(frames), session.size * 8 / session.duration_s / 1e3
+    noise = np.random.default_rng(0).standard_normal(len(frames) * spec.samples_at(spec.frame_ticks)).clip(-4, 4)
+    speech, encoding, appending = 0.2 * noise.astype(np.float32), [], []
+    for lap in range(3):
+        session, encoder = SessionFile(folder / str(lap), spec), UtteranceEncoder(spec)
+        spent = [0.0, 0.0]
+        for k in range(0, len(frames), CHUNK):
+            part, last = frames[k : k + CHUNK], k + CHUNK >= len(frames)
+            begun = time.thread_time()
+            fragments = encoder.push(part, speech if k == 0 else speech[:0], last)
+            spent[0] += time.thread_time() - begun
+            begun = time.perf_counter()
+            for fragment in fragments:
+                session.append(fragment)
+            spent[1] += time.perf_counter() - begun
+        encoding.append(1e3 * spent[0] / len(frames))
+        appending.append(1e3 * spent[1] / len(frames))
+    return min(encoding), min(appending), session.size * 8 / session.duration_s / 1e3
 
 
-def compare_presets(names: tuple[str, ...] = ("medium", "faster", "veryfast", "superfast", "ultrafast")) -> None:
-    """Print a row per preset, as fragments of a session are encoded: CPU time (best of three), bit rate, mean SSIM."""
-    with av.open(str(PRESENTER)) as container:
-        frames = [picture_of(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)][:CLIP_FRAMES]
-    height, width = frames[0].shape
-    for name in names:
-        spec = MediaSpec(width, height, 25, preset=name)
-        silence = np.zeros(len(frames) * spec.samples_at(spec.frame_ticks), np.float32)
+def landmarks(frames: Sequence[Picture]) -> Float32:
+    """FaceMesh's landmarks of frames, `(n, 68, 2)` px."""
+    mesh, found = BlazeMesh(), []
+    face = None
+    for frame in frames:
+        height, width = frame.shape
+        face = mesh.detect(rgb_part(frame, (0, 0, width, height)), face)[0]
+        found.append(face.landmarks)
+    return np.stack(found)
+
+
+def compare_settings() -> None:
+    """Print a row per setting of x264. `flicker` and `jitter`: what coding adds to the change between two frames, of
+    the face in grey levels rms, and of the landmarks in px rms."""
+    avatar = presenter(512, 512)
+    _, _, frames = paste_ms(avatar, speaking(avatar, 256))
+    lumas, places = np.stack([frame.luma for frame in frames]).astype(np.float32), landmarks(frames)
+    for preset, params, crf in SETTINGS:
+        h264.X264_PARAMS = params
+        spec = MediaSpec(512, 512, 25, preset=preset, crf=crf, first_fragment_frames=4, fragment_frames=8)
         times = []
         for _ in range(3):
-            encoder, begun = UtteranceEncoder(spec), time.process_time()
-            fragments = encoder.push(frames, silence, True)
-            times.append(time.process_time() - begun)
-        data = b"".join([init_segment(spec), *(fragment.data for fragment in fragments)])
+            encoder, begun = h264.H264Encoder(spec), time.thread_time()
+            samples = [
+                sample for k, frame in enumerate(frames) for sample in encoder.encode(frame, k % 8 == 4 or not k)
+            ]
+            times.append(time.thread_time() - begun)
+        fragments = UtteranceEncoder(spec).push(frames, np.zeros(0, np.float32), True)
+        data = fragments[0].init + b"".join(fragment.data for fragment in fragments)
         with av.open(io.BytesIO(data)) as coded:
-            shown = [planes(frame).luma for frame in coded.decode(video=0)]
-        pairs = list(zip(frames, shown, strict=True))[::6]
-        ssim = statistics.mean(structural_similarity(one.luma, other[:height, :width]) for one, other in pairs)
-        rate = 8e-3 * len(data) / (len(frames) / 25)
-        print(f"{name:10} {1e3 * min(times) / len(frames):5.2f} ms  {rate:5.0f} kbit/s  SSIM {ssim:.4f}")
+            shown = [copied(planes(frame)) for frame in coded.decode(video=0)]
+        error = np.stack([picture.luma for picture in shown]).astype(np.float32) - lumas
+        face = error[:, FACE[0], FACE[1]]
+        pairs = list(zip(lumas.astype(np.uint8), shown, strict=True))[::6]
+        ssim = statistics.mean(structural_similarity(one, other.luma) for one, other in pairs)
+        print(
+            f"{preset:9} {'no AQ' if 'aq-mode=0' in params else '   AQ'} crf {crf}  "
+            f"{1e3 * min(times) / len(frames):5.2f} ms  {8 * sum(map(len, samples)) / len(frames) / 40:5.0f} kbit/s  "
+            f"SSIM {ssim:.4f}  face {20 * np.log10(255 / rms(face)):.2f} dB  flicker {rms(np.diff(face, axis=0)):.3f}  "
+            f"jitter {rms(np.diff(landmarks(shown) - places, axis=0)):.3f} px",
+            flush=True,
+        )
+
+
+def copied(picture: Picture) -> Picture:
+    out = Picture.empty(*picture.shape)
+    out.copy_from(picture)
+    return out
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--presets", action="store_true", help="compare x264's presets instead")
+    parser.add_argument("--presets", action="store_true", help="compare x264's settings instead")
     cv2.setNumThreads(1)
     if parser.parse_args().presets:
-        compare_presets()
+        compare_settings()
         return
     rows: list[dict[str, float | str]] = []
-    for width, height, face_px, side in (
-        (512, 512, 256, 256),
-        (512, 512, 256, 512),
-        (1920, 1080, 400, 512),
-        (3840, 2160, 800, 512),
-    ):
-        frame = cv2.resize(data.astronaut(), (width, height))
-        face = cv2.resize(data.astronaut()[:256, 96:352], (side, side))
-        given = dataclasses.replace(avatar(width, height, face_px), frames=Still(frame))
-        paste, frames = paste_ms(given, face)
-        plain, _ = paste_ms(given, face, whole=True)
-        speech = 0.2 * np.random.default_rng(0).standard_normal(len(frames) * 960).clip(-4, 4).astype(np.float32)
+    for width, height, side in SIZES:
+        avatar = presenter(width, height)
+        faces = speaking(avatar, side)
+        filtered, paste, frames = paste_ms(avatar, faces)
         with tempfile.TemporaryDirectory() as folder:
-            encode, append, rate = encode_ms(frames, MediaSpec(width, height, 25), speech, Path(folder) / "bench")
-        rows.append({"frame": f"{width}×{height}", "crop_px": side, "paste_ms": paste, "whole_ms": plain})
-        rows[-1] |= {"saved_ms": plain - paste, "encode_ms": encode}
-        for mode in sorted(BLENDS):  # with colour, sharpness and jaw corrections, as the pipeline pastes
-            rows[-1][f"fitted_{mode}_ms"] = paste_ms(given, face, PasteMemory(), mode)[0]
-        rows[-1] |= {"append_ms": append, "kbit_s": rate}
-        print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
+            encode, append, rate = encode_ms(frames, MediaSpec(width, height, 25), Path(folder))
+        rows.append({"frame": f"{width}×{height}", "crop_px": str(side), "filter_ms": filtered, "paste_ms": paste})
+        rows[-1] |= {"encode_ms": encode, "append_ms": append, "kbit_s": rate}
+        rows[-1] |= {"frames_per_s": 1e3 / (filtered + paste + encode + append)}
+        if target := TARGETS.get((width, height, side)):
+            rows[-1]["target"] = float(target)
+        rows[-1]["whole_ms"] = paste_ms(avatar, faces, whole=True)[1]
+        for mode in sorted(BLENDS.keys() - {"feather"}):
+            rows[-1][f"{mode}_ms"] = paste_ms(avatar, faces, mode)[1]
+        print(
+            "  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True
+        )
     print(json.dumps(rows))
 
 
