@@ -85,6 +85,7 @@ class UtteranceWriter:
     _written: int = 0  # frames of speech in the file; in a live session they have been shown
     _kept_crops: dict[int, UInt8] = field(default_factory=dict)  # live sessions: JPEG by frame of the utterance
     _rested_after: int = -1  # frames that had been shown at the latest return to rest
+    _resting: dict[tuple[int, ...], RestFragment] = field(default_factory=dict)  # since then, by positions
     _live_zero: Clock | None = None
     _canvas: Canvas | None = None
 
@@ -244,9 +245,14 @@ class UtteranceWriter:
 
         shown: frames of the utterance that have been shown. positions: of the head on the timeline, one per frame.
         """
-        moving = shown != self._rested_after  # a mouth at rest stays at rest until more speech is shown
-        self._rested_after = shown
-        return self._encode_rest(shown, positions, moving)
+        if shown != self._rested_after:
+            self._rested_after, self._resting = shown, {}
+            return self._encode_rest(shown, positions, True)
+        # a mouth at rest stays at rest until more speech is shown; a head that sways for long repeats itself
+        key = tuple(positions)
+        if key not in self._resting:
+            self._resting[key] = self._encode_rest(shown, positions, False)
+        return self._resting[key]
 
     def _encode_rest(self, shown: int, positions: Sequence[int], moving: bool) -> RestFragment:
         avatar = self.avatar.prepared

@@ -16,7 +16,7 @@ from deployments.stitch.chunks import Chunk
 from deployments.stitch.metrics import summary_of
 from deployments.stitch.open_sessions import OpenSessions
 from deployments.stitch.utterance import MAX_KEPT_CROPS, UtteranceWriter, _from_jpeg, _to_jpeg
-from models.avatar.playback import ping_pong
+from models.avatar.playback import ping_pong, sway
 from models.errors import FencedError
 from models.live.pauses import Pause
 from models.live.timeline import IdleGrid, encode_idle
@@ -367,3 +367,19 @@ def test_a_paste_needs_memory_for_its_region_only_however_large_the_frame(tmp_pa
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] == pytest.approx(peaks[0], rel=0.05) and peaks[1] > 0  # of 16 times the pixels
+
+
+def test_a_long_hold_encodes_each_step_of_the_swaying_head_once(sessions, monkeypatch):
+    said, encoded = utterance(sessions), []
+    monkeypatch.setattr(
+        "deployments.stitch.utterance.encode_closed_gop",
+        lambda frames, spec: encoded.append(len(list(frames))) or (b"frame",) * encoded[-1],
+    )
+    said.encode(chunk(0, 8, speech_s=0.32), False)
+    for _ in range(3):
+        path = sway(8, 16)
+        steps = [said.rest_fragment(8, path[start : start + 4]) for start in range(0, 16, 4)]
+        assert [len(step.video) for step in steps] == [4] * 4
+    assert encoded == [4] * 5  # the mouth moves to rest in the first of all
+    said.rest_fragment(4, sway(8, 16)[:4])  # more speech was shown in between: the mouth moves again
+    assert len(encoded) == 6
