@@ -53,8 +53,7 @@ def test_hours_of_sessions(
         for session_id in (*visiting, *staying):
             row.most(av_offset_s=tracks_apart_s(audience.viewers[session_id]))
         for session_id in visiting:
-            audience.viewers.pop(session_id).stop()
-            audience.api.delete(f"/sessions/{session_id}").raise_for_status()
+            audience.delete(session_id)
         for session_id in staying:  # a new connection, so that a viewer's data does not grow for hours
             audience.viewers[session_id].stop()
             audience.viewers[session_id] = Viewer(audience, session_id)

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import io
+import itertools
 import threading
 import time
 from collections.abc import Iterable
@@ -185,7 +186,9 @@ class Audience:
     def open(self, *session_ids: str, watched: bool = True) -> None:
         """Open sessions; return when their viewers see a picture."""
         for session_id in session_ids:
-            self.pitches[session_id] = LOWEST_HZ + APART_HZ * len(self.pitches)
+            self.pitches[session_id] = next(
+                pitch for pitch in itertools.count(LOWEST_HZ, APART_HZ) if pitch not in self.pitches.values()
+            )
             self.api.post("/sessions", json={"session_id": session_id}).raise_for_status()
             if watched:
                 self.viewers[session_id] = Viewer(self, session_id)
@@ -208,6 +211,12 @@ class Audience:
         except httpx.TransportError as error:
             status, content = 0, {"error": repr(error)}
         return Spoken(session_id, text, status, content, sent_s, time.monotonic(), retry_after)
+
+    def delete(self, session_id: str) -> None:
+        """Delete a session; its pitch is free again."""
+        self.viewers.pop(session_id).stop()
+        self.api.delete(f"/sessions/{session_id}").raise_for_status()
+        del self.pitches[session_id]
 
     def file_frames(self, session_id: str) -> int:
         """The frames of a session's file, which must be playable, agree with its description, and have its pitch only.
