@@ -81,9 +81,9 @@ def sample(audience: Audience) -> dict[str, float]:
 
 def tracks_apart_s(viewer: Viewer) -> float:
     """The difference of the ends of sound and picture in a viewer's stream."""
-    ends = []
+    ends, data = [], viewer.connections[0].whole()  # once: more arrives meanwhile
     for kind in ("video", "audio"):
-        with av.open(io.BytesIO(viewer.connections[0].whole())) as file:
+        with av.open(io.BytesIO(data)) as file:
             stream = getattr(file.streams, kind)[0]
             last = max((p for p in file.demux(stream) if p.pts is not None), key=lambda p: p.pts)
             ends.append(float((last.pts + (last.duration or 0)) * last.time_base))
