@@ -30,7 +30,7 @@ from models.types import LATENT_PX, WINDOW_TOKENS, CropWindow, Float16, Float32,
 
 LARGEST_DECODE = 16  # frames per call of a decoder. On an H200, 32 were a fifth slower: 2 GB and more per feature map
 SMALL_WINDOW = CropWindow((128, 132), (128, 132))
-LATENTS = ((LATENT_CHANNELS, LATENT_PX, LATENT_PX), torch.float16)
+LATENT_SHAPE = (LATENT_CHANNELS, LATENT_PX, LATENT_PX)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +108,7 @@ class CudaFaces:
             numbers = self._transfers.up(np.array([number for _, number, _ in ordered]))
             held = _Frames([avatar for avatar, _, _ in ordered], numbers)
             # 3. the UNet
-            z = torch.empty((len(frames), *LATENTS[0]), dtype=self.dtype, device=self.device)
+            z = torch.empty((len(frames), *LATENT_SHAPE), dtype=self.dtype, device=self.device)
             for start, stop, recording in self._unet.parts(0, len(frames)):
                 held.select("latents", start, stop, recording.inputs[0])
                 recording.inputs[1][: stop - start] = speech[start:stop]
@@ -151,7 +151,7 @@ class CudaFaces:
     def _compile_kernels(self) -> None:
         """Those of cropped decoders, so that a window of a new avatar is recorded quickly."""
         shape = self._decoder.statistics_shape
-        latents = torch.zeros((1, *LATENTS[0]), dtype=self.dtype, device=self.device)
+        latents = torch.zeros((1, *LATENT_SHAPE), dtype=self.dtype, device=self.device)
         statistics = None if shape is None else torch.zeros((1, *shape), device=self.device)
         with torch.inference_mode():
             self._decoder.at(SMALL_WINDOW)(latents.to(memory_format=torch.channels_last), statistics)
@@ -161,7 +161,7 @@ class CudaFaces:
         if window in self._decoders:
             return self._decoders[window]
         decoder = self._decoder.at(window)
-        rows: list[tuple[tuple[int, ...], torch.dtype]] = [(LATENTS[0], self.dtype)]
+        rows: list[tuple[tuple[int, ...], torch.dtype]] = [(LATENT_SHAPE, self.dtype)]
         if window != WHOLE_FACE and (shape := decoder.statistics_shape):
             rows.append((shape, torch.float32))
 

@@ -233,6 +233,7 @@ class RecordedEngine(Engine):
 
 async def test_a_window_that_is_decoded_is_put_into_the_avatars_own_face(stage, monkeypatch):
     monkeypatch.setattr(RecordedEngine, "windows", [])
+    monkeypatch.setattr(OwnFaces, "read_all", lambda faces: None)  # the end of the test would wait for it
     stage._load_avatar = stage.checked_load
     recorded = config(engine=f"{__name__}:RecordedEngine")
     await stage.reconfigure({**recorded, "decode": "full"})
