@@ -2,8 +2,8 @@
 
 Convolutions can be cropped exactly; a GroupNorm cannot, because its mean and variance are those of the whole picture.
 With *given* statistics it is one multiply-add per channel, and the decoder of a KL VAE becomes a plain stack of
-convolutions. The statistics come from decoding the avatar's own frame, so a cropped KL decoder is an approximation:
-another mouth has slightly other statistics. A tiny VAE has no norms: its crop is exact.
+convolutions. The statistics come from other mouths of the same frame (models/avatar/decoding.py), so a cropped KL
+decoder is an approximation: each mouth has slightly other statistics. A tiny VAE has no norms: its crop is exact.
 """
 
 from __future__ import annotations
