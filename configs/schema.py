@@ -208,9 +208,9 @@ class StitchConfig(Supervised):
     preset: str = Field("superfast", description="Speed preset of x264, such as `superfast`, `veryfast` or `medium`.")
     encoder: Literal["auto", "libx264", "h264_nvenc", "h264_vaapi"] = Field(
         "auto",
-        description="H.264 encoder of new sessions. `auto` takes that of a graphics card if it encodes a few frames when "
-        "Stitch starts, else x264. A card is visible to Stitch only if `num_gpus` in its ray_actor_options is above 0. "
-        "Where the encoder of a session is missing later, x264 continues it.",
+        description="H.264 encoder of new sessions. `auto` takes that of a graphics card if it encodes a few frames "
+        "when Stitch starts, else x264. A card is visible to Stitch only if `num_gpus` in its ray_actor_options is "
+        "above 0. Where the encoder of a session is missing later, x264 continues it.",
     )
     threads: int = Field(
         1,

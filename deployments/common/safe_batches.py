@@ -59,7 +59,7 @@ class SafeBatches(Generic[Item, Result]):
         """Begin to compute. Errors are those of `results()`."""
         try:
             begun = self._compute(items)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 raised by `results()`
             failed = error.with_traceback(None)  # it holds the tensors of the failed call
 
             def fail() -> list[Result]:
