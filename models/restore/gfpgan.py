@@ -16,7 +16,6 @@ import torch
 from models.errors import ConfigError, InputError
 from models.restore.align import restore_aligned
 from models.restore.align_device import aligned_pass, enlarges, start_on_device
-from models.restore.gfpgan_fused import FusedGFPGAN
 from models.restore.gfpgan_net import GFPGANNet, channels_last
 from models.runtime.cuda_graphs import GraphedFunction, check_compile, graph_batch_sizes
 from models.runtime.tensors import as_tensor
@@ -33,20 +32,14 @@ class GFPGAN:
 
     needs_landmarks = True
 
-    def __init__(
-        self, module: GFPGANNet, max_faces: int = MAX_FACES, compile: str = "off", dtype: torch.dtype | None = None
-    ) -> None:
-        """dtype: of the network's operations; None is that of the module, which is converted to it."""
-        weight = module.final_linear.weight
-        dtype, mode = dtype or weight.dtype, check_compile(compile, weight.device)
-        net = FusedGFPGAN(module, dtype) if mode == "inductor" else None  # from the weights before their conversion
-        self.module, self.max_faces = channels_last(module.to(dtype)), max_faces
+    def __init__(self, module: GFPGANNet, max_faces: int = MAX_FACES, compile: str = "off") -> None:
+        self.module, self.max_faces = module, max_faces
+        mode = check_compile(compile, self.device)
         self.batch_sizes = (max_faces,) if mode == "off" else graph_batch_sizes(mode, max_faces)
         self._transfers = Transfers(self.device)
-        self._plain = self._crops = aligned_pass(module_pass(self.module), self.device)
+        self._plain = self._crops = aligned_pass(module_pass(module), self.device)
         if mode != "off":
-            run = self._plain if net is None else aligned_pass(net, self.device)
-            self._crops = GraphedFunction(run, self.batch_sizes, mode, self.device)
+            self._crops = GraphedFunction(self._plain, self.batch_sizes, mode, self.device)
 
     @classmethod
     def load(
@@ -69,8 +62,8 @@ class GFPGAN:
         name = str(dtype).removeprefix("torch.")
         if name not in DTYPES:
             raise ConfigError(f"There is no dtype {name!r} for GFPGAN.", f"Use one of {', '.join(DTYPES)}.")
-        module = build_module(GFPGANNet, load_state_dict(path), path, device, torch.float32)
-        return cls(module, max_faces, compile, getattr(torch, name))
+        module = build_module(GFPGANNet, load_state_dict(path), path, device, getattr(torch, name))
+        return cls(channels_last(module), max_faces, compile)
 
     @property
     def device(self) -> torch.device:

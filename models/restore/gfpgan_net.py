@@ -55,7 +55,8 @@ class ResBlock(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         deep = _leaky(self.conv2(_resize(_leaky(self.conv1(x)), self.factor)))
-        shallow: Tensor = self.skip(_resize(x, self.factor))
+        # the two commute, and the small picture has a quarter of the pixels
+        shallow: Tensor = self.skip(_resize(x, self.factor)) if self.factor < 1 else _resize(self.skip(x), self.factor)
         return deep + shallow
 
 

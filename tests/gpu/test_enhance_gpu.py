@@ -11,8 +11,7 @@ import torch
 
 from models.restore.align import FFHQ_512
 from models.restore.gfpgan import GFPGAN
-from models.restore.gfpgan_fused import FusedGFPGAN
-from models.restore.gfpgan_net import GFPGANNet
+from models.restore.gfpgan_net import GFPGANNet, channels_last
 from models.restore.heads import Heads
 from tests.support.random_weights import gfpgan_weights
 
@@ -28,7 +27,7 @@ def net() -> GFPGANNet:
     """GFPGAN in its own size, with random weights that keep activations near 1."""
     made = GFPGANNet()
     made.load_state_dict(gfpgan_weights({key: tuple(value.shape) for key, value in made.state_dict().items()}))
-    return made.cuda().eval().requires_grad_(False)
+    return channels_last(made.cuda().eval().requires_grad_(False))
 
 
 def faces(n: int, seed: int) -> np.ndarray:
@@ -52,7 +51,7 @@ def exact() -> GFPGAN:
 
 @pytest.fixture(scope="module", params=["off", "graphs", "inductor"])
 def half(request: pytest.FixtureRequest) -> GFPGAN:
-    return GFPGAN(net(), LARGEST, request.param, torch.float16)
+    return GFPGAN(net().half(), LARGEST, request.param)
 
 
 def test_the_device_matches_the_cpu(exact: GFPGAN, tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_large_styles_do_not_overflow_in_half_precision() -> None:
     x = torch.rand(2, 3, 512, 512, device="cuda") * 2 - 1
     with torch.inference_mode():
         wanted = large(x)
-        got = FusedGFPGAN(large, torch.float16)(x)
+        got = large.half()(x.half()).float()
     assert torch.isfinite(got).all()
     assert (got - wanted).norm() < 0.02 * wanted.norm()
 
