@@ -211,7 +211,7 @@ wrong session is found.
 `make test` runs the short form. `make soak` runs all cases; `make soak HOURS=1` lets the last one run for an hour. The
 results are written to `out/chaos.json`; for a release they are copied to `docs/reliability.json`, from which `make
 docs` makes this page. The stages compute with fake engines there, which take no time, on one machine. With real
-engines, add the time that an engine needs to load.
+engines, add the time that an engine needs to load. Cases with several nodes set Ray as `cluster/rayservice.yaml` does.
 """
 
 FIGURES = {  # of a row of reliability.json → the head of their column
