@@ -130,7 +130,7 @@ class LipSyncConfig(Accelerated):
     compile: Literal["off", "graphs", "inductor"] = Field(
         "off",
         description="Compilation on CUDA, for the torch engine. `graphs` records CUDA graphs. `inductor` also fuses "
-        "the UNet's kernels, which is faster but takes about a minute at the first start.",
+        "the UNet's kernels, which is faster but takes up to two minutes at the first start.",
     )
     mouth_amplitude: float = Field(
         1.0,
