@@ -16,7 +16,7 @@ from models.stitch.blends import Alpha
 from models.stitch.jaw import MARGIN_PX
 from models.stitch.paste import Fit, PasteMemory, Paster, rows_outside, visible_box
 from models.stitch.resample import Float64, scaled, warp_image, warp_part
-from models.stitch.tone import detail_sigma
+from models.stitch.tone import GRID, detail_sigma
 from models.types import CROP_PX, Box, Float32, UInt8
 
 TO_CHROMA = np.array([[2, 0, 0], [0, 2, 0.5], [0, 0, 1]])  # chroma sample → luma px: see models.media.yuv
@@ -38,7 +38,7 @@ def paste_planes(
     tone, due = (memory.tone, memory.tone.due()) if memory is not None else (None, False)
     if tone is not None and paster.matches_color:
         if due:
-            mask = fit.mask[box[1] : box[3], box[0] : box[2]]
+            mask = cv2.resize(fit.mask[box[1] : box[3], box[0] : box[2]], GRID, interpolation=cv2.INTER_NEAREST)
             tone.measure_color(paster.own_crop(index), part, mask, float(paster.avatar.fps))
         part = tone.match_color(part)
     luma, blue, red = cv2.split(cv2.transform(part, FROM_RGB))
