@@ -252,6 +252,8 @@ async def _speak_watched(
     if answer.status_code == 429:
         return Watched(len(late_s), int(late.sum()), float(late_s.max()), 0, 0.0, 0.0, refused=True)
     facts = answer.raise_for_status().json()
+    if "live" not in facts:
+        raise RuntimeError(f"The viewer of {name} lost its stream: the session spoke unwatched.")
     live = facts["live"]
     spoken_s = live["shown_frames"] / FPS
     return Watched(len(late_s), int(late.sum()), float(late_s.max()), live["holds"], live["held_s"], spoken_s)
