@@ -46,11 +46,11 @@ class Turns:
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
 
     @asynccontextmanager
-    async def turn(self, ahead_s: float) -> AsyncIterator[None]:
-        """ahead_s: how much speech the caller has that is not played yet."""
+    async def turn(self, end_s: float) -> AsyncIterator[None]:
+        """end_s: when the speech that the caller has will have been played, by `time.perf_counter`."""
         if self._taken:
             mine = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._waiting, (ahead_s, next(self._numbers), mine))
+            heapq.heappush(self._waiting, (end_s, next(self._numbers), mine))
             try:
                 await mine
             except asyncio.CancelledError:
@@ -114,7 +114,7 @@ class TTS(Stage[TTSConfig]):
         received_s, began_s, given_s, speech = time.time(), time.perf_counter(), 0.0, None
         while True:
             asked_s = time.perf_counter()
-            async with nullcontext() if io_bound else self._turns.turn(given_s - (asked_s - began_s)):
+            async with nullcontext() if io_bound else self._turns.turn(began_s + given_s):
                 started_s, compute_s = time.perf_counter(), 0.0
                 if speech is None:
                     begun = await worker.run(engine.speak, text, voice, speed)  # may load a voice

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from deployments.common.messages import SoundPart
-from deployments.tts import TTS
+from deployments.tts import TTS, Turns
 from models.errors import AudioError, ConfigError, InputError, TextError
 from models.speech.audio import decode_audio
 from models.speech.readable import skip_warnings
@@ -360,3 +361,22 @@ async def test_the_first_sentence_of_a_text_does_not_wait_for_later_ones_of_othe
     await asyncio.gather(*long, late)
     order = tts.engine.order
     assert sorted(order[:3]) == ["a1", "b1", "c1"] and order[4] == "d1" and len(order) == 10 and "e1" not in order
+
+
+async def test_new_texts_do_not_hold_up_a_text_whose_speech_has_run_out(monkeypatch) -> None:
+    clock, ends = SimpleNamespace(now_s=100.0), list[float]()
+    turn = Turns.turn
+
+    def noted(turns: Turns, end_s: float) -> Any:
+        ends.append(end_s)
+        return turn(turns, end_s)
+
+    monkeypatch.setattr(Turns, "turn", noted)
+    monkeypatch.setattr("deployments.tts.time.perf_counter", lambda: clock.now_s)
+    tts = await stage(engine=f"{__name__}:Loud")
+    speaking = tts.speak("one two")
+    first = (await anext(speaking)).value
+    clock.now_s += 2 * first.duration_s  # it is silent for as long as the sentence was
+    await anext(speaking)
+    await anext(tts.speak("new"))
+    assert ends == [100.0, 100.0 + first.duration_s, clock.now_s] and ends[1] < ends[2]
