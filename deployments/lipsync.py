@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ray.serve")
 
 FRAME_CACHE_BYTES = 64 << 20  # decoded frames per avatar; small, because each frame is read once, in order
-READ_FRAMES = 16  # own faces that are read while a caller may have to wait
+READ_FRAMES = 16  # own faces that are read ahead at a time
 
 ENGINES = {
     "openvino": "models.musetalk_openvino:OpenVINOMuseTalk",
@@ -62,22 +61,24 @@ class OwnFaces:
 
     def __init__(self, avatar: PreparedAvatar) -> None:
         """avatar: with its frames."""
-        self._avatar, self._lock = avatar, threading.Lock()
+        self._avatar: PreparedAvatar | None = avatar  # until all have been read: it keeps decoded frames in memory
         self._faces = np.empty((len(avatar), CROP_PX, CROP_PX, 3), np.uint8)  # takes memory when it is written
         self._read = np.zeros(len(avatar), np.bool_)
 
     def read(self, indices: npt.NDArray[np.int64]) -> None:
-        """Read the faces of these frames, unless they have been."""
-        with self._lock:
-            missing = np.unique(indices[~self._read[indices]])
-            if len(missing):
-                self._faces[missing] = own_faces(self._avatar, missing.tolist())
-                self._read[missing] = True
+        """Read the faces of these frames, unless they have been. No caller waits for the frames of another one."""
+        avatar = self._avatar  # before `missing`: there is none only when no frame is missing any more
+        missing = np.unique(indices[~self._read[indices]])
+        if len(missing):
+            assert avatar is not None
+            self._faces[missing] = own_faces(avatar, missing.tolist())
+            self._read[missing] = True
 
     def read_all(self) -> None:
         """Read the others too, a few at a time, so that no later session waits for them."""
         for start in range(0, len(self._read), READ_FRAMES):
             self.read(np.arange(start, min(start + READ_FRAMES, len(self._read))))
+        self._avatar = None
 
     def around(self, windows: UInt8, indices: npt.NDArray[np.int64], window: CropWindow) -> UInt8:
         """Whole faces `(n, 256, 256, 3)` of frames that have been read, with these windows `(n, rows, columns, 3)`."""
@@ -216,7 +217,8 @@ class LipSync(Stage[LipSyncConfig]):
         avatars: which decoder makes their faces, and why. networks: how long recorded ones take, see CudaFaces.
         """
         avatars = {avatar_id: avatar.decoding for (avatar_id, _), avatar in list(self._avatars.items())}
-        networks = {} if not self._configured or self._faces is None else self._faces.report()
+        faces = self._faces if self._configured else None  # once: `apply` may change it
+        networks = {} if faces is None else faces.report()
         return {**await super().stats(), **self._batcher.counts(), "avatars": avatars, "networks": networks}
 
     def _generate(self, frames: list[Frame]) -> Computed[UInt8]:

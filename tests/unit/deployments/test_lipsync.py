@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -263,6 +264,42 @@ def test_own_faces_are_read_from_the_video_once(monkeypatch):
     assert read == [3, 4, 5]
     faces.read_all()
     assert sorted(read) == list(range(40))
+
+
+def test_a_caller_does_not_wait_until_all_own_faces_are_read(monkeypatch):
+    reading, gate = threading.Event(), threading.Event()
+
+    def read(avatar, indices):
+        if indices[0] == 16:  # the second part of `read_all`
+            reading.set()
+            gate.wait(TIMEOUT_S)
+        return np.zeros((len(indices), 256, 256, 3), np.uint8)
+
+    monkeypatch.setattr("deployments.lipsync.own_faces", read)
+    faces = OwnFaces(np.zeros(40))
+    ahead = threading.Thread(target=faces.read_all)
+    caller = threading.Thread(target=faces.read, args=(np.array([3, 38]),))
+    ahead.start()
+    assert reading.wait(TIMEOUT_S)
+    caller.start()
+    caller.join(TIMEOUT_S / 4)
+    waits = caller.is_alive()
+    gate.set()
+    ahead.join()
+    caller.join()
+    assert not waits
+
+
+def test_the_video_is_not_kept_when_all_own_faces_are_read(monkeypatch):
+    monkeypatch.setattr("deployments.lipsync.own_faces", lambda avatar, k: np.zeros((len(k), 256, 256, 3)))
+    avatar = np.zeros(40)
+    faces, kept = OwnFaces(avatar), weakref.ref(avatar)
+    del avatar
+    faces.read(np.arange(40))
+    assert kept() is not None
+    faces.read_all()
+    assert kept() is None
+    faces.read(np.array([7]))
 
 
 async def test_sessions_that_begin_at_once_load_an_avatar_once(stage):
