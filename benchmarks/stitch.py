@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -85,11 +86,11 @@ def presenter(width: int, height: int) -> PreparedAvatar:
         large = cv2.resize(own.frames[k], (height, height), interpolation=cv2.INTER_CUBIC)
         pictures.append(picture_of(cv2.copyMakeBorder(large, 0, 0, side, side, cv2.BORDER_REPLICATE)))
     back = np.array([[1 / factor, 0, (0.5 - side) / factor - 0.5], [0, 1 / factor, 0.5 / factor - 0.5], [0, 0, 1]])
-    whole = np.concatenate([own.transforms, np.tile(np.float32([[[0, 0, 1]]]), (len(own), 1, 1))], 1)
-    landmarks = (own.landmarks + 0.5) * factor - 0.5 + np.float32([side, 0])
+    whole = np.concatenate([own.transforms, np.tile(np.array([[[0, 0, 1]]], np.float32), (len(own), 1, 1))], 1)
+    landmarks = (own.landmarks + 0.5) * factor - 0.5 + np.array([side, 0], np.float32)
     parts = {"masks": own.masks, "has_face": own.has_face, "landmarks": landmarks.astype(np.float32)}
     parts["transforms"] = (whole @ back)[:, :2].astype(np.float32)
-    cut = {name: part[:FRAMES] for name, part in parts.items()}
+    cut: dict[str, Any] = {name: part[:FRAMES] for name, part in parts.items()}
     return dataclasses.replace(own, width=width, height=height, frames=Pictures(pictures), **cut)
 
 
