@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from models.errors import ConfigError
 from models.types import SUPPORTED_FPS
@@ -28,7 +30,7 @@ class MediaSpec:
     fps: int
     sample_rate_hz: int = 24_000
     crf: int = 20
-    preset: str = "superfast"  # about half the time of `veryfast` for 8 % more bits, see models.media.h264
+    preset: str = "superfast"  # about half the time of `veryfast` for about 10 % more bits, see models.media.h264
     fragment_frames: int = 12
     first_fragment_frames: int = 6
     threads: int = 1
@@ -58,6 +60,11 @@ class MediaSpec:
     def format(self) -> str:
         """The properties that must not change during a session, as text. Quality settings may change."""
         return f"{self.width}×{self.height} px at {self.fps} fps with sound at {self.sample_rate_hz} Hz"
+
+    def stored(self) -> dict[str, Any]:
+        """The fields as files keep them. Those of x264 are as in files that older versions wrote and compare by."""
+        omitted = {"encoder", "parameter_sets"} if self.encoder == X264 else set()
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in omitted}
 
     @property
     def frame_ticks(self) -> int:

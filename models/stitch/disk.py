@@ -47,7 +47,7 @@ class SessionMeta:
         return cls(session_id, avatar_id, avatar_version, created, uuid.uuid4().hex, spec, init_segment(spec))
 
     def to_json(self) -> bytes:
-        fields = {**dataclasses.asdict(self), "init": self.init.hex(), "format": FORMAT}
+        fields = {**dataclasses.asdict(self), "spec": self.spec.stored(), "init": self.init.hex(), "format": FORMAT}
         return json.dumps(fields, indent=2, ensure_ascii=False).encode()
 
     @classmethod

@@ -21,7 +21,6 @@ missing sidecar, or that of another session, is replaced by an empty one.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 from collections.abc import Iterable, Iterator
@@ -56,7 +55,7 @@ def header(meta: SessionMeta) -> bytes:
     """The first line of a session's sidecar."""
     names = ("generation", "session_id", "avatar_id", "avatar_version")
     about = {name: getattr(meta, name) for name in names}
-    return encode_record({"type": "video", "format": FORMAT, **about, "spec": dataclasses.asdict(meta.spec)})
+    return encode_record({"type": "video", "format": FORMAT, **about, "spec": meta.spec.stored()})
 
 
 def utterance_record(first_frame: int, text: str, engines: dict[str, str]) -> Record:

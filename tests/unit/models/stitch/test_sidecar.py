@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from models.errors import CorruptError, FencedError
 from models.media.encode import MediaSpec, UtteranceEncoder
+from models.stitch.index import encode_record
 from models.stitch.session import SessionFile
 from models.stitch.sidecar import (
     Sidecar,
@@ -92,6 +94,21 @@ def test_lines_of_frames_lost_in_a_crash_are_ignored(session, tmp_path):
     assert [(said.text, said.end_frame) for said in known.utterances] == [("Broken off.", 4), ("Again.", 8)]
     assert [phoneme.start_s for phoneme in known.phonemes if phoneme.symbol == "m"] == [0, 0.16]
     assert max(phoneme.end_s for phoneme in known.phonemes) <= 8 / 25
+
+
+def test_files_of_versions_without_other_encoders_are_continued(session, tmp_path):
+    say(session, 0, 8)
+    session.close()
+    fields = ("width", "height", "fps", "sample_rate_hz", "crf", "preset", "fragment_frames", "first_fragment_frames")
+    old = {name: getattr(SPEC, name) for name in (*fields, "threads", "audio_bit_rate")}
+    head, *lines = sidecar_path(session.path).read_bytes().splitlines(keepends=True)
+    sidecar_path(session.path).write_bytes(encode_record({**json.loads(head), "spec": old}) + b"".join(lines))
+    about = json.loads((session.folder / "session.json").read_text())
+    (session.folder / "session.json").write_text(json.dumps({**about, "spec": old}, indent=2, ensure_ascii=False))
+    say(SessionFile(tmp_path / "alice"), 8, 4, "Next.")
+    assert read(session).known.tolist() == [True] * 8  # nothing of the first utterance is lost
+    session.refresh()
+    assert read(session).known.all() and [said.text for said in read(session).utterances] == ["Mama.", "Next."]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 60])
