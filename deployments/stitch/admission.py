@@ -198,9 +198,9 @@ class Admission:
         finally:
             self._sessions[session_id].remove(making)
             self._took_s.append(making.age_s)
-            self._turned_away = max(0, self._turned_away - 1)
             if not self._sessions[session_id]:
                 del self._sessions[session_id]
+            self._turned_away = max(0, self._turned_away - 1) if self._sessions else 0  # some never come back
             self._notify()
             self._report(making.reduced_frames)
 

@@ -66,6 +66,12 @@ async def test_refused_callers_come_back_in_turn_and_are_accepted():
     await asyncio.gather(first, second)
     assert [at_s - now_s for at_s in ended_s] == pytest.approx(waits_s[:2], abs=0.5)
     assert 10 < usual_s < 11.5
+    tasks = [asyncio.create_task(server.speak(name, 10.0)) for name in "ab"]
+    await asyncio.sleep(1)
+    with pytest.raises(BusyError) as refused:
+        await server.speak("later", 10.0)
+    assert refused.value.retry_after_s == pytest.approx(usual_s - 1, abs=0.5)  # without those who never came back
+    await asyncio.gather(*tasks)
 
 
 async def test_admission_follows_a_capacity_that_changes():
