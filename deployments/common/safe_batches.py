@@ -60,7 +60,8 @@ class SafeBatches(Generic[Item, Result]):
         try:
             begun = self._compute(items)
         except Exception as error:  # noqa: BLE001 raised by `results()`
-            failed = error.with_traceback(None)  # it holds the tensors of the failed call
+            # the traceback holds the tensors of the failed call
+            failed = error.with_traceback(None) if is_out_of_memory(error) else error
 
             def fail() -> list[Result]:
                 raise failed

@@ -1,6 +1,7 @@
 """Batches that fail: out of memory, an item that cannot be computed, a lost device."""
 
 import asyncio
+import traceback
 
 from deployments.batching import FrameBatcher
 from deployments.common.safe_batches import SafeBatches
@@ -109,3 +110,12 @@ async def test_a_lost_device_is_tried_once_and_reported_to_the_thread():
     errors = await asyncio.gather(*waits, return_exceptions=True)
     assert calls == [3] and len(reported) == 1
     assert [str(error) for error in errors] == ["CUDA error: device-side assert triggered"] * 2
+
+
+def test_the_error_of_an_item_tells_where_it_failed() -> None:
+    def compute(items: list[int]) -> list[int]:
+        return [1 // item for item in items]
+
+    good, bad = SafeBatches("LipSync", compute, lambda limit: None).compute([1, 0])
+    assert good == 1 and isinstance(bad, ZeroDivisionError)
+    assert "compute" in [frame.name for frame in traceback.extract_tb(bad.__traceback__)]
