@@ -77,11 +77,12 @@ class Enhance(Stage[EnhanceConfig]):
     def apply(self, config: EnhanceConfig, changed: set[str] | None) -> None:
         new_engine = changed is None or bool(changed & {"engine", "options"})
         if new_engine:
-            self.engine, self.heads = load_engine(config.engine, config.options), None
-            if needs_landmarks(self.engine):
+            engine, heads = load_engine(config.engine, config.options), None
+            if needs_landmarks(engine):
                 from models.restore.heads import Heads
 
-                self.heads = Heads(self.engine.device if hasattr(self.engine, "start") else "cpu")
+                heads = Heads(engine.device if hasattr(engine, "start") else "cpu")
+            self.engine, self.heads = engine, heads  # together: the event loop may be using them
             for size in getattr(self.engine, "batch_sizes", (config.batch_size,)):  # warm up
                 self.engine.restore(np.zeros((size, CROP_PX, CROP_PX, 3), np.uint8))
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars(), FRAME_CACHE_BYTES)
@@ -127,18 +128,18 @@ class Enhance(Stage[EnhanceConfig]):
     async def _faces_of(self, crops: FaceCrops, strength: float, shares: Float32 | None) -> list[Face]:
         check_strength(strength)
         strengths = [strength * float(share) for share in (np.ones(len(crops)) if shares is None else shares)]
-        if crops.avatar_frames is None or not needs_landmarks(self.engine):
+        heads = self.heads
+        if crops.avatar_frames is None or heads is None or not needs_landmarks(self.engine):
             return [Face(*pair) for pair in zip(crops.images, strengths, strict=True)]
         avatar = await self._avatar_faces(crops.avatar_id)
         points = avatar.points(crops.avatar_frames, crops.images.shape[1])  # (n, 5, 2)
         frames: list[int] = crops.avatar_frames.tolist()
-        assert self.heads is not None
         # on other threads: it takes as long as restoring several faces
-        missing = self.heads.missing(avatar, frames)
+        missing = heads.missing(avatar, frames)
         drawn = await asyncio.gather(*(asyncio.to_thread(avatar.head, frame) for frame in missing))
-        heads = dict(zip(missing, drawn, strict=True))
+        head_of = dict(zip(missing, drawn, strict=True))
         rows = zip(crops.images, strengths, points, frames, strict=True)
-        return [Face(crop, weight, five, avatar, frame, heads.get(frame)) for crop, weight, five, frame in rows]
+        return [Face(crop, weight, five, avatar, frame, head_of.get(frame)) for crop, weight, five, frame in rows]
 
     async def _avatar_faces(self, avatar_id: str) -> AvatarFaces:
         """Landmarks and surroundings of the avatar's faces. Raises AvatarNotFound."""
@@ -174,9 +175,8 @@ class Enhance(Stage[EnhanceConfig]):
 
     def _extra(self, faces: list[Face]) -> dict[str, Any]:
         """What a LandmarkRestorer also gets for these faces."""
-        if faces[0].points is None:
+        if faces[0].points is None or self.heads is None:  # these faces may be older than the engine
             return {}
-        assert self.heads is not None
         around: Any = self.heads.rows([(face.avatar, face.frame, face.head) for face in faces if face.avatar])
         if not hasattr(self.engine, "start"):  # which takes it on its device
             around = around.numpy()

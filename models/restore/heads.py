@@ -51,7 +51,11 @@ class Heads:
                 full = len(self._places) == len(self._rows)
                 self._places[key] = self._places.popitem(last=False)[1] if full else len(self._places)
             if drawn is not None:
-                self._rows.index_copy_(0, self._index(missing), drawn)
+                try:
+                    self._rows.index_copy_(0, self._index(missing), drawn)
+                except Exception:
+                    self._places.clear()  # else a place could hold the head of another frame
+                    raise
             return self._rows[self._index((avatar.key, frame) for avatar, frame, _ in wanted)]
 
     def _index(self, keys: Iterable[Key]) -> torch.Tensor:

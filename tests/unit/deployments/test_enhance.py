@@ -1,6 +1,7 @@
 """The Enhance stage: engines that need landmarks get those of the avatar's frames, in pixels of the crop."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound
 from models.geometry import apply, warp
 from models.restore.align import align, five_points, smoothed_points, to_template
+from models.restore.heads import Heads
 from models.types import FaceCrops
 from tests.support.paths import ROOT
 
@@ -195,3 +197,30 @@ async def test_the_stage_reports_whether_its_engine_needs_landmarks(stage: Enhan
     assert await stage.needs_landmarks() is True
     stage.engine = Plain()
     assert await stage.needs_landmarks() is False
+
+
+async def test_crops_are_taken_while_an_engine_with_landmarks_is_loaded(stage: Enhance, monkeypatch) -> None:
+    stage.engine, stage.heads = Plain(), None
+    loading, gate = threading.Event(), threading.Event()
+
+    def heads(device: str) -> Heads:
+        loading.set()
+        assert gate.wait(30)
+        return Heads(device)
+
+    monkeypatch.setattr("models.restore.heads.Heads", heads)
+    applying = asyncio.create_task(stage.worker.run(stage.apply, stage.config, None))
+    assert await asyncio.to_thread(loading.wait, 30)
+    call = asyncio.create_task(restored(stage, crops([1]), 1.0))
+    while not stage._batcher.waiting() and not call.done():
+        await asyncio.sleep(0.001)
+    gate.set()
+    await applying
+    assert (await call).images.shape == (1, 512, 512, 3)
+    assert stage.engine.needs_landmarks and stage.heads is not None
+
+
+async def test_crops_that_wait_for_an_engine_with_landmarks_can_be_restored_without_them(stage: Enhance) -> None:
+    [face] = await stage._faces_of(crops([1]), 1.0, None)
+    stage.engine, stage.heads = Plain(), None
+    assert face.points is not None and [image.shape for image in stage._start([face])()] == [(512, 512, 3)]

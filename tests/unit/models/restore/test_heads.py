@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from models.restore import heads
 from models.restore.heads import Heads
@@ -53,3 +54,16 @@ def test_a_head_that_is_drawn_already_is_used_where_it_is_missing() -> None:
     drawn = np.full((512, 512, 3), 77, np.uint8)
     assert cache.rows([(avatar, 5, drawn), (avatar, 6, None)])[:, 0, 0, 0].tolist() == [77, 6] and avatar.frames == [6]
     assert cache.missing(avatar, [5, 6, 7]) == [7]
+
+
+def test_a_head_that_could_not_be_copied_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    avatar, cache = Drawn("one"), Heads("cpu", cache_bytes=0)
+    assert levels(cache, [(avatar, 5)]) == [5]
+
+    def fail(self: torch.Tensor, *arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as broken, pytest.raises(torch.OutOfMemoryError):
+        broken.setattr(torch.Tensor, "index_copy_", fail)
+        levels(cache, [(avatar, 6)])
+    assert levels(cache, [(avatar, 6), (avatar, 5)]) == [6, 5] and avatar.frames == [5, 6, 6, 5]
