@@ -48,12 +48,24 @@ class Method:
         return Response(self.function(*given))
 
 
+class _Batcher(FrameBatcher):
+    """Its results are there when the device has computed them."""
+
+    def __init__(self, device: Device, *given, **options) -> None:
+        super().__init__(*given, **options)
+        self._device = device
+
+    def _hand_out(self, batch) -> None:
+        after_s = sum(count for _, count in batch.parts) / self._device.frames_s
+        self._loop.call_later(after_s, super()._hand_out, batch)
+
+
 class Device:
     """A compute thread with its batcher."""
 
     def __init__(self, frames_s: float, batch_size: int = 8) -> None:
         self.frames_s, self._batch, self._free = frames_s, 0, asyncio.Lock()
-        self.batcher = FrameBatcher(self._compute, self._run, batch_size, wait_s=0.0)
+        self.batcher = _Batcher(self, self._compute, self._run, batch_size, wait_s=0.0)
 
     async def _run(self, function) -> None:
         async with self._free:
