@@ -139,7 +139,8 @@ class CudaFaces:
 
     def report(self) -> dict[str, Any]:
         """Milliseconds per call of each size, and the sizes in which a full batch runs."""
-        sizes = {"unet": self._unet, **{f"decoder {_name(window)}": made for window, made in self._decoders.items()}}
+        decoders = dict(self._decoders)  # a copy: the compute thread may record another window
+        sizes = {"unet": self._unet, **{f"decoder {_name(window)}": made for window, made in decoders.items()}}
         return {
             name: {
                 "ms": {size: round(1e3 * took_s, 2) for size, took_s in made.seconds.items()},
