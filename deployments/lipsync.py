@@ -275,6 +275,8 @@ class LipSync(Stage[LipSyncConfig]):
         if faces is None:
             return LoadedAvatar(avatar.latents, "full: only recorded networks crop, see `compile`")
         window, why = choose_decoder(self._decode, avatar, faces.exact_crops)
+        if window is not None and not faces.exact_crops and self.model.decoder is not self.model.vae:
+            window, why = None, "full: the avatar's statistics are those of `vae_dir`, not of `decoder_dir`"
         if window is None:
             return LoadedAvatar(avatar.latents, why, faces.hold(avatar.latents))
         statistics = None if avatar.decoding is None else avatar.decoding.statistics

@@ -29,6 +29,7 @@ from models.runtime.transfers import Transfers
 from models.types import LATENT_PX, WINDOW_TOKENS, CropWindow, Float16, Float32, UInt8
 
 LARGEST_DECODE = 16  # frames per call of a decoder. On an H200, 32 were a fifth slower: 2 GB and more per feature map
+RECORDED_WINDOWS = 128  # windows whose decoders stay recorded, each a few MB; others are recorded again
 SMALL_WINDOW = CropWindow((128, 132), (128, 132))
 LATENT_SHAPE = (LATENT_CHANNELS, LATENT_PX, LATENT_PX)
 
@@ -77,7 +78,7 @@ class CudaFaces:
         self._unet = _Sizes(GraphedFunction(predict, sizes, mode, self.device, True, self._pool), *rows)
         self._decoder = CroppedDecoder(decoder).eval()
         self._compile_kernels()
-        self._decoders = dict[CropWindow, _Sizes]()
+        self._decoders = dict[CropWindow, _Sizes]()  # the least recently used first
         self._decoder_of(WHOLE_FACE)
 
     @property
@@ -158,9 +159,14 @@ class CudaFaces:
             self._decoder.at(SMALL_WINDOW)(latents.to(memory_format=torch.channels_last), statistics)
 
     def _decoder_of(self, window: CropWindow) -> _Sizes:
-        """Recorded when it is first needed."""
-        if window in self._decoders:
-            return self._decoders[window]
+        """Recorded when it is needed, unless it is among the RECORDED_WINDOWS that were used last."""
+        made = self._decoders.pop(window, None) or self._record(window)
+        self._decoders[window] = made
+        if len(self._decoders) > RECORDED_WINDOWS:
+            del self._decoders[next(iter(self._decoders))]  # CUDA keeps a graph that still runs until it is done
+        return made
+
+    def _record(self, window: CropWindow) -> _Sizes:
         decoder = self._decoder.at(window)
         rows: list[tuple[tuple[int, ...], torch.dtype]] = [(LATENT_SHAPE, self.dtype)]
         if window != WHOLE_FACE and (shape := decoder.statistics_shape):
@@ -171,9 +177,7 @@ class CudaFaces:
             return faces.round().to(torch.uint8)
 
         sizes = graph_batch_sizes("graphs", min(LARGEST_DECODE, self.batch_size))
-        made = _Sizes(GraphedFunction(decode, sizes, "graphs", self.device, pool=self._pool), *rows)
-        self._decoders[window] = made
-        return made
+        return _Sizes(GraphedFunction(decode, sizes, "graphs", self.device, pool=self._pool), *rows)
 
 
 class CudaMuseTalk(MuseTalk):

@@ -37,7 +37,7 @@ WHOLE_DROP_PX = 3.0
 NECK_PX = 60.0  # this far below the chin the frame is unchanged; a drop of 24 px compresses the neck to a third
 MOUTH_ROW = 0.62  # share of the crop's height: nothing moves above it
 FIELD_PX = 4  # frame px per cell of the motion field
-CACHED_FIELDS = 500  # motion fields that are kept: 20 KB each for a face of 256 px
+FIELD_CACHE_BYTES = 16 << 20  # of motion fields that are kept: 20 KB each for a face of 256 px
 LEAST_SHIFT_PX = 1 / 64  # pixels with less motion stay, bit for bit
 MARGIN_PX = 4
 SEEN_PX = 4  # margin in crop px around the compared samples, for blur and interpolation
@@ -122,7 +122,9 @@ class JawLine:
         places = np.clip(slid, 0, CROP_PX - 1) - self._first_seen
         self._slid = (places * CROP_PX + self._columns).reshape(len(DROPS), -1)  # indices into the rows from there on
         self._own: dict[int, Float32] = {}
-        self._fields: LRUCache[tuple[bytes, tuple[int, ...]], Field] = LRUCache(CACHED_FIELDS)
+        self._fields: LRUCache[tuple[bytes, tuple[int, ...]], Field] = LRUCache(
+            FIELD_CACHE_BYTES, lambda field: min(sum(part.nbytes for part in field[1:4]), FIELD_CACHE_BYTES)
+        )
         self._chin = float(self._y.max())
         self._prepare_mask()
 

@@ -253,6 +253,20 @@ async def test_a_window_that_is_decoded_is_put_into_the_avatars_own_face(stage, 
     assert stats["networks"] == {"unet": {"full_batch": [4]}}
 
 
+async def test_statistics_of_another_vae_than_the_decoder_are_not_used(stage, monkeypatch):
+    monkeypatch.setattr(RecordedEngine, "exact_crops", False)
+    monkeypatch.setattr(RecordedEngine, "windows", [])
+    monkeypatch.setattr(RecordedEngine, "vae", object(), raising=False)
+    monkeypatch.setattr(RecordedEngine, "decoder", object(), raising=False)
+    window = CropWindow((128, 256), (32, 224))
+    monkeypatch.setattr("deployments.lipsync.choose_decoder", lambda *_: (window, "cropped"))
+    stage._load_avatar = stage.checked_load
+    await stage.reconfigure(config(engine=f"{__name__}:RecordedEngine"))
+    await stage.generate(features(1), 0, 1, "presenter", 0, 0)
+    assert RecordedEngine.windows == [CropWindow()]
+    assert (await stage.stats())["avatars"]["presenter"].startswith("full: the avatar's statistics are those of")
+
+
 def test_own_faces_are_read_from_the_video_once(monkeypatch):
     read = []
     monkeypatch.setattr(

@@ -140,3 +140,18 @@ def test_the_folded_unet_equals_the_plain_one_and_shares_its_weights() -> None:
     own = {weight.data_ptr() for weight in unet.parameters()}
     assert all(weight.data_ptr() in own for weight in folded.parameters())
     assert len(list(folded.parameters())) < len(list(unet.parameters()))  # the time embedding is a constant
+
+
+def test_the_decoders_of_the_windows_used_last_stay_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(musetalk_cuda, "RECORDED_WINDOWS", 2)
+    faces = CudaFaces(make_unet(), make_tiny(), "graphs", 2)
+    latents, window = noise(1, 8, 32, 32), noise(50, WIDTH)
+    held = [faces.hold(latents, crop) for crop in (CROP, OTHER)]
+    assert list(faces._decoders) == [CROP, OTHER]  # and no longer the whole face
+    recorded = len(made)
+    whole = faces.hold(latents)
+    assert len(made) == recorded + 1 and list(faces._decoders) == [OTHER, WHOLE_FACE]
+    cut = [faces.start([(avatar, 0, window)])()[0] for avatar in (whole, held[0], held[1])]
+    assert len(made) == recorded + 3
+    for avatar, face in zip(held, cut[1:], strict=True):
+        assert np.abs(avatar.window.cut(cut[0][None])[0].astype(int) - face).max() <= 1
