@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.errors import ConfigError
-from models.runtime.cuda_graphs import GraphedFunction, _Replay, check_compile, graph_batch_sizes
+from models.runtime.cuda_graphs import GraphedFunction, Recording, check_compile, graph_batch_sizes
 
 
 class OnCpu(GraphedFunction):
@@ -16,16 +16,17 @@ class OnCpu(GraphedFunction):
     recordings: list[tuple[int, ...]]
     replays: list[int]
 
-    def _capture(self, function, inputs):  # type: ignore[no-untyped-def]
+    def _record(self, signature):  # type: ignore[no-untyped-def]
+        inputs = [torch.zeros(shape, dtype=dtype) for shape, dtype in signature]
         self.recordings = [*getattr(self, "recordings", []), tuple(inputs[0].shape)]
         self.replays = getattr(self, "replays", [])
-        output = function(*inputs).clone()
+        output = self._function(*inputs).clone()
 
         def replay() -> None:
             self.replays.append(len(inputs[0]))
-            output.copy_(function(*inputs))
+            output.copy_(self._function(*inputs))
 
-        return _Replay(inputs, replay, output)
+        return Recording(inputs, replay, output)
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
