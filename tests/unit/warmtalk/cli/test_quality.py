@@ -265,7 +265,7 @@ def test_late_sound_and_a_frozen_picture_are_measured(faulty_run, good):
     late = found["av_offset"]["numbers"]["frames"] - good["av_offset"].numbers["frames"]
     assert late == pytest.approx(2, abs=0.6)  # the freeze adds a little
     frozen, repeated = found["frozen"], found["repeated"]
-    # frames 21 to 29 repeat frame 20; 24 is a key frame, which x264 codes anew, so that it may differ from 23
+    # Frames 21 to 29 repeat frame 20. Frame 24 is a key frame, which x264 encodes again, so it can differ from 23.
     assert frozen["verdict"] == "broken" and frozen["worst_frame"] in range(20, 25)
     assert 5 <= frozen["numbers"]["frames"] <= 9
     assert repeated["verdict"] == "broken" and repeated["numbers"]["frames"] == pytest.approx(8, abs=2)
