@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from configs.schema import STAGES, Strict
 from configs.strict import Accelerated, Supervised
+from deployments.common.clocks import own_host
 from deployments.common.errors import ReplicaFailedError
+from deployments.common.recent_calls import RecentCalls
 from deployments.common.supervision import Supervision, replica_resources
 from deployments.common.worker import LOAD_LIMIT_S, Worker
 from models.errors import ConfigError
@@ -45,6 +47,7 @@ class StageTiming:
     compute_s: float  # the computation itself
     busy_s: float  # this call's share of compute_s, where one batch served several calls
     engine: str = ""  # the engine that served the call
+    replica: str = ""  # Serve's id of the replica; "" outside Serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,9 @@ class StageMeter:
     def __init__(self, stage: str) -> None:
         from ray.serve.metrics import Counter, Gauge, Histogram
 
-        self.stage, self.engine = stage, ""
+        self.stage, self.engine, self.replica = stage, "", replica_id()
+        self.recent = RecentCalls()
+        self.recent_transfer: dict[str, RecentCalls] = {}  # by stage that was called
         tags: dict[str, Any] = {"tag_keys": ("stage",)}
         self._calls = Counter("warmtalk_stage_calls_total", description="Calls per stage.", **tags)
         self._frames = Counter("warmtalk_stage_frames_total", description="Video frames processed per stage.", **tags)
@@ -85,7 +90,9 @@ class StageMeter:
         self._parts["queue"].observe(queue_s * 1e3, tags)
         self._parts["compute"].observe(compute_s * 1e3, tags)
         busy_s = compute_s if busy_s is None else busy_s
-        return StageTiming(self.stage, frames, received_s, time.time(), queue_s, compute_s, busy_s, self.engine)
+        self.recent.add(frames, queue_ms=queue_s * 1e3, compute_ms=compute_s * 1e3, busy_ms=busy_s * 1e3)
+        parts_s = (received_s, time.time(), queue_s, compute_s, busy_s)
+        return StageTiming(self.stage, frames, *parts_s, self.engine, self.replica)
 
     def record_batch_limit(self, limit: int) -> None:
         """Count a batch that did not fit into memory. limit: the most items of the batches after it."""
@@ -100,6 +107,7 @@ class StageMeter:
     def record_transfer(self, stage: str, transfer_s: float) -> None:
         """Record the transfer time of a call to `stage`. Only the caller can measure it."""
         self._parts["transfer"].observe(max(0.0, transfer_s) * 1e3, {"stage": stage})
+        self.recent_transfer.setdefault(stage, RecentCalls()).add(0, transfer_ms=max(0.0, transfer_s) * 1e3)
 
 
 class Stage(Generic[C]):
@@ -111,6 +119,7 @@ class Stage(Generic[C]):
     stage: str
 
     def __init__(self) -> None:
+        self._began_s, self._start_s = time.monotonic(), 0.0
         self.meter = StageMeter(self.stage)
         self.worker = Worker(self.stage)
         self.config: C = STAGES[self.stage]()  # type: ignore[assignment]
@@ -146,6 +155,7 @@ class Stage(Generic[C]):
         with self._supervision.loading(load_limit_s):
             loaded = await self.worker.run_long(load_limit_s, self._load, config, None if in_full else changed)
         self._apply_limits(config, loaded.compute_s)  # again: `apply` may have made new workers
+        self._start_s = self._start_s or time.monotonic() - self._began_s
         self.config, self._configured, self._half_applied = config, True, False
         self.meter.engine = str(getattr(config, "engine", getattr(config, "weights", "")))
 
@@ -189,8 +199,23 @@ class Stage(Generic[C]):
         return config.load_limit_s
 
     async def stats(self) -> dict[str, Any]:
-        """The footprint of this replica's process, its GPU memory, and the config in use."""
-        return {"stage": self.stage, **footprint(), "gpu_mb": _gpu_mb(), "config": self.config.model_dump()}
+        """The footprint of this replica's process, its GPU memory, its latest calls, and the config in use.
+
+        start_s: seconds from the constructor to the end of the first config. recent: see RecentCalls.summary.
+        transfer: the same for the calls to other stages. queued: calls that wait for a compute thread.
+        """
+        return {
+            "stage": self.stage,
+            "replica": self.meter.replica,
+            "host": own_host(),
+            **footprint(),
+            **gpu_memory(),
+            "start_s": round(self._start_s, 2),
+            "queued": sum(worker.waiting for worker in self.workers()),
+            "recent": self.meter.recent.summary(),
+            "transfer": {stage: calls.summary() for stage, calls in list(self.meter.recent_transfer.items())},
+            "config": self.config.model_dump(),
+        }
 
 
 def parse_config(stage: str, user_config: dict[str, Any]) -> Any:
@@ -221,9 +246,25 @@ def footprint() -> dict[str, Any]:
     }
 
 
-def _gpu_mb() -> float:
-    """The most GPU memory that torch has reserved, in MB; 0 without CUDA."""
+def gpu_memory() -> dict[str, float]:
+    """MB of GPU memory: most reserved by torch (gpu_mb), reserved now, most in use. Without CUDA 0."""
     torch = sys.modules.get("torch")  # do not import torch only to find that it is not used
+    names = {
+        "gpu_mb": "max_memory_reserved",
+        "gpu_reserved_mb": "memory_reserved",
+        "gpu_peak_mb": "max_memory_allocated",
+    }
     if torch is None or not torch.cuda.is_available():
-        return 0.0
-    return float(torch.cuda.max_memory_reserved() / 1e6)
+        return dict.fromkeys(names, 0.0)
+    return {name: getattr(torch.cuda, read)() / 1e6 for name, read in names.items()}
+
+
+def replica_id() -> str:
+    """Serve's id of this replica; "" outside Serve."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return str(serve.get_replica_context().replica_id.unique_id)
+    except RayServeException:
+        return ""

@@ -81,6 +81,11 @@ class DaemonThreads(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._ended()
 
+    @property
+    def waiting(self) -> int:
+        """Functions that no thread has begun."""
+        return self._jobs.qsize()
+
     def dead(self) -> list[str]:
         """Names of threads that have ended although they should run."""
         return [thread.name for thread in self._threads if not thread.is_alive()]
@@ -184,6 +189,11 @@ class Worker:
             return WorkResult(value, submitted_s, started_s, ended_s)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for the thread."""
+        return self._threads.waiting
 
     def progressed(self) -> None:
         """Called on the thread by a function that takes long: it does not hang."""

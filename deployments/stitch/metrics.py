@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.common.stage import StageTiming
@@ -26,7 +26,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StageCall:
-    """One call of a stage, milliseconds. `wall_ms` runs from the arrival of its inputs to the arrival of its result."""
+    """One call of a stage, milliseconds. `wall_ms` runs from the arrival of its inputs to the arrival of its result.
+
+    start_s: the arrival of its inputs at the caller. received_s, done_s: when the replica received and ended it. All by
+    the wall clock.
+    """
 
     stage: str
     frames: int
@@ -35,6 +39,10 @@ class StageCall:
     compute_ms: float
     wall_ms: float
     busy_ms: float  # the call's own share of compute_ms, where a batch served several calls
+    start_s: float = 0.0
+    received_s: float = 0.0
+    done_s: float = 0.0
+    replica: str = ""
 
     @classmethod
     def between(cls, timing: StageTiming, ready_s: float, end_s: float) -> StageCall:
@@ -45,7 +53,14 @@ class StageCall:
         """
         transfer_s = max(0.0, timing.received_s - ready_s) + max(0.0, end_s - timing.done_s)
         parts_s = (timing.queue_s, transfer_s, timing.compute_s, end_s - ready_s, timing.busy_s)
-        return cls(timing.stage, timing.frames, *(part_s * 1e3 for part_s in parts_s))
+        queue_ms, transfer_ms, compute_ms, wall_ms, busy_ms = (part_s * 1e3 for part_s in parts_s)
+        call = cls(timing.stage, timing.frames, queue_ms, transfer_ms, compute_ms, wall_ms, busy_ms)
+        return call.at(timing, ready_s)
+
+    def at(self, timing: StageTiming, start_s: float) -> StageCall:
+        """The call with its times and its replica."""
+        received_s, done_s = timing.received_s, timing.done_s
+        return replace(self, start_s=start_s, received_s=received_s, done_s=done_s, replica=timing.replica)
 
 
 class CallTotals:

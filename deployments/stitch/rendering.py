@@ -70,7 +70,8 @@ class Renderer:
         timing = self.meter.record_call(len(chunk.crops), received_s, done.queue_s, done.compute_s)
         parts_ms = (done.queue_s * 1e3, back_s * 1e3, done.compute_s * 1e3)
         wall_ms = (timing.done_s - received_s) * 1e3
-        self.calls.append(StageCall(timing.stage, len(chunk.crops), *parts_ms, wall_ms, done.compute_s * 1e3))
+        call = StageCall(timing.stage, len(chunk.crops), *parts_ms, wall_ms, done.compute_s * 1e3)
+        self.calls.append(call.at(timing, received_s))
         return done.value
 
 

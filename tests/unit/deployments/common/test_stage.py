@@ -152,7 +152,20 @@ async def test_stats_report_the_stage_its_process_and_its_config():
     await stage.reconfigure({"batch_size": 4})
     stats = await stage.stats()
     assert stats["stage"] == "LipSync" and stats["pid"] > 0 and stats["rss_mb"] > 10
-    assert stats["config"]["batch_size"] == 4
+    assert stats["config"]["batch_size"] == 4 and stats["start_s"] > 0
+
+
+async def test_stats_have_percentiles_of_the_latest_calls_and_of_the_transfers_to_other_stages():
+    stage = Recorder()
+    await stage.reconfigure({})
+    for k in range(1, 101):
+        stage.meter.record_call(4, time.time(), k / 1e3, 2 * k / 1e3)
+    stage.meter.record_transfer("Enhance", 0.003)
+    stats = await stage.stats()
+    recent = stats["recent"]
+    assert (recent["calls"], recent["frames"]) == (100, 400)
+    assert recent["queue_ms"]["p50"] == pytest.approx(50.5) and recent["compute_ms"]["p99"] == pytest.approx(198.02)
+    assert stats["transfer"]["Enhance"]["transfer_ms"]["p95"] == 3.0
 
 
 def test_a_job_gets_the_worker_with_the_fewest_jobs():
