@@ -129,7 +129,7 @@ class CompiledNet:
         self.batch_sizes = tuple(sorted(set(batch_sizes), reverse=True))
         self._model, self._batched = model, batched
         self._streams = min(STREAMS, threads or STREAMS)
-        self._options = {
+        self.options = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "NUM_STREAMS": self._streams,
             "ENABLE_CPU_PINNING": False,  # the processes of other stages use the same cores
@@ -159,7 +159,7 @@ class CompiledNet:
             assert array.shape[1:] == shape[1:] if flag else array.shape == shape, (self.name, array.shape, shape)
         (count,) = {len(array) for array, flag in zip(arrays, self._batched, strict=True) if flag}
         assert count > 0, (self.name, "empty batch")
-        pieces = self._pieces(count)
+        pieces = self.pieces(count)
         with self._lock:
             queues = {stop - start: self._queue(stop - start) for start, stop in pieces}
             output = next(iter(queues.values()))[0].get_output_tensor(0)
@@ -171,7 +171,18 @@ class CompiledNet:
                 queue.wait_all()
         return out
 
-    def _pieces(self, count: int) -> list[tuple[int, int]]:
+    def shaped(self, size: int) -> Any:
+        """The OpenVINO model for a fixed batch size."""
+        ov, model = import_openvino(), self._model.clone()
+        shapes = {
+            port: ov.PartialShape([size, *shape[1:]] if flag else list(shape))
+            for port, ((shape, _), flag) in enumerate(zip(self._inputs, self._batched, strict=True))
+        }
+        model.reshape(shapes)
+        return model
+
+    def pieces(self, count: int) -> list[tuple[int, int]]:
+        """The parts of a batch that run as one, as (first, one past the last)."""
         pieces, start = list[tuple[int, int]](), 0
         for size in self.batch_sizes:
             while count - start >= size and (size == 1 or size * self._streams <= count):
@@ -183,13 +194,7 @@ class CompiledNet:
         """The infer requests for batches of `size`: one per stream."""
         if size not in self._queues:
             ov = import_openvino()
-            shapes = {
-                port: ov.PartialShape([size, *shape[1:]] if flag else list(shape))
-                for port, ((shape, _), flag) in enumerate(zip(self._inputs, self._batched, strict=True))
-            }
-            model = self._model.clone()
-            model.reshape(shapes)
-            compiled = ov.Core().compile_model(model, "CPU", self._options)
+            compiled = ov.Core().compile_model(self.shaped(size), "CPU", self.options)
             self._queues[size] = ov.AsyncInferQueue(compiled, self._streams)
             self._queues[size].set_callback(_copy_result)
         return self._queues[size]

@@ -63,16 +63,16 @@ def test_any_batch_equals_torch(cache: Path, count: int) -> None:
 
 def test_batches_are_split_into_the_compiled_sizes(cache: Path) -> None:
     net = compiled(cache, never, batch_sizes=(1, 4, 8))
-    assert net._pieces(15) == [(0, 8), (8, 12), (12, 13), (13, 14), (14, 15)]
+    assert net.pieces(15) == [(0, 8), (8, 12), (12, 13), (13, 14), (14, 15)]
     net(images(5), EXAMPLES[1])
     assert sorted(net._queues) == [1, 4]  # 8 was not used, so it was not compiled
 
 
 def test_every_stream_has_a_piece(cache: Path) -> None:
     net = compiled(cache, never, batch_sizes=(1, 2, 4), threads=2)
-    assert net._pieces(8) == [(0, 4), (4, 8)]
-    assert net._pieces(5) == [(0, 2), (2, 4), (4, 5)]
-    assert net._pieces(2) == [(0, 1), (1, 2)]
+    assert net.pieces(8) == [(0, 4), (4, 8)]
+    assert net.pieces(5) == [(0, 2), (2, 4), (4, 5)]
+    assert net.pieces(2) == [(0, 1), (1, 2)]
     np.testing.assert_allclose(net(images(5), EXAMPLES[1]), torch_result(images(5), 1.0), atol=1e-5)
 
 
