@@ -189,6 +189,37 @@ def profile(
             replace_file(json_path, json.dumps(result.to_dict(), indent=1).encode(), sync=False)
 
 
+@app.command(epilog="Example: `warmtalk plan --sessions 500 --gpu L4 --enhance 0.3`")
+def plan(
+    sessions: Annotated[list[int] | None, typer.Option(min=1, help="Sessions at a time; several give a table.")] = None,
+    gpu: Annotated[str, typer.Option(help="A GPU of the price table: H200, A100, L4, …")] = "H200",
+    enhance: Annotated[float, typer.Option(min=0, max=1, help="Share of the sessions with enhancement.")] = 0.0,
+    speaking: Annotated[
+        float, typer.Option(min=0.05, max=1, help="Share of the time in which a session speaks.")
+    ] = 0.4,
+    viewers: Annotated[float, typer.Option(min=0, help="Viewers per session.")] = 1.0,
+    decoder: Annotated[str, typer.Option(help="cropped, full or tiny.")] = "cropped",
+    spare: Annotated[int, typer.Option(min=0, help="GPUs beyond what the sessions need, for failures.")] = 0,
+    profile: Annotated[
+        Path | None, typer.Option(help="Service times from `warmtalk profile --json` on that GPU.")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="A price table of your own; --write-prices makes one.")] = None,
+    write_prices: Annotated[Path | None, typer.Option(help="Write the price table to this file, and end.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plans as JSON.")] = False,
+) -> None:
+    """Say what a number of sessions needs: replicas, GPUs, memory, network, disk and cost, by a simulation."""
+    with errors():
+        from warmtalk.cli.plan import command
+
+        if write_prices:
+            command.write_prices(write_prices)
+            return
+        request = command.PlanRequest(tuple(sessions or command.SIZES), gpu, enhance, speaking, viewers, decoder, spare)
+        with console.status("simulating") as status:
+            plans = command.plans(request, profile, prices, status.update)
+        command.show(plans, as_json)
+
+
 @app.command("fetch-weights", epilog="Example: `warmtalk fetch-weights --only production`")
 def fetch_weights(
     only: Annotated[list[str] | None, typer.Option(help=f"{', '.join(weight_names())}, or a file; or all.")] = None,

@@ -1,0 +1,87 @@
+"""`warmtalk plan`: reads the tables, makes the plans and prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from models.errors import ExistsError, InputError
+from warmtalk.cli.plan.planning import MEASURED, PRICES, Measured, Plan, Prices, plan, read
+from warmtalk.cli.plan.report import fact_table, overview_table, stage_table
+from warmtalk.cli.plan.simulation import Load
+
+SIZES = (10, 100, 1000, 10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """The options of the command; see there."""
+
+    sessions: tuple[int, ...]
+    gpu: str
+    enhance: float
+    speaking: float
+    viewers: float
+    decoder: str
+    spare: int = 0
+
+
+def plans(
+    request: PlanRequest,
+    profile: Path | None = None,
+    prices_file: Path | None = None,
+    step: Callable[[str], None] = lambda text: None,
+) -> list[Plan]:
+    """One plan per number of sessions. Raises InputError or ConfigError."""
+    prices: Prices = read(prices_file or PRICES, Prices)
+    measured: Measured = read(MEASURED, Measured)
+    if profile:
+        measured = measured.with_profile(_json(profile), request.gpu, prices.gpus)
+    measured = measured.with_decoder(request.decoder)
+    load = Load(1, speaking=request.speaking, enhance=request.enhance)
+    made = []
+    for sessions in request.sessions:
+        step(f"simulating {sessions} sessions")
+        made.append(plan(sessions, request.gpu, load, measured, prices, request.viewers, request.spare))
+    return made
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"Profile not found: {path}.", "Make it with `warmtalk profile --json`.") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is no JSON file: {error}.", "Make it with `warmtalk profile --json`.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no profile.", "Make it with `warmtalk profile --json`.")
+    return found
+
+
+def write_prices(path: Path) -> None:
+    """Copy the shipped price table. Raises ExistsError."""
+    if path.exists():
+        raise ExistsError(f"{path} exists.", "Name a new file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(PRICES.read_bytes())
+    Console().print(f"{path}: edit it, and pass it with --prices.", markup=False, highlight=False)
+
+
+def show(made: list[Plan], as_json: bool) -> None:
+    """Print one plan in full, several as a table, or all as JSON."""
+    if as_json:
+        print(json.dumps([asdict(item) for item in made], indent=1))
+        return
+    if len(made) == 1:
+        Console().print(stage_table(made[0]))
+        Console().print(fact_table(made[0]), highlight=False)
+    else:
+        Console().print(overview_table(made))
+    for item in made:
+        for note in item.notes:
+            Console().print(f"• {item.sessions:,} sessions: {note}", markup=False, highlight=False)
