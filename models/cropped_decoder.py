@@ -17,58 +17,14 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from models.errors import ConfigError
+from models.map_window import WHOLE_FACE, MapWindow
 from models.musetalk import to_faces
 from models.reference_encoder import convolutions
 from models.runtime.fused_pass import Affine, Placed, combine, measured_affine, upsampling_kernel
-from models.types import CROP_PX, LATENT_PX, CropWindow, Span
+from models.types import CROP_PX, LATENT_PX, CropWindow
 
 RESNET_REACH = 2  # rows that a resnet reads beyond its own: one per 3×3 convolution
 RGB = 3
-STEP_PX = 4  # the sides of a window that is compiled are multiples of it, so that avatars share windows
-
-WHOLE_FACE = CropWindow()
-
-
-def rounded(window: CropWindow) -> CropWindow:
-    """The smallest window around this one whose sides lie on multiples of STEP_PX."""
-    spans = ((a // STEP_PX * STEP_PX, -(-b // STEP_PX) * STEP_PX) for a, b in (window.rows, window.columns))
-    return CropWindow(*spans)
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """A window of a feature map whose sides are `size`."""
-
-    rows: Span
-    columns: Span
-    size: int
-
-    def grown(self, reach: int) -> _Window:
-        """With `reach` more rows and columns on every side, as far as there are any."""
-        rows, columns = ((max(0, a - reach), min(self.size, b + reach)) for a, b in (self.rows, self.columns))
-        return _Window(rows, columns, self.size)
-
-    def before_upsampling(self) -> _Window:
-        """What a nearest-neighbour upsampling by two reads."""
-        rows, columns = ((a // 2, -(-b // 2)) for a, b in (self.rows, self.columns))
-        return _Window(rows, columns, self.size // 2)
-
-    def upsampled(self) -> _Window:
-        rows, columns = ((2 * a, 2 * b) for a, b in (self.rows, self.columns))
-        return _Window(rows, columns, self.size * 2)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
-
-    def placed_in(self, x: torch.Tensor, has: _Window) -> Placed:
-        """`x`, which has the window `has`, and where this window begins in it."""
-        return x, self.rows[0] - has.rows[0], self.columns[0] - has.columns[0]
-
-    def cut_from(self, x: torch.Tensor, has: _Window) -> torch.Tensor:
-        """This window of `x`, `(n, c, h, w)`, which has the window `has`."""
-        x, top, left = self.placed_in(x, has)
-        return x[:, :, top : top + self.shape[0], left : left + self.shape[1]]
 
 
 def group_norms(decoder: nn.Module) -> list[nn.GroupNorm]:
@@ -106,7 +62,7 @@ def decoder_statistics(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tenso
     return torch.stack([found[norm] for norm in norms], dim=1)
 
 
-WHOLE_LATENTS = _Window((0, LATENT_PX), (0, LATENT_PX), LATENT_PX)
+WHOLE_LATENTS = MapWindow((0, LATENT_PX), (0, LATENT_PX), LATENT_PX)
 
 
 class CroppedDecoder(nn.Module):  # type: ignore[misc]
@@ -142,7 +98,7 @@ class CroppedDecoder(nn.Module):  # type: ignore[misc]
 
     def _crop_to(self, window: CropWindow) -> None:
         self.window = window
-        target = _Window(window.rows, window.columns, CROP_PX)
+        target = MapWindow(window.rows, window.columns, CROP_PX)
         make = _KLPass if isinstance(self.parts, _KLParts) else _TinyPass
         self._pass = make(self.parts, target)
 
@@ -160,23 +116,28 @@ class _Raw:
     """What a convolution gave, and what has still to be added to it."""
 
     y: torch.Tensor
-    has: _Window
+    has: MapWindow
     bias: torch.Tensor | None = None
-    residual: tuple[torch.Tensor, _Window] | None = None
+    residual: tuple[torch.Tensor, MapWindow] | None = None
     shuffled: bool = False  # the result of `upsampling_kernel`
 
     def combined(
-        self, want: _Window, affine: Affine | None = None, silu: bool = True, keep: bool = True
+        self, want: MapWindow, affine: Affine | None = None, silu: bool = True, keep: bool = True
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The window `want` of the sum, and of its activation: see `fused_pass.combine`."""
-        residual = None if self.residual is None else want.placed_in(*self.residual)
-        placed = want.placed_in(self.y, self.has)
+        residual = None if self.residual is None else _placed(want, *self.residual)
+        placed = _placed(want, self.y, self.has)
         return combine(placed, want.shape, self.bias, residual, self.shuffled, affine, silu, keep)
 
-    def value(self, want: _Window) -> torch.Tensor:
+    def value(self, want: MapWindow) -> torch.Tensor:
         value, _ = self.combined(want)
         assert value is not None
         return value
+
+
+def _placed(want: MapWindow, x: torch.Tensor, has: MapWindow) -> Placed:
+    """`x`, which has the window `has`, and where the window `want` begins in it."""
+    return x, *want.origin_in(has)
 
 
 # --- a KL VAE
@@ -224,7 +185,7 @@ class _Norms:
         self._norms, self._affine, self._used, self._channels = norms, affine, 0, 0
 
     def apply(
-        self, raw: _Raw, want: _Window, silu: bool = True, keep: bool = True
+        self, raw: _Raw, want: MapWindow, silu: bool = True, keep: bool = True
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """`raw` in the window, or None if not `keep`, and what the next norm and SiLU make of it."""
         norm, start = self._norms[self._used], self._channels
@@ -245,14 +206,14 @@ class _Norms:
 class _KLPass:
     """Decodes a window: `(n, 4, 32, 32)` → images `(n, 3, rows, columns)`."""
 
-    def __init__(self, parts: _KLParts, target: _Window) -> None:
+    def __init__(self, parts: _KLParts, target: MapWindow) -> None:
         self.parts, self._target = parts, target
         decoder, window = parts.vae.decoder, target.grown(1)  # conv_out
         # the resnets of each block with the windows of their results, worked back from the target
-        self._blocks = list[list[tuple[nn.Module, _Window]]]()
+        self._blocks = list[list[tuple[nn.Module, MapWindow]]]()
         for block in reversed(decoder.up_blocks):
             window = window.grown(1).before_upsampling() if block.upsamplers else window
-            resnets = list[tuple[nn.Module, _Window]]()
+            resnets = list[tuple[nn.Module, MapWindow]]()
             for resnet in reversed(block.resnets):
                 resnets.insert(0, (resnet, window))
                 window = window.grown(RESNET_REACH)
@@ -297,7 +258,7 @@ class _KLPass:
         return _Raw(y, window.upsampled(), bias, shuffled=True)
 
 
-def _resnet(block: nn.Module, raw: _Raw, out: _Window, norms: _Norms) -> _Raw:
+def _resnet(block: nn.Module, raw: _Raw, out: MapWindow, norms: _Norms) -> _Raw:
     """The window `out` of the block's result. Each convolution computes one row and column more than is right."""
     read, between = out.grown(RESNET_REACH), out.grown(1)
     value, activated = norms.apply(raw, read)
@@ -351,9 +312,9 @@ class _TinyParts(nn.Module):  # type: ignore[misc]
 class _TinyPass:
     """Decodes a window: `(n, 4, 32, 32)` → images `(n, 3, rows, columns)`. A crop follows each upsampling."""
 
-    def __init__(self, parts: _TinyParts, target: _Window) -> None:
+    def __init__(self, parts: _TinyParts, target: MapWindow) -> None:
         self.parts, self._target = parts, target
-        self._windows, window = list[_Window](), target.grown(1)  # after each upsampling, worked back
+        self._windows, window = list[MapWindow](), target.grown(1)  # after each upsampling, worked back
         self._last = window
         for step in reversed(parts.steps):
             if isinstance(step, _Up):

@@ -21,7 +21,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from models.cropped_decoder import WHOLE_FACE, CroppedDecoder, rounded
+from models.cropped_decoder import CroppedDecoder
+from models.map_window import WHOLE_FACE, rounded
 from models.musetalk import LATENT_CHANNELS, UNET_CHANNELS, Generator, MuseTalk
 from models.runtime.cuda_graphs import GraphedFunction, Recording, check_compile, fastest_split, graph_batch_sizes
 from models.runtime.fused_pass import interleave, upsampling_kernel

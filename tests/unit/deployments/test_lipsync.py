@@ -16,8 +16,8 @@ from deployments.common.urgency import Urgency
 from deployments.lipsync import LipSync, LoadedAvatar, OwnFaces
 from models.avatar.decoding import own_faces
 from models.avatar.store import AvatarStore
-from models.cropped_decoder import WHOLE_FACE
 from models.errors import AvatarNotFound, ConfigError, FencedError
+from models.map_window import WHOLE_FACE
 from models.types import CropWindow, FeatureWindows
 from tests.support.stored_avatar import copy_avatar
 

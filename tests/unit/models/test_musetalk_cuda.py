@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from models import musetalk_cuda
-from models.cropped_decoder import WHOLE_FACE, decoder_statistics
+from models.cropped_decoder import decoder_statistics
+from models.map_window import WHOLE_FACE
 from models.musetalk import Generator, MuseTalk
 from models.musetalk_cuda import CudaFaces, folded_unet
 from models.runtime.cuda_graphs import fastest_split
