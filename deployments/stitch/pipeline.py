@@ -32,6 +32,7 @@ from deployments.stitch.chunks import (
 from deployments.stitch.metrics import StageCall
 from deployments.stitch.schedule import Schedule
 from models.errors import StageError, TextError
+from models.media.spec import growing
 from models.restore.align import enlarged
 from models.speech.activity import ActivityDetector
 from models.speech.audio import pad_to_frames
@@ -82,18 +83,14 @@ class Pipeline:
     async def _feed(self, request: PipelineRequest, queue: asyncio.Queue[Any]) -> None:
         """Start a task per chunk; the size of the queue limits how many run at a time."""
         schedule = Schedule(self.settings.fps, request.slack_s)
-        previous_end, size = -1, self.settings.chunk_frames  # on the timeline; of the latest chunk
+        previous_end, size = -1, 0  # on the timeline; of the latest chunk
         async with aclosing(self._segments(request)) as segments:
             async for segment in segments:
                 segment.position = request.place(segment.first_frame, segment.frames)
-                segment.after_gap = segment.position != previous_end
+                start, size = 0, size if segment.position == previous_end else 0
                 previous_end = segment.position + segment.frames
-                start = 0
                 while start < segment.frames:
-                    first = segment.after_gap and not start
-                    least, most = self.settings.first_chunk_frames, self.settings.chunk_frames
-                    # it grows slowly: where others begin as well, a player with few frames cannot wait for large chunks
-                    size = least if first else min(size + least, most)
+                    size = growing(size, self.settings.first_chunk_frames, self.settings.chunk_frames)
                     count = min(size, segment.frames - start)
                     if request.slack_s is None and segment.first_frame + start > 0:
                         await self.making.give_way()

@@ -121,7 +121,7 @@ class UtteranceEncoder:
         self.init_segment = init_segment(spec)
         self._pending: deque[bytes] = deque()  # encoded frames that are not in a fragment yet
         self._coded = 0  # number of encoded frames
-        self._next_key = 0  # index of the first frame of the next fragment
+        self._next_key = self._size = 0  # index of the first frame of the next fragment; length of the latest one
         self._sizes: deque[int] = deque()  # number of frames of each fragment that has been started
         self._video_start = start.video_ticks
         self._done = False
@@ -165,8 +165,9 @@ class UtteranceEncoder:
     def _encode_frame(self, frame: AnyFrame) -> None:
         key = self._coded == self._next_key
         if key:
-            self._sizes.append(self.spec.fragment_frames if self._coded else self.spec.first_fragment_frames)
-            self._next_key += self._sizes[-1]
+            self._size = self.spec.next_fragment_frames(self._size)
+            self._sizes.append(self._size)
+            self._next_key += self._size
         self._pending.extend(self._video.encode(frame, key))
         self._coded += 1
 

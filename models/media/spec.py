@@ -15,12 +15,21 @@ AAC_RATES_HZ = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 X264 = "libx264"
 
 
+def growing(previous: int, first: int, largest: int) -> int:
+    """The number of frames after `previous`, in the sequence first, 2 · first, 3 · first … largest; `first` after 0.
+
+    Chunks and fragments grow so. The first one is short, so that the video starts early. A player that starts with it
+    has few frames, so the next one is not much longer. Long ones cost less: each fragment begins with an IDR frame.
+    """
+    return min(previous + first, max(first, largest)) if previous else first
+
+
 @dataclass(frozen=True, slots=True)
 class MediaSpec:
     """How a session is encoded. Fixed for the life of a session file.
 
-    width, height: even, px. crf: x264's constant quality, lower is better. The first fragment of an utterance is short
-    to reduce latency. Later fragments are longer, because each one starts with an IDR frame, which is large.
+    width, height: even, px. crf: x264's constant quality, lower is better. first_fragment_frames, fragment_frames: of
+    the first fragment of an utterance and of the largest, see `growing`.
 
     Raises: ConfigError for a size, frame rate or sample rate that is not supported.
     """
@@ -65,6 +74,10 @@ class MediaSpec:
         """The fields as files keep them. Those of x264 are as in files that older versions wrote and compare by."""
         omitted = {"encoder", "parameter_sets"} if self.encoder == X264 else set()
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in omitted}
+
+    def next_fragment_frames(self, previous: int) -> int:
+        """The length of the fragment after one of `previous` frames; of an utterance's first one after 0."""
+        return growing(previous, self.first_fragment_frames, self.fragment_frames)
 
     @property
     def frame_ticks(self) -> int:

@@ -61,13 +61,15 @@ def _encoder_starts(keys: Sequence[int], spec: MediaSpec) -> list[int]:
 
     Idle motion is encoded in separate pieces.
     """
-    edges, due = [0], spec.first_fragment_frames
+    edges, size = [0], spec.next_fragment_frames(0)
+    due = size
     for key in keys:
-        if key == due:
-            due += spec.fragment_frames
-        elif key:
+        if key and key != due:
             edges.append(key)
-            due = key + spec.first_fragment_frames
+            size = 0
+        if key:
+            size = spec.next_fragment_frames(size)
+            due = key + size
     return edges
 
 

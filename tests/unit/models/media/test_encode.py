@@ -296,6 +296,15 @@ def test_frames_of_another_size_are_refused() -> None:
         UtteranceEncoder(spec_of()).push(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(0, np.float32))
 
 
+@pytest.mark.parametrize(
+    ("first", "largest", "sizes"), [(2, 7, [2, 4, 6, 7, 7, 4]), (4, 4, [4] * 7 + [2]), (20, 8, [20, 10])]
+)
+def test_fragments_grow_from_the_first_to_the_largest(first, largest, sizes):
+    encoder = UtteranceEncoder(spec_of(first_fragment_frames=first, fragment_frames=largest))
+    fragments = encoder.push(grey(30), np.zeros(30 * 960, np.float32), last=True)
+    assert [fragment.frames for fragment in fragments] == sizes
+
+
 def test_the_first_fragment_waits_only_for_its_own_sound_of_a_long_sentence(monkeypatch):
     coded = []
     encode_frame = _AudioTrack._encode
