@@ -77,6 +77,11 @@ class Setup:
     lipsync: dict[str, Any] = field(default_factory=dict)
     gpus: int = 1
 
+    @property
+    def most_replicas(self) -> int:
+        """Of one stage."""
+        return max((count for _, count in self.replicas), default=1)
+
     def make(self) -> None:
         """Create weights and avatars, in a process of their own, which frees its memory. Existing ones are kept."""
         if not self.gpu or (self.out / "made.json").is_file():
