@@ -5,6 +5,7 @@ Chunks are generated one after another and written to a session with the code of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from configs.schema import AudioFeaturesConfig, StitchConfig
 from deployments.common.messages import SpeakRequest
 from deployments.features import resting_window, segment_windows
 from deployments.stitch.avatar_cache import load_avatar, media_spec, mouth_of
-from deployments.stitch.chunks import Chunk
+from deployments.stitch.chunks import Chunk, SpeechSegment
 from deployments.stitch.open_sessions import OpenSessions
 from deployments.stitch.utterance import UtteranceWriter
 from models.avatar.playback import ping_pong
 from models.avatar.store import AvatarStore
 from models.features import WhisperFeatures
 from models.musetalk_openvino import OpenVINOMuseTalk
+from models.speech.activity import ActivityDetector
 from models.speech.audio import pad_to_frames
 from models.tts.hibari import HibariTTS
 from models.types import FaceCrops, Float16, PreparedAvatar, Speech, UInt8
@@ -59,16 +61,16 @@ class Speaker:
 
     def _chunks(self, avatar: PreparedAvatar, speeches: list[Speech], position: int) -> Iterator[Chunk]:
         """Chunks of BATCH frames per segment, padded as in deployments.stitch.pipeline."""
-        padded, first, added_s = list[tuple[Speech, int]](), 0, 0.0
+        segments, first, added_s, detector = list[SpeechSegment](), 0, 0.0, ActivityDetector()
         for speech in speeches:
             whole = pad_to_frames(speech, avatar.fps, added_s)
             added_s += whole.duration_s - speech.duration_s
-            padded.append((whole, first))
-            first += round(whole.duration_s * avatar.fps)
-        for number, (speech, begin) in enumerate(padded):
-            count = round(speech.duration_s * avatar.fps)
+            count = round(whole.duration_s * avatar.fps)
+            segments.append(SpeechSegment(whole, first, count, whole, detector(whole)))
+            first += count
+        for segment, following in itertools.zip_longest(segments, segments[1:]):
+            speech, begin, count = segment.speech, segment.first_frame, segment.frames
             faces = self.faces(avatar, speech, position + begin, count)
-            following = padded[number + 1] if number + 1 < len(padded) else None
             for start in range(0, count, BATCH):
                 crops = FaceCrops(faces[start : start + BATCH], begin + start, avatar.avatar_id)
                 last = speech.last and start + BATCH >= count

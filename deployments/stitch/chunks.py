@@ -46,13 +46,12 @@ class PipelineSettings:
 class PipelineRequest:
     """One utterance: `text` to speak, `parts` of a text that is still being written, or recorded `speech`.
 
-    place(first frame, frames) → the position of a segment on the session's timeline. It is called once per segment, in
-    order, when the segment's speech has arrived. slack_s: see Schedule. fade: of the
-    enhancement, where viewers wait for it.
+    place(segment) → the position of a segment on the session's timeline. It is called once per segment, in order, when
+    the segment's speech has arrived. slack_s: see Schedule. fade: of the enhancement, where viewers wait for it.
     """
 
     avatar_id: str
-    place: Callable[[int, int], int]
+    place: Callable[[SpeechSegment], int]
     session_id: str = ""
     avatar_version: str = ""
     text: str = ""
@@ -71,16 +70,17 @@ class Chunk:
     """Face crops of consecutive frames of an utterance. `crops.first_frame` counts from the utterance's first frame.
 
     speech: in a segment's first chunk the speech of the whole segment, padded to whole frames, with phonemes where
-    they are known, and times from `crops.first_frame` on. None in its other chunks.
-    following: the next segment's speech and its first frame, if it has arrived; the pipeline does not wait for it.
+    they are known, and times from `crops.first_frame` on. None in its other chunks. active: when it sounds, if known.
+    following: the next segment, if its speech has arrived; the pipeline does not wait for it.
     """
 
     crops: FaceCrops
     speech: Speech | None
     last: bool  # ends the utterance
     position: int  # of its first frame on the session's timeline
-    following: tuple[Speech, int] | None = None
+    following: SpeechSegment | None = None
     ends_segment: bool = False
+    active: Spans | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +96,11 @@ class SpeechSegment:
     features: Any = None  # the un-awaited response of AudioFeatures
     features_done: asyncio.Task[float] | None = None  # returns the wall-clock time at which the features were ready
     following: SpeechSegment | None = None  # the next one, once it has arrived
+
+    @property
+    def speech_active(self) -> Spans | None:
+        """When `speech` sounds, if that is known: it is `lip_speech`."""
+        return self.active if self.lip_speech is self.speech else None
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ import math
 from collections.abc import AsyncGenerator
 from typing import Any, Literal, Protocol
 
-from deployments.stitch.chunks import Chunk
+from deployments.stitch.chunks import Chunk, SpeechSegment
 from deployments.stitch.interrupts import Interrupt
 from deployments.stitch.rendering import Renderer
 from models.types import Fragment
@@ -32,8 +32,8 @@ class Output(Protocol):
         """Frames that viewers have received. Without viewers: all frames that are made."""
         ...
 
-    def place(self, first_frame: int, frames: int) -> int:
-        """Return the position on the session's timeline of a segment that starts at `first_frame` of the utterance."""
+    def place(self, segment: SpeechSegment) -> int:
+        """Return the position of a segment on the session's timeline."""
         ...
 
     def slack_s(self, position: int) -> float:
@@ -83,10 +83,10 @@ class FileOutput:
     def shown_frames(self) -> int:
         return self._writer.frames
 
-    def place(self, first_frame: int, frames: int) -> int:
+    def place(self, segment: SpeechSegment) -> int:
         """Segments follow one another without a gap from the session's position on."""
-        self._renderer.speech_arrived(frames)
-        return self._writer.position + first_frame
+        self._renderer.speech_arrived(segment)
+        return self._writer.position + segment.first_frame
 
     def slack_s(self, position: int) -> float:
         return math.inf

@@ -86,7 +86,7 @@ class Pipeline:
         previous_end, size = -1, 0  # on the timeline; of the latest chunk
         async with aclosing(self._segments(request)) as segments:
             async for segment in segments:
-                segment.position = request.place(segment.first_frame, segment.frames)
+                segment.position = request.place(segment)
                 start, size = 0, size if segment.position == previous_end else 0
                 previous_end = segment.position + segment.frames
                 while start < segment.frames:
@@ -317,14 +317,14 @@ def _without_enhancement(stamped: Stamped[FaceCrops]) -> Stamped[FaceCrops]:
 def _chunk_of(segment: SpeechSegment, start: int, crops: FaceCrops) -> Chunk:
     """A segment's first chunk carries its whole speech, because the audio encoder must not wait for later chunks."""
     ends_segment = start + len(crops) == segment.frames
-    following = segment.following
     return Chunk(
         crops,
         segment.speech if start == 0 else None,
         segment.speech.last and ends_segment,
         segment.position + start,
-        None if following is None else (following.speech, following.first_frame),
+        segment.following,
         ends_segment,
+        segment.speech_active,
     )
 
 

@@ -14,7 +14,7 @@ import cv2
 from deployments.common.stage import StageMeter
 from deployments.common.worker import Worker, WorkerPool
 from deployments.stitch.admission import Making
-from deployments.stitch.chunks import Chunk
+from deployments.stitch.chunks import Chunk, SpeechSegment
 from deployments.stitch.metrics import StageCall
 from deployments.stitch.ownership.load import RenderLoad
 from deployments.stitch.utterance import UtteranceWriter
@@ -36,27 +36,27 @@ class Renderer:
     load: RenderLoad = field(default_factory=RenderLoad)
     calls: list[StageCall] = field(default_factory=list)  # one per chunk
     placed_frames: int = 0  # frames of the speech that has arrived
-    _claim: asyncio.Task[None] | None = None
+    _preparing: asyncio.Task[None] | None = None
 
     @property
     def pending_frames(self) -> int:
         """Frames of the speech that has arrived that are not rendered yet."""
         return self.placed_frames - self.writer.frames
 
-    def speech_arrived(self, frames: int) -> None:
-        """Count the frames of a segment. With the first one, claim the session while its faces are generated."""
-        self.placed_frames += frames
-        if self._claim is None:
-            self._claim = asyncio.create_task(self._claim_session())
+    def speech_arrived(self, segment: SpeechSegment) -> None:
+        """Count the frames of a segment. With the first one, prepare the writer while its faces are generated."""
+        self.placed_frames += segment.frames
+        if self._preparing is None:
+            self._preparing = asyncio.create_task(self._prepare(segment))
 
-    async def _claim_session(self) -> None:
+    async def _prepare(self, segment: SpeechSegment) -> None:
         with contextlib.suppress(WarmTalkError, OSError):  # the first frame raises it again
-            await self.run(self.writer.claim)
+            await self.run(self.writer.prepare, segment)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function on the compute thread, after all that was started before."""
         done = await self.worker.run(function, *args, **kwargs)
-        self.load.add(done.compute_s)
+        self.load.add(done.compute_s, live=self.making.live)
         return done.value
 
     async def render(self, chunk: Chunk, work: Callable[[Chunk], list[Fragment]]) -> list[Fragment]:
@@ -65,7 +65,7 @@ class Renderer:
         with self.making.working():
             done = await self.worker.run(work, chunk)
         self.making.rendered(len(chunk.crops))
-        self.load.add(done.compute_s, len(chunk.crops))
+        self.load.add(done.compute_s, len(chunk.crops), self.making.live)
         back_s = time.perf_counter() - done.ended_s  # from the thread to the event loop, which may be busy
         timing = self.meter.record_call(len(chunk.crops), received_s, done.queue_s, done.compute_s)
         parts_ms = (done.queue_s * 1e3, back_s * 1e3, done.compute_s * 1e3)

@@ -18,7 +18,7 @@ import numpy as np
 
 from deployments.common.messages import SpeakRequest
 from deployments.stitch.avatar_cache import LoadedAvatar
-from deployments.stitch.chunks import Chunk
+from deployments.stitch.chunks import Chunk, SpeechSegment
 from deployments.stitch.live.playout import REST_FRAMES
 from deployments.stitch.open_sessions import OpenSessions
 from models.avatar.playback import ping_pong
@@ -73,7 +73,7 @@ class UtteranceWriter:
     # state
     pasting: PasteMemory = field(default_factory=PasteMemory)
     encoder: UtteranceEncoder | None = None
-    _opened: UtteranceEncoder | None = None  # by `claim`, for the session's end at that time
+    _opened: UtteranceEncoder | None = None  # by `prepare`, for the session's end at that time; has the first sound
     pauses: dict[int, list[PausePart]] = field(default_factory=dict)  # by the tick of the fragment that follows
     _ended: bool = False
     _start: Clock | None = None  # position of its first frame in the file
@@ -91,13 +91,18 @@ class UtteranceWriter:
 
     # --- make
 
-    def claim(self) -> None:
-        """Become the session's writer and open the encoder, ahead of the first frame: a new session waits for the disk.
+    def prepare(self, segment: SpeechSegment) -> None:
+        """Do what the first fragment needs and what needs no face, when the first speech has arrived.
 
+        Become the session's writer, for which a new session waits for the disk, and encode the first sound.
         Raises what `encode` would raise for its first chunk.
         """
         session = self.sessions.claim(self.request.session_id, self.spec, self.avatar.prepared)
-        self._opened = UtteranceEncoder(session.spec, session.clock)
+        if self.pause is None or not session.frames:  # else the file first gets a pause of unknown length
+            encoder = UtteranceEncoder(session.spec, session.clock)
+            encoder.hear(self._sound(segment.speech))
+            self._opened = encoder
+        self.mouth.add_speech(segment.speech, segment.first_frame, segment.speech_active)
 
     def add(self, chunk: Chunk) -> list[Fragment]:
         """Encode a chunk and write the fragments that it completes. Raises FencedError, OSError."""
@@ -118,16 +123,16 @@ class UtteranceWriter:
 
         close: also flush the encoder. The next chunk gets a new one. Raises FencedError, OSError.
         """
-        first = chunk.crops.first_frame
+        first, heard = chunk.crops.first_frame, self._opened
         encoder = self._open_encoder(chunk.position, first)
         if chunk.speech is not None:
             add_cue(self.cues, chunk.speech, first / self.spec.fps)
-            self.mouth.add_speech(chunk.speech, first)
-        if chunk.following is not None:
-            self.mouth.add_speech(*chunk.following)
+            self.mouth.add_speech(chunk.speech, first, chunk.active)
+        if (after := chunk.following) is not None:
+            self.mouth.add_speech(after.speech, after.first_frame, after.speech_active)
         weights = self.mouth.weights(first, len(chunk.crops))
         frames = self._paste(chunk.position, chunk.crops, weights)
-        fragments = encoder.push(frames, self._sound(chunk.speech), close)
+        fragments = encoder.push(frames, self._sound(None if encoder is heard else chunk.speech), close)
         self._describe(chunk, weights)
         self.audio_delay_s = max(self.audio_delay_s, encoder.audio_delay_s)
         if close:

@@ -152,6 +152,12 @@ class UtteranceEncoder:
             self._pending.extend(self._video.finish())
         return self._collect()
 
+    def hear(self, samples: Float32) -> None:
+        """Add speech ahead of its frames, and encode what the first fragment needs of it."""
+        self._audio.feed(samples)
+        first_ticks = self.spec.first_fragment_frames * self.spec.frame_ticks
+        self._audio.encode_until(self.spec.samples_at(self._video_start + first_ticks))
+
     def _fit(self, frame: AnyFrame) -> None:
         """Check the size: one extra row or column at the end is allowed. Raises ConfigError."""
         height, width = self.spec.height, self.spec.width

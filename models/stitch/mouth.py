@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.speech.activity import ActivityDetector
+from models.speech.activity import ActivityDetector, Spans
 from models.stitch.crop_filter import CropFilter
 from models.stitch.rest import Rest, RestSettings
 from models.types import Float32, Speech, UInt8
@@ -15,11 +15,15 @@ class Mouth:
         self._activity, self._rest, self._filter = ActivityDetector(), Rest(fps, rest or RestSettings()), crop_filter
         self._added: set[int] = set()  # first frames of the segments added so far
 
-    def add_speech(self, speech: Speech, first_frame: int) -> None:
-        """Add a segment that starts at `first_frame` of the utterance. Adding it again has no effect."""
+    def add_speech(self, speech: Speech, first_frame: int, active: Spans | None = None) -> None:
+        """Add a segment that starts at `first_frame` of the utterance. Adding it again has no effect.
+
+        active: when it sounds, seconds from its start; None: detect it.
+        """
         if first_frame not in self._added:
             self._added.add(first_frame)
-            self._rest.add(first_frame, speech.duration_s, self._activity(speech), speech.last)
+            spans = self._activity(speech) if active is None else active
+            self._rest.add(first_frame, speech.duration_s, spans, speech.last)
 
     def weights(self, first_frame: int, count: int) -> Float32:
         """Weights `(count,)` of the generated mouth, 0 to 1. Call it once per frame, in order."""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from deployments.common.clocks import stable_time_s
-from deployments.stitch.chunks import Chunk
+from deployments.stitch.chunks import Chunk, SpeechSegment
 from deployments.stitch.interrupts import Interrupt
 from deployments.stitch.live.broadcast import Broadcast
 from deployments.stitch.live.pacing import PaceEstimate
@@ -53,9 +53,9 @@ class LiveOutput(Output):
     def shown_frames(self) -> int:
         return self.playout.released_frames
 
-    def place(self, first_frame: int, frames: int) -> int:
-        self._renderer.speech_arrived(frames)
-        return self.playout.place(first_frame, frames)
+    def place(self, segment: SpeechSegment) -> int:
+        self._renderer.speech_arrived(segment)
+        return self.playout.place(segment.first_frame, segment.frames)
 
     def slack_s(self, position: int) -> float:
         return self.playout.broadcast.clock.time_of(position) - DECIDE_LEAD_S - stable_time_s()

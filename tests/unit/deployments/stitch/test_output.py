@@ -14,7 +14,7 @@ from deployments.common.clocks import stable_time_s
 from deployments.common.messages import SpeakRequest
 from deployments.common.stage import StageMeter
 from deployments.common.worker import Worker
-from deployments.stitch.chunks import Chunk
+from deployments.stitch.chunks import Chunk, SpeechSegment
 from deployments.stitch.interrupts import Interrupt
 from deployments.stitch.live.broadcast import Broadcast
 from deployments.stitch.live.pacing import RELEASE_LEAD_S
@@ -26,6 +26,7 @@ from deployments.stitch.utterance import UtteranceWriter
 from models.errors import FencedError, InterruptedSpeech
 from models.live.timeline import LIVE_FRAMES, encode_idle
 from models.media.encode import MediaSpec
+from models.speech.activity import ActivityDetector
 from models.stitch.mouth import Mouth
 from models.types import FaceCrops, Fragment, Speech
 from tests.support.stitch import SIDE, grey_avatar, read_video
@@ -35,6 +36,12 @@ __all__ = ["event_loop_policy", "virtual_time"]
 
 SPEC = MediaSpec(SIDE, SIDE, 25, fragment_frames=8, first_fragment_frames=4, crf=8)
 FRAMES = 28  # of the utterance, in chunks of 4, 8, 8, 8
+
+
+def segment(first_frame: int, frames: int, samples: np.ndarray | None = None) -> SpeechSegment:
+    samples = np.zeros(frames * SPEC.sample_rate_hz // 25, np.float32) if samples is None else samples
+    speech = Speech(samples, SPEC.sample_rate_hz, "Hi.")
+    return SpeechSegment(speech, first_frame, frames, speech, ActivityDetector()(speech))
 
 
 class Utterance:
@@ -55,8 +62,8 @@ class Utterance:
             self.output = self.registry.open_output(self.renderer, self.broadcast, self.interrupt, 4.0, 0.0)
 
     def chunks(self) -> list[Chunk]:
-        position = self.output.place(0, FRAMES)
         samples = (0.3 * np.sin(np.arange(FRAMES * SPEC.sample_rate_hz // 25) / 10)).astype(np.float32)
+        position = self.output.place(segment(0, FRAMES, samples))
         made = []
         for first, count in ((0, 4), (4, 8), (12, 8), (20, 8)):
             crops = FaceCrops(np.full((count, 256, 256, 3), 250, np.uint8), first, "ann")
@@ -113,7 +120,7 @@ async def test_all_frames_are_delivered_and_written_once(utterance):
 
 async def test_the_session_is_claimed_when_speech_arrives_and_not_with_the_first_frame(utterance):
     made = utterance.make()
-    made.output.place(0, FRAMES)
+    made.output.place(segment(0, FRAMES))
     await asyncio.sleep(0)  # the claim begins
     await made.renderer.run(lambda: None)  # it ends: the thread works in order
     session = made.sessions.find("alice")
@@ -192,7 +199,7 @@ async def test_aborting_after_the_end_changes_nothing(utterance):
 async def test_the_file_output_writes_at_once_and_places_segments_without_a_gap(tmp_path):
     made = Utterance(tmp_path, live=False)
     made.writer.position = 100
-    assert [made.output.place(0, 20), made.output.place(20, 8)] == [100, 120]
+    assert [made.output.place(segment(0, 20)), made.output.place(segment(20, 8))] == [100, 120]
     written = []
     for chunk in made.chunks():
         fragments = await made.output.push(chunk)

@@ -139,7 +139,7 @@ def pipeline(stages: Stages, **settings) -> Pipeline:
 
 def request(text: str = "Words.", position: int = 0, **options) -> PipelineRequest:
     """A request whose segments follow one another from a position of the timeline on."""
-    return PipelineRequest("a", lambda first_frame, frames: position + first_frame, text=text, **options)
+    return PipelineRequest("a", lambda segment: position + segment.first_frame, text=text, **options)
 
 
 async def collect(pipeline: Pipeline, request: PipelineRequest):
@@ -163,7 +163,7 @@ async def test_frames_come_in_order_and_match_the_speech():
 
 async def test_a_segment_behind_a_gap_starts_with_a_short_chunk():
     positions = {0: 0, 25: 40}
-    gap = PipelineRequest("a", lambda first_frame, frames: positions[first_frame], text="Words.")
+    gap = PipelineRequest("a", lambda segment: positions[segment.first_frame], text="Words.")
     chunks = await collect(pipeline(Stages([1.0, 1.0])), gap)
     assert [len(chunk.crops) for chunk in chunks] == [4, 8, 8, 5] * 2
     assert [chunk.position for chunk in chunks] == [0, 4, 12, 20, 40, 44, 52, 60]
@@ -176,7 +176,8 @@ async def test_the_first_chunk_of_a_segment_has_its_phonemes_and_all_its_sound()
     first, second = (chunk for chunk in chunks if chunk.speech)
     assert (first.crops.first_frame, second.crops.first_frame) == (0, 16)
     ends = [chunk for chunk in chunks if chunk.crops.first_frame + len(chunk.crops) == 16]
-    assert ends[0].following == (second.speech, 16) and chunks[-1].following is None
+    after = ends[0].following
+    assert (after.speech, after.first_frame) == (second.speech, 16) and chunks[-1].following is None
     assert first.speech.phonemes == heard and len(first.speech.samples) == 16 * RATE // 25
 
 

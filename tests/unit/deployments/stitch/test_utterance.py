@@ -12,7 +12,7 @@ import pytest
 
 from deployments.common.messages import SpeakRequest
 from deployments.stitch.avatar_cache import LoadedAvatar
-from deployments.stitch.chunks import Chunk
+from deployments.stitch.chunks import Chunk, SpeechSegment
 from deployments.stitch.metrics import summary_of
 from deployments.stitch.open_sessions import OpenSessions
 from deployments.stitch.utterance import MAX_KEPT_CROPS, UtteranceWriter, _from_jpeg, _to_jpeg
@@ -20,8 +20,9 @@ from models.avatar.playback import ping_pong, sway
 from models.errors import FencedError
 from models.live.pauses import Pause
 from models.live.timeline import IdleGrid, encode_idle
-from models.media.encode import MediaSpec
+from models.media.encode import MediaSpec, UtteranceEncoder, _AudioTrack
 from models.media.frames import VideoFrames, write_frames
+from models.speech.activity import ActivityDetector
 from models.stitch.mouth import Mouth
 from models.stitch.paste import Paster
 from models.stitch.sidecar import read_sidecar, sidecar_path
@@ -54,6 +55,12 @@ def chunk(first: int, count: int, last: bool = False, speech_s: float = 0.0, pos
     samples = np.sin(np.arange(round(speech_s * 16_000)) / 10).astype(np.float32) * 0.3
     speech = Speech(samples, 16_000, last=last) if speech_s else None
     return Chunk(crops, speech, last, first if position is None else position)
+
+
+def segment_of(chunk: Chunk) -> SpeechSegment:
+    """The segment that begins with the chunk."""
+    frames = round(chunk.speech.duration_s * SPEC.fps)
+    return SpeechSegment(chunk.speech, chunk.crops.first_frame, frames, chunk.speech, ActivityDetector()(chunk.speech))
 
 
 def add(writer: UtteranceWriter, first: int, count: int, last: bool = False, speech_s: float = 0.0) -> list[Fragment]:
@@ -149,10 +156,29 @@ def test_silence_across_two_segments_counts_as_one_pause(sessions):
     said, heard, after = utterance(sessions), chunk(0, 16, speech_s=0.64), chunk(16, 16, last=True, speech_s=0.64)
     heard.speech.samples[round(0.44 * 16_000) :] = 0.0  # 0.2 s of silence …
     after.speech.samples[: round(0.2 * 16_000)] = 0.0  # … and 0.2 s again
-    said.add(dataclasses.replace(heard, following=(after.speech, 16)))
+    said.add(dataclasses.replace(heard, following=segment_of(after)))
     said.add(after)
     before, later = said.weights
     assert before.min() == 0.0 and later[0] < 1.0 and later[5:].min() == 1.0
+
+
+def test_what_needs_no_face_is_made_before_the_first_faces_arrive(sessions, tmp_path, monkeypatch):
+    chunks = chunk(0, 4, speech_s=0.48), chunk(4, 8, last=True)
+    plain = utterance(OpenSessions(tmp_path / "plain", 8))
+    for each in chunks:
+        plain.add(each)
+    made = []
+    encode, opened = _AudioTrack._encode, UtteranceEncoder.__init__
+    monkeypatch.setattr(_AudioTrack, "_encode", lambda *given: (made.append("sound"), encode(*given)))
+    monkeypatch.setattr(UtteranceEncoder, "__init__", lambda *given: (made.append("encoder"), opened(*given))[1])
+    said = utterance(sessions)
+    said.prepare(segment_of(chunks[0]))
+    assert made == ["encoder"] + 6 * ["sound"] and sessions.find("alice").frames == 0  # 4 frames need 6 AAC frames
+    made.clear()
+    said.add(chunks[0])
+    assert made == []
+    said.add(chunks[1])
+    assert said.session.path.read_bytes() == plain.session.path.read_bytes()
 
 
 def test_the_stream_of_a_request_starts_at_zero_in_the_middle_of_a_session(sessions):
