@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from deployments.common.autoscaling import ReplicaLoad
 from deployments.common.safe_batches import Computed, SafeBatches, StartedBatch
 from deployments.common.urgency import Urgency
 
@@ -25,6 +26,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FAIR_EVERY, FAIR_WAIT_S = 8, 1.0  # each eighth batch begins with what has waited longest, if that is at least a second
+ITEM_SMOOTHING = 0.2  # weight of the latest batch in the time per item
 QUEUED_BATCHES = 2  # submitted to the compute thread at a time: one that runs, and one that follows it without a gap
 
 Run = Callable[[Callable[[], None]], Awaitable[object]]  # runs a function on the compute thread, in order of arrival
@@ -103,6 +105,8 @@ class FrameBatcher(Generic[Item, Result]):
         self._unfinished: _Batch[Item, Result] | None = None  # the latest batch that runs; for the compute thread
         self._ended_s = 0.0  # when the latest results were there; for the compute thread
         self._begun = 0  # batches, counted on the compute thread
+        self._item_s = 0.0  # compute time per item, smoothed
+        self._load = ReplicaLoad()
         self.batches = self.batched_items = self.shared_batches = 0  # shared: with items of more than one caller
 
     def configure(self, batch_size: int, wait_s: float, new_engine: bool) -> None:
@@ -118,6 +122,17 @@ class FrameBatcher(Generic[Item, Result]):
             "batched_frames": self.batched_items,
             "shared_batches": self.shared_batches,
         }
+
+    def load_metrics(self, start_s: float) -> dict[str, float]:
+        """For `record_autoscaling_stats`, see deployments/common/autoscaling.py. start_s: what the replica took."""
+        now_s = time.perf_counter()
+        with self._lock:
+            waiting = [request for request in self._requests if not request.future.done()]
+        live = [request for request in waiting if not request.urgency.background]
+        items = sum(len(request.items) - request.taken for request in live)
+        late_s = max((now_s - request.submitted_s - request.urgency.slack_s for request in live), default=0.0)
+        files = {request.caller or str(id(request)) for request in waiting if request.urgency.background}
+        return self._load.metrics(items * self._item_s, late_s, len(files), start_s)
 
     async def submit(self, items: list[Item], urgency: Urgency, caller: str = "") -> BatchResult[Result]:
         """The results of all items. Raises the first error of an item."""
@@ -266,6 +281,9 @@ class FrameBatcher(Generic[Item, Result]):
         self.batches += 1
         self.batched_items += total
         self.shared_batches += len({request.caller for request, _ in batch.parts}) > 1
+        self._item_s += ITEM_SMOOTHING * (batch.compute_s / total - self._item_s)
+        live = sum(count for request, count in batch.parts if not request.urgency.background)
+        self._load.add(batch.compute_s * live / total)
         position = 0
         for request, count in batch.parts:
             results = batch.results[position : position + count]

@@ -116,6 +116,10 @@ class Enhance(Stage[EnhanceConfig]):
         timing = self.meter.record_call(len(restored), received_s, queue_s, done.compute_s, done.busy_s)
         return Stamped(restored, (*crops.timings, timing))
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Metrics for deployments.common.autoscaling:ByDeadline; Serve's controller calls this."""
+        return self._batcher.load_metrics(self._start_s)
+
     async def stats(self) -> dict[str, Any]:
         """As for every stage, and counts of calls of the engine, their faces, and the calls that sessions share."""
         return {**await super().stats(), **self._batcher.counts()}

@@ -211,6 +211,10 @@ class LipSync(Stage[LipSyncConfig]):
         timing = self.meter.record_call(count, received_s, loading_s + done.queue_s, done.compute_s, done.busy_s)
         return Stamped(crops, (timing,))
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Metrics for deployments.common.autoscaling:ByDeadline; Serve's controller calls this."""
+        return self._batcher.load_metrics(self._start_s)
+
     async def stats(self) -> dict[str, Any]:
         """As for every stage, and counts of UNet calls, their frames, and the calls that several sessions share.
 

@@ -27,7 +27,6 @@ from deployments.common.text_stream import TextStreams
 from deployments.common.worker import Worker, WorkerPool
 from deployments.stitch.admission import Admission, AdmissionLimits, Making
 from deployments.stitch.attempts import Answers
-from deployments.stitch.autoscaling import SPEAKING, WATCHED
 from deployments.stitch.avatar_cache import PASTE_KEYS, AvatarCache, LoadedAvatar, avatar_of, mouth_of, spec_of
 from deployments.stitch.chunks import PipelineRequest, PipelineSettings
 from deployments.stitch.enhance_fade import EnhanceFades
@@ -372,8 +371,9 @@ class Stitch(Stage[StitchConfig]):
     # --- the replica
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Metrics for the autoscaling policy (autoscaling.py); Serve's controller calls this."""
-        return {SPEAKING: float(len(self._interrupts)), WATCHED: float(len(self._live.watched()))}
+        """Metrics for deployments.common.autoscaling:ByDeadline; Serve's controller calls this."""
+        idle = len(self._live.watched()) - len(self._admission.live_sessions())
+        return self._owner.load.scaling_metrics(max(0, idle), self._start_s)
 
     async def stats(self) -> dict[str, Any]:
         """As of every stage, and the H.264 encoder of new sessions with the reason for it."""

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from deployments.common.autoscaling import LOAD, ReplicaLoad
+
 if TYPE_CHECKING:  # a Renderer counts into a RenderLoad
     from deployments.stitch.rendering import Renderer
 
 FIRST_FRAME_S = 0.02  # time to render a frame, until it is measured
 SMOOTHING = 0.2  # weight of the latest chunk in the time per frame
+IDLE_SESSIONS = 800  # watched sessions that do not speak keep a replica busy with heartbeats and little else
 BUSY_SMOOTHING = 0.5  # weight of the latest interval in the busy share: live speech is rendered in bursts
 
 
@@ -21,6 +24,7 @@ class RenderLoad:
     """Of all render threads of this process. Not thread-safe: one event loop."""
 
     threads: int = 1
+    scaling: ReplicaLoad = field(default_factory=ReplicaLoad)
     frame_s: float = FIRST_FRAME_S
     _busy_s: float = 0.0  # since `_since_s`
     _since_s: float = field(default_factory=lambda: time.monotonic())
@@ -36,9 +40,11 @@ class RenderLoad:
         finally:
             del self._by_id[id(renderer)]
 
-    def add(self, compute_s: float, frames: int = 0) -> None:
-        """Count work of a render thread; with frames, it was a chunk."""
+    def add(self, compute_s: float, frames: int = 0, live: bool = False) -> None:
+        """Count work of a render thread; with frames, it was a chunk. live: of a session that somebody watches."""
         self._busy_s += compute_s
+        if live:
+            self.scaling.add(compute_s)
         if frames:
             self.frame_s += SMOOTHING * (compute_s / frames - self.frame_s)
 
@@ -56,6 +62,18 @@ class RenderLoad:
         """How long all threads need for the speech that has been synthesised and not rendered yet."""
         frames = sum(max(0, renderer.pending_frames) for renderer in self._by_id.values())
         return frames * self.frame_s / self.threads
+
+    def scaling_metrics(self, idle_sessions: int, start_s: float) -> dict[str, float]:
+        """For `record_autoscaling_stats`. idle_sessions: watched sessions that do not speak; the ingress plays them.
+
+        Nothing counts as late here: what is late may wait for the stages before.
+        """
+        self.scaling.threads = self.threads
+        live = [renderer for renderer in self._by_id.values() if renderer.making.live]
+        frames = sum(max(0, renderer.pending_frames) for renderer in live)
+        files = len(self._by_id) - len(live)
+        metrics = self.scaling.metrics(frames * self.frame_s / self.threads, 0.0, files, start_s)
+        return metrics | {LOAD: metrics[LOAD] + idle_sessions / IDLE_SESSIONS}
 
     def begun(self) -> int:
         """Utterances of which a frame has been rendered."""
