@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.schema import AudioFeaturesConfig
 from deployments.common.paths import input_path
+from deployments.common.requests import stage_call
 from deployments.common.stage import Stage, Stamped
 from models.speech.activity import ActivityDetector, Spans
 from models.speech.audio import resample
@@ -34,6 +35,7 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
             self.model = WhisperFeatures.load(
                 input_path(config.weights), device=config.device, dtype=getattr(torch, config.dtype)
             )
+            self.model.record()
         if changed is None or changed & {
             "weights",
             "device",
@@ -43,6 +45,7 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
         }:  # also warms up the model
             self._rest = resting_window(self.model, config)
 
+    @stage_call
     async def windows(self, speech: Speech, fps: int, active: Spans | None = None) -> Stamped[FeatureWindows]:
         """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps).
 

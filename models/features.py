@@ -7,7 +7,7 @@ discontinuity every 30 s. A *step* is one encoder position: 20 ms.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from models.errors import AudioError, WeightsError
+from models.runtime.cuda_graphs import GraphedFunction
 from models.runtime.gpu_memory import compute_in_parts
 from models.runtime.tensors import as_tensor
 from models.speech.mel import HOP_SAMPLES, log_mel
@@ -31,6 +32,7 @@ EMBEDDED_CONTEXT_S = 8.0  # the context length that the embedded networks were t
 EMBEDDED_MARGIN_S = 1.0
 PAD_STEPS_LEFT, PAD_STEPS_RIGHT = 2, 6  # zero steps before and after the speech, each × ceil(50 / fps)
 CPU_BATCH, CUDA_BATCH = 1, 16  # contexts encoded at once; bounds the memory for long speech
+GRAPH_BATCHES = (1, 2, 4)  # contexts per CUDA graph; more run in several replays
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 Samples = Any  # float numpy array or torch tensor `(n,)`
@@ -83,13 +85,13 @@ def cut_windows(states: torch.Tensor, seconds: float, fps: int = 25, ahead_s: Se
     unit = math.ceil(STEPS_PER_S / fps)
     zeros = states.new_zeros((PAD_STEPS_RIGHT * unit, *states.shape[1:]))
     padded = torch.cat([zeros[: PAD_STEPS_LEFT * unit], states[:steps], zeros])  # (steps + 8 · unit, s, d)
-    starts = torch.arange(frames, device=states.device) * STEPS_PER_S // fps  # (n,)
+    starts = torch.arange(frames) * STEPS_PER_S // fps  # (n,)
     if ahead_s is not None:
-        ahead = torch.as_tensor(ahead_s, dtype=torch.float64, device=states.device)[:frames]
+        ahead = torch.as_tensor(ahead_s, dtype=torch.float64, device="cpu")[:frames]
         starts[: len(ahead)] += (ahead * STEPS_PER_S).round().long()
         starts = starts.clamp(0, len(padded) - WINDOW_STEPS)
-    index = starts[:, None] + torch.arange(WINDOW_STEPS, device=states.device)  # (n, 10)
-    return padded[index].flatten(1, 2)  # (n, 10 · s, d)
+    index = starts[:, None] + torch.arange(WINDOW_STEPS)  # (n, 10)
+    return padded[index.to(states.device)].flatten(1, 2)  # (n, 10 · s, d)
 
 
 class WhisperFeatures:
@@ -100,6 +102,7 @@ class WhisperFeatures:
 
     def __init__(self, encoder: WhisperEncoder) -> None:
         self.encoder = encoder
+        self._states: Callable[[torch.Tensor], torch.Tensor] = self._encoded  # of contexts, see there
         self.mel_bins: int = encoder.conv1.in_channels
         self.full_context_steps: int = encoder.embed_positions.num_embeddings  # 1500: 30 s
 
@@ -121,6 +124,15 @@ class WhisperFeatures:
             raise WeightsError(
                 f"{folder / 'config.json'} has no {error}.", "Use the config file of a Whisper."
             ) from error
+
+    def record(self) -> None:
+        """On CUDA, run the encoder as a CUDA graph from now on; its results are then inference tensors.
+
+        A graph is recorded at the first call with a length of the context. Without it a call waits for Python, which
+        launches about 130 kernels. Has no effect on another device.
+        """
+        if self.device.type == "cuda":
+            self._states = GraphedFunction(self._encoded, GRAPH_BATCHES, "graphs", self.device)
 
     @property
     def device(self) -> torch.device:
@@ -165,19 +177,23 @@ class WhisperFeatures:
         margin_steps: int,
         ahead_s: Seconds | None,
     ) -> torch.Tensor:
-        samples = check_samples(samples_16khz).to(self.device, torch.float32)  # (n,)
+        samples = check_samples(samples_16khz).float()  # (n,)
         plan = plan_contexts(len(samples), context_steps, margin_steps)
         batch = CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH
         kept = []
 
         def encoded(part: Sequence[Context]) -> torch.Tensor:
-            return self.encode(self.log_mel(self.context_samples(samples, part, context_steps)))
+            return self._states(self.context_samples(samples, part, context_steps))
 
         for first in range(0, len(plan), batch):
             contexts = plan[first : first + batch]
             states = compute_in_parts(encoded, contexts)
             kept += [s[c.keep_from - c.start : c.keep_to - c.start] for s, c in zip(states, contexts, strict=True)]
         return cut_windows(torch.cat(kept), len(samples) / WHISPER_HZ, fps, ahead_s)
+
+    def _encoded(self, samples: torch.Tensor) -> torch.Tensor:
+        """Speech of contexts `(b, n)` → hidden states `(b, n / 320, 5, 384)`."""
+        return self.encode(self.log_mel(samples))
 
     @staticmethod
     def context_samples(samples: torch.Tensor, contexts: Sequence[Context], context_steps: int) -> torch.Tensor:
