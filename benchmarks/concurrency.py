@@ -298,6 +298,7 @@ async def most_watched(
     """
     held, results = 0, []
     for count in counts:
+        print(f"{count} watched sessions begin", flush=True)
         results.append(await watch(url, count, seconds, enhance, avatar_id))
         print(watched_row(results[-1]), flush=True)
         if results[-1]["keep_up"] < count:

@@ -2,15 +2,15 @@
 
     python -m benchmarks.targets                                # all rows; about half an hour on one H200
     python -m benchmarks.targets --only ttff ttff-20 --repeats 10
-    python -m benchmarks.targets --only sessions-cropped --seconds 30 --sessions 16 24
-    python -m benchmarks.targets --small --device cpu --seconds 3 --sessions 1    # tiny networks: tests this script
+    python -m benchmarks.targets --only sessions-cropped sessions-tiny --seconds 30 --steps 1    # only the targets
+    python -m benchmarks.targets --small --device cpu --seconds 3 --steps 0.04 --replicas    # tests this script
 
 Networks of the real sizes with random weights, and configs/gpu.yaml with the replicas below. Prints per row: target,
 measured, their ratio, and MuseTalk's figure (benchmarks/musetalk_loop.py). A row that this machine cannot measure says
 why. Exit status 1 if a measured row misses its target, 2 if no row was measured.
 
 The rows of the stages call LipSync and Enhance in the running graph, from CALLERS sessions at a time. A number of
-sessions is the largest of --sessions, or the middle after the first failure, of which each keeps up
+sessions is the largest of --steps times the target, or the middle after the first failure, of which each keeps up
 (benchmarks/concurrency.py) while it is watched and speaks for --seconds. TTFF is measured over HTTP, from the request
 to the first fragment, each time in a new session.
 """
@@ -60,7 +60,7 @@ FULL = {"decoder": "vae", "decode": "full"}
 TINY = {"decoder": "tiny", "decode": "cropped"}
 REPLICAS = (("TTS", 4), ("Stitch", 8))  # for 16 cores
 SENTENCE, SHORT = "Good morning, and welcome to the programme.", "Hello."  # the second for tiny networks on a CPU
-STEPS = (1.0, 4 / 3, 5 / 3, 2.0)  # numbers of sessions that are tried, as multiples of the target
+STEPS = [1.0, 4 / 3, 5 / 3, 2.0]  # numbers of sessions that are tried, as multiples of the target
 CROWD = 20  # sessions whose TTFF is measured at once
 GPU = "there is no CUDA device"
 
@@ -136,7 +136,7 @@ class Bench:
     setup: Setup
     rows: tuple[Row, ...]
     seconds: float
-    sessions: list[int] | None
+    steps: list[float]
     repeats: int
     stage_s: float
     manual: bool
@@ -247,11 +247,14 @@ class Bench:
         return float(np.quantile(times_ms, 0.95))
 
     async def _sessions(self, key: str, url: str, enhance: bool) -> float:
-        counts = self.sessions or [round(step * BY_KEY[key].target) for step in STEPS]
+        counts = self._counts(key)
         most, trials = await most_watched(url, counts, self.seconds, enhance, WIDE)
         self.results.details[key] = trials
         self.results.notes[key] = f"{self.seconds:g} s, tried {', '.join(str(trial['sessions']) for trial in trials)}"
         return most
+
+    def _counts(self, key: str) -> list[int]:
+        return [max(1, round(step * BY_KEY[key].target)) for step in self.steps]
 
     # --- two GPUs
 
@@ -264,8 +267,7 @@ class Bench:
             return
         most = []
         for gpus in (1, 2):
-            one = self.sessions or [round(step * BY_KEY["sessions-cropped"].target) for step in STEPS]
-            counts = [gpus * count for count in one]
+            counts = [gpus * count for count in self._counts("sessions-cropped")]
             stitch = tuple((stage, gpus * count) for stage, count in self.setup.replicas)
             lipsync = (("LipSync", gpus),)
             setup = replace(self.setup, gpus=gpus, replicas=(*stitch, *lipsync), lipsync=dict(CROPPED))
@@ -385,7 +387,7 @@ def main() -> int:
     keys = [row.key for row in ROWS]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="ROW", help=", ".join(keys))
     parser.add_argument("--seconds", type=float, default=120.0, help="how long watched sessions speak")
-    parser.add_argument("--sessions", type=int, nargs="+", help="numbers to try; default: STEPS times the target")
+    parser.add_argument("--steps", type=float, nargs="+", default=STEPS, help="numbers of sessions over the target")
     parser.add_argument("--repeats", type=int, default=40, help="utterances whose TTFF is measured")
     parser.add_argument("--stage-seconds", type=float, default=5.0, help="how long a stage is driven")
     parser.add_argument("--no-manual", action="store_true", help="leave out MuseTalk's way")
@@ -418,7 +420,7 @@ def measure(arguments: argparse.Namespace, rows: tuple[Row, ...], results: Resul
         return
     setup = setup_of(arguments)
     setup.out.mkdir(parents=True, exist_ok=True)
-    times = arguments.seconds, arguments.sessions, arguments.repeats, arguments.stage_seconds
+    times = arguments.seconds, arguments.steps, arguments.repeats, arguments.stage_seconds
     Bench(setup, rows, *times, not arguments.no_manual, results, save).run()
 
 
