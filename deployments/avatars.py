@@ -13,6 +13,7 @@ from cachetools import LRUCache
 
 from configs.schema import AvatarsConfig
 from deployments.common.paths import builtin_avatars, input_path, output_path
+from deployments.common.requests import stage_call
 from deployments.common.stage import Stage
 from deployments.preparation import (
     SMOOTHING_KEYS,
@@ -55,6 +56,7 @@ class Avatars(Stage[AvatarsConfig]):
         self._prepare_configured(config)  # without a quota: at the limit, this replica must start
         self._store = AvatarStore(*roots, quota=quota_of(config))
 
+    @stage_call
     async def prepare(
         self, source: str, avatar_id: str, force: bool = False, options: dict[str, Any] | None = None
     ) -> AsyncIterator[dict[str, Any]]:

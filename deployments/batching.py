@@ -155,6 +155,12 @@ class FrameBatcher(Generic[Item, Result]):
         with self._lock:
             return sum(len(r.items) - r.taken for r in self._requests if not r.future.done())
 
+    def oldest_s(self) -> float:
+        """How long the oldest request has waited with items that are in no batch yet; 0: none waits."""
+        with self._lock:
+            since_s = [request.submitted_s for request in self._requests if not request.future.done()]
+        return time.perf_counter() - min(since_s) if since_s else 0.0
+
     async def _submit_batches(self) -> None:
         """Keep the compute thread busy while items are waiting."""
         while True:

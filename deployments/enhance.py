@@ -14,6 +14,7 @@ from cachetools import LRUCache
 from configs.schema import EnhanceConfig
 from deployments.batching import FrameBatcher, stacked
 from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
+from deployments.common.requests import stage_call
 from deployments.common.stage import Stage, Stamped
 from deployments.common.urgency import NO_HURRY, Urgency
 from models.avatar.store import AvatarStore
@@ -88,6 +89,7 @@ class Enhance(Stage[EnhanceConfig]):
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars(), FRAME_CACHE_BYTES)
         self._batcher.configure(config.batch_size, config.batch_wait_ms / 1e3, new_engine)
 
+    @stage_call
     async def restore(
         self,
         crops: Stamped[FaceCrops],
@@ -149,6 +151,7 @@ class Enhance(Stage[EnhanceConfig]):
         """Landmarks and surroundings of the avatar's faces. Raises AvatarNotFound."""
         key = (avatar_id, await asyncio.to_thread(self._store.version, avatar_id))
         faces = self._faces.get(key)
+        self.meter.record_cache(hit=faces is not None)
         if faces is None:
             load = self._store.load
             faces = (await self.worker.run(lambda: AvatarFaces(load(avatar_id, latents=False), key))).value

@@ -10,6 +10,7 @@ import numpy as np
 from configs.schema import AudioFeaturesConfig
 from deployments.common.paths import input_path
 from deployments.common.requests import stage_call
+from deployments.common.requests import stage_call
 from deployments.common.stage import Stage, Stamped
 from models.speech.activity import ActivityDetector, Spans
 from models.speech.audio import resample
@@ -45,6 +46,7 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
         }:  # also warms up the model
             self._rest = resting_window(self.model, config)
 
+    @stage_call
     @stage_call
     async def windows(self, speech: Speech, fps: int, active: Spans | None = None) -> Stamped[FeatureWindows]:
         """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps).

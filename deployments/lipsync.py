@@ -16,6 +16,7 @@ from configs.schema import LipSyncConfig
 from deployments.batching import FrameBatcher, stacked
 from deployments.common.keyed_lock import KeyedLock
 from deployments.common.paths import builtin_avatars, cache_dir, input_path, output_path, set_inductor_cache
+from deployments.common.requests import stage_call
 from deployments.common.safe_batches import Computed
 from deployments.common.stage import Stage, Stamped
 from deployments.common.urgency import NO_HURRY, Urgency
@@ -172,6 +173,7 @@ class LipSync(Stage[LipSyncConfig]):
         new_engine = changed is None or bool(changed & (MODEL_KEYS | {"compile", "mouth_amplitude"}))
         self._batcher.configure(config.batch_size, config.batch_wait_ms / 1e3, new_engine)
 
+    @stage_call
     async def generate(
         self,
         features: Stamped[FeatureWindows],
@@ -250,6 +252,7 @@ class LipSync(Stage[LipSyncConfig]):
             for stale in [key for key in cached if key[0] == avatar_id]:
                 del cached[stale]
         key = (avatar_id, version or await asyncio.to_thread(store.version, avatar_id))
+        self.meter.record_cache(hit=key in cached)
         if (avatar := cached.get(key)) is not None:
             return avatar
         async with self._loading.hold(avatar_id):  # sessions that begin at once load it once

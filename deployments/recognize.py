@@ -7,6 +7,7 @@ from typing import Any
 
 from configs.schema import RecognizeConfig
 from deployments.common.paths import input_path, uploaded_file
+from deployments.common.requests import stage_call
 from deployments.common.stage import Stage, Stamped
 from deployments.common.worker import Worker
 from models.recognition import ENGINES
@@ -49,6 +50,7 @@ class Recognize(Stage[RecognizeConfig]):
         if changed is None or changed & {"engine", "options"}:
             self.engine = load_recognizer(config.engine, config.options)
 
+    @stage_call
     async def transcribe(
         self, audio_path: str, language: str | None = None, task: Task = "transcribe"
     ) -> Stamped[Transcript]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from configs.schema import TTSConfig
 from deployments.common.messages import SoundPart
+from deployments.common.requests import stage_call
 from deployments.common.stage import Stage, Stamped
 from deployments.common.worker import Worker
 from models.errors import TextError
@@ -89,6 +90,7 @@ class TTS(Stage[TTSConfig]):
         if changed is None or changed & {"engine", "options"}:
             self.engine = find_engine(config.engine, ENGINES).load(**config.options)
 
+    @stage_call
     async def speak(
         self, text: str, voice: str | None = None, speed: float | None = None
     ) -> AsyncGenerator[Stamped[Speech], None]:

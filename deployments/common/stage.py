@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,17 +16,20 @@ from configs.schema import STAGES, Strict
 from configs.strict import Accelerated, Supervised
 from deployments.common.clocks import own_host
 from deployments.common.errors import ReplicaFailedError
+from deployments.common.metrics import increment, observe, set_gauge
 from deployments.common.recent_calls import RecentCalls
+from deployments.common.requests import RECENT_ERRORS
 from deployments.common.supervision import Supervision, replica_resources
 from deployments.common.worker import LOAD_LIMIT_S, Worker
 from models.errors import ConfigError
 from models.runtime.gpu_memory import limit_gpu_memory
 
+if TYPE_CHECKING:
+    from deployments.batching import FrameBatcher
+
 T = TypeVar("T")
 C = TypeVar("C", bound=Strict)
 
-MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000]  # histogram boundaries
-REAL_TIME_FACTORS = [0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.5, 2, 4]
 FOOTPRINT_KEYS = ("pid", "rss_mb", "open_files", "threads", "tasks")
 
 
@@ -59,36 +62,21 @@ class Stamped(Generic[T]):
 
 
 class StageMeter:
-    """Exports metrics of a stage's calls as `warmtalk_stage_*`. Serve adds tags for the deployment and the replica."""
+    """Records the calls of a stage, as metrics and for `Stage.stats`."""
 
     def __init__(self, stage: str) -> None:
-        from ray.serve.metrics import Counter, Gauge, Histogram
-
         self.stage, self.engine, self.replica = stage, "", replica_id()
         self.recent = RecentCalls()
         self.recent_transfer: dict[str, RecentCalls] = {}  # by stage that was called
-        tags: dict[str, Any] = {"tag_keys": ("stage",)}
-        self._calls = Counter("warmtalk_stage_calls_total", description="Calls per stage.", **tags)
-        self._frames = Counter("warmtalk_stage_frames_total", description="Video frames processed per stage.", **tags)
-        self._parts = {
-            part: Histogram(f"warmtalk_stage_{part}_ms", f"Milliseconds of {part} per call.", MILLISECONDS, **tags)
-            for part in ("queue", "compute", "transfer")
-        }
-        self._no_memory = Counter("warmtalk_out_of_memory_total", "Batches that did not fit into memory.", ("stage",))
-        self._batch_limit = Gauge("warmtalk_batch_limit", "Items per batch after one that did not fit.", ("stage",))
-        self._ttff = Histogram("warmtalk_ttff_ms", "Milliseconds from a request to its first fragment.", MILLISECONDS)
-        self._rtf = Histogram("warmtalk_rtf", "Seconds to make one second of video.", REAL_TIME_FACTORS)
 
     def record_call(
         self, frames: int, received_s: float, queue_s: float, compute_s: float, busy_s: float | None = None
     ) -> StageTiming:
         """Count a call that ends now, and return its timing. busy_s: None means compute_s (no shared batch)."""
-        tags = {"stage": self.stage}
-        self._calls.inc(1, tags)
-        if frames:
-            self._frames.inc(frames, tags)
-        self._parts["queue"].observe(queue_s * 1e3, tags)
-        self._parts["compute"].observe(compute_s * 1e3, tags)
+        increment("warmtalk_stage_calls_total", stage=self.stage)
+        increment("warmtalk_stage_frames_total", frames, stage=self.stage)
+        observe("warmtalk_stage_queue_ms", queue_s * 1e3, stage=self.stage)
+        observe("warmtalk_stage_compute_ms", compute_s * 1e3, stage=self.stage)
         busy_s = compute_s if busy_s is None else busy_s
         self.recent.add(frames, queue_ms=queue_s * 1e3, compute_ms=compute_s * 1e3, busy_ms=busy_s * 1e3)
         parts_s = (received_s, time.time(), queue_s, compute_s, busy_s)
@@ -96,18 +84,30 @@ class StageMeter:
 
     def record_batch_limit(self, limit: int) -> None:
         """Count a batch that did not fit into memory. limit: the most items of the batches after it."""
-        self._no_memory.inc(1, {"stage": self.stage})
-        self._batch_limit.set(limit, {"stage": self.stage})
+        increment("warmtalk_out_of_memory_total", stage=self.stage)
+        set_gauge("warmtalk_batch_limit", limit, stage=self.stage)
+
+    def record_cache(self, hit: bool) -> None:
+        """Count an avatar that was in memory (`hit`), or had to be loaded."""
+        increment(f"warmtalk_cache_{'hits' if hit else 'misses'}_total", stage=self.stage)
 
     def record_utterance(self, ttff_ms: float, rtf: float) -> None:
         """Record one utterance: the time to its first fragment, and the seconds to make one second of its video."""
-        self._ttff.observe(ttff_ms)
-        self._rtf.observe(rtf)
+        observe("warmtalk_ttff_ms", ttff_ms)
+        observe("warmtalk_rtf", rtf)
 
     def record_transfer(self, stage: str, transfer_s: float) -> None:
         """Record the transfer time of a call to `stage`. Only the caller can measure it."""
-        self._parts["transfer"].observe(max(0.0, transfer_s) * 1e3, {"stage": stage})
+        observe("warmtalk_stage_transfer_ms", max(0.0, transfer_s) * 1e3, stage=stage)
         self.recent_transfer.setdefault(stage, RecentCalls()).add(0, transfer_ms=max(0.0, transfer_s) * 1e3)
+
+
+class Queue(Protocol):
+    """Where calls wait: a Worker or a FrameBatcher."""
+
+    def waiting(self) -> int: ...
+
+    def oldest_s(self) -> float: ...
 
 
 class Stage(Generic[C]):
@@ -117,16 +117,18 @@ class Stage(Generic[C]):
     """
 
     stage: str
+    _batcher: FrameBatcher[Any, Any] | None = None
 
     def __init__(self) -> None:
         self._began_s, self._start_s = time.monotonic(), 0.0
         self.meter = StageMeter(self.stage)
         self.worker = Worker(self.stage)
         self.config: C = STAGES[self.stage]()  # type: ignore[assignment]
+        self._counted = 0, 0  # batches and their frames that are in the metrics
         self._configured = False  # a config has been applied
         self._half_applied = False  # the latest config failed, and some of it may be in place
         self._config_lock = asyncio.Lock()
-        self._supervision = Supervision(self.stage, self.fault)
+        self._supervision = Supervision(self.stage, self._report_and_check)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a config. Serve calls this before the first request and whenever `user_config` changes.
@@ -156,6 +158,7 @@ class Stage(Generic[C]):
             loaded = await self.worker.run_long(load_limit_s, self._load, config, None if in_full else changed)
         self._apply_limits(config, loaded.compute_s)  # again: `apply` may have made new workers
         self._start_s = self._start_s or time.monotonic() - self._began_s
+        set_gauge("warmtalk_start_s", self._start_s, stage=self.stage)
         self.config, self._configured, self._half_applied = config, True, False
         self.meter.engine = str(getattr(config, "engine", getattr(config, "weights", "")))
 
@@ -181,6 +184,29 @@ class Stage(Generic[C]):
         if reason := self.fault():
             raise ReplicaFailedError.of(reason)
 
+    def report(self) -> None:
+        """Set the gauges of this replica. Called every CHECK_S (supervision.py)."""
+        queues = self._queues()
+        set_gauge("warmtalk_queued_calls", sum(queue.waiting() for queue in queues), stage=self.stage)
+        set_gauge("warmtalk_oldest_queued_s", max(queue.oldest_s() for queue in queues), stage=self.stage)
+        longest_s = max(worker.longest_s() for worker in self.workers())
+        set_gauge("warmtalk_longest_job_s", longest_s, stage=self.stage)
+        set_gauge("warmtalk_gpu_memory_mb", gpu_memory()["gpu_reserved_mb"], stage=self.stage)
+        if (batcher := self._batcher) is not None:
+            batches, frames = self._counted
+            self._counted = batcher.batches, batcher.batched_items
+            increment("warmtalk_batched_frames_total", batcher.batched_items - frames, stage=self.stage)
+            places = (batcher.batches - batches) * batcher.batch_size
+            increment("warmtalk_batch_places_total", places, stage=self.stage)
+
+    def _queues(self) -> tuple[Queue, ...]:
+        """Where calls wait: for a batch, else for a compute thread."""
+        return tuple(self.workers()) if self._batcher is None else (self._batcher,)
+
+    def _report_and_check(self) -> str:
+        self.report()
+        return self.fault()
+
     def fault(self) -> str:
         """Why this replica can serve no longer, or ""."""
         return next(filter(None, (worker.fault() for worker in self.workers())), "")
@@ -202,7 +228,8 @@ class Stage(Generic[C]):
         """The footprint of this replica's process, its GPU memory, its latest calls, and the config in use.
 
         start_s: seconds from the constructor to the end of the first config. recent: see RecentCalls.summary.
-        transfer: the same for the calls to other stages. queued: calls that wait for a compute thread.
+        transfer: the same for the calls to other stages. queued: calls, or frames of a batching stage, that wait.
+        errors: the latest ones of this process, see requests.record_error.
         """
         return {
             "stage": self.stage,
@@ -211,9 +238,10 @@ class Stage(Generic[C]):
             **footprint(),
             **gpu_memory(),
             "start_s": round(self._start_s, 2),
-            "queued": sum(worker.waiting for worker in self.workers()),
+            "queued": sum(queue.waiting() for queue in self._queues()),
             "recent": self.meter.recent.summary(),
             "transfer": {stage: calls.summary() for stage, calls in list(self.meter.recent_transfer.items())},
+            "errors": list(RECENT_ERRORS),
             "config": self.config.model_dump(),
         }
 

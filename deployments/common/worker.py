@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import math
 import queue
@@ -127,7 +128,8 @@ class _Job:
     """A function that runs now."""
 
     name: str
-    progress_s: float  # by `time.monotonic`: when it started, or last reported progress
+    started_s: float  # by `time.monotonic`
+    progress_s: float  # when it started, or last reported progress
     limit_s: float | None  # from then on; None: as usual for this function
     size: float  # the usual limit is per unit of it
 
@@ -141,6 +143,7 @@ class Worker:
     def __init__(self, name: str, threads: int = 1) -> None:
         self._threads = DaemonThreads(name, threads)
         self._running: dict[int, _Job] = {}  # by thread
+        self._waiting_since_s: dict[object, float] = {}  # of calls that wait for the thread; by `time.monotonic`
         self._durations: defaultdict[str, RecentDurations] = defaultdict(RecentDurations)
         self._device_error = ""
         self.hung_after_s = HUNG_AFTER_S  # least limit of a call
@@ -177,8 +180,13 @@ class Worker:
             await asyncio.sleep(END_S)
             raise ReplicaFailedError.of(self._device_error)
 
+        ticket = object()
+        self._waiting_since_s[ticket] = time.monotonic()
+
         def timed() -> WorkResult[T]:
-            job = self._running[threading.get_ident()] = _Job(_name_of(work), time.monotonic(), limit_s, size)
+            self._waiting_since_s.pop(ticket, None)
+            now_s = time.monotonic()
+            job = self._running[threading.get_ident()] = _Job(_name_of(work), now_s, now_s, limit_s, size)
             started_s = time.perf_counter()
             try:
                 value = self.guard(work)()
@@ -188,12 +196,25 @@ class Worker:
             self._durations[job.name].add((ended_s - started_s) / size)
             return WorkResult(value, submitted_s, started_s, ended_s)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+        context = contextvars.copy_context()  # the request id and the session id, for logs
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, timed)
+        finally:
+            self._waiting_since_s.pop(ticket, None)
 
-    @property
     def waiting(self) -> int:
-        """Calls that wait for the thread."""
+        """The number of calls that wait for the thread."""
         return self._threads.waiting
+
+    def oldest_s(self) -> float:
+        """How long the oldest call has waited for the thread; 0: none waits."""
+        since_s = list(self._waiting_since_s.values())
+        return time.monotonic() - min(since_s) if since_s else 0.0
+
+    def longest_s(self) -> float:
+        """How long the longest of the calls that run now has run; 0: none runs."""
+        started_s = [job.started_s for job in list(self._running.values())]
+        return time.monotonic() - min(started_s) if started_s else 0.0
 
     def progressed(self) -> None:
         """Called on the thread by a function that takes long: it does not hang."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from cachetools import LRUCache
 
 from configs.schema import StitchConfig
+from deployments.common.metrics import increment
 from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound, ClosedError, ResetNeededError
 from models.media.encode import MediaSpec
@@ -66,6 +67,7 @@ class AvatarCache:
             self._resize(config.cached_avatars)
         key = (avatar_id, store.version(avatar_id))
         avatar = self._loaded.get(key)
+        increment(f"warmtalk_cache_{'misses' if avatar is None else 'hits'}_total", stage="Stitch")
         if avatar is None:
             avatar = self._loaded[key] = load_avatar(store.load(avatar_id, latents=False), config)
         return avatar

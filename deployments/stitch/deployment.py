@@ -21,7 +21,9 @@ from configs.schema import StitchConfig
 from deployments.common.clocks import own_host
 from deployments.common.keyed_lock import KeyedLock
 from deployments.common.messages import Ending, LiveEvent, LiveResume, SpeakEvent, SpeakRequest
+from deployments.common.metrics import set_gauge
 from deployments.common.paths import builtin_avatars, output_path
+from deployments.common.requests import request_id, stage_call
 from deployments.common.stage import Stage
 from deployments.common.text_stream import TextStreams
 from deployments.common.worker import Worker, WorkerPool
@@ -123,6 +125,7 @@ class Stitch(Stage[StitchConfig]):
 
     # --- speech
 
+    @stage_call
     async def speak(self, request: SpeakRequest) -> AsyncIterator[SpeakEvent]:
         """Yield the video as it is made, from time 0, and then the summary. Raises WarmTalkError.
 
@@ -163,7 +166,7 @@ class Stitch(Stage[StitchConfig]):
                 async with aclosing(run.events(self._pipeline_request(writer, output, speech))) as events:
                     async for event in events:
                         yield event
-        summary = run.summary()
+        summary = run.summary() | {"request_id": request_id()}
         await asyncio.to_thread(self._sessions.remember, request.session_id, summary)
         yield SpeakEvent(summary={**summary, "calls": run.calls()} if request.calls else summary)
 
@@ -253,6 +256,7 @@ class Stitch(Stage[StitchConfig]):
         async with self._session_lock.hold(session_id):  # the interrupted utterances have ended
             return {"session_id": session_id, "interrupted": count}
 
+    @stage_call
     async def live(self, session_id: str, resume: LiveResume | None = None) -> AsyncGenerator[LiveEvent, None]:
         """The session's live events from now on.
 
@@ -376,9 +380,17 @@ class Stitch(Stage[StitchConfig]):
         return self._owner.load.scaling_metrics(max(0, idle), self._start_s)
 
     async def stats(self) -> dict[str, Any]:
-        """As of every stage, and the H.264 encoder of new sessions with the reason for it."""
+        """As of every stage, the H.264 encoder of new sessions with the reason for it, and the sessions in use here."""
         encoder, reason = choose_encoder(self.config.encoder)
-        return {**await super().stats(), "encoder": encoder, "encoder_reason": reason}
+        speaking, watched = set(self._interrupts.sessions()), set(self._live.watched())
+        sessions = {name: {"speaking": name in speaking, "watched": name in watched} for name in speaking | watched}
+        own = {"encoder": encoder, "encoder_reason": reason, "sessions": sessions}
+        return {**await super().stats(), **own}
+
+    def report(self) -> None:
+        super().report()
+        set_gauge("warmtalk_watched_sessions", len(self._live.watched()))
+        set_gauge("warmtalk_degraded_sessions", self._fades.count_faded(self._interrupts.sessions()))
 
     async def clock(self) -> tuple[str, float]:
         """This host and its monotonic clock."""

@@ -7,6 +7,7 @@ each frame, so that viewers see no jump.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,3 +69,8 @@ class EnhanceFades:
         before = self._by_session.get(session_id, EnhanceFade(ahead_s))
         fade = self._by_session[session_id] = replace(before, ahead_s=ahead_s, _slack_s=None, _trend_s=0.0, _chunks=0)
         return fade
+
+    def count_faded(self, session_ids: Iterable[str]) -> int:
+        """How many of these sessions spoke last with less than the full enhancement."""
+        fades = [self._by_session.get(session_id) for session_id in set(session_ids)]
+        return sum(fade is not None and fade.share < 1 for fade in fades)

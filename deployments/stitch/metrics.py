@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from deployments.common.metrics import increment, set_gauge
 from deployments.common.stage import StageTiming
 from deployments.stitch.utterance import UtteranceWriter
 from models.runtime.silences import with_silences
@@ -94,25 +95,16 @@ def total_calls(calls: list[StageCall]) -> dict[str, dict[str, float]]:
 
 
 class LoadMeter:
-    """Exports the load of live speech. Serve adds tags for the deployment and the replica."""
-
-    def __init__(self) -> None:
-        from ray.serve.metrics import Counter, Gauge
-
-        self._live = Gauge("warmtalk_live_sessions", "Watched sessions that speak or wait for their turn.")
-        self._capacity = Gauge("warmtalk_capacity_frames", "Measured capacity in frames per second; 0 until measured.")
-        self._refused = Counter("warmtalk_refused_total", "Utterances that were refused because of overload.")
-        self._reduced = Counter("warmtalk_reduced_frames_total", "Live frames with less than the full enhancement.")
+    """Exports the load of live speech."""
 
     def record(self, live_sessions: int, capacity: float, reduced_frames: int) -> None:
         """Set the gauges, and count the frames of an utterance that has ended."""
-        self._live.set(live_sessions)
-        self._capacity.set(capacity)
-        if reduced_frames:
-            self._reduced.inc(reduced_frames)
+        set_gauge("warmtalk_live_sessions", live_sessions)
+        set_gauge("warmtalk_capacity_frames", capacity)
+        increment("warmtalk_reduced_frames_total", reduced_frames)
 
     def record_refusal(self) -> None:
-        self._refused.inc()
+        increment("warmtalk_refused_total")
 
 
 # --- progress

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from deployments.common.metrics import set_gauge
 from models.errors import DiskFullError, QuotaError
 from models.runtime.disk_full import writing_to
 from models.runtime.service_clock import ServiceClock
@@ -87,6 +89,10 @@ class Retention:
         opened_meanwhile = self.sessions - before
         self.sessions, self.bytes = sessions + opened_meanwhile, size
         self._surveyed_s = time.monotonic()
+        disk = shutil.disk_usage(self.store.root)
+        set_gauge("warmtalk_disk_free_ratio", disk.free / disk.total)
+        set_gauge("warmtalk_sessions", self.sessions)
+        set_gauge("warmtalk_sessions_used_ratio", self.bytes / self.limits.max_bytes)
 
     def renew_leases(self, session_ids: Iterable[str]) -> None:
         """Mark sessions as in use for LEASE_S, for all replicas."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deployments.common.messages import SpeakEvent
+from deployments.common.metrics import increment
 from deployments.stitch.chunks import Chunk, PipelineRequest
 from deployments.stitch.interrupts import Interrupt
 from deployments.stitch.metrics import Progress, summary_of, with_ticks
@@ -51,6 +52,7 @@ class UtteranceRun:
                 raise
         finally:
             await self.renderer.run(self.renderer.writer.release)  # after all that the thread still does for it
+            increment("warmtalk_retries_total", self.pipeline.retries)
             for call in self.pipeline.calls:
                 self.renderer.meter.record_transfer(call.stage, call.transfer_ms / 1e3)
 

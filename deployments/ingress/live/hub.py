@@ -24,6 +24,7 @@ from ray.serve.handle import DeploymentResponseGenerator
 from deployments.common.clocks import HostClocks, own_host
 from deployments.common.errors import cancel_call, is_moved, is_own_cancellation, replica_lost_error
 from deployments.common.messages import Ending, LiveEvent, LiveResume, LiveStart
+from deployments.common.metrics import increment
 from deployments.ingress.tcp_tables import Client
 from models.errors import StageError
 from models.live.timeline import LIVE_FRAMES, IdleLoop, LiveClock, LiveFragment, ViewerTimeline
@@ -346,6 +347,7 @@ class Hub:
             clock, fragment = self._speech.popleft()
             late = fragment.position < self._position
             self.late += late
+            increment("warmtalk_late_fragments_total", late)
             if fragment.utterance or not late:  # otherwise a late rest or hold: idle motion plays already, undelayed
                 self._clock = clock
                 return fragment

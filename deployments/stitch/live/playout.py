@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from deployments.common.clocks import stable_time_s
+from deployments.common.metrics import increment
 from deployments.stitch.live.broadcast import Broadcast
 from deployments.stitch.live.pacing import MAX_DELAY_S, RELEASE_LEAD_S, PaceEstimate, SupplyEstimate
 from models.avatar.playback import sway
@@ -310,6 +311,7 @@ class Playout:
             video = await self.rest(path[start : start + LIVE_FRAMES])
             self.broadcast.clock = self.broadcast.clock.delayed(len(video))
             self.held_frames += len(video)
+            increment("warmtalk_held_frames_total", len(video))
             self.broadcast.send(LiveFragment(due, due, video, utterance=utterance))
 
     async def _wait_until(self, time_s: float) -> None:

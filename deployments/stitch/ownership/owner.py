@@ -20,6 +20,7 @@ from cachetools import TTLCache
 from ray import serve
 
 from deployments.common.keyed_lock import KeyedLock
+from deployments.common.metrics import increment
 from deployments.stitch.interrupts import Interrupt, Interrupts
 from deployments.stitch.live.registry import LiveRegistry
 from deployments.stitch.ownership.actor import DirectoryClient, DirectoryError
@@ -114,6 +115,7 @@ class SessionOwner:
             if claim.watched:
                 self._expected.add(session_id)
             if claim.moved:
+                increment("warmtalk_handovers_total")
                 self._arrivals[session_id] = []
                 asyncio.get_running_loop().call_later(SETTLE_S, self._settle, session_id)
             self._changed.set()
