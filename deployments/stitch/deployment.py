@@ -79,7 +79,7 @@ class Stitch(Stage[StitchConfig]):
         self._text_streams = TextStreams()
         self._live = LiveRegistry()
         self._admission = Admission(metrics=LoadMeter())
-        self._fades = EnhanceFades()
+        self._fades = EnhanceFades(None if enhance is None else lambda: enhance.needs_landmarks.remote())
         self._avatars = AvatarCache()
         self._owner = SessionOwner(
             *serve_directory(),

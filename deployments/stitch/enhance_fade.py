@@ -1,13 +1,17 @@
 """Fades the enhancement of live speech out where it cannot keep up, and in again. No Ray imports.
 
+Where Enhance has no replica yet, because it is scaled to zero when unused, live speech begins without it and gains it.
 Strength alone costs nothing less, so it is only the way between full enhancement and none: it changes a little with
 each frame, so that viewers see no jump.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,18 +19,26 @@ from cachetools import LRUCache
 
 from models.types import Float32
 
+log = logging.getLogger(__name__)
+
 LOW, HIGH = 0.25, 0.6  # of the playing time that is made ahead: below, enhancement fades out if the reserve shrinks
 FADE_OUT_S, FADE_IN_S = 1.0, 3.0  # of playing time, for the whole way
 FIRST_RETRY_S, MAX_RETRY_S = 5.0, 80.0  # until it fades in again; doubled each time that it has to fade out soon after
 TREND_SMOOTHING, MIN_CHUNKS = 0.3, 4  # an utterance has little slack where it begins, but then it grows
 KEPT_SESSIONS = 1024
+ANSWER_AGE_S = 2.0  # after which an utterance asks again; shorter than any downscale_to_zero_delay_s
+ASK_AGAIN_S = 5.0  # after an error
 
 
 @dataclass(slots=True)
 class EnhanceFade:
-    """Of one session. ahead_s: playing time that is made ahead of the viewers. `share` multiplies the strength."""
+    """Of one session. ahead_s: playing time that is made ahead of the viewers. `share` multiplies the strength.
+
+    contact: with Enhance; while it does not answer, nothing is enhanced.
+    """
 
     ahead_s: float
+    contact: Contact
     share: float = 1.0
     _fading_out: bool = False
     _retry_s: float = FIRST_RETRY_S
@@ -37,6 +49,8 @@ class EnhanceFade:
 
     def made(self, slack_s: float) -> None:
         """A chunk has been made, slack_s seconds before it is due."""
+        if self.share:
+            self.contact.answered()
         if self._slack_s is not None:
             self._trend_s += TREND_SMOOTHING * (slack_s - self._slack_s - self._trend_s)
         self._slack_s = slack_s
@@ -52,21 +66,64 @@ class EnhanceFade:
 
     def next(self, frames: int, fps: int) -> Float32:
         """The shares `(frames,)` of the next chunk."""
+        if not self.contact.answers:
+            self.share = 0.0
+            return np.zeros(frames, np.float32)
         step = -1 / (FADE_OUT_S * fps) if self._fading_out else 1 / (FADE_IN_S * fps)
         shares: Float32 = np.clip(self.share + step * np.arange(1, frames + 1), 0, 1).astype(np.float32)
         self.share = float(shares[-1])
         return shares
 
 
-class EnhanceFades:
-    """The fades of the sessions that spoke most recently."""
+class Contact:
+    """Whether Enhance has a replica that answers. One that is scaled to zero is started by the call.
 
-    def __init__(self) -> None:
+    ask: calls Enhance, and returns when a replica has answered. None: it always answers.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[object]] | None = None) -> None:
+        self._ask = ask
+        self._answered_s = -math.inf
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def answers(self) -> bool:
+        return self._asking is None
+
+    def answered(self) -> None:
+        self._answered_s = time.monotonic()
+
+    def check(self) -> None:
+        """Ask, unless it answered lately. Whoever wants enhancement meanwhile does without it."""
+        if self._ask is not None and self._asking is None and time.monotonic() - self._answered_s > ANSWER_AGE_S:
+            self._asking = asyncio.create_task(self._wait_for_answer(self._ask))
+
+    async def _wait_for_answer(self, ask: Callable[[], Awaitable[object]]) -> None:
+        while not await self._try(ask):
+            await asyncio.sleep(ASK_AGAIN_S)
+        self._asking = None
+        self.answered()
+
+    async def _try(self, ask: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            await ask()
+        except Exception as error:  # noqa: BLE001 - live speech goes on without it
+            log.warning("Enhance does not answer; live speech goes on without it: %s", error)
+            return False
+        return True
+
+
+class EnhanceFades:
+    """The fades of the sessions that spoke most recently. ask: see Contact."""
+
+    def __init__(self, ask: Callable[[], Awaitable[object]] | None = None) -> None:
+        self._contact = Contact(ask)
         self._by_session: LRUCache[str, EnhanceFade] = LRUCache(KEPT_SESSIONS)
 
     def begin(self, session_id: str, ahead_s: float) -> EnhanceFade:
         """The fade of a new utterance, which goes on where the session's latest utterance ended."""
-        before = self._by_session.get(session_id, EnhanceFade(ahead_s))
+        self._contact.check()
+        before = self._by_session.get(session_id, EnhanceFade(ahead_s, self._contact))
         fade = self._by_session[session_id] = replace(before, ahead_s=ahead_s, _slack_s=None, _trend_s=0.0, _chunks=0)
         return fade
 

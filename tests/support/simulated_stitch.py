@@ -89,7 +89,9 @@ class Server:
     def __init__(self, frames_s: float, enhanced_s: float | None = None, **limits) -> None:
         self.lipsync = Device(frames_s)
         self.enhance = None if enhanced_s is None else Device(enhanced_s)
-        self.admission, self.fades = Admission(AdmissionLimits(**limits)), EnhanceFades()
+        self.started = asyncio.Event()  # Enhance has a replica
+        self.started.set()
+        self.admission, self.fades = Admission(AdmissionLimits(**limits)), EnhanceFades(self.started.wait)
         self.windows, self.generate = Method(self._windows), Method(self._generate)
         self.restore = Method(self._restore)
         self.settings = PipelineSettings(FPS)
@@ -103,13 +105,14 @@ class Server:
         return Stamped(FaceCrops(np.zeros((count, 1, 1, 3), np.uint8), first_frame, avatar_id), (timing,))
 
     async def _restore(self, crops, strength, urgency, session_id, shares):
+        await self.started.wait()  # Serve keeps a call until there is a replica
         given = await crops
         timing = await self.enhance.make("Enhance", len(given.value), urgency, session_id)
         shares = np.ones(len(given.value)) if shares is None else shares
         images = np.rint(255 * shares).astype(np.uint8)[:, None, None, None] + np.zeros((1, 1, 1, 3), np.uint8)
         return Stamped(FaceCrops(images, given.value.first_frame, "a"), (*given.timings, timing))
 
-    async def speak(self, session_id: str, seconds: float, live: bool = True) -> Shown:
+    async def speak(self, session_id: str, seconds: float, live: bool = True, enhance: bool = True) -> Shown:
         """One utterance, enhanced where there is a device for it.
 
         Viewers see its frames from LEAD_S on, at the pace of the clock, or later if they are late.
@@ -123,12 +126,12 @@ class Server:
             speech = Speech(np.zeros(round(seconds * RATE), np.float32), RATE, last=True)
             request = PipelineRequest(
                 "a",
-                lambda first, frames: first,
+                lambda segment: segment.first_frame,
                 session_id,
                 speech=(speech,),
-                enhance=self.enhance is not None,
+                enhance=enhance and self.enhance is not None,
                 slack_s=slack_s if live else None,
-                fade=self.fades.begin(session_id, AHEAD_S) if live else None,
+                fade=self.fades.begin(session_id, AHEAD_S) if live and enhance else None,
             )
             enhance = None if self.enhance is None else self
             pipeline = Pipeline(self, self, self, enhance, self.settings, making=making)

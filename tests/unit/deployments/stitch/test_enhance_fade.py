@@ -3,7 +3,9 @@
 import asyncio
 
 import numpy as np
+import pytest
 
+from deployments.stitch.enhance_fade import EnhanceFades
 from tests.support.simulated_stitch import FPS, Server, simulated
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
@@ -59,3 +61,41 @@ async def test_beside_a_file_a_live_session_keeps_its_enhancement():
     shown = await server.speak("live", 30.0)
     assert set(shown.shares) == {1.0} and shown.late_s == 0
     assert set((await file).shares) == {1.0}
+
+
+async def test_where_enhance_is_scaled_to_zero_live_speech_begins_without_it_and_gains_it():
+    server = Server(60, enhanced_s=40)
+    server.started.clear()
+    asyncio.get_running_loop().call_later(10, server.started.set)
+    shown, plain = await asyncio.gather(server.speak("a", 30.0), server.speak("b", 30.0, enhance=False))
+    shares = np.array(shown.shares)
+    assert shown.late_s == plain.late_s == 0
+    assert (shares[: 8 * FPS] == 0).all() and (shares[20 * FPS :] == 1).all()
+    assert np.abs(np.diff(shares)).max() <= 1 / FPS + 1 / 255
+    assert set(plain.shares) == {0.0}
+
+
+async def test_a_file_waits_until_enhance_has_started():
+    server = Server(60, enhanced_s=40)
+    server.started.clear()
+    asyncio.get_running_loop().call_later(10, server.started.set)
+    assert set((await server.speak("file", 5.0, live=False)).shares) == {1.0}
+
+
+async def test_enhance_is_asked_once_while_it_is_in_use_and_again_when_it_was_not():
+    asked = []
+
+    async def ask() -> None:
+        asked.append(asyncio.get_running_loop().time())
+        if len(asked) == 1:
+            raise RuntimeError("its engine cannot be loaded")
+
+    server = Server(200, enhanced_s=100)
+    server.fades = EnhanceFades(ask)
+    shares = (await server.speak("a", 20.0)).shares
+    assert asked == pytest.approx([0, 5]) and shares[0] == 0 and shares[-1] == 1
+    await asyncio.gather(server.speak("a", 5.0), server.speak("b", 5.0))
+    assert len(asked) == 2  # Enhance answered less than two seconds before
+    await asyncio.sleep(60)
+    await server.speak("a", 5.0)
+    assert len(asked) == 3
