@@ -95,7 +95,7 @@ async def test_enhance_is_asked_once_while_it_is_in_use_and_again_when_it_was_no
     shares = (await server.speak("a", 20.0)).shares
     assert asked == pytest.approx([0, 5]) and shares[0] == 0 and shares[-1] == 1
     await asyncio.gather(server.speak("a", 5.0), server.speak("b", 5.0))
-    assert len(asked) == 2  # Enhance answered less than two seconds before
+    assert len(asked) == 2  # Enhance answered less than ten seconds before
     await asyncio.sleep(60)
     await server.speak("a", 5.0)
     assert len(asked) == 3
