@@ -117,7 +117,7 @@ class LipSyncConfig(Accelerated):
         "auto",
         description="Which part of a face is decoded. `full`: all of it. `cropped`: what is pasted. `auto` crops where "
         "that is exact, with tiny VAEs, or where preparation has measured a difference of at most 0.5 grey levels on "
-        "average and 4 in 99.9 % of the pixels. Used by the torch engine.",
+        "average and 4 in 99.9 % of the pixels. The openvino engine crops tiny VAEs; torch crops both with `compile`.",
     )
     device: str = Field("cpu", description=DEVICE + " Used by the torch engine.")
     dtype: DType = Field("float32", description=DTYPE + " Used by the torch engine.")
@@ -148,8 +148,8 @@ class LipSyncConfig(Accelerated):
     avatar_memory_mb: int = Field(
         2048,
         ge=16,
-        description="Memory for what is kept of avatars in use, in MB: 0.02 MB per frame, and on CUDA with a cropped "
-        "decoder 0.22 MB. The least recently used ones are loaded again.",
+        description="Memory for what is kept of avatars in use, in MB: 0.02 MB per frame, and 0.22 MB where the "
+        "decoder is cropped. The least recently used ones are loaded again.",
     )
 
 

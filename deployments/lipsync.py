@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,7 @@ from models.avatar.store import AvatarStore
 from models.errors import ConfigError, FencedError
 from models.mouth_gain import MouthGain
 from models.runtime.registry import find_engine
-from models.types import CROP_PX, CropWindow, FaceCrops, FeatureWindows, Float16, PreparedAvatar, UInt8
-
-if TYPE_CHECKING:
-    from models.musetalk_cuda import CudaFaces, HeldAvatar
+from models.types import CROP_PX, CropWindow, FaceCrops, FeatureWindows, Float16, Float32, PreparedAvatar, UInt8
 
 log = logging.getLogger("ray.serve")
 
@@ -55,6 +52,29 @@ MODEL_KEYS = frozenset(  # a change of one of these loads the engine again
         "threads",
     ]
 )
+
+
+class HeldAvatar(Protocol):
+    """What an engine keeps of an avatar. window: what is decoded of its faces."""
+
+    @property
+    def window(self) -> CropWindow: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class AvatarFaces(Protocol):
+    """Generates faces of held avatars: models/musetalk_cuda.py on CUDA, models/openvino_faces.py on a CPU."""
+
+    exact_crops: bool
+    whole_faces: bool
+
+    def hold(self, latents: Float16, window: CropWindow = ..., statistics: Float32 | None = ...) -> HeldAvatar: ...
+
+    def start(self, frames: list[Any]) -> Computed[UInt8]: ...
+
+    def report(self) -> dict[str, Any]: ...
 
 
 class OwnFaces:
@@ -96,8 +116,8 @@ class OwnFaces:
 class LoadedAvatar:
     """What LipSync keeps of an avatar.
 
-    latents: `(n, 8, 32, 32)`. held: the same on the device, where the engine's networks are recorded. own: where only
-    `held.window` is decoded. decoding: how the faces are decoded, and why.
+    latents: `(n, 8, 32, 32)`. held: what the engine keeps of them, if it keeps anything. own: where the engine gives
+    only `held.window`. decoding: how the faces are decoded, and why.
     """
 
     latents: Float16
@@ -161,7 +181,7 @@ class LipSync(Stage[LipSyncConfig]):
         if changed is None or changed & (MODEL_KEYS | {"compile", "batch_size", "mouth_amplitude"}):
             gain = config.mouth_amplitude
             self._mouth_gain = None if gain == 1 else MouthGain(self.model, gain)
-            self._faces: CudaFaces | None = None if gain != 1 else getattr(self.model, "recorded", None)
+            self._faces: AvatarFaces | None = None if gain != 1 else getattr(self.model, "recorded", None)
         if changed is None or changed - {"batch_wait_ms"}:
             self._decode = config.decode
             limit = config.avatar_memory_mb << 20
@@ -271,7 +291,8 @@ class LipSync(Stage[LipSyncConfig]):
     def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
         """On the compute thread."""
         faces = self._faces
-        avatar = self._store.load(avatar_id, frames=faces is not None)
+        puts = faces is not None and not faces.whole_faces  # this stage puts windows into the avatar's own faces
+        avatar = self._store.load(avatar_id, frames=puts)
         if avatar.vae_fingerprint != self.model.vae_fingerprint:
             raise ConfigError(
                 f"The avatar {avatar_id!r} was prepared with another VAE ({avatar.vae_fingerprint}) than LipSync uses "
@@ -280,7 +301,7 @@ class LipSync(Stage[LipSyncConfig]):
             )
         assert avatar.latents is not None
         if faces is None:
-            return LoadedAvatar(avatar.latents, "full: only recorded networks crop, see `compile`")
+            return LoadedAvatar(avatar.latents, "full: this engine does not crop this decoder, see `decode`")
         window, why = choose_decoder(self._decode, avatar, faces.exact_crops)
         if window is not None and not faces.exact_crops and self.model.decoder is not self.model.vae:
             window, why = None, "full: the avatar's statistics are those of `vae_dir`, not of `decoder_dir`"
@@ -288,4 +309,4 @@ class LipSync(Stage[LipSyncConfig]):
             return LoadedAvatar(avatar.latents, why, faces.hold(avatar.latents))
         statistics = None if avatar.decoding is None else avatar.decoding.statistics
         held = faces.hold(avatar.latents, window, statistics)
-        return LoadedAvatar(avatar.latents, why, held, OwnFaces(avatar))
+        return LoadedAvatar(avatar.latents, why, held, OwnFaces(avatar) if puts else None)

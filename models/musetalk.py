@@ -67,15 +67,11 @@ class Decoder(nn.Module):  # type: ignore[misc]
         return to_faces(self.vae.decode(latents / self.scaling_factor, return_dict=False)[0])
 
 
-class FaceGenerator(nn.Module):  # type: ignore[misc]
-    """Generator and decoder as one module: latents, windows → RGB in [0, 255], float `(n, 256, 256, 3)`, unrounded."""
+class ByteDecoder(Decoder):
+    """The same, rounded to nearest: RGB uint8 `(n, 256, 256, 3)`."""
 
-    def __init__(self, unet: nn.Module, vae: nn.Module) -> None:
-        super().__init__()
-        self.generator, self.decoder = Generator(unet), Decoder(vae)
-
-    def forward(self, latents: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.generator(latents, windows))
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return super().forward(latents).round().to(torch.uint8)
 
 
 class MuseTalk:
@@ -92,7 +88,8 @@ class MuseTalk:
         self, unet: nn.Module, vae: nn.Module, vae_fingerprint: str = "", decoder: nn.Module | None = None
     ) -> None:
         self.unet, self.vae, self.vae_fingerprint = unet, vae, vae_fingerprint
-        self._generator, self._decoder = Generator(unet).eval(), Decoder(vae if decoder is None else decoder).eval()
+        self._generator = Generator(unet).eval()
+        self._decoder = ByteDecoder(vae if decoder is None else decoder).eval()
 
     @classmethod
     def load(
@@ -162,7 +159,7 @@ class MuseTalk:
         latents = _tensor(latents, (LATENT_CHANNELS, LATENT_PX, LATENT_PX), "latents")
         with torch.inference_mode():
             chunks = [
-                self._decoder(z.to(self.device, self.dtype, memory_format=torch.channels_last)).round().to(torch.uint8)
+                self._decoder(z.to(self.device, self.dtype, memory_format=torch.channels_last))
                 for z in latents.split(MAX_BATCH)
             ]
         return np.ascontiguousarray(torch.cat(chunks).cpu().numpy())

@@ -57,6 +57,8 @@ Frame = tuple[HeldAvatar, int, Float16]  # the avatar, the number of its frame, 
 class CudaFaces:
     """Generates faces with recorded networks. Not thread-safe: one thread calls all methods."""
 
+    whole_faces = False  # where only a window is decoded, `start` gives that window
+
     def __init__(self, unet: nn.Module, decoder: nn.Module, mode: str, batch_size: int) -> None:
         """decoder: the VAE that decodes. mode: `graphs` or `inductor`, see models/runtime/cuda_graphs.py."""
         weight = unet.conv_in.weight

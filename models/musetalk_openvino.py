@@ -1,13 +1,12 @@
 """MuseTalk on a CPU with OpenVINO: the fast twin of `models/musetalk.py`, with numpy arrays in and out.
 
-The UNet and the VAE's decoder run as one compiled network, a tiny VAE's encoder as another. After the first conversion
-they start from the cache without importing torch or diffusers. The encoder of a KL VAE runs in torch: OpenVINO's
-latents would differ by several float16 steps.
+The UNet, the VAE's decoder and a tiny VAE's encoder are compiled networks. After the first conversion they start from
+the cache without importing torch or diffusers. The encoder of a KL VAE runs in torch: OpenVINO's latents would differ
+by several float16 steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import InputError
-from models.runtime.openvino_cache import BATCH_SIZES, CompiledNet, Progress, compile_cached, has_fast_bfloat16
+from models.openvino_faces import OpenVINOFaces
+from models.runtime.openvino_cache import CompiledNet, Progress, compile_cached, has_fast_bfloat16
 from models.types import CROP_PX, LATENT_PX, WINDOW_TOKENS, Float32, UInt8
 from models.weights.loading import fingerprint, read_json
 from models.weights.vae_files import vae_files, vae_fingerprint
 
 _SOURCE = Path(__file__).with_name("musetalk.py")  # builds the modules, so it is part of the cache's fingerprint
+
+UNET_SIZES = (1, 2, 4)  # frames at a time; two streams of 4 take 9 % less processor time than of 2
+DECODER_SIZES = (1,)  # more would not fit the processor's cache
 
 Array = Any  # numpy array or CPU torch tensor
 
@@ -41,7 +44,6 @@ class OpenVINOMuseTalk:
         decoder_dir: Path | None,
         cache_dir: Path | None,
         threads: int,
-        batch_sizes: Sequence[int],
         progress: Progress | None,
         precision: str,
     ) -> None:
@@ -50,7 +52,7 @@ class OpenVINOMuseTalk:
         self.vae_fingerprint = vae_fingerprint(vae_dir)
         self._width = int(read_json(unet_config).get("cross_attention_dim", 0))
         self._fingerprint = fingerprint(unet_config, unet_weights, *vae_files(self.decoder_dir), _SOURCE)
-        self._cache_dir, self._threads, self._batch_sizes = cache_dir, threads, tuple(batch_sizes)
+        self._cache_dir, self._threads = cache_dir, threads
         self._progress, self._precision = progress, precision
 
     @classmethod
@@ -61,7 +63,6 @@ class OpenVINOMuseTalk:
         vae_dir: Path | str,
         cache_dir: Path | str | None = None,
         threads: int = 0,
-        batch_sizes: Sequence[int] = BATCH_SIZES,
         warm: bool = True,
         progress: Progress | None = None,
         decoder_dir: Path | str | None = None,
@@ -80,22 +81,22 @@ class OpenVINOMuseTalk:
         decoder = Path(decoder_dir) if decoder_dir is not None else None
         if precision == "auto":
             precision = "bfloat16" if has_fast_bfloat16() else "float32"
-        engine = cls(*paths, decoder, folder, threads, batch_sizes, progress, precision)
+        engine = cls(*paths, decoder, folder, threads, progress, precision)
         if warm:
             engine.warm()
         return engine
 
     def warm(self) -> None:
-        """Convert and compile the network of `generate`, and run it once in every batch size."""
-        self._generate.warm(self._progress)
+        """Convert and compile the UNet and the decoder, and run them once in every batch size."""
+        self._predict.warm(self._progress)
+        self._decode.warm(self._progress)
 
     def generate(self, latents: Array, windows: Array) -> UInt8:
         """Generate face crops, RGB uint8 `(n, 256, 256, 3)`, from latents `(n, 8, 32, 32)` and windows `(n, 50, 384)`.
 
         Raises InputError.
         """
-        pair = self._pair(latents, windows)  # checked before the network is compiled
-        return _round(self._generate(*pair))
+        return self.decode(self.predict(latents, windows))
 
     def predict(self, latents: Array, windows: Array) -> Float32:
         """Predict scaled face latents `(n, 4, 32, 32)`, see `MuseTalk.predict`. Raises InputError."""
@@ -105,7 +106,8 @@ class OpenVINOMuseTalk:
     def decode(self, latents: Array) -> UInt8:
         """Decode scaled latents `(n, 4, 32, 32)` to face crops, RGB uint8 `(n, 256, 256, 3)`. Raises InputError."""
         checked = _checked(latents, (4, LATENT_PX, LATENT_PX), "latents")
-        return _round(self._decode(checked))
+        faces: UInt8 = self._decode(checked)
+        return faces
 
     def encode_reference(self, faces_rgb: Array) -> Float32:
         """Encode face crops, RGB uint8 `(n, 256, 256, 3)`, to the UNet's input latents `(n, 8, 32, 32)`.
@@ -116,7 +118,7 @@ class OpenVINOMuseTalk:
         if faces.dtype != np.uint8:
             raise InputError(f"The face crops are {faces.dtype}.", "Pass RGB uint8 images.")
         _check_shape(faces, (CROP_PX, CROP_PX, 3), "face crops")
-        if read_json(vae_files(self.paths[2])[0]).get("_class_name") == "AutoencoderTiny":
+        if _is_tiny(self.paths[2]):
             return self._encode(faces)
         from models.musetalk import encode_reference
 
@@ -129,6 +131,11 @@ class OpenVINOMuseTalk:
         if len(latents) != len(windows):
             raise InputError(f"Got {len(latents)} latents but {len(windows)} windows.", "Pass one of each per frame.")
         return latents, windows
+
+    @cached_property
+    def recorded(self) -> OpenVINOFaces | None:
+        """Generates the faces of avatars, with a cropped decoder; None where the decoder cannot be cropped exactly."""
+        return OpenVINOFaces(self.predict, self._decode) if _is_tiny(self.decoder_dir) else None
 
     @cached_property
     def vae(self) -> Any:
@@ -152,36 +159,28 @@ class OpenVINOMuseTalk:
         )
 
     @cached_property
-    def _generate(self) -> CompiledNet:
-        def build() -> Any:
-            from models.musetalk import FaceGenerator, load_unet, load_vae
-
-            return FaceGenerator(load_unet(*self.paths[:2]), load_vae(self.decoder_dir))
-
-        return self._compiled("musetalk-generate", build, 8, with_windows=True)
-
-    @cached_property
     def _predict(self) -> CompiledNet:
         def build() -> Any:
             from models.musetalk import Generator, load_unet
 
             return Generator(load_unet(*self.paths[:2]))
 
-        return self._compiled("musetalk-predict", build, 8, with_windows=True)
+        latents = np.zeros((2, 8, LATENT_PX, LATENT_PX), np.float32)
+        windows = np.zeros((2, WINDOW_TOKENS, self._width), np.float32)
+        return self._compiled("musetalk-predict", build, UNET_SIZES, latents, windows)
 
     @cached_property
     def _decode(self) -> CompiledNet:
         def build() -> Any:
-            from models.musetalk import Decoder, load_vae
+            from models.musetalk import ByteDecoder, load_vae
 
-            return Decoder(load_vae(self.decoder_dir))
+            return ByteDecoder(load_vae(self.decoder_dir))
 
-        return self._compiled("musetalk-decode", build, 4, with_windows=False)
+        return self._compiled(
+            "musetalk-decode", build, DECODER_SIZES, np.zeros((2, 4, LATENT_PX, LATENT_PX), np.float32)
+        )
 
-    def _compiled(self, name: str, build: Any, channels: int, with_windows: bool) -> CompiledNet:
-        examples = [np.zeros((2, channels, LATENT_PX, LATENT_PX), np.float32)]
-        if with_windows:
-            examples.append(np.zeros((2, WINDOW_TOKENS, self._width), np.float32))
+    def _compiled(self, name: str, build: Any, sizes: tuple[int, ...], *examples: Float32) -> CompiledNet:
         return compile_cached(
             name,
             build,
@@ -189,16 +188,15 @@ class OpenVINOMuseTalk:
             self._fingerprint,
             self._cache_dir,
             self._threads,
-            self._batch_sizes,
+            sizes,
             progress=self._progress,
             precision=self._precision,
         )
 
 
-def _round(image: Float32) -> UInt8:
-    """RGB in [0, 255], float `(n, 256, 256, 3)` → uint8, to nearest."""
-    assert image.shape[1:] == (CROP_PX, CROP_PX, 3), image.shape
-    return np.rint(image, out=image).astype(np.uint8)
+def _is_tiny(vae_dir: Path) -> bool:
+    """Whether the folder has a VAE without norms, which can be cropped exactly."""
+    return bool(read_json(vae_files(vae_dir)[0]).get("_class_name") == "AutoencoderTiny")
 
 
 def _checked(value: Array, tail: tuple[int, ...], what: str) -> Float32:

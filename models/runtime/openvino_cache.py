@@ -8,6 +8,7 @@ in every layer.
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import shutil
@@ -127,7 +128,7 @@ class CompiledNet:
     ) -> None:
         self.name = name
         self.batch_sizes = tuple(sorted(set(batch_sizes), reverse=True))
-        self._model, self._batched = model, batched
+        self._model, self.batched = model, batched
         self._streams = min(STREAMS, threads or STREAMS)
         self.options = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
@@ -139,6 +140,12 @@ class CompiledNet:
         self._queues: dict[int, Any] = {}  # by batch size
         self._lock = threading.Lock()  # an infer request handles one input at a time
 
+    def changed(self, change: Callable[[Any], Any]) -> CompiledNet:
+        """What `change` makes of the OpenVINO model, with the same inputs and options. It is compiled on its own."""
+        other = copy.copy(self)
+        other._model, other._queues, other._lock = change(self._model), {}, threading.Lock()
+        return other
+
     def warm(self, progress: Progress | None = None) -> None:
         """Compile every batch size and run it once, about 0.5 s per size, so that later calls are fast."""
         report = progress or _no_progress
@@ -147,7 +154,7 @@ class CompiledNet:
             count = size * self._streams if size > 1 else 1
             zeros = [
                 np.zeros((count, *shape[1:]) if flag else shape, dtype)
-                for (shape, dtype), flag in zip(self._inputs, self._batched, strict=True)
+                for (shape, dtype), flag in zip(self._inputs, self.batched, strict=True)
             ]
             self(*zeros)
         report(f"{self.name} is compiled", len(self.batch_sizes), len(self.batch_sizes))
@@ -155,9 +162,9 @@ class CompiledNet:
     def __call__(self, *inputs: Array) -> Array:
         """Run on arrays with the example inputs' shapes and any batch ≥ 1; inputs are cast to the examples' dtypes."""
         arrays = [np.ascontiguousarray(array, dtype) for array, (_, dtype) in zip(inputs, self._inputs, strict=True)]
-        for array, (shape, _), flag in zip(arrays, self._inputs, self._batched, strict=True):
+        for array, (shape, _), flag in zip(arrays, self._inputs, self.batched, strict=True):
             assert array.shape[1:] == shape[1:] if flag else array.shape == shape, (self.name, array.shape, shape)
-        (count,) = {len(array) for array, flag in zip(arrays, self._batched, strict=True) if flag}
+        (count,) = {len(array) for array, flag in zip(arrays, self.batched, strict=True) if flag}
         assert count > 0, (self.name, "empty batch")
         pieces = self.pieces(count)
         with self._lock:
@@ -165,7 +172,7 @@ class CompiledNet:
             output = next(iter(queues.values()))[0].get_output_tensor(0)
             out: Array = np.empty((count, *output.shape[1:]), output.element_type.to_dtype())
             for start, stop in pieces:
-                piece = [a[start:stop] if flag else a for a, flag in zip(arrays, self._batched, strict=True)]
+                piece = [a[start:stop] if flag else a for a, flag in zip(arrays, self.batched, strict=True)]
                 queues[stop - start].start_async(piece, out[start:stop], share_inputs=True)
             for queue in queues.values():
                 queue.wait_all()
@@ -176,7 +183,7 @@ class CompiledNet:
         ov, model = import_openvino(), self._model.clone()
         shapes = {
             port: ov.PartialShape([size, *shape[1:]] if flag else list(shape))
-            for port, ((shape, _), flag) in enumerate(zip(self._inputs, self._batched, strict=True))
+            for port, ((shape, _), flag) in enumerate(zip(self._inputs, self.batched, strict=True))
         }
         model.reshape(shapes)
         return model

@@ -214,7 +214,7 @@ async def test_the_least_recently_used_avatars_leave_memory(stage, tmp_path):
 class RecordedEngine(Engine):
     """An engine with recorded networks: the grey level of a window is the number of the avatar's frame."""
 
-    exact_crops = True
+    exact_crops, whole_faces = True, False
     windows: ClassVar[list[CropWindow]] = []
 
     @property

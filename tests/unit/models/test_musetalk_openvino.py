@@ -89,6 +89,7 @@ def test_a_tiny_decoder_gives_torchs_faces_too(folder: Path) -> None:
     mixed = OpenVINOMuseTalk.load(*paths(folder, "kl"), threads=1, warm=False, decoder_dir=folder / "tiny")
     twin = MuseTalk.load(*paths(folder, "kl"), decoder_dir=folder / "tiny")
     assert_same_faces(mixed.generate(*inputs(2)), twin.generate(*inputs(2)))
+    assert mixed.recorded is not None  # it can be cropped
     assert mixed.vae_fingerprint == twin.vae_fingerprint == MuseTalk.load(*paths(folder, "kl")).vae_fingerprint
 
 
@@ -97,12 +98,6 @@ def test_latents_are_within_a_thousandth_of_torchs(engine: OpenVINOMuseTalk, twi
     got, wanted = engine.predict(latents, windows), twin.predict(latents, windows).numpy()
     assert got.dtype == np.float32
     assert np.abs(got - wanted).max() <= LATENT_TOLERANCE * np.abs(wanted).max()
-
-
-def test_generate_is_decode_of_predict(engine: OpenVINOMuseTalk) -> None:
-    latents, windows = inputs(2)
-    apart = engine.decode(engine.predict(latents, windows))
-    assert np.abs(engine.generate(latents, windows).astype(int) - apart).max() <= 1
 
 
 @pytest.mark.parametrize("vae", ["kl", "tiny"])
@@ -135,7 +130,6 @@ def test_references_need_rgb_bytes(engine: OpenVINOMuseTalk) -> None:
 
 def test_the_engine_starts_from_its_cache_without_torch(folder: Path, engine: OpenVINOMuseTalk) -> None:
     latents, windows = inputs(5)
-    wanted = engine.decode(engine.predict(latents, windows))  # so that these two networks are in the cache, too
     tiny = OpenVINOMuseTalk.load(*paths(folder, "tiny"), cache_dir=folder / "cache", threads=1, warm=False)
     references = tiny.encode_reference(random_faces(1))
     np.savez(folder / "inputs.npz", latents=latents, windows=windows, faces=random_faces(1))
@@ -146,18 +140,16 @@ from models.musetalk_openvino import OpenVINOMuseTalk
 given = np.load(inputs)
 engine = OpenVINOMuseTalk.load(*paths, cache_dir=cache, threads=1)
 made = engine.generate(given["latents"], given["windows"])
-apart = engine.decode(engine.predict(given["latents"], given["windows"]))
 tiny = OpenVINOMuseTalk.load(*paths[:2], paths[2].replace("kl", "tiny"), cache_dir=cache, threads=1, warm=False)
 references = tiny.encode_reference(given["faces"])
 heavy = {"torch", "diffusers", "transformers"} & set(sys.modules)
 assert not heavy, heavy
 assert sys.modules["openvino_telemetry"] is None  # no telemetry is sent
-np.savez(out, made=made, apart=apart, references=references)
+np.savez(out, made=made, references=references)
 """
     arguments = [*paths(folder, "kl"), folder / "cache", folder / "inputs.npz", folder / "out.npz"]
     subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, check=True, timeout=120)
     out = np.load(folder / "out.npz")
-    assert np.array_equal(out["apart"], wanted)
     assert np.array_equal(out["references"], references)
     assert np.array_equal(out["made"], engine.generate(latents, windows))
 
