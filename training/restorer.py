@@ -89,11 +89,12 @@ class Batches:
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Clean pictures `(batch, 3, 512, 512)` in 0..1, and which of them are faces of the pool, bool `(batch,)`."""
         photographs = round(self.batch * PORTRAIT_SHARE) if len(self.portraits) else 0
+        room = self.portraits.shape[-1] - RESTORED_PX
         picks = torch.randint(len(self.pool), (self.batch - photographs,), generator=generator)
         pictures = [self.pool[picks.to(self.device)]]
         for _ in range(photographs):
             which, top, left = (
-                int(torch.randint(most, (1,), generator=generator)) for most in (len(self.portraits), 128, 128)
+                int(torch.randint(most, (1,), generator=generator)) for most in (len(self.portraits), room, room)
             )
             crop = self.portraits[which, :, top : top + RESTORED_PX, left : left + RESTORED_PX]
             pictures.append(crop[None].flip(-1) if top % 2 else crop[None])

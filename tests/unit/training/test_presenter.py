@@ -112,19 +112,16 @@ def test_the_lip_tuck_shows_the_upper_teeth_in_a_narrow_gap() -> None:
     assert middle.min() > 0.5 and np.ptp(middle) < 0.15  # light and grey: teeth, not lip
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_crop_is_the_frame_warped(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+def test_a_crop_is_the_frame_warped() -> None:
+    generator = torch.Generator().manual_seed(0)
     identity, pose, mouth = random_identities(1, generator), random_poses(1, generator), torch.rand(1, 7)
-    matrix = face_crop_transform(identity, pose, 128)
-    crop = render(identity, pose, mouth, NOISE, 128, 4, matrix)[0].permute(1, 2, 0).numpy()
-    frame = render(identity, pose, mouth, NOISE, 2 * FRAME_PX, 1)[0].permute(1, 2, 0).numpy()
-    # Frame px -> px of the doubled frame, inverted, then the crop at four times its size and averaged down.
-    doubled = np.array([[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]])
-    larger = np.array([[4, 0, 1.5], [0, 4, 1.5], [0, 0, 1]])
-    full = larger @ np.vstack([matrix[0].numpy(), [0, 0, 1]]) @ np.linalg.inv(doubled)
-    warped = cv2.warpAffine(frame, full[:2], (512, 512), flags=cv2.INTER_LINEAR)
-    warped = cv2.resize(warped, (128, 128), interpolation=cv2.INTER_AREA)
+    matrix = face_crop_transform(identity, pose, 64)
+    crop = render(identity, pose, mouth, NOISE, 64, 4, matrix)[0].permute(1, 2, 0).numpy()
+    frame = render(identity, pose, mouth, NOISE, FRAME_PX, 1)[0].permute(1, 2, 0).numpy()
+    larger = np.array([[4, 0, 1.5], [0, 4, 1.5], [0, 0, 1]])  # the crop at four times its size, averaged down
+    full = larger @ np.vstack([matrix[0].numpy(), [0, 0, 1]])
+    warped = cv2.warpAffine(frame, full[:2], (256, 256), flags=cv2.INTER_LINEAR)
+    warped = cv2.resize(warped, (64, 64), interpolation=cv2.INTER_AREA)
     assert np.abs(warped - crop).mean() < 0.006
     shifted = np.roll(crop, 1, axis=1)
     assert np.abs(warped - shifted).mean() > 2 * np.abs(warped - crop).mean()  # a pixel off would show
@@ -223,9 +220,9 @@ def test_the_shipped_clip_is_six_seconds_of_the_default_presenter() -> None:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert (stream.width, stream.height, stream.average_rate) == (FRAME_PX, FRAME_PX, FPS)
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        frames = list(container.decode(stream))
     assert len(frames) == FRAMES == 150
     poses = idle_poses()
     pose = Pose({name: value[75:76] for name, value in poses.items()})
-    drawn = render(default_identity(1), pose, rest_mouth(1), NOISE)[0].permute(1, 2, 0).numpy() * 255
-    assert np.abs(frames[75] - drawn).mean() < 2.5
+    drawn = render(default_identity(1), pose, rest_mouth(1), NOISE, supersample=1)[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(frames[75].to_ndarray(format="rgb24") - drawn).mean() < 2.5

@@ -10,6 +10,7 @@ import torch
 
 from models.restore.small import EMBEDDED_WEIGHTS, SmallRestorer, load_graph
 from models.speech.visemes import REST
+from training import degradation, restorer, restorer_faces
 from training.degradation import VAE, Degradation, Ranges, blur, jpeg
 from training.restorer import ERROR_FLOOR, Settings, loss, restore, train_restorer
 from training.restorer_faces import Faces, portraits, random_mouths
@@ -22,16 +23,33 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+PX = 128  # of drawn faces, a quarter of what the restorer makes: drawing is the cost of these tests
+
+
+def make_small(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(degradation, "CROP_PX", PX // 2)
+    for module in (restorer, restorer_faces):
+        patch.setattr(module, "RESTORED_PX", PX)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def faces() -> torch.Tensor:
-    """The presenter and a stranger, `(2, 3, 512, 512)`."""
-    return Faces("cpu", seed=5).draw(2, supersample=1)
+    """The presenter and a stranger, `(2, 3, PX, PX)`."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        return Faces("cpu", seed=5).draw(2, supersample=1)
 
 
 def rms_levels(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).square().mean().sqrt()) * 255
 
 
+@pytest.mark.usefixtures("small")
 class TestDegradation:
     @pytest.mark.parametrize("quality", [30, 60, 90])
     def test_jpeg_loses_what_libjpeg_loses(self, faces: torch.Tensor, quality: int) -> None:
@@ -54,13 +72,14 @@ class TestDegradation:
 
     def test_without_degradation_only_size_and_rounding_change(self, faces: torch.Tensor) -> None:
         out = Degradation(None, seeded(), "cpu", CLEAN)(faces)[0]
-        assert rms_levels(out, torch.nn.functional.avg_pool2d(faces, 2)) < 1.5  # JPEG at quality 100 halves the chroma
+        luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # JPEG halves the chroma's size at quality 100, too
+        assert rms_levels((luma * out).sum(1), (luma * torch.nn.functional.avg_pool2d(faces, 2)).sum(1)) < 0.5
 
     def test_views_differ_in_noise_only(self, faces: torch.Tensor) -> None:
         quiet, noisy = (
             Degradation(None, seeded(), "cpu", Ranges(noise=noise))(faces, views=2) for noise in (0.0, 0.02)
         )
-        assert quiet.shape == (2, 2, 3, 256, 256)
+        assert quiet.shape == (2, 2, 3, PX // 2, PX // 2)
         assert rms_levels(quiet[0], quiet[1]) == 0
         assert 0.3 < rms_levels(noisy[0], noisy[1]) < 5.1 * 2**0.5
 
@@ -84,9 +103,10 @@ class TestFaces:
         assert 0.16 < float(resting) < 0.24
         assert float(mouths.min()) >= 0 and float(mouths.max()) <= 1
 
+    @pytest.mark.usefixtures("small")
     def test_half_are_the_presenter_and_seeds_draw_different_people(self, faces: torch.Tensor) -> None:
         again, other = (Faces("cpu", seed).draw(2, supersample=1) for seed in (5, 6))
-        assert faces.shape == (2, 3, 512, 512)
+        assert faces.shape == (2, 3, PX, PX)
         assert torch.equal(faces, again)
         assert rms_levels(faces[1], other[1]) > 10
 
@@ -95,6 +115,7 @@ class TestFaces:
         assert portraits().float().std() > 40
 
 
+@pytest.mark.usefixtures("small")
 class TestMeasures:
     def test_psnr_of_a_known_error(self) -> None:
         truth = torch.full((1, 3, 8, 8), 0.5)
@@ -135,6 +156,7 @@ class TestTraining:
         assert perfect == pytest.approx(0.01 * math.log(ERROR_FLOOR), rel=1e-3)
         assert perfect < alike < apart
 
+    @pytest.mark.usefixtures("small")
     def test_a_run_repeats_resumes_and_writes_what_the_product_loads(self, tmp_path: Path) -> None:
         def run(name: str, steps: int) -> Path:
             sizes = {"pictures": 2, "batch": 1, "supersample": 1, "steps": steps, "seconds": 1e12}  # ends by steps
@@ -163,8 +185,9 @@ def embedded_restorer(default_share: float, people: int) -> Comparison:
 
 
 def test_the_embedded_weights_beat_the_best_unsharp_mask_with_less_flicker() -> None:
-    row = embedded_restorer(default_share=0.5, people=2)
-    assert row.gain_db > 0.5  # measured: 1.35; 0 for weights that change nothing
+    row = embedded_restorer(default_share=1.0, people=1)
+    print("ROW", row)  # drawing a face of 512 px takes seconds
+    assert row.gain_db > 2  # measured: 5.8; 0 for weights that change nothing
     assert row.restored_flicker < row.unsharp_flicker
 
 
