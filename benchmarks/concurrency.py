@@ -63,7 +63,7 @@ class Setup:
     """How the graph of configs/gpu.yaml is changed. `gpu` False: configs/demo.yaml, unchanged but for the replicas.
 
     small: tiny networks, to test the benchmarks. batch: faces per call of LipSync; None: as in the config. lipsync:
-    further values of its user_config. gpus: more than 1: each replica of LipSync has a GPU of its own.
+    further values of its user_config. gpus: more than 1: a fixed number of replicas of LipSync, each on its own GPU.
     """
 
     out: Path
@@ -103,12 +103,15 @@ class Setup:
             deployment_of(config, "Stitch")["user_config"]["max_live_load"] = None  # refuse none: find the limit
         for stage, count in self.replicas:
             deployment = deployment_of(config, stage)
-            if "num_replicas" in deployment:
+            alone = stage == "LipSync" and self.gpus > 1
+            if alone:
+                del deployment["autoscaling_config"]  # a change of it would restart the stage
+            if alone or "num_replicas" in deployment:
                 deployment["num_replicas"] = count
             else:
                 deployment["autoscaling_config"] |= {"min_replicas": count, "max_replicas": count}
             if share := deployment["ray_actor_options"].get("num_gpus"):
-                alone = stage == "LipSync" and self.gpus > 1  # more than half of a GPU: no two replicas on one
+                # more than half of a GPU: no two replicas on one
                 deployment["ray_actor_options"]["num_gpus"] = 0.55 if alone else round(share / count, 3)
 
 

@@ -25,9 +25,8 @@ import statistics
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,9 @@ from benchmarks.concurrency import (
     run_sessions,
     setup_of,
     speak,
-    watch,
 )
+from benchmarks.concurrency import row as streams_row
+from benchmarks.target_table import BY_KEY, CROPPED, CROWD, FULL, ROWS, TINY, Results, Row, missed, table
 from configs.serve_file import deployment_of
 from deployments.common.messages import SpeakRequest
 from deployments.common.stage import Stamped
@@ -55,78 +55,11 @@ from warmtalk.cli.profiling import APP
 
 WIDE = "wide"  # the avatar of 1280 × 720 px
 CALLERS, CHUNK = 32, 16  # calls of a stage at a time, frames per call
-CROPPED = {"decoder": "vae", "decode": "cropped"}
-FULL = {"decoder": "vae", "decode": "full"}
-TINY = {"decoder": "tiny", "decode": "cropped"}
 REPLICAS = (("TTS", 4), ("Stitch", 8))  # for 16 cores
 SENTENCE, SHORT = "Good morning, and welcome to the programme.", "Hello."  # the second for tiny networks on a CPU
 STEPS = [1.0, 4 / 3, 5 / 3, 2.0]  # numbers of sessions that are tried, as multiples of the target
-CROWD = 20  # sessions whose TTFF is measured at once
+STREAMS = 40  # sessions per GPU that stream as fast as they are made
 GPU = "there is no CUDA device"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One target. at_least: a larger value is better. lipsync: what its user_config must be."""
-
-    key: str
-    what: str
-    target: float
-    unit: str
-    at_least: bool = True
-    lipsync: dict[str, str] = field(default_factory=lambda: CROPPED)
-
-    def line(self, value: float | None, manual: float | None, note: str) -> str:
-        sign = "≥" if self.at_least else "≤"
-        target = f"{sign} {self.target:g} {self.unit}"
-        if value is None:
-            return f"| {self.what} | {target} | {note} | | |"
-        met = value >= self.target if self.at_least else value <= self.target
-        ratio = f"{value / self.target:.2f} {'ok' if met else 'MISSED'}"
-        return f"| {self.what} | {target} | {value:.4g}{f' ({note})' if note else ''} | {ratio} | {_number(manual)} |"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-ROWS = (
-    Row("lipsync-cropped", "LipSync stage, cropped sd-vae decoder", 750, "frames/s"),
-    Row("enhance", "Enhance (GFPGAN)", 600, "faces/s"),
-    Row("ttff", "TTFF of a streamed /speak, one session, p50", 120, "ms", False),
-    Row("ttff-p95", "the same, p95", 250, "ms", False),
-    Row("ttff-20", f"TTFF at {CROWD} sessions, p95", 500, "ms", False),
-    Row("sessions-cropped", "watched sessions, 1280 × 720 px, cropped decoder", 24, "sessions"),
-    Row("sessions-gfpgan", "the same with GFPGAN", 10, "sessions"),
-    Row("lipsync-full", "LipSync stage, full sd-vae decoder", 520, "frames/s", True, FULL),
-    Row("lipsync-tiny", "LipSync stage, tiny decoder, cropped", 1650, "frames/s", True, TINY),
-    Row("sessions-tiny", "watched sessions, 1280 × 720 px, tiny decoder", 40, "sessions", True, TINY),
-    Row("two-gpus", "sessions of two GPUs, as a multiple of one", 1.8, "×"),
-)
-
-BY_KEY = {row.key: row for row in ROWS}
-
-
-@dataclass(slots=True)
-class Results:
-    """Measured values by row, notes, and all details for the JSON file."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    manual: dict[str, float] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def attempt(self, *keys: str) -> Iterator[None]:
-        """An error is the note of these rows, and the other rows go on."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - reported in the table
-            traceback.print_exc()
-            for key in keys:
-                self.notes.setdefault(
-                    key, f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-                )
 
 
 @dataclass(slots=True)
@@ -259,25 +192,25 @@ class Bench:
     # --- two GPUs
 
     def _two_gpus(self) -> None:
-        """The largest numbers of sessions with one and with two replicas of LipSync, each on a GPU of its own."""
+        """The frames per second of sessions that stream, with two replicas of LipSync, each on a GPU, and with one."""
         import torch
 
         if torch.cuda.device_count() < 2:
             self.results.notes["two-gpus"] = f"this machine has {torch.cuda.device_count()} GPUs"
             return
-        most = []
-        for gpus in (1, 2):
-            counts = [gpus * count for count in self._counts("sessions-cropped")]
-            stitch = tuple((stage, gpus * count) for stage, count in self.setup.replicas)
-            lipsync = (("LipSync", gpus),)
-            setup = replace(self.setup, gpus=gpus, replicas=(*stitch, *lipsync), lipsync=dict(CROPPED))
-            with setup.graph() as graph:
-                asyncio.run(watch(graph.url, 2 * gpus, 2.0, False, WIDE))
-                held, trials = asyncio.run(most_watched(graph.url, counts, self.seconds, False, WIDE))
-            most.append(held)
-            self.results.details[f"sessions on {gpus} GPUs"] = trials
-        self.results.values["two-gpus"] = most[1] / max(1, most[0])
-        self.results.notes["two-gpus"] = f"{most[0]} and {most[1]} sessions"
+        others = tuple((stage, 2 * count) for stage, count in self.setup.replicas)
+        setup = replace(self.setup, gpus=2, replicas=(*others, ("LipSync", 2)), lipsync=dict(CROPPED))
+        made = {}
+        with setup.graph() as graph:
+            asyncio.run(warm_up(graph.url, self.sentence, setup.most_replicas))
+            for gpus in (2, 1):
+                scale_lipsync(graph, gpus)
+                result = asyncio.run(run_sessions(graph.url, gpus * STREAMS, False, WIDE))
+                print(f"{gpus} GPUs: {streams_row(result)}", flush=True)
+                made[gpus] = result["frames_per_s"]
+                self.results.details[f"{gpus} GPUs"] = result
+        self.results.values["two-gpus"] = made[2] / made[1]
+        self.results.notes["two-gpus"] = f"{made[1]:.0f} and {made[2]:.0f} frames/s"
 
 
 async def warm_up(url: str, text: str, replicas: int) -> None:
@@ -342,6 +275,19 @@ def change_lipsync(graph: LocalGraph, setting: dict[str, str]) -> None:
     raise TimeoutError(f"LipSync did not change to {setting} within 300 s")
 
 
+def scale_lipsync(graph: LocalGraph, count: int) -> None:
+    """Give LipSync this number of replicas; return when they run, and no other."""
+    deployment_of(graph.config, "LipSync")["num_replicas"] = count
+    graph.deploy(graph.config)
+    until_s = time.perf_counter() + 60
+    while time.perf_counter() < until_s:
+        states = serve.status().applications[APP].deployments["LipSync"].replica_states
+        if {str(getattr(state, "value", state)): number for state, number in states.items()} == {"RUNNING": count}:
+            return
+        time.sleep(0.5)
+    raise TimeoutError(f"LipSync has {states} after 60 s, not {count} replicas")
+
+
 def manual_figures(setup: Setup) -> dict[str, float]:
     """MuseTalk's way by row, measured in a process of its own before the graph runs.
 
@@ -363,21 +309,6 @@ def manual_figures(setup: Setup) -> dict[str, float]:
     if "gfpgan" in figures:
         rows |= {"enhance": figures["gfpgan"], "sessions-gfpgan": int(figures["enhanced"] / 25)}
     return rows
-
-
-def table(rows: tuple[Row, ...], results: Results) -> str:
-    """Markdown: what, target, measured, ratio, MuseTalk's way."""
-    lines = ["| what | target | measured | of the target | MuseTalk's way |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
-        found = results.values.get(row.key), results.manual.get(row.key)
-        lines.append(row.line(*found, results.notes.get(row.key, "")))
-    return "\n".join(lines)
-
-
-def missed(rows: tuple[Row, ...], results: Results) -> list[str]:
-    """The keys of the measured rows that miss their targets."""
-    found = [(row, results.values[row.key]) for row in rows if row.key in results.values]
-    return [row.key for row, value in found if (value < row.target if row.at_least else value > row.target)]
 
 
 def main() -> int:
