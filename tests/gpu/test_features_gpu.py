@@ -22,4 +22,5 @@ def test_a_recorded_encoder_gives_the_same_windows(seconds: float) -> None:
     for _ in range(2):  # the second time from the recording that the first one made
         expected, found = eager.windows_in_context(speech), recorded.windows_in_context(speech)
         assert found.shape == expected.shape == (int(seconds * 25), 50, 384)
-        torch.testing.assert_close(found, expected, rtol=0.01, atol=0.02)  # batches of another size round differently
+        # batches of another size round differently
+        assert (found - expected).abs().max() < 0.01 * expected.abs().max()
