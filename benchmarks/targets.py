@@ -39,6 +39,7 @@ from benchmarks.concurrency import (
     add_setup_arguments,
     http_client,
     most_watched,
+    replicas,
     run_sessions,
     setup_of,
     speak,
@@ -69,6 +70,7 @@ class Bench:
     setup: Setup
     rows: tuple[Row, ...]
     seconds: float
+    row_seconds: dict[str, int]  # of single rows
     steps: list[float]
     repeats: int
     stage_s: float
@@ -181,10 +183,10 @@ class Bench:
         return float(np.quantile(times_ms, 0.95))
 
     async def _sessions(self, key: str, url: str, enhance: bool) -> float:
-        counts = self._counts(key)
-        most, trials = await most_watched(url, counts, self.seconds, enhance, WIDE)
+        counts, seconds = self._counts(key), self.row_seconds.get(key, self.seconds)
+        most, trials = await most_watched(url, counts, seconds, enhance, WIDE)
         self.results.details[key] = trials
-        self.results.notes[key] = f"{self.seconds:g} s, tried {', '.join(str(trial['sessions']) for trial in trials)}"
+        self.results.notes[key] = f"{seconds:g} s, tried {', '.join(str(trial['sessions']) for trial in trials)}"
         return most
 
     def _counts(self, key: str) -> list[int]:
@@ -319,6 +321,7 @@ def main() -> int:
     keys = [row.key for row in ROWS]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="ROW", help=", ".join(keys))
     parser.add_argument("--seconds", type=float, default=120.0, help="how long watched sessions speak")
+    parser.add_argument("--row-seconds", type=replicas, nargs="+", default=[], metavar="ROW=N", help="of single rows")
     parser.add_argument("--steps", type=float, nargs="+", default=STEPS, help="numbers of sessions over the target")
     parser.add_argument("--repeats", type=int, default=40, help="utterances whose TTFF is measured")
     parser.add_argument("--stage-seconds", type=float, default=5.0, help="how long a stage is driven")
@@ -352,7 +355,7 @@ def measure(arguments: argparse.Namespace, rows: tuple[Row, ...], results: Resul
         return
     setup = setup_of(arguments)
     setup.out.mkdir(parents=True, exist_ok=True)
-    times = arguments.seconds, arguments.steps, arguments.repeats, arguments.stage_seconds
+    times = arguments.seconds, dict(arguments.row_seconds), arguments.steps, arguments.repeats, arguments.stage_seconds
     Bench(setup, rows, *times, not arguments.no_manual, results, save).run()
 
 
