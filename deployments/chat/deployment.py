@@ -6,7 +6,6 @@ Jobs are on disk, so they survive the ingress and this replica: a new replica re
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import logging
 import os
@@ -27,6 +26,7 @@ from deployments.common.errors import to_warmtalk_error
 from deployments.common.keyed_lock import KeyedLock
 from deployments.common.messages import ChatRequest, SpeakRequest, SpeechOptions
 from deployments.common.paths import output_path
+from deployments.common.requests import TRACE_PARENT, detached, stage_call
 from deployments.common.stage import Stage
 from deployments.common.text_stream import speak_text_stream
 from models.errors import BusyError, InterruptedSpeech, SessionNotFound, StageError, TextError, WarmTalkError
@@ -83,6 +83,7 @@ class Chat(Stage[ChatConfig]):
 
     # --- calls of the ingress
 
+    @stage_call
     async def start(self, request: ChatRequest) -> dict[str, str]:
         """Start a job and return its id without waiting for the answer.
 
@@ -95,6 +96,7 @@ class Chat(Stage[ChatConfig]):
         if len(self._running) >= self.config.max_jobs or mine >= self.config.max_waiting:
             whose = "this session" if mine >= self.config.max_waiting else "the server"
             raise BusyError(f"Too many messages of {whose} wait for an answer.", "Try again in a few seconds.")
+        TRACE_PARENT.set(request.trace_parent)
         job = self._jobs.new(request.session_id, message, options=SpeechOptions(**request.speech_options()))
         running = self._start_job(job)
         await running.written.wait()
@@ -155,8 +157,7 @@ class Chat(Stage[ChatConfig]):
 
     def _start_job(self, job: ChatJob) -> _Running:
         written = asyncio.Event()
-        # in a new context: Serve cancels calls made in a request's context when that request ends
-        task = contextvars.Context().run(asyncio.create_task, self._run(job, written))
+        task = detached().run(asyncio.create_task, self._run(job, written))
         task.add_done_callback(lambda _: self._running.pop(job.job_id, None))
         self._running[job.job_id] = _Running(job, task, written)
         return self._running[job.job_id]

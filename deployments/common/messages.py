@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from deployments.common.requests import TRACE_PARENT
 from models.errors import WarmTalkError
 from models.live.timeline import LiveClock, LiveFragment
 from models.media.encode import MediaSpec
@@ -49,6 +50,7 @@ class SpeakRequest(SpeechOptions):
     text_stream_key: str = ""
     progress: bool = False  # also return progress events while the utterance is made
     calls: bool = False  # the summary lists every call of every stage, for a profile
+    trace_parent: str = field(default_factory=TRACE_PARENT.get, compare=False)  # of its spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class ChatRequest(SpeechOptions):
 
     message: str
     session_id: str = DEFAULT_SESSION
+    trace_parent: str = field(default_factory=TRACE_PARENT.get, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -66,6 +66,16 @@ def record_error(stage: str, error: WarmTalkError | BaseException) -> None:
     if known.status >= LEAST_STATUS:
         facts = {"time_s": time.time(), "stage": stage, "code": known.code, "message": str(known)}
         RECENT_ERRORS.append(facts | {"request_id": request_id(), "session_id": SESSION.get()})
+
+
+def sent_error(error: WarmTalkError | Mapping[str, str]) -> dict[str, str]:
+    """An error as a client of the ingress gets it, with the id of its request; also recorded."""
+    if isinstance(error, WarmTalkError):
+        record_error("Ingress", error)
+        error = error.to_dict()
+    else:
+        increment("warmtalk_errors_total", stage="Ingress", code=error["code"])
+    return {**error, "request_id": request_id()}
 
 
 def stage_call(method: Method) -> Method:

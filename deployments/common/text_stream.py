@@ -6,7 +6,6 @@ Stitch keeps them in `TextStreams`; callers send their text with `speak_text_str
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 import uuid
@@ -21,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from configs.schema import IngressConfig
 from deployments.common.errors import cancel_call, stream_items, to_warmtalk_error
 from deployments.common.messages import SpeakEvent, SpeakRequest
+from deployments.common.requests import detached
 from deployments.common.speech_call import SpeechCall
 from models.errors import BusyError, IdleError, StageError, TextError, WarmTalkError
 from models.llm.token_stream import end_when_silent, speakable_pieces
@@ -184,7 +184,7 @@ async def speak_text_stream(
     # Calls are made in a new context. Of calls that share a request's context, and so its id within Serve, Ray 2.60
     # loses some when that request has ended: a lost part would never be spoken, and a caller that has left a request
     # after an error of `parts` still reads the rest of the speech.
-    context = contextvars.Context()
+    context = detached()
     events = context.run(SpeechCall, stitch, replace(request, text_stream_key=text.key), text.move)
     failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # why `parts` ended early
 

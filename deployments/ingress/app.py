@@ -23,7 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from deployments.common.errors import is_own_cancellation, replica_lost_error, to_warmtalk_error
+from deployments.common.requests import sent_error
 from deployments.ingress.body_limit import BodyLimit
+from deployments.ingress.request_ids import RequestIds
 from deployments.ingress.security.allowed_hosts import AllowedHosts
 from deployments.ingress.security.auth import Access, serve_login
 from deployments.ingress.security.origins import CrossOrigin
@@ -97,7 +99,7 @@ api = FastAPI(
     title="WarmTalk",
     version="0.1.0",
     summary="Text or speech in, a talking-head video stream out.",
-    description='Every error is JSON: `{"error": {"code", "message", "remedy"}}`.',
+    description='Every error is JSON: `{"error": {"code", "message", "remedy", "request_id"}}`.',
 )
 api.router.route_class = Route
 # The middleware that is added last runs first.
@@ -105,6 +107,7 @@ api.add_middleware(BodyLimit, settings=replica_settings)
 api.add_middleware(Access, settings=replica_settings)
 api.add_middleware(CrossOrigin, settings=replica_settings)
 api.add_middleware(AllowedHosts, settings=replica_settings)
+api.add_middleware(RequestIds)
 serve_page(api)
 serve_login(api, replica_settings)
 
@@ -113,7 +116,7 @@ serve_login(api, replica_settings)
 
 def error_response(error: WarmTalkError) -> JSONResponse:
     headers = {"Retry-After": f"{math.ceil(error.retry_after_s)}"} if isinstance(error, BusyError) else None
-    return JSONResponse({"error": error.to_dict()}, error.status, headers)
+    return JSONResponse({"error": sent_error(error)}, error.status, headers)
 
 
 @api.exception_handler(WarmTalkError)
@@ -149,7 +152,7 @@ async def _on_http(http: Request, error: HTTPException) -> JSONResponse:
         return error_response(InputError("The body cannot be read as JSON.", REMEDIES[400]))
     message = MESSAGES.get(status, str(error.detail))
     answer = {"code": f"http_{status}", "message": message, "remedy": REMEDIES.get(status, "")}
-    return JSONResponse({"error": answer}, status, error.headers)
+    return JSONResponse({"error": sent_error(answer)}, status, error.headers)
 
 
 @api.exception_handler(ClientDisconnect)

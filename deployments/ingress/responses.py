@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentResponseGenerator
 
 from deployments.common.errors import cancel_call, to_warmtalk_error
 from deployments.common.messages import SpeakEvent
+from deployments.common.requests import sent_error
 from deployments.common.speech_call import SpeechCall
 from deployments.ingress.backpressure import paced_file
 from deployments.ingress.live.hub import Viewer
@@ -121,7 +122,7 @@ async def progress_lines(first: dict[str, Any], events: DeploymentResponseGenera
         async for event in events:
             yield json.dumps(event).encode() + b"\n"
     except (RayError, RayServeException, WarmTalkError) as error:
-        yield json.dumps({"error": to_warmtalk_error(error).to_dict()}).encode() + b"\n"
+        yield json.dumps({"error": sent_error(to_warmtalk_error(error))}).encode() + b"\n"
     finally:
         cancel_call(events)
 

@@ -18,10 +18,11 @@ def speak(client: httpx.Client, text: str = TEXT, **options: Any) -> dict[str, A
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:
-    """The error of an answer: a code, a message and a remedy, without a traceback."""
+    """The error of an answer: a code, a message, a remedy and its request id, without a traceback."""
     assert "Traceback" not in answer.text
     error = answer.json()["error"]
-    assert error.keys() == {"code", "message", "remedy"}
+    assert error.keys() == {"code", "message", "remedy", "request_id"}
+    assert error["request_id"] == answer.headers["x-request-id"]
     return dict(error)
 
 

@@ -158,7 +158,7 @@ def error_of(answer) -> dict:
     """The error of a response, which has the form that all errors have."""
     assert answer.json().keys() == {"error"} and "Traceback" not in answer.text
     error = answer.json()["error"]
-    assert error.keys() == {"code", "message", "remedy"} and error["message"].endswith(".")
+    assert error.keys() == {"code", "message", "remedy", "request_id"} and error["message"].endswith(".")
     return error
 
 

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.common.requests import sent_error
 from deployments.ingress.security.origins import POLICY_VIOLATION
 from deployments.ingress.settings import ANY, GetSettings
 
@@ -40,7 +41,7 @@ class AllowedHosts:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "This host is not allowed."})
         else:
-            await JSONResponse({"error": _refusal(host)}, 421)(scope, receive, send)
+            await JSONResponse({"error": sent_error(_refusal(host))}, 421)(scope, receive, send)
 
 
 def is_allowed_host(host: str, allowed: Collection[str] = ()) -> bool:

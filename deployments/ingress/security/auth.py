@@ -21,6 +21,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.common.requests import sent_error
 from deployments.ingress.schemas import LoginBody, SessionId
 from deployments.ingress.security.allowed_hosts import route_path
 from deployments.ingress.security.keys import Keys
@@ -48,7 +49,7 @@ class Access:
         if not keys or _is_public(scope) or _has_access(scope, keys):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await _refuse_websocket(refusal(_has_credentials(scope)), receive, send)
+            await _refuse_websocket(sent_error(refusal(_has_credentials(scope))), receive, send)
         else:
             await unauthorized(_has_credentials(scope))(scope, receive, send)
 
@@ -141,7 +142,7 @@ def refusal(has_credentials: bool) -> dict[str, str]:
 def unauthorized(has_credentials: bool) -> Response:
     """401 with a challenge as in RFC 6750: credentials that are not valid are `invalid_token`."""
     challenge = 'Bearer realm="warmtalk"' + (', error="invalid_token"' if has_credentials else "")
-    return JSONResponse({"error": refusal(has_credentials)}, UNAUTHORIZED, {"WWW-Authenticate": challenge})
+    return JSONResponse({"error": sent_error(refusal(has_credentials))}, UNAUTHORIZED, {"WWW-Authenticate": challenge})
 
 
 async def _refuse_websocket(error: dict[str, str], receive: Receive, send: Send) -> None:

@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.common.requests import sent_error
 from deployments.ingress.settings import ANY, GetSettings
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -31,8 +32,10 @@ REFUSAL = {
 POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 CORS: dict[str, Any] = {
     "allow_methods": ("GET", "HEAD", "POST", "DELETE", "OPTIONS"),
-    "allow_headers": ("Authorization", "Content-Type", "If-Match", "Range"),
-    "expose_headers": ("Accept-Post", "Allow", "ETag", "Link", "Location", "Retry-After", "X-WarmTalk-Session"),
+    "allow_headers": ("Authorization", "Content-Type", "If-Match", "Range", "X-Request-ID", "traceparent"),
+    "expose_headers": (
+        *("Accept-Post", "Allow", "ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-WarmTalk-Session"),
+    ),
 }
 
 
@@ -50,7 +53,7 @@ class CrossOrigin:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": REFUSAL["message"]})
             else:
-                await JSONResponse({"error": REFUSAL}, 403)(scope, receive, send)
+                await JSONResponse({"error": sent_error(REFUSAL)}, 403)(scope, receive, send)
         elif allowed.intersection((headers.get("origin", ""), ANY)):
             # made for each request, because a new config may change the origins; making it costs microseconds
             await CORSMiddleware(self._app, tuple(allowed), **CORS)(scope, receive, send)

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from ray import serve
 
 from configs.schema import IceServer, IngressConfig
+from deployments.common.requests import sent_error
 from deployments.ingress.live.hubs import Hubs
 from deployments.ingress.webrtc.peers import Peers
 from models.errors import MediaTypeError, NotConfiguredError, NotFoundError
@@ -69,7 +70,7 @@ class Whep:
         """405 for further candidates (trickle ICE) and for ICE restarts."""
         error = {"code": "http_405", "message": "Further ICE candidates and ICE restarts are not supported."}
         error["remedy"] = "Send an offer that holds all candidates; after a change of networks, send another offer."
-        return JSONResponse({"error": error}, 405, {"Allow": CONNECTION_METHODS})
+        return JSONResponse({"error": sent_error(error)}, 405, {"Allow": CONNECTION_METHODS})
 
     def _ice_links(self) -> dict[str, str]:
         links = [ice_link(server, url) for server in self._config().ice_servers for url in server.urls]

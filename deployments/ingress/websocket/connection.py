@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.common.errors import cancel_call, stream_items, to_warmtalk_error
 from deployments.common.messages import ChatRequest, SpeakEvent, SpeakRequest
+from deployments.common.requests import sent_error
 from deployments.common.speech_call import SpeechCall
 from deployments.common.text_stream import MAX_CHARS, WriterLimits, speak_text_stream, text_too_long_error
 from deployments.ingress.commands import interrupt_session
@@ -124,7 +125,7 @@ class Connection:
             return
         except (WarmTalkError, RayError, RayServeException) as error:
             known = to_warmtalk_error(error)
-            await self._send_event("failed", error=known.to_dict())
+            await self._send_event("failed", error=sent_error(known))
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the client has left
                 await self._socket.close(4000 + known.status, close_reason(known.message))
         finally:
@@ -375,7 +376,7 @@ class Connection:
                 await self._socket.send_text(json.dumps(event.model_dump(exclude_none=True)))
 
     async def _send_failed(self, error: Exception, command: Command | None) -> None:
-        await self._send_event("failed", command, error=to_warmtalk_error(error).to_dict())
+        await self._send_event("failed", command, error=sent_error(to_warmtalk_error(error)))
 
 
 def close_reason(message: str) -> str:

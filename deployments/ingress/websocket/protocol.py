@@ -161,7 +161,7 @@ class Event(BaseModel):
     job: dict[str, Any] | None = Field(None, description="status, done: as in the response of GET /status/{job_id}.")
     error: dict[str, str] | None = Field(
         None,
-        description="failed: code, message and remedy. With the code `idle`, what was sent before is still spoken.",
+        description="failed: code, message, remedy and request id. With the code `idle`, what was sent is spoken.",
     )
     caption: Caption | None = None
     making: Making | None = None
