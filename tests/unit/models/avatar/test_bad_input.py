@@ -99,17 +99,17 @@ def leaving(n: int, farthest: float, back: bool = True) -> list[UInt8]:
 
 
 def test_a_face_that_leaves_briefly_is_bridged(prepare: Prepare) -> None:
-    avatar, report = prepare(leaving(30, 270))
+    avatar, report = prepare(leaving(18, 270))
     away = np.flatnonzero(~avatar.has_face)
-    assert 2 <= len(away) <= 9 and np.all(np.diff(away) == 1)
-    assert any(f"{len(away)} of 30 frames show no face" in warning for warning in report.warnings)
+    assert 2 <= len(away) <= 5 and np.all(np.diff(away) == 1)
+    assert any(f"{len(away)} of 18 frames show no face" in warning for warning in report.warnings)
     assert np.isfinite(avatar.transforms).all()
     say_with(avatar)
 
 
 def test_a_face_that_leaves_and_does_not_return_is_refused(prepare: Prepare) -> None:
-    with pytest.raises(NoFaceError, match=r"\d+ of 15 frames show no face; at most 30% may") as refused:
-        prepare(leaving(15, 500, back=False))
+    with pytest.raises(NoFaceError, match=r"\d+ of 10 frames show no face; at most 30% may") as refused:
+        prepare(leaving(10, 500, back=False))
     assert "Cut the video" in refused.value.remedy
 
 
@@ -144,7 +144,7 @@ def test_of_two_crossing_faces_the_tracked_one_stays_tracked(prepare: Prepare, i
 
 
 def test_frames_of_a_head_that_looks_aside_are_played_unchanged(prepare: Prepare) -> None:
-    yaws = np.concatenate([np.zeros(10), np.linspace(0, 85, 6), np.linspace(85, 0, 6), np.zeros(10)])
+    yaws = np.concatenate([np.zeros(4), np.linspace(0, 85, 6), np.linspace(85, 0, 6), np.zeros(4)])
     avatar, _ = prepare([turned(float(yaw)) for yaw in yaws])
     assert not avatar.has_face[yaws > 65].any() and avatar.has_face[yaws < 45].all()
     say_with(avatar)
@@ -164,7 +164,7 @@ def test_a_profile_is_refused(prepare: Prepare) -> None:
 
 def test_frames_with_a_hand_over_the_mouth_are_played_unchanged(prepare: Prepare) -> None:
     """No mouth is pasted onto a hand."""
-    frames, hand = sway(small_hopper(), 14), range(6, 10)
+    frames, hand = sway(small_hopper(), 8), range(4, 6)
     for k in hand:
         frames[k] = behind_a_hand(frames[k], face_of(frames[k]))
     avatar, report = prepare(frames)
@@ -187,7 +187,7 @@ def test_a_beard_works(prepare: Prepare) -> None:
 
 def test_black_frames_are_played_unchanged(prepare: Prepare) -> None:
     """At the start, in the middle and at the end."""
-    frames, dark = sway(astronaut(), 24), [0, 1, 11, 12, 22, 23]
+    frames, dark = sway(astronaut(), 14), [0, 6, 7, 13]
     for k in dark:
         frames[k] = np.zeros_like(frames[k])
     avatar, _ = prepare(frames)
@@ -230,9 +230,9 @@ def check_glide(avatar: PreparedAvatar, longest_gap_s: float) -> None:
 
 def test_another_frame_rate_keeps_its_timing(prepare: Prepare, tmp_path: Path) -> None:
     rate = Fraction(24_000, 1001)
-    times = [float(k / rate) for k in range(int(rate))]  # a second
+    times = [float(k / rate) for k in range(12)]  # half a second
     avatar, report = prepare(timed(tmp_path / "a.mp4", gliding(times), times, rate))
-    assert abs(len(avatar) / 25 - len(times) / float(rate)) <= 0.5 / 25 + 1e-3
+    assert len(avatar) == 13  # 12.5
     assert any(f"{float(rate):.5g} frames per second" in warning for warning in report.warnings)
     check_glide(avatar, float(1 / rate))
     say_with(avatar)
@@ -240,7 +240,7 @@ def test_another_frame_rate_keeps_its_timing(prepare: Prepare, tmp_path: Path) -
 
 def test_a_variable_frame_rate_keeps_its_timing(prepare: Prepare, tmp_path: Path) -> None:
     """As phones record: some 30 frames per second, some 12, with one pause of a third of a second."""
-    steps = [1 / 30] * 10 + [1 / 12] * 4 + [1 / 3] + [1 / 30] * 10
+    steps = [1 / 30] * 4 + [1 / 12] * 2 + [1 / 3] + [1 / 30] * 4
     times = [0.0, *np.cumsum(steps).tolist()]
     avatar, _ = prepare(timed(tmp_path / "a.mp4", gliding(times), times, Fraction(30)))
     assert abs(len(avatar) / 25 - times[-1]) < 0.08

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from deployments.preparation import decoding_measure, load_avatars_config, load_model
-from models.avatar.decoding import MOUTHS, SAMPLES, choose_decoder, error_of, measure_decoding, own_faces
+from models.avatar import decoding
+from models.avatar.decoding import MOUTHS, choose_decoder, error_of, measure_decoding, own_faces
 from models.avatar.prepare import PrepareOptions, prepare_avatar
 from models.avatar.store import DECODER, META, AvatarStore
 from models.cropped_decoder import decoder_statistics
@@ -23,6 +25,16 @@ from tests.support.random_weights import make_kl, make_unet, write_state, write_
 
 WINDOW = CropWindow((118, 256), (20, 236))
 N = 4
+SAMPLES = 8  # generated mouths; a quarter of what preparation takes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_samples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "SAMPLES", SAMPLES)
+        decoding._mouths.cache_clear()
+        yield
+    decoding._mouths.cache_clear()
 
 
 @pytest.fixture(scope="module")
