@@ -278,26 +278,31 @@ class LipSync(Stage[LipSyncConfig]):
         async with self._loading.hold(avatar_id):  # sessions that begin at once load it once
             if (avatar := cached.get(key)) is not None:
                 return avatar
-            if await asyncio.to_thread(store.version, avatar_id) != key[1]:
+            # with checksums of all files: other sessions' frames need the compute thread meanwhile
+            prepared = await asyncio.to_thread(store.load, avatar_id, frames=self._puts_windows)
+            if prepared.version != key[1]:
                 raise FencedError(f"The avatar {avatar_id!r} has been prepared again.", "Send the request again.")
             # it may record a new window
-            loading = self.worker.run_long(self.config.load_limit_s, self._load_avatar, avatar_id)
+            loading = self.worker.run_long(self.config.load_limit_s, self._hold_avatar, prepared)
             avatar = cached[key] = (await loading).value
         log.info("LipSync: avatar %r: the decoder is %s", avatar_id, avatar.decoding)
         if avatar.own is not None:
             asyncio.get_running_loop().run_in_executor(None, avatar.own.read_all)
         return avatar
 
-    def _load_avatar(self, avatar_id: str) -> LoadedAvatar:
+    @property
+    def _puts_windows(self) -> bool:
+        """Whether this stage puts what the engine decodes into the avatar's own faces, and so needs its frames."""
+        return self._faces is not None and not self._faces.whole_faces
+
+    def _hold_avatar(self, avatar: PreparedAvatar) -> LoadedAvatar:
         """On the compute thread."""
         faces = self._faces
-        puts = faces is not None and not faces.whole_faces  # this stage puts windows into the avatar's own faces
-        avatar = self._store.load(avatar_id, frames=puts)
         if avatar.vae_fingerprint != self.model.vae_fingerprint:
             raise ConfigError(
-                f"The avatar {avatar_id!r} was prepared with another VAE ({avatar.vae_fingerprint}) than LipSync uses "
-                f"({self.model.vae_fingerprint}).",
-                f"Prepare it again: warmtalk prepare VIDEO --avatar-id {avatar_id} --force.",
+                f"The avatar {avatar.avatar_id!r} was prepared with another VAE ({avatar.vae_fingerprint}) than "
+                f"LipSync uses ({self.model.vae_fingerprint}).",
+                f"Prepare it again: warmtalk prepare VIDEO --avatar-id {avatar.avatar_id} --force.",
             )
         assert avatar.latents is not None
         if faces is None:
@@ -309,4 +314,5 @@ class LipSync(Stage[LipSyncConfig]):
             return LoadedAvatar(avatar.latents, why, faces.hold(avatar.latents))
         statistics = None if avatar.decoding is None else avatar.decoding.statistics
         held = faces.hold(avatar.latents, window, statistics)
-        return LoadedAvatar(avatar.latents, why, held, OwnFaces(avatar) if puts else None)
+        own = OwnFaces(avatar) if self._puts_windows and avatar.frames is not None else None
+        return LoadedAvatar(avatar.latents, why, held, own)

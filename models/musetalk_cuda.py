@@ -22,6 +22,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from models.cropped_decoder import CroppedDecoder
+from models.errors import CorruptError
 from models.map_window import WHOLE_FACE, rounded
 from models.musetalk import LATENT_CHANNELS, UNET_CHANNELS, Generator, MuseTalk
 from models.runtime.cuda_graphs import GraphedFunction, Recording, check_compile, fastest_split, graph_batch_sizes
@@ -96,6 +97,12 @@ class CudaFaces:
         window = rounded(window)
         self._decoder_of(window)
         needed = window != WHOLE_FACE and not self.exact_crops
+        expected = (len(latents), *(self._decoder.statistics_shape or ()))
+        if needed and (statistics is None or statistics.shape != expected):
+            found = None if statistics is None else statistics.shape
+            raise CorruptError(
+                f"The decoder statistics have shape {found}, not {expected}.", "Prepare the avatar again."
+            )
         kept = torch.as_tensor(statistics).to(self.device) if needed else None
         return HeldAvatar(torch.as_tensor(latents).to(self.device, self.dtype), window, kept)
 

@@ -56,14 +56,13 @@ def stage(monkeypatch, tmp_path) -> LipSync:
     monkeypatch.setattr(Engine, "vae_fingerprint", fingerprint)
     stage = LipSync()
 
-    def load(avatar_id: str):
-        AvatarStore(tmp_path / "results" / "avatars", builtin_avatars()).load(avatar_id, frames=False)
+    def hold(prepared):
         time.sleep(LOADING_S)
         latents = np.zeros((5, 8, 32, 32), np.float16) + 10 * np.arange(5, dtype=np.float16)[:, None, None, None]
         return LoadedAvatar(latents, "full")
 
-    stage.checked_load = stage._load_avatar
-    stage._load_avatar = load
+    stage.checked_hold = stage._hold_avatar
+    stage._hold_avatar = hold
     return stage
 
 
@@ -192,7 +191,7 @@ async def test_latents_of_a_removed_avatar_are_not_used_any_more(stage, tmp_path
 
 async def test_an_avatar_of_another_vae_is_refused_with_the_command_to_run(stage, monkeypatch):
     await stage.reconfigure(config())
-    stage._load_avatar = stage.checked_load
+    stage._hold_avatar = stage.checked_hold
     monkeypatch.setattr(stage.model, "vae_fingerprint", "another", raising=False)
     with pytest.raises(ConfigError, match="prepared with another VAE") as caught:
         await stage.generate(features(1), 0, 1, "presenter", 0, 0)
@@ -201,7 +200,9 @@ async def test_an_avatar_of_another_vae_is_refused_with_the_command_to_run(stage
 
 async def test_the_least_recently_used_avatars_leave_memory(stage, tmp_path):
     sizes_mb = {"a": 9, "b": 6, "c": 6, "large": 40}
-    stage._load_avatar = lambda avatar_id: LoadedAvatar(np.zeros((64 * sizes_mb[avatar_id], 8, 32, 32), np.float16), "")
+    stage._hold_avatar = lambda prepared: LoadedAvatar(
+        np.zeros((64 * sizes_mb[prepared.avatar_id], 8, 32, 32), np.float16), ""
+    )
     await stage.reconfigure(config(avatar_memory_mb=16))
     store, kept = AvatarStore(tmp_path / "results" / "avatars"), []
     for name in sizes_mb:
@@ -235,7 +236,7 @@ class RecordedEngine(Engine):
 async def test_a_window_that_is_decoded_is_put_into_the_avatars_own_face(stage, monkeypatch):
     monkeypatch.setattr(RecordedEngine, "windows", [])
     monkeypatch.setattr(OwnFaces, "read_all", lambda faces: None)  # the end of the test would wait for it
-    stage._load_avatar = stage.checked_load
+    stage._hold_avatar = stage.checked_hold
     recorded = config(engine=f"{__name__}:RecordedEngine")
     await stage.reconfigure({**recorded, "decode": "full"})
     whole = (await stage.generate(features(3), 0, 3, "presenter", 30, 0)).value
@@ -260,7 +261,7 @@ async def test_statistics_of_another_vae_than_the_decoder_are_not_used(stage, mo
     monkeypatch.setattr(RecordedEngine, "decoder", object(), raising=False)
     window = CropWindow((128, 256), (32, 224))
     monkeypatch.setattr("deployments.lipsync.choose_decoder", lambda *_: (window, "cropped"))
-    stage._load_avatar = stage.checked_load
+    stage._hold_avatar = stage.checked_hold
     await stage.reconfigure(config(engine=f"{__name__}:RecordedEngine"))
     await stage.generate(features(1), 0, 1, "presenter", 0, 0)
     assert RecordedEngine.windows == [CropWindow()]
@@ -317,8 +318,8 @@ def test_the_video_is_not_kept_when_all_own_faces_are_read(monkeypatch):
 
 
 async def test_sessions_that_begin_at_once_load_an_avatar_once(stage):
-    loads, load = [], stage._load_avatar
-    stage._load_avatar = lambda avatar_id: loads.append(avatar_id) or load(avatar_id)
+    loads, hold = [], stage._hold_avatar
+    stage._hold_avatar = lambda prepared: loads.append(prepared.avatar_id) or hold(prepared)
     await stage.reconfigure(config())
     await asyncio.gather(*(stage.generate(features(1), 0, 1, "presenter", 0, 0) for _ in range(4)))
     assert loads == ["presenter"]
@@ -330,3 +331,4 @@ async def test_another_version_of_the_avatar_is_refused(stage):
     assert len((await stage.generate(features(1), 0, 1, "presenter", 0, 0, avatar_version=version)).value) == 1
     with pytest.raises(FencedError, match="has been prepared again"):
         await stage.generate(features(1), 0, 1, "presenter", 0, 0, avatar_version="older")
+    assert [key for key in stage._avatars if key[1] != version] == []
