@@ -10,8 +10,8 @@ second, time to the first fragment, and the longest stall in a player that start
 keeps up if that stall is at most BUFFER_S.
 
 --watched: each session has a viewer of live.mp4 and speaks without a pause for that many seconds. The sessions begin
-one after another within START_S. One keeps up if no fragment of it is late: speech was never held, and each frame
-arrived before a player that started with its first frame needed it.
+one after another within START_S. One keeps up if no fragment of it is late: speech was never held, each frame arrived
+before a player that started with its first frame needed it, and all were enhanced as asked.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ async def _lipsync() -> dict[str, Any]:
 class Watched:
     """What one viewer saw. late_frames: they arrived after a player that started with its first frame needed them.
 
-    holds: how often speech waited because its next frames were not made. refused: the server did not let it speak.
+    holds: how often speech waited because its next frames were not made. reduced_frames: shown with less enhancement
+    than asked for. refused: the server did not let it speak.
     """
 
     frames: int
@@ -204,11 +205,12 @@ class Watched:
     holds: int
     held_s: float
     spoken_s: float
+    reduced_frames: int = 0
     refused: bool = False
 
     @property
     def kept_up(self) -> bool:
-        return not (self.refused or self.late_frames or self.holds)
+        return not (self.refused or self.late_frames or self.holds or self.reduced_frames)
 
 
 async def watch(url: str, count: int, seconds: float, enhance: bool, avatar_id: str | None = None) -> dict[str, Any]:
@@ -233,6 +235,7 @@ async def watch(url: str, count: int, seconds: float, enhance: bool, avatar_id: 
         "late_fragments": late,
         "late_frames": sum(row.late_frames for row in rows),
         "late_s": max(row.late_s for row in rows),
+        "reduced_frames": sum(row.reduced_frames for row in rows),
         "holds": sum(row.holds for row in rows),
         "held_s": sum(row.held_s for row in rows),
         "frames_per_s": spoken_s * FPS / took_s,
@@ -264,7 +267,8 @@ async def _speak_watched(
         raise RuntimeError(f"The viewer of {name} lost its stream: the session spoke unwatched.")
     live = facts["live"]
     spoken_s = live["shown_frames"] / FPS
-    return Watched(len(late_s), int(late.sum()), float(late_s.max()), live["holds"], live["held_s"], spoken_s)
+    seen = len(late_s), int(late.sum()), float(late_s.max())
+    return Watched(*seen, live["holds"], live["held_s"], spoken_s, facts["reduced_frames"])
 
 
 def _long_text(seconds: float, turn: int) -> str:
@@ -339,7 +343,7 @@ def watched_row(result: dict[str, Any]) -> str:
         f"{result['sessions']:3.0f} watched for {result['seconds']:.0f} s: {result['keep_up']} keep up, "
         f"{result['late_frames']} frames late (by {result['late_s']:.2f} s), "
         f"{result['late_fragments']} fragments late, {result['holds']} holds ({result['held_s']:.1f} s), "
-        f"{result['refused']} refused, {result['frames_per_s']:.0f} frames/s; cores: {cores}"
+        f"{result['reduced_frames']} frames reduced, {result['refused']} refused, {result['frames_per_s']:.0f} frames/s; cores: {cores}"
     )
 
 
