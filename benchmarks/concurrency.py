@@ -343,7 +343,8 @@ def watched_row(result: dict[str, Any]) -> str:
         f"{result['sessions']:3.0f} watched for {result['seconds']:.0f} s: {result['keep_up']} keep up, "
         f"{result['late_frames']} frames late (by {result['late_s']:.2f} s), "
         f"{result['late_fragments']} fragments late, {result['holds']} holds ({result['held_s']:.1f} s), "
-        f"{result['reduced_frames']} frames reduced, {result['refused']} refused, {result['frames_per_s']:.0f} frames/s; cores: {cores}"
+        f"{result['reduced_frames']} frames reduced, "
+        f"{result['refused']} refused, {result['frames_per_s']:.0f} frames/s; cores: {cores}"
     )
 
 
