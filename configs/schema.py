@@ -303,6 +303,12 @@ class StitchConfig(Supervised):
     frame_cache_mb: int = Field(
         512, ge=16, description="Memory for the decoded frames of each avatar, in MB. 512 MB hold 41 frames in 4K."
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="Address of an OpenTelemetry collector, such as `http://collector:4318`, that gets the spans of "
+        "utterances over OTLP/HTTP. It needs the extra `tracing`. Null exports none.",
+    )
     hung_after_s: float = Field(30.0, gt=0, description=HUNG_AFTER)
 
 

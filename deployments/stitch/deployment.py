@@ -42,6 +42,7 @@ from deployments.stitch.pipeline import Pipeline
 from deployments.stitch.recorded import recorded_speech
 from deployments.stitch.rendering import Renderer, render_workers
 from deployments.stitch.retention import Limits, Retention
+from deployments.stitch.spans import Spans
 from deployments.stitch.utterance import UtteranceWriter
 from deployments.stitch.utterance_run import UtteranceRun
 from models.avatar.store import AvatarStore
@@ -90,6 +91,7 @@ class Stitch(Stage[StitchConfig]):
         )
         self._workers = WorkerPool([self.worker])
         self._answers = Answers()
+        self._spans = Spans()
         self._housekeeping: asyncio.Task[None] | None = None
 
     def apply(self, config: StitchConfig, changed: set[str] | None) -> None:
@@ -101,6 +103,9 @@ class Stitch(Stage[StitchConfig]):
         )
         if changed is None or changed & {"sessions_dir", "cached_sessions"}:
             self._sessions = OpenSessions(output_path(config.sessions_dir), config.cached_sessions, self._admit)
+        if changed is None or "otlp_endpoint" in changed:
+            self._spans.close()
+            self._spans = Spans(config.otlp_endpoint)
         limits = Limits(config.max_sessions, config.max_sessions_gb * 2**30, config.session_idle_hours * 3600)
         if changed is None or "max_utterances" in changed:
             self._slots = {live: asyncio.Semaphore(config.max_utterances) for live in (True, False)}
@@ -163,9 +168,11 @@ class Stitch(Stage[StitchConfig]):
                 pipeline = Pipeline(*self._handles, settings=settings, making=making, answers=self._answers)
                 writer.engines = pipeline.engines
                 run = UtteranceRun(renderer, pipeline, output, interrupt, requested_s, started_s)
-                async with aclosing(run.events(self._pipeline_request(writer, output, speech))) as events:
-                    async for event in events:
-                        yield event
+                events = run.events(self._pipeline_request(writer, output, speech))
+                with self._spans.utterance(run, request):
+                    async with aclosing(events):
+                        async for event in events:
+                            yield event
         summary = run.summary() | {"request_id": request_id()}
         await asyncio.to_thread(self._sessions.remember, request.session_id, summary)
         yield SpeakEvent(summary={**summary, "calls": run.calls()} if request.calls else summary)

@@ -99,6 +99,12 @@ class UtteranceRun:
         self.renderer.meter.record_utterance(ttff_ms, summary["rtf"])
         return summary
 
+    def facts(self) -> dict[str, Any]:
+        """How far it came, also if it failed."""
+        waited_ms = (self.started_s - self.requested_s) * 1e3
+        facts = {"frames": self.renderer.writer.frames, "ttff_ms": self.ttff_ms, "waited_ms": waited_ms}
+        return facts | {"retries": self.pipeline.retries, "watched": self.output.watched}
+
     def calls(self) -> list[dict[str, Any]]:
         """Every call of every stage, for a profile."""
         return [asdict(call) for call in (*self.pipeline.calls, *self.renderer.calls)]

@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from configs.serve_file import load_serve_config
-from deployments.common.stage import StageMeter
-from deployments.stitch.metrics import LoadMeter
+from deployments.common.metrics import METRICS
 from models.runtime.registry import find_engine
 from tests.support.paths import ROOT
 
@@ -263,32 +262,21 @@ def test_prometheus_finds_pods_by_the_name_of_their_metrics_port(cluster: dict[s
     assert jobs["warmtalk-local"]["file_sd_configs"][0]["files"] == ["/tmp/ray/prom_metrics_service_discovery.json"]
 
 
-@pytest.fixture
-def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The metrics that a stage creates: name → kind."""
-    made: dict[str, str] = {}
-
-    class Metric:
-        def __init__(self, name: str, *arguments: Any, **options: Any) -> None:
-            made[name] = type(self).__name__
-
-    kinds = {name: type(name, (Metric,), {}) for name in ("Counter", "Histogram", "Gauge")}
-    monkeypatch.setitem(sys.modules, "ray.serve.metrics", SimpleNamespace(**kinds))
-    StageMeter("LipSync")
-    LoadMeter()
-    return made
+def series() -> dict[str, str]:
+    """Name in Prometheus → metric. Ray adds the prefix, and a histogram has three series."""
+    found = {}
+    for name, metric in METRICS.items():
+        suffixes = ("_bucket", "_sum", "_count") if metric.kind == "Histogram" else ("",)
+        found |= {f"ray_{name}{suffix}": name for suffix in suffixes}
+    return found
 
 
-def test_the_dashboard_shows_all_metrics_of_the_stages_and_no_others(exported: dict[str, str]) -> None:
-    series = {}  # name in Prometheus → metric; Ray adds the prefix, and a histogram has three series
-    for name, kind in exported.items():
-        suffixes = ("_bucket", "_sum", "_count") if kind == "Histogram" else ("",)
-        series |= {f"ray_{name}{suffix}": name for suffix in suffixes}
+def test_the_dashboard_shows_all_metrics_of_the_stages_and_no_others() -> None:
     dashboard = json.loads((CLUSTER / "grafana" / "warmtalk.json").read_text())
-    queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
     queried = set(re.findall(r"ray_warmtalk_\w+", queries))
-    assert queried <= series.keys()
-    assert {series[name] for name in queried} == exported.keys()
+    assert queried <= series().keys()
+    assert {series()[name] for name in queried} == METRICS.keys()
 
 
 def test_no_two_panels_overlap() -> None:
