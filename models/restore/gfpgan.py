@@ -16,6 +16,7 @@ import torch
 from models.errors import ConfigError, InputError
 from models.restore.align import restore_aligned
 from models.restore.align_device import aligned_pass, enlarges, start_on_device
+from models.restore.gfpgan_fused import FusedGFPGAN
 from models.restore.gfpgan_net import GFPGANNet, channels_last
 from models.runtime.cuda_graphs import GraphedFunction, check_compile, graph_batch_sizes
 from models.runtime.tensors import as_tensor
@@ -34,12 +35,12 @@ class GFPGAN:
 
     def __init__(self, module: GFPGANNet, max_faces: int = MAX_FACES, compile: str = "off") -> None:
         self.module, self.max_faces = module, max_faces
-        mode = check_compile(compile, self.device)
-        self.batch_sizes = (max_faces,) if mode == "off" else graph_batch_sizes(mode, max_faces)
+        recorded = check_compile(compile, self.device) != "off"
+        self.batch_sizes = graph_batch_sizes("graphs", max_faces) if recorded else (max_faces,)
         self._transfers = Transfers(self.device)
-        self._plain = self._crops = aligned_pass(module_pass(module), self.device)
-        if mode != "off":
-            self._crops = GraphedFunction(self._plain, self.batch_sizes, mode, self.device)
+        self._plain = self._crops = aligned_pass(FusedGFPGAN(module) if recorded else module_pass(module), self.device)
+        if recorded:
+            self._crops = GraphedFunction(self._plain, self.batch_sizes, "graphs", self.device)
 
     @classmethod
     def load(
@@ -53,7 +54,8 @@ class GFPGAN:
         """Load `GFPGANv1.4.pth`, or another file with the same keys and shapes (safetensors too).
 
         dtype: a torch dtype or its name; the normalisation of each modulated convolution stays in fp32. max_faces: per
-        pass. compile: `off`, or `graphs` or `inductor` on CUDA, see models/runtime/cuda_graphs.py.
+        pass. compile: `off`, or `graphs` on CUDA, which records FusedGFPGAN. It has its own kernels, so `inductor` is
+        the same.
 
         Raises:
             WeightsError: the file is missing, damaged or does not fit; the message names the first wrong keys.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import torch
 
 from models.restore.align import FFHQ_512
 from models.restore.gfpgan import GFPGAN
+from models.restore.gfpgan_fused import FusedGFPGAN
 from models.restore.gfpgan_net import GFPGANNet, channels_last
 from models.restore.heads import Heads
 from tests.support.random_weights import gfpgan_weights
@@ -20,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 LARGEST = 16
-SIZES = (1, 4, 5, 16, 17)  # the recorded ones are 4 and 16
+SIZES = (1, 4, 5, 16, 17)
 
 
 def net() -> GFPGANNet:
@@ -45,11 +47,13 @@ def around(n: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def exact() -> GFPGAN:
-    return GFPGAN(net(), max_faces=2)  # fp32, not compiled
+def exact() -> Iterator[GFPGAN]:
+    """In float32, not recorded. Without TF32, whose products are no more exact than those of fp16."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield GFPGAN(net(), max_faces=2)
 
 
-@pytest.fixture(scope="module", params=["off", "graphs", "inductor"])
+@pytest.fixture(scope="module", params=["off", "graphs"])
 def half(request: pytest.FixtureRequest) -> GFPGAN:
     return GFPGAN(net().half(), LARGEST, request.param)
 
@@ -63,7 +67,7 @@ def test_the_device_matches_the_cpu(exact: GFPGAN, tmp_path: Path) -> None:
         assert np.abs(exact.restore(faces(2, 0), 1.0, points) - wanted).mean() < 0.5
 
 
-def test_half_precision_compiled_or_not_matches_fp32(half: GFPGAN, exact: GFPGAN) -> None:
+def test_half_precision_recorded_or_not_matches_fp32(half: GFPGAN, exact: GFPGAN) -> None:
     for n in SIZES:
         shares = np.linspace(0, 1, n + 1)[1:]
         for given in ((None, None), (landmarks(n, n), None), (landmarks(n, n), around(n))):
@@ -81,7 +85,8 @@ def test_calls_that_overlap_do_not_mix(half: GFPGAN) -> None:
             assert np.array_equal(wait(), wanted)
 
 
-def test_large_styles_do_not_overflow_in_half_precision() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_large_styles_do_not_overflow_in_half_precision(fused: bool) -> None:
     large = net()
     for name, value in large.state_dict().items():
         if "modulation" in name:
@@ -89,7 +94,8 @@ def test_large_styles_do_not_overflow_in_half_precision() -> None:
     x = torch.rand(2, 3, 512, 512, device="cuda") * 2 - 1
     with torch.inference_mode():
         wanted = large(x)
-        got = large.half()(x.half()).float()
+        half = large.half()
+        got = FusedGFPGAN(half)(x) if fused else half(x.half()).float()
     assert torch.isfinite(got).all()
     assert (got - wanted).norm() < 0.02 * wanted.norm()
 
