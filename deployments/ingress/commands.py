@@ -9,11 +9,12 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.common.errors import to_warmtalk_error
-from models.errors import SessionNotFound
+from deployments.common.errors import is_moved, to_warmtalk_error
+from models.errors import MovedError, SessionNotFound
 
 log = logging.getLogger("ray.serve")
 
+MOVING_S, MAX_MOVES = 0.05, 40  # between two attempts while the session moves to another replica: two seconds
 REMOVAL_TIMEOUT_S = 15.0  # for running speech to end, and for idle motion that is being encoded
 
 
@@ -33,8 +34,21 @@ async def interrupt_session(stitch: DeploymentHandle, chat: DeploymentHandle, se
     answers: int = await chat.interrupt.remote(session_id)
     if missing is not None and not answers:
         raise missing
-    result: dict[str, Any] = await stitch.interrupt.remote(session_id)  # an answer may have begun to speak meanwhile
+    result = await _interrupt_at_owner(stitch, session_id)  # an answer may have begun to speak meanwhile
     return {**result, "interrupted": result["interrupted"] + stopped}
+
+
+async def _interrupt_at_owner(stitch: DeploymentHandle, session_id: str) -> dict[str, Any]:
+    """Interrupt, and wait until the session is silent. While it moves between replicas, try again."""
+    for _ in range(MAX_MOVES):
+        try:
+            result: dict[str, Any] = await stitch.interrupt.remote(session_id)
+            return result
+        except (RayError, MovedError) as error:
+            if not is_moved(error):
+                raise
+        await asyncio.sleep(MOVING_S)
+    raise MovedError(f"The session {session_id!r} moves between replicas.", "Send the interrupt again.")
 
 
 async def broadcast_avatar_removal(stitch: DeploymentHandle, avatar_id: str) -> list[str]:

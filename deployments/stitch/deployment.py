@@ -257,9 +257,13 @@ class Stitch(Stage[StitchConfig]):
         return count
 
     async def interrupt(self, session_id: str) -> dict[str, Any]:
-        """Interrupt the session's utterances, waiting ones included; return when it is silent. Raises IdError."""
+        """Interrupt the session's utterances, waiting ones included; return when it is silent.
+
+        Raises IdError, and MovedError if another replica owns the session: its utterances are there, or on their way.
+        """
         await self.ready()
-        count = self._interrupts.interrupt(check_id(session_id, "session id"))
+        await self._owner.settled(check_id(session_id, "session id"))
+        count = self._interrupts.interrupt(session_id)
         async with self._session_lock.hold(session_id):  # the interrupted utterances have ended
             return {"session_id": session_id, "interrupted": count}
 

@@ -95,6 +95,7 @@ class ClusterHandle:
         self._cluster, self._session_id = cluster, session_id
         self.speak, self.live = Method(self._stream("speak"), Stream), Method(self._stream("live"), Stream)
         self.feed, self.interrupt = Method(self._unary("feed")), Method(self._unary("interrupt"))
+        self.interrupt_nowait = Method(self._unary("interrupt_nowait"))
 
     def options(self, **options: Any) -> ClusterHandle:
         return self

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -126,14 +127,18 @@ class SessionOwner:
 
         They also wait until the viewers' hubs have subscribed here, so that none is spoken unseen.
         """
+        await self.settled(session_id, sent_s)
+        if session_id in self._expected:
+            await self._live.wait_for_viewers(session_id, VIEWERS_S)
+            self._expected.discard(session_id)
+
+    async def settled(self, session_id: str, sent_s: float = math.inf) -> None:
+        """`take`, and after a move wait for those that waited at the old owner and were sent before."""
         await self.take(session_id)
         if (arrivals := self._arrivals.get(session_id)) is not None:
             turn = asyncio.get_running_loop().create_future()
             arrivals.append((sent_s, turn))
             await turn
-        if session_id in self._expected:
-            await self._live.wait_for_viewers(session_id, VIEWERS_S)
-            self._expected.discard(session_id)
 
     def _settle(self, session_id: str) -> None:
         for _, turn in sorted(self._arrivals.pop(session_id, []), key=lambda arrival: arrival[0]):

@@ -2,15 +2,19 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from deployments.common.messages import SpeakRequest
+from deployments.common.speech_call import SpeechCall
 from deployments.common.text_stream import speak_text_stream
+from deployments.ingress.commands import interrupt_session
 from deployments.stitch.ownership.directory import SILENT_S, SessionDirectory
+from models.errors import InterruptedSpeech
 from tests.support.cluster import CONFIRM_S, cluster
-from tests.support.stitch import Watcher, assert_continuous, summary_of
+from tests.support.stitch import Method, Watcher, assert_continuous, summary_of
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
 __all__ = ["cluster", "event_loop_policy", "virtual_time"]
@@ -158,6 +162,35 @@ async def test_interrupt_and_text_reach_a_draining_owner(cluster):
     await said[1]
     assert (await new.session("ben"))["utterances"][0]["text"] == "One sentence is here. Another one follows."
     assert {replica for method, replica in cluster.routed if method in ("interrupt", "feed")} == {"r0"}
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05])
+async def test_an_interrupt_between_release_and_arrival_finds_what_waited(cluster, after_s):
+    old, _ = await two_replicas(cluster, "alice")
+    Watcher(await cluster.hubs[0].view("alice"))
+    await asyncio.sleep(0.3)
+
+    async def late(request: SpeakRequest) -> SpeakRequest:
+        await asyncio.sleep(0.1)
+        return request
+
+    first = asyncio.create_task(cluster.speak("alice", LONG))
+    call = SpeechCall(cluster, SpeakRequest("alice", "b" * 40, deliver=False), on_move=late)
+    waiting = asyncio.create_task(summary_of(call))
+    await asyncio.sleep(0.3)
+    cluster.list("r1")
+    await first
+    while old._interrupts.count("alice"):
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(after_s)
+    none = SimpleNamespace(interrupt=Method(answers_none))
+    assert (await interrupt_session(cluster, none, "alice"))["interrupted"] == 1
+    with pytest.raises(InterruptedSpeech):
+        await waiting
+
+
+async def answers_none(session_id: str) -> int:
+    return 0
 
 
 async def test_a_text_that_waits_at_the_old_owner_is_spoken_in_full_at_the_new_one(cluster):
