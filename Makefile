@@ -49,20 +49,21 @@ demo: setup # speak TEXT="..." into out/demo.mp4
 serve: setup # serve on http://127.0.0.1:8000 until Ctrl-C
 	@exec .venv/bin/warmtalk serve
 
-# The page's tests mostly wait for video to play, so unit tests run beside them, at a lower priority. All these processes
-# have one thread each. The graph tests follow, since a Ray needs both cores. Tests marked `full` are left out (addopts
-# in pyproject.toml).
-test: setup # all tests but those at full size: unit tests and the page, then the graph on a real Ray
+# The page and the graph mostly wait for video to play, so the unit tests run beside them, at a lower priority; their
+# results follow at the end. The page and the graph do not run at once: both play in real time. Tests marked `full` are
+# left out (addopts in pyproject.toml).
+test: setup # all tests but those at full size: the page, then the graph on a real Ray, and the unit tests beside both
 	@failed=0; mkdir -p out; \
-	echo "1 of 3: unit tests, and the page in Chromium, whose results follow at the end"; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/browser -n 2 --dist loadfile >out/page.log 2>&1 & page=$$!; \
-	trap 'kill $$page 2>/dev/null; exit 130' INT TERM; \
-	OMP_NUM_THREADS=1 nice $(PY) -m pytest tests/gpu tests/unit -n $(TEST_WORKERS) --dist loadfile || failed=1; \
-	wait $$page || failed=1; trap - INT TERM; cat out/page.log; \
-	echo "2 of 3: the graph on a real Ray"; \
+	OMP_NUM_THREADS=1 nice $(PY) -m pytest tests/gpu tests/unit -n $(TEST_WORKERS) --dist loadfile >out/unit.log 2>&1 & unit=$$!; \
+	trap 'kill $$unit 2>/dev/null; exit 130' INT TERM; \
+	echo "1 of 4: the page in Chromium; unit tests run meanwhile"; \
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/browser -n 3 --dist worksteal || failed=1; \
+	echo "2 of 4: the graph on a real Ray"; \
 	$(PY) -m pytest tests/graph || failed=1; \
-	echo "3 of 3: faults of the graph, the short form of make soak"; \
+	echo "3 of 4: faults of the graph, the short form of make soak"; \
 	$(PY) -m pytest tests/chaos || failed=1; \
+	echo "4 of 4: unit tests"; \
+	wait $$unit || failed=1; trap - INT TERM; cat out/unit.log; \
 	exit $$failed
 
 test-full: setup # the tests at full size, for a release, after `make test`; needs 10 GB of free memory

@@ -15,7 +15,7 @@ import pytest
 
 from tests.browser import chromium as browser
 from tests.browser.chromium import chromium, tab
-from tests.graph.processes import free_port
+from tests.graph.processes import PRIORITY, free_port
 from warmtalk.cli import CODE
 from warmtalk.cli.local_graph import LocalGraph
 
@@ -34,7 +34,7 @@ SHARED_GRAPH = (
     "test_cluster",
 )
 KEY = "0123456789abcdef-graph"
-ENVIRONMENT = {  # of all replicas
+ENVIRONMENT = PRIORITY | {  # of all replicas
     "GRAPH_KEYS": KEY,  # no config names it, until a test does
     "WARMTALK_CACHE": str(CODE / ".cache"),  # compiled models, which are otherwise in `home`
     "MALLOC_ARENA_MAX": "2",  # else glibc keeps up to 16 heaps a process, which look like leaks

@@ -22,6 +22,7 @@ from configs.serve_file import deployment_of
 from tests.graph.requests import wait_until
 from warmtalk.cli.local_graph import CODE, LocalGraph
 
+PRIORITY = {"RAY_worker_niceness": "0"}  # of replicas; Ray's own 15 is below that of the unit tests beside them
 STOP_S = 8.0  # the promised time from SIGINT until no process is left
 
 
@@ -132,6 +133,7 @@ class Server:
     def start(self) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("WARMTALK_", "RAY_"))}
         environment["WARMTALK_CACHE"] = str(CODE / ".cache")  # compiled models
+        environment |= PRIORITY
         environment.pop("PYTHONPATH", None)
         command = [str(self.program)]
         if self.program is None:
