@@ -41,7 +41,7 @@ from benchmarks.viewers import Viewer, frames_in, lateness_s
 from configs.serve_file import deployment_of
 from models.runtime.cuda_graphs import COMPILE_MODES
 from warmtalk.cli.local_graph import LocalGraph
-from warmtalk.cli.profiling import APP
+from warmtalk.cli.profile.driving import APP
 
 TEXT = (
     "Good morning, and welcome to the programme. Today many of us speak at the same time, each with a face of its own. "
@@ -301,7 +301,8 @@ async def most_watched(
 ) -> tuple[int, list[dict[str, Any]]]:
     """The largest number of watched sessions that all keep up, and the figures of each trial.
 
-    counts: in increasing order. The first that fails is followed by the middle between it and the last that held.
+    counts: in increasing order. Of several, the first that fails is followed by the middle between it and the last
+    that held.
     """
     held, results = 0, []
     for count in counts:
@@ -309,7 +310,7 @@ async def most_watched(
         results.append(await watch(url, count, seconds, enhance, avatar_id))
         print(watched_row(results[-1]), flush=True)
         if results[-1]["keep_up"] < count:
-            if count - held > 1:
+            if count - held > 1 and len(counts) > 1:
                 results.append(await watch(url, (held + count) // 2, seconds, enhance, avatar_id))
                 print(watched_row(results[-1]), flush=True)
                 held = (held + count) // 2 if results[-1]["keep_up"] == (held + count) // 2 else held

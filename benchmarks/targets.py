@@ -52,7 +52,7 @@ from deployments.common.stage import Stamped
 from deployments.stitch.metrics import CALL_PARTS
 from models.types import FaceCrops, FeatureWindows
 from warmtalk.cli.local_graph import LocalGraph
-from warmtalk.cli.profiling import APP
+from warmtalk.cli.profile.driving import APP
 
 WIDE = "wide"  # the avatar of 1280 × 720 px
 CALLERS, CHUNK = 32, 16  # calls of a stage at a time, frames per call
@@ -186,7 +186,8 @@ class Bench:
         counts, seconds = self._counts(key), self.row_seconds.get(key, self.seconds)
         most, trials = await most_watched(url, counts, seconds, enhance, WIDE)
         self.results.details[key] = trials
-        self.results.notes[key] = f"{seconds:g} s, tried {', '.join(str(trial['sessions']) for trial in trials)}"
+        kept = ", ".join(f"{trial['keep_up']} of {trial['sessions']}" for trial in trials)
+        self.results.notes[key] = f"{seconds:g} s, {kept} kept up"
         return most
 
     def _counts(self, key: str) -> list[int]:
