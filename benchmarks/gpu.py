@@ -12,6 +12,7 @@ processes.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import statistics
 import subprocess
@@ -39,9 +40,12 @@ from models.musetalk import MuseTalk
 from models.runtime.cuda_graphs import COMPILE_MODES
 from models.types import Float32, UInt8
 from warmtalk.cli.local_graph import LocalGraph
-from warmtalk.cli.profiling import Profile, profile_graph, profile_tables, run
+from warmtalk.cli.profile.command import judged
+from warmtalk.cli.profile.graph import GraphProfile, Options, profile_graph
+from warmtalk.cli.profile.tables import tables
 
 BATCH = 4  # frames and faces per call
+BATCH_SIZES = (1, 4, 8)  # frames per call of a stage that is driven alone
 GFPGAN_BATCH = 16  # faces per call of GFPGAN, where LipSync's batch is that of configs/gpu.yaml
 CODE = Path(__file__).resolve().parents[1]
 EMBEDDED = CODE / "models" / "embedded"
@@ -208,10 +212,11 @@ def measure(out: Path, device: str, small: bool, enhance: str, compiled: str) ->
         change = adapt(out / "weights", device, engine, compiled)
         with PeakMemory() as memory, LocalGraph("gpu", 8023, out, change, {"num_cpus": 16}):
             ready_s = time.perf_counter() - begin_s
-            profile = run(profile_graph(2, engine is not None))
+            profile = asyncio.run(profile_graph(Options(2, engine is not None, BATCH_SIZES, sessions=())))
+        judged(rows := profile.to_dict())
         figures[name] = {**summary(profile, memory.peak_mb - idle_mb), "ready_s": ready_s}
         print(f"{name}: {figures[name]}", flush=True)
-        for table in profile_tables(profile):
+        for table in tables(rows):
             Console(width=100).print(table)
     begin_s = time.perf_counter()
     with LocalGraph("gpu", 8023, out, adapt(out / "weights", device, enhance, compiled), {"num_cpus": 16}):
@@ -219,7 +224,7 @@ def measure(out: Path, device: str, small: bool, enhance: str, compiled: str) ->
     return figures
 
 
-def summary(profile: Profile, peak_mb: float) -> dict[str, Any]:
+def summary(profile: GraphProfile, peak_mb: float) -> dict[str, Any]:
     """The figures that are compared with the bars. The first utterance is left out as warm-up."""
     return {
         "ttff_ms": statistics.median(profile.ttff_ms[1:]),

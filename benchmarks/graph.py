@@ -20,7 +20,7 @@ import httpx
 from benchmarks.common import argument_parser, complete_boxes, finish, machine
 from warmtalk.cli import CODE
 from warmtalk.cli.local_graph import LocalGraph
-from warmtalk.cli.profiling import tree_megabytes
+from warmtalk.cli.profile.graph import tree_megabytes
 
 TEXT = (
     "Good morning, and welcome to the programme. Today we measure how long it takes to make this very sentence. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from pathlib import Path
@@ -161,32 +160,44 @@ def enhance(
         Console().print(f"[bold green]{escape(str(output))}[/] ({done})")
 
 
-@app.command(epilog="Example: `warmtalk profile --json profile.json`")
+@app.command(epilog="Example: `warmtalk profile --for-sessions 8 --html profile.html`")
 def profile(
     config: ConfigOption = "demo",
+    stage: Annotated[str | None, typer.Option(help="Only this stage, such as LipSync.")] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Run that stage in this process, without Ray.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Only read what a running graph records: http://HOST:PORT, or its Ray (auto).")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="How long to read, with --address.")] = 10.0,
+    batch: Annotated[str, typer.Option(help="Frames per call.")] = "1,4,16,64",
+    sessions: Annotated[str, typer.Option(help="Sessions that speak at the same time; 0: none.")] = "1,4",
     repeats: Annotated[int, typer.Option(min=1, help="How often each sentence is spoken.")] = 2,
     enhance: Annotated[bool, typer.Option(help="Profile Enhance as well.")] = True,
+    for_sessions: Annotated[int | None, typer.Option(min=1, help="Suggest settings for so many sessions.")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Write the config with these settings to --output.")] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The new config.")] = Path("profiled.yaml"),
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with plots.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Also write one utterance for ui.perfetto.dev.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Compare with this profile, written by --json.")] = None,
     port: PortOption = None,
 ) -> None:
-    """Show where each stage spends its time, its frames per second at batch 1, 4 and 8, and its memory."""
+    """Show what each stage costs and what limits it, and suggest settings for a number of sessions."""
     with errors():
-        from models.runtime.atomic_file import replace_file
-        from warmtalk.cli import profiling
+        from warmtalk.cli.profile import command
+        from warmtalk.cli.profile.graph import Options
         from warmtalk.cli.serving import started_graph
 
-        if json_path:
-            if json_path.is_dir():
-                raise InputError(f"{json_path} is a folder.", "Name a file with --json.")
-            json_path.parent.mkdir(parents=True, exist_ok=True)
-        with started_graph(config, port), console.status("profiling") as status:
-            result = profiling.run(profiling.profile_graph(repeats, enhance, status.update))
-        for table in profiling.profile_tables(result):
-            Console().print(table)
-        ttff_ms = sorted(result.ttff_ms)[len(result.ttff_ms) // 2]
-        Console().print(f"TTFF {ttff_ms:.0f} ms (median), all processes {result.tree_mb:.0f} MB")
-        if json_path:
-            replace_file(json_path, json.dumps(result.to_dict(), indent=1).encode(), sync=False)
+        if apply and not for_sessions:
+            raise InputError("--apply needs a number of sessions.", "Say for how many: --for-sessions 8.")
+        sizes, counts = command.numbers(batch, "--batch"), command.numbers(sessions, "--sessions", least=0)
+        options = Options(repeats, enhance, sizes, [count for count in counts if count], stage)
+        request = command.Request(config, options, alone, address, seconds, for_sessions)
+        files = command.Files(json_path, html, trace, baseline, output if apply else None)
+        files.check(request)
+        with console.status("profiling") as status:
+            result, spoken = command.run(request, lambda: started_graph(config, port), status.update)
+        command.show(result, spoken, request, files)
 
 
 @app.command(epilog="Example: `warmtalk plan --sessions 500 --gpu L4 --enhance 0.3`")

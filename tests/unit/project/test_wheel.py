@@ -74,7 +74,7 @@ def test_every_module_of_the_server_can_be_imported(server: Environment) -> None
 import json, sys
 from importlib.util import find_spec
 import warmtalk.cli
-from warmtalk.cli import app, doctor, enhance, local_graph, prepare, profiling, say, warm
+from warmtalk.cli import app, doctor, enhance, local_graph, prepare, say, warm
 import graph
 ours = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()
         if name.partition(".")[0] in ("warmtalk", "graph", "models", "deployments", "configs")}

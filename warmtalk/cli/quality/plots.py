@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import base64
-import io
-import re
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from models.types import UInt8
+from warmtalk.cli.html_report import INK, figure_of, svg_of
 from warmtalk.cli.quality.analysis import VideoAnalysis
 from warmtalk.cli.quality.gates import Curve, Gate
 
-MADE, SOURCE, BROKEN, SPEECH, INK = "#2563eb", "#94a3b8", "#dc2626", "#e0f2fe", "#334155"
+MADE, SOURCE, BROKEN, SPEECH = "#2563eb", "#94a3b8", "#dc2626", "#e0f2fe"
 STRIP_FRAMES, CELL_PX, CAPTION_PX, GUTTER_PX = 7, 128, 20, 4
 JPEG_QUALITY = 88
 
 
 def curve_svg(gate: Gate, curve: Curve, fps: float, quiet: npt.NDArray[np.bool_]) -> str:
     """The curve with speech shaded, the worst moment and marked frames shown, as an SVG element."""
-    figure, axes = _figure(7.6, 1.9)
+    figure, axes = figure_of(7.6, 1.9)
     seconds = curve.at / fps
     for begin, end in _runs(~quiet):
         axes.axvspan(begin / fps, end / fps, color=SPEECH, lw=0, zorder=0)
@@ -39,35 +37,7 @@ def curve_svg(gate: Gate, curve: Curve, fps: float, quiet: npt.NDArray[np.bool_]
     axes.set_ylabel(curve.unit, fontsize=8, color=INK)
     if curve.source is not None or gate.worst is not None:
         axes.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3)
-    return _svg(figure)
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of that size in inches, without pyplot, which keeps global state and may open a display."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#cbd5e1")
-    axes.tick_params(labelsize=7, colors=INK, length=3)
-    axes.grid(axis="y", color="#e2e8f0", lw=0.6)
-    return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    from matplotlib import rc_context
-
-    out = io.StringIO()
-    # the salt makes element ids reproducible; text stays text, in the reader's font
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "warmtalk", "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    whole = out.getvalue()
-    svg = whole[whole.index("<svg") :]
-    size = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'class="plot"', svg, count=1)
-    return size
+    return svg_of(figure)
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -1,0 +1,1 @@
+"""`warmtalk profile`: what each stage costs, what limits it, and which settings fit a number of sessions."""
