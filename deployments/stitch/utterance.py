@@ -154,8 +154,8 @@ class UtteranceWriter:
     def release(self) -> None:
         """Drop the encoder with its threads, and the frame: the utterance itself may be referenced for longer."""
         self.encoder = self._opened = self._canvas = None
-        self.pauses.clear()
-        self._sidecar_lines.clear()
+        for kept in (self.pauses, self._sidecar_lines, self._kept_crops, self._resting):
+            kept.clear()
 
     def live(self, fragment: Fragment) -> bytes:
         """The fragment on the timeline of the request's own stream, which starts at 0 with the utterance."""
