@@ -128,11 +128,11 @@ class FrameBatcher(Generic[Item, Result]):
         now_s = time.perf_counter()
         with self._lock:
             waiting = [request for request in self._requests if not request.future.done()]
-        live = [request for request in waiting if not request.urgency.background]
-        items = sum(len(request.items) - request.taken for request in live)
-        late_s = max((now_s - request.submitted_s - request.urgency.slack_s for request in live), default=0.0)
+        live = [(r, now_s - r.submitted_s - r.urgency.slack_s) for r in waiting if not r.urgency.background]
+        overdue = sum(len(request.items) - request.taken for request, late_s in live if late_s > 0)
         files = {request.caller or str(id(request)) for request in waiting if request.urgency.background}
-        return self._load.metrics(items * self._item_s, late_s, len(files), start_s)
+        late_s = max((late_s for _, late_s in live), default=0.0)
+        return self._load.metrics(self._item_s, overdue, late_s, len(files), start_s)
 
     async def submit(self, items: list[Item], urgency: Urgency, caller: str = "") -> BatchResult[Result]:
         """The results of all items. Raises the first error of an item."""
@@ -145,6 +145,7 @@ class FrameBatcher(Generic[Item, Result]):
         request: _Request[Item] = _Request(list(items), urgency, caller, now_s, loop.create_future(), now_s)
         with self._lock:
             self._requests.append(request)
+        self._count(request)
         self._arrived.set()
         results = await request.future  # cancelling the caller cancels this future, and so drops the request
         wall_s = time.perf_counter() - request.submitted_s
@@ -288,8 +289,6 @@ class FrameBatcher(Generic[Item, Result]):
         self.batched_items += total
         self.shared_batches += len({request.caller for request, _ in batch.parts}) > 1
         self._item_s += ITEM_SMOOTHING * (batch.compute_s / total - self._item_s)
-        live = sum(count for request, count in batch.parts if not request.urgency.background)
-        self._load.add(batch.compute_s * live / total)
         position = 0
         for request, count in batch.parts:
             results = batch.results[position : position + count]
@@ -305,6 +304,13 @@ class FrameBatcher(Generic[Item, Result]):
                 if len(request.results) == len(request.items):
                     request.future.set_result(request.results)
             position += count
+            self._count(request, count)
+
+    def _count(self, request: _Request[Item], made: int = 0) -> None:
+        """Count a live request, and the items that have been made for it, for the autoscaling."""
+        if not request.urgency.background:
+            fps = len(request.items) / request.urgency.renew_s
+            self._load.seen(request.caller or str(id(request)), fps, made)
 
 
 def stacked(rows: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -56,7 +56,7 @@ class Renderer:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function on the compute thread, after all that was started before."""
         done = await self.worker.run(function, *args, **kwargs)
-        self.load.add(done.compute_s, live=self.making.live)
+        self.load.add(done.compute_s)
         return done.value
 
     async def render(self, chunk: Chunk, work: Callable[[Chunk], list[Fragment]]) -> list[Fragment]:
@@ -65,7 +65,7 @@ class Renderer:
         with self.making.working():
             done = await self.worker.run(work, chunk)
         self.making.rendered(len(chunk.crops))
-        self.load.add(done.compute_s, len(chunk.crops), self.making.live)
+        self.load.add(done.compute_s, len(chunk.crops))
         back_s = time.perf_counter() - done.ended_s  # from the thread to the event loop, which may be busy
         timing = self.meter.record_call(len(chunk.crops), received_s, done.queue_s, done.compute_s)
         parts_ms = (done.queue_s * 1e3, back_s * 1e3, done.compute_s * 1e3)

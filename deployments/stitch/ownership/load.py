@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from deployments.common.autoscaling import LOAD, ReplicaLoad
+from deployments.common.autoscaling import FILES, LOAD, START_S
 
 if TYPE_CHECKING:  # a Renderer counts into a RenderLoad
     from deployments.stitch.rendering import Renderer
@@ -24,7 +24,6 @@ class RenderLoad:
     """Of all render threads of this process. Not thread-safe: one event loop."""
 
     threads: int = 1
-    scaling: ReplicaLoad = field(default_factory=ReplicaLoad)
     frame_s: float = FIRST_FRAME_S
     _busy_s: float = 0.0  # since `_since_s`
     _since_s: float = field(default_factory=lambda: time.monotonic())
@@ -40,11 +39,9 @@ class RenderLoad:
         finally:
             del self._by_id[id(renderer)]
 
-    def add(self, compute_s: float, frames: int = 0, live: bool = False) -> None:
-        """Count work of a render thread; with frames, it was a chunk. live: of a session that somebody watches."""
+    def add(self, compute_s: float, frames: int = 0) -> None:
+        """Count work of a render thread; with frames, it was a chunk."""
         self._busy_s += compute_s
-        if live:
-            self.scaling.add(compute_s)
         if frames:
             self.frame_s += SMOOTHING * (compute_s / frames - self.frame_s)
 
@@ -68,12 +65,9 @@ class RenderLoad:
 
         Nothing counts as late here: what is late may wait for the stages before.
         """
-        self.scaling.threads = self.threads
-        live = [renderer for renderer in self._by_id.values() if renderer.making.live]
-        frames = sum(max(0, renderer.pending_frames) for renderer in live)
-        files = len(self._by_id) - len(live)
-        metrics = self.scaling.metrics(frames * self.frame_s / self.threads, 0.0, files, start_s)
-        return metrics | {LOAD: metrics[LOAD] + idle_sessions / IDLE_SESSIONS}
+        live = [renderer.making.fps for renderer in self._by_id.values() if renderer.making.live]
+        load = sum(live) * self.frame_s / self.threads + idle_sessions / IDLE_SESSIONS
+        return {LOAD: load, FILES: float(len(self._by_id) - len(live)), START_S: start_s}
 
     def begun(self) -> int:
         """Utterances of which a frame has been rendered."""

@@ -17,7 +17,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from configs.serve_file import deployment_of, load_serve_config
 from deployments.batching import FrameBatcher
-from deployments.common.autoscaling import FILES, LATE_S, LOAD, START_S, WAITING_S, ByDeadline, ReplicaLoad
+from deployments.common.autoscaling import FILES, LATE_S, LOAD, NEED, OVERDUE_S, START_S, ByDeadline, ReplicaLoad
 from deployments.common.messages import SpeakRequest
 from deployments.common.urgency import Urgency
 from tests.support.stitch import summary_of
@@ -27,15 +27,18 @@ CONFIG = AutoscalingConfig(
 )
 
 
-def context(reports: list[dict[str, list[float]]], now: int, target: int | None = None, requests: float = 0) -> Any:
-    """reports: per replica, the values of each metric, one per second."""
+def context(
+    reports: list[dict[str, list[float]]], now: int, target: int | None = None, requests: float = 0,
+    state: dict[str, Any] | None = None, first_s: float = 0.0,
+) -> Any:  # fmt: skip
+    """reports: per replica, the values of each metric, one per second from first_s on."""
     given = dict.fromkeys(list(AutoscalingContext.__init__.__code__.co_varnames)[1:18])
     raw: dict[str, dict[str, list[TimeStampedValue]]] = {}
     for number, replica in enumerate(reports):
         for name, values in replica.items():
-            raw.setdefault(name, {})[f"r{number}"] = [TimeStampedValue(float(t), v) for t, v in enumerate(values)]
+            raw.setdefault(name, {})[f"r{number}"] = [TimeStampedValue(first_s + t, v) for t, v in enumerate(values)]
     given |= {"current_num_replicas": now, "target_num_replicas": target or now, "raw_metrics": raw, "config": CONFIG}
-    given |= {"total_num_requests": requests, "policy_state": {}}
+    given |= {"total_num_requests": requests, "policy_state": state or {}}
     return AutoscalingContext(**given)
 
 
@@ -44,7 +47,7 @@ def needed(*reports: dict[str, list[float]], now: int | None = None) -> float:
 
 
 def steady(load: float = 0.0, **others: float) -> dict[str, list[float]]:
-    values = {WAITING_S: 0.0, LATE_S: 0.0, FILES: 0.0, START_S: 5.0} | others
+    values = {NEED: 0.0, OVERDUE_S: 0.0, LATE_S: 0.0, FILES: 0.0, START_S: 5.0} | others
     return {LOAD: [load] * 3} | {name: [value] * 3 for name, value in values.items()}
 
 
@@ -53,19 +56,29 @@ def test_replicas_are_busy_for_the_wanted_share_of_their_time():
     assert needed(steady(0.95), steady(0.95)) == pytest.approx(1.9 / 0.7)
 
 
-def test_work_that_waits_counts_as_what_must_be_made_within_the_reserve():
-    assert needed(steady(0.7, waiting_s=1.4)) == pytest.approx(2)
+def test_sessions_that_one_replica_cannot_serve_count_at_once_by_what_they_need():
+    assert needed(steady(1.0, need=3.5)) == pytest.approx(5)
+    assert needed(steady(0.9, need=1.4), steady(0.9, need=1.3)) == pytest.approx(1.8 / 0.7)  # the same ones, seen twice
 
 
 def test_work_that_is_late_asks_for_another_replica_whatever_the_load():
-    assert needed(steady(0.1, late_s=0.1)) > 1
-    assert needed(steady(0.1, late_s=2.0), steady(0.1)) == pytest.approx(3)
+    assert needed(steady(0.1, late_s=0.1)) == pytest.approx(2)
+    assert needed(steady(0.7, late_s=1.0, overdue_s=2.8)) == pytest.approx(3)
 
 
-def test_growing_load_asks_for_replicas_as_early_as_they_take_to_start():
-    growing = steady() | {LOAD: [0.4, 0.6, 0.8]}
-    slow, quick = (growing | {START_S: [start_s] * 3} for start_s in (20.0, 0.0))
-    assert needed(slow) == pytest.approx(1.5 * 0.6 / 0.7) and needed(quick) == 1
+def test_demand_that_has_grown_for_seconds_asks_for_replicas_as_early_as_they_take_to_start():
+    def after_growth(start_s: float, loads: list[float]) -> float:
+        state: dict[str, Any] = {}
+        for second, load in enumerate(loads):
+            report = {name: values[:1] for name, values in steady(load, start_s=start_s).items()}
+            wanted, state = ByDeadline(busy=0.7)(context([report], 1, state=state, first_s=float(second)))
+        return wanted
+
+    growing = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    assert after_growth(0.0, growing) == pytest.approx(1)
+    assert after_growth(2.0, growing) == pytest.approx((0.7 + 0.2) / 0.7)
+    assert after_growth(60.0, growing) == pytest.approx(1.5)  # at most half as much again
+    assert after_growth(60.0, [0.7, 0.68, 0.71, 0.69, 0.72, 0.7]) == pytest.approx(1)  # no growth
 
 
 def test_utterances_that_nobody_watches_count_by_their_number_not_by_their_speed():
@@ -87,13 +100,21 @@ def test_idle_replicas_are_given_up():
     assert needed(steady(0.0), steady(0.0)) == 0  # Serve's min_replicas is the limit
 
 
-def test_a_replica_reports_the_share_of_its_time_once(monkeypatch):
-    clock = iter([0.0, 2.0, 3.0])
-    monkeypatch.setattr("deployments.common.autoscaling.time.monotonic", lambda: next(clock))
-    load = ReplicaLoad(threads=2)
-    load.add(1.0)
-    assert load.metrics(0.5, -3.0, 2, 7.0) == {LOAD: 0.25, WAITING_S: 0.5, LATE_S: 0.0, FILES: 2.0, START_S: 7.0}
-    assert load.metrics(0, 0, 0, 7.0)[LOAD] == 0
+def test_a_replica_reports_what_its_live_sessions_need_at_their_pace(monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr("deployments.common.autoscaling.time.monotonic", lambda: now_s)
+    load = ReplicaLoad()
+    load.seen("ahead", 25, made=100)  # it makes its reserve
+    load.seen("steady", 25, made=25)
+    load.seen("waits", 25)
+    now_s = 1.0
+    first = load.metrics(0.01, 0, -3.0, 2, 7.0)
+    assert first == {LOAD: pytest.approx(0.01 * (27.5 + 25)), NEED: pytest.approx(0.75), OVERDUE_S: 0.0, LATE_S: 0.0,
+                     FILES: 2.0, START_S: 7.0}  # fmt: skip
+    now_s = 3.5
+    assert load.metrics(0.01, 10, 0.4, 0, 7.0) | {FILES: 0.0, START_S: 7.0} == {
+        LOAD: 0.0, NEED: 0.0, OVERDUE_S: pytest.approx(0.1), LATE_S: 0.4, FILES: 0.0, START_S: 7.0,
+    }  # fmt: skip
 
 
 # --- a model: sessions bring work, replicas do it, new ones take a while to start
@@ -112,7 +133,7 @@ def play(policy: Any, sessions: list[int], frame_s: float = 1 / 100, start_s: in
 
     A session needs 25 frames/s; what is not made in time is late.
     """
-    running, target, starting, state = 1, 1, list[int](), {}
+    running, target, starting, state, own = 1, 1, list[int](), {}, {}
     waiting, out = 0.0, Outcome(0.0, 0.0, 0, [])
     history: list[list[dict[str, float]]] = []
     for second, count in enumerate(sessions):
@@ -122,13 +143,14 @@ def play(policy: Any, sessions: list[int], frame_s: float = 1 / 100, start_s: in
         waiting -= done
         late_s = max(0.0, waiting / max(running, 1) - 1.0)
         out.late_s += count * (late_s > 0)
-        history.append([{LOAD: done / running, WAITING_S: waiting / running, LATE_S: late_s, FILES: 0.0,
-                         START_S: float(start_s)}] * running)  # fmt: skip
+        history.append([{LOAD: done / running, NEED: count * 25 * frame_s, OVERDUE_S: late_s, LATE_S: late_s,
+                         FILES: 0.0, START_S: float(start_s)}] * running)  # fmt: skip
         window = [reports for reports in history[-3:] if len(reports) == running] or [history[-1]]
         series = [{name: [r[number][name] for r in window] for name in window[0][0]} for number in range(running)]
         calls = count * (1 + waiting)  # a chunk in flight per session, and those that pile up
-        given = context(series, running, target, calls)
-        wanted = min(max(1, math.ceil(policy(given)[0])), 8)
+        given = context(series, running, target, calls, own, float(second))
+        asked, own = policy(given)
+        wanted = min(max(1, math.ceil(asked)), 8)
         wanted, state = _apply_delay_logic(wanted, target, CONFIG, state, _now=float(second + 1))
         if wanted > target:
             starting += [second + start_s] * (wanted - target)
@@ -200,7 +222,7 @@ async def test_a_batcher_reports_what_waits_of_live_speech_and_how_late_it_is():
     release.set()
     await asyncio.gather(*live, *files)
     report = batcher.load_metrics(3.0)
-    assert 0 < report[LOAD] <= 1 and report[LATE_S] == report[WAITING_S] == report[FILES] == 0
+    assert 0 < report[LOAD] <= 1 and report[LATE_S] == report[OVERDUE_S] == report[FILES] == 0 < report[NEED]
 
 
 @pytest.mark.parametrize("name", ["gpu", "cluster"])
