@@ -190,8 +190,14 @@ class Audience:
                 pitch for pitch in itertools.count(LOWEST_HZ, APART_HZ) if pitch not in self.pitches.values()
             )
             self.api.post("/sessions", json={"session_id": session_id}).raise_for_status()
-            if watched:
-                self.viewers[session_id] = Viewer(self, session_id)
+        self.watch_again(*session_ids if watched else ())
+
+    def watch_again(self, *session_ids: str) -> None:
+        """Watch with a new connection, which has seen and heard nothing before; return when there is a picture."""
+        for session_id in session_ids:
+            if session_id in self.viewers:
+                self.viewers[session_id].stop()
+            self.viewers[session_id] = Viewer(self, session_id)
         end_s = time.monotonic() + 30
         while not all(viewer.arrivals_s() for viewer in self.viewers.values()):
             assert time.monotonic() < end_s, "some viewers see no picture after 30 s"

@@ -196,14 +196,19 @@ def test_the_health_check_calls_stitch(serve):
 
 
 def test_the_footprint_lists_processes_and_viewers(serve):
-    facts = {"stage": "Stitch", "pid": 7, "rss_mb": 1.5, "open_files": 2, "threads": 3, "tasks": 4, "config": {}}
+    shown = {"pid": 7, "rss_mb": 1.5, "shared_mb": 0.5, "open_files": 2, "threads": 3, "tasks": 4}
+    facts = {"stage": "Stitch", **shown, "config": {}}
     others = {name.lower(): Handle(stats=facts | {"stage": name}) for name in ("TTS", "Chat")}
     found = serve(Handle(stats=facts), **others).get("/footprint").json()
     assert found["stages"].keys() == {"Ingress", "Stitch", "Chat", "TTS"}
-    assert found["stages"]["Stitch"] == {key: facts[key] for key in ("pid", "rss_mb", "open_files", "threads", "tasks")}
+    assert found["stages"]["Stitch"] == shown
     here = found["stages"]["Ingress"]
     assert here["pid"] == os.getpid() and here["open_files"] > 2 and here["threads"] >= 1 and here["tasks"] >= 1
-    assert here["rss_mb"] > 10 and found["live"] == {"hubs": 0, "viewers": 0, "dropped": 0, "late": 0}
+    assert (
+        here["rss_mb"] > 10
+        and here["rss_mb"] > here["shared_mb"]
+        and found["live"] == {"hubs": 0, "viewers": 0, "dropped": 0, "late": 0}
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
