@@ -16,7 +16,9 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from configs.schema import IngressConfig
 from deployments.common.messages import LiveResume
+from deployments.common.metrics import set_gauge
 from deployments.common.paths import output_path
+from deployments.common.requests import RECENT_ERRORS
 from deployments.common.stage import FOOTPRINT_KEYS, footprint, parse_config
 from deployments.common.supervision import Supervision
 from deployments.ingress.app import api
@@ -25,6 +27,7 @@ from deployments.ingress.draining import Draining, ListedReplicas, own_id
 from deployments.ingress.limits import ConcurrencyLimit
 from deployments.ingress.live.hubs import Hubs
 from deployments.ingress.readiness import Readiness, ReadinessProbe
+from deployments.ingress.routes.admin import AdminRoutes, AdminState
 from deployments.ingress.routes.avatars import AvatarRoutes
 from deployments.ingress.routes.chat import ChatRoutes
 from deployments.ingress.routes.openai import OpenAIRoutes
@@ -39,7 +42,7 @@ from deployments.ingress.webrtc.whep import Whep, end_on_other_replica
 
 
 @serve.ingress(api)  # here, and not in graph.py, so that the routes are bound wherever this module is imported
-class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoutes):
+class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoutes, AdminRoutes):
     """Its `max_ongoing_requests` must exceed the number of viewers: an open stream is an ongoing request."""
 
     def __init__(
@@ -52,7 +55,8 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
     ) -> None:
         self._stitch, self._avatars, self._tts, self._chat = stitch, avatars, tts, chat
         self._started_s = int(time.time())
-        self._supervision = Supervision("Ingress")
+        self._supervision = Supervision("Ingress", self._report)
+        self._admin = AdminState()
         self._readiness = ReadinessProbe()
         self.config = IngressConfig()
         self.settings = IngressSettings.of(self.config)
@@ -121,9 +125,16 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
         stages = {facts["stage"]: {key: facts[key] for key in FOOTPRINT_KEYS} for facts in found}
         return {"stages": {"Ingress": footprint(), **stages}, "live": self._hubs.stats()}
 
-    async def stats(self) -> dict[str, int]:
-        """This replica's hubs, viewers, fragments that slow viewers missed, WebRTC connections, and tasks."""
-        return {**self._hubs.stats(), "webrtc": len(self._whep.peers), "tasks": len(asyncio.all_tasks())}
+    async def stats(self) -> dict[str, Any]:
+        """This replica's hubs, viewers, fragments that slow viewers missed, WebRTC connections, and errors."""
+        live = {**self._hubs.stats(), "webrtc": len(self._whep.peers)}
+        return {"replica": own_id(), **live, **footprint(), "errors": list(RECENT_ERRORS)}
+
+    def _report(self) -> str:
+        """Set the gauges of this replica; called by its supervision."""
+        set_gauge("warmtalk_viewers", self._hubs.viewers())
+        set_gauge("warmtalk_webrtc_viewers", len(self._whep.peers))
+        return ""
 
     async def identify(self) -> str:
         """Called by ingress replicas to learn which of them get requests: this replica's id."""

@@ -1,4 +1,4 @@
-"""The chat page at `/`: the static files of web/, with security headers."""
+"""The chat page at `/` and the operator's page at `/admin`: the static files of web/, with security headers."""
 
 # no `from __future__ import annotations`: FastAPI must see the real types
 
@@ -50,10 +50,14 @@ class _WithHeaders:
 
 
 def serve_page(api: FastAPI) -> None:
-    """Serve index.html at `/` and the other files under `/web/`. Call it before serve.ingress, which copies the app."""
+    """Serve the pages, and the other files under `/web/`. Call it before serve.ingress, which copies the app."""
 
     async def page() -> FileResponse:
         return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
-    api.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
+    async def admin() -> FileResponse:
+        return FileResponse(FOLDER / "admin" / "index.html", headers=HEADERS)
+
+    for path, answer in (("/", page), ("/admin", admin)):
+        api.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
     api.mount("/web", _WithHeaders(StaticFiles(directory=FOLDER, check_dir=False)), name="web")
