@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from configs import placement
 from configs.exposure import api_keys_env, exposure_warning
 from configs.serve_file import ConfigFileError, deployment_of, gpu_stages, load_serve_config
 from deployments.common.paths import home
@@ -60,6 +61,7 @@ def run_checks(config: str = "demo", folder: Path | None = None) -> list[Check]:
         check_python,
         *(lambda name=name: check_package(name) for name in PACKAGES),
         lambda: check_gpu(config),
+        lambda: check_placement(config),
         check_torchvision,
         check_opencv,
         check_codecs,
@@ -246,6 +248,21 @@ def check_gpu(config: str = "demo") -> Check:
         remedy = "Install torch's CUDA build (pytorch.org/get-started) and use `--config gpu`, or stay on the CPU."
         return Check("GPU", False, f"{', '.join(gpus)}; torch {torch} cannot use it", remedy, required)
     return Check("GPU", True, f"{', '.join(gpus)}; `--config gpu` uses it", required=False)
+
+
+def check_placement(config: str) -> Check:
+    """Whether the replicas of a config, each with its share of a GPU, fit the GPUs of this machine."""
+    gpus = nvidia_gpus()
+    try:
+        loaded = load_serve_config(config)
+    except ConfigFileError:
+        return Check("GPU shares", True, "not checked", required=False)  # check_exposure reports the config file
+    on_this_machine = gpus and loaded.get("proxy_location") != "EveryNode"
+    problems = placement.check_placement(loaded, len(gpus) if on_this_machine else None)
+    if problems:
+        found, _, remedy = problems[0].rpartition(". ")
+        return Check("GPU shares", False, found, remedy, required=False)
+    return Check("GPU shares", True, f"those of {Path(config).stem} fit" if gpus else "no GPU to share", required=False)
 
 
 def check_ray_running() -> Check:

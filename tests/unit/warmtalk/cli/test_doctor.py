@@ -28,9 +28,21 @@ def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
 def test_every_check_has_a_finding_and_every_failed_one_a_remedy(tmp_path: Path) -> None:
     checks = doctor.run_checks(folder=tmp_path)
     names = [check.name for check in checks]
-    assert len(names) == len(set(names)) == 21 + len(weights.SETS)
+    assert len(names) == len(set(names)) == 22 + len(weights.SETS)
     assert all(check.found for check in checks)
     assert all(bool(check.remedy) != check.ok for check in checks)
+
+
+def test_shares_of_a_gpu_that_do_not_add_up_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (Path("configs/gpu.yaml")).read_text().replace("num_gpus: 0.5", "num_gpus: 0.8")
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: ["NVIDIA H200, 143771 MiB"])
+    check = doctor.check_placement(str(tmp_path / "mine.yaml"))
+    assert not check.ok and "need 2 GPUs, not 1" in check.found and "LipSync 0.8" in check.found
+    assert "Lower num_gpus" in check.remedy
+    assert doctor.check_placement("gpu").ok and doctor.check_placement("cluster").ok
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: [])
+    assert doctor.check_placement(str(tmp_path / "mine.yaml")).ok  # check_gpu says that there is none
 
 
 def test_an_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
