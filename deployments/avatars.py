@@ -17,14 +17,14 @@ from deployments.common.requests import stage_call
 from deployments.common.stage import Stage
 from deployments.preparation import (
     SMOOTHING_KEYS,
-    decoding_measure,
     load_model,
     prepare_command,
     prepare_options,
+    prepare_video,
     quota_of,
 )
 from models.avatar.poster import poster
-from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
+from models.avatar.prepare import PrepareOptions, PrepareReport, Progress
 from models.avatar.store import AvatarStore, file_sha256
 from models.errors import AvatarNotFound, InputError, VideoError
 from models.runtime.ids import check_id
@@ -196,15 +196,4 @@ class Avatars(Stage[AvatarsConfig]):
     ) -> PrepareReport:
         if self._model is None:
             self._model = load_model(config)
-        model = self._model
-        return prepare_avatar(
-            source,
-            avatar_id,
-            self._store,
-            model.encode_reference,
-            model.vae_fingerprint,
-            options,
-            force=force,
-            progress=progress,
-            measure_decoding=decoding_measure(config, model),
-        )
+        return prepare_video(config, self._model, source, avatar_id, self._store, options, force, progress)

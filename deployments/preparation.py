@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,8 +16,9 @@ from configs.strict import Accelerated
 from deployments.common.paths import cache_dir, input_path
 from deployments.common.stage import parse_config
 from models.avatar.decoding import MeasureDecoding, measure_decoding
-from models.avatar.prepare import PrepareOptions
+from models.avatar.prepare import PrepareOptions, PrepareReport, Progress, prepare_avatar
 from models.avatar.quota import AvatarQuota
+from models.avatar.store import AvatarStore
 from models.errors import ConfigError
 from models.weights.loading import read_json
 from models.weights.vae_files import vae_files
@@ -45,6 +47,22 @@ def load_model(config: AvatarsConfig) -> Any:
     from models.musetalk import MuseTalk
 
     return MuseTalk.load(*paths, device=config.device, dtype=getattr(torch, config.dtype))
+
+
+def prepare_video(
+    config: AvatarsConfig,
+    model: Any,
+    source: Path,
+    avatar_id: str,
+    store: AvatarStore,
+    options: PrepareOptions,
+    force: bool,
+    progress: Progress,
+) -> PrepareReport:
+    """Prepare a video with the model of `load_model`. Raises what prepare_avatar does."""
+    measure = decoding_measure(config, model)
+    how = (store, model.encode_reference, model.vae_fingerprint, options)
+    return prepare_avatar(source, avatar_id, *how, force=force, progress=progress, measure_decoding=measure)
 
 
 def decoding_measure(config: AvatarsConfig, model: Any) -> MeasureDecoding | None:

@@ -47,10 +47,6 @@ class SyncScore:
     best_similarity: float
     windows: int
 
-    @property
-    def offset_ms(self) -> float:
-        return 1000 * self.offset_frames / FPS
-
 
 class SyncNet:
     """LatentSync's SyncNet with the weights of `latentsync_syncnet.pt` or `stable_syncnet.pt`."""

@@ -10,8 +10,8 @@ import yaml
 
 from configs.serve_file import ConfigFileError
 from deployments.common.paths import builtin_avatars, output_path
-from deployments.preparation import decoding_measure, load_avatars_config, load_model, prepare_options, quota_of
-from models.avatar.prepare import Progress, prepare_avatar
+from deployments.preparation import load_avatars_config, load_model, prepare_options, prepare_video, quota_of
+from models.avatar.prepare import Progress
 from models.avatar.store import AvatarStore
 from models.errors import ConfigError, InputError
 from warmtalk.cli.terminal import StepProgress
@@ -55,18 +55,7 @@ def prepare_here(
     store = AvatarStore(output_path(stage.avatars_dir), builtin_avatars(), quota=quota_of(stage))
     store.refuse_existing(avatar_id, force)
     model, chosen = load_model(stage), prepare_options(stage, options)
-    report = prepare_avatar(
-        video,
-        avatar_id,
-        store,
-        model.encode_reference,
-        model.vae_fingerprint,
-        chosen,
-        force=force,
-        progress=progress,
-        measure_decoding=decoding_measure(stage, model),
-    )
-    return report.to_dict()
+    return prepare_video(stage, model, video, avatar_id, store, chosen, force, progress).to_dict()
 
 
 def prepare_on_server(

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import deployments.avatars
+from deployments import preparation
 from deployments.avatars import Avatars
 from deployments.preparation import SMOOTHING_KEYS, prepare_options
 from models.avatar.prepare import prepare_avatar
@@ -86,8 +87,7 @@ def preparations(encoder, prepared, monkeypatch) -> list[tuple]:
         copy_avatar(prepared, store, avatar_id, force, vae_fingerprint=fingerprint, **facts)
         return SimpleNamespace(to_dict=dict)
 
-    for module in (deployments.avatars, cli_prepare):
-        monkeypatch.setattr(module, "prepare_avatar", prepare)
+    monkeypatch.setattr(preparation, "prepare_avatar", prepare)
     return calls
 
 

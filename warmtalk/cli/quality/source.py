@@ -30,14 +30,13 @@ class SourceFrames:
     """The avatar frames that a video of n frames shows.
 
     indices: of the avatar's frames, int64 `(n,)`. known: bool `(n,)`; the others are guessed. edges: frames at which a
-    new encoder started, 0 first, n last. spec: how the video was encoded. from_sidecar: whether a sidecar gave them.
+    new encoder started, 0 first, n last. spec: how the video was encoded.
     """
 
     indices: Indices
     known: npt.NDArray[np.bool_]
     edges: tuple[int, ...]
     spec: MediaSpec
-    from_sidecar: bool
 
 
 def shown_by(sidecar: Sidecar, avatar: PreparedAvatar, keys: Sequence[int]) -> SourceFrames:
@@ -53,7 +52,7 @@ def shown_by(sidecar: Sidecar, avatar: PreparedAvatar, keys: Sequence[int]) -> S
             f"The sidecar names frame {int(frames.max())} of {avatar.avatar_id!r}, which has {len(avatar)}.",
             "Remove the sidecar, and name the avatar with --avatar-id.",
         )
-    return SourceFrames(frames, known, (*_encoder_starts(keys, sidecar.spec), len(known)), sidecar.spec, True)
+    return SourceFrames(frames, known, (*_encoder_starts(keys, sidecar.spec), len(known)), sidecar.spec)
 
 
 def _encoder_starts(keys: Sequence[int], spec: MediaSpec) -> list[int]:
@@ -81,7 +80,7 @@ def recognised(frames: Iterable[UInt8], avatar: PreparedAvatar, fps: int) -> Sou
     costs = np.stack([np.abs(own - _thumb(frame)[outside]).mean((1, 2)) for frame in frames])  # (n, m)
     indices = cheapest_path(costs)
     spec = MediaSpec.for_source(avatar.width, avatar.height, fps)
-    return SourceFrames(indices, np.ones(len(indices), bool), (0, len(indices)), spec, False)
+    return SourceFrames(indices, np.ones(len(indices), bool), (0, len(indices)), spec)
 
 
 def cheapest_path(costs: Float32) -> Indices:

@@ -270,7 +270,6 @@ def clip(
 def test_the_offset_is_the_delay_of_the_sound(toy: SyncNet, late: int) -> None:
     score = toy.offset_and_confidence(*clip(late))
     assert abs(score.offset_frames - late) <= 1 and score.best_similarity > 0.85
-    assert score.offset_ms == 40 * score.offset_frames
     assert 0.3 < score.confidence <= 2
 
 
