@@ -47,7 +47,7 @@ def gap_px(mouth: torch.Tensor) -> np.ndarray:
 def crops(mouth: torch.Tensor, size: int = 128) -> np.ndarray:
     """The default presenter's face crop with each mouth, RGB (n, size, size, 3) in [0, 1]."""
     identity, pose = default_identity(len(mouth)), rest_pose(len(mouth))
-    image = render(identity, pose, mouth, NOISE, size, 2, face_crop_transform(identity, pose, size))
+    image = render(identity, pose, mouth, NOISE, size, 1, face_crop_transform(identity, pose, size))
     return image.permute(0, 2, 3, 1).numpy()
 
 
