@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from configs.schema import AudioFeaturesConfig
 from deployments.common.paths import input_path
 from deployments.common.requests import stage_call
-from deployments.common.requests import stage_call
 from deployments.common.stage import Stage, Stamped
+from deployments.common.worker import WorkResult
 from models.speech.activity import ActivityDetector, Spans
 from models.speech.audio import resample
 from models.speech.feature_windows import blend_rest, plosive_shifts, rest_window
@@ -20,11 +23,16 @@ from models.types import WHISPER_HZ, FeatureWindows, Float16, Float32, Speech
 if TYPE_CHECKING:
     from models.features import WhisperFeatures
 
+KEPT_SEGMENTS = 32  # whose windows wait for a second call; 1 MB per second of speech
 ROUNDING_FRAMES = 0.01  # tolerance for speech of a whole number of frames whose frames are not whole samples
 
 
 class AudioFeatures(Stage[AudioFeaturesConfig]):
     stage = "AudioFeatures"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: LRUCache[str, asyncio.Task[WorkResult[FeatureWindows]]] = LRUCache(KEPT_SEGMENTS)  # by key
 
     def apply(self, config: AudioFeaturesConfig, changed: set[str] | None) -> None:
         import torch
@@ -47,18 +55,27 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
             self._rest = resting_window(self.model, config)
 
     @stage_call
-    @stage_call
-    async def windows(self, speech: Speech, fps: int, active: Spans | None = None) -> Stamped[FeatureWindows]:
+    async def windows(
+        self, speech: Speech, fps: int, active: Spans | None = None, count: int | None = None, key: str = ""
+    ) -> Stamped[FeatureWindows]:
         """Feature windows `(n, 50, 384)` float16 of one segment, n = floor(seconds × fps).
 
         active: when there is speech in the segment, detected with the context of the whole utterance; None: detect it
-        in the segment alone. Raises AudioError.
+        in the segment alone. count: return only the first ones, and keep the others for the call with the same key.
+        Raises AudioError.
         """
-        received_s = time.time()
+        received_s, began_s = time.time(), time.perf_counter()
         await self.ready()
-        done = await self.worker.run(self._windows, self.config, speech, fps, active)
-        timing = self.meter.record_call(len(done.value), received_s, done.queue_s, done.compute_s)
-        return Stamped(done.value, (timing,))
+        kept = self._kept.pop(key, None) if key and count is None else None
+        made = kept or asyncio.create_task(self.worker.run(self._windows, self.config, speech, fps, active))
+        if key and count is not None:
+            self._kept[key] = made
+        done = await asyncio.shield(made)
+        windows = replace(done.value, windows=done.value.windows[:count])
+        compute_s = 0.0 if kept else done.compute_s
+        queue_s = time.perf_counter() - began_s - compute_s
+        timing = self.meter.record_call(len(windows), received_s, max(0.0, queue_s), compute_s)
+        return Stamped(windows, (timing,))
 
     def _windows(
         self, config: AudioFeaturesConfig, speech: Speech, fps: int, active: Spans | None = None

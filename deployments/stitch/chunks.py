@@ -93,6 +93,7 @@ class SpeechSegment:
     lip_speech: Speech  # the speech shifted by av_offset_s, from which the features are made
     active: Spans  # when lip_speech sounds, seconds from its start; detected over the whole utterance
     position: int = 0  # of its first frame on the session's timeline
+    key: str = ""  # under which AudioFeatures keeps the features after the call for the first chunk
     features: Any = None  # the un-awaited response of AudioFeatures
     features_done: asyncio.Task[float] | None = None  # returns the wall-clock time at which the features were ready
     following: SpeechSegment | None = None  # the next one, once it has arrived

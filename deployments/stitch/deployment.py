@@ -75,6 +75,7 @@ class Stitch(Stage[StitchConfig]):
         super().__init__()
         # Sentences are small and streamed by value; features and frames travel through the object store.
         self._handles = (tts.options(stream=True, _by_reference=False), features, lipsync, enhance)
+        self._by_value = features.options(_by_reference=False), lipsync.options(_by_reference=False)
         self._session_lock = KeyedLock()  # one utterance per session at a time
         self._interrupts = Interrupts()
         self._text_streams = TextStreams()
@@ -165,7 +166,9 @@ class Stitch(Stage[StitchConfig]):
                 renderer = Renderer(writer, worker, self.meter, making, self._owner.load)
                 output = self._choose_output(renderer, interrupt)
                 settings = PipelineSettings.from_config(self.config, writer.spec.fps)
-                pipeline = Pipeline(*self._handles, settings=settings, making=making, answers=self._answers)
+                pipeline = Pipeline(
+                    *self._handles, settings=settings, making=making, answers=self._answers, by_value=self._by_value
+                )
                 writer.engines = pipeline.engines
                 run = UtteranceRun(renderer, pipeline, output, interrupt, requested_s, started_s)
                 events = run.events(self._pipeline_request(writer, output, speech))

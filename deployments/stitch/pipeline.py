@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,8 @@ class Pipeline:
     retries: int = 0
     engines: dict[str, str] = field(default_factory=dict)  # stage → engine, of the stages that have answered
     skipped: list[SkippedText] = field(default_factory=list)  # passages of the text that cannot be spoken
+    # AudioFeatures and LipSync by value, for the first chunk: it is small, and the object store takes twice the time
+    by_value: tuple[DeploymentHandle, DeploymentHandle] | None = None
 
     async def run(self, request: PipelineRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of an utterance in order. Closing it cancels all calls. Raises WarmTalkError."""
@@ -244,12 +247,17 @@ class Pipeline:
         busy_limit_s = 0.0 if first else settings.tries * settings.chunk_timeout_s  # what was accepted is finished
         attempts = Attempts(CHUNK_STAGES, settings.tries, settings.chunk_timeout_s, busy_limit_s)
         while True:
-            response, features = None, self._features_of(segment)
-            features_done = segment.features_done  # another chunk may request new features meanwhile
+            response, features, lipsync = None, None, self.lipsync
             try:
+                if first and self.by_value is not None:
+                    features, features_done = await self._first_features(segment, count), None
+                    lipsync = self.lipsync if request.enhance else self.by_value[1]
+                else:
+                    features = self._features_of(segment)
+                    features_done = segment.features_done  # another chunk may request new features meanwhile
                 sent_s = time.time()
                 urgency = schedule.urgency(segment.first_frame + start, segment.position + start, count)
-                response = self.lipsync.generate.remote(
+                response = lipsync.generate.remote(
                     features,
                     start,
                     count,
@@ -281,11 +289,27 @@ class Pipeline:
                 await attempts.pause_after(error)
                 self.retries += 1
 
+    async def _first_features(self, segment: SpeechSegment, count: int) -> Any:
+        """The windows of the first `count` frames. AudioFeatures keeps the others for `_features_of`."""
+        assert self.by_value is not None
+        sent_s, segment.key = time.time(), uuid.uuid4().hex
+        given = segment.lip_speech, self.settings.fps, segment.active, count, segment.key
+        response = self.by_value[0].windows.remote(*given)
+        try:
+            async with self.answers.waiting(CHUNKS, self.settings.chunk_timeout_s):
+                stamped = await response
+        except BaseException:
+            cancel_call(response)
+            raise
+        self._record(stamped.timings[-1], sent_s, time.time())
+        return stamped
+
     def _features_of(self, segment: SpeechSegment) -> Any:
         """The un-awaited response with the segment's features: one call per segment, and one more after a failure."""
         if segment.features is None:
-            sent_s = time.time()
-            segment.features = self.features.windows.remote(segment.lip_speech, self.settings.fps, segment.active)
+            sent_s, kept = time.time(), (None, segment.key) if segment.key else ()
+            given = segment.lip_speech, self.settings.fps, segment.active, *kept
+            segment.features = self.features.windows.remote(*given)
             segment.features_done = asyncio.create_task(self._features_done(segment.features, sent_s))
             segment.features_done.add_done_callback(_mark_retrieved)
         return segment.features

@@ -103,12 +103,13 @@ class Stages:
         samples = np.concatenate([np.zeros(RATE // 10, np.float32), samples])
         yield Stamped(Speech(samples, RATE, text, last=True), (stamp("TTS", 0),))
 
-    async def _windows(self, speech, fps, active):
-        count = round(speech.duration_s * fps)
+    async def _windows(self, speech, fps, active, first=None, key=""):
+        count = first or round(speech.duration_s * fps)
         return Stamped(FeatureWindows(np.zeros((count, 50, 384), np.float16), fps), (stamp("AudioFeatures", count),))
 
     async def _generate(self, features, start, count, avatar_id, position, first_frame, due_s, session_id, version):
-        await features
+        if isinstance(features, Response):  # else by value
+            await features
         await asyncio.sleep(self.delay_s)
         self.rendered.append((time.time(), position, count))
         images = np.full((count, 256, 256, 3), 250, np.uint8)

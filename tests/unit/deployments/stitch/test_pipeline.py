@@ -90,6 +90,7 @@ class Stages:
         self.sentences, self.fail = sentences, list(fail)
         self.running = self.most = 0
         self.call_s = CALL_S
+        self.asked: list[tuple[int | None, str]] = []  # of AudioFeatures: how many windows, and the key of the others
         self.urgencies: list[tuple[int, float, Urgency]] = []  # first frame of the utterance, time of the call
         self.speak = Method(self._speak, Stream)
         self.windows, self.generate, self.restore = Method(self._windows), Method(self._generate), Method(self._restore)
@@ -101,16 +102,17 @@ class Stages:
                 raise error
             yield Stamped(speech(item, index == len(self.sentences) - 1), (stamp("TTS", 0, time.time()),))
 
-    async def _windows(self, said, fps, active):
+    async def _windows(self, said, fps, active, first=None, key=""):
         received_s = time.time()
+        self.asked.append((first, key))
         await asyncio.sleep(0.005)
-        count = round(said.duration_s * fps)
+        count = first or round(said.duration_s * fps)
         values = np.zeros((count, 50, 384), np.float16)
         return Stamped(FeatureWindows(values, fps), (stamp("AudioFeatures", count, received_s),))
 
     async def _generate(self, features, start, count, avatar_id, position, first_frame, urgency, session_id, version):
         self.urgencies.append((first_frame, time.monotonic(), urgency))
-        windows = (await features).value
+        windows = (features if isinstance(features, Stamped) else await features).value
         assert start + count <= len(windows)
         received_s = time.time()
         self.running += 1
@@ -159,6 +161,30 @@ async def test_frames_come_in_order_and_match_the_speech():
     assert [len(chunk.speech.samples) for chunk in chunks if chunk.speech] == [RATE, 16 * RATE // 25]
     assert [chunk.last for chunk in chunks] == [False] * 5 + [True]
     assert [chunk.ends_segment for chunk in chunks] == [False, False, False, True, False, True]
+
+
+async def test_the_first_chunk_travels_by_value_and_the_rest_of_its_features_is_made_once():
+    stages, by_value = Stages([1.0]), Stages([])
+    piped = pipeline(stages)
+    piped.by_value = by_value, by_value
+    chunks = await collect(piped, request())
+    assert [len(chunk.crops) for chunk in chunks] == [4, 8, 8, 5]
+    assert [first for first, *_ in by_value.urgencies] == [0] and [first for first, *_ in stages.urgencies] == [
+        4,
+        12,
+        20,
+    ]
+    (first,), (rest,) = by_value.asked, stages.asked
+    assert first[0] == 4 and first[1] and rest == (None, first[1])
+    assert sorted({call.stage for call in piped.calls}) == ["AudioFeatures", "LipSync", "TTS"]
+
+
+async def test_a_first_chunk_by_value_that_fails_is_made_again():
+    stages, by_value = Stages([0.4]), Stages([], fail=[RayActorError()])
+    piped = pipeline(stages)
+    piped.by_value = by_value, by_value
+    assert [len(chunk.crops) for chunk in await collect(piped, request())] == [4, 6] and piped.retries == 1
+    assert len({key for _, key in by_value.asked}) == 2
 
 
 async def test_a_segment_behind_a_gap_starts_with_a_short_chunk():
