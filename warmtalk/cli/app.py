@@ -231,6 +231,35 @@ def plan(
         command.show(plans, as_json)
 
 
+@app.command(epilog="Example: `warmtalk load --server http://127.0.0.1:8000 --sessions 8 -o out/load.html`")
+def load(
+    scenario: Annotated[Path | None, typer.Argument(help="A scenario file; without one a small scenario.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The report to write, .html.")] = Path("out/load.html"),
+    sessions: Annotated[int | None, typer.Option(min=1, help="Sessions at a time, instead of the file's.")] = None,
+    duration: Annotated[float | None, typer.Option(min=1, help="Seconds of the load, instead of the file's.")] = None,
+    enhance: Annotated[float | None, typer.Option(min=0, max=1, help="Share of enhanced sessions.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+    write_scenario: Annotated[Path | None, typer.Option(help="Write the small scenario to this file, and end.")] = None,
+    config: ConfigOption = "demo",
+    server: ServerOption = None,
+    port: PortOption = None,
+) -> None:
+    """Put a load of sessions on a server: they come and go, speak, watch, interrupt. Write a report with plots."""
+    with errors():
+        from warmtalk.cli.load import command
+        from warmtalk.cli.load.scenario import read_scenario
+        from warmtalk.cli.serving import server as running_server
+
+        if write_scenario:
+            command.write_scenario(write_scenario)
+            return
+        changes = {"sessions": sessions, "duration_s": duration, "enhance": enhance}
+        wanted = read_scenario(scenario).model_copy(update={k: v for k, v in changes.items() if v is not None})
+        with running_server(config, server, port) as url, console.status("load") as status:
+            result = command.run(url, wanted, status.update)
+        command.show(result, output, json_path)
+
+
 @app.command("fetch-weights", epilog="Example: `warmtalk fetch-weights --only production`")
 def fetch_weights(
     only: Annotated[list[str] | None, typer.Option(help=f"{', '.join(weight_names())}, or a file; or all.")] = None,
