@@ -26,7 +26,7 @@ FADE_OUT_S, FADE_IN_S = 1.0, 3.0  # of playing time, for the whole way
 FIRST_RETRY_S, MAX_RETRY_S = 5.0, 80.0  # until it fades in again; doubled each time that it has to fade out soon after
 TREND_SMOOTHING, MIN_CHUNKS = 0.3, 4  # an utterance has little slack where it begins, but then it grows
 KEPT_SESSIONS = 1024
-ANSWER_AGE_S = 10.0  # after which an utterance asks again; shorter than a downscale_to_zero_delay_s
+ANSWER_AGE_S = 10.0  # after which it is asked again before it is used; shorter than a downscale_to_zero_delay_s
 ASK_AGAIN_S = 5.0  # after an error
 
 
@@ -66,6 +66,8 @@ class EnhanceFade:
 
     def next(self, frames: int, fps: int) -> Float32:
         """The shares `(frames,)` of the next chunk."""
+        if not self.share and not self._fading_out:
+            self.contact.check()  # it may have been scaled to zero since it was used
         if not self.contact.answers:
             self.share = 0.0
             return np.zeros(frames, np.float32)

@@ -99,3 +99,19 @@ async def test_enhance_is_asked_once_while_it_is_in_use_and_again_when_it_was_no
     await asyncio.sleep(60)
     await server.speak("a", 5.0)
     assert len(asked) == 3
+
+
+async def test_enhancement_that_faded_out_asks_before_it_returns_since_enhance_may_be_scaled_to_zero():
+    server = Server(60, enhanced_s=18)
+    speaking = asyncio.create_task(server.speak("a", 200.0))
+    unused_s = made = 0
+    while unused_s < 12:
+        await asyncio.sleep(1)
+        unused_s = 0 if server.enhance.batcher.batched_items > made else unused_s + 1
+        made = server.enhance.batcher.batched_items
+    server.enhance.frames_s = 50
+    server.started.clear()
+    await asyncio.sleep(60)
+    server.started.set()
+    shown = await speaking
+    assert shown.late_s < 1.2 and shown.shares[-1] == 1
