@@ -254,6 +254,19 @@ async def test_a_window_that_is_decoded_is_put_into_the_avatars_own_face(stage, 
     assert stats["networks"] == {"unet": {"full_batch": [4]}}
 
 
+async def test_whole_faces_of_an_engine_are_used_without_reading_the_video(stage, monkeypatch):
+    monkeypatch.setattr(RecordedEngine, "whole_faces", True)
+    monkeypatch.setattr(
+        RecordedEngine, "start", lambda self, frames: [np.full((256, 256, 3), k, np.uint8) for _, k, _ in frames]
+    )
+    monkeypatch.setattr("deployments.lipsync.own_faces", None)  # a call would fail
+    stage._hold_avatar = stage.checked_hold
+    await stage.reconfigure(config(engine=f"{__name__}:RecordedEngine"))
+    done = (await stage.generate(features(3), 0, 3, "presenter", 30, 0)).value
+    assert [np.unique(face).tolist() for face in done.images] == [[k] for k in done.avatar_frames]
+    assert (await stage.stats())["avatars"] == {"presenter": "cropped: exact with a tiny VAE"}
+
+
 async def test_statistics_of_another_vae_than_the_decoder_are_not_used(stage, monkeypatch):
     monkeypatch.setattr(RecordedEngine, "exact_crops", False)
     monkeypatch.setattr(RecordedEngine, "windows", [])
