@@ -22,8 +22,9 @@ from models.live.timeline import LIVE_FRAMES, LiveClock, LiveFragment, join_live
 from models.types import Fragment
 
 DECIDE_LEAD_S = 0.14  # speech that is missing this long before it is due is an underrun: a hold must still be encoded
-MIN_HOLD_FRAMES, MAX_HOLD_FRAMES = 8, 48  # of one hold; then the playout decides again
+MIN_HOLD_FRAMES, MAX_HOLD_FRAMES = 8, 24  # of one hold; then the playout decides again, by what has arrived meanwhile
 MIN_PHRASE_S = 0.8  # speech that cannot play to its sentence's end must at least play this long without a stop
+LEAD_ERROR = 3.0  # a segment may be there this many times sooner than estimated, as when a replica has just started
 REST_FRAMES = 2  # the return to rest takes at least these frames, and ends on the idle grid
 
 Rest = Callable[[Sequence[int]], Awaitable[tuple[bytes, ...]]]
@@ -38,6 +39,7 @@ class _Placed:
     position: int
     frames: int
     placed_s: float
+    sure: bool = True  # it is expected in time
 
     @property
     def end(self) -> int:
@@ -94,7 +96,10 @@ class Playout:
     # --- place segments
 
     def place(self, first_frame: int, frames: int) -> int:
-        """Choose the position of a segment: directly after the previous one if it can arrive in time, else later."""
+        """Choose the position of a segment: directly after the previous one if it can arrive in time, else later.
+
+        Where that is not sure it follows directly, too, and is held when it is due: by then more is known.
+        """
         now_s, broadcast = stable_time_s(), self.broadcast
         if not self._placed:
             self.supply.burst_end_s = now_s
@@ -104,25 +109,22 @@ class Playout:
         earliest = broadcast.clock.position(now_s + lead_s) + 1
         end = self._placed[-1].end if self._placed else -1
         resting = self._cursor is None and self._started == len(self._placed)
-        if self._placed and not resting and end >= earliest:
+        sure = end >= earliest
+        if self._placed and not resting and (sure or lead_s < LEAD_ERROR * (broadcast.clock.time_of(end) - now_s)):
             position = end
         else:
             after_rest = 0 if resting else end + REST_FRAMES
             position = broadcast.grid.ceil(max(earliest, broadcast.reserved_until, after_rest))
-        self._placed.append(_Placed(first_frame, position, frames, now_s))
+        self._placed.append(_Placed(first_frame, position, frames, now_s, sure))
         broadcast.reserved_until = position + frames
         broadcast.expect_speech(position)
         self._changed.set()
         return position
 
     def continues_at(self, frame: int) -> bool:
-        """Whether the segment that ends before `frame` of the utterance is followed by another without a rest."""
-        ends = next((k for k, s in enumerate(self._placed) if s.first_frame + s.frames == frame), None)
-        return (
-            ends is not None
-            and ends + 1 < len(self._placed)
-            and self._placed[ends + 1].position == self._placed[ends].end
-        )
+        """Whether another segment surely follows, without a rest, the one that ends before `frame` of the utterance."""
+        pairs = zip(self._placed, self._placed[1:], strict=False)
+        return any(after.first_frame == frame and after.position == one.end and after.sure for one, after in pairs)
 
     # --- take fragments
 

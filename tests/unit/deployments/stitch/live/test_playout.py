@@ -123,6 +123,28 @@ async def test_a_segment_is_placed_by_how_fast_this_utterance_is_made_and_not_by
     assert live.playout.place(136, 100) == first + 136
 
 
+@pytest.mark.parametrize(("slow_s", "frame_s", "held"), [(4.4, 0.024, False), (30.0, 0.05, True)])
+async def test_a_segment_that_may_be_late_follows_directly_and_is_held_only_if_it_is_late(slow_s, frame_s, held):
+    """A machine is slow while the segment is placed. Before that is due it is fast again, or stays slow."""
+    made = 0
+    async with Live(0, PaceEstimate(frame_s=0.003, speakers=8)) as live:
+        first = live.playout.place(0, 136)
+        slow_until_s = time.time() + slow_s
+        while made < 272:
+            frames = min(12, 136 - made % 136)
+            await asyncio.sleep(frames * (0.06 if time.time() < slow_until_s else frame_s))
+            made += frames
+            close = made == 272 or (made == 136 and not live.playout.continues_at(136))
+            await live.playout.push(live.made(frames, last=close))
+            if close:
+                live.encoder = UtteranceEncoder(SPEC, live.encoder.clock)
+            if made == 72:
+                assert live.playout.place(136, 136) == first + 136 and not live.playout.continues_at(136)
+        await live.finish()
+    assert (136 in live.holds(first)) is held
+    assert [part.position for part in live.speech[1:]] == [part.next_position for part in live.speech[:-1]]
+
+
 # --- release
 
 
@@ -207,7 +229,7 @@ async def test_speech_that_becomes_slower_while_it_plays_is_held_at_a_pause_only
 
 
 async def test_speech_that_was_held_inside_a_word_goes_on_only_when_enough_of_it_is_made():
-    async with Live() as live:
+    async with Live(0, PaceEstimate(0.05, 0.01, 0.02)) as live:
         place = live.playout.place(0, 54)
         await live.playout.push(live.made(18))
         for k in range(3):
