@@ -1,6 +1,7 @@
 """Measures the milliseconds per frame of filtering, pasting, encoding and appending, on one core.
 
     python -m benchmarks.stitch
+    python -m benchmarks.stitch --parts      # microseconds per frame of each part
     python -m benchmarks.stitch --presets    # x264's settings on frames of an utterance: time, size, quality
 
 The presenter speaks: her own crops with a jaw that opens and closes, pasted as the pipeline does. All but appending is
@@ -10,6 +11,7 @@ converts it back. `frames_per_s` is what one core makes in all.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -19,6 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import av
 import cv2
@@ -29,20 +32,24 @@ from benchmarks.common import argument_parser, rms
 from models.avatar.detect import BlazeMesh
 from models.avatar.store import AvatarStore
 from models.geometry import warp
-from models.media import h264
+from models.media import encode, h264, mp4
 from models.media.encode import MediaSpec, UtteranceEncoder
 from models.media.frames import planes
 from models.media.yuv import AnyFrame, Picture, picture_of, rgb_part
+from models.stitch import paste, planar
 from models.stitch.blends import BLENDS
 from models.stitch.canvas import Canvas
 from models.stitch.crop_filter import CropFilter, pasted_box
-from models.stitch.jaw import JawLine
+from models.stitch.jaw import JawLine, Motion
 from models.stitch.paste import PasteMemory, Paster
 from models.stitch.session import SessionFile
+from models.stitch.tone import Tone
+from models.tts.hibari import SAMPLE_RATE_HZ, HibariTTS
 from models.types import Float32, PreparedAvatar, UInt8
 
 AVATARS = Path(__file__).resolve().parents[1] / "models/embedded/avatars"
 FRAMES = 48
+TEXT = "Six sheep sit on seven ships, and the wind is fresh today."  # more than FRAMES of speech
 JAW_PX, SYLLABLE_FRAMES = 10.0, 7.0  # how far the jaw opens, crop px, and how often
 CHUNK = 8  # frames per push
 SIZES = ((512, 512, 256), (512, 512, 512), (1280, 720, 256), (1280, 720, 512), (1920, 1080, 512))
@@ -56,6 +63,30 @@ SETTINGS = (  # preset, x264's parameters, crf
     ("superfast", h264.X264_PARAMS, 20),
     ("superfast", h264.X264_PARAMS, 21),
     ("ultrafast", h264.X264_PARAMS, 20),
+)
+
+
+Part = tuple[str, Any, str]  # name in the table, module or class, function
+PARTS: tuple[Part, ...] = (
+    ("temporal filter of the crop", CropFilter, "__call__"),
+    ("mask and jaw: measure the drop", JawLine, "drop"),
+    ("mask and jaw: lower the mask", JawLine, "lower_mask"),
+    ("mask and jaw: mask in the frame", paste, "warp_alpha"),
+    ("chin and neck: motion", JawLine, "motion"),
+    ("chin and neck: move the samples", Motion, "move"),
+    ("colour: measure (each 4th frame)", Tone, "measure_color"),
+    ("colour: match", Tone, "match_color"),
+    ("sharpness: measure (each 4th frame)", Tone, "measure_detail"),
+    ("sharpness: match", Tone, "match_sharpness"),
+    ("face: luma on the frame's samples", planar, "warp_image"),
+    ("face: chroma on the frame's samples", planar, "_chroma_on"),
+    ("face: to YUV, blend, rest of the paste", Canvas, "frame"),
+    ("copy into the encoder's frame", Picture, "copy_from"),
+    ("x264", h264.H264Encoder, "encode"),
+    ("AAC", encode._AudioTrack, "_encode"),
+    ("MP4 fragment", mp4, "fragment"),
+    ("rest of the encoder", UtteranceEncoder, "push"),
+    ("append to the session's file", SessionFile, "append"),
 )
 
 
@@ -130,10 +161,17 @@ def paste_ms(
     return filter_ms, ms, pasted
 
 
+def sound(frames: int, spec: MediaSpec) -> Float32:
+    """Speech of the default voice for `frames` frames."""
+    count = frames * spec.samples_at(spec.frame_ticks)
+    samples = np.concatenate([speech.samples for speech in HibariTTS.load().speak(TEXT)])
+    assert spec.sample_rate_hz == SAMPLE_RATE_HZ and len(samples) >= count, (spec.sample_rate_hz, len(samples))
+    return samples[:count]
+
+
 def encode_ms(frames: Sequence[Picture], spec: MediaSpec, folder: Path) -> tuple[float, float, float]:
     """Encode an utterance and append it: ms per frame of each, and the bit rate in kbit/s."""
-    noise = np.random.default_rng(0).standard_normal(len(frames) * spec.samples_at(spec.frame_ticks)).clip(-4, 4)
-    speech, encoding, appending = 0.2 * noise.astype(np.float32), [], []
+    speech, encoding, appending = sound(len(frames), spec), [], []
     for lap in range(3):
         session, encoder = SessionFile(folder / str(lap), spec), UtteranceEncoder(spec)
         spent = [0.0, 0.0]
@@ -149,6 +187,61 @@ def encode_ms(frames: Sequence[Picture], spec: MediaSpec, folder: Path) -> tuple
         encoding.append(1e3 * spent[0] / len(frames))
         appending.append(1e3 * spent[1] / len(frames))
     return min(encoding), min(appending), session.size * 8 / session.duration_s / 1e3
+
+
+class Timer:
+    """Adds up the CPU time of functions, without that of timed functions which they call."""
+
+    def __init__(self) -> None:
+        self.spent_s: dict[str, float] = dict.fromkeys((name for name, _, _ in PARTS), 0.0)
+        self._inner: list[float] = [0.0]
+
+    def wrap(self, name: str, function: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            begun = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent = time.thread_time() - begun
+                self.spent_s[name] += spent - self._inner.pop()
+                self._inner[-1] += spent
+
+        return timed
+
+
+def parts_us(avatar: PreparedAvatar, faces: Sequence[UInt8], folder: Path) -> dict[str, float]:
+    """Microseconds per frame of each of PARTS, the least of a few utterances."""
+    spec, paster, canvas, laps = MediaSpec(avatar.width, avatar.height, 25), Paster(avatar), Canvas(avatar), []
+    speech = sound(len(faces), spec)
+    for lap in range(6):  # the first lap fills the caches
+        memory, steady, timer = PasteMemory(), CropFilter(pasted_box(avatar)), Timer()
+        session, encoder = SessionFile(folder / str(lap), spec), UtteranceEncoder(spec)
+        with contextlib.ExitStack() as patches:
+            for name, owner, function in PARTS:
+                patches.enter_context(mock.patch.object(owner, function, timer.wrap(name, getattr(owner, function))))
+            for first in range(0, len(faces), CHUNK):
+                chunk = range(first, min(first + CHUNK, len(faces)))
+                frames = (canvas.frame(paster, steady(faces[k]), k, memory=memory) for k in chunk)
+                for fragment in encoder.push(frames, speech if not first else speech[:0], chunk.stop == len(faces)):
+                    session.append(fragment)
+        laps += [timer.spent_s] if lap else []
+    return {name: 1e6 * min(lap[name] for lap in laps) / len(faces) for name in laps[0]}
+
+
+def compare_parts() -> None:
+    """Print microseconds per frame of each part, per size of the frame."""
+    columns = []
+    for width, height, side in TARGETS:
+        avatar = presenter(width, height)
+        with tempfile.TemporaryDirectory() as folder:
+            columns.append(parts_us(avatar, speaking(avatar, side), Path(folder)))
+    heads = [f"{width}×{height}" for width, height, _ in TARGETS]
+    print(f"| CPU time per frame, µs | {' | '.join(heads)} |\n| --- |{' --- |' * len(heads)}")
+    for name in columns[0]:
+        print(f"| {name} | {' | '.join(f'{column[name]:.0f}' for column in columns)} |")
+    totals = [sum(column.values()) for column in columns]
+    print(f"| all | {' | '.join(f'{total:.0f} ({1e6 / total:.0f} frames/s)' for total in totals)} |")
 
 
 def landmarks(frames: Sequence[Picture]) -> Float32:
@@ -204,7 +297,11 @@ def copied(picture: Picture) -> Picture:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--presets", action="store_true", help="compare x264's settings instead")
+    parser.add_argument("--parts", action="store_true", help="measure the parts instead")
     cv2.setNumThreads(1)
+    if parser.parse_args().parts:
+        compare_parts()
+        return
     if parser.parse_args().presets:
         compare_settings()
         return
@@ -212,12 +309,12 @@ def main() -> None:
     for width, height, side in SIZES:
         avatar = presenter(width, height)
         faces = speaking(avatar, side)
-        filtered, paste, frames = paste_ms(avatar, faces)
+        filtered, pasting, frames = paste_ms(avatar, faces)
         with tempfile.TemporaryDirectory() as folder:
-            encode, append, rate = encode_ms(frames, MediaSpec(width, height, 25), Path(folder))
-        rows.append({"frame": f"{width}×{height}", "crop_px": str(side), "filter_ms": filtered, "paste_ms": paste})
-        rows[-1] |= {"encode_ms": encode, "append_ms": append, "kbit_s": rate}
-        rows[-1] |= {"frames_per_s": 1e3 / (filtered + paste + encode + append)}
+            coding, append, rate = encode_ms(frames, MediaSpec(width, height, 25), Path(folder))
+        rows.append({"frame": f"{width}×{height}", "crop_px": str(side), "filter_ms": filtered, "paste_ms": pasting})
+        rows[-1] |= {"encode_ms": coding, "append_ms": append, "kbit_s": rate}
+        rows[-1] |= {"frames_per_s": 1e3 / (filtered + pasting + coding + append)}
         if target := TARGETS.get((width, height, side)):
             rows[-1]["target"] = float(target)
         rows[-1]["whole_ms"] = paste_ms(avatar, faces, whole=True)[1]

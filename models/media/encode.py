@@ -50,6 +50,9 @@ __all__ = [
 ]
 
 AAC_FRAME = 1024  # samples per AAC frame
+# FFmpeg's default, twoloop, takes five times as long for speech and is no better: 33.6 dB of SNR against 34.0. Only a
+# synthetic tone without the noise of a microphone (−60 dBFS) is worse with `fast`: 26 dB.
+AAC_CODER = "fast"
 SILENCE = 10 ** (-50 / 20)  # samples with a smaller absolute value are silence: −50 dBFS
 
 
@@ -211,8 +214,7 @@ class UtteranceEncoder:
 class _AudioTrack:
     """Encodes speech as AAC frames on the grid of the session. Positions are samples from the session's start.
 
-    It encodes what the next fragment needs: a second of speech takes about 20 ms, and the first fragment cannot wait
-    for a long sentence.
+    It encodes what the next fragment needs: the first fragment cannot wait for the sound of a long sentence.
     """
 
     def __init__(self, spec: MediaSpec, start: Clock) -> None:
@@ -222,6 +224,7 @@ class _AudioTrack:
         self._codec.bit_rate = spec.audio_bit_rate
         self._codec.thread_count = 1
         self._codec.flags |= GLOBAL_HEADER
+        self._codec.options = {"aac_coder": AAC_CODER}
         self._codec.open()
         self.extradata = bytes(self._codec.extradata)
         self._grid_start = start.audio_samples

@@ -42,7 +42,7 @@ def paste_planes(
             tone.measure_color(paster.own_crop(index), part, mask, float(paster.avatar.fps))
         part = tone.match_color(part)
     luma, blue, red = cv2.split(cv2.transform(part, FROM_RGB))
-    over = warp_image(luma, matrix, alpha.left, alpha.top, width, height)
+    over = warp_image(luma.astype(np.float32), matrix, alpha.left, alpha.top, width, height)  # float32 is faster, too
     chroma = _chroma_on(cv2.merge([blue, red]), matrix, alpha)
     if tone is not None and paster.matches_sharpness:
         sigma = detail_sigma(math.sqrt(abs(float(np.linalg.det(transform[:, :2])))))
@@ -56,13 +56,13 @@ def paste_planes(
     share = cv2.multiply(alpha.weights, weight / 255, dtype=cv2.CV_32F)
     small = cv2.resize(share, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     x, y = alpha.left - left, alpha.top - top
-    for plane, new, weights, step in (
-        (own.luma, over, share, 1),
-        (own.blue, chroma[0], small, 2),
-        (own.red, chroma[1], small, 2),
-    ):
-        region = plane[y // step : (y + height) // step, x // step : (x + width) // step]
-        region[...] = cv2.blendLinear(new, region, weights, 1 - weights)
+    shown = own.luma[y : y + height, x : x + width]
+    mixed = cv2.blendLinear(over, shown.astype(np.float32), share, 1 - share)
+    cv2.convertScaleAbs(cv2.max(mixed, 0), shown)  # rounds
+    rest = 1 - small
+    for plane, new in zip((own.blue, own.red), chroma, strict=True):
+        region = plane[y // 2 : (y + height) // 2, x // 2 : (x + width) // 2]
+        cv2.blendLinear(new, region, small, rest, region)
     return ReplacedPicture(under, own, left, top)
 
 

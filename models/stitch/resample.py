@@ -57,7 +57,7 @@ def positions(matrix: Float64, left: int, top: int, width: int, height: int) -> 
     maps = []
     for row in matrix * STEPS:  # exact, since STEPS is a power of two
         place = row[0] * x + (row[1] * y + row[2])
-        maps.append(np.rint(place, out=place).astype(np.float32) * np.float32(1 / STEPS))
+        maps.append(np.multiply(np.rint(place, out=place), 1 / STEPS, dtype=np.float32, casting="same_kind"))
     return maps[0], maps[1]
 
 

@@ -195,10 +195,12 @@ def test_speech_without_any_silence_at_the_seam_is_late_by_less_than_a_frame(fps
 
 
 def test_a_long_tone_has_no_error_where_fragments_join() -> None:
-    """A sine through 9 fragments decodes as well at the joins as elsewhere, and as from one single push."""
+    """A sine with a microphone's noise, through 9 fragments, decodes as well at the joins as elsewhere, and as from one
+    single push."""
     spec, count = spec_of(), 100
-    tone = 0.5 * np.sin(2 * np.pi * 440 / 24_000 * np.arange(count * 960)).astype(np.float32)
-    tone[:2400] *= np.linspace(0, 1, 2400, dtype=np.float32)
+    tone = 0.5 * np.sin(2 * np.pi * 440 / 24_000 * np.arange(count * 960))
+    tone[:2400] *= np.linspace(0, 1, 2400)
+    tone = (tone + 1e-3 * np.random.default_rng(0).standard_normal(len(tone))).astype(np.float32)
     fragments = encode(UtteranceEncoder(spec), grey(count), tone)
     whole = spec_of(fragment_frames=200, first_fragment_frames=200)
     _, samples = decode_audio(movie(fragments))
@@ -207,7 +209,7 @@ def test_a_long_tone_has_no_error_where_fragments_join() -> None:
     error = np.abs(samples[: len(tone)] - tone)
     joins = [f.audio_start for f in fragments[1:]]
     near = np.concatenate([error[j - 256 : j + 256] for j in joins])
-    assert np.sqrt(np.mean(near**2)) < 1.2 * np.sqrt(np.mean(error**2)) < 0.01
+    assert np.sqrt(np.mean(near**2)) < 1.2 * np.sqrt(np.mean(error**2)) < 0.005
 
 
 def test_speech_is_cut_or_filled_to_the_frames() -> None:
