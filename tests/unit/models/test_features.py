@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from itertools import pairwise
@@ -134,6 +135,18 @@ async def test_the_stage_applies_rest_and_plosive_lead_as_configured() -> None:
     assert np.array_equal(led.windows[13:20], plain.windows[14:21]) and np.array_equal(
         led.windows[:9], plain.windows[:9]
     )
+
+
+async def test_the_stage_returns_the_first_windows_and_keeps_the_others_for_one_more_call(monkeypatch) -> None:
+    stage, computed = AudioFeatures(), []
+    monkeypatch.setattr(stage, "_windows", lambda *given: computed.append(1) or AudioFeatures._windows(stage, *given))
+    await stage.reconfigure({})
+    speech = Speech(np.sin(np.arange(RATE) / 10).astype(np.float32) * 0.2, RATE)
+    first, whole = await asyncio.gather(stage.windows(speech, 25, count=2, key="a"), stage.windows(speech, 25, key="a"))
+    assert len(first.value) == 2 and len(whole.value) == 25 and len(computed) == 1
+    assert np.array_equal(first.value.windows, whole.value.windows[:2])
+    again = await stage.windows(speech, 25, key="a")  # a retry: nothing is kept any more
+    assert len(computed) == 2 and np.array_equal(again.value.windows, whole.value.windows)
 
 
 def test_fractional_seconds_are_rounded_to_samples() -> None:
