@@ -6,9 +6,10 @@ import ast
 import importlib.util
 import json
 import re
-import sys
+import shutil
+import subprocess
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -279,6 +280,20 @@ def test_the_dashboard_shows_all_metrics_of_the_stages_and_no_others() -> None:
     assert {series()[name] for name in queried} == METRICS.keys()
 
 
+def test_the_alert_rules_use_metrics_that_exist() -> None:
+    rules = yaml.safe_load((CLUSTER / "alerts.yml").read_text())["groups"][0]["rules"]
+    assert set(re.findall(r"ray_warmtalk_\w+", " ".join(rule["expr"] for rule in rules))) <= series().keys()
+    assert {rule["labels"]["severity"] for rule in rules} == {"page", "ticket"}
+    assert all(rule["annotations"].keys() == {"summary", "remedy"} for rule in rules)
+    assert yaml.safe_load((CLUSTER / "prometheus.yml").read_text())["rule_files"] == ["alerts.yml"]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Debian's package prometheus, is missing")
+def test_the_alert_rules_fire_for_each_fault_and_not_without() -> None:
+    done = subprocess.run(["promtool", "test", "rules", CLUSTER / "alerts_test.yml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_no_two_panels_overlap() -> None:
     panels = json.loads((CLUSTER / "grafana" / "warmtalk.json").read_text())["panels"]
     cells = [
@@ -288,4 +303,4 @@ def test_no_two_panels_overlap() -> None:
         for y in range(p["y"], p["y"] + p["h"])
     ]
     assert len(cells) == len(set(cells)) and all(0 <= x < 24 for x, _ in cells)
-    assert len({panel["id"] for panel in panels}) == len(panels) == 14
+    assert len({panel["id"] for panel in panels}) == len(panels) == 22
