@@ -171,6 +171,12 @@ class EnhanceConfig(Accelerated):
         2.0, ge=0, le=200, description="Milliseconds that a batch with free places waits for more crops."
     )
     avatars_dir: str = Field(AVATARS_DIR, description=AVATARS_FOLDER + " Engines that need landmarks read them there.")
+    avatar_memory_mb: int = Field(
+        1024,
+        ge=64,
+        description="Memory for decoded frames of avatars in use, in MB: up to 64 MB per avatar. The least recently "
+        "used ones are loaded again. For engines that need landmarks.",
+    )
 
 
 class StitchConfig(Supervised):
@@ -185,7 +191,8 @@ class StitchConfig(Supervised):
         4,
         ge=1,
         le=64,
-        description="Video frames in the first call of an utterance. A small value makes the first fragment early.",
+        description="Video frames in the first call and the first fragment of an utterance. A small value makes the "
+        "first fragment early. The next ones grow by as much, up to chunk_frames.",
     )
     window_chunks: int = Field(3, ge=1, le=32, description="Most calls in flight for one utterance.")
     tries: int = Field(
