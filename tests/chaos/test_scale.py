@@ -20,6 +20,7 @@ SESSIONS, ENHANCED = 8, 2  # two cores enhance no more in real time
 TEXT = "This sentence is being spoken while the number of replicas changes. " * 2  # 11 s
 HANDOVER_S = 1.0
 START_S = 8.0  # of a replica, in which a stage with one replica makes nothing
+ASK_S = 0.4  # between two questions about replicas: every 50 ms they take a quarter of a core
 EXIT_S = 30.0  # of a drained replica, after its last utterance
 
 
@@ -40,7 +41,7 @@ def test_stitch_is_scaled_under_speaking_sessions(graph: ChaosGraph, audience: A
     time.sleep(2.0)
     began_s, old = time.monotonic(), replicas()["Stitch"]
     graph.scale(wait=False, Stitch=2)
-    wait_until(lambda: graph.running_replicas("Stitch") == 2, "two replicas of Stitch")
+    wait_until(lambda: graph.running_replicas("Stitch") == 2, "two replicas of Stitch", every_s=ASK_S)
     record(row, audience, finished(first), began_s, time.monotonic())
     assert_nothing_lost(row)
 
@@ -57,7 +58,7 @@ def test_stitch_is_scaled_under_speaking_sessions(graph: ChaosGraph, audience: A
         assert second.pop(session_id).result(5).body["interrupted"]
     answers = finished(second)
     ended_s = time.monotonic()
-    wait_until(lambda: len(replicas()["Stitch"]) == 1, "the drained replica ends", EXIT_S + 30)
+    wait_until(lambda: len(replicas()["Stitch"]) == 1, "the drained replica ends", EXIT_S + 30, ASK_S)
     row.saw(drained_exit_s=time.monotonic() - ended_s)
     assert old <= both and len(both) == 2
     last = finished({session_id: audience.speak(session_id, AGAIN) for session_id in cut})
@@ -93,7 +94,7 @@ def test_another_stage_is_scaled(graph: ChaosGraph, audience: Audience, row: Row
     time.sleep(1.0)
     began_s = time.monotonic()
     graph.scale(wait=False, **{stage: 2})
-    wait_until(lambda: graph.running_replicas(stage) == 2, f"two replicas of {stage}")
+    wait_until(lambda: graph.running_replicas(stage) == 2, f"two replicas of {stage}", every_s=ASK_S)
     graph.scale(wait=False, **{stage: 1})
     record(row, audience, finished(asked), began_s, time.monotonic())
     assert_nothing_lost(row)
@@ -112,7 +113,11 @@ def test_a_rolling_update(graph: ChaosGraph, audience: Audience, row: Row, name:
     time.sleep(1.0)
     began_s, old = time.monotonic(), replicas()[stage]
     graph.roll(stage, wait=False)
-    wait_until(lambda: replicas().get(stage, set()) - old and graph.running_replicas(stage), f"a new {stage} serves")
+    wait_until(
+        lambda: replicas().get(stage, set()) - old and graph.running_replicas(stage),
+        f"a new {stage} serves",
+        every_s=ASK_S,
+    )
     row.saw(recovery_s=time.monotonic() - began_s)
     record(row, audience, finished(asked), began_s, time.monotonic())
     assert_nothing_lost(row, START_S if stage in WORKERS else HANDOVER_S)
