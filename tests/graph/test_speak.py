@@ -1,5 +1,6 @@
 """The whole graph on a real Ray: text and recordings become video, in sessions that grow and do not mix."""
 
+import asyncio
 import concurrent.futures
 import json
 
@@ -14,6 +15,10 @@ from models.stitch.sidecar import read_sidecar
 from models.tts.hibari import HibariTTS
 from tests.graph.media import EMBEDDED, RATE_HZ, TONE_HZ, assert_without_gaps, clip, decode, tone, video_of, wav
 from tests.graph.requests import TEXT, error_of, speak
+from warmtalk.cli.profile.command import judged
+from warmtalk.cli.profile.graph import Options, profile_graph
+from warmtalk.cli.profile.live import profile_live
+from warmtalk.cli.profile.trace import chrome_trace
 
 pytestmark = pytest.mark.ray
 
@@ -83,6 +88,30 @@ def test_queue_transfer_and_compute_account_for_the_wall_time_of_each_call(clien
         parts_ms = call["queue_ms"] + call["transfer_ms"] + call["compute_ms"]
         assert min(call["queue_ms"], call["transfer_ms"], call["compute_ms"]) >= 0, call
         assert abs(parts_ms - call["wall_ms"]) <= max(0.1 * call["wall_ms"], 1.0), call
+
+
+def test_a_profile_measures_sessions_and_stages_and_traces_an_utterance(graph):
+    options = Options(repeats=1, enhance=False, sizes=(2,), sessions=(2,), stage="LipSync")
+    profile = asyncio.run(profile_graph(options))
+    rows = judged({"format": 1, "mode": "graph", **profile.to_dict()})["stages"]
+    assert rows.keys() == {"TTS", "AudioFeatures", "LipSync", "Stitch"}
+    for row in rows.values():
+        assert 0 < row["compute_ms"]["p50"] <= row["compute_ms"]["p95"] <= row["compute_ms"]["p99"]
+        assert row["memory"]["rss_mb"] > 50 and row["start_s"] > 0 and row["replicas"] == 1
+    assert rows["LipSync"]["frames_per_s"]["2"] > 1 and not rows["TTS"]["frames_per_s"]
+    assert profile.sessions["2"]["ttff_ms"]["p50"] > 0 and profile.sessions["2"]["frames_per_s"] > 1
+    trace = chrome_trace(profile.trace)
+    names = [event["args"]["name"].split()[0] for event in trace["traceEvents"] if event["name"] == "process_name"]
+    assert names == ["TTS", "AudioFeatures", "LipSync", "Stitch"] and trace["otherData"]["request_id"]
+
+
+def test_a_profile_of_a_running_server_reads_what_it_recorded_and_speaks_nothing(client, graph):
+    speak(client, "Two words.", session_id="recorded-calls")
+    before = client.get("/sessions").json()
+    rows = profile_live(graph.url, 0.0)
+    assert rows["LipSync"]["calls"] >= 1 and rows["LipSync"]["compute_ms"]["p50"] > 0
+    assert rows["LipSync"]["transfer_ms"]["p50"] > 0 and rows["Stitch"]["memory"]["rss_mb"] > 50
+    assert client.get("/sessions").json() == before
 
 
 def test_the_answer_lists_the_time_of_every_stage(client):

@@ -26,7 +26,7 @@ from warmtalk.cli.profile.graph import Options, profile_graph
 from warmtalk.cli.profile.live import profile_live
 from warmtalk.cli.profile.roofline import CallCost, Network, judge
 from warmtalk.cli.profile.statistics import compare
-from warmtalk.cli.profile.suggest import Suggestion, suggest
+from warmtalk.cli.profile.suggest import Suggestion, cores_needed, suggest
 
 FORMAT = 1
 MIB_MB = 2**20 / 1e6
@@ -172,9 +172,11 @@ def judged(profile: dict[str, Any], here: bool = True) -> dict[str, Any]:
 
 
 def _frames_used(row: dict[str, Any], sizes: Sequence[int]) -> int:
-    """The measured number of frames per call that is nearest to the stage's batch."""
-    batch_size = row.get("batch_size") or 1
-    return min(sizes, key=lambda size: (abs(size - batch_size), size)) if sizes else batch_size
+    """The measured number of frames per call that is nearest to the stage's batch, or without one to its calls."""
+    if not sizes:
+        return row.get("batch_size") or 1
+    usual = row.get("batch_size") or row.get("frames", 0) / max(1, row.get("calls", 0)) or max(sizes)
+    return min(sizes, key=lambda size: (abs(size - usual), size))
 
 
 def _wait_share(row: dict[str, Any]) -> float:
@@ -237,6 +239,7 @@ def _show_suggestions(
     suggestions: Sequence[Suggestion], request: Request, files: Files, profile: dict[str, Any], console: Console
 ) -> None:
     from warmtalk.cli.profile import patch
+    from warmtalk.cli.terminal import print_warning
 
     source = config_of(request.config)
     if not suggestions:
@@ -244,7 +247,14 @@ def _show_suggestions(
     for suggestion in suggestions:
         console.print(f"{suggestion.stage}: {suggestion.key} {suggestion.now} → {suggestion.value}", style="bold")
         console.print(f"  {suggestion.reason}", markup=False, highlight=False)
-    gpus = profile.get("device", {}).get("gpus") or None
+    device = profile.get("device") or {}
+    cores = cores_needed(profile, loaded_config(request.config), request.for_sessions or 1)
+    if device and cores > device["cores"]:
+        text = (
+            f"The stages would keep {cores:.1f} CPU cores busy, and this machine has {device['cores']:g}: more replicas"
+        )
+        print_warning(f"{text} here make nothing faster. `warmtalk plan` says what other machines need.")
+    gpus = device.get("gpus") or None
     if files.apply:
         changed = patch.write_patched(source, suggestions, files.apply, gpus)
         console.print(f"[bold green]{files.apply}[/] (`warmtalk serve --config {files.apply}`, or `serve deploy`)")

@@ -43,6 +43,17 @@ def suggest(profile: dict[str, Any], config: dict[str, Any], sessions: int, enha
     return found
 
 
+def cores_needed(profile: dict[str, Any], config: dict[str, Any], sessions: float) -> float:
+    """CPU cores that the stages without a share of a GPU keep busy, at most: a call uses all threads of its engine."""
+    cores = 0.0
+    for stage, row in profile["stages"].items():
+        options = {**row.get("config", {}), **(row.get("config", {}).get("options") or {})}
+        speed, _ = speed_of(row)
+        if speed and not (deployment_of(config, stage).get("ray_actor_options") or {}).get("num_gpus"):
+            cores += sessions * FPS / speed * int(options.get("threads") or 1)
+    return cores
+
+
 def speed_of(row: dict[str, Any]) -> tuple[float, str]:
     """Frames per second that one replica makes, and how that was measured. 0 where it was not."""
     speeds = {int(size): speed["median"] for size, speed in row.get("speed", {}).items()}
@@ -50,7 +61,7 @@ def speed_of(row: dict[str, Any]) -> tuple[float, str]:
         size = max(speeds, key=lambda n: speeds[n])
         return speeds[size], f"{speeds[size]:.0f} frames/s at {size} per call"
     if busy_ms := row.get("under_load", {}).get("busy_ms_per_frame"):
-        threads = int(row.get("config", {}).get("threads", 1))
+        threads = int(row.get("config", {}).get("threads") or 1)
         return threads * 1e3 / busy_ms, f"{busy_ms:.1f} ms per frame on {threads} thread{'s' * (threads > 1)}"
     return 0.0, ""
 

@@ -11,7 +11,7 @@ from configs.serve_file import FOLDER, deployment_of, load_serve_config
 from models.errors import ConfigError
 from warmtalk.cli.profile import patch
 from warmtalk.cli.profile.statistics import Measure
-from warmtalk.cli.profile.suggest import Suggestion, suggest
+from warmtalk.cli.profile.suggest import Suggestion, cores_needed, suggest
 
 
 def row(speeds: dict[int, float], batch_size: int = 8, gpu_mb: float = 0.0) -> dict:
@@ -53,6 +53,12 @@ def test_the_batch_is_the_smallest_that_is_almost_as_fast() -> None:
     assert "LipSync.user_config.batch_size" not in values(good, "demo", 1)
 
 
+def test_cores_are_counted_where_no_gpu_computes() -> None:
+    stages = {"LipSync": {**row({8: 100.0}), "config": {"threads": 2}}, "TTS": row({140: 1000.0}, 0)}
+    assert cores_needed({"stages": stages}, load_serve_config("demo"), 8) == pytest.approx(200 / 100 * 2 + 200 / 1000)
+    assert cores_needed({"stages": stages}, load_serve_config("gpu"), 8) == pytest.approx(200 / 1000)
+
+
 def test_the_share_of_a_gpu_covers_what_torch_reserves() -> None:
     profile = {"stages": {"LipSync": row({32: 2000.0}, 32, gpu_mb=50_000)}, "device": {"gpu_memory_mb": 80_000}}
     assert values(profile, "gpu", 1)["LipSync.ray_actor_options.num_gpus"] == 0.75
@@ -82,7 +88,7 @@ def test_the_patched_config_differs_in_the_suggested_keys_alone_and_keeps_its_co
     comments = [line.partition("#")[2] for line in source.read_text().splitlines() if "#" in line]
     text = output.read_text()
     assert sum(comment in text for comment in comments) >= len(comments) - 1
-    assert "+      batch_size: 12" in shown and shown.startswith(f"--- {source}")
+    assert "batch_size: 12" in shown and shown.startswith(f"--- {source}")
 
 
 def test_a_patch_that_does_not_fit_the_gpus_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
