@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 FILE_OPTIONS = ("path", "weights")  # engine options that are resolved by input_path
 GFPGAN_WEIGHTS = "weights/GFPGANv1.4.pth"
-CACHED_AVATARS = 16  # avatars whose landmarks and last decoded frames stay in memory
 FRAME_CACHE_BYTES = 64 << 20  # decoded frames per avatar; small, because each frame is read once, in order
 
 
@@ -70,7 +69,6 @@ class Enhance(Stage[EnhanceConfig]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._faces: LRUCache[tuple[str, str], AvatarFaces] = LRUCache(CACHED_AVATARS)  # by avatar id and version
         self._batcher: FrameBatcher[Face, UInt8] = FrameBatcher(
             self.worker.guard(self._start), self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
         )
@@ -86,6 +84,10 @@ class Enhance(Stage[EnhanceConfig]):
             self.engine, self.heads = engine, heads  # together: the event loop may be using them
             for size in getattr(self.engine, "batch_sizes", (config.batch_size,)):  # warm up
                 self.engine.restore(np.zeros((size, CROP_PX, CROP_PX, 3), np.uint8))
+        if changed is None or changed & {"avatar_memory_mb", "avatars_dir"}:
+            # by avatar id and version; a new object, because the event loop may be using the old one
+            limit = config.avatar_memory_mb << 20
+            self._faces: LRUCache[tuple[str, str], AvatarFaces] = LRUCache(limit, lambda _: FRAME_CACHE_BYTES)
         self._store = AvatarStore(output_path(config.avatars_dir), builtin_avatars(), FRAME_CACHE_BYTES)
         self._batcher.configure(config.batch_size, config.batch_wait_ms / 1e3, new_engine)
 

@@ -224,3 +224,13 @@ async def test_crops_that_wait_for_an_engine_with_landmarks_can_be_restored_with
     [face] = await stage._faces_of(crops([1]), 1.0, None)
     stage.engine, stage.heads = Plain(), None
     assert face.points is not None and [image.shape for image in stage._start([face])()] == [(512, 512, 3)]
+
+
+async def test_avatars_beyond_the_memory_are_loaded_again(stage: Enhance, tmp_path: Path, monkeypatch) -> None:
+    stage.apply(stage.config.model_copy(update={"avatar_memory_mb": 130}), {"avatar_memory_mb"})
+    loaded, load = [], stage._store.load
+    monkeypatch.setattr(stage._store, "version", lambda avatar_id: "1")
+    monkeypatch.setattr(stage._store, "load", lambda name, latents: loaded.append(name) or load("presenter", latents))
+    for name in ("one", "two", "one", "three", "one", "two"):  # 64 MB each
+        await restored(stage, crops([0], name))
+    assert loaded == ["one", "two", "three", "two"]
