@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def _parser() -> Any:
 def _dumped(parser: Any, document: Any) -> str:
     out = io.StringIO()
     parser.dump(document, out)
-    return out.getvalue()
+    return re.sub(r"(?m)^( *\w+:) +\{", r"\1 {", out.getvalue())  # ruamel aligns a map that takes an alias' place
 
 
 def _put(section: Any, suggestion: Suggestion) -> None:
