@@ -87,12 +87,13 @@ def judge(
 ) -> Roofline:
     """frames_per_s: at `frames` per call. wait_share: of the queue in the time of a call under load."""
     share = flop_per_byte = gflop_s = 0.0
-    needed = None
+    needed, reached = None, 0.0
     if network is not None and ceilings is not None and frames_per_s:
         needed = ceilings.least_s(network.gflop * 1e9, network.mb * 1e6)
-        share = min(1.0, max(needed) * frames_per_s)
+        reached = max(needed) * frames_per_s
+        share = min(1.0, reached)
         flop_per_byte, gflop_s = network.gflop * 1e3 / max(network.mb, 1e-9), network.gflop * frames_per_s
-    found = _bound(frames, cost, needed, share, ceilings, wait_share)
+    found = _bound(frames, cost, needed, reached, ceilings, wait_share)
     return Roofline(*found, round(share, 3), round(flop_per_byte, 2), round(gflop_s, 2))
 
 
@@ -112,6 +113,11 @@ def _bound(
         return "unknown", "no network was counted, or the device was not measured"
     compute_s, memory_s = needed
     rate = f"{ceilings.flop_s / 1e9:,.0f} GFLOP/s in {ceilings.dtype}, {ceilings.bytes_s / 1e9:,.0f} GB/s"
+    if share > 1:
+        return (
+            "memory",
+            f"its operations move more than the device can ({rate}): fused, or from caches, up to its limit",
+        )
     if share < NEAR:
         return "launch/overhead", f"it reaches {share:.0%} of the nearest ceiling ({rate}): small operations, copies"
     if compute_s >= memory_s:

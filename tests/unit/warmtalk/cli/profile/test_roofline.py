@@ -27,6 +27,7 @@ def test_the_cost_of_a_call_is_found_from_its_speeds() -> None:
     [
         (600.0, 0.0, Network(100.0, 100.0, 16), 0.0, "compute"),  # 60 of 100 TFLOP/s, 60 of 1,000 GB/s
         (600.0, 0.0, Network(10.0, 1000.0, 16), 0.0, "memory"),
+        (600.0, 0.0, Network(10.0, 9000.0, 16), 0.0, "memory"),  # more than the device can: from caches
         (600.0, 0.0, Network(1.0, 10.0, 16), 0.0, "launch/overhead"),  # far below both
         (600.0, 0.1, Network(100.0, 100.0, 16), 0.0, "launch/overhead"),  # a tenth of a second whatever the frames
         (600.0, 0.1, Network(100.0, 100.0, 16), 0.8, "queue"),
