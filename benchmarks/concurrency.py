@@ -100,7 +100,9 @@ class Setup:
             compiled = self.compiled if self.device == "cuda" else "off"
             adapt(self.out.resolve() / "weights", self.device, engine, compiled, self.batch)(config)
             deployment_of(config, "LipSync")["user_config"] |= self.lipsync
-            deployment_of(config, "Stitch")["user_config"]["max_live_load"] = None  # refuse none: find the limit
+            # refuse none: find the limit. One thread per process, because two wait for one another's Python code
+            deployment_of(config, "Stitch")["user_config"] |= {"max_live_load": None, "threads": 1}
+            deployment_of(config, "TTS")["user_config"]["max_chars"] = 100_000  # watched sessions speak for minutes
         for stage, count in self.replicas:
             deployment = deployment_of(config, stage)
             alone = stage == "LipSync" and self.gpus > 1

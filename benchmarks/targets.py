@@ -35,6 +35,7 @@ from ray import serve
 
 from benchmarks.common import argument_parser
 from benchmarks.concurrency import (
+    TEXT,
     Setup,
     add_setup_arguments,
     http_client,
@@ -56,7 +57,7 @@ from warmtalk.cli.profile.driving import APP
 
 WIDE = "wide"  # the avatar of 1280 × 720 px
 CALLERS, CHUNK = 32, 16  # calls of a stage at a time, frames per call
-REPLICAS = (("TTS", 4), ("Stitch", 8))  # for 16 cores
+REPLICAS = (("TTS", 4), ("Stitch", 14))  # for 16 cores
 SENTENCE, SHORT = "Good morning, and welcome to the programme.", "Hello."  # the second for tiny networks on a CPU
 STEPS = [1.0, 4 / 3, 5 / 3, 2.0]  # numbers of sessions that are tried, as multiples of the target
 STREAMS = 40  # sessions per GPU that stream as fast as they are made
@@ -117,7 +118,7 @@ class Bench:
                 with self.results.attempt(*keys):
                     if setting is not settings[0]:
                         change_lipsync(graph, setting)
-                    asyncio.run(warm_up(graph.url, self.sentence, self.setup.most_replicas))
+                    asyncio.run(warm_up(graph.url, self.sentence, self.setup.most_replicas, enhance))
                     asyncio.run(self._measure(graph, keys))
 
     async def _measure(self, graph: LocalGraph, keys: set[str]) -> None:
@@ -206,7 +207,7 @@ class Bench:
         setup = replace(self.setup, gpus=2, replicas=(*others, ("LipSync", 2)), lipsync=dict(CROPPED))
         made = {}
         with setup.graph() as graph:
-            asyncio.run(warm_up(graph.url, self.sentence, setup.most_replicas))
+            asyncio.run(warm_up(graph.url, self.sentence, setup.most_replicas, False))
             for gpus in (2, 1):
                 scale_lipsync(graph, gpus)
                 result = asyncio.run(run_sessions(graph.url, gpus * STREAMS, False, WIDE))
@@ -217,12 +218,17 @@ class Bench:
         self.results.notes["two-gpus"] = f"{made[1]:.0f} and {made[2]:.0f} frames/s"
 
 
-async def warm_up(url: str, text: str, replicas: int) -> None:
-    """Speak in both avatars, several times at once, so that every replica has spoken and loaded them."""
+async def warm_up(url: str, text: str, replicas: int, enhance: bool) -> None:
+    """Speak in both avatars, several times at once, so that every replica has spoken and loaded them.
+
+    enhance: also speak for longer than the avatars' videos, because Enhance draws each frame's head once.
+    """
     async with http_client(url, 2 * replicas) as client:
         for avatar_id in (None, WIDE):
             names = [f"warm-{time.time_ns()}-{number}" for number in range(2 * replicas)]
             await asyncio.gather(*(speak(client, name, False, avatar_id, text) for name in names))
+        if enhance:
+            await speak(client, f"warm-{time.time_ns()}", True, WIDE, text if text == SHORT else TEXT)
 
 
 async def per_second(call: Callable[[int, int], Awaitable[None]], seconds: float, callers: int) -> float:
