@@ -2,7 +2,7 @@
 
     python -m benchmarks.enhance                     # 10 s and 60 s of the presenter; a minute or two
     python -m benchmarks.enhance --seconds 10 600 --every 5
-    python -m benchmarks.enhance --gpu               # the Enhance stage with GFPGAN, on a CUDA machine; two minutes
+    python -m benchmarks.enhance --gpu               # the Enhance stage with GFPGAN, on a CUDA machine; a minute
 
 Each video is enhanced in its own process, with the embedded restorer. The peak memory is that of the operating system.
 
@@ -138,7 +138,7 @@ def main() -> int:
     parser = argument_parser(__doc__)
     parser.add_argument("--gpu", action="store_true", help="measure the stage with GFPGAN")
     parser.add_argument("--device", default="cuda", help="of --gpu")
-    parser.add_argument("--compile", default="inductor", help="of --gpu: off, graphs or inductor")
+    parser.add_argument("--compile", default="graphs", choices=("off", "graphs"), help="of --gpu")
     parser.add_argument("--batch", type=int, default=16, help="faces per batch, of --gpu")
     parser.add_argument("--calls", type=int, default=60, help="chunks per session, of --gpu")
     parser.add_argument("--seconds", type=int, nargs="+", default=[10, 60], help="lengths of the videos")

@@ -80,7 +80,8 @@ def main() -> int:
         make_weights(Path(folder), "cuda", small=False)
         for mode in arguments.modes:
             lipsync(Path(folder), mode)
-            gfpgan(Path(folder), mode)
+            if mode != "inductor":  # the same as graphs
+                gfpgan(Path(folder), mode)
     return 0
 
 
