@@ -196,7 +196,8 @@ def profile(
         files = command.Files(json_path, html, trace, baseline, output if apply else None)
         files.check(request)
         with console.status("profiling") as status:
-            result, spoken = command.run(request, lambda: started_graph(config, port), status.update)
+            graph = command.beside(status, started_graph(config, port, remedy=command.read_it))
+            result, spoken = command.run(request, graph, status.update)
         command.show(result, spoken, request, files)
 
 

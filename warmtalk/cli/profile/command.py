@@ -6,14 +6,16 @@ import asyncio
 import json
 import multiprocessing
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.status import Status
 
 from configs.serve_file import ConfigFileError, config_path, load_serve_config
 from models.errors import ConfigError, InputError
@@ -32,7 +34,6 @@ FORMAT = 1
 MIB_MB = 2**20 / 1e6
 
 Step = Callable[[str], None]
-Started = Callable[[], Any]  # a context in which the graph runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,24 @@ def numbers(text: str, option: str, least: int = 1) -> list[int]:
     return found
 
 
+@contextmanager
+def beside(status: Status, graph: AbstractContextManager[Any]) -> Iterator[None]:
+    """The context in which a graph runs, which has displays of its own while it starts and stops."""
+    status.stop()
+    with graph:
+        status.start()
+        try:
+            yield
+        finally:
+            status.stop()
+    status.start()
+
+
+def read_it(url: str) -> str:
+    """What to do where a server runs already."""
+    return f"Add `--address {url}` to read what it records, or pass --port to start another."
+
+
 def config_of(name: str) -> Path:
     """Raises ConfigError."""
     try:
@@ -119,8 +138,8 @@ def read_profile(path: Path) -> dict[str, Any]:
     return profile
 
 
-def run(request: Request, started: Started, step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The profile as JSON, and the traced utterance. started: starts the graph. Raises WarmTalkError."""
+def run(request: Request, graph: AbstractContextManager[Any], step: Step) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The profile as JSON, and the traced utterance. graph: in which it runs. Raises WarmTalkError."""
     config, stage, trace = loaded_config(request.config), request.options.stage, {}
     if stage and stage not in {entry["name"] for entry in config["applications"][0]["deployments"]}:
         raise InputError(f"{request.config} has no stage {stage!r}.", "Name it as in the config: LipSync, Enhance, …")
@@ -131,11 +150,10 @@ def run(request: Request, started: Started, step: Step) -> tuple[dict[str, Any],
     elif request.address:
         facts["stages"] = profile_live(request.address, request.seconds, step)
     else:
-        counted = _count(config, stage, step)
-        with started():
+        with graph:
             profile = asyncio.run(profile_graph(request.options, step))
         facts |= profile.to_dict()
-        trace = profile.trace
+        trace, counted = profile.trace, _count(config, stage, step)  # of a machine that does nothing else again
         for name, row in facts["stages"].items():
             row |= counted.get(name, {})
     if stage:
@@ -144,7 +162,7 @@ def run(request: Request, started: Started, step: Step) -> tuple[dict[str, Any],
 
 
 def _count(config: dict[str, Any], only: str | None, step: Step) -> dict[str, dict[str, Any]]:
-    """The networks of the stages, counted in a process of its own before the graph starts."""
+    """The networks of the stages, counted in a process of its own."""
     step("counting the networks, and measuring what this device can do")
     entries = [(entry["name"], entry.get("user_config") or {}) for entry in config["applications"][0]["deployments"]]
     stages = [entry for entry in entries if entry[0] in networks.CALLS and only in (None, entry[0])]

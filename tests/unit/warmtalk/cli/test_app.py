@@ -154,7 +154,7 @@ def test_say_offers_the_server_that_runs_already(monkeypatch):
     assert "A WarmTalk server is already running at http://127.0.0.1:8000." in said
     assert "→ Add `--server http://127.0.0.1:8000` to use it" in said
     assert "→ Open http://127.0.0.1:8000, or pass --port" in refused("serve")
-    assert "→ Pass --port" in refused("profile")
+    assert "→ Add `--address http://127.0.0.1:8000` to read what it records" in refused("profile")
 
 
 def test_a_missing_package_is_named(monkeypatch):
