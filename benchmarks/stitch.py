@@ -78,7 +78,7 @@ PARTS: tuple[Part, ...] = (
     ("colour: match", Tone, "match_color"),
     ("sharpness: measure (each 4th frame)", Tone, "measure_detail"),
     ("sharpness: match", Tone, "match_sharpness"),
-    ("face: luma on the frame's samples", planar, "warp_image"),
+    ("face: luma on the frame's samples", planar, "warp_plane"),
     ("face: chroma on the frame's samples", planar, "_chroma_on"),
     ("face: to YUV, blend, rest of the paste", Canvas, "frame"),
     ("copy into the encoder's frame", Picture, "copy_from"),

@@ -15,7 +15,7 @@ from models.media.yuv import FROM_RGB, Picture, ReplacedPicture
 from models.stitch.blends import Alpha
 from models.stitch.jaw import MARGIN_PX
 from models.stitch.paste import Fit, PasteMemory, Paster, rows_outside, visible_box
-from models.stitch.resample import Float64, scaled, warp_image, warp_part
+from models.stitch.resample import Float64, scaled, warp_part, warp_plane
 from models.stitch.tone import GRID, detail_sigma
 from models.types import CROP_PX, Box, Float32, UInt8
 
@@ -42,7 +42,7 @@ def paste_planes(
             tone.measure_color(paster.own_crop(index), part, mask, float(paster.avatar.fps))
         part = tone.match_color(part)
     luma, blue, red = cv2.split(cv2.transform(part, FROM_RGB))
-    over = warp_image(luma.astype(np.float32), matrix, alpha.left, alpha.top, width, height)  # float32 is faster, too
+    over = warp_plane(luma.astype(np.float32), matrix, alpha.left, alpha.top, width, height)
     chroma = _chroma_on(cv2.merge([blue, red]), matrix, alpha)
     if tone is not None and paster.matches_sharpness:
         sigma = detail_sigma(math.sqrt(abs(float(np.linalg.det(transform[:, :2])))))
@@ -86,7 +86,7 @@ def _own_part(paster: Paster, under: Picture, fit: Fit, alpha: Alpha, weight: fl
         motion.move(own.luma, x1, y1)
         halved = motion.halved()
         for plane in (own.blue, own.red):
-            halved.move(plane, x1 // 2, y1 // 2)
+            halved.move(plane, x1 // 2, y1 // 2, cv2.INTER_LINEAR)
     return own, x1, y1
 
 

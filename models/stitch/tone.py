@@ -62,7 +62,7 @@ class Tone:
             self._field = None
 
     def measure_detail(
-        self, own: UInt8, over: UInt8, weights: UInt8, sigma: float, fps: float, hidden: tuple[int, int] = (0, 0)
+        self, own: UInt8, over: Image, weights: UInt8, sigma: float, fps: float, hidden: tuple[int, int] = (0, 0)
     ) -> None:
         """Update the sharpness, see `measure_color`. sigma: see `detail_sigma`. hidden: see `detail_amount`."""
         found = detail_amount(own, over, weights, sigma, hidden)
@@ -77,12 +77,12 @@ class Tone:
             self._field = gain_field(self.gain, over.shape[:2])
         return cast(UInt8, cv2.multiply(over, self._field, dtype=cv2.CV_8U))
 
-    def match_sharpness(self, over: UInt8, sigma: float) -> UInt8:
+    def match_sharpness(self, over: Image, sigma: float) -> Image:
         """The face with the sharpness of the frame: its own fine detail is amplified or attenuated."""
         amount = self.sharp or 0.0
         if abs(amount) < STILL_SHARP:
             return over
-        return cast(UInt8, cv2.addWeighted(over, 1 + amount, _blurred(over, sigma), -amount, 0))
+        return cast(Image, cv2.addWeighted(over, 1 + amount, _blurred(over, sigma), -amount, 0))
 
 
 def color_gain(own: UInt8, over: UInt8, weights: UInt8) -> Float64 | None:
@@ -126,7 +126,7 @@ def detail_sigma(crop_px_per_frame_px: float) -> float:
 
 
 def detail_amount(
-    own: UInt8, over: UInt8, weights: UInt8, sigma: float, hidden: tuple[int, int] = (0, 0)
+    own: UInt8, over: Image, weights: UInt8, sigma: float, hidden: tuple[int, int] = (0, 0)
 ) -> float | None:
     """The share of its own fine detail that `over` lacks to be as sharp as `own`; None if they cannot be compared.
 
@@ -142,13 +142,15 @@ def detail_amount(
     upper, cheeks = (max(math.ceil(share * whole) - above, 0) for share in (UPPER, CHEEKS))
     if cheeks == 0:
         return None
-    own, over, weights = own[:cheeks], over[:cheeks], weights[:cheeks]
+    weights = weights[:cheeks]
     ring = cv2.inRange(weights, *RING)
     if upper:
         ring[:upper] = cv2.inRange(weights[:upper], RING[0], 255)
     if cv2.countNonZero(ring) < LEAST_RING:
         return None
-    greys = (image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (own, over))
+    greys = (
+        image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (own[:cheeks], over[:cheeks])
+    )
     fine_own, fine = (_fine(grey.astype(np.float32), sigma) for grey in greys)
     wanted, has, gains = (_level(image, ring) for image in (fine_own, fine, _fine(fine, sigma)))
     return float(np.clip((wanted - has) / (gains + DETAIL_FLOOR), *SHARPEN))
