@@ -22,8 +22,8 @@ HEADROOM = 0.85  # of the sessions at which the first fragment is late
 CELL_GPUS = (1, 2)  # sizes of a simulated cell; a larger installation repeats the last
 CROP_MB = 256 * 256 * 3 / 1e6  # a face crop of LipSync; four times as much from Enhance
 STITCH_CORES, VIEWERS_PER_INGRESS = 2, 500  # num_cpus of a replica in configs/*.yaml; the pace of one event loop
-SESSIONS_PER_DIRECTORY = 3000  # one actor answers about 1,500 calls/s; a session asks for its owner every two seconds
-FILES_PER_S = 2.0  # writes to a session's file per second of speech, each with fsync
+SESSIONS_PER_DIRECTORY = 3000  # measured: its one actor takes three quarters of a core then, and seven at 10,000
+WRITES_PER_S, MANY_WRITES = FPS / 16, 1000  # one fragment of 16 frames is one durable write; what is worth a check
 
 
 class _Strict(BaseModel):
@@ -332,17 +332,15 @@ def bottlenecks(outcome: Outcome, stages: tuple[Stage, ...]) -> list[str]:
 def notes(sessions: int, load: Load, viewers: float) -> list[str]:
     """What changes at this size, beyond more replicas."""
     found = []
-    writes = sessions * load.speaking * FILES_PER_S
+    writes = sessions * load.speaking * WRITES_PER_S
     if sessions > SESSIONS_PER_DIRECTORY:
         count = math.ceil(sessions / SESSIONS_PER_DIRECTORY)
         found.append(
             f"Session directory: one actor holds about {SESSIONS_PER_DIRECTORY} sessions; run {count} applications "
             "(clusters) behind one load balancer that keeps a session's requests together."
         )
-    if writes > 1000:
-        found.append(
-            f"Storage: {writes:.0f} durable writes/s; one NFS server does about 1,000: use a parallel file system."
-        )
+    if writes > MANY_WRITES:
+        found.append(f"Storage: {writes:,.0f} writes with fsync per second. Check that the shared file system can.")
     if sessions * viewers > VIEWERS_PER_INGRESS:
         found.append("Ingress: several replicas and one proxy per node (configs/cluster.yaml), behind a load balancer.")
     if viewers > 20:
