@@ -14,7 +14,7 @@ export PYTHONUNBUFFERED = 1
 unexport PYTHONDONTWRITEBYTECODE # else each of a graph's and a test run's processes compiles all sources again
 export NO_MKDOCS_2_WARNING = 1 # a banner of mkdocs-material that hides its errors
 
-.PHONY: help setup demo serve test test-full soak check format docs bench bench-embedded bench-quality bench-live profile doctor clean
+.PHONY: help setup demo serve test test-full soak check format docs bench bench-embedded bench-quality bench-live profile load doctor clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' $(MAKEFILE_LIST) | sed -E 's/:.*# /\t/' | expand -t 18
@@ -102,8 +102,11 @@ docs: .venv/ready # generate the reference pages and build the documentation int
 	$(PY) docs/generate.py
 	$(PY) -m mkdocs build --strict --quiet
 
-profile: setup # p50/p95 of every stage, batch throughput, memory
-	.venv/bin/warmtalk profile --json out/profile.json
+profile: setup # what each stage costs and what limits it
+	.venv/bin/warmtalk profile --json out/profile.json --html out/profile.html --trace out/trace.json
+
+load: setup # a small load of sessions on a graph of its own, with a report
+	.venv/bin/warmtalk load --json out/load.json
 
 doctor: .venv/ready # check this machine
 	.venv/bin/warmtalk doctor
