@@ -98,7 +98,8 @@ class Playout:
     def place(self, first_frame: int, frames: int) -> int:
         """Choose the position of a segment: directly after the previous one if it can arrive in time, else later.
 
-        Where that is not sure it follows directly, too, and is held when it is due: by then more is known.
+        Where that is not sure it follows directly, too, and is held when it is due: by then more is known. For the same
+        reason it is at most MAX_DELAY_S later.
         """
         now_s, broadcast = stable_time_s(), self.broadcast
         if not self._placed:
@@ -110,11 +111,13 @@ class Playout:
         end = self._placed[-1].end if self._placed else -1
         resting = self._cursor is None and self._started == len(self._placed)
         sure = end >= earliest
-        if self._placed and not resting and (sure or lead_s < LEAD_ERROR * (broadcast.clock.time_of(end) - now_s)):
+        if resting:
+            position = broadcast.grid.ceil(max(earliest, broadcast.reserved_until))
+        elif sure or lead_s < LEAD_ERROR * (broadcast.clock.time_of(end) - now_s):
             position = end
         else:
-            after_rest = 0 if resting else end + REST_FRAMES
-            position = broadcast.grid.ceil(max(earliest, broadcast.reserved_until, after_rest))
+            latest = end + round(MAX_DELAY_S * broadcast.clock.fps)
+            position = broadcast.grid.ceil(max(min(earliest, latest), broadcast.reserved_until, end + REST_FRAMES))
         self._placed.append(_Placed(first_frame, position, frames, now_s, sure))
         broadcast.reserved_until = position + frames
         broadcast.expect_speech(position)

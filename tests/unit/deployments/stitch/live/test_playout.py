@@ -123,6 +123,12 @@ async def test_a_segment_is_placed_by_how_fast_this_utterance_is_made_and_not_by
     assert live.playout.place(136, 100) == first + 136
 
 
+def test_a_segment_is_at_most_four_seconds_later_than_the_one_before_however_slow_the_machine_is():
+    live = Live(0, PaceEstimate(frame_s=0.1, speakers=6))
+    first = live.playout.place(0, 50)
+    assert 100 <= live.playout.place(50, 30) - (first + 50) < 100 + LIVE_FRAMES
+
+
 @pytest.mark.parametrize(("slow_s", "frame_s", "held"), [(4.4, 0.024, False), (30.0, 0.05, True)])
 async def test_a_segment_that_may_be_late_follows_directly_and_is_held_only_if_it_is_late(slow_s, frame_s, held):
     """A machine is slow while the segment is placed. Before that is due it is fast again, or stays slow."""
