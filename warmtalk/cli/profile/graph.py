@@ -16,6 +16,7 @@ from deployments.common.recent_calls import PERCENTILES
 from deployments.stitch.metrics import CALL_PARTS
 from warmtalk.cli.profile.alone import row_of
 from warmtalk.cli.profile.driving import DRIVEN, InGraph, drive, handle
+from warmtalk.cli.profile.driving import call as call_stage
 from warmtalk.cli.profile.statistics import Measure
 from warmtalk.cli.tables import STAGES
 
@@ -103,6 +104,9 @@ async def _stage_row(
         busy_ms = sum(call["busy_ms"] for call in loaded)
         row["under_load"]["busy_ms_per_frame"] = busy_ms / max(1, sum(call["frames"] for call in loaded))
     replicas = await every_stats(stage)
+    if not replicas:  # autoscaling has stopped the last one meanwhile
+        await call_stage(stage, InGraph(stage), 1, avatar_id)
+        replicas = await every_stats(stage)
     batch_size = int(replicas[0]["config"].get("batch_size", 0))
     row |= {"replicas": len(replicas), **row_of(replicas[0], batch_size)}
     if stage in DRIVEN and options.drive_alone and options.stage in (None, stage):
