@@ -76,6 +76,7 @@ class Setup:
     replicas: tuple[tuple[str, int], ...] = ()
     lipsync: dict[str, Any] = field(default_factory=dict)
     gpus: int = 1
+    port: int = 8024
 
     @property
     def most_replicas(self) -> int:
@@ -89,10 +90,10 @@ class Setup:
         make = [sys.executable, "-m", "benchmarks.gpu", "--make-only", "--out", str(self.out), "--device", self.device]
         subprocess.run([*make, *(["--small"] if self.small else [])], check=True)
 
-    def graph(self, port: int = 8024) -> LocalGraph:
+    def graph(self) -> LocalGraph:
         """The graph, not started yet."""
         self.make()
-        return LocalGraph("gpu" if self.gpu else "demo", port, self.out, self.change, CPUS)
+        return LocalGraph("gpu" if self.gpu else "demo", self.port, self.out, self.change, CPUS)
 
     def change(self, config: dict[str, Any]) -> None:
         if self.gpu:
@@ -357,6 +358,7 @@ def add_setup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="tiny networks, to test this script")
     parser.add_argument("--compile", default="graphs", choices=COMPILE_MODES, help="LipSync and GFPGAN, on CUDA")
+    parser.add_argument("--port", type=int, default=8024)
     parser.add_argument("--batch", type=int, help="faces per call of LipSync; default: as in configs/gpu.yaml")
     parser.add_argument(
         "--replicas", type=replicas, nargs="*", default=[], metavar="STAGE=N", help="number of replicas"
@@ -365,7 +367,7 @@ def add_setup_arguments(parser: argparse.ArgumentParser) -> None:
 
 def setup_of(arguments: argparse.Namespace, **values: Any) -> Setup:
     given = {"device": arguments.device, "small": arguments.small, "compiled": arguments.compile}
-    given |= {"batch": arguments.batch, "replicas": tuple(arguments.replicas)}
+    given |= {"batch": arguments.batch, "replicas": tuple(arguments.replicas), "port": arguments.port}
     return Setup(arguments.out.resolve(), **(given | values))
 
 
