@@ -96,6 +96,8 @@ def _roofline(stages: dict[str, Any]) -> str:
         label = f"{stage}: {row['roofline']['bound']}"
         axes.annotate(label, at, xytext=(8, -3), textcoords="offset points", fontsize=8, color=COLOURS[stage])
     axes.set(xscale="log", yscale="log", xlim=(low, high))
+    _plain_log(axes.xaxis, (1,))
+    _plain_log(axes.yaxis, (1,))
     axes.set_xlabel("operations per byte of memory traffic", fontsize=8, color=INK)
     axes.set_ylabel("GFLOP/s", fontsize=8, color=INK)
     return svg_of(figure)
@@ -131,6 +133,7 @@ def _speeds(stages: dict[str, Any]) -> str:
     ticks = sorted({int(size) for row in stages.values() for size in row["speed"]})
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
+    _plain_log(axes.yaxis, (1, 2, 5))
     axes.set_xlabel("frames per call", fontsize=8, color=INK)
     axes.set_ylabel("frames/s", fontsize=8, color=INK)
     axes.legend(fontsize=7, frameon=False)
@@ -149,6 +152,7 @@ def _sessions(sessions: dict[str, Any]) -> str:
     axes.set_xlabel("sessions at the same time", fontsize=8, color=INK)
     axes.set_ylabel("ms", fontsize=8, color="#2563eb")
     right = axes.twinx()
+    right.spines[:].set_visible(False)
     right.plot(counts, [row["frames_per_s"] for row in rows], marker="s", ms=4, color="#d97706", label="frames/s")
     right.plot(counts, [25 * count for count in counts], "--", color=REAL_TIME, lw=1)
     right.set(ylim=(0, None))
@@ -156,3 +160,12 @@ def _sessions(sessions: dict[str, Any]) -> str:
     right.set_ylabel("frames/s", fontsize=8, color="#d97706")
     axes.legend(fontsize=7, frameon=False, loc="upper left")
     return svg_of(figure)
+
+
+def _plain_log(axis: Any, steps: tuple[int, ...]) -> None:
+    """Ticks at these multiples of powers of ten, as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:,g}")
