@@ -60,7 +60,7 @@ CALLERS, CHUNK = 32, 16  # calls of a stage at a time, frames per call
 REPLICAS = (("TTS", 4), ("Stitch", 14))  # for 16 cores
 SENTENCE, SHORT = "Good morning, and welcome to the programme.", "Hello."  # the second for tiny networks on a CPU
 STEPS = [1.0, 4 / 3, 5 / 3, 2.0]  # numbers of sessions that are tried, as multiples of the target
-STREAMS = 40  # sessions per GPU that stream as fast as they are made
+STREAMS = 30  # sessions per GPU that stream as fast as they are made
 GPU = "there is no CUDA device"
 
 
