@@ -211,13 +211,18 @@ class StitchConfig(Supervised):
     sample_rate_hz: Literal[16000, 22050, 24000, 32000, 44100, 48000] = Field(
         24000, description="Sample rate of the sound of new sessions, in Hz."
     )
-    crf: int = Field(20, ge=0, le=40, description="Quality of the H.264 video: lower is better and larger.")
+    crf: int = Field(
+        20,
+        ge=0,
+        le=40,
+        description="Quality of the H.264 video: lower is better and larger. x264's quantiser is 2 less.",
+    )
     preset: str = Field("superfast", description="Speed preset of x264, such as `superfast`, `veryfast` or `medium`.")
-    encoder: Literal["auto", "libx264", "h264_nvenc", "h264_vaapi"] = Field(
+    encoder: Literal["auto", "libx264", "h264_nvenc"] = Field(
         "auto",
-        description="H.264 encoder of new sessions. `auto` takes that of a graphics card if it encodes a few frames "
-        "when Stitch starts, else x264. A card is visible to Stitch only if `num_gpus` in its ray_actor_options is "
-        "above 0. Where the encoder of a session is missing later, x264 continues it.",
+        description="H.264 encoder of new sessions. `auto` takes that of a graphics card if it encodes a few frames, "
+        "else x264; a card that is busy is tried again after a minute. A card is visible to Stitch only if `num_gpus` "
+        "in its ray_actor_options is above 0. Where the encoder of a session is missing later, x264 continues it.",
     )
     threads: int = Field(
         1,

@@ -9,6 +9,7 @@ card is missing, busy or makes other parameter sets continues the session with x
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -18,6 +19,7 @@ import av
 import av.logging
 import numpy as np
 from av.video.frame import PictureType
+from cachetools.func import ttl_cache
 
 from models.errors import ConfigError
 from models.media.frames import BT709, LIMITED, planes
@@ -27,7 +29,7 @@ from models.media.yuv import AnyFrame
 
 log = logging.getLogger(__name__)
 
-HARDWARE = ("h264_nvenc", "h264_vaapi")  # in the order in which `auto` tries them
+NVENC = "h264_nvenc"
 GLOBAL_HEADER = 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER: parameter sets go into the init segment, not into the frames
 COLOUR = "colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off"
 # qp: one quantiser for all frames. x264's crf finds the complexity of each frame on a reduced copy, which takes 15 % of
@@ -41,9 +43,18 @@ X264_PARAMS = f"keyint=infinite:scenecut=0:bframes=0:aq-mode=0:{COLOUR}"
 FASTER = {"superfast": ":cabac=0:8x8dct=0:weightp=0"}
 LENGTH_PREFIXED = ":annexb=0"  # x264 writes samples as MP4 stores them
 SECOND_ID = ":sps-id=1"  # of x264's parameter sets beside those of a graphics card, which have id 0
-NVENC = {"preset": "p4", "tune": "ll", "rc": "vbr", "b": "0", "delay": "0", "zerolatency": "1", "forced-idr": "1"}
+NVENC_OPTIONS = {
+    "preset": "p4",
+    "tune": "ll",
+    "rc": "vbr",
+    "b": "0",
+    "delay": "0",
+    "zerolatency": "1",
+    "forced-idr": "1",
+}
 IDR = 5  # nal_unit_type
 PROBE_PX, PROBE_FRAMES, PROBE_GOP = 256, 6, 3
+RETRY_S = 60.0  # after which a card that was busy or missing is tried again
 
 
 class H264Encoder:
@@ -82,7 +93,11 @@ def parameter_sets(spec: MediaSpec) -> bytes:
     return bytes.fromhex(spec.parameter_sets) + bytes(_open_x264(spec, SECOND_ID).extradata)
 
 
-@lru_cache(maxsize=64)
+def _now_s() -> float:
+    return time.monotonic()
+
+
+@ttl_cache(maxsize=64, ttl=RETRY_S, timer=lambda: _now_s())
 def with_encoder(spec: MediaSpec, encoder: str) -> MediaSpec:
     """The spec of a new session with this encoder, or with x264 if the encoder rejects the size."""
     if encoder == X264:
@@ -102,38 +117,46 @@ def choose_encoder(setting: str) -> tuple[str, str]:
     """
     if setting == X264:
         return X264, "as configured"
-    refused = []
-    for name in HARDWARE if setting == "auto" else (setting,):
-        if not (reason := probe(name)):
-            return name, "it encodes here" if setting == "auto" else "as configured"
-        refused.append(reason)
+    refused = probe(NVENC)
+    if not refused:
+        return NVENC, "it encodes here" if setting == "auto" else "as configured"
     if setting == "auto":
-        return X264, "; ".join(refused)
+        return X264, refused
     raise ConfigError(
-        f"The encoder {setting} cannot be used: {refused[0]}.",
+        f"The encoder {setting} cannot be used: {refused}.",
         "Set encoder to auto or libx264. A graphics card is visible to Stitch only if num_gpus in its "
         "ray_actor_options is above 0, and its encoder needs the card's driver.",
     )
 
 
-@lru_cache(maxsize=8)
+@ttl_cache(maxsize=8, ttl=RETRY_S, timer=lambda: _now_s())
 def probe(name: str) -> str:
-    """Encode a few frames with a graphics card's encoder. Returns why it cannot be used, or ""."""
+    """Encode a few frames with a graphics card's encoder, until they succeed once. Returns why it cannot be used, or
+    ""."""
     try:
-        codec = _open_hardware(MediaSpec(PROBE_PX, PROBE_PX, 25), name)
-        frame, packets = av.VideoFrame(PROBE_PX, PROBE_PX, "yuv420p"), []
-        for plane in frame.planes:
-            np.frombuffer(plane, np.uint8)[:] = 128  # type: ignore[call-overload]
-        for k in range(PROBE_FRAMES):
-            frame.pts, frame.pict_type = k, PictureType.NONE if k % PROBE_GOP else PictureType.I
-            packets += codec.encode(frame)
-        packets += codec.encode(None)
+        encode_test_frames(name)
     except (av.FFmpegError, ValueError) as error:
         return _reason(name, error)
+    except ConfigError as error:
+        return error.message
+    return ""
+
+
+@lru_cache(maxsize=8)  # errors are not cached
+def encode_test_frames(name: str) -> None:
+    """Raises av.FFmpegError, ValueError if PyAV does not have the encoder, ConfigError for unexpected frames."""
+    codec = _open_hardware(MediaSpec(PROBE_PX, PROBE_PX, 25), name)
+    frame, packets = av.VideoFrame(PROBE_PX, PROBE_PX, "yuv420p"), []
+    for plane in frame.planes:
+        np.frombuffer(plane, np.uint8)[:] = 128  # type: ignore[call-overload]
+    for k in range(PROBE_FRAMES):
+        frame.pts, frame.pict_type = k, PictureType.NONE if k % PROBE_GOP else PictureType.I
+        packets += codec.encode(frame)
+    packets += codec.encode(None)
     keys = [k for k, packet in enumerate(packets) if any(unit[0] & 31 == IDR for unit in nal_units(bytes(packet)))]
     if len(packets) != PROBE_FRAMES or keys != [*range(0, PROBE_FRAMES, PROBE_GOP)] or not codec.extradata:
-        return f"{name} made {len(packets)} frames, keyframes {keys}, of {PROBE_FRAMES}"
-    return ""
+        made = f"{name} made {len(packets)} frames, keyframes {keys}, of {PROBE_FRAMES}."
+        raise ConfigError(made, "Set encoder to libx264.")
 
 
 def _reason(name: str, error: Exception) -> str:
@@ -174,7 +197,7 @@ def _open_x264(spec: MediaSpec, more: str = "") -> Any:
 
 def _open_hardware(spec: MediaSpec, name: str) -> Any:
     """Raises av.FFmpegError, and ValueError if PyAV does not have the encoder."""
-    options = {**(NVENC if name == "h264_nvenc" else {}), "cq": str(spec.crf)}
+    options = {**NVENC_OPTIONS, "cq": str(spec.crf)}
     av.logging.set_level(av.logging.ERROR)  # so that an error carries FFmpeg's reason, such as a missing driver
     try:
         with av.logging.Capture():  # the reason goes into our own messages, not to stderr
