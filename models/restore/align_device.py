@@ -1,12 +1,13 @@
 """Aligns faces to the FFHQ template, runs a network and pastes back, in torch on the network's device, per batch.
 
 The fast twin of models/restore/align.py, which runs on a CPU: with a GPU, those warps would take ten times as long as
-the network.
+the network. On CUDA it is one kernel before the network and one after it, elsewhere torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from models.restore.align import OUTSIDE, check_faces, soft_square, to_template,
 from models.runtime.transfers import Transfers
 from models.types import CROP_PX, RESTORED_PX, Float32, UInt8
 
+PIXELS = 128  # per program of the kernels
 Net = Callable[[torch.Tensor], torch.Tensor]  # RGB (n, 3, 512, 512) in [-1, 1] → the same, unclipped
 
 
@@ -41,30 +43,63 @@ def aligned_pass(net: Net, device: Any) -> Callable[..., torch.Tensor]:
     `(n, 512, 512, 3)` on the template. Returns uint8 `(n, 512, 512, 3)`.
     """
     squares = {side: _square(side, device) for side in (CROP_PX, RESTORED_PX)}
+    lay, paste = (_lay_cuda, _paste_cuda) if torch.device(device).type == "cuda" else (_lay, _paste)
 
     def run(faces: torch.Tensor, placements: torch.Tensor, around: torch.Tensor) -> torch.Tensor:
-        side = faces.shape[1]
-        image = faces.permute(0, 3, 1, 2).float()  # (n, 3, s, s)
-        into, back = (placements[:, k : k + 6].unflatten(1, (2, 3)) for k in (0, 6))
-        placed, soft, strength = placements[:, 12:, None, None].split(1, 1)  # (n, 1, 1, 1)
-        # 1. onto the template
-        cut = grid(into, RESTORED_PX, (side, side))
-        laid = _levels(F.grid_sample(image, cut, "bicubic", "border", align_corners=False))
-        cover = 1 - soft * (1 - squares[side])  # (n, 1, s, s)
-        inside = 1 - placed * (1 - F.grid_sample(cover, cut, "bilinear", "zeros", align_corners=False))
-        laid = _levels(inside * laid + (1 - inside) * around.permute(0, 3, 1, 2).float())
-        # 2. the network
-        restored = _levels((net(laid / 127.5 - 1).float().clamp(-1, 1) + 1) * 127.5)  # (n, 3, 512, 512)
-        # 3. pasted over the enlarged face
-        large = _levels(F.interpolate(image, size=(RESTORED_PX, RESTORED_PX), mode="bicubic", align_corners=False))
-        paste = grid(back, RESTORED_PX, (RESTORED_PX, RESTORED_PX))
-        over = _levels(F.grid_sample(restored, paste, "bicubic", "border", align_corners=False))
-        frame = squares[RESTORED_PX]
-        seen = F.grid_sample(frame.expand(len(faces), -1, -1, -1), paste, "bilinear", "zeros", align_corners=False)
-        share = strength * (1 - placed * (1 - seen * frame))
-        return (share * over + (1 - share) * large).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        restored = net(lay(faces, placements, around, squares[faces.shape[1]])).float()  # (n, 3, 512, 512)
+        return paste(restored, faces, placements, squares[RESTORED_PX])
 
     return run
+
+
+def _lay(faces: torch.Tensor, placements: torch.Tensor, around: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
+    """Faces onto the template: RGB `(n, 3, 512, 512)` in [-1, 1]. square: `(1, 1, s, s)`, 0 at the edge, 1 inside."""
+    side = faces.shape[1]
+    cut = grid(placements[:, :6].unflatten(1, (2, 3)), RESTORED_PX, (side, side))
+    placed, soft = placements[:, 12:14, None, None].split(1, 1)  # (n, 1, 1, 1)
+    laid = _levels(F.grid_sample(_image(faces), cut, "bicubic", "border", align_corners=False))
+    cover = 1 - soft * (1 - square)  # (n, 1, s, s)
+    inside = 1 - placed * (1 - F.grid_sample(cover, cut, "bilinear", "zeros", align_corners=False))
+    return _levels(inside * laid + (1 - inside) * _image(around)) / 127.5 - 1
+
+
+def _paste(restored: torch.Tensor, faces: torch.Tensor, placements: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+    """The network's pictures over the enlarged faces: uint8 `(n, 512, 512, 3)`. frame: `(1, 1, 512, 512)`."""
+    size = (RESTORED_PX, RESTORED_PX)
+    large = _levels(F.interpolate(_image(faces), size=size, mode="bicubic", align_corners=False))
+    paste = grid(placements[:, 6:12].unflatten(1, (2, 3)), RESTORED_PX, size)
+    levels = _levels((restored.clamp(-1, 1) + 1) * 127.5)
+    over = _levels(F.grid_sample(levels, paste, "bicubic", "border", align_corners=False))
+    seen = F.grid_sample(frame.expand(len(faces), -1, -1, -1), paste, "bilinear", "zeros", align_corners=False)
+    placed, strength = placements[:, 12, None, None, None], placements[:, 14, None, None, None]
+    share = strength * (1 - placed * (1 - seen * frame))
+    return (share * over + (1 - share) * large).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _lay_cuda(
+    faces: torch.Tensor, placements: torch.Tensor, around: torch.Tensor, square: torch.Tensor
+) -> torch.Tensor:
+    n, side = faces.shape[:2]
+    out = torch.empty((n, 3, RESTORED_PX, RESTORED_PX), device=faces.device)
+    _kernels().lay[(RESTORED_PX * RESTORED_PX // PIXELS, n)](
+        *(faces.contiguous(), placements.contiguous(), around.contiguous(), square, out, side),
+        SIZE=RESTORED_PX,
+        PIXELS=PIXELS,
+    )
+    return out
+
+
+def _paste_cuda(
+    restored: torch.Tensor, faces: torch.Tensor, placements: torch.Tensor, frame: torch.Tensor
+) -> torch.Tensor:
+    n, side = faces.shape[:2]
+    out = torch.empty((n, RESTORED_PX, RESTORED_PX, 3), dtype=torch.uint8, device=faces.device)
+    _kernels().paste[(RESTORED_PX * RESTORED_PX // PIXELS, n)](
+        *(restored.contiguous(), faces.contiguous(), placements.contiguous(), frame, out, side),
+        SIZE=RESTORED_PX,
+        PIXELS=PIXELS,
+    )
+    return out
 
 
 def placements(
@@ -123,5 +158,18 @@ def _levels(image: torch.Tensor) -> torch.Tensor:
     return image.clamp(0, 255).round()
 
 
+def _image(rows: torch.Tensor) -> torch.Tensor:
+    """uint8 `(n, h, w, 3)` → float32 `(n, 3, h, w)`."""
+    return rows.permute(0, 3, 1, 2).float()
+
+
 def _square(side: int, device: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(soft_square(side))).to(device)[None, None]  # (1, 1, side, side)
+
+
+@cache
+def _kernels() -> Any:
+    """Imported at the first use, because Triton comes only with torch for CUDA."""
+    from models.restore import align_kernels
+
+    return align_kernels
