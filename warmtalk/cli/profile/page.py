@@ -27,26 +27,30 @@ def render(profile: dict[str, Any], verdicts: Sequence[Verdict] = (), suggestion
     facts += [f"{device['cores']:g} cores"] if device else ["the device was not measured"]
     parts = [
         f'<header class="pass"><h1>Profile</h1><p>{escape(" · ".join(facts))}</p></header>',
-        *(f"<section>{table}</section>" for table in map(_table, tables.tables(profile, verdicts))),
+        *(_section(table) for table in tables.tables(profile)),
         *(_plot(title, about, svg) for title, about, svg in _plots(profile)),
     ]
     if suggestions:
         parts.append(f"<section><h2>Suggestions</h2>{_suggestions(suggestions)}</section>")
+    if verdicts:
+        parts.append(_section(tables.comparison(verdicts)))
     return html_page(f"Profile of {config}", parts)
 
 
-def _table(table: Table) -> str:
+def _section(table: Table) -> str:
     """A table of the terminal as HTML."""
     columns = [[*column.cells] for column in table.columns]
     head = "".join(f"<th>{escape(str(column.header))}</th>" for column in table.columns)
-    rows = ("".join(f'<td class="number">{_cell(cell)}</td>' for cell in row) for row in zip(*columns, strict=True))
+    rows = ("".join(map(_cell, row)) for row in zip(*columns, strict=True))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<h2>{escape(str(table.title))}</h2><table><tr>{head}</tr>{body}</table>"
+    return f"<section><h2>{escape(str(table.title))}</h2><table><tr>{head}</tr>{body}</table></section>"
 
 
 def _cell(cell: Any) -> str:
     text = escape(Text.from_markup(str(cell)).plain)
-    return text.replace(": ", "<br>", 1) if len(text) > 40 else text
+    if len(text) <= 40:
+        return f'<td class="number">{text}</td>'
+    return f"<td><b>{text.replace(': ', '</b><br>', 1)}</td>"
 
 
 def _suggestions(suggestions: Iterable[Suggestion]) -> str:

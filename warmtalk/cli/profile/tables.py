@@ -25,7 +25,7 @@ def tables(profile: dict[str, Any], verdicts: Sequence[Verdict] = ()) -> Iterato
     if profile.get("sessions"):
         yield _sessions(profile["sessions"])
     if verdicts:
-        yield _comparison(verdicts)
+        yield comparison(verdicts)
 
 
 def _times(stages: dict[str, Any]) -> Table:
@@ -80,7 +80,8 @@ def _sessions(sessions: dict[str, Any]) -> Table:
     return table
 
 
-def _comparison(verdicts: Sequence[Verdict]) -> Table:
+def comparison(verdicts: Sequence[Verdict]) -> Table:
+    """A verdict per figure."""
     table = stage_table("Compared with the baseline")
     for name in ("figure", "before", "now", "change", "verdict"):
         table.add_column(name, justify="left" if name in ("figure", "verdict") else "right")
