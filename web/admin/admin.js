@@ -56,13 +56,13 @@ function replicaRow(stats) {
 const HEADS = [
   ["Replica", "The end of Serve's id"],
   ["Queue", "Calls or frames that wait; of Ingress: viewers"],
-  ["Wait", "Milliseconds in the queue, p50 / p95 of the last minute"],
-  ["Compute", "Milliseconds of computation, p50 / p95 of the last minute"],
+  ["Wait, ms", "Milliseconds in the queue, p50 / p95 of the last minute"],
+  ["Compute, ms", "Milliseconds of computation, p50 / p95 of the last minute"],
   ["Calls/s", "In the last minute"],
-  ["Fill", "Percent of the places in a batch"],
-  ["GPU", "MB that torch reserves"],
-  ["RAM", "MB of the process"],
-  ["Start", "Seconds of the cold start"],
+  ["Fill, %", "Percent of the places in a batch"],
+  ["GPU, MB", "MB that torch reserves"],
+  ["RAM, MB", "MB of the process"],
+  ["Start, s", "Seconds of the cold start"],
 ];
 
 function stageCard(name, stage) {
