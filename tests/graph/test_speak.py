@@ -90,7 +90,9 @@ def test_queue_transfer_and_compute_account_for_the_wall_time_of_each_call(clien
         assert abs(parts_ms - call["wall_ms"]) <= max(0.1 * call["wall_ms"], 1.0), call
 
 
-def test_a_profile_measures_sessions_and_stages_and_traces_an_utterance(graph):
+def test_a_profile_measures_sessions_and_stages_and_traces_an_utterance(graph, monkeypatch):
+    monkeypatch.setattr("warmtalk.cli.profile.graph.SENTENCES", ("Two words.",))
+    monkeypatch.setattr("warmtalk.cli.profile.driving.DRIVE_S", 0.2)
     options = Options(repeats=1, enhance=False, sizes=(2,), sessions=(2,), stage="LipSync")
     profile = asyncio.run(profile_graph(options))
     rows = judged({"format": 1, "mode": "graph", **profile.to_dict()})["stages"]
