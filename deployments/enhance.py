@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FILE_OPTIONS = ("path", "weights")  # engine options that are resolved by input_path
 GFPGAN_WEIGHTS = "weights/GFPGANv1.4.pth"
+DRAWN_HEADS = 128  # of 0.75 MB: drawn last, and perhaps not on the device yet
 FRAME_CACHE_BYTES = 64 << 20  # decoded frames per avatar; small, because each frame is read once, in order
 
 
@@ -69,6 +70,7 @@ class Enhance(Stage[EnhanceConfig]):
 
     def __init__(self) -> None:
         super().__init__()
+        self._drawn: LRUCache[tuple[tuple[str, str], int], asyncio.Future[UInt8]] = LRUCache(DRAWN_HEADS)
         self._batcher: FrameBatcher[Face, UInt8] = FrameBatcher(
             self.worker.guard(self._start), self.worker.run, 1, 0.0, self.stage, self.meter.record_batch_limit
         )
@@ -142,12 +144,22 @@ class Enhance(Stage[EnhanceConfig]):
         avatar = await self._avatar_faces(crops.avatar_id)
         points = avatar.points(crops.avatar_frames, crops.images.shape[1])  # (n, 5, 2)
         frames: list[int] = crops.avatar_frames.tolist()
-        # on other threads: it takes as long as restoring several faces
         missing = heads.missing(avatar, frames)
-        drawn = await asyncio.gather(*(asyncio.to_thread(avatar.head, frame) for frame in missing))
+        drawn = await asyncio.gather(*(self._head(avatar, frame) for frame in missing))
         head_of = dict(zip(missing, drawn, strict=True))
         rows = zip(crops.images, strengths, points, frames, strict=True)
         return [Face(crop, weight, five, avatar, frame, head_of.get(frame)) for crop, weight, five, frame in rows]
+
+    async def _head(self, avatar: AvatarFaces, frame: int) -> UInt8:
+        """Drawn on another thread, because it takes as long as restoring several faces; once for all calls."""
+        key = (avatar.key, frame)
+        if key not in self._drawn:
+            self._drawn[key] = asyncio.ensure_future(asyncio.to_thread(avatar.head, frame))
+        try:
+            return await asyncio.shield(self._drawn[key])  # another call may wait for it when this one is cancelled
+        except Exception:
+            self._drawn.pop(key, None)
+            raise
 
     async def _avatar_faces(self, avatar_id: str) -> AvatarFaces:
         """Landmarks and surroundings of the avatar's faces. Raises AvatarNotFound."""

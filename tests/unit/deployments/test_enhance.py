@@ -15,6 +15,7 @@ from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound
 from models.geometry import apply, warp
 from models.restore.align import align, five_points, smoothed_points, to_template
+from models.restore.avatar_faces import AvatarFaces
 from models.restore.heads import Heads
 from models.types import FaceCrops
 from tests.support.paths import ROOT
@@ -102,6 +103,13 @@ async def test_the_surroundings_are_the_avatars_own_head(stage: Enhance, present
     assert np.abs(around[0, 20:60, 200:320].astype(int) - [135, 133, 132]).mean() > 20  # hair, and not grey
     whole = align(crop, to_template(landmarks[0]), around[0])
     assert np.abs(whole.astype(int) - around[0]).mean() < 1.0
+
+
+async def test_a_head_is_drawn_once_for_calls_at_the_same_time(stage: Enhance, monkeypatch) -> None:
+    drawn, head = [], AvatarFaces.head
+    monkeypatch.setattr(AvatarFaces, "head", lambda self, frame: drawn.append(frame) or head(self, frame))
+    await asyncio.gather(*(restored(stage, crops([5, 6])) for _ in range(3)))
+    assert sorted(drawn) == [5, 6] and sum(given[0][0] for given in stage.engine.given) == 6
 
 
 async def test_crops_of_512_px_get_scaled_landmarks(stage: Enhance) -> None:
