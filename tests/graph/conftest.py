@@ -26,6 +26,7 @@ SHARED_GRAPH = (
     "test_overload",
     "test_sessions_live",
     "test_speak",
+    "test_monitoring",
     "test_speech_api",
     "test_refusals",
     "test_load",
