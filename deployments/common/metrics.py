@@ -80,6 +80,9 @@ METRICS: dict[str, Metric] = {
 }
 
 
+_GAUGES: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # by name and tags: the values set last
+
+
 def increment(name: str, amount: float = 1, **tags: str) -> None:
     """Add to a counter."""
     if amount > 0:
@@ -87,7 +90,14 @@ def increment(name: str, amount: float = 1, **tags: str) -> None:
 
 
 def set_gauge(name: str, value: float, **tags: str) -> None:
+    _GAUGES[name, tuple(tags.items())] = value
     _instrument(name).set(value, tags)
+
+
+def repeat_gauges() -> None:
+    """Set all gauges of this process again. Ray stops exporting one that is not set for some seconds."""
+    for (name, tags), value in list(_GAUGES.items()):
+        _instrument(name).set(value, dict(tags))
 
 
 def observe(name: str, value: float, **tags: str) -> None:

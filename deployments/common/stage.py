@@ -16,7 +16,7 @@ from configs.schema import STAGES, Strict
 from configs.strict import Accelerated, Supervised
 from deployments.common.clocks import own_host
 from deployments.common.errors import ReplicaFailedError
-from deployments.common.metrics import increment, observe, set_gauge
+from deployments.common.metrics import increment, observe, repeat_gauges, set_gauge
 from deployments.common.recent_calls import RecentCalls
 from deployments.common.requests import RECENT_ERRORS
 from deployments.common.supervision import Supervision, replica_resources
@@ -186,6 +186,7 @@ class Stage(Generic[C]):
 
     def report(self) -> None:
         """Set the gauges of this replica. Called every CHECK_S (supervision.py)."""
+        repeat_gauges()
         queues = self._queues()
         set_gauge("warmtalk_queued_calls", sum(queue.waiting() for queue in queues), stage=self.stage)
         set_gauge("warmtalk_oldest_queued_s", max(queue.oldest_s() for queue in queues), stage=self.stage)

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from configs.schema import IngressConfig
 from deployments.common.messages import LiveResume
-from deployments.common.metrics import set_gauge
+from deployments.common.metrics import repeat_gauges, set_gauge
 from deployments.common.paths import output_path
 from deployments.common.requests import RECENT_ERRORS
 from deployments.common.stage import FOOTPRINT_KEYS, footprint, parse_config
@@ -132,6 +132,7 @@ class Ingress(SpeechRoutes, ChatRoutes, AvatarRoutes, OpenAIRoutes, SessionRoute
 
     def _report(self) -> str:
         """Set the gauges of this replica; called by its supervision."""
+        repeat_gauges()
         set_gauge("warmtalk_viewers", self._hubs.viewers())
         set_gauge("warmtalk_webrtc_viewers", len(self._whep.peers))
         return ""
