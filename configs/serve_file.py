@@ -30,7 +30,7 @@ class ConfigFileError(ValueError):
 
 
 def config_path(name: str) -> Path:
-    """The config file for a short name (`demo`, `gpu`, `cluster`) or a path. Raises ConfigFileError."""
+    """The config file for a short name (`demo`, `gpu`, `node`, `cluster`) or a path. Raises ConfigFileError."""
     path = Path(name)
     if not path.suffix and (FOLDER / f"{name}.yaml").is_file():
         return FOLDER / f"{name}.yaml"

@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigOption = Annotated[str, typer.Option(help="A Serve config file, or demo, gpu, cluster.")]
+ConfigOption = Annotated[str, typer.Option(help="A Serve config file, or demo, gpu, node, cluster.")]
 ServerOption = Annotated[str | None, typer.Option(help="URL of a running server; without it one is started.")]
 PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="HTTP port; the config's by default.")]
 

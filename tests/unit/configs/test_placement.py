@@ -7,7 +7,7 @@ import pytest
 from configs.placement import Need, check_placement, gpus_needed
 from configs.serve_file import FOLDER, load_serve_config
 
-GPUS = {"demo": 0, "gpu": 1, "cluster": 8}  # of the smallest installation that a config is for
+GPUS = {"demo": 0, "gpu": 1, "node": 8, "cluster": 8}  # of the smallest installation that a config is for
 
 
 def config(*stages: tuple[str, float, int, int]) -> dict:

@@ -17,7 +17,7 @@ from configs.serve_file import (
 from deployments.common.stage import parse_config
 from models.errors import ConfigError
 
-FILES = ["demo", "gpu", "cluster"]
+FILES = ["demo", "gpu", "node", "cluster"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -44,7 +44,7 @@ def test_autoscaling_reacts_in_seconds(name):
         assert scaling.get("upscale_delay_s", 1) <= 1
 
 
-@pytest.mark.parametrize("name", ["gpu", "cluster"])
+@pytest.mark.parametrize("name", ["gpu", "node", "cluster"])
 def test_one_replica_of_every_stage_fits_one_gpu(name):
     deployments = load_serve_config(name)["applications"][0]["deployments"]
     assert sum(d["ray_actor_options"].get("num_gpus", 0) for d in deployments) <= 1.0

@@ -67,7 +67,7 @@ def test_the_manifest_contains_the_serve_config_unchanged(documents: list[dict[s
 def test_policies_and_routers_named_in_the_configs_can_be_imported() -> None:
     """Serve imports them by name in the controller, where a wrong name stops the whole deployment."""
     named = set()
-    for name in ("demo", "gpu", "cluster"):
+    for name in ("demo", "gpu", "node", "cluster"):
         for stage in load_serve_config(name)["applications"][0]["deployments"]:
             policy = stage.get("autoscaling_config", {}).get("policy", {}).get("policy_function")
             router = stage.get("request_router_config", {}).get("request_router_class")

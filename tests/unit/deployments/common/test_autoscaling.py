@@ -225,7 +225,7 @@ async def test_a_batcher_reports_what_waits_of_live_speech_and_how_late_it_is():
     assert 0 < report[LOAD] <= 1 and report[LATE_S] == report[OVERDUE_S] == report[FILES] == 0 < report[NEED]
 
 
-@pytest.mark.parametrize("name", ["gpu", "cluster"])
+@pytest.mark.parametrize("name", ["gpu", "node", "cluster"])
 @pytest.mark.parametrize("stage", ["LipSync", "Enhance", "Stitch"])
 def test_serve_can_load_the_policy_that_the_configs_name(name, stage):
     config = AutoscalingConfig(**deployment_of(load_serve_config(name), stage)["autoscaling_config"])

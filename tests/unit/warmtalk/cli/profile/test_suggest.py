@@ -72,7 +72,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["demo", "gpu", "cluster"])
+@pytest.mark.parametrize("name", ["demo", "gpu", "node", "cluster"])
 def test_the_patched_config_differs_in_the_suggested_keys_alone_and_keeps_its_comments(name, tmp_path) -> None:
     source, output = FOLDER / f"{name}.yaml", tmp_path / "my.yaml"
     shown = patch.write_patched(source, CHANGES, output)
