@@ -238,7 +238,7 @@ class Stage(Generic[C]):
             "host": own_host(),
             **footprint(),
             **gpu_memory(),
-            "start_s": round(self._start_s, 2),
+            "start_s": round(self._start_s, 4),
             "queued": sum(queue.waiting() for queue in self._queues()),
             "recent": self.meter.recent.summary(),
             "transfer": {stage: calls.summary() for stage, calls in list(self.meter.recent_transfer.items())},
