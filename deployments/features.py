@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from models.features import WhisperFeatures
 
 KEPT_SEGMENTS = 32  # whose windows wait for a second call; 1 MB per second of speech
-IDLE_S = 0.1
 ROUNDING_FRAMES = 0.01  # tolerance for speech of a whole number of frames whose frames are not whole samples
 
 
@@ -34,7 +33,6 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
     def __init__(self) -> None:
         super().__init__()
         self._kept: LRUCache[str, asyncio.Task[WorkResult[FeatureWindows]]] = LRUCache(KEPT_SEGMENTS)  # by key
-        self._used_s = float("-inf")
 
     def apply(self, config: AudioFeaturesConfig, changed: set[str] | None) -> None:
         import torch
@@ -68,7 +66,6 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
         """
         received_s, began_s = time.time(), time.perf_counter()
         await self.ready()
-        self._used_s = time.monotonic()
         kept = self._kept.pop(key, None) if key and count is None else None
         made = kept or asyncio.create_task(self.worker.run(self._windows, self.config, speech, fps, active))
         if key and count is not None:
@@ -79,17 +76,6 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
         queue_s = time.perf_counter() - began_s - compute_s
         timing = self.meter.record_call(len(windows), received_s, max(0.0, queue_s), compute_s)
         return Stamped(windows, (timing,))
-
-    async def wake(self) -> None:
-        """Compute something small on a GPU that this stage has not used for IDLE_S.
-
-        The first work after a pause takes 13 ms longer than the next one, for example because the GPU then changes from
-        another stage's process to this one. Stitch calls this when a request arrives, while TTS still works.
-        """
-        await self.ready()
-        if self.config.device == "cuda" and time.monotonic() - self._used_s > IDLE_S:
-            self._used_s = time.monotonic()
-            await self.worker.run(resting_window, self.model, self.config)
 
     def _windows(
         self, config: AudioFeaturesConfig, speech: Speech, fps: int, active: Spans | None = None

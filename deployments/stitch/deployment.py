@@ -7,7 +7,6 @@ other stages only through their handles.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import time
@@ -16,8 +15,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from configs.schema import StitchConfig
@@ -79,7 +76,6 @@ class Stitch(SessionCalls):
         # Sentences are small and streamed by value; features and frames travel through the object store.
         self._handles = (tts.options(stream=True, _by_reference=False), features, lipsync, enhance)
         self._by_value = features.options(_by_reference=False), lipsync.options(_by_reference=False)
-        self._waking: set[asyncio.Task[None]] = set()
         self._session_lock = KeyedLock()  # one utterance per session at a time
         self._interrupts = Interrupts()
         self._text_streams = TextStreams()
@@ -163,7 +159,6 @@ class Stitch(SessionCalls):
         self, request: SpeakRequest, interrupt: Interrupt, making: Making, requested_s: float
     ) -> AsyncGenerator[SpeakEvent, None]:
         started_s = time.perf_counter()
-        self._wake_features()
         writer = (await self.worker.run(self._plan, request)).value
         speaking = self._avatars.speaking(request.session_id, writer.avatar.prepared.avatar_id)
         async with recorded_speech(request.audio_path, writer.spec, self.config.max_audio_s) as speech:
@@ -184,17 +179,6 @@ class Stitch(SessionCalls):
         summary = run.summary() | {"request_id": request_id()}
         await asyncio.to_thread(self._sessions.remember, request.session_id, summary)
         yield SpeakEvent(summary={**summary, "calls": run.calls()} if request.calls else summary)
-
-    def _wake_features(self) -> None:
-        """Without waiting: it only makes the first call of the utterance faster."""
-
-        async def wake() -> None:
-            with contextlib.suppress(RayError, RayServeException, WarmTalkError, asyncio.CancelledError):
-                await self._by_value[0].wake.remote()
-
-        task = asyncio.create_task(wake())
-        self._waking.add(task)
-        task.add_done_callback(self._waking.discard)
 
     def _plan(self, request: SpeakRequest) -> UtteranceWriter:
         """Check all that can be checked before the pipeline starts. Raises InputError, AvatarNotFound."""

@@ -91,10 +91,6 @@ class Stages:
         self.spoken: list[tuple[float, str]] = []
         self.speak = Method(self._speak, Stream)
         self.windows, self.generate = Method(self._windows), Method(self._generate)
-        self.wake = Method(self._wake)
-
-    async def _wake(self):
-        pass
 
     def options(self, **options):
         return self
