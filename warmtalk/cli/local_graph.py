@@ -138,6 +138,7 @@ class LocalGraph:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")  # a frozen one does not finish its calls
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")  # a dead proxy is replaced after three
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # 5 s are too little on a busy machine
         # ten rounds a second, as by default, keep 0.07 cores busy while nobody speaks
         os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.2")
         os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "1000")  # Ray passes them on every 10 s
@@ -195,17 +196,24 @@ class LocalGraph:
             raise ConfigError(message, f"Correct {place} in the config file.") from error
 
     def _deploy(self) -> None:
+        from ray.exceptions import RayError
         from ray.serve._private.api import serve_start
         from ray.serve.config import gRPCOptions
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         schema = self._schema()
-        client = serve_start(
-            http_options=schema.http_options.model_dump(),
-            proxy_location=schema.proxy_location,
-            grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
-            global_logging_config=schema.logging_config,
-        )
+        try:
+            client = serve_start(
+                http_options=schema.http_options.model_dump(),
+                proxy_location=schema.proxy_location,
+                grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+                global_logging_config=schema.logging_config,
+            )
+        except (RayError, TimeoutError) as error:  # Serve replaces a proxy that takes too long, and waits for the first
+            reason = str(error).splitlines()[0]
+            raise StageError(
+                f"Ray Serve did not start: {reason}", f"If this machine is busy, try again. {_LOGS}"
+            ) from error
         client.deploy_apps(schema, _blocking=False)
 
     def _wait(self, progress: Progress) -> None:

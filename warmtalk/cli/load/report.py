@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -116,7 +117,7 @@ def page(run: Run) -> str:
         f'<header class="{"pass" if good else "broken"}"><h1>{held:.0f} of {all_sessions:.0f} sessions held</h1>'
         f"<p>{run.took_s:.0f} s, at most {scenario.sessions} sessions at a time, "
         f"{scenario.arrivals_per_s:g} arrivals/s, {scenario.enhance:.0%} enhanced</p></header>",
-        _html_table([("figure", "value")], [(name, _number(value)) for name, value in found.items()]),
+        _html_table(("figure", "value"), [(name, _number(value)) for name, value in found.items()]),
         _section("Sessions", _sessions_plot(run)),
         _section("Time to the first fragment", _ttff_plot(run)),
     ]
@@ -125,14 +126,14 @@ def page(run: Run) -> str:
         parts += [
             _section("Replicas", _stage_plot(run, replicas_over_time, "replicas")),
             _section("Share of their time that replicas compute", _stage_plot(run, busy_over_time, "busy")),
-            _html_table([("stage", "replicas", "busy, mean", "busy, peak")], rows),
+            _html_table(("stage", "replicas", "busy, mean", "busy, peak"), rows),
         ]
     else:
         parts.append(
             '<p class="warning">No state of the stages: /admin/state did not answer, or the key may not read it.</p>'
         )
     if wrong := errors(run):
-        parts.append(_html_table([("error", "times")], [(text, str(count)) for text, count in wrong]))
+        parts.append(_html_table(("error", "times"), [(text, str(count)) for text, count in wrong]))
     return html_page("warmtalk load", parts)
 
 
@@ -140,8 +141,8 @@ def _section(title: str, svg: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{svg}</section>"
 
 
-def _html_table(head: list[tuple[str, ...]], rows: list[tuple[str, ...]]) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head[0])
+def _html_table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     lines = [
         "<tr>"
         + f"<td>{escape(row[0])}</td>"

@@ -4,6 +4,7 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayActorError
 
 from models import errors
 from models.errors import ConfigError, StageError, WarmTalkError
@@ -74,6 +75,17 @@ def test_an_interrupted_start_stops_what_it_started(monkeypatch, no_ray):
     with pytest.raises(KeyboardInterrupt):
         LocalGraph("demo").start()
     assert stopped == ["stopped"]
+
+
+@pytest.mark.parametrize("error", [RayActorError(), TimeoutError("HTTP proxies not available after 60s.")])
+def test_a_serve_that_does_not_start_is_reported_in_a_sentence(monkeypatch, error):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setattr("ray.serve._private.api.serve_start", fail)
+    with pytest.raises(StageError, match="Ray Serve did not start: .") as caught:
+        LocalGraph("demo")._deploy()
+    assert "try again" in caught.value.remedy
 
 
 def application(message: str = "", status: str = "DEPLOY_FAILED", **deployments: str) -> SimpleNamespace:
