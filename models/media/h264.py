@@ -9,6 +9,7 @@ card is missing, busy or makes other parameter sets continues the session with x
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -54,7 +55,8 @@ NVENC_OPTIONS = {
 }
 IDR = 5  # nal_unit_type
 PROBE_PX, PROBE_FRAMES, PROBE_GOP = 256, 6, 3
-RETRY_S = 60.0  # after which a card that was busy or missing is tried again
+RETRY_S = 60.0  # after which a card that was busy is tried again
+REFUSED_FOR_GOOD = ("Cannot load", "unsupported device", f"has no {NVENC}")  # no driver; a card without an encoder
 
 
 class H264Encoder:
@@ -103,10 +105,15 @@ def with_encoder(spec: MediaSpec, encoder: str) -> MediaSpec:
     if encoder == X264:
         return spec
     try:
-        codec = _open_hardware(spec, encoder)
+        return _card_spec(spec, encoder)
     except (av.FFmpegError, ValueError) as error:
         log.warning("New sessions of %d×%d px use libx264: %s.", spec.width, spec.height, _reason(encoder, error))
         return spec
+
+
+@lru_cache(maxsize=64)  # errors are not cached
+def _card_spec(spec: MediaSpec, encoder: str) -> MediaSpec:
+    codec = _open_hardware(spec, encoder)
     return replace(spec, encoder=encoder, parameter_sets=bytes(codec.extradata).hex())
 
 
@@ -129,20 +136,35 @@ def choose_encoder(setting: str) -> tuple[str, str]:
     )
 
 
-@ttl_cache(maxsize=8, ttl=RETRY_S, timer=lambda: _now_s())
+_refusals: dict[str, tuple[float, str]] = {}  # encoder → when it was probed, and why it cannot be used, or ""
+
+
 def probe(name: str) -> str:
-    """Encode a few frames with a graphics card's encoder, until they succeed once. Returns why it cannot be used, or
-    ""."""
+    """Encode a few frames with a graphics card's encoder, once. Returns why it cannot be used, or "".
+
+    A card that may be busy is tried again after RETRY_S, on another thread: that can take half a second, and speech
+    waits for this answer.
+    """
+    if name not in _refusals:
+        _probe_now(name)
+    probed_s, reason = _refusals[name]
+    if reason and not any(part in reason for part in REFUSED_FOR_GOOD) and _now_s() - probed_s > RETRY_S:
+        _refusals[name] = _now_s(), reason  # so that one thread tries
+        threading.Thread(target=_probe_now, args=(name,), name="encoder probe", daemon=True).start()
+    return reason
+
+
+def _probe_now(name: str) -> None:
     try:
         encode_test_frames(name)
+        reason = ""
     except (av.FFmpegError, ValueError) as error:
-        return _reason(name, error)
+        reason = _reason(name, error)
     except ConfigError as error:
-        return error.message
-    return ""
+        reason = error.message
+    _refusals[name] = _now_s(), reason
 
 
-@lru_cache(maxsize=8)  # errors are not cached
 def encode_test_frames(name: str) -> None:
     """Raises av.FFmpegError, ValueError if PyAV does not have the encoder, ConfigError for unexpected frames."""
     codec = _open_hardware(MediaSpec(PROBE_PX, PROBE_PX, 25), name)

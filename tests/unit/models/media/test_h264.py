@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -14,7 +14,7 @@ import pytest
 from models.errors import ConfigError
 from models.media import h264
 from models.media.encode import MediaSpec, UtteranceEncoder, init_segment
-from models.media.h264 import choose_encoder, encode_test_frames, parameter_sets, probe, with_encoder
+from models.media.h264 import choose_encoder, parameter_sets, with_encoder
 from models.media.mp4 import PPS, SPS, nal_units
 from models.stitch.session import SessionFile
 
@@ -43,10 +43,11 @@ class Card:
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     made = Card()
     monkeypatch.setattr(h264, "_open_hardware", made)
-    for cached in (probe, encode_test_frames, with_encoder, init_segment):
+    monkeypatch.setattr(h264, "_refusals", {})
+    for cached in (h264._card_spec, with_encoder, init_segment):
         cached.cache_clear()
     yield made
-    for cached in (probe, encode_test_frames, with_encoder, init_segment):
+    for cached in (h264._card_spec, with_encoder, init_segment):
         cached.cache_clear()
 
 
@@ -76,16 +77,48 @@ def test_auto_takes_a_card_that_encodes(card: Card) -> None:
     assert card.opened == 1  # probed once
 
 
-def test_a_busy_card_is_tried_again_after_a_minute(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def background(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What would run on other threads."""
+    started = list[Callable[[], None]]()
+
+    class Thread:
+        def __init__(self, target: Callable[..., None], args: tuple[str, ...], name: str, daemon: bool) -> None:
+            self.start = lambda: started.append(lambda: target(*args))
+
+    monkeypatch.setattr(h264.threading, "Thread", Thread)
+    return started
+
+
+def test_a_busy_card_is_tried_again_after_a_minute_while_nobody_waits(
+    card: Card, monkeypatch: pytest.MonkeyPatch, background: list[Callable[[], None]]
+) -> None:
     now = 1000.0
     monkeypatch.setattr(h264, "_now_s", lambda: now)
     card.present = False
     chosen = []
-    for step_s in (0, 50, 20):
+    for step_s in (0, 50, 20, 0):
         now += step_s
         chosen.append((choose_encoder("auto")[0], with_encoder(SPEC, CARD).encoder))
         card.present = True
-    assert chosen == [("libx264", "libx264"), ("libx264", "libx264"), (CARD, CARD)]
+    assert chosen == [("libx264", "libx264")] * 2 + [("libx264", CARD)] * 2 and card.opened == 1  # by with_encoder
+    (probe_again,) = background
+    probe_again()
+    assert choose_encoder("auto")[0] == CARD
+
+
+def test_a_machine_that_can_never_encode_so_is_not_tried_again(
+    card: Card, monkeypatch: pytest.MonkeyPatch, background: list[Callable[[], None]]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(h264, "_now_s", lambda: now)
+    monkeypatch.setattr(
+        Card, "__call__", lambda *_: (_ for _ in ()).throw(av.FFmpegError(1, "unsupported device", CARD))
+    )
+    for _ in range(3):
+        assert choose_encoder("auto")[0] == "libx264"
+        now += 100
+    assert background == []
 
 
 def test_a_card_that_makes_other_keyframes_than_it_should_is_not_taken(card: Card) -> None:
