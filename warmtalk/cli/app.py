@@ -254,6 +254,9 @@ def load(
         if write_scenario:
             command.write_scenario(write_scenario)
             return
+        for path in filter(None, (output, json_path)):
+            if path.is_dir():  # said before the load, not after it
+                raise InputError(f"{path} is a folder.", "Name a file.")
         changes = {"sessions": sessions, "duration_s": duration, "enhance": enhance}
         wanted = read_scenario(scenario).model_copy(update={k: v for k, v in changes.items() if v is not None})
         with running_server(config, server, port) as url, console.status("load") as status:

@@ -7,13 +7,12 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httpx
 
-from models.errors import WarmTalkError
 from warmtalk.cli.load.scenario import Scenario, Watch
 from warmtalk.cli.load.viewers import FrameCounter, late_frames, viewer_of
 from warmtalk.client.calls import authorization
@@ -126,8 +125,10 @@ class Load:
                     await viewer.start()
                 while self._now_s < leave_s:
                     await self._turn(session_id, kind, enhanced, avatar, chance)
+                    if viewer is not None:
+                        viewer.check()
                     await asyncio.sleep(chance.expovariate(1 / scenario.pause_s) if scenario.pause_s else 0)
-            except (httpx.HTTPError, TimeoutError, OSError, WarmTalkError) as failure:
+            except Exception as failure:  # noqa: BLE001 - each transport has its own errors; the report shows them
                 error = _sentence(failure)
             finally:
                 if viewer is not None:
@@ -170,7 +171,7 @@ class Load:
             answer = error.response
             turn = Turn(session_id, at_s, answer.status_code, enhanced=enhanced, error=_sentence(error))
             if answer.status_code == 429:
-                await asyncio.sleep(float(answer.headers.get("retry-after", RETRY_S)))
+                await asyncio.sleep(_retry_after_s(answer))
         except httpx.HTTPError as error:
             turn = Turn(session_id, at_s, 0, enhanced=enhanced, error=_sentence(error))
             await asyncio.sleep(RETRY_S)
@@ -181,7 +182,8 @@ class Load:
 
     async def _interrupt(self, session_id: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        await self._client.post(f"/sessions/{session_id}/interrupt")
+        with suppress(httpx.HTTPError):  # then the utterance is not interrupted, which the report shows
+            await self._client.post(f"/sessions/{session_id}/interrupt")
 
     async def _speak(self, body: dict[str, Any]) -> dict[str, Any]:
         """Speak in a watched session: the answer is the summary at the end."""
@@ -223,6 +225,14 @@ class Load:
                 f"{self._now_s:.0f} s: {self._active} sessions, {len(self.run.turns)} utterances, {refused} refused"
             )
             await asyncio.sleep(1.0)
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    """The seconds of the header; a proxy may send a date instead."""
+    try:
+        return max(0.0, float(answer.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return RETRY_S
 
 
 def _sentence(error: BaseException) -> str:

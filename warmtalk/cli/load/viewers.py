@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import struct
 import time
@@ -28,7 +27,10 @@ class Viewer(Protocol):
     came_s: list[float]
 
     async def start(self) -> None:
-        """Return when the stream has begun. Raises httpx.HTTPError, TimeoutError."""
+        """Return when the stream has begun. Raises what the transport raises."""
+
+    def check(self) -> None:
+        """Raises what has ended the stream, or ConnectionError if the server ended it."""
 
     async def stop(self) -> None: ...
 
@@ -80,8 +82,12 @@ class _Watching:
                 await asyncio.wait({self._task, begun}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             begun.cancel()
-        if self._task.done():
+        self.check()
+
+    def check(self) -> None:
+        if self._task is not None and self._task.done():
             self._task.result()
+            raise ConnectionError("The server ended the stream.")
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -146,10 +152,12 @@ class WebRtcViewer(_Watching):
             offer = connection.localDescription.sdp
             answer = (await self._client.post(f"{self._path}/whep", content=offer, headers=headers)).raise_for_status()
             await connection.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
-            with contextlib.suppress(MediaStreamError):
+            try:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(2):
                         group.create_task(self._receive(await tracks.get()))
+            except* MediaStreamError:  # the stream has ended; contextlib.suppress takes no groups before Python 3.12
+                pass
         finally:
             await connection.close()
 

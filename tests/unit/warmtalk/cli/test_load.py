@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import httpx
 import numpy as np
 import pytest
+import websockets.asyncio.server as websockets
 
 from models.errors import ConfigError, ExistsError
 from tests.support.live import SPEC, fragments
@@ -40,7 +41,7 @@ class Server:
     """Refuses each fifth utterance. calls: (method, path, body)."""
 
     def __init__(self, video: list[bytes], state: dict | None = None) -> None:
-        self.video, self.state, self.calls, self.spoken = video, state, [], 0
+        self.video, self.state, self.calls, self.spoken, self.hold = video, state, [], 0, True
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else {}
@@ -48,7 +49,7 @@ class Server:
         if request.url.path == "/admin/state":
             return httpx.Response(200, json=self.state) if self.state else httpx.Response(403)
         if request.url.path.endswith("live.mp4"):
-            return httpx.Response(200, stream=Stream(self.video, hold=True))
+            return httpx.Response(200, stream=Stream(self.video, self.hold))
         if request.url.path == "/speak":
             return await self.speak(body)
         return httpx.Response(200, json={})
@@ -108,6 +109,34 @@ def test_a_session_that_cannot_be_watched_is_reported_with_the_servers_words():
     run = asyncio.run(load.play())
     assert {stay.error for stay in run.stays} == {"status 503"} or "Too many viewers" in errors(run)[0][0]
     assert figures(run)["sessions held"] == 0 and figures(run)["failed"] == len(run.stays)
+
+
+def test_a_session_whose_stream_ends_early_is_not_held(video):
+    server = Server(video)
+    server.hold = False
+    found = play(server)
+    assert {stay.error for stay in found.stays} == {"The server ended the stream."}
+    assert figures(found)["sessions held"] == 0
+
+
+def test_refused_websockets_and_dates_in_retry_after_do_not_end_the_load():
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/speak":
+            return httpx.Response(429, headers={"retry-after": "Mon, 30 Nov 2026 21:00:00 GMT"})
+        return httpx.Response(200, json={})
+
+    async def run(watch: str) -> Run:
+        refuse = {"process_request": lambda connection, request: connection.respond(429, "Too many viewers.")}
+        async with websockets.serve(lambda socket: None, "127.0.0.1", 0, **refuse) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            scenario = Scenario(**QUICK | {"duration_s": 0.2}, watch={watch: 1})
+            return await Load(url, scenario, transport=httpx.MockTransport(answer)).play()
+
+    stays = asyncio.run(run("websocket")).stays
+    assert len(stays) > 1 and all("429" in stay.error for stay in stays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warmtalk.cli.load.runner.RETRY_S", 0.05)
+        assert figures(asyncio.run(run("none")))["refused (429)"] > 0
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**9])
