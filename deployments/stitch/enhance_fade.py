@@ -8,6 +8,7 @@ each frame, so that viewers see no jump.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import time
@@ -19,7 +20,7 @@ from cachetools import LRUCache
 
 from models.types import Float32
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.serve")
 
 LOW, HIGH = 0.25, 0.6  # of the playing time that is made ahead: below, enhancement fades out if the reserve shrinks
 FADE_OUT_S, FADE_IN_S = 1.0, 3.0  # of playing time, for the whole way
@@ -98,13 +99,16 @@ class Contact:
     def check(self) -> None:
         """Ask, unless it answered lately. Whoever wants enhancement meanwhile does without it."""
         if self._ask is not None and self._asking is None and time.monotonic() - self._answered_s > ANSWER_AGE_S:
-            self._asking = asyncio.create_task(self._wait_for_answer(self._ask))
+            # in a new context: Serve cancels the calls of a request that is cancelled, but others want the answer, too
+            self._asking = contextvars.Context().run(asyncio.create_task, self._wait_for_answer(self._ask))
 
     async def _wait_for_answer(self, ask: Callable[[], Awaitable[object]]) -> None:
-        while not await self._try(ask):
-            await asyncio.sleep(ASK_AGAIN_S)
-        self._asking = None
-        self.answered()
+        try:
+            while not await self._try(ask):
+                await asyncio.sleep(ASK_AGAIN_S)
+            self.answered()
+        finally:  # a call that is cancelled is made again by the next `check`
+            self._asking = None
 
     async def _try(self, ask: Callable[[], Awaitable[object]]) -> bool:
         try:

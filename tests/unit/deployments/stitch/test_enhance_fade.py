@@ -1,11 +1,12 @@
 """Enhancement of live speech that cannot keep up, simulated in virtual time with devices of a given speed."""
 
 import asyncio
+import contextvars
 
 import numpy as np
 import pytest
 
-from deployments.stitch.enhance_fade import EnhanceFades
+from deployments.stitch.enhance_fade import Contact, EnhanceFades
 from tests.support.simulated_stitch import FPS, Server, simulated
 from tests.support.virtual_time import event_loop_policy, virtual_time
 
@@ -99,6 +100,26 @@ async def test_enhance_is_asked_once_while_it_is_in_use_and_again_when_it_was_no
     await asyncio.sleep(60)
     await server.speak("a", 5.0)
     assert len(asked) == 3
+
+
+async def test_a_cancelled_request_does_not_end_the_question_whether_enhance_answers():
+    request = contextvars.ContextVar("request", default="none")
+    requests = []
+
+    async def ask() -> None:
+        requests.append(request.get())
+        if len(requests) == 1:
+            raise asyncio.CancelledError
+
+    contact = Contact(ask)
+    request.set("one")
+    for _ in range(2):
+        contact.check()
+        assert not contact.answers
+        await asyncio.sleep(1)
+        assert contact.answers
+    contact.check()
+    assert requests == ["none", "none"] and contact.answers  # the second one was answered a second ago
 
 
 async def test_enhancement_that_faded_out_asks_before_it_returns_since_enhance_may_be_scaled_to_zero():
