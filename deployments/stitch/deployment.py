@@ -105,8 +105,8 @@ class Stitch(SessionCalls):
         if changed is None or changed & {"sessions_dir", "cached_sessions"}:
             self._sessions = OpenSessions(output_path(config.sessions_dir), config.cached_sessions, self._admit)
         if changed is None or "otlp_endpoint" in changed:
-            self._spans.close()
-            self._spans = Spans(config.otlp_endpoint)
+            before, self._spans = self._spans, Spans(config.otlp_endpoint)
+            before.close()
         limits = Limits(config.max_sessions, config.max_sessions_gb * 2**30, config.session_idle_hours * 3600)
         if changed is None or "max_utterances" in changed:
             self._slots = {live: asyncio.Semaphore(config.max_utterances) for live in (True, False)}

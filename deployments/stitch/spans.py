@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -72,7 +72,8 @@ class Spans:
                 facts = {"request_id": request_id(), "session_id": request.session_id, **run.facts()}
                 calls = (*run.pipeline.calls, *run.renderer.calls)
                 arguments = (calls, request.trace_parent, start_s, time.time(), facts, failure)
-                self._thread.submit(self._export, *arguments)
+                with suppress(RuntimeError):  # closed meanwhile, because the endpoint was changed
+                    self._thread.submit(self._export, *arguments)
 
     def _export(
         self,

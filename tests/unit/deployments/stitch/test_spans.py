@@ -81,6 +81,21 @@ async def test_a_failed_utterance_is_a_span_with_its_error(make_stitch, collecto
     assert whole.status.message.startswith("bad_text") and not whole.parent_span_id
 
 
+async def test_the_endpoint_can_change_while_an_utterance_is_made_and_after_one_that_cannot_be_used(
+    make_stitch, collector, monkeypatch
+):
+    stitch, _, _ = await make_stitch(otlp_endpoint=collector.url)
+    events = stitch.speak(SpeakRequest("alice", "x" * 30))
+    await anext(events)
+    config = stitch.config.model_dump()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+        with pytest.raises(ConfigError):
+            await stitch.reconfigure(config | {"otlp_endpoint": "http://127.0.0.1:9"})
+    await stitch.reconfigure(config | {"otlp_endpoint": None})
+    assert (await summary_of(events))["frames"] > 0
+
+
 def test_a_missing_exporter_is_reported_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigError, match=r"pip install 'warmtalk\[tracing\]'"):
