@@ -23,6 +23,7 @@ log = logging.getLogger("ray.serve")
 VALID_S = 1.0  # several pages that are open share an answer
 ANSWER_S = 1.5  # a replica that takes longer is left out
 SECRET = re.compile(r"(key|token|secret|password|credential)s?$", re.IGNORECASE)
+USER_OF_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 MAX_ERRORS = 50
 MAX_MESSAGE_CHARS = 300
 
@@ -48,6 +49,7 @@ class AdminState:
         self._handles: dict[str, Any] = {}
         self._collecting: asyncio.Task[dict[str, Any]] | None = None
         self._collected_s = float("-inf")
+        self._reading: asyncio.Future[dict[str, Any]] | None = None  # on a thread
 
     async def get(self) -> dict[str, Any]:
         """The state as /admin/state describes it. Raises BusyError if Serve's controller does not answer."""
@@ -59,9 +61,12 @@ class AdminState:
         return await asyncio.shield(self._collecting)
 
     async def _collect(self) -> dict[str, Any]:
+        # one read at a time: where the controller hangs, each would keep a thread of those that all requests share
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.ensure_future(asyncio.to_thread(self._read))
         try:
             async with asyncio.timeout(ANSWER_S):
-                found = await asyncio.to_thread(self._read)
+                found = await asyncio.shield(self._reading)
         except TimeoutError as error:
             raise BusyError("Serve's controller does not answer.", "Try again in a few seconds.") from error
         names = sorted(found)
@@ -119,12 +124,14 @@ def _sessions(owners: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """The value with `…` for keys, passwords and the like."""
+    """The value with `…` for keys, passwords and the like, and for the user and the password in a URL."""
     if isinstance(value, dict):
         return {key: without_secrets(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, list):
         return [without_secrets(entry, name) for entry in value]
-    return "…" if isinstance(value, str) and value and SECRET.search(name) else value
+    if isinstance(value, str) and value:
+        return "…" if SECRET.search(name) else USER_OF_URL.sub("…", value)
+    return value
 
 
 class AdminRoutes:

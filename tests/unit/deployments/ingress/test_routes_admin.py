@@ -1,11 +1,12 @@
 """The state that the page of the operator shows, over fake replicas and a fake controller."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
-from deployments.ingress.routes.admin import AdminState
+from deployments.ingress.routes.admin import AdminState, without_secrets
 from models.errors import BusyError
 from tests.support.ingress import error_of
 
@@ -94,6 +95,7 @@ async def test_the_latest_error_of_any_replica_comes_first():
 async def test_secrets_in_a_config_are_not_shown():
     (chat,) = (await state_of(GRAPH).get())["stages"]["Chat"]["replicas"]
     assert chat["config"] == {"options": {"api_key": "…", "model": "m"}, "token": None}
+    assert without_secrets({"url": "https://me:pw@host/v1?to=a@b"}) == {"url": "https://…@host/v1?to=a@b"}
 
 
 async def test_requests_at_the_same_time_ask_the_replicas_once():
@@ -118,6 +120,24 @@ async def test_without_an_answer_of_the_controller_it_is_busy_and_asked_again(mo
         await admin.get()
     admin._read = works
     assert (await admin.get())["sessions"]
+
+
+async def test_a_controller_that_hangs_takes_one_thread(monkeypatch):
+    monkeypatch.setattr("deployments.ingress.routes.admin.ANSWER_S", 0.01)
+    answers, reads = threading.Event(), []
+
+    def read() -> dict[str, Any]:
+        reads.append(1)
+        answers.wait(30)
+        return {}
+
+    admin = AdminState(read, lambda stage: Handle([]))
+    for _ in range(3):
+        with pytest.raises(BusyError):
+            await admin.get()
+    answers.set()
+    await admin._reading
+    assert len(reads) == 1 and (await admin.get())["stages"] == {}
 
 
 def test_page_and_state_need_a_key_where_keys_are_set(serve, monkeypatch):
