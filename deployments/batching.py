@@ -128,7 +128,12 @@ class FrameBatcher(Generic[Item, Result]):
         now_s = time.perf_counter()
         with self._lock:
             waiting = [request for request in self._requests if not request.future.done()]
-        live = [(r, now_s - r.submitted_s - r.urgency.slack_s) for r in waiting if not r.urgency.background]
+        # what was late when it arrived is late here only after `renew_s`: more replicas of this stage would not help it
+        live = [
+            (r, now_s - r.submitted_s - (r.urgency.slack_s if r.urgency.slack_s > 0 else r.urgency.renew_s))
+            for r in waiting
+            if not r.urgency.background
+        ]
         overdue = sum(len(request.items) - request.taken for request, late_s in live if late_s > 0)
         files = {request.caller or str(id(request)) for request in waiting if request.urgency.background}
         late_s = max((late_s for _, late_s in live), default=0.0)
