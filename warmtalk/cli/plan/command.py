@@ -6,11 +6,10 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from models.errors import ExistsError, InputError
+from models.errors import ExistsError
 from warmtalk.cli.plan.planning import MEASURED, PRICES, Measured, Plan, Prices, plan, read
 from warmtalk.cli.plan.report import fact_table, overview_table, stage_table
 from warmtalk.cli.plan.simulation import Load
@@ -41,7 +40,9 @@ def plans(
     prices: Prices = read(prices_file or PRICES, Prices)
     measured: Measured = read(MEASURED, Measured)
     if profile:
-        measured = measured.with_profile(_json(profile), request.gpu, prices.gpus)
+        from warmtalk.cli.profile.command import read_profile  # here: it imports the stages
+
+        measured = measured.with_profile(read_profile(profile), request.gpu, prices.gpus)
     measured = measured.with_decoder(request.decoder)
     load = Load(1, speaking=request.speaking, enhance=request.enhance)
     made = []
@@ -49,18 +50,6 @@ def plans(
         step(f"simulating {sessions} sessions")
         made.append(plan(sessions, request.gpu, load, measured, prices, request.viewers, request.spare))
     return made
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"Profile not found: {path}.", "Make it with `warmtalk profile --json`.") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is no JSON file: {error}.", "Make it with `warmtalk profile --json`.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no profile.", "Make it with `warmtalk profile --json`.")
-    return found
 
 
 def write_prices(path: Path) -> None:

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.errors import ConfigError, InputError
 from warmtalk.cli.plan.simulation import FPS, Load, Outcome, Stage, most_sessions, simulate
+from warmtalk.cli.profile.roofline import CallCost
 
 HERE = Path(__file__).parent
 PRICES, MEASURED = HERE / "prices.yaml", HERE / "measured.yaml"
 FULL = 0.75  # of a pool's time at most, where its size is chosen; bursts need the rest
-HEADROOM = 0.85  # of the sessions at which the first fragment is late
+HEADROOM = 0.85  # of the sessions at which fragments begin to be late
 CELL_GPUS = (1, 2)  # sizes of a simulated cell; a larger installation repeats the last
 CROP_MB = 256 * 256 * 3 / 1e6  # a face crop of LipSync; four times as much from Enhance
-STITCH_CORES, VIEWERS_PER_INGRESS = 2, 500  # num_cpus of a replica in configs/*.yaml; the pace of one event loop
+STITCH_CORES, VIEWERS_PER_INGRESS = 2, 500  # num_cpus of a replica on a node of eight; the pace of one event loop
 SESSIONS_PER_DIRECTORY = 3000  # measured: its one actor takes three quarters of a core then, and seven at 10,000
 WRITES_PER_S, MANY_WRITES = FPS / 16, 1000  # one fragment of 16 frames is one durable write; what is worth a check
 
@@ -72,11 +72,21 @@ class SessionCosts(_Strict):
     video_mbit_s: float = Field(gt=0)
 
 
+class Point(_Strict):
+    """A measurement of the whole graph, with which the simulation is compared."""
+
+    gpus: int
+    stitch_cores: int
+    sessions: int
+    frames_per_s: float
+
+
 class Measured(_Strict):
     gpu: str
     stages: dict[str, StageTimes]
     decoders: dict[str, float] = {}
     session: SessionCosts
+    points: list[Point] = []
 
     def with_decoder(self, decoder: str) -> Measured:
         """cropped: as measured; full and tiny: with LipSync's time of that decoder."""
@@ -90,14 +100,15 @@ class Measured(_Strict):
     def with_profile(self, profile: dict[str, Any], gpu: str, known: Iterable[str]) -> Measured:
         """The stages' times and memory replaced by those of `warmtalk profile --json`, of the stages it drove alone.
 
-        gpu: taken as the GPU of the profile unless that names one of `known`. Raises InputError if it drove none.
+        gpu: taken as the GPU of the profile unless that names one of `known`. Raises InputError if it drove none
+        or had no GPU.
         """
         stages = dict(self.stages)
         for name, row in profile.get("stages", {}).items():
             speeds = {int(size): speed for size, speed in (row.get("frames_per_s") or {}).items() if speed}
             if name in stages and speeds:
-                fixed_ms, frame_ms = fit(speeds)
-                found = {"fixed_ms": fixed_ms, "ms_per_frame": frame_ms}
+                cost = CallCost.fit(speeds)
+                found = {"fixed_ms": 1e3 * cost.fixed_s, "ms_per_frame": 1e3 * cost.frame_s}
                 if used_mb := row.get("memory", {}).get("gpu_mb"):
                     found["gpu_gb"] = used_mb / 1e3
                 stages[name] = stages[name].model_copy(update=found)
@@ -106,6 +117,8 @@ class Measured(_Strict):
                 "The profile drove no stage alone.", "Make it with `warmtalk profile --json profile.json`."
             )
         device = str(profile.get("device", {}).get("gpu", ""))
+        if profile.get("device") and not device:
+            raise InputError("The profile was measured without a GPU.", "Profile on the GPU that you plan for.")
         named = [name for name in known if name.lower() in device.lower().replace(" ", "")]
         return self.model_copy(update={"stages": stages, "gpu": max(named, key=len) if named else gpu})
 
@@ -120,18 +133,6 @@ class Measured(_Strict):
             seconds = times.fixed_ms / 1e3 * slower, times.ms_per_frame / 1e3 * slower
             stages.append(Stage(name, times.pool, *seconds, times.batch_frames))
         return tuple(stages)
-
-
-def fit(speeds: dict[int, float]) -> tuple[float, float]:
-    """Milliseconds of a call and of each of its frames, from frames/s by frames per call (least squares, ≥ 0)."""
-    sizes = np.array(sorted(speeds), dtype=float)
-    times_ms = 1e3 * sizes / np.array([speeds[int(size)] for size in sizes])
-    if len(sizes) == 1:
-        return 0.0, float(times_ms[0] / sizes[0])
-    frame_ms, fixed_ms = np.polyfit(sizes, times_ms, 1)
-    if fixed_ms < 0 or frame_ms < 0:
-        return 0.0, float((times_ms / sizes).min())
-    return float(fixed_ms), float(frame_ms)
 
 
 def read(path: Path, kind: type[_Strict]) -> Any:
@@ -164,9 +165,10 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """For `sessions`. sessions_per_gpu: at which the first fragment is late. ttff_p95_ms: without HTTP.
+    """For `sessions`. sessions_per_gpu: at which fragments begin to be late. ttff_p95_ms: without HTTP.
 
-    Bytes are decimal. cost: per hour, of GPUs with their cores, further cores, traffic, and the disk for a month.
+    cores: kept busy, or reserved by the replicas, whichever is more. Bytes are decimal. cost: per hour, of GPUs with
+    their cores, further cores, traffic, and the disk for a month.
     """
 
     sessions: int
@@ -218,6 +220,7 @@ def plan(
     cores = math.ceil(cells * cell.servers["cpu"] + sessions * session_cores)
     rows = tuple(_stage_plan(stage, stages, measured, gpus, cells, cell) for stage in stages)
     rows += (_ingress(sessions * viewers, measured),)
+    cores = max(cores, math.ceil(sum(row.replicas * row.num_cpus for row in rows)))  # what Ray reserves
     gpus += spare
     spoken = sessions * load.speaking
     mbit_s = sessions * viewers * measured.session.video_mbit_s
@@ -243,7 +246,7 @@ def plan(
         cost / sessions,
         prices.currency,
         measured.gpu,
-        tuple(notes(sessions, load, viewers)),
+        tuple(notes(sessions, load, viewers, rows[-1].replicas)),
     )
 
 
@@ -329,7 +332,7 @@ def bottlenecks(outcome: Outcome, stages: tuple[Stage, ...]) -> list[str]:
     return [*texts, "none"]
 
 
-def notes(sessions: int, load: Load, viewers: float) -> list[str]:
+def notes(sessions: int, load: Load, viewers: float, ingresses: int) -> list[str]:
     """What changes at this size, beyond more replicas."""
     found = []
     writes = sessions * load.speaking * WRITES_PER_S
@@ -341,7 +344,7 @@ def notes(sessions: int, load: Load, viewers: float) -> list[str]:
         )
     if writes > MANY_WRITES:
         found.append(f"Storage: {writes:,.0f} writes with fsync per second. Check that the shared file system can.")
-    if sessions * viewers > VIEWERS_PER_INGRESS:
+    if ingresses > 1:
         found.append("Ingress: several replicas and one proxy per node (configs/cluster.yaml), behind a load balancer.")
     if viewers > 20:
         found.append(

@@ -54,7 +54,7 @@ class Load:
     enhance: float = 0.0
     start_s: float = 4.0
     chunk_frames: int = 16
-    first_chunk_frames: int = 4
+    first_chunk_frames: int = 2
     window_chunks: int = 4
     ahead_s: float = 4.0
 
@@ -63,13 +63,14 @@ class Load:
 class Outcome:
     """late_share: of all fragments. ttff_s: per utterance, sorted. busy: share of each stage's pool that it uses.
 
-    frames_per_call: mean per stage.
+    frames_per_call: mean per stage. frames_per_s: of all sessions, until the last fragment.
     """
 
     late_share: float
     ttff_s: tuple[float, ...]
     busy: dict[str, float]
     frames_per_call: dict[str, float]
+    frames_per_s: float
 
     @property
     def held(self) -> bool:
@@ -144,6 +145,8 @@ class _Session:
     chance: random.Random
     lateness_s: list[float]
     ttff_s: list[float]
+    shown_frames: int = 0  # of all utterances
+    ended_s: float = 0.0  # the latest fragment
     _frames: int = 0  # of the utterance
     _asked: int = 0  # frames whose chunks were requested
     _chunks: int = 0
@@ -189,7 +192,8 @@ class _Session:
         self.pools[self.stages[index].pool].add(self.stages[index], _Job(frames, begun_s + first / FPS, done))
 
     def _finish(self, first: int, frames: int) -> None:
-        now_s = self.clock.now_s
+        now_s = self.ended_s = self.clock.now_s
+        self.shown_frames += frames
         if self._shown_s is None:
             self._shown_s = now_s
             self.ttff_s.append(now_s - self._begun_s)
@@ -216,11 +220,13 @@ def simulate(load: Load, stages: tuple[Stage, ...], servers: dict[str, int], see
     pools = {name: _Pool(clock, number) for name, number in servers.items()}
     lateness_s: list[float] = []
     ttff_s: list[float] = []
+    sessions: list[_Session] = []
     start_s = load.start_s if load.speaking == 1 else load.utterance_s / load.speaking
     for index in range(load.sessions):
         enhanced = math.ceil((index + 1) * load.enhance) > math.ceil(index * load.enhance)  # spread evenly
         route = tuple(stage for stage in stages if stage.name != "Enhance" or enhanced)
         session = _Session(clock, pools, route, load, random.Random(chance.random()), lateness_s, ttff_s)
+        sessions.append(session)
         clock.after(start_s * index / load.sessions, session.speak)
     second = 0
     while second < load.seconds + start_s and (not lateness_s or lateness_s[-1] < DROPPED_S):
@@ -231,7 +237,9 @@ def simulate(load: Load, stages: tuple[Stage, ...], servers: dict[str, int], see
     }
     calls = {name: sum(sizes) / len(sizes) for pool in pools.values() for name, sizes in pool.calls.items()}
     late_share = sum(value > 0 for value in lateness_s) / len(lateness_s) if lateness_s else 1.0
-    return Outcome(late_share, tuple(sorted(ttff_s)), busy, calls)
+    frames = sum(session.shown_frames for session in sessions)
+    ended_s = max((session.ended_s for session in sessions), default=0.0)
+    return Outcome(late_share, tuple(sorted(ttff_s)), busy, calls, frames / ended_s if ended_s else 0.0)
 
 
 def most_sessions(load: Load, stages: tuple[Stage, ...], servers: dict[str, int], limit: int, least: int = 0) -> int:

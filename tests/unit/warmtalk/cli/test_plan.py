@@ -1,13 +1,14 @@
 """`warmtalk plan`: the simulation against cases with a known answer, and plans that follow from it."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 
 from models.errors import ConfigError, ExistsError, InputError
 from warmtalk.cli.plan import command
-from warmtalk.cli.plan.planning import MEASURED, PRICES, Measured, Prices, fit, plan, read
+from warmtalk.cli.plan.planning import MEASURED, PRICES, Measured, Prices, plan, read
 from warmtalk.cli.plan.report import overview_markdown
 from warmtalk.cli.plan.simulation import Load, Stage, most_sessions, simulate
 
@@ -44,7 +45,7 @@ def test_calls_carry_more_frames_the_busier_the_stage_is():
 
 def test_a_session_shows_its_first_frame_after_one_small_chunk():
     outcome = simulate(Load(1), (Stage("LipSync", "gpu", 0.1, 0.001, 4),), {"gpu": 1})
-    assert outcome.ttff_s == (pytest.approx(0.1 + 4 * 0.001, abs=0.005),)
+    assert outcome.ttff_s == (pytest.approx(0.1 + Load(1).first_chunk_frames * 0.001, abs=0.005),)
 
 
 def test_only_the_sessions_that_enhance_use_enhance():
@@ -64,14 +65,6 @@ def test_no_session_keeps_up_with_a_stage_that_is_too_slow():
     assert not simulate(Load(1), (slow,), {"gpu": 1}).held
 
 
-def test_service_times_are_fitted_to_frames_per_second_by_batch():
-    assert fit({size: size / (0.002 + 0.001 * size) for size in (1, 4, 16, 64)}) == (
-        pytest.approx(2),
-        pytest.approx(1),
-    )
-    assert fit({8: 400}) == (0.0, 2.5)
-
-
 def test_a_plan_holds_its_sessions_and_grows_with_them(measured, prices):
     load = Load(1, seconds=10, speaking=0.5, enhance=0.5)
     few, many = (plan(sessions, "H200", load, measured, prices) for sessions in (5, 100))
@@ -79,6 +72,7 @@ def test_a_plan_holds_its_sessions_and_grows_with_them(measured, prices):
     assert many.cost_per_session_hour < 1.2 * few.cost_per_session_hour
     stages = {stage.name: stage for stage in many.stages}
     assert stages["LipSync"].replicas == many.gpus
+    assert many.cores >= sum(stage.replicas * stage.num_cpus for stage in many.stages)
     shares = sum(stages[name].num_gpus for name in ("LipSync", "Enhance", "AudioFeatures"))
     assert 0.9 < shares <= 1.0
 
@@ -98,6 +92,8 @@ def test_a_profile_of_ones_own_machine_replaces_the_measured_times(measured, pri
     with pytest.raises(InputError, match="drove no stage"):
         measured.with_profile({"stages": {}}, "L4", prices.gpus)
     assert measured.with_profile(profile | {"device": {"gpu": "NVIDIA L40S"}}, "L4", prices.gpus).gpu == "L40S"
+    with pytest.raises(InputError, match="without a GPU"):
+        measured.with_profile(profile | {"device": {"gpu": "", "cores": 2}}, "L4", prices.gpus)
 
 
 def test_what_cannot_work_is_said_with_the_reason(measured, prices, tmp_path):
@@ -114,7 +110,7 @@ def test_what_cannot_work_is_said_with_the_reason(measured, prices, tmp_path):
     wrong.write_text(PRICES.read_text().replace("per_hour: 4.00", "per_hour: free"))
     with pytest.raises(ConfigError, match=r"gpus\.H200\.per_hour"):
         read(wrong, Prices)
-    with pytest.raises(InputError, match="Profile not found"):
+    with pytest.raises(InputError, match="cannot be read"):
         command.plans(command.PlanRequest((1,), "H200", 0, 1, 1, "cropped"), tmp_path / "none.json")
 
 
@@ -138,3 +134,12 @@ def test_large_plans_say_what_changes_at_their_size(measured, prices, capsys):
         assert any(word in note for note in plans[1].notes), word
     command.show(plans, as_json=True)
     assert [item["sessions"] for item in json.loads(capsys.readouterr().out)] == [10, 10_000]
+
+
+def test_the_simulation_predicts_what_the_whole_graph_made_within_15_percent(measured, prices):
+    stages = measured.on(prices.gpu("H200"), prices.gpu("H200"))
+    for point in measured.points:
+        load = Load(point.sessions, seconds=14, start_s=0.1, ahead_s=math.inf)  # all of it as fast as possible
+        servers = {"gpu": point.gpus, "cpu": point.stitch_cores, "AudioFeatures": 4}
+        outcome = simulate(load, stages, servers)
+        assert outcome.frames_per_s == pytest.approx(point.frames_per_s, rel=0.15), point
