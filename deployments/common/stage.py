@@ -286,7 +286,9 @@ def gpu_memory() -> dict[str, float]:
         "gpu_reserved_mb": "memory_reserved",
         "gpu_peak_mb": "max_memory_allocated",
     }
-    if torch is None or not torch.cuda.is_available():
+    if torch is None or not hasattr(torch, "compile"):  # another thread imports it: that name comes after `cuda`
+        return dict.fromkeys(names, 0.0)
+    if not torch.cuda.is_available():
         return dict.fromkeys(names, 0.0)
     return {name: getattr(torch.cuda, read)() / 1e6 for name, read in names.items()}
 

@@ -39,6 +39,7 @@ class Supervision:
         self._stage, self._fault = stage, fault
         self._stall_limit_s = STALL_LIMIT_S
         self._task: asyncio.Task[None] | None = None
+        self._failed = ""  # the error of the latest check
 
     def start(self) -> None:
         if self._task is None and replica_resources() is not None:
@@ -58,9 +59,20 @@ class Supervision:
     async def _watch(self) -> None:
         while True:
             self._restart_timer()
-            if reason := self._fault():
+            if reason := self._checked_fault():
                 self._end(reason)
             await asyncio.sleep(CHECK_S)
+
+    def _checked_fault(self) -> str:
+        """The fault. A check that fails is no fault; without another one, the timer would end the process."""
+        try:
+            reason, self._failed = self._fault(), ""
+            return reason
+        except Exception as error:
+            if repr(error) != self._failed:  # once, not twice per second
+                self._failed = repr(error)
+                log.exception("The state of a replica of %s cannot be checked", self._stage)
+            return ""
 
     def _restart_timer(self) -> None:
         """Let a thread of C, which needs no GIL, print all stacks and end the process if this is not called again."""

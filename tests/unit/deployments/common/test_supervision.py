@@ -57,6 +57,23 @@ async def test_a_fault_ends_the_process_within_a_second_and_says_why(process, ca
     assert "A replica of LipSync ends and will be replaced: generate has run for 9.0 s." in caplog.text
 
 
+async def test_a_check_that_fails_neither_ends_the_process_nor_stops_the_checks(process, caplog):
+    answers = [AttributeError("partially initialized module"), AttributeError("partially initialized module"), ""]
+
+    def check() -> str:
+        answer = answers.pop(0) if answers else "it hangs"
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    Supervision("LipSync", check).start()
+    await asyncio.sleep(2.5 * CHECK_S)
+    assert (process.exits, len(process.timers_s)) == ([], 3)
+    assert caplog.text.count("The state of a replica of LipSync cannot be checked") == 1
+    await asyncio.sleep(CHECK_S)
+    assert process.exits == [1]
+
+
 async def test_the_timer_is_restarted_while_the_event_loop_runs(process):
     Supervision("TTS").start()
     await asyncio.sleep(3.5 * CHECK_S)
