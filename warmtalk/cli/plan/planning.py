@@ -21,7 +21,7 @@ FULL = 0.75  # of a pool's time at most, where its size is chosen; bursts need t
 HEADROOM = 0.85  # of the sessions at which fragments begin to be late
 CELL_GPUS = (1, 2)  # sizes of a simulated cell; a larger installation repeats the last
 CROP_MB = 256 * 256 * 3 / 1e6  # a face crop of LipSync; four times as much from Enhance
-STITCH_CORES, VIEWERS_PER_INGRESS = 2, 500  # num_cpus of a replica on a node of eight; the pace of one event loop
+STITCH_CORES = 1  # num_cpus of a replica in configs/node.yaml
 SESSIONS_PER_DIRECTORY = 3000  # measured: its one actor takes three quarters of a core then, and seven at 10,000
 WRITES_PER_S, MANY_WRITES = FPS / 16, 1000  # one fragment of 16 frames is one durable write; what is worth a check
 
