@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cachetools import LRUCache
+from cachetools import TTLCache
 
 from configs.schema import AudioFeaturesConfig
 from deployments.common.paths import input_path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from models.features import WhisperFeatures
 
 KEPT_SEGMENTS = 32  # whose windows wait for a second call; 1 MB per second of speech
+KEPT_S = 30.0  # then they are dropped: the second call may have reached another replica
 ROUNDING_FRAMES = 0.01  # tolerance for speech of a whole number of frames whose frames are not whole samples
 
 
@@ -32,7 +33,7 @@ class AudioFeatures(Stage[AudioFeaturesConfig]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: LRUCache[str, asyncio.Task[WorkResult[FeatureWindows]]] = LRUCache(KEPT_SEGMENTS)  # by key
+        self._kept: TTLCache[str, asyncio.Task[WorkResult[FeatureWindows]]] = TTLCache(KEPT_SEGMENTS, KEPT_S)  # by key
 
     def apply(self, config: AudioFeaturesConfig, changed: set[str] | None) -> None:
         import torch
