@@ -13,7 +13,7 @@ from configs.schema import StitchConfig
 from deployments.common.metrics import increment
 from models.avatar.store import AvatarStore
 from models.errors import AvatarNotFound, ClosedError, ResetNeededError
-from models.media.encode import MediaSpec
+from models.media.encode import MediaSpec, init_segment
 from models.media.h264 import choose_encoder, with_encoder
 from models.stitch.crop_filter import WHOLE_CROP, CropFilter, pasted_box
 from models.stitch.mouth import Mouth
@@ -162,7 +162,8 @@ def media_spec(prepared: PreparedAvatar, config: StitchConfig) -> MediaSpec:
 def spec_of(session: SessionFile | None, prepared: PreparedAvatar, config: StitchConfig) -> MediaSpec:
     """How the next utterance is encoded: as the session's video, or, without video, as a new session.
 
-    Raises ResetNeededError if the avatar was prepared again with another format than the video's.
+    Raises ResetNeededError if the avatar was prepared again with another format than the video's, or if the encoder
+    now makes video that does not fit to the beginning of the file.
     """
     new = media_spec(prepared, config)
     if session is None or not session.frames:
@@ -172,6 +173,16 @@ def spec_of(session: SessionFile | None, prepared: PreparedAvatar, config: Stitc
         raise ResetNeededError(
             f"The avatar {prepared.avatar_id!r} was prepared again with {new.width}×{new.height} px at {new.fps} fps; "
             f"the video of the session {session.session_id!r} has {spec.width}×{spec.height} px at {spec.fps} fps.",
-            f"Use another session_id, or empty this session: GET /reset?session_id={session.session_id}.",
+            _reset_remedy(session),
+        )
+    if init_segment(spec) != session.init_segment:  # players would decode it with the wrong parameter sets
+        raise ResetNeededError(
+            f"The video of the session {session.session_id!r} was begun by another version, whose encoder had other "
+            "settings.",
+            _reset_remedy(session),
         )
     return spec
+
+
+def _reset_remedy(session: SessionFile) -> str:
+    return f"Use another session_id, or empty this session: GET /reset?session_id={session.session_id}."

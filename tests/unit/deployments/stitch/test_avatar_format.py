@@ -1,6 +1,7 @@
 """An avatar that was prepared again with another format: its sessions refuse to go on, or begin again without video."""
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,21 @@ async def test_a_session_with_video_says_that_it_must_be_reset(make_stitch, monk
     assert (await say(stitch))["frames"] > 0
     facts = await stitch.session("alice")
     assert len(read_video(Path(facts["video_path"]).read_bytes())[0]) == facts["frames"]
+
+
+async def test_a_video_whose_parameter_sets_differ_from_the_encoders_must_be_reset(make_stitch):
+    stitch, _, _ = await make_stitch()
+    await say(stitch)
+    meta = Path((await stitch.session("alice"))["video_path"]).with_name("session.json")
+    facts = json.loads(meta.read_text())
+    init = bytearray.fromhex(facts["init"])
+    init[init.index(b"avcC") + 20] ^= 1  # in the SPS
+    meta.write_text(json.dumps({**facts, "init": init.hex()}))
+    await stitch.reconfigure({**stitch.config.model_dump(), "cached_sessions": 3})  # opens its sessions again
+    with pytest.raises(ResetNeededError, match="begun by another version"):
+        await say(stitch)
+    await stitch.reset("alice")
+    assert (await say(stitch))["frames"] > 0
 
 
 async def test_the_same_format_goes_on_with_the_new_pictures(make_stitch, monkeypatch):
