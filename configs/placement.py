@@ -64,5 +64,5 @@ def _needs(config: dict[str, Any], key: str) -> Iterator[Need]:
             gpus = float((entry.get("ray_actor_options") or {}).get("num_gpus") or 0)
             if not gpus:
                 continue
-            replicas = (entry.get("autoscaling_config") or {}).get(key, entry.get("num_replicas", 1))
+            replicas = (entry.get("autoscaling_config") or {}).get(key, entry.get("num_replicas")) or 1
             yield from [Need(entry["name"], gpus)] * max(1, int(replicas if replicas != "auto" else 1))

@@ -21,6 +21,7 @@ NEED = "need"  # share of one replica's time that all live sessions seen here ne
 OVERDUE_S, LATE_S = "overdue_s", "late_s"  # seconds of work that is overdue; by which the most overdue is late
 FILES, START_S = "files", "start_s"  # utterances that nobody watches; what the replica took to start
 SEEN_S = 2.0  # after which a live session that sends nothing counts no more
+KEPT_S = 60.0  # after which it is forgotten where Serve asks for no reports: in a stage that is not scaled
 AHEAD = 1.1  # times its pace, of which a session's frames count
 HISTORY_S, GROWTH_SHARE = 8.0, 0.1  # over which demand must have grown, and by which share, to be expected to grow on
 
@@ -41,8 +42,11 @@ class ReplicaLoad:
 
     def seen(self, session: str, fps: float, made: int = 0) -> None:
         """A live session has asked for frames, or `made` frames have been made for it. fps: at which it is played."""
-        entry = self._sessions.setdefault(session, _Session(fps, 0.0))
-        entry.seen_s, entry.fps = time.monotonic(), fps
+        now_s = time.monotonic()
+        if session not in self._sessions:
+            self._sessions = {name: s for name, s in self._sessions.items() if now_s - s.seen_s <= KEPT_S}
+        entry = self._sessions.setdefault(session, _Session(fps, now_s))
+        entry.seen_s, entry.fps = now_s, fps
         entry.frames += made
 
     def metrics(

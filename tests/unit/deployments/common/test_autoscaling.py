@@ -117,6 +117,16 @@ def test_a_replica_reports_what_its_live_sessions_need_at_their_pace(monkeypatch
     }  # fmt: skip
 
 
+def test_sessions_are_forgotten_where_nobody_asks_for_reports(monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr("deployments.common.autoscaling.time.monotonic", lambda: now_s)
+    load = ReplicaLoad()
+    for number in range(1000):
+        now_s = float(number)
+        load.seen(f"s{number}", 25)
+    assert len(load._sessions) == 61
+
+
 # --- a model: sessions bring work, replicas do it, new ones take a while to start
 
 
