@@ -16,7 +16,7 @@ WarmTalkError                    500  internal
 ├── MovedError                   503  moved                 the session moves to another replica; send the request again
 ├── InterruptedSpeech            409  interrupted           the utterance was interrupted before its first frame
 ├── ClosedError                  409  session_closed        the session is closed, or has reached its maximum length
-├── ResetNeededError             409  reset_needed          the session's video has another format than its avatar
+├── ResetNeededError             409  reset_needed          the session's video has another format than new video
 ├── QuotaError                   507  quota                 the limit for sessions, avatars or bytes on disk is reached
 ├── DiskFullError                507  disk_full             the disk, or the quota of its file system, is full
 ├── LockedError                  503  locked                another process holds the lock of a file for too long
