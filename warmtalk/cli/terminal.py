@@ -35,6 +35,10 @@ def errors(status: int = 1) -> Iterator[None]:
     except httpx.InvalidURL as error:
         remedy = "Write --server as http://HOST:PORT."
         raise _printed("bad_url", f"The address of the server is not a URL: {error}.", remedy, status) from None
+    except httpx.HTTPError as error:  # of a command that sends requests of its own: load, profile
+        message = f"The server cannot be reached: {str(error).rstrip('.') or type(error).__name__}."
+        remedy = "Check the address, http://HOST:PORT, and whether the server runs."
+        raise _printed("unreachable", message, remedy, status) from None
     except ImportError as error:
         message, remedy = missing_package(error)
         raise _printed("missing_package", message, remedy, status) from None

@@ -47,10 +47,11 @@ async def _profile(
     )
     stats = await stage.stats()
     if batch_size and (larger := [size for size in sizes if size > batch_size]):
-        step(f"loading {name} with batches of {max(larger)}")
+        full = min(64, max(larger))  # the largest of a config
+        step(f"loading {name} with batches of {full}")
         try:
-            await stage.reconfigure({**user_config, "batch_size": min(64, max(larger))})
-            speeds |= await drive(name, target, larger, avatar_id, batch_size, step)
+            await stage.reconfigure({**user_config, "batch_size": full})
+            speeds |= await drive(name, target, larger, avatar_id, full, step)
         except ConfigError as error:
             step(f"{name} cannot have larger batches: {error.message}")
     step(f"counting {name}")

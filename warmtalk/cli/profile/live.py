@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,6 +15,7 @@ from warmtalk.cli.profile.alone import row_of
 from warmtalk.cli.profile.driving import APP
 from warmtalk.cli.profile.statistics import Measure
 from warmtalk.cli.tables import STAGES
+from warmtalk.client.calls import authorization
 
 SAMPLE_S = 2.0
 Sample = dict[str, list[dict[str, Any]]]  # by stage: the statistics of every replica
@@ -51,11 +51,8 @@ async def _sampled(sample: Callable[[], Awaitable[Sample]], seconds: float, step
 
 
 def _over_http(address: str) -> Callable[[], Awaitable[Sample]]:
-    key = os.environ.get("WARMTALK_API_KEY", "")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-
     async def sample() -> Sample:
-        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=address, headers=authorization(), timeout=10) as client:
             answer = await client.get("/admin/state")
         if answer.status_code in (401, 403):
             raise ConfigError(f"{address} requires an API key.", "Export it as WARMTALK_API_KEY.")

@@ -59,6 +59,12 @@ def test_the_help_of_every_command_has_an_example_that_parses(command):
     typer.main.get_command(cli.app).commands[command].make_context(command, words)
 
 
+@pytest.mark.parametrize("command", [["load", "--server"], ["profile", "--address"]])
+def test_a_server_that_does_not_run_is_an_error_with_a_remedy(command, tmp_path):
+    assert "The server cannot be reached" in refused(*command, "http://127.0.0.1:1")
+    assert "is a folder" in refused("load", "--server", "http://127.0.0.1:1", "-o", str(tmp_path))
+
+
 @pytest.mark.parametrize("arguments", [["say"], ["say", "  "]])
 def test_say_without_a_text_lists_the_ways_to_give_one(arguments):
     assert "bad_input There is nothing to say. → Give a text, `-` to read standard input, --file" in refused(*arguments)
