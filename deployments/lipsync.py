@@ -64,7 +64,7 @@ class HeldAvatar(Protocol):
     def nbytes(self) -> int: ...
 
 
-class AvatarFaces(Protocol):
+class FaceGenerator(Protocol):
     """Generates faces of held avatars: models/musetalk_cuda.py on CUDA, models/openvino_faces.py on a CPU."""
 
     exact_crops: bool
@@ -181,7 +181,7 @@ class LipSync(Stage[LipSyncConfig]):
         if changed is None or changed & (MODEL_KEYS | {"compile", "batch_size", "mouth_amplitude"}):
             gain = config.mouth_amplitude
             self._mouth_gain = None if gain == 1 else MouthGain(self.model, gain)
-            self._faces: AvatarFaces | None = None if gain != 1 else getattr(self.model, "recorded", None)
+            self._faces: FaceGenerator | None = None if gain != 1 else getattr(self.model, "recorded", None)
         if changed is None or changed - {"batch_wait_ms"}:
             self._decode = config.decode
             limit = config.avatar_memory_mb << 20
