@@ -22,6 +22,7 @@ HEADROOM = 0.85  # of the sessions at which fragments begin to be late
 CELL_GPUS = (1, 2)  # sizes of a simulated cell; a larger installation repeats the last
 CROP_MB = 256 * 256 * 3 / 1e6  # a face crop of LipSync; four times as much from Enhance
 STITCH_CORES = 1  # num_cpus of a replica in configs/node.yaml
+NODE_GPUS = 8
 SESSIONS_PER_DIRECTORY = 3000  # measured: its one actor takes three quarters of a core then, and seven at 10,000
 WRITES_PER_S, MANY_WRITES = FPS / 16, 1000  # one fragment of 16 frames is one durable write; what is worth a check
 
@@ -246,7 +247,7 @@ def plan(
         cost / sessions,
         prices.currency,
         measured.gpu,
-        tuple(notes(sessions, load, viewers, rows[-1].replicas)),
+        tuple(notes(sessions, gpus, load, viewers, rows[-1].replicas)),
     )
 
 
@@ -332,10 +333,12 @@ def bottlenecks(outcome: Outcome, stages: tuple[Stage, ...]) -> list[str]:
     return [*texts, "none"]
 
 
-def notes(sessions: int, load: Load, viewers: float, ingresses: int) -> list[str]:
+def notes(sessions: int, gpus: int, load: Load, viewers: float, ingresses: int) -> list[str]:
     """What changes at this size, beyond more replicas."""
     found = []
     writes = sessions * load.speaking * WRITES_PER_S
+    if gpus > NODE_GPUS:
+        found.append("Several nodes: sessions and avatars must be on storage that all nodes share.")
     if sessions > SESSIONS_PER_DIRECTORY:
         count = math.ceil(sessions / SESSIONS_PER_DIRECTORY)
         found.append(
@@ -351,6 +354,4 @@ def notes(sessions: int, load: Load, viewers: float, ingresses: int) -> list[str
             f"WebRTC: {viewers:.0f} viewers per session; a replica sends to 30 WebRTC viewers by default. Publish each "
             "session once to an SFU, or let viewers use live.mp4 behind a cache."
         )
-    if sessions > 20 and not found:
-        found.append("One node no longer holds all stages: sessions must be on storage that all nodes share.")
     return found

@@ -130,7 +130,7 @@ def test_large_plans_say_what_changes_at_their_size(measured, prices, capsys):
     plans = [plan(sessions, "H200", load, measured, prices, viewers) for sessions, viewers in ((10, 1), (10_000, 30))]
     text = overview_markdown(plans)
     assert "| 10,000 |" in text
-    for word in ("directory", "Storage", "Ingress", "WebRTC"):
+    for word in ("nodes share", "directory", "Storage", "Ingress", "WebRTC"):
         assert any(word in note for note in plans[1].notes), word
     command.show(plans, as_json=True)
     assert [item["sessions"] for item in json.loads(capsys.readouterr().out)] == [10, 10_000]
