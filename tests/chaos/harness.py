@@ -186,4 +186,6 @@ class ChaosGraph:
 
 def _set_replicas(config: dict[str, Any], counts: dict[str, int]) -> None:
     for stage, count in counts.items():
-        deployment_of(config, stage)["num_replicas"] = count
+        deployment = deployment_of(config, stage)
+        deployment["num_replicas"] = count
+        deployment.pop("autoscaling_config", None)  # of a case that ends; Serve allows only one of the two
