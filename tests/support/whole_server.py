@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from deployments.avatars import Avatars
 from deployments.chat.deployment import Chat
 from deployments.ingress.app import api
+from deployments.ingress.routes.admin import AdminState
 from deployments.stitch.deployment import Stitch
 from deployments.tts import TTS
 from models.speech.readable import check_text
@@ -81,6 +82,7 @@ def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[st
         chat = Chat(DirectHandle(stitch))
         ingress = PlainIngress(DirectHandle(stitch), DirectHandle(avatars), DirectHandle(tts), DirectHandle(chat))
         ingress._whep._end_elsewhere = no_other_replica
+        ingress._admin = AdminState(dict)  # else it would look for a Ray on this machine
         stages.update(TTS=tts, Stitch=stitch, Chat=chat, Avatars=avatars, Ingress=ingress)
         given = {
             "TTS": {"engine": f"{__name__}:Tone"},
@@ -89,7 +91,10 @@ def whole_server(monkeypatch: pytest.MonkeyPatch, home: Path, **configs: dict[st
         }
         for name, stage in stages.items():
             await stage.reconfigure({**given.get(name, {}), **configs.get(name, {})})
-        monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+        monkeypatch.setattr(
+            "ray.serve.get_replica_context",
+            lambda: SimpleNamespace(servable_object=ingress, replica_id=SimpleNamespace(unique_id=""), app_name="app"),
+        )
 
     async def no_other_replica(peer_id: str) -> bool:
         return False
