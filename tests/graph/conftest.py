@@ -44,7 +44,11 @@ RESOURCES = {"num_cpus": 32, "num_gpus": 1}  # declared to Ray, not real: for co
 
 
 def with_user_configs(config: dict[str, Any]) -> None:
-    """Serve keeps the last user_config of a stage that no longer has one; an empty one takes a change back."""
+    """Serve keeps the last user_config of a stage that no longer has one; an empty one takes a change back.
+
+    Requests are logged, for test_monitoring.
+    """
+    config["logging_config"] = {"log_level": "INFO"}
     for deployment in config["applications"][0]["deployments"]:
         deployment.setdefault("user_config", {})
 
