@@ -10,19 +10,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from models.errors import ExistsError
 from models.runtime.atomic_file import replace_file
 from warmtalk.cli.load.report import errors, figures, page, stage_figures, tables
 from warmtalk.cli.load.runner import Load, Run
 from warmtalk.cli.load.scenario import SHIPPED, Scenario
+from warmtalk.cli.yaml_files import copy_shipped
 
 
 def write_scenario(path: Path) -> None:
     """Copy the shipped scenario. Raises ExistsError."""
-    if path.exists():
-        raise ExistsError(f"{path} exists.", "Name a new file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(SHIPPED.read_bytes())
+    copy_shipped(SHIPPED, path)
     Console().print(f"{path}: edit it, and run `warmtalk load {path}`.", markup=False, highlight=False)
 
 

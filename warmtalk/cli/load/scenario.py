@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from models.errors import ConfigError
+from warmtalk.cli.yaml_files import read_model
 
 SHIPPED = Path(__file__).parent / "scenario.yaml"
 Watch = Literal["fmp4", "websocket", "webrtc", "none"]
@@ -42,14 +41,5 @@ class Scenario(BaseModel):
 
 def read_scenario(path: Path | None) -> Scenario:
     """The scenario of a file; None: the shipped one. Raises ConfigError with the key that is wrong."""
-    path = path or SHIPPED
-    try:
-        return Scenario.model_validate(yaml.safe_load(path.read_text()))
-    except FileNotFoundError as error:
-        raise ConfigError(f"Scenario not found: {path}.", "Make one with --write-scenario.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no readable YAML: {error}", "Start from --write-scenario.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg']}.", "Correct the value.") from error
+    write = "--write-scenario."
+    return read_model(path or SHIPPED, Scenario, ("Scenario", f"Make one with {write}"), f"Start from {write}")

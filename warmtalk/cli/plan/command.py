@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from models.errors import ExistsError
 from warmtalk.cli.plan.planning import MEASURED, PRICES, Measured, Plan, Prices, plan, read
 from warmtalk.cli.plan.report import fact_table, overview_table, stage_table
 from warmtalk.cli.plan.simulation import Load
+from warmtalk.cli.yaml_files import copy_shipped
 
 SIZES = (10, 100, 1000, 10_000)
 
@@ -54,10 +54,7 @@ def plans(
 
 def write_prices(path: Path) -> None:
     """Copy the shipped price table. Raises ExistsError."""
-    if path.exists():
-        raise ExistsError(f"{path} exists.", "Name a new file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(PRICES.read_bytes())
+    copy_shipped(PRICES, path)
     Console().print(f"{path}: edit it, and pass it with --prices.", markup=False, highlight=False)
 
 

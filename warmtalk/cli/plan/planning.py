@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from models.errors import ConfigError, InputError
+from models.errors import InputError
 from warmtalk.cli.plan.simulation import FPS, Load, Outcome, Stage, most_sessions, simulate
 from warmtalk.cli.profile.roofline import CallCost
+from warmtalk.cli.yaml_files import read_model
+
+T = TypeVar("T", bound=BaseModel)
 
 HERE = Path(__file__).parent
 PRICES, MEASURED = HERE / "prices.yaml", HERE / "measured.yaml"
@@ -136,20 +138,9 @@ class Measured(_Strict):
         return tuple(stages)
 
 
-def read(path: Path, kind: type[_Strict]) -> Any:
+def read(path: Path, kind: type[T]) -> T:
     """A YAML file as `kind`, Prices or Measured. Raises ConfigError with the key that is wrong."""
-    try:
-        return kind.model_validate(yaml.safe_load(path.read_text()))
-    except FileNotFoundError as error:
-        raise ConfigError(f"File not found: {path}.", "Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is no readable YAML: {error}", "Correct it, or start from the shipped file."
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg']}.", "Correct the value.") from error
+    return read_model(path, kind, ("File", "Check the path."), "Correct it, or start from the shipped file.")
 
 
 @dataclass(frozen=True, slots=True)
