@@ -97,7 +97,7 @@ class Contact:
         self._answered_s = time.monotonic()
 
     def check(self) -> None:
-        """Ask, unless it answered lately. Whoever wants enhancement meanwhile does without it."""
+        """Ask, unless it answered within ANSWER_AGE_S. Until it answers, nothing is enhanced."""
         if self._ask is not None and self._asking is None and time.monotonic() - self._answered_s > ANSWER_AGE_S:
             # in a new context: Serve cancels the calls of a request that is cancelled, but others want the answer, too
             self._asking = contextvars.Context().run(asyncio.create_task, self._wait_for_answer(self._ask))

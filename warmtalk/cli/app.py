@@ -173,7 +173,9 @@ def profile(
     sessions: Annotated[str, typer.Option(help="Sessions that speak at the same time; 0: none.")] = "1,4",
     repeats: Annotated[int, typer.Option(min=1, help="How often each sentence is spoken.")] = 2,
     enhance: Annotated[bool, typer.Option(help="Profile Enhance as well.")] = True,
-    for_sessions: Annotated[int | None, typer.Option(min=1, help="Suggest settings for so many sessions.")] = None,
+    for_sessions: Annotated[
+        int | None, typer.Option(min=1, help="Suggest settings for this number of sessions.")
+    ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Write the config with these settings to --output.")] = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="The new config.")] = Path("profiled.yaml"),
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,

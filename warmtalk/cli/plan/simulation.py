@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 FPS = 25
-BUFFER_S = 1.0  # the playout of slow sessions begins about so much later (deployments/stitch/live/pacing.py)
+BUFFER_S = 1.0  # the playout of slow sessions begins later by about this time (deployments/stitch/live/pacing.py)
 HOP_S = 0.003  # a call from one replica to another; measured: 2 to 5 ms
 LATE_SHARE = 0.001  # of the fragments, at most, where a number of sessions counts as held
 DROPPED_S = 2.0  # a simulation ends early when a fragment is so late

@@ -43,7 +43,7 @@ class CallCost:
         return cls(float(fixed_s), float(frame_s))
 
     def fixed_share(self, frames: int) -> float:
-        """Of a call with so many frames."""
+        """The part of a call with this number of frames that does not depend on them, 0 to 1."""
         call_s = self.fixed_s + self.frame_s * frames
         return self.fixed_s / call_s if call_s else 0.0
 
